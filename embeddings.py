@@ -1,0 +1,213 @@
+"""The two models: pixels in, unit vectors out. The one module of the ingest that needs torch."""
+
+import importlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+import devices
+from weights import check_clip_weights
+
+BACKENDS = {
+    "fused": "fused_backend",
+    "transformers": "transformers_backend",
+    "original": "original_backend",
+}
+CLIP_BATCH_CPU, CLIP_BATCH_GPU = 8, 128
+RECURRING = 8  # batches of one shape after which cuDNN may spend time on choosing its algorithms
+SHAPES_KEPT = 1000
+
+Result = TypeVar("Result")
+Tensors = tuple[torch.Tensor, ...]
+
+
+class ResNetRows(NamedTuple):
+    imagenet: np.ndarray  # float32 (n, 2048), unit length: res5
+    imagenet_early: np.ndarray  # float32 (n, 1024), unit length: res4
+    classes: np.ndarray  # int64 (n,): ImageNet class
+
+
+class Models(NamedTuple):
+    """Each takes uint8 (n, height, width, 3) RGB pixels on its device and returns float32 rows."""
+
+    resnet: Callable[[torch.Tensor], Tensors]  # res5 (n, 2048), res4 (n, 1024), classes (n,)
+    clip: Callable[[torch.Tensor], torch.Tensor]  # (n, 512)
+
+
+def load_models(
+    backend: str, resnet: Path, clip: Path, device: torch.device, dtype: torch.dtype
+) -> Models:
+    """The two models of a backend: fused (our own forward pass), transformers or original."""
+    module = importlib.import_module(BACKENDS[backend])  # only what is used: some take seconds
+    return Models(*module.load(resnet, clip, device, dtype))
+
+
+class Embedder:
+    """Both models on one device, to be called by `workers` threads at once.
+
+    `start_resnet` and `start_clip` return a function that waits for the device and returns the
+    rows; on a GPU that leaves time to prepare the next batch. An image's vectors depend on that
+    image alone, however images are batched.
+    """
+
+    def __init__(
+        self,
+        resnet_weights: Path,
+        clip_weights: Path,
+        *,
+        backend: str = "fused",
+        device: str = "auto",
+        precision: str = "auto",
+        resnet_batch_size: int | None = None,
+        clip_batch_size: int | None = None,
+    ) -> None:
+        """Load both models. Raises WeightsError, DeviceError or, for `original`, ClickException."""
+        self._device = devices.choose_device(device)
+        self.device = str(self._device)
+        self.precision, self._dtype = devices.choose_precision(precision, self._device)
+        self.backend = backend
+        self._weights = (resnet_weights, check_clip_weights(str(clip_weights)))
+        self._on_gpu = self._device.type == "cuda"
+        self._resnet_batch_size = resnet_batch_size
+        self.clip_batch_size = clip_batch_size or (
+            CLIP_BATCH_GPU if self._on_gpu else CLIP_BATCH_CPU
+        )
+        self.workers = 1
+        self._shapes: Counter[tuple[int, ...]] = Counter()
+        self._fallback: Models | None = None
+        self._lock = threading.Lock()
+        if self._on_gpu:
+            self._copies = torch.cuda.Stream(self._device)
+            # float32 means float32: TF32 has 10 bits of mantissa.
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+        with torch.inference_mode():
+            self._models = load_models(backend, *self._weights, self._device, self._dtype)
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest image that fits in memory now; one too large for the GPU runs on the CPU."""
+        on_cpu = devices.pixels_that_fit(torch.device("cpu"), torch.float32) // self.workers
+        on_gpu = devices.pixels_that_fit(self._device, self._dtype) if self._on_gpu else 0
+        return max(on_cpu, on_gpu)
+
+    def resnet_batch_size(self, height: int, width: int) -> int:
+        """How many images of a size to give to start_resnet at once; what was asked for, or less.
+
+        On a GPU BATCH_PIXELS, if they fit into MEMORY_SHARE of its free memory. On a CPU 1.
+        """
+        if not self._on_gpu:
+            return self._resnet_batch_size or 1
+        fitting = devices.pixels_that_fit(self._device, self._dtype) // (height * width)
+        wanted = self._resnet_batch_size or min(
+            devices.LARGEST_BATCH, devices.BATCH_PIXELS // (height * width)
+        )
+        return max(1, min(wanted, fitting))
+
+    def start_resnet(self, images: Sequence[np.ndarray]) -> Callable[[], ResNetRows]:
+        """Begin with n uint8 (height, width, 3) RGB images of one size."""
+
+        def start(part: Sequence[np.ndarray], models: Models, device: torch.device) -> Pending:
+            return self._start(models.resnet, part, device)
+
+        finish = self._with_memory(start, images)
+        return lambda: ResNetRows(*finish())
+
+    def start_clip(self, inputs: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        """Begin with n uint8 (224, 224, 3) RGB images; the result is float32 (n, 512)."""
+
+        def start(part: Sequence[np.ndarray], models: Models, device: torch.device) -> Pending:
+            return self._start(lambda pixels: (models.clip(pixels),), part, device)
+
+        finish = self._with_memory(start, inputs)
+        return lambda: finish()[0]
+
+    def _with_memory(self, start: "Starter", images: Sequence[np.ndarray]) -> "Pending":
+        """Start on the device; where its memory is short in halves, and one image on the CPU."""
+        try:
+            return start(images, self._models, self._device)
+        except RuntimeError as error:
+            if not self._on_gpu or not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        if len(images) == 1:
+            return start(images, self._cpu_models(), torch.device("cpu"))
+        half = len(images) // 2
+        # One half after the other: together they would need the memory that was not there.
+        parts = [self._with_memory(start, part)() for part in (images[:half], images[half:])]
+        joined = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return lambda: joined
+
+    def _cpu_models(self) -> Models:
+        with self._lock, torch.inference_mode():
+            if self._fallback is None:
+                cpu = torch.device("cpu")
+                self._fallback = load_models(self.backend, *self._weights, cpu, torch.float32)
+            return self._fallback
+
+    def _start(
+        self,
+        model: Callable[[torch.Tensor], Tensors],
+        images: Sequence[np.ndarray],
+        device: torch.device,
+    ) -> "Pending":
+        with torch.inference_mode():
+            if device.type == "cuda":
+                return self._start_on_gpu(model, images)
+            arrays = tuple(tensor.numpy() for tensor in model(torch.from_numpy(np.stack(images))))
+            return lambda: arrays
+
+    def _start_on_gpu(
+        self, model: Callable[[torch.Tensor], Tensors], images: Sequence[np.ndarray]
+    ) -> "Pending":
+        """Copy from pinned memory on a stream of its own, compute, copy back; return at once."""
+        height, width, channels = images[0].shape
+        shape = (len(images), height, width, channels)
+        host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        np.stack(images, out=host.numpy())
+        with torch.cuda.device(self._device):
+            compute = torch.cuda.current_stream()
+            with torch.cuda.stream(self._copies):
+                pixels = host.to(self._device, non_blocking=True)
+            compute.wait_stream(self._copies)
+            pixels.record_stream(compute)
+            with torch.backends.cudnn.flags(
+                enabled=True, benchmark=self._recurs(shape), allow_tf32=False
+            ):
+                tensors = model(pixels)
+            results = [
+                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                    tensor, non_blocking=True
+                )
+                for tensor in tensors
+            ]
+            done = compute.record_event()
+
+        def finish() -> tuple[np.ndarray, ...]:
+            done.synchronize()
+            return tuple(result.numpy() for result in results)
+
+        return finish
+
+    def _recurs(self, shape: tuple[int, ...]) -> bool:
+        """Whether batches of this shape have come RECURRING times; remembers SHAPES_KEPT shapes."""
+        with self._lock:
+            if shape not in self._shapes and len(self._shapes) >= SHAPES_KEPT:
+                self._shapes.clear()
+            self._shapes[shape] += 1
+            return self._shapes[shape] > RECURRING
+
+
+Pending = Callable[[], tuple[np.ndarray, ...]]
+Starter = Callable[[Sequence[np.ndarray], Models, torch.device], Pending]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU ran out of memory: torch has a type for it, cuDNN and cuBLAS have words."""
+    words = ("out of memory", "ALLOC_FAILED", "unable to find an engine")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
