@@ -1,0 +1,193 @@
+"""Images on their way into the models: grouped by size, computed in threads, awaited one by one.
+
+A group becomes a batch when it is full, when its oldest image has waited MAX_WAIT_S, or when there
+is nothing else to do: the model never idles while an image waits, and where the model is the limit
+images queue up and batches fill by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+MAX_WAIT_S = 5.0
+SIZES_REMEMBERED = 4096  # batch sizes kept, of images of different sizes
+CLIP = (0, 0)  # the key of the one group of CLIP inputs; no image has this size
+AHEAD = 2  # batches given to the device before the first is waited for
+
+
+class Embedder(Protocol):
+    """What is needed of embeddings.Embedder; benchmarks bring a trivial one."""
+
+    workers: int
+    clip_batch_size: int
+
+    def resnet_batch_size(self, height: int, width: int) -> int: ...
+    def start_resnet(self, images: Sequence[np.ndarray]) -> Callable[[], Any]: ...
+    def start_clip(self, inputs: Sequence[np.ndarray]) -> Callable[[], Any]: ...
+
+
+class Waiting(NamedTuple):
+    """One image in a group."""
+
+    pixels: np.ndarray
+    future: asyncio.Future[Any]
+    since: float  # time.monotonic()
+
+
+class Batches:
+    """Runs an embedder in its own threads; an async context manager.
+
+    `resnet` and `clip` take one image's uint8 array and return its vectors. `busy_s` and `images`
+    count, for "ResNet" and "CLIP", the seconds a thread spent on it and the images done.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._groups: dict[tuple[int, int], deque[Waiting]] = {}
+        self._batch_size = functools.lru_cache(SIZES_REMEMBERED)(self._ask_batch_size)
+        self._changed = threading.Condition()
+        self._stopping = False
+        self.busy_s = {"ResNet": 0.0, "CLIP": 0.0}
+        self.images = {"ResNet": 0, "CLIP": 0}
+
+    async def __aenter__(self) -> Batches:
+        self._loop = asyncio.get_running_loop()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"embed-{i}", daemon=True)
+            for i in range(self._embedder.workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+
+    async def resnet(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """(imagenet (2048,), imagenet_early (1024,), ImageNet class) of uint8 (H, W, 3) RGB."""
+        height, width = pixels.shape[:2]
+        result: tuple[np.ndarray, np.ndarray, int] = await self._enqueue((height, width), pixels)
+        return result
+
+    async def clip(self, clip_input: np.ndarray) -> np.ndarray:
+        """float32 (512,) of uint8 (224, 224, 3) RGB."""
+        result: np.ndarray = await self._enqueue(CLIP, clip_input)
+        return result
+
+    def _enqueue(self, key: tuple[int, int], pixels: np.ndarray) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        with self._changed:
+            self._groups.setdefault(key, deque()).append(Waiting(pixels, future, time.monotonic()))
+            self._changed.notify()
+        return future
+
+    def _ask_batch_size(self, key: tuple[int, int]) -> int:
+        if key == CLIP:
+            return self._embedder.clip_batch_size
+        return self._embedder.resnet_batch_size(*key)
+
+    def _take(self, wait: bool) -> tuple[tuple[int, int], list[Waiting]] | None:
+        """The next batch; None if there is none (and none came, if `wait`) or the end has come."""
+        with self._changed:
+            while wait and not self._groups and not self._stopping:
+                self._changed.wait()
+            if self._stopping or not self._groups:
+                return None
+            key = self._next_key()
+            group = self._groups[key]
+            batch = [group.popleft() for _ in range(min(len(group), self._batch_size(key)))]
+            if not group:
+                del self._groups[key]
+            return key, batch
+
+    def _next_key(self) -> tuple[int, int]:
+        """Overdue groups first, then full ones, then the fullest: in each the oldest."""
+        now = time.monotonic()
+
+        def rank(item: tuple[tuple[int, int], deque[Waiting]]) -> tuple[bool, bool, float, float]:
+            key, group = item
+            filled = len(group) / self._batch_size(key)
+            overdue = now - group[0].since > MAX_WAIT_S
+            return overdue, filled >= 1, 0 if filled >= 1 else filled, -group[0].since
+
+        return max(self._groups.items(), key=rank)[0]
+
+    def _work(self) -> None:
+        """Keep up to AHEAD batches on the device, so that it never waits for this thread."""
+        started: deque[tuple[tuple[int, int], list[Waiting], Callable[[], Any]]] = deque()
+        while True:
+            if len(started) < AHEAD and (taken := self._take(wait=not started)):
+                key, batch = taken
+                with _Clock(self, key, 0):
+                    started.append((key, batch, self._start(key, batch)))
+            elif started:
+                key, batch, wait_for = started.popleft()
+                with _Clock(self, key, len(batch)):
+                    self._finish(key, batch, wait_for)
+            elif self._stopping:
+                return
+
+    def _start(self, key: tuple[int, int], batch: list[Waiting]) -> Callable[[], Any]:
+        pixels = [waiting.pixels for waiting in batch]
+        start = self._embedder.start_clip if key == CLIP else self._embedder.start_resnet
+        try:
+            return start(pixels)
+        except Exception as error:
+            return _raising(error)
+
+    def _finish(
+        self, key: tuple[int, int], batch: list[Waiting], wait_for: Callable[[], Any]
+    ) -> None:
+        try:
+            vectors = wait_for()
+        except Exception as error:
+            self._loop.call_soon_threadsafe(_fail, batch, error)
+            return
+        results = list(vectors) if key == CLIP else list(zip(*vectors, strict=True))
+        self._loop.call_soon_threadsafe(_succeed, batch, results)
+
+
+class _Clock:
+    """Adds the seconds of a `with` block, and the images done in it, to a model's counts."""
+
+    def __init__(self, batches: Batches, key: tuple[int, int], images: int) -> None:
+        self._batches, self._images = batches, images
+        self._model = "CLIP" if key == CLIP else "ResNet"
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._batches.busy_s[self._model] += time.perf_counter() - self._start
+        self._batches.images[self._model] += self._images
+
+
+def _raising(error: Exception) -> Callable[[], Any]:
+    def result() -> Any:
+        raise error
+
+    return result
+
+
+def _succeed(batch: list[Waiting], results: list[Any]) -> None:
+    for waiting, result in zip(batch, results, strict=True):
+        if not waiting.future.done():
+            waiting.future.set_result(result)
+
+
+def _fail(batch: list[Waiting], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.future.done():
+            waiting.future.set_exception(error)

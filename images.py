@@ -1,0 +1,131 @@
+"""One image: the bytes of a file -> RGB pixels, the model's CLIP input, a thumbnail.
+
+Pixels are what Pillow decodes, as RGB. EXIF rotation is not applied: it never was, and indexes stay
+comparable. Of an animation the first frame counts.
+"""
+
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFile
+
+FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "GIF", "BMP", "TIFF")  # whatever the name says
+CLIP_SIDE = 224  # pixels, ViT-B/32's input
+THUMBNAIL_HEIGHT = 200  # pixels at most; the width follows
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
+MAX_SCALED_SIDE = 100 * CLIP_SIDE  # pixels; beyond, only what the crop keeps is computed
+
+Image.MAX_IMAGE_PIXELS = None  # the limits here are checked before any pixel is decoded
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+class BadImage(Exception):
+    """This file cannot be embedded; the message is the reason, for failed.json."""
+
+
+class Prepared(NamedTuple):
+    """What the models and the bucket need of one image."""
+
+    pixels: np.ndarray  # uint8 (height, width, 3), RGB, full resolution
+    clip_input: np.ndarray  # uint8 (224, 224, 3), RGB
+    thumbnail: bytes  # a JPEG file
+
+
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image with its header read and its pixels not yet decoded.
+
+    Raises:
+        BadImage: empty, of no known format, or of more than `max_pixels`.
+    """
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise BadImage("not an image, or of a format that is not read here") from error
+    except Exception as error:  # Pillow's parsers raise what they meet: struct.error, KeyError...
+        raise BadImage(f"its header cannot be read ({_reason(error)})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage(
+            f"{width} x {height} is {width * height / 1e6:,.1f} megapixels; "
+            f"at most {max_pixels / 1e6:,.1f} fit in memory here"
+        )
+    return image
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image, as RGB.
+
+    16-bit images are scaled to 8 bits, not clipped. Palettes and transparency are resolved by
+    Pillow's conversion; what is transparent keeps its colour.
+
+    Raises:
+        BadImage: truncated or damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            if image.mode.startswith("I"):  # I;16 and its byte orders, and I: values to 65,535
+                values = np.asarray(image, dtype=np.int64).clip(0, 65_535)
+                image = Image.fromarray((values >> 8).astype(np.uint8))
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except MemoryError as error:
+        raise BadImage("not enough memory to decode it") from error
+    except Exception as error:  # Pillow's decoders raise what they meet: OSError, SyntaxError...
+        raise BadImage(f"it cannot be decoded ({_reason(error)})") from error
+
+
+def clip_input(image: Image.Image) -> np.ndarray:
+    """The shorter side scaled to 224 (bicubic), and the centre cut out: uint8 (224, 224, 3).
+
+    The same pixels as torchvision's Resize and CenterCrop on a Pillow image.
+    """
+    width, height = image.size
+    if width <= height:
+        size = (CLIP_SIDE, int(CLIP_SIDE * height / width))
+    else:
+        size = (int(CLIP_SIDE * width / height), CLIP_SIDE)
+    left = round((size[0] - CLIP_SIDE) / 2)
+    top = round((size[1] - CLIP_SIDE) / 2)
+    crop = (left, top, left + CLIP_SIDE, top + CLIP_SIDE)
+    if max(size) <= MAX_SCALED_SIDE:
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC).crop(crop))
+    across, down = width / size[0], height / size[1]
+    box = (crop[0] * across, crop[1] * down, crop[2] * across, crop[3] * down)
+    return np.asarray(image.resize((CLIP_SIDE, CLIP_SIDE), Image.Resampling.BICUBIC, box=box))
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A JPEG file at most 200 pixels high, aspect kept, never enlarged.
+
+    Raises:
+        BadImage: wider than a JPEG file can be.
+    """
+    small = image.copy()
+    small.thumbnail((image.width, THUMBNAIL_HEIGHT))
+    if small.width > MAX_JPEG_SIDE:
+        raise BadImage(f"its thumbnail would be {small.width:,} pixels wide, too wide for a JPEG")
+    file = io.BytesIO()
+    small.save(file, "JPEG")
+    return file.getvalue()
+
+
+def prepare(image: Image.Image) -> Prepared:
+    """Decode an opened image once, for all its uses.
+
+    Raises:
+        BadImage: truncated or damaged.
+    """
+    rgb = decode(image)
+    return Prepared(np.asarray(rgb), clip_input(rgb), thumbnail(rgb))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
