@@ -227,17 +227,24 @@ class Forager:
         )
 
     async def add_labels(
-        self, name: str, identifiers: list[str], user: str, category: str, mode: str
+        self,
+        name: str,
+        identifiers: list[str],
+        user: str,
+        category: str,
+        mode: str,
+        resend: bool = False,
     ) -> int:
         """How many labels the server stored: those of the images it knows. One request.
 
         Raises:
-            AnswerLost: on generation A, where a repeated request would store the labels twice.
+            AnswerLost: on generation A, where a repeated request would store the labels twice,
+                unless `resend` allows that.
         """
         route = f"add_annotations_by_internal_identifiers_v2/{quote(name, safe='')}"
         generation = await self.generation()
         body = label_body(generation, identifiers, user, category, mode)
-        if generation == "A":
+        if generation == "A" and not resend:
             what = f"{len(identifiers):,} labels {printable(category)!r} ({printable(mode)})"
             answer = await self._ask("POST", route, body, LABELS_TIMEOUT_S, lost=what)
         else:

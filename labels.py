@@ -4,8 +4,7 @@ import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from names import MAX_IDENTIFIER_LENGTH, encodable, identifier, printable
 
@@ -38,17 +37,23 @@ class LabelFileError(Exception):
         self.findings = findings
 
 
-def read_labels(path: Path) -> dict[Group, list[str]]:
-    """Sorted identifiers by (category, mode), of a whole and correct label file.
+class Labels(NamedTuple):
+    """A whole and correct label file: identifiers, sorted, and each image's path in the file."""
+
+    groups: dict[Group, list[str]]
+    paths: dict[str, str]
+
+
+def read_labels(data: bytes) -> Labels:
+    """The labels in the bytes of a label file.
 
     Raises:
         LabelFileError: with everything that is wrong.
-        OSError: the file cannot be read.
     """
-    groups, findings = check_labels(parse(path.read_bytes()))
+    labels, findings = check_labels(parse(data))
     if findings:
         raise LabelFileError(findings)
-    return groups
+    return labels
 
 
 def parse(data: bytes) -> Any:
@@ -92,10 +97,12 @@ def _checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found if len(found) == len(pairs) else Repeated(pairs)
 
 
-def check_labels(document: Any) -> tuple[dict[Group, list[str]], list[str]]:
-    """Sorted identifiers by (category, mode), and what is wrong with the document."""
+def check_labels(document: Any) -> tuple[Labels, list[str]]:
+    """The labels in a JSON document, and what is wrong with it."""
     if not isinstance(document, dict):
-        return {}, [f"expected an object {{image path: [annotation, ...]}}, got {_got(document)}."]
+        return Labels({}, {}), [
+            f"expected an object {{image path: [annotation, ...]}}, got {_got(document)}."
+        ]
     findings: list[str] = []
     if isinstance(document, Repeated):
         findings += [f"{_key(path)}: given more than once." for path in document.keys_given_again]
@@ -114,7 +121,8 @@ def check_labels(document: Any) -> tuple[dict[Group, list[str]], list[str]]:
         else:
             paths[image] = path
         _check_annotations(path, image, annotations, groups, findings.append)
-    return {group: sorted(groups[group]) for group in sorted(groups)}, findings
+    ordered = {group: sorted(groups[group]) for group in sorted(groups)}
+    return Labels(ordered, paths), findings
 
 
 def _image_problem(path: str, image: str) -> str:
