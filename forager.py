@@ -29,7 +29,6 @@ VIEWER_PORT = 4000
 # The body was not processed if the server answers one of these: a proxy refused to pass it on, or
 # the view failed and its one INSERT with it.
 NOT_DONE_STATUSES = {408, 425, 429, 500, 503}
-NO_CONNECTION_ERRORS = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 REQUEST_ERRORS = (
     aiohttp.ClientError,
     retries.TransientError,
@@ -45,6 +44,14 @@ class ForagerError(click.ClickException):
 
 class AnswerLost(ForagerError):
     """A request that must not be repeated was sent, and may or may not have been carried out."""
+
+
+class Unreachable(retries.TransientError):
+    """No connection: the server has not seen the request."""
+
+    def __init__(self, message: str, reached_before: bool) -> None:
+        super().__init__(message)
+        self.attempts = None if reached_before else FIRST_CONNECT_ATTEMPTS
 
 
 class DatasetInfo(NamedTuple):
@@ -119,7 +126,6 @@ class Forager:
         # What goes to the terminal has no password.
         self.shown = printable(self.url.replace(f"{parts.netloc}", parts.netloc.split("@")[-1], 1))
         self._generation = ""
-        self._refused = 0
         self._reached = False
 
     async def __aenter__(self) -> "Forager":
@@ -348,11 +354,13 @@ class Forager:
                 timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
             ) as response:
                 data = await response.read()
-        except NO_CONNECTION_ERRORS as error:
-            self._refused += 1
-            if not self._reached and self._refused >= FIRST_CONNECT_ATTEMPTS:
-                raise self._unreachable(error) from error
-            raise
+        except aiohttp.ClientSSLError as error:
+            raise ForagerError(
+                f"No TLS connection to {self.shown} ({printable(str(error))}): check the "
+                "certificate, or whether SERVER_URL should begin with http://."
+            ) from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise Unreachable(retries.reason(error), self._reached) from error
         self._reached = True
         title = _page_title(data)
         status = response.status
@@ -406,8 +414,11 @@ class Forager:
     ) -> ForagerError:
         """The sentence for a request that got no usable answer at all."""
         request = f"{method} api/{route}"
-        if isinstance(error, NO_CONNECTION_ERRORS):
-            return self._unreachable(error)
+        if isinstance(error, Unreachable):
+            return ForagerError(
+                f"Cannot reach the Forager server at {self.shown} ({error}): check SERVER_URL, and "
+                "that the server is running."
+            )
         if isinstance(error, aiohttp.InvalidURL):
             return ForagerError(f"SERVER_URL {self.shown} is not an address.")
         tries = f", in {retries.ATTEMPTS} attempts" if retries.is_transient(error) else ""
@@ -419,25 +430,6 @@ class Forager:
         return ForagerError(
             f"The Forager server at {self.shown} failed to answer {request}{tries}: "
             f"{retries.reason(error)}. Look at the server's log, or try again later."
-        )
-
-    def _unreachable(self, error: BaseException) -> ForagerError:
-        if isinstance(error, aiohttp.ClientSSLError):
-            return ForagerError(
-                f"No TLS connection to {self.shown} ({printable(str(error))}): check the "
-                "certificate, or whether SERVER_URL should begin with http://."
-            )
-        os_error = getattr(error, "os_error", None)
-        number = getattr(os_error, "errno", None)
-        if number and number > 0:
-            text = os.strerror(number)
-        elif isinstance(error, aiohttp.ConnectionTimeoutError):
-            text = f"no connection within {CONNECT_TIMEOUT_S} s"
-        else:
-            text = getattr(os_error, "strerror", None) or str(error)
-        return ForagerError(
-            f"Cannot reach the Forager server at {self.shown} ({printable(text)}): "
-            "check SERVER_URL, and that the server is running."
         )
 
     async def _missing_route(self, route: str) -> ForagerError:
@@ -463,7 +455,7 @@ class Forager:
 
 def _certainly_not_done(error: BaseException) -> bool:
     """Whether the failure says that the server did not carry the request out."""
-    if isinstance(error, NO_CONNECTION_ERRORS):
+    if isinstance(error, Unreachable):
         return True
     return isinstance(error, retries.TransientError) and error.status in NOT_DONE_STATUSES
 

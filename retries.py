@@ -30,7 +30,12 @@ T = TypeVar("T")
 
 
 class TransientError(Exception):
-    """A failure of our own finding (a short body, a wrong checksum) that is worth another try."""
+    """A failure of our own finding (a short body, a wrong checksum) that is worth another try.
+
+    One with `attempts` is worth only so many.
+    """
+
+    attempts: int | None = None
 
     def __init__(self, message: str, status: int | None = None, retry_after: str | None = None):
         super().__init__(message)
@@ -57,13 +62,13 @@ async def call(
         error = state.outcome.exception() if state.outcome else None
         wait = state.next_action.sleep if state.next_action else 0.0
         tqdm.write(
-            f"{what}: {reason(error)}; attempt {state.attempt_number + 1} of {ATTEMPTS} "
-            f"in {wait:.1f} s",
+            f"{what}: {reason(error)}; attempt {state.attempt_number + 1} of "
+            f"{most_attempts(error)} in {wait:.1f} s",
             file=sys.stderr,
         )
 
     retrying = tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        stop=_stop,
         wait=_wait,
         retry=tenacity.retry_if_exception(is_transient),
         before_sleep=say,
@@ -129,9 +134,25 @@ def reason(error: BaseException | None) -> str:
         return "no reason given"
     if isinstance(error, asyncio.TimeoutError | TimeoutError):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
+        error, aiohttp.ClientSSLError
+    ):
+        number = error.os_error.errno  # negative for what the resolver of names says
+        text = os.strerror(number) if number and number > 0 else error.os_error.strerror
+        return f"no connection ({printable(text or str(error.os_error))})"
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP {error.status} {printable(error.message)}".rstrip()
     return printable(str(error) or type(error).__name__).rstrip(".")
+
+
+def most_attempts(error: BaseException | None) -> int:
+    """How many attempts a request gets that ends in this error."""
+    return getattr(error, "attempts", None) or ATTEMPTS
+
+
+def _stop(state: tenacity.RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    return state.attempt_number >= most_attempts(error)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:

@@ -151,3 +151,13 @@ def test_waits_grow_and_are_capped(monkeypatch):
 def test_retry_after(header, low, high):
     assert low <= retries.wait_s(1, response_error(429, {"Retry-After": header})) <= high
     assert low <= retries.wait_s(1, retries.TransientError("x", 429, header)) <= high
+
+
+def test_an_error_may_be_worth_fewer_attempts(capsys):
+    error = retries.TransientError("x")
+    error.attempts = 2
+    function = fails(error, error, error)
+    with pytest.raises(retries.TransientError):
+        asyncio.run(retries.call("GET x", function))
+    assert function.calls == 2
+    assert "attempt 2 of 2" in capsys.readouterr().err
