@@ -3,7 +3,6 @@
 import asyncio
 import html
 import json
-import os
 import re
 import sys
 import time
