@@ -12,6 +12,7 @@ import asyncio
 import base64
 import functools
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -96,18 +97,33 @@ def make_client() -> storage.Client:
     return storage.Client(project="unused", credentials=_credentials())
 
 
-def _explained(error: Exception, what: str) -> StorageError:
-    """The storage libraries' exceptions in one sentence that says what to do."""
-    from google.api_core import exceptions as api
-    from google.auth.exceptions import GoogleAuthError
+def explained(error: Exception, what: str) -> StorageError:
+    """An exception of google-cloud-storage, gcloud-aio-storage or aiohttp in one sentence.
 
-    if isinstance(error, (GoogleAuthError, api.Unauthorized)):
+    Raises:
+        Exception: the error itself, if it is none that storage or the network can cause.
+    """
+    if isinstance(error, StorageError):
+        return error
+    requests_errors = sys.modules.get("requests.exceptions")
+    google_errors = sys.modules.get("google.auth.exceptions")
+    refused = google_errors is not None and isinstance(error, google_errors.GoogleAuthError)
+    status = retries.status_of(error)
+    if status == 401 or refused:
         return StorageError(f"{what}: Google refused the credentials; {CREDENTIALS_ADVICE}.")
-    if isinstance(error, api.Forbidden):
+    if status == 403:
         return StorageError(f"{what}: access is denied (403) with the credentials in use.")
-    if isinstance(error, api.NotFound):
+    if status == 404:
         return StorageError(f"{what}: there is no such bucket or object (404).")
-    return StorageError(f"{what}: {retries.reason(error)}.")
+    expected = (aiohttp.ClientError, asyncio.TimeoutError, OSError, retries.TransientError)
+    if (
+        status is not None
+        or isinstance(error, expected)
+        or (requests_errors is not None and isinstance(error, requests_errors.RequestException))
+        or retries.is_transient(error)
+    ):
+        return StorageError(f"{what}: {retries.reason(error)}.")
+    raise error
 
 
 def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -116,14 +132,10 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) 
     Raises:
         StorageError: what was attempted, why it failed, and what to do.
     """
-    import requests
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-
     try:
         return function(*args, **kwargs)
-    except (GoogleAPIError, GoogleAuthError, requests.RequestException, OSError) as error:
-        raise _explained(error, what) from error
+    except Exception as error:
+        raise explained(error, what) from error
 
 
 def crc32c_of_listing(text: str) -> int:
@@ -286,7 +298,7 @@ class SmallObjects:
         except Exception as error:
             if getattr(error, "status", None) == 404:
                 raise ObjectUnusable("it was deleted after it was listed (404)") from error
-            raise _async_explained(error, what) from error
+            raise explained(error, what) from error
         return unzipped(data)
 
     async def _fetch_once(self, bucket: str, listed: ListedObject) -> bytes:
@@ -311,7 +323,7 @@ class SmallObjects:
         try:
             await retries.call(what, self._put_once, bucket, name, data, content_type)
         except Exception as error:
-            raise _async_explained(error, what) from error
+            raise explained(error, what) from error
 
     async def _put_once(self, bucket: str, name: str, data: bytes, content_type: str) -> None:
         stored = await self._storage.upload(
@@ -333,7 +345,7 @@ class SmallObjects:
         try:
             status: int = await retries.call(what, self._public_status_once, bucket, name)
         except Exception as error:
-            raise _async_explained(error, what) from error
+            raise explained(error, what) from error
         return status
 
     async def _public_status_once(self, bucket: str, name: str) -> int:
@@ -343,21 +355,6 @@ class SmallObjects:
             if response.status in (408, 429) or response.status >= 500:
                 response.raise_for_status()
             return response.status
-
-
-def _async_explained(error: Exception, what: str) -> StorageError:
-    """The exceptions of aiohttp and gcloud-aio-storage in one sentence that says what to do."""
-    if isinstance(error, StorageError):
-        return error
-    status = getattr(error, "status", None)
-    if status == 401:
-        return StorageError(f"{what}: Google refused the credentials; {CREDENTIALS_ADVICE}.")
-    if status == 403:
-        return StorageError(f"{what}: access is denied (403) with the credentials in use.")
-    expected = (aiohttp.ClientError, asyncio.TimeoutError, OSError, retries.TransientError)
-    if isinstance(error, expected):
-        return StorageError(f"{what}: {retries.reason(error)}.")
-    raise error
 
 
 def unzipped(data: bytes) -> bytes:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,6 +22,7 @@ from batches import Batches, Embedder
 from gcs import ObjectUnusable, SmallObjects
 from index import Arrays, Embedding, thumbnail_name
 from names import printable
+from report import StageTime
 from state import Outcome, Row, State
 
 FETCHES = 128  # downloads at once
@@ -33,14 +34,6 @@ DECODED_PIXELS = 100_000_000  # of the images decoded: 3 bytes each, some 10 whi
 CHECKPOINT_S = 2.0  # seconds of work that a power cut can cost
 FAILURES_SHOWN = 10
 BAR_INTERVAL_S = (0.2, 30.0)  # between two states of the progress bar: on a terminal, in a log
-
-
-class StageTime(NamedTuple):
-    """What one stage did: the mean seconds that its slots (threads, connections) were busy."""
-
-    name: str
-    images: int
-    busy_s: float
 
 
 class Stage:
@@ -121,14 +114,13 @@ class Pipeline:
         *,
         image_bucket: str,
         index_bucket: str,
-        index_id: str,
         decode_workers: int,
         max_pixels: int = images.MAX_PIXELS,
         window: int = WINDOW_CPU,
     ) -> None:
         self._state, self._arrays, self._embedder = state, arrays, embedder
         self._image_bucket, self._index_bucket = image_bucket, index_bucket
-        self._index_id = index_id
+        self._index_id = state.index_id
         self._max_pixels, self._window = max_pixels, window
         self._threads = ThreadPoolExecutor(decode_workers, "decode")
         self._batches = Batches(embedder)

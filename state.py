@@ -92,6 +92,12 @@ class WorkDirectory:
         try:
             self.is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
+            others = os.listdir(self.path)
+            if others and "lock" not in others:
+                raise StateError(
+                    f"The directory {self.path} holds other files: name one for this ingest "
+                    "with --work_dir."
+                )
             self._lock = open(self.path / "lock", "w")  # noqa: SIM115 - open as long as we run
         except OSError as error:
             raise StateError(
@@ -111,13 +117,18 @@ class WorkDirectory:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
+    def state(self) -> State | None:
+        """The state of an earlier run here, if there was one."""
+        path = self.path / "state.sqlite"
+        return State(path) if path.exists() else None
+
     def remove_if_unused(self) -> None:
         """Leave nothing behind of a run that only looked."""
-        if not (self.path / "state.sqlite").exists():
-            for name in ("listing.sqlite", "lock"):
-                (self.path / name).unlink(missing_ok=True)
-            if self.is_new:
-                self.path.rmdir()
+        for suffix in ("", "-wal", "-shm"):
+            (self.path / f"listing.sqlite{suffix}").unlink(missing_ok=True)
+        if self.is_new and not (self.path / "state.sqlite").exists():
+            (self.path / "lock").unlink()
+            self.path.rmdir()
 
 
 class State:
@@ -140,6 +151,16 @@ class State:
         state = cls(path)
         state._db.executescript(SCHEMA)
         return state
+
+    @property
+    def directory(self) -> Path:
+        """The work directory."""
+        return self.path.parent
+
+    @property
+    def index_id(self) -> str:
+        """The UUID under which everything of this ingest lies in the index bucket."""
+        return self.option("index_id") or ""
 
     def close(self) -> None:
         self._db.close()
@@ -225,6 +246,10 @@ class State:
     def first(self, split: int) -> Row | None:
         """The first image of a split, or None."""
         return next(self._rows("split = ?", (split,), "LIMIT 1"), None)
+
+    def has_pending(self) -> bool:
+        """Whether any row is still to embed."""
+        return next(self._rows("status = 0", (), "LIMIT 1"), None) is not None
 
     def pending(self) -> Iterator[Row]:
         """The rows still to embed, in order; safe to use while `record` runs."""

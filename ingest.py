@@ -1,0 +1,305 @@
+"""Add a dataset to Forager: check, embed, upload, register."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from options import CONTEXT_SETTINGS, BatchSizeType, LimitType, Request, shared_options
+
+if TYPE_CHECKING:  # imported where they are used: --help waits for none of them
+    from embeddings import Embedder
+    from plan import Plan
+    from report import StageTime
+    from state import State
+
+RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
+CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
+FAILURES_SHOWN = 10
+INTERRUPTED = 130  # exit code, as a shell gives it after Ctrl-C
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.argument("name")
+@click.argument("train_path")
+@click.argument("val_path")
+@shared_options
+@click.option(
+    "--resnet_batch_size",
+    type=BatchSizeType(),
+    default="auto",
+    metavar="N",
+    show_default=True,
+    help="At most N images of one size in a ResNet forward pass; the numbers never depend on it.",
+)
+@click.option(
+    "--clip_batch_size",
+    type=BatchSizeType(),
+    default="auto",
+    metavar="N",
+    show_default=True,
+    help="At most N images in a CLIP forward pass; the numbers never depend on it.",
+)
+@click.option(
+    "--resnet_weights",
+    type=click.Path(path_type=Path),
+    default=RESNET_WEIGHTS,
+    metavar="FILE",
+    help="Detectron2's R-50.pkl.  [default: R-50.pkl beside ingest.py]",
+)
+@click.option(
+    "--clip_weights",
+    default=CLIP_WEIGHTS,
+    show_default=True,
+    metavar="ID_OR_DIR",
+    help="CLIP ViT-B/32: a hub id, or a local directory in the hub's layout.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["transformers", "original"]),
+    default="transformers",
+    show_default=True,
+    help="Whose code computes: original takes the packages Detectron2 and clip, if installed.",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="auto, cuda, cuda:1 or cpu.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="auto stays within cosine 0.9999 of float32.",
+)
+@click.option(
+    "--work_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where arrays and state of this ingest lie.  [default: a directory named NAME]",
+)
+@click.option(
+    "--decode_workers",
+    type=click.IntRange(min=1),
+    default=lambda: os.cpu_count() or 1,
+    show_default="the number of cores",
+    help="Threads that decode images.",
+)
+@click.option("--allow_empty_val", is_flag=True, help="Go on without validation images.")
+@click.option(
+    "--skip_bad_images",
+    is_flag=True,
+    help="Go on although some images cannot be embedded: their rows hold zeros.",
+)
+@click.option(
+    "--max_bad",
+    type=LimitType(),
+    metavar="N|N%",
+    help="With --skip_bad_images: stop all the same if more than this many cannot.",
+)
+@click.option(
+    "--restart", is_flag=True, help="Forget what an earlier run did in the work directory."
+)
+def main(**parameters: Any) -> None:
+    """Embed the images of two directories on Cloud Storage and register them as a dataset.
+
+    \b
+    Example:
+      SERVER_URL=http://host:8000 python ingest.py birds gs://bucket/train gs://bucket/val
+
+    The same command again continues an ingest that was interrupted.
+    """
+    request = Request(**parameters)
+    if request.max_bad and not request.skip_bad_images:
+        raise click.UsageError("--max_bad goes with --skip_bad_images.")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        asyncio.run(ingest(request))
+    except KeyboardInterrupt:
+        click.echo("Interrupted: the same command continues where this one stopped.", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+async def ingest(request: Request) -> None:
+    """Check, embed, upload, register: the whole ingest.
+
+    Raises:
+        click.ClickException: what stopped it, for the user.
+    """
+    import plan
+
+    start = time.monotonic()
+    with plan.work_directory(request) as work:
+        checked = await plan.check(request, work)
+        if request.dry_run:
+            click.echo(plan.describe(request, checked))
+            return
+        state = await plan.begin(request, work, checked)
+        times = await embed(request, checked, state) if state.has_pending() else []
+        refuse_failures(request, work.path, state)
+        times.append(await upload(request, work.path, state))
+        times.append(await register(request, checked, state))
+        print_summary(request, state, times, time.monotonic() - start)
+
+
+async def embed(request: Request, checked: Plan, state: State) -> list[StageTime]:
+    """Embed every pending image and upload its thumbnail."""
+    from index import Arrays
+    from pipeline import WINDOW_CPU, WINDOW_GPU, Pipeline
+    from report import duration
+
+    counts = state.counts()
+    start = time.monotonic()
+    embedder = await asyncio.to_thread(_load_models, request, checked)
+    with Arrays(state.directory, counts.images) as arrays:
+        pipeline = Pipeline(
+            state,
+            arrays,
+            embedder,
+            image_bucket=checked.train.bucket,
+            index_bucket=request.bucket,
+            decode_workers=request.decode_workers,
+            max_pixels=embedder.max_pixels,
+            window=WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU,
+        )
+        async with pipeline:
+            _say(f"Embedding on {embedder.device} in {embedder.precision}.")
+            await pipeline.run()
+    embedded = state.counts().done - counts.done
+    _say(f"Embedded {embedded:,} images in {duration(time.monotonic() - start)}.")
+    return pipeline.times()
+
+
+def _load_models(request: Request, checked: Plan) -> Embedder:
+    from embeddings import Embedder
+
+    return Embedder(
+        request.resnet_weights,
+        checked.clip_weights,
+        backend=request.backend,
+        device=request.device,
+        precision=request.precision,
+        resnet_batch_size=request.resnet_batch_size,
+        clip_batch_size=request.clip_batch_size,
+    )
+
+
+def refuse_failures(request: Request, directory: Path, state: State) -> None:
+    """Write failed.json, and stop here if there are more failed images than were allowed.
+
+    Raises:
+        click.ClickException: how many failed, which, and what to do.
+    """
+    from names import printable
+
+    counts = state.counts()
+    if counts.done + counts.failed != counts.images:
+        raise RuntimeError(f"{counts} do not add up: this is a bug in the ingest")
+    path = directory / "failed.json"
+    if not counts.failed:
+        path.unlink(missing_ok=True)
+        return
+    failed = state.failed()
+    listed = [{"object": name, "reason": reason} for name, reason in failed]
+    path.write_text(json.dumps(listed, indent=1) + "\n")
+    allowed = request.max_bad.of(counts.images) if request.max_bad else counts.images
+    if request.skip_bad_images and counts.failed <= allowed:
+        _say(f"Skipped {counts.failed:,} images that cannot be embedded: see {path}.")
+        return
+    examples = "".join(
+        f"\n  {printable(name)}: {reason}" for name, reason in failed[:FAILURES_SHOWN]
+    )
+    if len(failed) > FAILURES_SHOWN:
+        examples += "\n  ..."
+    too_many = f", more than the {allowed:,} allowed" if request.skip_bad_images else ""
+    raise click.ClickException(
+        f"{counts.failed:,} of {counts.images:,} images cannot be embedded{too_many}; nothing was "
+        f"registered.{examples}\nAll of them are in {path}. Replace or remove them and run the "
+        "same command again (removing needs --restart), or go on without them with "
+        "--skip_bad_images: their rows then hold zeros."
+    )
+
+
+async def upload(request: Request, directory: Path, state: State) -> StageTime:
+    """Upload the index and verify every object of it."""
+    import gcs
+    from index import index_files, write_lists
+    from report import StageTime, duration, size
+    from uploads import upload_files
+
+    start = time.monotonic()
+    await asyncio.to_thread(write_lists, state, directory)
+    client = await asyncio.to_thread(gcs.make_client)
+    files = index_files(directory, state.index_id)
+    volume = await upload_files(client, request.bucket, files)
+    seconds = time.monotonic() - start
+    _say(
+        f"Uploaded the index to gs://{request.bucket}/indexes/{state.index_id}/ and verified it: "
+        f"{size(volume)} in {duration(seconds)}."
+    )
+    return StageTime("upload", state.counts().images, seconds)
+
+
+async def register(request: Request, checked: Plan, state: State) -> StageTime:
+    """Create the dataset and read its counts back."""
+    from forager import DatasetInfo, Forager
+    from report import StageTime, duration
+    from state import TRAIN, VAL
+
+    start = time.monotonic()
+    wanted = DatasetInfo(state.index_id, state.counts(TRAIN).images, state.counts(VAL).images)
+    async with Forager(request.server_url) as forager:
+        # Without a first look, an answer lost by an earlier run would make this create a second.
+        if await forager.dataset(request.name) != wanted:
+            await forager.create_dataset(
+                request.name, str(checked.train), str(checked.val), *wanted
+            )
+    state.set_options({"registered": "yes"})
+    seconds = time.monotonic() - start
+    _say(
+        f"Registered {request.name} with {wanted.num_train:,} training and {wanted.num_val:,} "
+        f"validation images in {duration(seconds)}."
+    )
+    return StageTime("register", sum(wanted[1:]), seconds)
+
+
+def print_summary(request: Request, state: State, times: list[StageTime], wall_s: float) -> None:
+    """The table of stages, what limited them, the tally, and where to look."""
+    from forager import dataset_page
+    from report import duration, limit, stage_table
+    from state import TRAIN, VAL
+
+    click.echo(stage_table(times, wall_s))
+    if sentence := limit(times, wall_s, request.decode_workers):
+        click.echo(sentence)
+    counts = state.counts()
+    embedded = times[0].images if len(times) > 2 else 0
+    click.echo(
+        f"{request.name}: {counts.images:,} images ({state.counts(TRAIN).images:,} training, "
+        f"{state.counts(VAL).images:,} validation), {counts.failed:,} failed, {embedded:,} "
+        f"embedded now, in {duration(wall_s)}. "
+        f"Look at {dataset_page(request.server_url, request.viewer_url, request.name)}"
+    )
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""From the command line to rows that wait to be embedded: check, say the plan, begin or resume."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+import checks
+import gcs
+import index
+from checks import SHOWN, SPLITS, Findings
+from names import IMAGE_SUFFIXES, GsPath, dataset_name_error, printable
+from options import Request
+from report import size, table
+from state import TRAIN, VAL, State, WorkDirectory
+from uploads import delete_index
+
+THUMBNAIL_BYTES = 8_000  # of a usual one
+LISTED_BYTES = 200  # of a usual image in the lists
+WAYS_OUT = (
+    "start over with --restart, which deletes what the earlier run uploaded, or keep both with "
+    "another --work_dir"
+)
+
+
+class Plan(NamedTuple):
+    """What the checks found: everything the run needs to know."""
+
+    train: GsPath
+    val: GsPath
+    listing: State
+    options: dict[str, str]  # what the numbers and the index depend on
+    clip_weights: Path
+
+
+@contextlib.contextmanager
+def work_directory(request: Request) -> Iterator[WorkDirectory]:
+    """The locked work directory; a run that begins nothing leaves nothing behind."""
+    with contextlib.ExitStack() as stack:
+        path = request.work_dir or Path(request.name)
+        if dataset_name_error(request.name) and not request.work_dir:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "work")
+        work = stack.enter_context(WorkDirectory(path))
+        try:
+            yield work
+        finally:
+            work.remove_if_unused()
+
+
+async def check(request: Request, work: WorkDirectory) -> Plan:
+    """Every check at once.
+
+    Raises:
+        click.ClickException: all that is in the way, in one message.
+    """
+    findings = Findings()
+    if error := dataset_name_error(request.name):
+        findings.add(error)
+    paths = checks.check_paths(findings, request.train_path, request.val_path)
+    earlier = work.state()
+    ours = None
+    if earlier and not request.restart and not earlier.option("registered"):
+        ours = earlier.index_id
+    listing, weights, precision, *_ = await asyncio.gather(
+        _list_and_check(request, findings, work, paths),
+        findings.gather_in_thread(
+            checks.check_weights, request.resnet_weights, request.clip_weights
+        ),
+        findings.gather_in_thread(_precision, request),
+        findings.gather_in_thread(checks.check_write_access, request.bucket),
+        checks.check_server(findings, request.server_url, request.name, ours),
+    )
+    if paths and listing and weights and precision:
+        options = {
+            "dataset": request.name,
+            "train_path": str(paths[0]),
+            "val_path": str(paths[1]),
+            "bucket": request.bucket,
+            "resnet_weights": weights.resnet_digest,
+            "clip_weights": weights.clip_digest,
+            "backend": request.backend,
+            "precision": precision,
+        }
+        if earlier and not request.restart:
+            _check_same(findings, earlier, options, listing)
+        findings.raise_if_any()
+        return Plan(*paths, listing, options, weights.clip_directory)
+    findings.raise_if_any()
+    raise AssertionError("a check failed without a finding")
+
+
+def _precision(request: Request) -> str:
+    """What --device and --precision come to on this machine.
+
+    Raises:
+        DeviceError: this machine has no such device.
+    """
+    import devices
+
+    device = devices.choose_device(request.device)
+    return devices.choose_precision(request.precision, device)[0]
+
+
+async def _list_and_check(
+    request: Request, findings: Findings, work: WorkDirectory, paths: tuple[GsPath, GsPath] | None
+) -> State | None:
+    if paths is None:
+        return None
+    listing: State | None = await findings.gather_in_thread(
+        checks.list_images, paths, work.path / "listing.sqlite"
+    )
+    if listing is None:
+        return None
+    checks.check_images(findings, listing, paths, request.allow_empty_val)
+    checks.check_disk(findings, listing, work.path)
+    await checks.check_public(findings, listing, paths[0].bucket)
+    counts = [listing.counts(split) for split in (TRAIN, VAL)]
+    click.echo(
+        f"Listed {counts[0].images:,} training and {counts[1].images:,} validation images "
+        f"({size(counts[0].size + counts[1].size)}).",
+        err=True,
+    )
+    for line in describe_skipped(listing, paths[0].bucket):
+        click.echo(line, err=True)
+    return listing
+
+
+def describe_skipped(listing: State, bucket: str) -> Iterator[str]:
+    """A line for each kind of object that is no image here, with what would make it one."""
+    for kind, objects, example in listing.skipped():
+        line = f"Skipped {objects:,} {printable(kind)} (such as {printable(example)})"
+        renamed = kind.lower()
+        if renamed in IMAGE_SUFFIXES:
+            stem = example.removesuffix(kind)
+            line += (
+                ": the server takes lower-case names only; rename them, such as `gcloud storage mv "
+                f"'gs://{bucket}/{printable(example)}' 'gs://{bucket}/{printable(stem + renamed)}'`"
+            )
+        elif renamed in (".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic"):
+            line += ": the server takes .jpg, .jpeg and .png only; convert them to join"
+        yield line + "."
+
+
+def _check_same(
+    findings: Findings, earlier: State, options: dict[str, str], listing: State
+) -> None:
+    """That the earlier run in this work directory was the same ingest of the same objects."""
+    where = earlier.path.parent
+    for name, now in options.items():
+        before = earlier.option(name)
+        if before != now:
+            findings.add(
+                f"{where} holds an ingest with another {name} ({printable(str(before))}, now "
+                f"{printable(now)}): {WAYS_OUT}."
+            )
+    earlier.take_replaced(listing.path)
+    for what, objects in earlier.changes(listing.path).items():
+        examples = "".join(f"\n      {printable(name)}" for name in objects[:SHOWN])
+        findings.add(
+            f"{len(objects):,} objects {what} in the bucket since the ingest in {where} began: "
+            f"{WAYS_OUT}.{examples}"
+        )
+    counts = earlier.counts()
+    if counts.done and not index.arrays_complete(where, counts.images):
+        findings.add(
+            f"The arrays of {counts.done:,} images that are done are missing or cut short in "
+            f"{where}: {WAYS_OUT}."
+        )
+
+
+def describe(request: Request, plan: Plan) -> str:
+    """The plan, for --dry_run."""
+    state = plan.listing
+    total = state.counts()
+    arrays = total.images * index.BYTES_A_ROW
+    upload = arrays + total.images * (THUMBNAIL_BYTES + LISTED_BYTES)
+    rows = [
+        (SPLITS[split], f"{counts.images:,}", size(counts.size))
+        for split in (TRAIN, VAL)
+        for counts in [state.counts(split)]
+    ]
+    skipped = [(f"skipped: {printable(kind)}", f"{n:,}", "-") for kind, n, _ in state.skipped()]
+    return "\n".join(
+        (
+            table(("objects", "number", "size"), [*rows, *skipped]),
+            f"Would read {size(total.size)} from gs://{plan.train.bucket}, keep {size(arrays)} on "
+            f"this disk, and upload about {size(upload)} to gs://{request.bucket}.",
+            "Every check passed; this was a dry run, and nothing was changed.",
+        )
+    )
+
+
+async def begin(request: Request, work: WorkDirectory, plan: Plan) -> State:
+    """The state to go on with: the earlier run's, or a new one from the listing."""
+    earlier = work.state()
+    if earlier and not request.restart:
+        plan.listing.close()
+        plan.listing.path.unlink()
+        if not request.skip_bad_images:
+            earlier.retry_failed()
+        counts = earlier.counts()
+        click.echo(
+            f"Continuing in {work.path}: {counts.done:,} of {counts.images:,} images are done.",
+            err=True,
+        )
+        return earlier
+    if earlier:
+        if not earlier.option("registered"):
+            bucket = earlier.option("bucket") or request.bucket
+            client = await asyncio.to_thread(gcs.make_client)
+            deleted = await delete_index(client, bucket, earlier.index_id)
+            click.echo(f"Deleted {deleted:,} objects of the earlier run.", err=True)
+        earlier.close()
+        for name in ("index", "aux"):
+            shutil.rmtree(work.path / name, ignore_errors=True)
+    plan.listing.set_options({**plan.options, "index_id": str(uuid.uuid4())})
+    return plan.listing.move(work.path / "state.sqlite")

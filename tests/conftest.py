@@ -1,0 +1,121 @@
+"""Real parts for the tests: an emulated bucket, a local Forager, weights in the real formats."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = Path(__file__).parent / "reference"
+START_TIMEOUT_S = 30
+
+
+class Service:
+    """A server in a process of its own, on a free port of 127.0.0.1; its output goes to a file."""
+
+    def __init__(self, command: list[str], log: Path, address: re.Pattern[str]) -> None:
+        self.log = log
+        with open(log, "w") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT
+            )
+        ended = threading.Event()
+        for _ in range(START_TIMEOUT_S * 20):
+            if found := address.search(log.read_text()):
+                self.url = found[0]
+                return
+            if self.process.poll() is not None:
+                break
+            ended.wait(0.05)
+        self.stop()
+        raise RuntimeError(f"{command} did not start:\n{log.read_text()}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+EMULATOR = """
+import logging, time
+from gcp_storage_emulator.server import APIThread, create_server
+logging.disable()
+server = create_server("127.0.0.1", 0, in_memory=True)
+server.start()
+print("http://127.0.0.1:%d" % server._api._httpd.server_address[1], flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="session")
+def emulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("emulator") / "log"
+    service = Service([sys.executable, "-c", EMULATOR], log, re.compile(r"http://127\S+"))
+    yield service.url
+    service.stop()
+
+
+@pytest.fixture
+def emulator(emulator_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The storage emulator, selected by STORAGE_EMULATOR_HOST as a user would."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
+    monkeypatch.setenv("FORAGER_RETRY_BASE_S", "0.01")
+    for name in ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return emulator_url
+
+
+@pytest.fixture
+def make_bucket(emulator: str) -> Callable[[], str]:
+    """Makes a fresh bucket and returns its name."""
+    import gcs
+
+    def make() -> str:
+        return gcs.make_client().create_bucket(f"bucket-{uuid.uuid4().hex[:12]}").name
+
+    return make
+
+
+@pytest.fixture
+def forager(emulator: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Starts a local Forager of a generation over an index bucket; returns its address."""
+    services = []
+
+    def start(generation: str = "B", bucket: str = "foragerml") -> str:
+        number = len(services)
+        data_dir = tmp_path / f"forager-{number}"
+        command = [sys.executable, "-m", "local_forager", "--port", "0"]
+        command += ["--data_dir", str(data_dir), "--generation", generation, "--bucket", bucket]
+        log = tmp_path / f"forager-{number}.log"
+        services.append(Service(command, log, re.compile(r"http://127\.0\.0\.1:\d+")))
+        return services[-1].url
+
+    yield start
+    for service in services:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def weights_dir() -> Path:
+    """R-50.pkl and clip-vit-base-patch32/ with seeded numbers, made once for a checkout."""
+    script = REFERENCE / "make_weights.py"
+    digest = hashlib.sha256(script.read_bytes()).hexdigest()[:12]
+    directory = ROOT / ".cache" / f"weights-{digest}"
+    if not directory.exists():
+        making = directory.with_name(f"{directory.name}-{os.getpid()}")
+        subprocess.run([sys.executable, str(script), str(making)], check=True)
+        os.replace(making, directory)
+    return directory
