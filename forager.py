@@ -250,7 +250,8 @@ class Forager:
         generation = await self.generation()
         body = label_body(generation, identifiers, user, category, mode)
         if generation == "A" and not resend:
-            what = f"{len(identifiers):,} labels {printable(category)!r} ({printable(mode)})"
+            labels = "1 label" if len(identifiers) == 1 else f"{len(identifiers):,} labels"
+            what = f"{labels} {printable(category)!r} ({printable(mode)})"
             answer = await self._ask("POST", route, body, LABELS_TIMEOUT_S, lost=what)
         else:
             answer = await self._ask("POST", route, body, LABELS_TIMEOUT_S)

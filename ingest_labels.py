@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import re
 import sys
@@ -93,8 +94,10 @@ def main(label_file: str, work_dir: Path | None, user: str, **others: str | bool
         work_dir=work_dir or path.parent,
         **others,  # type: ignore[arg-type]
     )
-    labels, digest = check_arguments(options)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a category that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        labels, digest = check_arguments(options)
         finished = asyncio.run(ingest(options, labels, digest))
     except KeyboardInterrupt:
         click.echo("Interrupted. The same command continues where this one stopped.", err=True)
@@ -160,10 +163,9 @@ async def ingest(options: Options, labels: Labels, digest: str) -> bool:
         generation = await server.generation()
         known = known_images(options.bucket, info)
         groups = labels.groups
-        skipped = 0
+        unknown: list[str] = []
         if known is not None:
             groups, unknown = split_unknown(groups, known)
-            skipped = len(unknown)
             if unknown:
                 report_unknown(options, [labels.paths[image] for image in unknown])
         requests = make_requests(groups, options.user)
@@ -182,7 +184,7 @@ async def ingest(options: Options, labels: Labels, digest: str) -> bool:
             show_table(("category", "mode", "asked", "created"), count_asked(requests), created)
     asked = count_asked(requests)
     page = dataset_page(options.server_url, options.viewer_url, options.name)
-    left_out = f", {count(skipped, 'unknown image')} left out" if skipped else ""
+    left_out = f"; labels of {count(len(unknown), 'unknown image')} left out" if unknown else ""
     if options.dry_run:
         click.echo(
             f"\n{count(asked.total(), 'label')} in {count(len(requests), 'request')} would be sent "
@@ -243,7 +245,8 @@ def report_unknown(options: Options, paths: list[str]) -> None:
     """Say which labelled images the dataset does not have; a ClickException unless skipped."""
     list_file = options.work_dir / f"{options.label_file.name}.{options.name}.unknown.txt"
     message = (
-        f"{count(len(paths), 'labelled image')} not in the dataset {options.name}:\n"
+        f"{count(len(paths), 'labelled image')} {'is' if len(paths) == 1 else 'are'} not in the "
+        f"dataset {options.name}:\n"
         + shortened([printable(path, 1000) for path in paths], list_file, always=True)
     )
     if not options.skip_unknown:
@@ -278,7 +281,7 @@ async def send_all(
         journal.check_fits(requests)
         if journal.created:
             click.echo(
-                f"{count(len(journal.created), 'request')} of {len(requests):,} were stored by an "
+                f"{len(journal.created):,} of {count(len(requests), 'request')} were stored by an "
                 "interrupted run.",
                 err=True,
             )
@@ -387,12 +390,12 @@ def difference(asked: Counter[Group], created: Counter[Group], index_known: bool
     if len(wrong) > SHOWN_FINDINGS:
         lines.append(f"  and {len(wrong) - SHOWN_FINDINGS:,} more, in the table")
     why = (
-        "more than asked means that the dataset has two images of one identifier, less that images "
-        "of the index are missing on the server"
+        "More than asked means that the dataset has two images of one identifier, less that images "
+        "of its index are missing on the server."
         if index_known
-        else "the dataset does not have all of these images; which, only its index could tell"
+        else "The dataset does not have all of these images; only its index could tell which."
     )
-    return "The server did not store as many labels as asked:\n" + "\n".join(lines) + f"\n{why}."
+    return "The server did not store as many labels as asked:\n" + "\n".join([*lines, why])
 
 
 def show_plan(requests: list[LabelRequest]) -> None:

@@ -139,7 +139,7 @@ def reason(error: BaseException | None) -> str:
     ):
         number = error.os_error.errno  # negative for what the resolver of names says
         text = os.strerror(number) if number and number > 0 else error.os_error.strerror
-        return f"no connection ({printable(text or str(error.os_error))})"
+        return printable(text or str(error.os_error))
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP {error.status} {printable(error.message)}".rstrip()
     return printable(str(error) or type(error).__name__).rstrip(".")
