@@ -431,7 +431,7 @@ def test_a_lost_answer_of_a_can_be_settled_before(server_a, run, choice, again):
 
 
 def test_a_terminal_that_cannot_show_a_category(server_b, run, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     code, out, _ = run(server_b.url, {"é.jpg": ["猫"]})
     assert code == 0
     assert r"\u732b" in out
