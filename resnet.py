@@ -4,6 +4,7 @@ The pass is the same everywhere; what computes a convolution with its bias, addi
 chosen by the device (`convolutions.py`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,6 @@ class ResNet(NamedTuple):
     stages: list[list[Block]]
     classes_weight: torch.Tensor
     classes_bias: torch.Tensor
-    operations: Operations
 
 
 def fold_batch_norm(
@@ -46,20 +46,16 @@ def fold_batch_norm(
     return weight, (beta - mean * scale).astype(np.float32)
 
 
-def build_resnet(
-    arrays: dict[str, np.ndarray], operations: Operations, device: torch.device, dtype: torch.dtype
-) -> ResNet:
+def build_resnet(arrays: dict[str, np.ndarray], device: torch.device, dtype: torch.dtype) -> ResNet:
     """ResNet-50 from the arrays of read_resnet_weights, ready for `resnet_features`."""
 
-    def convolution(name: str, norm: str, stride: int, padding: int) -> Convolution:
+    def convolution(name: str, norm: str, stride: int, padding: int, scale: int) -> Convolution:
         weight, bias = fold_batch_norm(arrays, name, norm)
         if name == "conv1":  # pixels come as red, green, blue
             weight = weight[:, ::-1].copy()
-        return operations.prepare(
-            torch.from_numpy(weight).to(device, dtype),
-            torch.from_numpy(bias).to(device, dtype),
-            stride,
-            padding,
+        laid_out = torch.from_numpy(weight).to(device, dtype, memory_format=torch.channels_last)
+        return Convolution(
+            laid_out, torch.from_numpy(bias).to(device, dtype), stride, padding, scale
         )
 
     stages = []
@@ -68,35 +64,48 @@ def build_resnet(
         for block in range(blocks):
             branch = f"res{stage}_{block}_branch"
             stride = 2 if block == 0 and stage > 2 else 1
+            after = 2**stage  # pixels of the image for one of this stage, along a side
+            before = after // stride
             built.append(
                 Block(
-                    convolution(branch + "2a", branch + "2a", stride, 0),
-                    convolution(branch + "2b", branch + "2b", 1, 1),
-                    convolution(branch + "2c", branch + "2c", 1, 0),
-                    convolution(branch + "1", branch + "1", stride, 0) if block == 0 else None,
+                    convolution(branch + "2a", branch + "2a", stride, 0, before),
+                    convolution(branch + "2b", branch + "2b", 1, 1, after),
+                    convolution(branch + "2c", branch + "2c", 1, 0, after),
+                    convolution(branch + "1", branch + "1", stride, 0, before)
+                    if block == 0
+                    else None,
                 )
             )
         stages.append(built)
     return ResNet(
-        convolution("conv1", "res_conv1", 2, 3),
+        convolution("conv1", "res_conv1", 2, 3, 1),
         stages,
         torch.tensor(arrays["fc1000_w"], device=device),
         torch.tensor(arrays["fc1000_b"], device=device),
-        operations,
     )
 
 
+def map_convolutions(model: ResNet, change: Callable[[Convolution], Convolution]) -> ResNet:
+    """The model with every convolution replaced by change(convolution)."""
+
+    def changed(block: Block) -> Block:
+        reduce, spread, expand = (change(part) for part in block[:3])
+        return Block(reduce, spread, expand, block.shortcut and change(block.shortcut))
+
+    stages = [[changed(block) for block in stage] for stage in model.stages]
+    return model._replace(stem=change(model.stem), stages=stages)
+
+
 def resnet_features(
-    model: ResNet, pixels: torch.Tensor, dtype: torch.dtype
+    model: ResNet, operations: Operations, pixels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """res5 (n, 2048) and res4 (n, 1024) as float32 unit vectors, and the ImageNet classes (n,).
 
     `pixels` is uint8 (n, height, width, 3), red, green, blue, on the device of the model.
     """
-    operations = model.operations
     means = torch.tensor(PIXEL_MEANS, device=pixels.device)
     # A permuted NHWC tensor is a channels-last NCHW one: nothing is copied.
-    x = (pixels - means).to(dtype).permute(0, 3, 1, 2)
+    x = (pixels - means).to(model.stem.bias.dtype).permute(0, 3, 1, 2)
     x = operations.convolve_relu(x, model.stem)
     x = torch.nn.functional.max_pool2d(x, 3, 2, 1)
     means_by_stage = []

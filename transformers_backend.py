@@ -18,15 +18,13 @@ from weights import (
     CLIP_WIDTH,
     RESNET_STAGES,
     clip_shapes,
-    read_resnet_weights,
 )
 
 
 def load(
-    resnet: Path, clip: Path, device: torch.device, dtype: torch.dtype
+    arrays: dict[str, np.ndarray], clip: Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], Callable[..., torch.Tensor]]:
     """ResNet-50 and CLIP's image tower as functions of uint8 pixels (see embeddings.Models)."""
-    arrays = read_resnet_weights(resnet)
     model = _resnet(arrays).to(device, dtype, memory_format=torch.channels_last)
     classes_weight = torch.tensor(arrays["fc1000_w"], device=device)
     classes_bias = torch.tensor(arrays["fc1000_b"], device=device)

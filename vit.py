@@ -1,5 +1,6 @@
 """The image tower of OpenAI's ViT-B/32 for inference, written out."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ GRID = 7  # patches along a side of 224 pixels
 PIXEL_MEANS = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_DEVIATIONS = (0.26862954, 0.26130258, 0.27577711)
 GELU_SCALE = 1.702  # "quick" GELU: x * sigmoid(1.702 x)
+HAS_ONEDNN_LINEAR = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Affine(NamedTuple):
@@ -32,7 +34,7 @@ class Layer(NamedTuple):
 
 
 class VisionTower(NamedTuple):
-    patches: torch.Tensor  # (768, 3072): rows of a patch, then columns, then channels
+    patches: Affine  # (768, 3072): rows of a patch, then columns, then channels
     first_token: torch.Tensor  # (1, 768): class embedding with its position
     positions: torch.Tensor  # (49, 768)
     norm_before: Affine
@@ -46,10 +48,12 @@ def build_vision_tower(path: Path, device: torch.device, dtype: torch.dtype) -> 
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name).float() for name in clip_shapes()}
 
-    def affine(*names: str) -> Affine:
+    def affine(*names: str, dtype: torch.dtype = dtype) -> Affine:
         parts = ("weight", "bias")
         joined = [torch.cat([tensors[f"{name}.{part}"] for name in names]) for part in parts]
         return Affine(*(tensor.to(device, dtype) for tensor in joined))
+
+    norm = partial(affine, dtype=torch.float32)
 
     layers = []
     for index in range(CLIP_LAYERS):
@@ -57,10 +61,10 @@ def build_vision_tower(path: Path, device: torch.device, dtype: torch.dtype) -> 
         attention = layer + "self_attn."
         layers.append(
             Layer(
-                affine(layer + "layer_norm1"),
+                norm(layer + "layer_norm1"),
                 affine(*(attention + name for name in ("q_proj", "k_proj", "v_proj"))),
                 affine(attention + "out_proj"),
-                affine(layer + "layer_norm2"),
+                norm(layer + "layer_norm2"),
                 affine(layer + "mlp.fc1"),
                 affine(layer + "mlp.fc2"),
             )
@@ -69,32 +73,52 @@ def build_vision_tower(path: Path, device: torch.device, dtype: torch.dtype) -> 
     positions = tensors[embeddings + "position_embedding.weight"]
     patches = tensors[embeddings + "patch_embedding.weight"].permute(0, 2, 3, 1)
     return VisionTower(
-        patches.reshape(CLIP_WIDTH, -1).to(device, dtype),
-        (tensors[embeddings + "class_embedding"] + positions[0]).to(device, dtype)[None],
-        positions[1:].to(device, dtype),
-        affine("vision_model.pre_layrnorm"),
+        Affine(
+            patches.reshape(CLIP_WIDTH, -1).to(device, dtype),
+            torch.zeros(CLIP_WIDTH, device=device, dtype=dtype),
+        ),
+        (tensors[embeddings + "class_embedding"] + positions[0]).to(device)[None],
+        positions[1:].to(device),
+        norm("vision_model.pre_layrnorm"),
         layers,
-        affine("vision_model.post_layernorm"),
-        tensors["visual_projection.weight"].to(device, dtype),
+        norm("vision_model.post_layernorm"),
+        tensors["visual_projection.weight"].to(device),
     )
 
 
-def clip_features(tower: VisionTower, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Unit vectors, float32 (n, 512), of uint8 (n, 224, 224, 3) red, green, blue pixels."""
+def clip_features(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
+    """Unit vectors, float32 (n, 512), of uint8 (n, 224, 224, 3) red, green, blue pixels.
+
+    Matrix products are computed in the precision of the tower, what they are added to and layer
+    norms in float32: bfloat16 then stays within cosine 0.99997 of float32, and 0.99992 without.
+    """
     n = len(pixels)
     means = torch.tensor(PIXEL_MEANS, device=pixels.device)
     deviations = torch.tensor(PIXEL_DEVIATIONS, device=pixels.device)
-    x = ((pixels / 255 - means) / deviations).to(dtype)
+    x = (pixels / 255 - means) / deviations
     x = x.reshape(n, GRID, PATCH, GRID, PATCH, 3).transpose(2, 3).reshape(n, GRID * GRID, -1)
-    x = linear(x, tower.patches) + tower.positions
+    x = _linear(x, tower.patches) + tower.positions
     x = torch.cat([tower.first_token.expand(n, 1, -1), x], 1)
     x = _norm(x, tower.norm_before)
     for layer in tower.layers[:-1]:
         x = _transform(x, x, layer)
     # The result is the first token alone: the last layer attends to all but computes only that.
     x = _transform(x[:, :1], x, tower.layers[-1])
-    x = linear(_norm(x[:, 0], tower.norm_after), tower.projection)
-    return normalize(x.float())
+    return normalize(linear(_norm(x[:, 0], tower.norm_after), tower.projection))
+
+
+def _linear(x: torch.Tensor, affine: Affine) -> torch.Tensor:
+    """A linear layer in the precision of its weights; on a CPU by oneDNN.
+
+    torch takes its other library for float32 there, which needs 1.3 times as long on an AMD EPYC.
+    """
+    x = x.to(affine.weight.dtype)
+    if not x.is_cpu or not HAS_ONEDNN_LINEAR:
+        return linear(x, affine.weight, affine.bias)
+    rows = torch.ops.mkldnn._linear_pointwise(
+        x.reshape(-1, x.shape[-1]), affine.weight, affine.bias, "none", [], ""
+    )
+    return rows.view(*x.shape[:-1], -1)
 
 
 def _norm(x: torch.Tensor, affine: Affine) -> torch.Tensor:
@@ -107,10 +131,10 @@ def _heads(x: torch.Tensor) -> torch.Tensor:
 
 def _transform(tokens: torch.Tensor, context: torch.Tensor, layer: Layer) -> torch.Tensor:
     """One layer's result for `tokens`, the first of the tokens in `context`."""
-    projected = linear(_norm(context, layer.norm1), *layer.query_key_value)
+    projected = _linear(_norm(context, layer.norm1), layer.query_key_value)
     query, key, value = (_heads(part) for part in projected.split(CLIP_WIDTH, -1))
     query = query[:, :, : tokens.shape[1]]
     attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    tokens = tokens + linear(attended, *layer.out)
-    wide = linear(_norm(tokens, layer.norm2), *layer.widen)
-    return tokens + linear(wide * torch.sigmoid(GELU_SCALE * wide), *layer.narrow)
+    tokens = tokens + _linear(attended, layer.out)
+    wide = _linear(_norm(tokens, layer.norm2), layer.widen)
+    return tokens + _linear(wide * torch.sigmoid(GELU_SCALE * wide), layer.narrow)
