@@ -165,7 +165,8 @@ async def embed(request: Request, checked: Plan, state: State) -> list[StageTime
 
     counts = state.counts()
     start = time.monotonic()
-    embedder = await asyncio.to_thread(_load_models, request, checked)
+    embedder = await asyncio.to_thread(_load_models, request, checked, state)
+    state.set_options({"precision": embedder.precision})
     with Arrays(state.directory, counts.images) as arrays:
         pipeline = Pipeline(
             state,
@@ -185,15 +186,18 @@ async def embed(request: Request, checked: Plan, state: State) -> list[StageTime
     return pipeline.times()
 
 
-def _load_models(request: Request, checked: Plan) -> Embedder:
+def _load_models(request: Request, checked: Plan, state: State) -> Embedder:
     from embeddings import Embedder
 
+    # What auto came to when this ingest began holds for all its rows, on any machine.
+    begun_in = state.option("precision")
+    precision = begun_in if begun_in and request.precision == "auto" else request.precision
     return Embedder(
         request.resnet_weights,
         checked.clip_weights,
         backend=request.backend,
         device=request.device,
-        precision=request.precision,
+        precision=precision,
         resnet_batch_size=request.resnet_batch_size,
         clip_batch_size=request.clip_batch_size,
     )

@@ -69,16 +69,16 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
     ours = None
     if earlier and not request.restart and not earlier.option("registered"):
         ours = earlier.index_id
-    listing, weights, precision, *_ = await asyncio.gather(
+    listing, weights, *_ = await asyncio.gather(
         _list_and_check(request, findings, work, paths),
         findings.gather_in_thread(
             checks.check_weights, request.resnet_weights, request.clip_weights
         ),
-        findings.gather_in_thread(_precision, request),
+        findings.gather_in_thread(_check_device, request),
         findings.gather_in_thread(checks.check_write_access, request.bucket),
         checks.check_server(findings, request.server_url, request.name, ours),
     )
-    if paths and listing and weights and precision:
+    if paths and listing and weights:
         options = {
             "dataset": request.name,
             "train_path": str(paths[0]),
@@ -87,8 +87,9 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
             "resnet_weights": weights.resnet_digest,
             "clip_weights": weights.clip_digest,
             "backend": request.backend,
-            "precision": precision,
         }
+        if request.precision != "auto":
+            options["precision"] = request.precision
         if earlier and not request.restart:
             _check_same(findings, earlier, options, listing)
         findings.raise_if_any()
@@ -97,16 +98,15 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
     raise AssertionError("a check failed without a finding")
 
 
-def _precision(request: Request) -> str:
-    """What --device and --precision come to on this machine.
+def _check_device(request: Request) -> None:
+    """That this machine has the device and the precision.
 
     Raises:
-        DeviceError: this machine has no such device.
+        DeviceError: it has not.
     """
     import devices
 
-    device = devices.choose_device(request.device)
-    return devices.choose_precision(request.precision, device)[0]
+    devices.check_precision(request.precision, devices.choose_device(request.device))
 
 
 async def _list_and_check(
@@ -156,7 +156,7 @@ def _check_same(
     where = earlier.path.parent
     for name, now in options.items():
         before = earlier.option(name)
-        if before != now:
+        if before not in (None, now):
             findings.add(
                 f"{where} holds an ingest with another {name} ({printable(str(before))}, now "
                 f"{printable(now)}): {WAYS_OUT}."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import subprocess
 import sys
@@ -14,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import demo
+
 ROOT = Path(__file__).parent.parent
-REFERENCE = Path(__file__).parent / "reference"
 START_TIMEOUT_S = 30
 
 
@@ -111,11 +110,4 @@ def forager(emulator: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
 @pytest.fixture(scope="session")
 def weights_dir() -> Path:
     """R-50.pkl and clip-vit-base-patch32/ with seeded numbers, made once for a checkout."""
-    script = REFERENCE / "make_weights.py"
-    digest = hashlib.sha256(script.read_bytes()).hexdigest()[:12]
-    directory = ROOT / ".cache" / f"weights-{digest}"
-    if not directory.exists():
-        making = directory.with_name(f"{directory.name}-{os.getpid()}")
-        subprocess.run([sys.executable, str(script), str(making)], check=True)
-        os.replace(making, directory)
-    return directory
+    return demo.seeded_weights()

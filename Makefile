@@ -1,0 +1,34 @@
+# make demo, make test, make check: each installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test soak check format bench screenshots clean
+
+demo: $(INSTALLED)  ## the whole ingest on this machine; DEMO_FLAGS=--no-serve ends by itself
+	$(RUN) demo.py $(DEMO_FLAGS)
+
+test: $(INSTALLED)  ## all quick tests; TEST_FLAGS goes to pytest
+	$(RUN) -m pytest $(TEST_FLAGS)
+
+soak: $(INSTALLED)  ## the slow tests: many kills, many faults
+	$(RUN) -m pytest -m soak $(TEST_FLAGS)
+
+check: $(INSTALLED)  ## lint, format, types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy .
+
+format: $(INSTALLED)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+$(INSTALLED): requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache .demo .mypy_cache .pytest_cache .ruff_cache

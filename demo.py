@@ -1,0 +1,237 @@
+"""The whole ingest on this machine alone: an emulated bucket, a local Forager, sample photographs.
+
+`make demo` runs it. It shows the two commands as a person would type them, then what they left in
+the bucket and on the server, and keeps serving until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from PIL import Image
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+ROOT = Path(__file__).parent
+WORK = ROOT / ".demo"
+MAKE_WEIGHTS = ROOT / "tests" / "reference" / "make_weights.py"
+NAME, BUCKET, INDEX_BUCKET = "demo", "demo-images", "foragerml"
+PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket", "hubble_deep_field", "coins")
+CROPS = 10  # of each photograph; every third is for validation
+SIZES = ((320, 240), (240, 320), (200, 200), (400, 250))  # width, height
+START_TIMEOUT_S = 30
+
+
+def seeded_weights() -> Path:
+    """A directory with R-50.pkl and clip-vit-base-patch32/ of seeded random numbers, made once."""
+    digest = hashlib.sha256(MAKE_WEIGHTS.read_bytes()).hexdigest()[:12]
+    directory = ROOT / ".cache" / f"weights-{digest}"
+    if not directory.exists():
+        making = directory.with_name(f"{directory.name}-{os.getpid()}")
+        subprocess.run([sys.executable, str(MAKE_WEIGHTS), str(making)], check=True)
+        try:
+            os.replace(making, directory)
+        except OSError:  # another process was faster
+            shutil.rmtree(making)
+    return directory
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def service(command: list[str], address: str, log: Path) -> Iterator[None]:
+    """A server in a process of its own, from when it answers until the block ends."""
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _answers(address):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise click.ClickException(f"{command[2]} did not start:\n{log.read_text()}")
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def weight_options() -> list[str]:
+    """The weight options of ingest.py: none for the real weights, else the seeded ones; says so."""
+    from weights import CLIP_ID, RESNET_DOWNLOAD, WeightsError, check_clip_weights
+
+    options = []
+    if (ROOT / "R-50.pkl").exists():
+        click.echo("ResNet-50: the real weights, R-50.pkl.")
+    else:
+        options += ["--resnet_weights", _shown(seeded_weights() / "R-50.pkl")]
+        click.echo(f"ResNet-50: seeded random weights; for the real ones `{RESNET_DOWNLOAD}`.")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        check_clip_weights(CLIP_ID)
+        click.echo(f"CLIP: the real weights, {CLIP_ID}.")
+    except WeightsError:
+        options += ["--clip_weights", _shown(seeded_weights() / "clip-vit-base-patch32")]
+        click.echo(f"CLIP: seeded random weights; for the real ones `hf download {CLIP_ID}`.")
+    if options:
+        click.echo("With random weights everything works, and neighbours mean little.")
+    return options
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path, ROOT)
+
+
+def crops() -> Iterator[tuple[str, str, Image.Image]]:
+    """(split, file name, image) of each sample: crops of scikit-image's photographs."""
+    from skimage import data
+
+    for photograph in PHOTOGRAPHS:
+        whole = Image.fromarray(getattr(data, photograph)())
+        for number in range(CROPS):
+            width, height = SIZES[number % len(SIZES)]
+            scale = max(width / whole.width, height / whole.height, 0.5)
+            scaled = whole.resize(
+                (max(width, round(whole.width * scale)), max(height, round(whole.height * scale)))
+            )
+            left = (scaled.width - width) * number // (CROPS - 1)
+            top = (scaled.height - height) * (number * 7 % CROPS) // (CROPS - 1)
+            split = "val" if number % 3 == 2 else "train"
+            suffix = ".png" if number % 5 == 4 else ".jpg"
+            crop = scaled.crop((left, top, left + width, top + height))
+            yield split, f"{photograph}-{number:02}{suffix}", crop
+
+
+def fill_bucket(client: storage.Client) -> int:
+    """Put the samples into gs://demo-images/{train,val}; returns how many."""
+    client.create_bucket(INDEX_BUCKET)
+    bucket = client.create_bucket(BUCKET)
+    count = 0
+    for split, name, image in crops():
+        file = io.BytesIO()
+        image.save(file, "PNG" if name.endswith(".png") else "JPEG", quality=85)
+        bucket.blob(f"{split}/{name}").upload_from_string(file.getvalue())
+        count += 1
+    return count
+
+
+def write_labels(path: Path) -> None:
+    """A label file of all three forms that an annotation can take."""
+    labels: dict[str, list[object]] = {}
+    for split, name, image in crops():
+        photograph = name.rpartition("-")[0]
+        annotations: list[object] = [photograph]
+        if photograph in ("cat", "astronaut"):
+            annotations.append({"category": "face"})
+        else:
+            annotations.append({"category": "face", "value": "NEGATIVE"})
+        if image.width > image.height:
+            annotations.append({"category": "shape", "value": "landscape"})
+        labels[f"{split}/{name}"] = annotations
+    path.write_text(json.dumps(labels, indent=1) + "\n")
+
+
+def run(arguments: list[str], settings: dict[str, str]) -> None:
+    """Run one command in a process of its own, printing it as a person would type it."""
+    shown = " ".join(f"{key}={value}" for key, value in settings.items())
+    click.secho(f"\n$ {shown} python {shlex.join(arguments)}", bold=True)
+    environment = {**os.environ, **settings}
+    code = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def show_results(client: storage.Client, server_url: str) -> None:
+    """What the commands left: the objects of the index, and what the server says."""
+    info = json.load(urllib.request.urlopen(f"{server_url}/api/get_dataset_info_v2/{NAME}"))
+    click.secho("\nIn the index bucket", bold=True)
+    thumbnails = [0, 0]
+    for blob in client.list_blobs(INDEX_BUCKET):
+        if blob.name.startswith("thumbnails/"):
+            thumbnails = [thumbnails[0] + 1, thumbnails[1] + blob.size]
+        else:
+            click.echo(f"{blob.size:>12,}  gs://{INDEX_BUCKET}/{blob.name}")
+    count, volume = thumbnails
+    directory = f"gs://{INDEX_BUCKET}/thumbnails/{info['index_id']}/"
+    click.echo(f"{volume:>12,}  {directory} ({count:,} thumbnails)")
+    click.secho("\nOn the server", bold=True)
+    click.echo(json.dumps(info))
+
+
+@click.command()
+@click.option("--serve/--no-serve", default=True, help="Keep serving until Ctrl-C, or end.")
+@click.option("--port", default=8000, show_default=True, help="Of the local Forager.")
+@click.option("--generation", type=click.Choice(["A", "B"]), default="B", show_default=True)
+def main(serve: bool, port: int, generation: str) -> None:
+    """Try the ingest on this machine: sample images, an emulated bucket, a local Forager."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir()
+    weights = weight_options()
+    if not serve:
+        port = free_port()
+    emulator, server = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{port}"
+    os.environ["STORAGE_EMULATOR_HOST"] = emulator
+    emulator_command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory"]
+    emulator_command += ["--host=127.0.0.1", f"--port={emulator.rpartition(':')[2]}"]
+    server_command = [sys.executable, "-m", "local_forager", "--port", str(port)]
+    server_command += ["--data_dir", str(WORK / "server"), "--generation", generation]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(service(emulator_command, emulator, WORK / "emulator.log"))
+        stack.enter_context(
+            service(server_command, f"{server}/api/get_datasets_v2", WORK / "server.log")
+        )
+        import gcs
+
+        client = gcs.make_client()
+        click.echo(f"Put {fill_bucket(client)} sample photographs into gs://{BUCKET}/.")
+        labels = WORK / "labels.json"
+        write_labels(labels)
+        settings = {"STORAGE_EMULATOR_HOST": emulator, "SERVER_URL": server}
+        viewer = ["--viewer_url", server]
+        paths = [f"gs://{BUCKET}/train", f"gs://{BUCKET}/val"]
+        work = ["--work_dir", _shown(WORK / NAME)]
+        run(["ingest.py", NAME, *paths, *weights, *work, *viewer], settings)
+        user = ["--user", "you@example.org"]
+        run(["ingest_labels.py", NAME, _shown(labels), *user, *viewer], settings)
+        show_results(client, server)
+        if serve:
+            click.secho(f"\nLook at {server}/{NAME} - Ctrl-C ends this.", bold=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(3600)
+
+
+if __name__ == "__main__":
+    main()
