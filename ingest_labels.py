@@ -18,12 +18,14 @@ from label_journal import Journal, LabelRequest
 from labels import MAX_TEXT_LENGTH, Group, LabelFileError, Labels, chunk, read_labels, split_unknown
 from labels import text_problem as database_problem
 from names import dataset_name_error, printable
+from options import CONTEXT_SETTINGS, shared_options
 
 if TYPE_CHECKING:
     from forager import DatasetInfo, Forager
 
 SHOWN_FINDINGS = 10  # on the screen; all of them go to a file
 SHOWN_NAMES = 20
+INTERRUPTED = 130  # exit code, as a shell gives it after Ctrl-C
 
 
 class Options(NamedTuple):
@@ -40,28 +42,16 @@ class Options(NamedTuple):
     restart: bool
 
 
-@click.command(context_settings={"token_normalize_func": lambda token: token.replace("-", "_")})
+@click.command(context_settings=CONTEXT_SETTINGS)
 @click.argument("name")
 @click.argument("label_file", metavar="LABELS.json")
 @click.option("--user", required=True, metavar="EMAIL", help="Who made the labels, for the record.")
+@shared_options
 @click.option(
-    "--server_url",
-    envvar="SERVER_URL",
-    show_envvar=True,
-    default="",
-    metavar="URL",
-    help="The Forager server, http://HOST:PORT.",
+    "--skip_unknown",
+    is_flag=True,
+    help="Leave out labels of images that the dataset does not have.",
 )
-@click.option(
-    "--bucket",
-    envvar="FORAGER_BUCKET",
-    show_envvar=True,
-    default="foragerml",
-    show_default=True,
-    help="The bucket with the dataset's index, which tells the images that it has.",
-)
-@click.option("--skip_unknown", is_flag=True, help="Leave out labels for images it does not have.")
-@click.option("--dry_run", is_flag=True, help="Check everything, say what would be sent, stop.")
 @click.option(
     "--uncertain",
     type=click.Choice(["stop", "resend", "assume_stored"]),
@@ -73,19 +63,17 @@ class Options(NamedTuple):
 @click.option(
     "--work_dir",
     type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
     help="Where the journal and lists of problems go.  [default: beside LABELS.json]",
-)
-@click.option(
-    "--viewer_url",
-    metavar="URL",
-    help="Where the web page is.  [default: port 4000 of the server's host]",
 )
 def main(label_file: str, work_dir: Path | None, user: str, **others: str | bool) -> None:
     """Store the labels of LABELS.json in the Forager dataset NAME.
 
     \b
     Example:
-        SERVER_URL=http://localhost:8000 python ingest_labels.py birds labels.json --user a@b.org
+      SERVER_URL=http://host:8000 python ingest_labels.py birds labels.json --user ann@example.org
+
+    The same command again continues a run that was interrupted.
     """
     path = Path(label_file)
     options = Options(
@@ -100,8 +88,8 @@ def main(label_file: str, work_dir: Path | None, user: str, **others: str | bool
         labels, digest = check_arguments(options)
         finished = asyncio.run(ingest(options, labels, digest))
     except KeyboardInterrupt:
-        click.echo("Interrupted. The same command continues where this one stopped.", err=True)
-        sys.exit(130)
+        click.echo("Interrupted: the same command continues where this one stopped.", err=True)
+        sys.exit(INTERRUPTED)
     sys.exit(0 if finished else 1)
 
 

@@ -457,7 +457,7 @@ def test_an_interrupted_run_continues(server_b, begin, run, number, code):
             _, err = process.communicate(timeout=30)
             assert process.returncode == code
             if number == signal.SIGINT:
-                assert err == "Interrupted. The same command continues where this one stopped.\n"
+                assert err == "Interrupted: the same command continues where this one stopped.\n"
         code, out, err = run(url, GOOD)
     assert code == 0
     assert "1 of 3 requests were stored by an interrupted run" in err
@@ -536,5 +536,5 @@ def test_help_is_quick():
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert time.monotonic() - start < 1
     words = " ".join(out.split())
-    for text in ("Example: SERVER_URL=", "--user EMAIL", "--skip_unknown", "env var: SERVER_URL"):
+    for text in ("Example: SERVER_URL=", "--user EMAIL", "--skip_unknown", "also SERVER_URL"):
         assert text in words
