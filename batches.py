@@ -42,6 +42,9 @@ class Waiting(NamedTuple):
     since: float  # time.monotonic()
 
 
+Started = tuple[tuple[int, int], list[Waiting], Callable[[], Any]]  # a batch on the device
+
+
 class Batches:
     """Runs an embedder in its own threads; an async context manager.
 
@@ -55,13 +58,14 @@ class Batches:
         self._batch_size = functools.lru_cache(SIZES_REMEMBERED)(self._ask_batch_size)
         self._changed = threading.Condition()
         self._stopping = False
+        self._broken: Exception | None = None
         self.busy_s = {"ResNet": 0.0, "CLIP": 0.0}
         self.images = {"ResNet": 0, "CLIP": 0}
 
     async def __aenter__(self) -> Batches:
         self._loop = asyncio.get_running_loop()
         self._threads = [
-            threading.Thread(target=self._work, name=f"embed-{i}", daemon=True)
+            threading.Thread(target=self._work_until_broken, name=f"embed-{i}", daemon=True)
             for i in range(self._embedder.workers)
         ]
         for thread in self._threads:
@@ -89,6 +93,8 @@ class Batches:
     def _enqueue(self, key: tuple[int, int], pixels: np.ndarray) -> asyncio.Future[Any]:
         future = self._loop.create_future()
         with self._changed:
+            if self._broken:
+                raise self._broken
             self._groups.setdefault(key, deque()).append(Waiting(pixels, future, time.monotonic()))
             self._changed.notify()
         return future
@@ -124,9 +130,21 @@ class Batches:
 
         return max(self._groups.items(), key=rank)[0]
 
-    def _work(self) -> None:
+    def _work_until_broken(self) -> None:
+        """Work; an error outside a batch reaches all who wait, else they would wait for ever."""
+        started: deque[Started] = deque()
+        try:
+            self._work(started)
+        except Exception as error:
+            with self._changed:
+                self._broken = error
+                waiting = [waiting for group in self._groups.values() for waiting in group]
+                self._groups.clear()
+            waiting += [waiting for _, batch, _ in started for waiting in batch]
+            self._loop.call_soon_threadsafe(_fail, waiting, error)
+
+    def _work(self, started: deque[Started]) -> None:
         """Keep up to AHEAD batches on the device, so that it never waits for this thread."""
-        started: deque[tuple[tuple[int, int], list[Waiting], Callable[[], Any]]] = deque()
         while True:
             if len(started) < AHEAD and (taken := self._take(wait=not started)):
                 key, batch = taken
@@ -152,11 +170,12 @@ class Batches:
     ) -> None:
         try:
             vectors = wait_for()
+            results = vectors if key == CLIP else zip(*vectors, strict=True)
+            pairs = list(zip(batch, results, strict=True))
         except Exception as error:
             self._loop.call_soon_threadsafe(_fail, batch, error)
             return
-        results = list(vectors) if key == CLIP else list(zip(*vectors, strict=True))
-        self._loop.call_soon_threadsafe(_succeed, batch, results)
+        self._loop.call_soon_threadsafe(_succeed, pairs)
 
 
 class _Clock:
@@ -181,8 +200,8 @@ def _raising(error: Exception) -> Callable[[], Any]:
     return result
 
 
-def _succeed(batch: list[Waiting], results: list[Any]) -> None:
-    for waiting, result in zip(batch, results, strict=True):
+def _succeed(pairs: list[tuple[Waiting, Any]]) -> None:
+    for waiting, result in pairs:
         if not waiting.future.done():
             waiting.future.set_result(result)
 

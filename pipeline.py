@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -130,6 +131,7 @@ class Pipeline:
         self._uploading = Stage("thumbnails", UPLOADS)
         self._fetched, self._decoded = Budget(FETCHED_BYTES), Budget(DECODED_PIXELS)
         self._outcomes: list[Outcome] = []  # of rows whose vectors are written but not yet synced
+        self._committing = threading.Lock()  # a checkpoint may be in its thread when the end comes
         self._failures = self._bytes = 0
 
     async def __aenter__(self) -> Pipeline:
@@ -160,7 +162,8 @@ class Pipeline:
         ) as bar:
             rows = self._state.pending()
             window = min(self._window, counts.images - finished)
-            travellers = asyncio.gather(*(self._travel(rows, bar) for _ in range(window)))
+            tasks = [asyncio.create_task(self._travel(rows, bar)) for _ in range(window)]
+            travellers = asyncio.gather(*tasks)
             checkpoints = asyncio.create_task(self._checkpoints(bar))
             both = (travellers, checkpoints)
             try:
@@ -168,9 +171,10 @@ class Pipeline:
                 for task in ended:
                     await task
             finally:
-                for task in both:
+                # Each by itself: a gather that one of its tasks has ended cancels no other.
+                for task in (*tasks, checkpoints):
                     task.cancel()
-                await asyncio.gather(*both, return_exceptions=True)
+                await asyncio.gather(*tasks, travellers, checkpoints, return_exceptions=True)
                 self._commit(self._outcomes)
 
     def times(self) -> list[StageTime]:
@@ -243,5 +247,6 @@ class Pipeline:
 
     def _commit(self, outcomes: list[Outcome]) -> None:
         """Vectors to the disk first, then the rows are marked: never the other way round."""
-        self._arrays.sync()
-        self._state.record(outcomes)
+        with self._committing:
+            self._arrays.sync()
+            self._state.record(outcomes)

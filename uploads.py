@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.api_core import exceptions as api
 
@@ -32,6 +32,14 @@ CHUNK_BYTES = 16 << 20  # of a part in one request, in memory
 TIMEOUT = (15, 120)  # seconds: connect, read
 DELETIONS_AT_ONCE = 32
 NO_COMPOSE = (api.MethodNotImplemented, api.MethodNotAllowed, api.Forbidden)
+
+
+class Part(NamedTuple):
+    """The bytes start..start+length of a file, and the object that holds them for a while."""
+
+    name: str
+    start: int
+    length: int
 
 
 class _Slice(io.RawIOBase):
@@ -83,26 +91,37 @@ async def upload_files(client: storage.Client, bucket: str, files: Iterable[Inde
 async def _upload(bucket: storage.Bucket, file: IndexFile) -> int:
     size = file.path.stat().st_size
     checksum = await asyncio.to_thread(crc32c_of_file, file.path)
+    parts = _parts(file, size)
     if not await _is_there(bucket, file.object_name, size, checksum):
-        if size < 2 * MIN_PART_BYTES:
+        if len(parts) < 2:
             await _send(bucket, file, file.object_name, 0, size)
         else:
-            await _upload_in_parts(bucket, file, size)
+            await _upload_in_parts(bucket, file, size, parts)
         if not await _is_there(bucket, file.object_name, size, checksum):
             raise StorageError(
                 f"gs://{bucket.name}/{file.object_name} is not what was sent (size or crc32c "
                 "differ): run the same command again, which sends it once more."
             )
+    if len(parts) > 1:  # an interrupted run may have left them beside the whole file
+        await delete_objects(bucket, [part.name for part in parts])
     return size
 
 
-async def _upload_in_parts(bucket: storage.Bucket, file: IndexFile, size: int) -> None:
+def _parts(file: IndexFile, size: int) -> list[Part]:
+    """The parts a file of `size` bytes is sent in; fewer than two if it is sent whole."""
+    if size < 2 * MIN_PART_BYTES:
+        return []
     count = min(MAX_PARTS, -(-size // MIN_PART_BYTES))
     step = -(-size // count)
-    parts = [
-        (f"{file.object_name}.part-{number:02}-of-{count:02}", start, min(step, size - start))
+    return [
+        Part(f"{file.object_name}.part-{number:02}-of-{count:02}", start, min(step, size - start))
         for number, start in enumerate(range(0, size, step), start=1)
     ]
+
+
+async def _upload_in_parts(
+    bucket: storage.Bucket, file: IndexFile, size: int, parts: list[Part]
+) -> None:
     free = asyncio.Semaphore(PARTS_AT_ONCE)
 
     async def send(name: str, start: int, length: int) -> None:
@@ -112,12 +131,10 @@ async def _upload_in_parts(bucket: storage.Bucket, file: IndexFile, size: int) -
                 await _send(bucket, file, name, start, length)
 
     await asyncio.gather(*(send(*part) for part in parts))
-    names = [name for name, _, _ in parts]
     try:
-        await _compose(bucket, file, names)
+        await _compose(bucket, file, [part.name for part in parts])
     except NO_COMPOSE:
         await _send(bucket, file, file.object_name, 0, size)
-    await delete_objects(bucket, names)
 
 
 async def _compose(bucket: storage.Bucket, file: IndexFile, names: list[str]) -> None:
