@@ -64,10 +64,10 @@ INTERRUPTED = 130  # exit code, as a shell gives it after Ctrl-C
 )
 @click.option(
     "--backend",
-    type=click.Choice(["transformers", "original"]),
-    default="transformers",
+    type=click.Choice(["fused", "transformers", "original"]),
+    default="fused",
     show_default=True,
-    help="Whose code computes: original takes the packages Detectron2 and clip, if installed.",
+    help="What computes: ours, transformers, or the packages Detectron2 and clip if installed.",
 )
 @click.option(
     "--device",
