@@ -2,7 +2,9 @@
 
 import asyncio
 import ipaddress
+import os
 import signal
+import sys
 from pathlib import Path
 
 import click
@@ -19,6 +21,8 @@ from local_forager.api import (
     html_page,
 )
 from local_forager.database import Database
+from local_forager.page import PAGE, Page
+from local_forager.page_api import add_page
 from local_forager.storage import Buckets
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds that open requests get when the server is told to stop
@@ -46,7 +50,9 @@ async def refuse_other_hosts(request: web.Request, handler: Endpoint) -> web.Str
     return await handler(request)
 
 
-def make_app(data_dir: Path, generation: str, bucket: str, loopback: bool) -> web.Application:
+def make_app(
+    data_dir: Path, generation: str, bucket: str, loopback: bool, clip_weights: Path | None
+) -> web.Application:
     middlewares = [refuse_other_hosts, answer_errors] if loopback else [answer_errors]
     app = web.Application(middlewares=middlewares, client_max_size=CHUNKED_LIMIT)
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -54,11 +60,13 @@ def make_app(data_dir: Path, generation: str, bucket: str, loopback: bool) -> we
     app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
     app[BUCKETS] = Buckets()
     add_api(app)
+    add_page(app, Page(app, data_dir, bucket, clip_weights))
     app.on_cleanup.append(close)
     return app
 
 
 async def close(app: web.Application) -> None:
+    app[PAGE].close()
     app[BUCKETS].close()
     app[DATABASE].close()
 
@@ -106,14 +114,26 @@ async def serve(app: web.Application, host: str, port: int) -> None:
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--bucket", default="foragerml", envvar="FORAGER_BUCKET", help="Index bucket.")
-def main(port: int, data_dir: Path, generation: str, host: str, bucket: str) -> None:
+@click.option(
+    "--clip_weights",
+    "--clip-weights",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory with CLIP's text tower and tokenizer, for text search on the page.",
+)
+def main(
+    port: int, data_dir: Path, generation: str, host: str, bucket: str, clip_weights: Path | None
+) -> None:
     """Serve a small Forager on this machine, for trying things and tests: no replacement for one.
 
     \b
     Example:
         python -m local_forager --port 8000 --data_dir forager-data
     """
-    asyncio.run(serve(make_app(data_dir, generation, bucket, is_loopback(host)), host, port))
+    app = make_app(data_dir, generation, bucket, is_loopback(host), clip_weights)
+    asyncio.run(serve(app, host, port))
+    # The database is closed; a thread may still lay out a map, which is not worth waiting for.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

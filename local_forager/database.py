@@ -227,10 +227,24 @@ class Database:
         )
         return [Label(*row) for row in rows]
 
-    async def newest_label(self, dataset: int) -> int:
-        """A number that changes whenever labels of the dataset do."""
-        statement = (
-            "SELECT coalesce(max(label.id), 0) FROM label JOIN item ON item.id = label.item "
-            "WHERE item.dataset = ?"
-        )
-        return await self._call(lambda db: int(db.execute(statement, (dataset,)).fetchone()[0]))
+    async def label_version(self) -> int:
+        """A number that grows whenever labels are written."""
+        statement = "SELECT seq FROM sqlite_sequence WHERE name = 'label'"
+        row = await self._call(lambda db: db.execute(statement).fetchone())
+        return int(row[0]) if row else 0
+
+    async def sample(self, dataset: int, count: int) -> list[str]:
+        """Identifiers of up to count images, spread over the dataset."""
+
+        def select(db: sqlite3.Connection) -> list[str]:
+            bounds = "SELECT min(id), max(id) FROM item WHERE dataset = ?"
+            first, last = db.execute(bounds, (dataset,)).fetchone()
+            if first is None:
+                return []
+            # The images of a dataset are inserted together, so their ids follow each other.
+            ids = sorted({first + (last - first) * place // count for place in range(count)})
+            marks = ", ".join("?" * len(ids))
+            rows = db.execute(f"SELECT identifier FROM item WHERE id IN ({marks}) ORDER BY id", ids)
+            return [identifier for (identifier,) in rows]
+
+        return await self._call(select)

@@ -1,0 +1,188 @@
+"""A storage server that is faster than what it measures: canned answers, straight from asyncio.
+
+    python -m bench.storage_server --images 2000 --image FILE [--delay_ms 50]
+
+It speaks as much of Cloud Storage's JSON API as the ingest uses. Every image is the same file under
+another name; uploads are counted and their checksum is sent back, their bytes are forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import click
+import google_crc32c
+
+PAGE = 1000  # objects in a page of a listing
+
+
+def checksum(data: bytes) -> str:
+    """CRC-32C as the JSON API writes it."""
+    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+
+
+class Objects:
+    """What the server holds: images by number, and of uploaded objects size and checksum."""
+
+    def __init__(self, images: list[bytes], count: int) -> None:
+        self.images = [(data, checksum(data)) for data in images]
+        self.count = count
+        self.uploaded: dict[str, tuple[int, str]] = {}
+        self.parts: dict[str, bytearray] = {}
+        self.sessions = itertools.count()
+
+    def listing(self, prefix: str, start: int) -> dict[str, object]:
+        """A page of the images; nine of ten are for training."""
+        first, last = (0, self.count * 9 // 10) if "train" in prefix else (
+            self.count * 9 // 10,
+            self.count,
+        )
+        numbers = range(first + start, min(last, first + start + PAGE))
+        items = []
+        for number in numbers:
+            data, crc32c = self.images[number % len(self.images)]
+            name = f"{prefix}{number:09}.jpg"
+            items.append(
+                {"name": name, "size": str(len(data)), "crc32c": crc32c, "generation": "1"}
+            )
+        page: dict[str, object] = {"items": items}
+        if first + start + PAGE < last:
+            page["nextPageToken"] = str(start + PAGE)
+        return page
+
+    def image(self, name: str) -> bytes:
+        number = int(name.rpartition("/")[2].partition(".")[0])
+        return self.images[number % len(self.images)][0]
+
+
+class Connection(asyncio.Protocol):
+    """One HTTP/1.1 connection, kept alive; requests come one after the other."""
+
+    def __init__(self, objects: Objects, delay_s: float) -> None:
+        self.objects, self.delay_s = objects, delay_s
+        self.buffer = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
+            head = bytes(self.buffer[:end]).decode("latin1").split("\r\n")
+            headers = {
+                key.lower(): value.strip()
+                for key, _, value in (line.partition(":") for line in head[1:])
+            }
+            length = int(headers.get("content-length", 0))
+            if len(self.buffer) < end + 4 + length:
+                return
+            body = bytes(self.buffer[end + 4 : end + 4 + length])
+            del self.buffer[: end + 4 + length]
+            method, target, _ = head[0].split(" ")
+            answer = self.answer(method, target, headers, body)
+            if self.delay_s:
+                asyncio.get_running_loop().call_later(self.delay_s, self.transport.write, answer)
+            else:
+                self.transport.write(answer)
+
+    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> bytes:
+        url = urlsplit(target)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        name = unquote(url.path.partition("/o/")[2])
+        if method == "GET" and query.get("alt") == "media":
+            return _http(self.objects.image(name), "image/jpeg")
+        if url.path.endswith("/iam/testPermissions"):
+            asked = parse_qs(url.query).get("permissions", [])
+            return _json({"permissions": asked})
+        if method == "GET" and url.path.endswith("/o"):
+            start = int(query.get("pageToken", 0))
+            return _json(self.objects.listing(query.get("prefix", ""), start))
+        if url.path.startswith("/upload/"):
+            return self.upload(method, url.path, query, headers, body)
+        if url.path.endswith("/compose"):
+            target_name = name.removesuffix("/compose")
+            sources = [source["name"] for source in json.loads(body)["sourceObjects"]]
+            data = b"".join(self.objects.parts.pop(source) for source in sources)
+            return self.stored(target_name, data)
+        if method == "DELETE":
+            self.objects.uploaded.pop(name, None)
+            return b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
+        if method == "GET" and name in self.objects.uploaded:
+            size, crc32c = self.objects.uploaded[name]
+            return _json({"name": name, "size": str(size), "crc32c": crc32c})
+        if method == "GET" and url.path.rpartition("/")[2][:1].isdecimal():
+            return _http(self.objects.image(url.path), "image/jpeg")
+        return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+    def upload(
+        self, method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes
+    ) -> bytes:
+        if query["uploadType"] == "media":
+            return self.stored(query["name"], body)
+        if query["uploadType"] == "multipart":
+            boundary = headers["content-type"].partition("boundary=")[2].strip('"\'').encode()
+            parts = body.split(b"--" + boundary)
+            name = json.loads(parts[1].partition(b"\r\n\r\n")[2])["name"]
+            return self.stored(name, parts[2].partition(b"\r\n\r\n")[2][:-2])
+        if method == "POST":
+            name = json.loads(body)["name"]
+            self.objects.parts[name] = bytearray()
+            location = f"http://{headers['host']}{path}?uploadType=resumable&name={name}"
+            return (
+                f"HTTP/1.1 200 OK\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+            )
+        name = query["name"]
+        part = self.objects.parts[name]
+        part += body
+        if len(part) < int(headers["content-range"].rpartition("/")[2]):
+            last = len(part) - 1
+            head = f"HTTP/1.1 308 Incomplete\r\nRange: bytes=0-{last}\r\nContent-Length: 0\r\n\r\n"
+            return head.encode()
+        return self.stored(name, bytes(part))
+
+    def stored(self, name: str, data: bytes) -> bytes:
+        """Remember an object's size and checksum, and a part's bytes until it is composed."""
+        size, crc32c = len(data), checksum(data)
+        self.objects.uploaded[name] = size, crc32c
+        if ".part-" in name:
+            self.objects.parts[name] = bytearray(data)
+        else:
+            self.objects.parts.pop(name, None)
+        return _json({"name": name, "size": str(size), "crc32c": crc32c, "generation": "1"})
+
+
+def _http(body: bytes, content_type: str) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def _json(content: object) -> bytes:
+    return _http(json.dumps(content).encode(), "application/json")
+
+
+async def serve(objects: Objects, delay_s: float) -> None:
+    """Listen on a free port of 127.0.0.1 and print the address."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(objects, delay_s), "127.0.0.1", 0)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+@click.command()
+@click.option("--images", default=1000, help="How many objects it says it has.")
+@click.option("--image", type=click.Path(path_type=Path), multiple=True, required=True)
+@click.option("--delay_ms", default=0.0, help="Wait before each answer.")
+def main(images: int, image: tuple[Path, ...], delay_ms: float) -> None:
+    """Serve canned images on 127.0.0.1 until killed."""
+    objects = Objects([path.read_bytes() for path in image], images)
+    asyncio.run(serve(objects, delay_ms / 1000))
+
+
+if __name__ == "__main__":
+    main()

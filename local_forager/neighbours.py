@@ -1,0 +1,73 @@
+"""Exact nearest neighbours in an array of an index: blocks of a memory map, one product each."""
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+BLOCK_BYTES = 32 * 1024 * 1024  # of rows for one product: 8 to 64 MiB measure alike
+KEEP_MAPPED_BYTES = 1024 * 1024 * 1024  # larger arrays give their pages back after each block
+
+
+class Neighbours(NamedTuple):
+    rows: np.ndarray  # int64, nearest first
+    distances: np.ndarray  # float32, 1 - cosine, from 0 (same direction) to 2
+
+
+class Embedding:
+    """One array of an index: n x d little-endian float32 without a header, mapped read-only.
+
+    Rows are unit vectors, or all zero for an image that failed.
+    """
+
+    def __init__(self, path: Path, rows: int, dimensions: int) -> None:
+        self.rows, self.dimensions = rows, dimensions
+        self._map: mmap.mmap | None = None
+        self.vectors = np.zeros((0, dimensions), np.float32)
+        if rows:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.vectors = np.frombuffer(self._map, "<f4").reshape(rows, dimensions)
+
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows) of each block; of a large array no more than a block stays mapped."""
+        step = max(1, block_bytes // (4 * self.dimensions))
+        for start in range(0, self.rows, step):
+            yield start, self.vectors[start : start + step]
+            if self._map is not None and self.vectors.nbytes > KEEP_MAPPED_BYTES:
+                self._release(start, min(start + step, self.rows))
+
+    def _release(self, start: int, stop: int) -> None:
+        """Unmap the pages of these rows; they stay in the system's cache while it has room."""
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        row_bytes = 4 * self.dimensions
+        first = start * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, first, stop * row_bytes - first)
+
+    def similarities(self, query: np.ndarray) -> np.ndarray:
+        """Cosine of the query, a unit vector, with each row: float32 (n,); 0 for failed images."""
+        result = np.empty(self.rows, np.float32)
+        for start, block in self.blocks():
+            np.matmul(block, query, out=result[start : start + len(block)])
+        return result
+
+    def neighbours(self, row: int, count: int, failed: np.ndarray) -> Neighbours:
+        """The images nearest to a row, without itself and the failed ones."""
+        similarity = self.similarities(np.array(self.vectors[row]))
+        similarity[failed] = -np.inf
+        similarity[row] = -np.inf
+        return nearest(similarity, count)
+
+
+def nearest(similarity: np.ndarray, count: int) -> Neighbours:
+    """The largest of the finite similarities, ties by row."""
+    count = min(count, int(np.isfinite(similarity).sum()))
+    if count == 0:
+        return Neighbours(np.zeros(0, np.int64), np.zeros(0, np.float32))
+    least = np.partition(similarity, len(similarity) - count)[len(similarity) - count]
+    rows = np.flatnonzero(similarity >= least)
+    rows = rows[np.argsort(-similarity[rows], kind="stable")][:count]
+    return Neighbours(rows, np.maximum(1 - similarity[rows], 0).astype(np.float32))

@@ -1,0 +1,154 @@
+// The page: finds out what the address asks for and shows it.
+
+import { showDetail } from "./detail.js";
+import { askJson, count, h, pause, Problem } from "./dom.js";
+import { Filters } from "./filters.js";
+import { Grid } from "./grid.js";
+import { Health } from "./health.js";
+import { home } from "./home.js";
+import { PointMap } from "./map.js";
+import { Rows } from "./rows.js";
+import { changed, current, onChange, onLink } from "./state.js";
+
+const POLL = 3000; // milliseconds between looks for new labels
+const VIEWS = { grid: "Images", map: "Map", health: "Health" };
+const main = document.getElementById("main");
+const where = document.getElementById("where");
+const tabs = document.getElementById("tabs");
+let session = null; // the dataset that is shown
+
+class Session {
+  constructor(name) {
+    this.name = name;
+    this.ended = new AbortController();
+    this.info = null;
+    this.filters = new Filters();
+    this.stage = h("section", { class: "stage" });
+    this.view = null;
+    this.kind = null;
+    this.ready = false;
+  }
+
+  ask(path, parameters = {}) {
+    return askJson(`/page/${this.name}/${path}`, parameters, this.ended.signal);
+  }
+
+  async start() {
+    main.replaceChildren(h("p", { class: "note", role: "status" }, "Opening the dataset…"));
+    this.info = await this.ask("dataset");
+    while (this.info.index.state === "copying") {
+      main.replaceChildren(copying(this.info));
+      await pause(500);
+      this.info = await this.ask("dataset");
+    }
+    if (this.info.index.state === "missing") {
+      main.replaceChildren(missing(this.info));
+      return;
+    }
+    this.rows = new Rows(this);
+    main.replaceChildren(h("div", { class: "workspace" }, this.filters.element, this.stage));
+    await this.show(current(), null);
+    this.ready = true;
+    this.watch();
+  }
+
+  // New labels appear by themselves: the version of the dataset tells when there are any.
+  async watch() {
+    while (!this.ended.signal.aborted) {
+      await pause(POLL);
+      if (document.hidden || this.ended.signal.aborted) continue;
+      try {
+        const info = await this.ask("dataset");
+        if (info.version === this.info.version) continue;
+        this.info = info;
+        this.rows.forget();
+        await this.show(current(), null);
+      } catch (error) {
+        if (!(error instanceof Problem)) return;
+      }
+    }
+  }
+
+  async show(state, scroll) {
+    const kind = state.view in VIEWS ? state.view : "grid";
+    this.filters.show(this.info, state);
+    showTabs(kind);
+    if (kind !== this.kind) {
+      this.view?.close();
+      const View = { grid: Grid, map: PointMap, health: Health }[kind];
+      this.view = new View(this);
+      this.kind = kind;
+      this.stage.replaceChildren(this.view.element);
+    }
+    await this.view.show(state, scroll);
+    await showDetail(this, state);
+  }
+
+  end() {
+    this.ended.abort();
+    this.view?.close();
+  }
+}
+
+function copying(info) {
+  const { done, total } = info.index;
+  const megabytes = (number) => count(Math.round(number / 1e6));
+  return h("div", { class: "note" },
+    h("h1", {}, "Fetching the index"),
+    h("p", { role: "status" }, total
+      ? `${megabytes(done)} of ${megabytes(total)} MB. It is kept, so this happens once.`
+      : "Reading the list of images."),
+    h("progress", { max: total || 1, value: total ? done : undefined, "aria-label": "Index fetched" }),
+  );
+}
+
+function missing(info) {
+  return h("div", { class: "note" },
+    h("h1", {}, "There is nothing to show yet"),
+    h("p", {}, info.index.detail),
+    h("p", {}, `The server has ${count(info.num_train)} training and ${count(info.num_val)} `
+      + "validation images for this dataset, but the vectors and thumbnails come from its index."),
+    h("p", {}, h("button", { type: "button", onclick: () => location.reload() }, "Look again")),
+  );
+}
+
+function showTabs(kind) {
+  tabs.hidden = false;
+  const links = Object.entries(VIEWS).map(([view, title]) => h("a", {
+    href: changed({ view: view === "grid" ? null : view, image: null }),
+    "aria-current": view === kind ? "page" : null,
+    onclick: onLink,
+  }, title));
+  const focused = [...tabs.children].indexOf(document.activeElement);
+  tabs.replaceChildren(...links);
+  if (focused >= 0) tabs.children[focused].focus();
+}
+
+async function show(state, before, scroll) {
+  try {
+    if (session?.ready && session.name === state.name) {
+      await session.show(state, scroll);
+      return;
+    }
+    session?.end();
+    session = state.name ? new Session(state.name) : null;
+    document.getElementById("detail").close();
+    document.title = state.name ? `${state.name} · Forager` : "Forager";
+    where.replaceChildren(...(state.name ? [h("bdi", {}, state.name)] : []));
+    tabs.hidden = true;
+    await (session ? session.start() : home(main));
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (!(error instanceof Problem)) throw error;
+    session?.end();
+    session = null;
+    main.replaceChildren(h("div", { class: "note", role: "alert" },
+      h("h1", {}, "This cannot be shown"), h("p", {}, error.message),
+      h("p", {}, h("a", { href: "/" }, "All datasets"),
+        ...(state.name ? [" · ", h("a", { href: `/${state.name}` }, "All images")] : []))));
+  }
+}
+
+document.querySelector("[data-home]").addEventListener("click", onLink);
+onChange(show);
+show(current(), null, null);

@@ -1,0 +1,204 @@
+// One image: the picture, what is known of it, and its neighbours to walk on to.
+
+import { basename, bytes, count, h, labelText, modeKind, Problem, splitName } from "./dom.js";
+import { changed, go, onLink } from "./state.js";
+
+const COUNT = 24; // neighbours shown
+const dialog = document.getElementById("detail");
+const ABOUT = {
+  clip: "what is in the picture, as CLIP sees it",
+  imagenet: "objects, by ResNet-50's last stage",
+  imagenet_early: "textures and shapes, by the stage before",
+};
+let shown = null; // what the dialog shows, as text
+let returnFocus = null;
+
+dialog.addEventListener("cancel", (event) => { event.preventDefault(); close(); });
+dialog.addEventListener("click", (event) => { if (event.target === dialog) close(); });
+dialog.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.target.closest("fieldset")) return; // the arrows choose among its buttons
+  dialog.querySelector(step < 0 ? "[data-previous]" : "[data-next]")?.click();
+});
+
+const close = () => go({ image: null });
+
+export async function showDetail(session, state) {
+  if (state.image === null) {
+    shown = null;
+    if (dialog.open) {
+      dialog.close();
+      returnFocus?.focus?.({ preventScroll: true });
+    }
+    return;
+  }
+  const by = state.by in ABOUT ? state.by : "clip";
+  const key = JSON.stringify([state, session.info.version]);
+  if (key === shown) return;
+  shown = key;
+  let image;
+  let rows;
+  try {
+    const row = Number(state.image);
+    if (!Number.isInteger(row) || row < 0) throw new Problem("There is no such image.");
+    const answers = [session.ask("images", { rows: row }), session.rows.select(state)];
+    const [{ images }, selected] = await Promise.all(answers);
+    if (!images.length) throw new Problem(`There is no row ${count(row)} in this dataset.`);
+    image = images[0];
+    rows = selected.rows;
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    if (shown === key) open(h("div", { class: "facts" }, heading("No such image"), h("p", {}, error.message)));
+    return;
+  }
+  if (shown !== key) return;
+  const place = rows.indexOf(image.row);
+  const near = h("div", { class: "near" });
+  const size = h("dd", { class: "quiet" }, "…");
+  open(picture(session, image),
+    h("div", { class: "facts" },
+      heading(basename(image.name)), steps(rows, place), facts(session, image, size), labels(image),
+      neighbourhood(image, by, near)));
+  measure(session, image, size);
+  if (!image.failed) await neighbours(session, image, by, near, key);
+}
+
+function open(...content) {
+  const focus = dialog.open && dialog.contains(document.activeElement)
+    ? document.activeElement.getAttribute("data-focus") : null;
+  dialog.replaceChildren(h("div", { class: "sheet" }, ...content));
+  dialog.scrollTop = 0;
+  if (!dialog.open) {
+    returnFocus = document.activeElement;
+    dialog.showModal();
+  }
+  const target = focus && dialog.querySelector(`[data-focus="${CSS.escape(focus)}"]`);
+  (target ?? dialog.querySelector("[data-focus=close]")).focus({ preventScroll: true });
+}
+
+function heading(text) {
+  return h("div", { class: "detail-head" },
+    h("h2", { id: "detail-title" }, h("bdi", {}, text)),
+    h("button", {
+      type: "button", class: "round", "aria-label": "Close", "data-focus": "close", onclick: close,
+    }, "×"));
+}
+
+function steps(rows, place) {
+  if (place < 0 || rows.length < 2) return null;
+  const step = (to, text, name, key) => h("a", {
+    class: "button", "data-focus": key, [`data-${key}`]: true, "aria-label": name,
+    href: changed({ image: rows[to] }),
+    onclick: (event) => { event.preventDefault(); go({ image: rows[to] }, { replace: true }); },
+  }, text);
+  return h("nav", { class: "steps", "aria-label": "Images in this view" },
+    place > 0 ? step(place - 1, "‹ Previous", "Previous image", "previous")
+      : h("span", { class: "button off" }, "‹ Previous"),
+    h("span", { class: "quiet" }, `${count(place + 1)} of ${count(rows.length)}`),
+    place < rows.length - 1 ? step(place + 1, "Next ›", "Next image", "next")
+      : h("span", { class: "button off" }, "Next ›"));
+}
+
+function picture(session, image) {
+  const full = h("img", {
+    class: "full", alt: basename(image.name), src: session.rows.original(image.row),
+  });
+  const figure = h("figure", { class: "picture" }, full);
+  full.addEventListener("load", () => figure.classList.add("here"));
+  full.addEventListener("error", () => {
+    const small = h("img", { class: "full", alt: basename(image.name), src: session.rows.thumbnail(image.row) });
+    small.addEventListener("load", () => figure.classList.add("here"));
+    small.addEventListener("error", () => small.replaceWith(
+      h("p", { class: "quiet" }, "This image cannot be shown.")));
+    full.replaceWith(small);
+  });
+  return figure;
+}
+
+function facts(session, image, size) {
+  const fact = (name, ...value) => [h("dt", {}, name), h("dd", {}, ...value)];
+  const { train_path: train } = session.info;
+  const number = image.imagenet_class;
+  return h("dl", {},
+    fact("Object", h("bdi", { class: "path" }, `gs://${train.split("/")[2]}/${image.name}`)),
+    h("dt", {}, "Size"), size,
+    fact("Split", splitName(image.split), h("span", { class: "quiet" }, ` · row ${count(image.row)}`)),
+    fact("ImageNet class", number === null ? "none" : h("a", {
+      href: changed({ image: null, class: number, view: null }), onclick: onLink,
+    }, String(number))),
+    image.failed ? fact("Problem", "It failed at ingest: no vectors and no thumbnail.") : []);
+}
+
+// Width, height and bytes: known once the image has come from its bucket, which can take a while.
+async function measure(session, image, size) {
+  try {
+    const detail = await session.ask(`image/${image.row}`);
+    const text = [detail.width ? `${count(detail.width)} × ${count(detail.height)} pixels` : null,
+      detail.bytes !== null ? bytes(detail.bytes) : null, detail.problem].filter(Boolean).join(" · ");
+    size.replaceChildren(text);
+    size.className = detail.problem ? "warning" : "";
+  } catch (error) {
+    if (!(error instanceof Problem)) return;
+    size.replaceChildren(error.message);
+  }
+}
+
+function labels(image) {
+  return h("ul", { class: "labels", role: "list", "aria-label": "Labels" },
+    image.labels.length ? image.labels.map((label) => h("li", {}, h("a", {
+      class: "chip", title: `by ${label.user}`, onclick: onLink,
+      href: changed({ image: null, view: null, category: label.category, mode: label.mode }),
+    }, h("span", { class: `dot ${modeKind(label.mode)}` }), h("bdi", {}, labelText(label)))))
+      : h("li", { class: "quiet" }, "No labels"));
+}
+
+function neighbourhood(image, by, near) {
+  if (image.failed) return null;
+  return h("section", { "aria-labelledby": "near-title" },
+    h("div", { class: "near-head" },
+      h("h3", { id: "near-title" }, "Nearest"),
+      h("fieldset", { class: "segments" },
+        h("legend", { class: "hidden" }, "Compare by"),
+        Object.keys(ABOUT).map((name) => h("label", { title: ABOUT[name] },
+          h("input", {
+            type: "radio", name: "by", value: name, checked: name === by, "data-focus": `by-${name}`,
+            onchange: () => go({ by: name === "clip" ? null : name }, { replace: true }),
+          }),
+          h("span", {}, name))))),
+    h("p", { class: "quiet" }, `By ${ABOUT[by]}.`),
+    near,
+    h("p", {}, h("a", {
+      onclick: onLink, href: changed({ image: null, like: image.row, text: null, set: null, view: null }),
+    }, "Sort all images by likeness to this one")));
+}
+
+async function neighbours(session, image, by, near, key) {
+  near.replaceChildren(h("p", { class: "quiet", role: "status" }, "Comparing with all images…"));
+  try {
+    const answer = await session.ask(`neighbours/${image.row}`, { by, count: COUNT });
+    if (shown !== key) return;
+    near.replaceChildren(
+      h("ol", { class: "strip", role: "list" }, answer.neighbours.map((one) => neighbour(session, one))),
+      h("p", { class: "quiet small" }, answer.neighbours.length
+        ? `Cosine distance, 0 is the same; ${count(session.info.rows)} images compared in `
+          + `${Math.max(1, Math.round(answer.milliseconds))} ms.`
+        : "There is no other image to compare with."));
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    near.replaceChildren(h("p", { class: "warning", role: "alert" }, error.message));
+  }
+}
+
+function neighbour(session, { distance, image }) {
+  const text = [basename(image.name), `distance ${distance.toFixed(3)}`, splitName(image.split),
+    ...image.labels.map(labelText)].join(", ");
+  return h("li", {}, h("a", {
+    class: "tile here", href: changed({ image: image.row }), onclick: onLink, title: text,
+    "data-focus": `near-${image.row}`,
+  },
+  h("img", { src: session.rows.thumbnail(image.row), alt: text, decoding: "async" }),
+  h("span", { class: "dots", "aria-hidden": "true" }, image.labels.slice(0, 3).map((label) =>
+    h("span", { class: `dot ${modeKind(label.mode)}` })))),
+  h("span", { class: "distance", "aria-hidden": "true" }, distance.toFixed(3)));
+}

@@ -1,0 +1,69 @@
+// Building blocks: elements, numbers, questions to the page's API. Text is only ever set as text.
+
+export function h(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name in element && name !== "list" && typeof value !== "string") element[name] = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+const numbers = new Intl.NumberFormat("en");
+export const count = (number) => numbers.format(number);
+export const plural = (number, one, many = `${one}s`) =>
+  `${count(number)} ${number === 1 ? one : many}`;
+
+export function bytes(number) {
+  if (number < 1000) return `${number} bytes`;
+  const units = ["kB", "MB", "GB", "TB"];
+  let unit = -1;
+  do { number /= 1000; unit += 1; } while (number >= 999.5 && unit < units.length - 1);
+  return `${number.toFixed(number < 10 ? 1 : 0)} ${units[unit]}`;
+}
+
+export class Problem extends Error {}
+
+async function ask(path, parameters, signal) {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value !== null && value !== undefined && value !== "") query.set(name, value);
+  }
+  let response;
+  try {
+    response = await fetch(query.size ? `${path}?${query}` : path, { signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("The local Forager does not answer: is it still running?");
+  }
+  if (response.ok) return response;
+  const answer = await response.json().catch(() => ({}));
+  throw new Problem(answer.error ?? `The server answered with status ${response.status}.`);
+}
+
+export const askJson = async (path, parameters = {}, signal = undefined) =>
+  (await ask(path, parameters, signal)).json();
+
+// An array; while it is being computed the answer is 202 and the question is put again.
+export async function askArray(Type, path, parameters = {}, signal = undefined) {
+  for (;;) {
+    const response = await ask(path, parameters, signal);
+    if (response.status !== 202) return new Type(await response.arrayBuffer());
+    await pause(400);
+  }
+}
+
+export const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
+export const MODE_NAMES = {
+  POSITIVE: "positive", NEGATIVE: "negative", HARD_NEGATIVE: "hard negative", UNSURE: "unsure",
+};
+export const modeName = (mode) => MODE_NAMES[mode] ?? mode;
+export const modeKind = (mode) => (mode in MODE_NAMES ? mode.toLowerCase() : "custom");
+export const splitName = (split) => (split === "val" ? "validation" : "train");
+export const basename = (name) => name.slice(name.lastIndexOf("/") + 1) || name;
+export const labelText = (label) =>
+  label.mode === "POSITIVE" ? label.category : `${label.category}: ${modeName(label.mode)}`;

@@ -1,0 +1,153 @@
+// The filters beside the images: text, split, labels with counts, and what is in force.
+
+import { count, h, modeKind, modeName, plural, splitName } from "./dom.js";
+import { changed, go, onLink } from "./state.js";
+
+const WIDE = matchMedia("(min-width: 56rem)");
+const MANY = 12; // categories from which there is a box to find one
+
+export class Filters {
+  constructor() {
+    this.body = h("div", { class: "filters-body" });
+    this.element = h("details", { class: "filters", open: WIDE.matches },
+      h("summary", {}, "Search and filters"), this.body);
+    WIDE.addEventListener("change", () => { this.element.open = WIDE.matches; });
+    this.find = "";
+    this.key = null;
+  }
+
+  show(info, state) {
+    const { image, color, method, view, ...rest } = state;
+    const key = JSON.stringify([info, rest, state.view]);
+    if (key === this.key) return;
+    this.key = key;
+    const focused = this.body.contains(document.activeElement) ? document.activeElement.id : null;
+    const scroll = this.element.scrollTop;
+    this.body.replaceChildren(
+      search(info, state),
+      split(info, state),
+      this.labels(info, state),
+    );
+    this.element.scrollTop = scroll;
+    if (focused) document.getElementById(focused)?.focus();
+  }
+
+  labels(info, state) {
+    const list = h("ul", { class: "choices", role: "list" });
+    const fill = () => {
+      const wanted = this.find.toLowerCase();
+      const found = info.categories.filter(({ category }) => category.toLowerCase().includes(wanted));
+      list.replaceChildren(...found.map((category) => categoryChoice(category, state)),
+        ...(found.length ? [] : [h("li", { class: "quiet" }, "No such label.")]));
+    };
+    fill();
+    const box = info.categories.length < MANY ? null : h("input", {
+      type: "search", placeholder: "Find a label", "aria-label": "Find a label", id: "find-label",
+      value: this.find, oninput: (event) => { this.find = event.currentTarget.value; fill(); },
+    });
+    const unlabelled = info.rows - info.labelled;
+    const none = { ...leaveHealth(state), category: null, mode: null, set: null, image: null };
+    return h("section", { "aria-labelledby": "labels-title" },
+      h("h2", { id: "labels-title" }, "Labels"),
+      info.categories.length ? null : h("p", { class: "quiet" },
+        "None yet. Labels written by ingest_labels.py appear here by themselves."),
+      box,
+      info.categories.length ? list : null,
+      info.categories.length ? h("ul", { class: "choices", role: "list" },
+        choice("label-any", "Any label", info.labelled, state.labelled === "yes",
+          { ...none, labelled: state.labelled === "yes" ? null : "yes" }),
+        choice("label-none", "No label", unlabelled, state.labelled === "no",
+          { ...none, labelled: state.labelled === "no" ? null : "no" })) : null,
+    );
+  }
+}
+
+function search(info, state) {
+  const { available, reason } = info.text_search;
+  const input = h("input", {
+    type: "search", id: "search-text", name: "text", value: state.text ?? "", disabled: !available,
+    placeholder: available ? "a dog in the snow" : "not available", autocomplete: "off",
+    maxlength: "1000", "aria-describedby": "search-about",
+  });
+  return h("form", {
+    role: "search",
+    onsubmit: (event) => {
+      event.preventDefault();
+      go({ text: input.value.trim() || null, like: null, set: null, image: null, view: null });
+    },
+  },
+  h("label", { for: "search-text", class: "heading" }, "Search by text"),
+  input,
+  h("p", { class: "quiet", id: "search-about" },
+    available ? "Sorts the images by CLIP, best first." : withOptions(reason)));
+}
+
+function choice(id, text, number, on, changes, extra = null) {
+  return h("li", {}, h("a", {
+    id, class: "choice", href: changed(changes), "aria-current": on ? "true" : null, onclick: onLink,
+  }, extra, h("bdi", { class: "choice-text" }, text), h("span", { class: "number" }, count(number))));
+}
+
+function split(info, state) {
+  const counts = [
+    [null, "All", info.rows],
+    ["train", "Train", info.rows_train],
+    ["val", "Validation", info.rows - info.rows_train],
+  ];
+  return h("section", { "aria-labelledby": "split-title" },
+    h("h2", { id: "split-title" }, "Split"),
+    h("ul", { class: "choices", role: "list" }, counts.map(([value, text, number]) =>
+      choice(`split-${value}`, text, number, state.split === value, { ...leaveHealth(state), split: value, image: null }))));
+}
+
+function categoryChoice({ category, count: number, modes }, state) {
+  const on = state.category === category;
+  const base = { ...leaveHealth(state), labelled: null, set: null, image: null };
+  const item = choice(`category-${category}`, category, number, on && state.mode === null,
+    on && state.mode === null ? { ...base, category: null, mode: null } : { ...base, category, mode: null });
+  if (modes.length > 1 || modes[0].mode !== "POSITIVE") {
+    item.append(h("ul", { class: "modes", role: "list" }, modes.map(({ mode, count: images }) => {
+      const chosen = on && state.mode === mode;
+      return choice(`mode-${category}-${mode}`, modeName(mode), images, chosen,
+        chosen ? { ...base, category, mode: null } : { ...base, category, mode },
+        h("span", { class: `dot ${modeKind(mode)}` }));
+    })));
+  }
+  return item;
+}
+
+// The health of a dataset is that of all its images: a filter chosen there shows the images.
+const leaveHealth = (state) => (state.view === "health" ? { view: null } : {});
+
+// A sentence of the server's, in which the options to type do not break across lines.
+const withOptions = (text) => text.split(/(--\w+)/).map((part) =>
+  (part.startsWith("--") ? h("code", { class: "whole" }, part) : part));
+
+const SETS = {
+  failed: "Failed images", exact: "Exact duplicates", near: "Near duplicates",
+  leak: "In train and validation", disagree: "Labels that neighbours contradict",
+};
+
+// What is shown, in words and with a way to take each filter off.
+export function summary(info, state, shown) {
+  const chips = [];
+  const chip = (text, changes) => chips.push(h("a", {
+    class: "chip", href: changed({ image: null, ...changes }), onclick: onLink,
+    "aria-label": `Remove the filter: ${text}`,
+  }, h("bdi", {}, text), h("span", { "aria-hidden": "true" }, "×")));
+  if (state.split) chip(splitName(state.split), { split: null });
+  if (state.category !== null) {
+    chip(state.mode ? `${state.category}: ${modeName(state.mode)}` : state.category,
+      { category: null, mode: null });
+  }
+  if (state.labelled) chip(state.labelled === "no" ? "no label" : "any label", { labelled: null });
+  if (state.class !== null) chip(`ImageNet class ${state.class}`, { class: null });
+  if (state.set) chip(SETS[state.set] ?? state.set, { set: null });
+  if (state.text) chip(`by text: ${state.text}`, { text: null });
+  if (state.like !== null) chip(`by likeness to image ${count(Number(state.like))}`, { like: null });
+  return h("div", { class: "summary" },
+    h("p", { role: "status", class: "total" }, shown === info.rows ? plural(shown, "image")
+      : `${count(shown)} of ${plural(info.rows, "image")}`),
+    ...chips,
+    ...info.warnings.map((warning) => h("p", { class: "warning", role: "alert" }, warning)));
+}

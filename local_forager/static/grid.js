@@ -1,0 +1,275 @@
+// The grid of thumbnails: only the tiles on the screen exist, however many images there are.
+
+import { basename, h, labelText, modeKind, splitName } from "./dom.js";
+import { summary } from "./filters.js";
+import { changed, onLink } from "./state.js";
+
+const SIZES = { small: 104, medium: 160, large: 240 }; // pixels a tile is wide at least
+const GAP = 6; // pixels
+const OVERSCAN = 400; // pixels above and below the screen that have tiles
+const MAX_HEIGHT = 8_000_000; // pixels; browsers end at some 16 to 33 million
+const FAST = 3; // pixels a millisecond: scrolling faster than this fetches nothing until it slows
+const SETTLE = 90; // milliseconds without scrolling after which all is fetched
+const MARKS = 4; // labels of an image that get a dot
+
+let size = "medium";
+
+export class Grid {
+  constructor(session) {
+    this.session = session;
+    this.head = h("div", { class: "head" });
+    this.list = h("ul", { class: "grid", role: "list", "aria-label": "Images" });
+    this.none = h("p", { class: "note", hidden: true });
+    this.element = h("div", {}, this.head, this.none, this.list);
+    this.tiles = [];
+    this.rows = new Int32Array();
+    this.groups = null;
+    this.focus = 0;
+    this.frame = 0;
+    this.lastScroll = { at: 0, y: 0, speed: 0 };
+    this.onScroll = () => this.request();
+    this.list.addEventListener("keydown", (event) => this.onKey(event));
+    addEventListener("scroll", this.onScroll, { passive: true });
+    this.observer = new ResizeObserver(() => this.layout());
+    this.observer.observe(this.element);
+  }
+
+  close() {
+    removeEventListener("scroll", this.onScroll);
+    this.observer.disconnect();
+    cancelAnimationFrame(this.frame);
+    clearTimeout(this.settling);
+  }
+
+  async show(state, scroll) {
+    const before = this.rows;
+    const { rows, groups } = await this.session.rows.select(state);
+    this.rows = rows;
+    this.groups = groups;
+    this.head.replaceChildren(summary(this.session.info, state, rows.length), sizes(this));
+    this.none.hidden = rows.length > 0;
+    this.none.textContent = this.session.info.rows
+      ? "No image fits these filters." : "This dataset has no images.";
+    if (before !== rows) {
+      this.focus = 0;
+      for (const tile of this.tiles) tile.row = -1;
+    }
+    this.layout();
+    if (scroll !== null) scrollTo(0, scroll);
+    else if (before !== rows && before.length) scrollTo(0, 0);
+    this.update(true);
+  }
+
+  layout() {
+    const width = this.list.clientWidth;
+    if (!width) return;
+    const least = Math.min(SIZES[size], (width - 2 * GAP) / 3);
+    this.columns = Math.max(1, Math.floor((width + GAP) / (least + GAP)));
+    this.tile = (width - GAP * (this.columns - 1)) / this.columns;
+    this.step = this.tile + GAP;
+    this.total = Math.ceil(this.rows.length / this.columns) * this.step;
+    this.height = Math.min(this.total, MAX_HEIGHT);
+    this.list.style.height = `${this.height}px`;
+    for (const tile of this.tiles) tile.place = -1;
+    this.request();
+  }
+
+  request() {
+    if (!this.frame) {
+      this.frame = requestAnimationFrame(() => {
+        this.frame = 0;
+        this.update(false);
+      });
+    }
+  }
+
+  // Pixels of the list above the screen, and how much longer the list is than its element.
+  position() {
+    const above = -this.list.getBoundingClientRect().top;
+    const scale = this.total > this.height
+      ? (this.total - innerHeight) / (this.height - innerHeight) : 1;
+    return { above, offset: scale === 1 ? 0 : Math.max(0, above) * (scale - 1) };
+  }
+
+  update(settled) {
+    if (!this.columns) return;
+    const { above, offset } = this.position();
+    this.measureSpeed(above);
+    const fetchAll = settled || this.lastScroll.speed < FAST;
+    const top = above + offset;
+    const first = Math.max(0, Math.floor((top - OVERSCAN) / this.step) * this.columns);
+    const last = Math.min(this.rows.length,
+      Math.ceil((top + innerHeight + OVERSCAN) / this.step) * this.columns);
+    this.fit(last - first);
+    const pool = this.tiles.length;
+    for (let place = first; place < last; place += 1) {
+      this.put(this.tiles[place % pool], place, offset, fetchAll);
+    }
+    for (const tile of this.tiles) {
+      if (tile.place < first || tile.place >= last) this.hide(tile);
+    }
+    clearTimeout(this.settling);
+    if (settled) this.learn(first, last);
+    else this.settling = setTimeout(() => this.update(true), SETTLE);
+  }
+
+  measureSpeed(y) {
+    const at = performance.now();
+    const passed = at - this.lastScroll.at;
+    if (passed < 1) return;
+    this.lastScroll = { at, y, speed: Math.abs(y - this.lastScroll.y) / passed };
+  }
+
+  fit(needed) {
+    while (this.tiles.length < needed) {
+      const tile = makeTile();
+      tile.link.addEventListener("click", onLink);
+      tile.link.addEventListener("focus", () => { this.focus = tile.place; });
+      this.tiles.push(tile);
+      this.list.append(tile.item);
+      for (const other of this.tiles) other.place = -1; // place modulo pool has changed
+    }
+  }
+
+  hide(tile) {
+    if (tile.hidden) return;
+    tile.item.hidden = true;
+    tile.hidden = true;
+    tile.place = -1;
+    tile.row = -1;
+    tile.image.removeAttribute("src");
+  }
+
+  put(tile, place, offset, fetchNow) {
+    const row = this.rows[place];
+    if (tile.place !== place || offset || tile.offset) {
+      const x = (place % this.columns) * this.step;
+      const y = Math.floor(place / this.columns) * this.step - offset;
+      tile.item.style.transform = `translate(${x}px, ${y}px)`;
+      tile.item.style.width = tile.item.style.height = `${this.tile}px`;
+      tile.place = place;
+      tile.offset = offset;
+      tile.link.tabIndex = place === this.focus ? 0 : -1;
+      tile.item.ariaPosInSet = String(place + 1);
+      tile.item.ariaSetSize = String(this.rows.length);
+      this.mark(tile, place);
+    }
+    if (tile.hidden) {
+      tile.item.hidden = false;
+      tile.hidden = false;
+    }
+    if (tile.row !== row) {
+      tile.row = row;
+      tile.loaded = false;
+      tile.image.removeAttribute("src");
+      describe(tile, this.session.rows.known(row));
+    }
+    if (fetchNow && !tile.loaded) {
+      tile.loaded = true;
+      tile.link.href = changed({ image: row });
+      if (!this.session.rows.known(row)?.failed) tile.image.src = this.session.rows.thumbnail(row);
+    }
+  }
+
+  // Groups of duplicates are told apart by two tints, and the first of each has its number.
+  mark(tile, place) {
+    const group = this.groups?.[place] ?? 0;
+    tile.item.dataset.group = group ? String(group % 2) : "";
+    const starts = group && this.groups[place - 1] !== group;
+    tile.badge.textContent = starts ? `Group ${group}` : "";
+    tile.badge.hidden = !starts;
+  }
+
+  learn(first, last) {
+    this.session.rows.learn(this.rows.subarray(first, last), () => {
+      for (const tile of this.tiles) {
+        if (!tile.hidden) describe(tile, this.session.rows.known(tile.row));
+      }
+    });
+    for (const tile of this.tiles) {
+      if (!tile.hidden) describe(tile, this.session.rows.known(tile.row));
+    }
+  }
+
+  onKey(event) {
+    const page = Math.max(1, Math.floor(innerHeight / this.step)) * this.columns;
+    const moves = {
+      ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.columns, ArrowUp: -this.columns,
+      PageDown: page, PageUp: -page, Home: -this.rows.length, End: this.rows.length,
+    };
+    if (!(event.key in moves) || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const place = Math.max(0, Math.min(this.rows.length - 1, this.focus + moves[event.key]));
+    this.focusOn(place);
+  }
+
+  focusOn(place) {
+    this.focus = place;
+    const y = Math.floor(place / this.columns) * this.step;
+    const { above, offset } = this.position();
+    const edge = 90; // pixels for the header
+    const from = y - (above + offset);
+    if (from < edge || from + this.step > innerHeight) {
+      const scale = this.total > this.height
+        ? (this.total - innerHeight) / (this.height - innerHeight) : 1;
+      const start = scrollY + this.list.getBoundingClientRect().top;
+      const target = from < edge ? y - edge : y + this.step + GAP - innerHeight;
+      scrollTo(0, start + target / scale);
+    }
+    for (const tile of this.tiles) tile.link.tabIndex = -1;
+    this.update(true);
+    const tile = this.tiles.find((other) => other.place === place && !other.hidden);
+    if (tile) {
+      tile.link.tabIndex = 0;
+      tile.link.focus({ preventScroll: true });
+    }
+  }
+}
+
+function makeTile() {
+  const image = h("img", { alt: "", decoding: "async", draggable: "false" });
+  const badge = h("span", { class: "badge", hidden: true });
+  const dots = h("span", { class: "dots", "aria-hidden": "true" });
+  const text = h("span", { class: "tile-text" });
+  const link = h("a", { class: "tile" }, image, text, dots, badge);
+  const item = h("li", { class: "cell" }, link);
+  const tile = { item, link, image, badge, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
+  image.addEventListener("load", () => link.classList.add("here"));
+  image.addEventListener("error", () => {
+    if (!image.getAttribute("src")) return;
+    image.removeAttribute("src");
+    tile.text.textContent = "no thumbnail";
+  });
+  return tile;
+}
+
+function describe(tile, known) {
+  if (tile.told === known && tile.toldRow === tile.row) return;
+  const other = tile.toldRow !== tile.row;
+  tile.told = known;
+  tile.toldRow = tile.row;
+  if (other) tile.link.classList.remove("here");
+  const labels = known?.labels ?? [];
+  tile.dots.replaceChildren(...labels.slice(0, MARKS).map((label) =>
+    h("span", { class: `dot ${modeKind(label.mode)}` })));
+  if (other || known?.failed) {
+    tile.text.textContent = known?.failed ? `failed: ${basename(known.name)}` : "";
+  }
+  const text = known ? basename(known.name) : `Image ${tile.row}`;
+  const about = [text, known?.split === "val" ? splitName("val") : "", known?.failed ? "failed" : "",
+    ...labels.map(labelText)].filter(Boolean).join(", ");
+  tile.image.alt = about;
+  tile.link.title = about;
+  if (known?.failed) tile.image.removeAttribute("src");
+}
+
+function sizes(grid) {
+  return h("fieldset", { class: "segments" },
+    h("legend", { class: "hidden" }, "Size of the thumbnails"),
+    Object.keys(SIZES).map((name) => h("label", {},
+      h("input", {
+        type: "radio", name: "size", value: name, checked: name === size,
+        onchange: () => { size = name; grid.layout(); grid.update(true); },
+      }),
+      h("span", {}, name))));
+}

@@ -1,0 +1,77 @@
+// What may be wrong with the dataset, each finding a link to its images.
+
+import { count, h, plural } from "./dom.js";
+import { changed, go, onLink } from "./state.js";
+
+const POLL = 700; // milliseconds while a check is running
+const EMBEDDINGS = ["clip", "imagenet", "imagenet_early"];
+
+export class Health {
+  constructor(session) {
+    this.session = session;
+    this.element = h("div", { class: "health" });
+    this.turn = 0;
+  }
+
+  close() {
+    this.turn += 1;
+    clearTimeout(this.timer);
+  }
+
+  async show(state) {
+    const turn = (this.turn += 1);
+    const by = EMBEDDINGS.includes(state.by) ? state.by : "clip";
+    await this.refresh(turn, by, 0);
+    scrollTo(0, 0);
+  }
+
+  async refresh(turn, by, start) {
+    const report = await this.session.ask("health", { by, start });
+    if (turn !== this.turn) return;
+    this.draw(report, turn);
+    clearTimeout(this.timer);
+    if (report.findings.some((finding) => finding.state === "working")) {
+      this.timer = setTimeout(() => this.refresh(turn, by, 0).catch(() => {}), POLL);
+    }
+  }
+
+  draw(report, turn) {
+    const waiting = report.findings.some((finding) => finding.state === "waiting");
+    const focused = this.element.contains(document.activeElement) ? document.activeElement.id : null;
+    this.element.replaceChildren(
+      h("div", { class: "head" },
+        h("h2", {}, "Health"),
+        h("fieldset", { class: "segments" },
+          h("legend", { class: "hidden" }, "Compare by"),
+          EMBEDDINGS.map((name) => h("label", {},
+            h("input", {
+              type: "radio", name: "health-by", id: `health-${name}`, checked: name === report.by,
+              onchange: () => go({ by: name === "clip" ? null : name }, { replace: true }),
+            }),
+            h("span", {}, name))))),
+      h("ul", { class: "findings", role: "list" }, report.findings.map((one) => finding(one, report.by))),
+      waiting ? h("p", {}, h("button", {
+        type: "button", onclick: () => this.refresh(turn, report.by, 1),
+      }, "Compare all pairs")) : "");
+    if (focused) document.getElementById(focused)?.focus();
+  }
+}
+
+function finding({ set, title, about, state, progress, images, groups }, by) {
+  const percent = Math.round(100 * progress);
+  const result = {
+    ready: () => (images ? h("a", {
+      class: "button", onclick: onLink,
+      href: changed({ view: null, set, by: by === "clip" ? null : by, text: null, like: null, image: null }),
+    }, groups ? `Show ${plural(images, "image")} in ${plural(groups, "group")}`
+      : `Show ${plural(images, "image")}`) : h("span", { class: "fine" }, "None found")),
+    working: () => h("span", {},
+      h("progress", { max: 100, value: percent, "aria-label": title }), ` ${percent}%`),
+    waiting: () => h("span", { class: "quiet" }, "Not compared yet"),
+  }[state]();
+  return h("li", { class: images ? "finding found" : "finding", "data-set": set },
+    h("h3", {}, title),
+    h("p", { class: "figure" }, state === "ready" ? count(images) : "…"),
+    h("p", { class: "quiet" }, about),
+    h("p", {}, result));
+}

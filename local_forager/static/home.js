@@ -1,0 +1,68 @@
+// The list of datasets.
+
+import { askJson, count, h, pause, plural } from "./dom.js";
+import { current, onLink } from "./state.js";
+
+const POLL = 4000; // milliseconds between looks for new datasets
+const COVERS = 4;
+
+export async function home(main) {
+  main.replaceChildren();
+  let shown = null;
+  while (current().name === null) {
+    if (!document.hidden || shown === null) {
+      const list = await askJson("/page/datasets").catch((error) => {
+        if (shown === null) throw error;
+        return null;
+      });
+      const text = JSON.stringify(list);
+      if (current().name !== null) return;
+      if (list && text !== shown) {
+        shown = text;
+        main.replaceChildren(listing(list));
+      }
+    }
+    await pause(POLL);
+  }
+}
+
+function listing(list) {
+  const { datasets } = list;
+  return h("div", { class: "home" },
+    h("h1", {}, "Datasets"),
+    h("p", { class: "quiet" }, datasets.length ? plural(datasets.length, "dataset") : "None yet",
+      ` · local Forager, generation ${list.generation} · index bucket `, h("code", {}, list.bucket)),
+    datasets.length ? h("ul", { class: "cards", role: "list" }, datasets.map(card)) : empty(),
+  );
+}
+
+function card(dataset) {
+  const total = dataset.num_train + dataset.num_val;
+  const body = [
+    h("span", { class: "covers" }, dataset.opens && total ? covers(dataset, total) : null),
+    h("span", { class: "card-name" }, h("bdi", {}, dataset.name)),
+    h("span", { class: "quiet" }, total
+      ? `${count(dataset.num_train)} train · ${count(dataset.num_val)} validation`
+      : "no images"),
+  ];
+  if (!dataset.opens) {
+    body.push(h("span", { class: "quiet" }, "Its name cannot be opened by any Forager."));
+    return h("li", {}, h("span", { class: "card closed" }, body));
+  }
+  return h("li", {}, h("a", { class: "card", href: `/${dataset.name}`, onclick: onLink }, body));
+}
+
+function covers(dataset, total) {
+  return Array.from({ length: Math.min(COVERS, total) }, (_, place) => h("img", {
+    src: `/page/${dataset.name}/cover/${place}`, alt: "", decoding: "async", loading: "lazy",
+    onerror: (event) => event.currentTarget.classList.add("absent"),
+  }));
+}
+
+function empty() {
+  return h("div", { class: "note" },
+    h("p", {}, "Ingest images from a bucket, and the dataset appears here by itself:"),
+    h("pre", {}, h("code", {},
+      `SERVER_URL=${location.origin} python ingest.py NAME gs://BUCKET/train gs://BUCKET/val`)),
+  );
+}

@@ -1,0 +1,453 @@
+// The map: every image a point, near what it resembles. Points are written into the canvas's pixels
+// directly: 100,000 of them take a few milliseconds so, also where the browser draws in software.
+
+import { askArray, basename, count, h, labelText, splitName } from "./dom.js";
+import { summary } from "./filters.js";
+import { pointIndex } from "./points.js";
+import { go } from "./state.js";
+
+const EMBEDDINGS = ["clip", "imagenet", "imagenet_early"];
+const COLORS = { split: "split", label: "label", class: "ImageNet class" };
+const LIGHT = ["#2f6f4f", "#d1603d", "#3f6fc4", "#c29211", "#8b53ad", "#1f9aa0", "#b53b74", "#6f7f1f",
+  "#8f5a34", "#50607f"];
+const DARK = ["#6fcf9b", "#f08b68", "#7fa8f5", "#e6bd4f", "#c092e0", "#5ccfd3", "#ee7fae", "#b6c95a",
+  "#cf9a72", "#9fb0d4"];
+const LEGEND = 10; // entries
+const NEAR = 14; // CSS pixels within which a point is under the pointer
+const MAX_ZOOM = 400;
+const SMOOTH = 6000; // points up to which their edges are smoothed and they let others through
+const OPACITY = 0.8;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+export class PointMap {
+  constructor(session) {
+    this.session = session;
+    this.canvas = h("canvas", {
+      class: "canvas", tabIndex: 0, role: "img",
+      "aria-label": "Map of the images. Arrow keys move it, plus and minus zoom, 0 shows all, "
+        + "Enter opens the image nearest to the middle.",
+    });
+    this.context = this.canvas.getContext("2d");
+    this.tip = h("div", { class: "tip", hidden: true });
+    this.box = h("div", { class: "map-box" }, this.canvas, this.tip);
+    this.head = h("div", { class: "head" });
+    this.controls = h("div", { class: "map-controls" });
+    this.legend = h("ul", { class: "legend", role: "list" });
+    this.element = h("div", { class: "map" }, this.head, this.controls, this.box, this.legend);
+    this.center = [0, 0];
+    this.zoom = 1;
+    this.pointers = new Map();
+    this.dirty = true;
+    this.listen();
+  }
+
+  listen() {
+    const on = (name, act) => this.canvas.addEventListener(name, act.bind(this));
+    on("pointerdown", this.onDown);
+    on("pointermove", this.onMove);
+    on("pointerup", this.onUp);
+    on("pointercancel", this.onUp);
+    on("pointerleave", () => this.hover(-1));
+    on("keydown", this.onKey);
+    on("focus", this.request);
+    on("blur", this.request);
+    this.canvas.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
+    this.observer = new ResizeObserver(() => this.resize());
+    this.observer.observe(this.box);
+    this.onTheme = () => this.paint();
+    dark.addEventListener("change", this.onTheme);
+  }
+
+  close() {
+    this.observer.disconnect();
+    dark.removeEventListener("change", this.onTheme);
+    cancelAnimationFrame(this.frame);
+  }
+
+  async show(state) {
+    const { name, ended, info, rows } = this.session;
+    this.state = state;
+    const by = EMBEDDINGS.includes(state.by) ? state.by : "clip";
+    const method = state.method === "umap" && info.umap.available ? "umap" : "pca";
+    const color = state.color in COLORS ? state.color : "split";
+    this.by = by;
+    this.drawControls(by, method, color);
+    if (this.key !== `${by} ${method}`) {
+      this.legend.replaceChildren(h("li", { class: "quiet", role: "status" }, "Laying out the map…"));
+      const points = await askArray(Float32Array, `/page/${name}/map`, { by, method }, ended.signal);
+      this.key = `${by} ${method}`;
+      this.points = points;
+      this.index = pointIndex(points);
+      this.all();
+    }
+    const [column, selected] = await Promise.all([
+      askArray(Int32Array, `/page/${name}/column/${color}`, {}, ended.signal),
+      rows.select(state),
+    ]);
+    this.head.replaceChildren(summary(info, state, selected.rows.length));
+    this.color = color;
+    this.column = column;
+    this.chosen = new Uint8Array(column.length);
+    for (const row of selected.rows) this.chosen[row] = 1;
+    this.paint();
+  }
+
+  drawControls(by, method, color) {
+    const { umap } = this.session.info;
+    const select = (id, text, options, value, change) => h("label", { for: id }, text, h("select", {
+      id, onchange: (event) => change(event.currentTarget.value),
+    }, Object.entries(options).map(([key, title]) => h("option", {
+      value: key, selected: key === value, disabled: key === "umap" && !umap.available,
+    }, title))));
+    const focused = this.controls.contains(document.activeElement) ? document.activeElement.id : null;
+    this.controls.replaceChildren(
+      select("map-color", "Colour by", COLORS, color, (value) =>
+        go({ color: value === "split" ? null : value }, { replace: true })),
+      select("map-by", "Embedding", Object.fromEntries(EMBEDDINGS.map((one) => [one, one])), by,
+        (value) => go({ by: value === "clip" ? null : value }, { replace: true })),
+      select("map-method", "Layout", { pca: "PCA", umap: umap.available ? "UMAP" : "UMAP: needs umap-learn" },
+        method, (value) => go({ method: value === "pca" ? null : value }, { replace: true })),
+      h("span", { class: "zoom" },
+        h("button", { type: "button", "aria-label": "Zoom in", onclick: () => this.zoomBy(1.6) }, "+"),
+        h("button", { type: "button", "aria-label": "Zoom out", onclick: () => this.zoomBy(1 / 1.6) }, "−"),
+        h("button", { type: "button", onclick: () => this.all() }, "Show all")));
+    document.getElementById("map-method").title = umap.reason;
+    if (focused) document.getElementById(focused)?.focus();
+  }
+
+  // Colours: one 32-bit pixel for each point, and the order to draw them in: chosen ones last.
+  paint() {
+    if (!this.column) return;
+    const palette = dark.matches ? DARK : LIGHT;
+    const faint = pixel(dark.matches ? "#39413c" : "#d9d8d0");
+    this.paper = pixel(getComputedStyle(this.box).backgroundColor);
+    const plain = pixel(dark.matches ? "#77817a" : "#a3a69e");
+    const colors = new Map();
+    const counts = new Map();
+    const categories = this.session.info.categories.length;
+    const colorOf = (value) => {
+      if (this.color === "class") return value < 0 ? plain : pixel(classColor(value));
+      if (value < 0 || (this.color === "label" && categories > palette.length && value >= palette.length)) {
+        return plain;
+      }
+      return pixel(palette[value % palette.length]);
+    };
+    const total = this.column.length;
+    this.pixels = new Uint32Array(total);
+    for (let row = 0; row < total; row += 1) {
+      const value = this.column[row];
+      let color = colors.get(value);
+      if (color === undefined) colors.set(value, (color = colorOf(value)));
+      this.pixels[row] = this.chosen[row] ? color : faint;
+      if (this.chosen[row] && !Number.isNaN(this.points[2 * row])) {
+        counts.set(value, (counts.get(value) ?? 0) + 1);
+      }
+    }
+    this.order = drawingOrder(this.points, this.chosen);
+    this.drawLegend(counts, colors);
+    this.request();
+  }
+
+  drawLegend(counts, colors) {
+    const { categories } = this.session.info;
+    const title = (value) => ({
+      split: () => splitName(value ? "val" : "train"),
+      label: () => (value < 0 ? "no positive label" : categories[value]?.category ?? ""),
+      class: () => (value < 0 ? "no class" : `class ${value}`),
+    }[this.color]());
+    const entries = [...counts].sort((one, other) => other[1] - one[1]);
+    const items = entries.slice(0, LEGEND).map(([value, number]) => {
+      const swatch = h("span", { class: "swatch" });
+      swatch.style.background = css(colors.get(value));
+      return h("li", {}, swatch, h("bdi", {}, title(value)), h("span", { class: "number" }, count(number)));
+    });
+    if (entries.length > LEGEND) {
+      items.push(h("li", { class: "quiet" }, `and ${count(entries.length - LEGEND)} more`));
+    }
+    this.legend.replaceChildren(...items);
+  }
+
+  resize() {
+    const ratio = devicePixelRatio;
+    this.width = this.box.clientWidth;
+    this.height = this.box.clientHeight;
+    this.ratio = ratio;
+    this.canvas.width = Math.max(1, Math.round(this.width * ratio));
+    this.canvas.height = Math.max(1, Math.round(this.height * ratio));
+    this.image = this.context.createImageData(this.canvas.width, this.canvas.height);
+    this.buffer = new Uint32Array(this.image.data.buffer);
+    this.request();
+  }
+
+  // Device pixels for a distance of 1 on the map.
+  scale() {
+    return 0.46 * Math.min(this.canvas.width, this.canvas.height) * this.zoom;
+  }
+
+  all() {
+    this.center = [0, 0];
+    this.zoom = 1;
+    this.request();
+  }
+
+  request() {
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      this.draw();
+    });
+  }
+
+  draw() {
+    if (!this.order || !this.image) return;
+    const { width, height } = this.canvas;
+    const scale = this.scale();
+    const draw = this.order.length > SMOOTH ? scatter : scatterSmooth;
+    this.buffer.fill(this.paper);
+    draw(this.buffer, width, height, this.points, this.order, this.pixels, disc(this.radius(), width),
+      scale, width / 2 - this.center[0] * scale, height / 2 + this.center[1] * scale);
+    this.context.putImageData(this.image, 0, 0);
+    if (this.hovered >= 0) this.ring(this.hovered);
+    if (document.activeElement === this.canvas) this.cross();
+  }
+
+  radius() {
+    const base = Math.max(1.2, 8.2 - 1.4 * Math.log10(Math.max(30, this.order.length)));
+    const room = Math.max(0.75, Math.min(1.2, Math.sqrt(Math.min(this.width, this.height) / 650)));
+    return base * room * this.ratio * Math.min(2.2, this.zoom ** 0.25);
+  }
+
+  toScreen(row) {
+    const scale = this.scale();
+    return [
+      (this.canvas.width / 2 + (this.points[2 * row] - this.center[0]) * scale) / this.ratio,
+      (this.canvas.height / 2 - (this.points[2 * row + 1] - this.center[1]) * scale) / this.ratio,
+    ];
+  }
+
+  toMap(x, y) {
+    const scale = this.scale() / this.ratio;
+    return [this.center[0] + (x - this.width / 2) / scale, this.center[1] - (y - this.height / 2) / scale];
+  }
+
+  ring(row) {
+    const [x, y] = this.toScreen(row);
+    const { context, ratio } = this;
+    context.lineWidth = 2 * ratio;
+    context.strokeStyle = getComputedStyle(this.canvas).color;
+    context.beginPath();
+    context.arc(x * ratio, y * ratio, this.radius() + 4 * ratio, 0, 7);
+    context.stroke();
+  }
+
+  cross() {
+    const { context, ratio } = this;
+    const [x, y] = [this.canvas.width / 2, this.canvas.height / 2];
+    context.lineWidth = ratio;
+    context.strokeStyle = getComputedStyle(this.canvas).color;
+    context.beginPath();
+    context.moveTo(x - 8 * ratio, y);
+    context.lineTo(x + 8 * ratio, y);
+    context.moveTo(x, y - 8 * ratio);
+    context.lineTo(x, y + 8 * ratio);
+    context.stroke();
+  }
+
+  zoomBy(factor, x = this.width / 2, y = this.height / 2) {
+    const before = this.toMap(x, y);
+    this.zoom = Math.max(0.5, Math.min(MAX_ZOOM, this.zoom * factor));
+    const after = this.toMap(x, y);
+    this.center = [this.center[0] + before[0] - after[0], this.center[1] + before[1] - after[1]];
+    this.request();
+  }
+
+  panBy(x, y) {
+    const scale = this.scale() / this.ratio;
+    this.center = [this.center[0] - x / scale, this.center[1] + y / scale];
+    this.request();
+  }
+
+  at(event) {
+    const box = this.canvas.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  }
+
+  onWheel(event) {
+    event.preventDefault();
+    const lines = event.deltaMode === 1 ? 20 : 1;
+    this.zoomBy(Math.exp(-event.deltaY * lines * 0.002), ...this.at(event));
+  }
+
+  onDown(event) {
+    this.canvas.setPointerCapture(event.pointerId);
+    this.pointers.set(event.pointerId, this.at(event));
+    this.moved = false;
+    this.start = this.at(event);
+  }
+
+  onMove(event) {
+    const place = this.at(event);
+    const last = this.pointers.get(event.pointerId);
+    if (!last) {
+      this.hover(this.nearest(...place));
+      return;
+    }
+    if (Math.hypot(place[0] - this.start[0], place[1] - this.start[1]) > 4) this.moved = true;
+    const others = [...this.pointers].filter(([id]) => id !== event.pointerId);
+    if (others.length) {
+      const [, other] = others[0];
+      const spread = (one) => Math.hypot(one[0] - other[0], one[1] - other[1]) || 1;
+      this.zoomBy(spread(place) / spread(last), ...other);
+    } else if (this.moved) {
+      this.hover(-1);
+      this.panBy(place[0] - last[0], place[1] - last[1]);
+    }
+    this.pointers.set(event.pointerId, place);
+  }
+
+  onUp(event) {
+    const known = this.pointers.delete(event.pointerId);
+    if (!known || this.moved || event.type === "pointercancel") return;
+    const row = this.nearest(...this.at(event));
+    if (row >= 0) go({ image: row });
+  }
+
+  onKey(event) {
+    const step = 60;
+    const acts = {
+      ArrowLeft: () => this.panBy(step, 0), ArrowRight: () => this.panBy(-step, 0),
+      ArrowUp: () => this.panBy(0, step), ArrowDown: () => this.panBy(0, -step),
+      "+": () => this.zoomBy(1.4), "=": () => this.zoomBy(1.4), "-": () => this.zoomBy(1 / 1.4),
+      0: () => this.all(),
+      Enter: () => {
+        const row = this.index?.nearest(...this.center, 2, this.chosen) ?? -1;
+        if (row >= 0) go({ image: row });
+      },
+    };
+    if (!(event.key in acts) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    acts[event.key]();
+  }
+
+  nearest(x, y) {
+    if (!this.index || !this.chosen) return -1;
+    return this.index.nearest(...this.toMap(x, y), (NEAR * this.ratio) / this.scale(), this.chosen);
+  }
+
+  hover(row) {
+    if (row === this.hovered) return;
+    this.hovered = row;
+    this.canvas.classList.toggle("over", row >= 0);
+    this.tip.hidden = row < 0;
+    this.request();
+    if (row >= 0) this.showTip(row);
+  }
+
+  showTip(row) {
+    const { rows } = this.session;
+    const text = h("span", {});
+    const tell = () => {
+      const known = rows.known(row);
+      if (!known) return;
+      text.replaceChildren(h("bdi", {}, basename(known.name)), h("span", { class: "quiet" },
+        [splitName(known.split), ...known.labels.map(labelText)].join(" · ")));
+    };
+    this.tip.replaceChildren(h("img", { src: rows.thumbnail(row), alt: "" }), text);
+    tell();
+    rows.learn([row], () => { if (this.hovered === row) tell(); });
+    const [x, y] = this.toScreen(row);
+    const left = x > this.width / 2 ? x - 196 : x + 16;
+    const top = Math.max(4, Math.min(this.height - 190, y - 80));
+    this.tip.style.transform = `translate(${Math.max(4, left)}px, ${top}px)`;
+  }
+}
+
+const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+
+// A CSS colour as the canvas stores it in a pixel.
+function pixel(color) {
+  probe.fillStyle = color;
+  probe.fillRect(0, 0, 1, 1);
+  return new Uint32Array(probe.getImageData(0, 0, 1, 1).data.buffer)[0];
+}
+
+function css(value) {
+  const [red, green, blue] = new Uint8Array(new Uint32Array([value]).buffer);
+  return `rgb(${red}, ${green}, ${blue})`;
+}
+
+// Colours far apart for numbers close together: the golden angle around the wheel.
+const classColor = (number) =>
+  `hsl(${(number * 137.508) % 360} 58% ${dark.matches ? 68 : 44}%)`;
+
+// Rows that have a place, those outside the filters first; each part shuffled with a fixed seed, so
+// that no split or label lies over the others only because it comes later.
+function drawingOrder(points, chosen) {
+  const parts = [[], []];
+  for (let row = 0; row < chosen.length; row += 1) {
+    if (!Number.isNaN(points[2 * row])) parts[chosen[row]].push(row);
+  }
+  let seed = 12345;
+  for (const rows of parts) {
+    for (let place = rows.length - 1; place > 0; place -= 1) {
+      seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+      const other = seed % (place + 1);
+      [rows[place], rows[other]] = [rows[other], rows[place]];
+    }
+  }
+  return Int32Array.from([...parts[0], ...parts[1]]);
+}
+
+// A filled circle: its pixels as offsets in a buffer of this width, with how much of each it covers.
+function disc(radius, width) {
+  const reach = Math.ceil(radius);
+  const offsets = [];
+  const cover = [];
+  for (let y = -reach; y <= reach; y += 1) {
+    for (let x = -reach; x <= reach; x += 1) {
+      const covered = Math.max(0, Math.min(1, radius + 0.5 - Math.hypot(x, y)));
+      if (covered < 0.05) continue;
+      offsets.push(y * width + x);
+      cover.push(Math.round(covered * OPACITY * 256));
+    }
+  }
+  return { reach, offsets: Int32Array.from(offsets), cover: Int32Array.from(cover) };
+}
+
+// Each point as a disc of its colour; the inner loop does no more than write pixels.
+function scatter(buffer, width, height, points, order, pixels, { reach, offsets, cover }, scale, left, top) {
+  const solid = offsets.filter((_, part) => cover[part] >= 0.5 * OPACITY * 256);
+  const right = width - reach;
+  const bottom = height - reach;
+  const size = solid.length;
+  for (let place = 0; place < order.length; place += 1) {
+    const row = order[place];
+    const x = (points[2 * row] * scale + left) | 0;
+    const y = (top - points[2 * row + 1] * scale) | 0;
+    if (x < reach || y < reach || x >= right || y >= bottom) continue;
+    const start = y * width + x;
+    const color = pixels[row];
+    for (let part = 0; part < size; part += 1) buffer[start + solid[part]] = color;
+  }
+}
+
+// The same with smooth edges, each pixel mixed by how much of it the disc covers.
+function scatterSmooth(buffer, width, height, points, order, pixels, { reach, offsets, cover }, scale, left, top) {
+  for (const row of order) {
+    const x = (points[2 * row] * scale + left) | 0;
+    const y = (top - points[2 * row + 1] * scale) | 0;
+    if (x < reach || y < reach || x >= width - reach || y >= height - reach) continue;
+    const start = y * width + x;
+    for (let part = 0; part < offsets.length; part += 1) {
+      const at = start + offsets[part];
+      buffer[at] = mix(buffer[at], pixels[row], cover[part]);
+    }
+  }
+}
+
+// Two pixels mixed, channel pairs at a time: share 256 is all of the second.
+function mix(under, over, share) {
+  const rest = 256 - share;
+  const even = (((under & 0xff00ff) * rest + (over & 0xff00ff) * share) >>> 8) & 0xff00ff;
+  const odd = (((under >>> 8) & 0xff00ff) * rest + ((over >>> 8) & 0xff00ff) * share) & 0xff00ff00;
+  return (even | odd) >>> 0;
+}

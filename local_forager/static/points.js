@@ -1,0 +1,45 @@
+// Which point is nearest: a grid of cells over -1..1, each with its points.
+
+const POINTS_A_CELL = 4;
+
+export function pointIndex(points) {
+  const total = points.length / 2;
+  const side = Math.max(1, Math.min(512, Math.ceil(Math.sqrt(total / POINTS_A_CELL))));
+  const cell = (value) => Math.max(0, Math.min(side - 1, Math.floor(((value + 1) / 2) * side)));
+  const starts = new Int32Array(side * side + 1);
+  const cells = new Int32Array(total).fill(-1);
+  for (let row = 0; row < total; row += 1) {
+    if (Number.isNaN(points[2 * row])) continue;
+    cells[row] = cell(points[2 * row + 1]) * side + cell(points[2 * row]);
+    starts[cells[row] + 1] += 1;
+  }
+  for (let place = 0; place < side * side; place += 1) starts[place + 1] += starts[place];
+  const next = starts.slice();
+  const members = new Int32Array(starts[side * side]);
+  for (let row = 0; row < total; row += 1) {
+    if (cells[row] >= 0) members[next[cells[row]]++] = row;
+  }
+
+  // The nearest point of those chosen within a distance, -1 where there is none.
+  function nearest(x, y, distance, chosen) {
+    let found = -1;
+    let best = distance * distance;
+    for (let line = cell(y - distance); line <= cell(y + distance); line += 1) {
+      for (let at = cell(x - distance); at <= cell(x + distance); at += 1) {
+        const place = line * side + at;
+        for (let member = starts[place]; member < starts[place + 1]; member += 1) {
+          const row = members[member];
+          if (!chosen[row]) continue;
+          const away = (points[2 * row] - x) ** 2 + (points[2 * row + 1] - y) ** 2;
+          if (away < best) {
+            best = away;
+            found = row;
+          }
+        }
+      }
+    }
+    return found;
+  }
+
+  return { nearest };
+}

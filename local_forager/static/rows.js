@@ -1,0 +1,83 @@
+// Which images the filters leave, and what is known of each: asked for once, kept until labels change.
+
+import { askArray } from "./dom.js";
+import { FILTERS } from "./state.js";
+
+const BATCH = 200; // images asked about at once; the server takes 500
+const KEPT = 20000; // summaries in memory
+
+export class Rows {
+  constructor(session) {
+    this.session = session;
+    this.forget();
+  }
+
+  forget() {
+    this.key = null;
+    this.answer = null;
+    this.summaries = new Map();
+    this.asked = new Set();
+  }
+
+  // { rows: Int32Array, groups: Int32Array or null }; groups number rows of duplicates from 1.
+  async select(state) {
+    const parameters = Object.fromEntries(FILTERS.map((field) => [field, state[field]]));
+    if (state.set || state.like !== null) parameters.by = state.by;
+    const key = JSON.stringify(parameters);
+    if (key !== this.key) {
+      const { name, ended } = this.session;
+      const coded = await askArray(Int32Array, `/page/${name}/rows`, parameters, ended.signal);
+      this.answer = decode(coded);
+      this.key = key;
+    }
+    return this.answer;
+  }
+
+  known(row) {
+    return this.summaries.get(row);
+  }
+
+  // Asks about those of the rows that are not known yet; told is called when answers are there.
+  async learn(rows, told) {
+    const wanted = [...new Set(rows)].filter((row) => !this.summaries.has(row) && !this.asked.has(row));
+    for (let start = 0; start < wanted.length; start += BATCH) {
+      const batch = wanted.slice(start, start + BATCH);
+      const asked = this.asked;
+      for (const row of batch) asked.add(row);
+      try {
+        const { images } = await this.session.ask("images", { rows: batch.join(",") });
+        if (asked !== this.asked) return; // labels changed meanwhile
+        if (this.summaries.size > KEPT) this.summaries.clear();
+        for (const image of images) this.summaries.set(image.row, image);
+        told();
+      } catch (error) {
+        if (error.name !== "AbortError") continue;
+      } finally {
+        for (const row of batch) asked.delete(row);
+      }
+    }
+  }
+
+  thumbnail(row) {
+    const { name, info } = this.session;
+    return `/page/${name}/thumbnail/${row}?v=${encodeURIComponent(info.index_id)}`;
+  }
+
+  original(row) {
+    const { name, info } = this.session;
+    return `/page/${name}/original/${row}?v=${encodeURIComponent(info.index_id)}`;
+  }
+}
+
+function decode(coded) {
+  const groups = coded.some((row) => row < 0) ? new Int32Array(coded.length) : null;
+  const rows = new Int32Array(coded.length);
+  let group = 0;
+  for (let place = 0; place < coded.length; place += 1) {
+    const row = coded[place];
+    if (row < 0) group += 1;
+    rows[place] = row < 0 ? -1 - row : row;
+    if (groups) groups[place] = group;
+  }
+  return { rows, groups };
+}
