@@ -341,9 +341,8 @@ class Forager:
 
     async def _send(self, method: str, route: str, body: bytes | None, timeout_s: float) -> Answer:
         """One attempt. Transient statuses are raised, all others returned."""
-        headers = {"Accept": "application/json"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
+        # No Accept: a server in debug mode then says what went wrong in the title of a page.
+        headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
             async with self._session.request(
                 method,
@@ -494,10 +493,12 @@ def _parsed(data: bytes) -> Any:
 
 
 def _page_title(data: bytes) -> str:
-    """The title of an HTML page, or its first heading, on one line; "" where there is none."""
-    text = data[:100_000].decode(errors="replace")
-    found = re.search(r"<(title|h1)\b[^>]*>(.*?)</\1", text, re.IGNORECASE | re.DOTALL)
-    if not found:
-        return ""
-    words = html.unescape(re.sub(r"<[^>]*>", " ", found[2])).split()
-    return printable(" ".join(words))
+    """The title of an HTML page, or its first heading, on one line; "" where there is none.
+
+    With it comes what Django's debug page calls the exception's value.
+    """
+    text = data[:200_000].decode(errors="replace")
+    title = re.search(r"<(?:title|h1)\b[^>]*>(.*?)</(?:title|h1)", text, re.I | re.DOTALL)
+    value = re.search(r'<pre class="exception_value">(.*?)</pre>', text, re.DOTALL)
+    parts = [html.unescape(re.sub(r"<[^>]*>", " ", found[1])) for found in (title, value) if found]
+    return printable(": ".join(" ".join(part.split()) for part in parts if part.strip()), 200)

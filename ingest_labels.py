@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SHOWN_FINDINGS = 10  # on the screen; all of them go to a file
 SHOWN_NAMES = 20
+MAX_EMAIL_LENGTH_B = 254  # a longer one is a 500 there (Django's EmailField); A takes 300
 INTERRUPTED = 130  # exit code, as a shell gives it after Ctrl-C
 
 
@@ -149,6 +150,11 @@ async def ingest(options: Options, labels: Labels, digest: str) -> bool:
     async with Forager(options.server_url) as server:
         info = await find_dataset(server, options.name)
         generation = await server.generation()
+        if generation == "B" and len(options.user) > MAX_EMAIL_LENGTH_B:
+            raise click.ClickException(
+                f"--user {printable(options.user)} is longer than {MAX_EMAIL_LENGTH_B} characters, "
+                "which this server does not store."
+            )
         known = known_images(options.bucket, info)
         groups = labels.groups
         unknown: list[str] = []

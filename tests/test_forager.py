@@ -160,6 +160,13 @@ def test_dataset_timeout(monkeypatch):
         ((503, "<title>Overloaded</title>"), ["HTTP 503 (Overloaded)", "in 8 attempts"]),
         (DJANGO_500, ["HTTP 500 (IntegrityError at /api/x)"]),
         ((500, "<title>\x1b[2J &lt;b&gt;\u202e</title>"), [r"(\x1b[2J <b>\u202e)"]),
+        (
+            (
+                500,
+                DJANGO_500[1] + '<pre class="exception_value">value  too &quot;long&quot;\n</pre>',
+            ),
+            ['HTTP 500 (IntegrityError at /api/x: value too "long")'],
+        ),
         ((200, "<title>React App</title>"), ["web page ('React App')", "port 4000"]),
         ((200, "[" * 100_000), ["something else instead of JSON"]),
         ((200, {"status": "ok"}), ["JSON of another shape"]),

@@ -364,6 +364,15 @@ def test_user_may_be_written_with_a_name(server_b, run):
     assert server_b.ask("SELECT DISTINCT user FROM label") == [("ann@b.org",)]
 
 
+def test_longest_user(server, run):
+    longest = {"A": 300, "B": 254}[server.generation]
+    user = "u" * (longest - 6) + "@x.org"
+    code, _, err = run(server.url, GOOD, "--user", f"u{user}")
+    assert code == 1
+    assert f"is longer than {longest} characters" in err
+    assert run(server.url, GOOD, "--user", user)[0] == 0
+
+
 def test_names_that_could_act_on_a_terminal(server_b, run):
     code, out, err = run(server_b.url, {"a.jpg": ["\x1b[2J\u202e"], "\x1b]0;x\x07.jpg": ["cat"]})
     assert code == 1
