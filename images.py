@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "GIF", "BMP", "TIFF")  # whatever the name says
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever the name says; JPEG is MPO too
 CLIP_SIDE = 224  # pixels, ViT-B/32's input
 THUMBNAIL_HEIGHT = 200  # pixels at most; the width follows
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
