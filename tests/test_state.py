@@ -49,8 +49,8 @@ def test_rows_are_training_then_validation_each_sorted_by_name(make_state):
     random.Random(1).shuffle(train)
     state = make_state(train, ["0.jpg", "-.jpg"])
     assert list(state.objects()) == [*sorted(train), "-.jpg", "0.jpg"]
-    assert list(state.identifiers(VAL)) == [("-", 8), ("0", 9)]
-    assert [row.row for row in state.pending()] == list(range(10))
+    assert list(state.identifiers(VAL)) == [("-", 9), ("0", 10)]
+    assert [row.row for row in state.pending()] == list(range(11))
 
 
 def test_a_row_keeps_what_was_listed(make_state):
