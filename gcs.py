@@ -13,10 +13,11 @@ import base64
 import functools
 import os
 import sys
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import click
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from google.cloud import storage
 
 EMULATOR = "STORAGE_EMULATOR_HOST"
+API_ADDRESS = "https://www.googleapis.com"
 PUBLIC_ADDRESS = "https://storage.googleapis.com"
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 WRITE_PERMISSIONS = ("storage.objects.create", "storage.objects.delete", "storage.objects.get")
@@ -39,6 +41,7 @@ CREDENTIALS_ADVICE = (
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=15, sock_read=60)  # seconds
 LIST_TIMEOUT = (15, 120)  # seconds: connect, read
 MAX_UNZIPPED_BYTES = 1 << 30  # of an object that is stored gzip-compressed
+GZIP = b"\x1f\x8b"  # how gzip files begin (RFC 1952); no image does
 REFRESH_MARGIN_S = 300  # access tokens live an hour; this long before their end a new one is asked
 
 
@@ -202,6 +205,23 @@ def missing_write_permissions(client: storage.Client, bucket: str) -> list[str]:
     return [permission for permission in WRITE_PERMISSIONS if permission not in granted]
 
 
+def api_address() -> str:
+    """Where the JSON API is."""
+    return emulator_host() or API_ADDRESS
+
+
+def proxy_for(address: str) -> str | None:
+    """The proxy that the environment names for an address, if any.
+
+    aiohttp's trust_env would look into the environment and into .netrc for every request, which
+    costs more than a small request itself.
+    """
+    url = urlsplit(address)
+    if not url.hostname or urllib.request.proxy_bypass(url.netloc):
+        return None
+    return urllib.request.getproxies().get(url.scheme)
+
+
 def public_address(bucket: str, name: str) -> str:
     """Where a browser finds the object without credentials."""
     return f"{emulator_host() or PUBLIC_ADDRESS}/{bucket}/{quote(name, safe='/')}"
@@ -270,7 +290,7 @@ class SmallObjects:
 
         connector = aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
-            connector=connector, trust_env=True, auto_decompress=False
+            connector=connector, proxy=proxy_for(api_address()), auto_decompress=False
         )
         # Any: gcloud-aio's hints are those of its twin for requests, which share its source.
         session: Any = self._session
@@ -282,7 +302,7 @@ class SmallObjects:
         await self._session.close()
 
     async def fetch(self, bucket: str, listed: ListedObject) -> bytes:
-        """The bytes of the object as listed, unzipped if they are stored gzip-compressed.
+        """The bytes of the object as listed; see `unzipped` for what is stored gzip-compressed.
 
         Raises:
             ObjectUnusable: it is gone, or is no longer what the listing says.
@@ -299,7 +319,7 @@ class SmallObjects:
             if getattr(error, "status", None) == 404:
                 raise ObjectUnusable("it was deleted after it was listed (404)") from error
             raise explained(error, what) from error
-        return unzipped(data)
+        return data
 
     async def _fetch_once(self, bucket: str, listed: ListedObject) -> bytes:
         # With this header storage sends gzip-compressed objects as they are stored, which is what
@@ -357,19 +377,28 @@ class SmallObjects:
             return response.status
 
 
+def unzipped_size(data: bytes) -> int:
+    """How many bytes a gzip file says it holds (at least 1); 0 if it is none."""
+    if not data.startswith(GZIP):
+        return 0
+    return max(1, int.from_bytes(data[-4:], "little"))
+
+
 def unzipped(data: bytes) -> bytes:
-    """The content of a gzip file, or the data itself if it is none; images never start like one.
+    """The content of a gzip file, of which never more is unpacked than it says it holds.
 
     Raises:
         ObjectUnusable: damaged, or more than MAX_UNZIPPED_BYTES.
     """
-    if data[:2] != b"\x1f\x8b":
-        return data
+    size = unzipped_size(data)
+    if size > MAX_UNZIPPED_BYTES:
+        raise ObjectUnusable(f"it is gzip-compressed, and {size / 1e9:,.1f} GB uncompressed")
     decompressor = zlib.decompressobj(wbits=31)
     try:
-        content = decompressor.decompress(data, MAX_UNZIPPED_BYTES)
+        content = decompressor.decompress(data, size)
+        rest = b"" if decompressor.eof else decompressor.decompress(decompressor.unconsumed_tail, 1)
     except zlib.error as error:
         raise ObjectUnusable(f"its gzip compression is damaged ({error})") from error
-    if not decompressor.eof:
-        raise ObjectUnusable("it is gzip-compressed, and cut short or over 1 GiB uncompressed")
+    if rest or not decompressor.eof or decompressor.unused_data:
+        raise ObjectUnusable("it is gzip-compressed, and cut short or of several pieces")
     return content

@@ -11,15 +11,21 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
+from names import printable
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever the name says; JPEG is MPO too
 CLIP_SIDE = 224  # pixels, ViT-B/32's input
 THUMBNAIL_HEIGHT = 200  # pixels at most; the width follows
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
+MAX_JPEG_SCANS = 500  # libjpeg-turbo's own limit in its tests; a usual progressive file has 10
 MAX_SCALED_SIDE = 100 * CLIP_SIDE  # pixels; beyond, only what the crop keeps is computed
 
 Image.MAX_IMAGE_PIXELS = None  # the limits here are checked before any pixel is decoded
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+# What Pillow has to say of odd files is of no use to who ingests a million. Once for the process:
+# warnings.catch_warnings is not for threads.
+warnings.filterwarnings("ignore", module="PIL")
 
 
 class BadImage(Exception):
@@ -43,9 +49,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise BadImage("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise BadImage("not an image, or of a format that is not read here") from error
     except Exception as error:  # Pillow's parsers raise what they meet: struct.error, KeyError...
@@ -56,6 +60,8 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             f"{width} x {height} is {width * height / 1e6:,.1f} megapixels; "
             f"at most {max_pixels / 1e6:,.1f} fit in memory here"
         )
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise BadImage(f"a JPEG of more than {MAX_JPEG_SCANS} scans, made to take for ever")
     return image
 
 
@@ -69,13 +75,11 @@ def decode(image: Image.Image) -> Image.Image:
         BadImage: truncated or damaged.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image.load()
-            if image.mode.startswith("I"):  # I;16 and its byte orders, and I: values to 65,535
-                values = np.asarray(image, dtype=np.int64).clip(0, 65_535)
-                image = Image.fromarray((values >> 8).astype(np.uint8))
-            return image if image.mode == "RGB" else image.convert("RGB")
+        image.load()
+        if image.mode.startswith("I"):  # I;16 and its byte orders, and I: values to 65,535
+            values = np.asarray(image).clip(0, 65_535)
+            image = Image.fromarray((values >> 8).astype(np.uint8))
+        return image if image.mode == "RGB" else image.convert("RGB")
     except MemoryError as error:
         raise BadImage("not enough memory to decode it") from error
     except Exception as error:  # Pillow's decoders raise what they meet: OSError, SyntaxError...
@@ -128,4 +132,4 @@ def prepare(image: Image.Image) -> Prepared:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return printable(str(error) or type(error).__name__)

@@ -12,12 +12,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
+import gcs
 import images
 from batches import Batches, Embedder
 from gcs import ObjectUnusable, SmallObjects
@@ -35,6 +38,8 @@ DECODED_PIXELS = 100_000_000  # of the images decoded: 3 bytes each, some 10 whi
 CHECKPOINT_S = 2.0  # seconds of work that a power cut can cost
 FAILURES_SHOWN = 10
 BAR_INTERVAL_S = (0.2, 30.0)  # between two states of the progress bar: on a terminal, in a log
+
+T = TypeVar("T")
 
 
 class Stage:
@@ -130,7 +135,8 @@ class Pipeline:
         self._decoding = Stage("decode", decode_workers)
         self._uploading = Stage("thumbnails", UPLOADS)
         self._fetched, self._decoded = Budget(FETCHED_BYTES), Budget(DECODED_PIXELS)
-        self._outcomes: list[Outcome] = []  # of rows whose vectors are written but not yet synced
+        self._unzipped = Budget(FETCHED_BYTES)
+        self._outcomes: deque[Outcome] = deque()  # of rows whose vectors are written but not synced
         self._committing = threading.Lock()  # a checkpoint may be in its thread when the end comes
         self._failures = self._bytes = 0
 
@@ -139,17 +145,25 @@ class Pipeline:
         await self._batches.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._batches.__aexit__()
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         await self._objects.__aexit__()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        # After Ctrl-C the process ends at once: an image in a model can take minutes.
+        interrupted = kind is asyncio.CancelledError
+        self._threads.shutdown(wait=not interrupted, cancel_futures=True)
+        if not interrupted:
+            await self._batches.__aexit__()
 
     async def run(self) -> None:
         """Embed every pending row; what is done when this stops, however it stops, is recorded.
 
         Raises:
             StorageError: storage refuses or cannot be reached.
-            StateError: the disk is full.
+            OSError, sqlite3.OperationalError: the disk is full or fails.
         """
         counts = self._state.counts()
         finished = counts.done + counts.failed
@@ -162,8 +176,9 @@ class Pipeline:
         ) as bar:
             rows = self._state.pending()
             window = min(self._window, counts.images - finished)
-            tasks = [asyncio.create_task(self._travel(rows, bar)) for _ in range(window)]
-            travellers = asyncio.gather(*tasks)
+            travellers = asyncio.create_task(
+                _together(*(self._travel(rows, bar) for _ in range(window)))
+            )
             checkpoints = asyncio.create_task(self._checkpoints(bar))
             both = (travellers, checkpoints)
             try:
@@ -171,11 +186,10 @@ class Pipeline:
                 for task in ended:
                     await task
             finally:
-                # Each by itself: a gather that one of its tasks has ended cancels no other.
-                for task in (*tasks, checkpoints):
+                for task in both:
                     task.cancel()
-                await asyncio.gather(*tasks, travellers, checkpoints, return_exceptions=True)
-                self._commit(self._outcomes)
+                await asyncio.gather(*both, return_exceptions=True)
+                self._commit()
 
     def times(self) -> list[StageTime]:
         """What each stage did, in the order of an image's way."""
@@ -209,18 +223,39 @@ class Pipeline:
         async with self._fetched.hold(row.listed.size):
             async with self._fetching.slot():
                 data = await self._objects.fetch(self._image_bucket, row.listed)
-            image = images.open_image(data, self._max_pixels)
-            async with self._decoded.hold(image.width * image.height):
-                async with self._decoding.slot():
-                    loop = asyncio.get_running_loop()
-                    prepared = await loop.run_in_executor(self._threads, images.prepare, image)
-                _, clip, (imagenet, imagenet_early, imagenet_class) = await asyncio.gather(
+            if size := gcs.unzipped_size(data):
+                async with self._unzipped.hold(size):
+                    data = await self._in_thread(gcs.unzipped, data)
+                    embedding, imagenet_class = await self._embed_bytes(row, data)
+            else:
+                embedding, imagenet_class = await self._embed_bytes(row, data)
+        self._arrays.write(row.row, embedding)
+        return Outcome(row.row, imagenet_class, None)
+
+    async def _embed_bytes(self, row: Row, data: bytes) -> tuple[Embedding, int]:
+        """The vectors and the ImageNet class of an image file; its thumbnail is then uploaded."""
+        image = await self._in_thread(images.open_image, data, self._max_pixels)
+        async with self._decoded.hold(image.width * image.height):
+            async with self._decoding.slot():
+                prepared = await self._in_thread(images.prepare, image)
+            try:
+                _, clip, (imagenet, imagenet_early, imagenet_class) = await _together(
                     self._upload_thumbnail(row, prepared.thumbnail),
                     self._batches.clip(prepared.clip_input),
                     self._batches.resnet(prepared.pixels),
                 )
-        self._arrays.write(row.row, Embedding(imagenet, imagenet_early, clip))
-        return Outcome(row.row, int(imagenet_class), None)
+            except MemoryError as error:
+                raise images.BadImage(
+                    f"not enough memory to embed {image.width} x {image.height} pixels"
+                ) from error
+        embedding = Embedding(imagenet, imagenet_early, clip)
+        if not all(np.isfinite(vector).all() for vector in embedding):
+            raise images.BadImage("the models make no finite numbers of it")
+        return embedding, int(imagenet_class)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run Pillow or zlib beside the event loop: a hostile header can take seconds to read."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     async def _upload_thumbnail(self, row: Row, thumbnail: bytes) -> None:
         async with self._uploading.slot():
@@ -231,7 +266,9 @@ class Pipeline:
         self._arrays.clear(row.row)
         self._failures += 1
         if self._failures <= FAILURES_SHOWN:
-            tqdm.write(f"Failed: {printable(row.listed.name)}: {reason}", file=sys.stderr)
+            tqdm.write(
+                f"Failed: {printable(row.listed.name)}: {printable(reason)}", file=sys.stderr
+            )
         if self._failures == FAILURES_SHOWN:
             tqdm.write("Further failures are listed at the end.", file=sys.stderr)
 
@@ -242,11 +279,28 @@ class Pipeline:
             await asyncio.sleep(CHECKPOINT_S)
             rate = self._bytes / (time.monotonic() - start) / 1e6
             bar.set_postfix_str(f"{rate:.1f} MB/s, {self._failures} failed", refresh=False)
-            outcomes, self._outcomes = self._outcomes, []
-            await asyncio.to_thread(self._commit, outcomes)
+            await asyncio.to_thread(self._commit)
 
-    def _commit(self, outcomes: list[Outcome]) -> None:
-        """Vectors to the disk first, then the rows are marked: never the other way round."""
+    def _commit(self) -> None:
+        """Vectors to the disk first, then the rows are marked: never the other way round.
+
+        Outcomes are taken here, not by the caller: a checkpoint whose turn never comes, because the
+        run ends first, then leaves them to the last commit.
+        """
         with self._committing:
-            self._arrays.sync()
-            self._state.record(outcomes)
+            outcomes = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
+            if outcomes:
+                self._arrays.sync()
+                self._state.record(outcomes)
+
+
+async def _together(*coroutines: Awaitable[Any]) -> list[Any]:
+    """The results of all; when one fails, the others are ended before its error goes on."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
