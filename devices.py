@@ -1,18 +1,26 @@
 """Which device computes, in which precision, and how much fits into its memory."""
 
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import torch
 
 # Live activations of ResNet-50 at their peak, in res2: input, shortcut, inner and output are 52
-# values a pixel, and workspace; measured (docs/performance.md).
+# values a pixel, and workspace.
 VALUES_PER_PIXEL = 65
+CPU_BYTES_PER_PIXEL = 160  # in float32, where sums overwrite the shortcut: measured 131
 MEMORY_SHARE = 0.6  # of what is free, for one batch
 # 16 values a pixel leave the stem: beyond this a tensor has 2**31 values, which cuDNN refuses.
 LARGEST_PIXELS = 2**27 - 1
 BATCH_PIXELS = 20_000_000  # a GPU is busy with 64 images of 640 by 480; more only adds latency
 LARGEST_BATCH = 256
+UNKNOWN_MEMORY_BYTES = 4 << 30
+CGROUP = Path("/sys/fs/cgroup")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -62,20 +70,62 @@ def available_memory() -> int:
     limits = []
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        limits.append(_fields(meminfo, ":")["MemAvailable"] * 1024)
+    for directory, limit, usage in (
+        ("", "memory.max", "memory.current"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
+        cgroup = CGROUP / directory
         try:
-            limits.append(
-                int(Path("/sys/fs/cgroup", limit).read_text())
-                - int(Path("/sys/fs/cgroup", usage).read_text())
-            )
-        except (OSError, ValueError):  # no cgroup, or "max"
+            used = int((cgroup / usage).read_text())
+            # Cached files count as used there and give way when memory is needed.
+            used -= _fields(cgroup / "memory.stat", " ").get("inactive_file", 0)
+            limits.append(int((cgroup / limit).read_text()) - used)
+        except (OSError, ValueError):  # no such cgroup, or "max"
             continue
-    return max(0, min(limits, default=4 << 30))
+    return max(0, min(limits, default=UNKNOWN_MEMORY_BYTES))
+
+
+def _fields(path: Path, separator: str) -> dict[str, int]:
+    lines = (line.split(separator, 1) for line in path.read_text().splitlines())
+    return {name: int(rest.split()[0]) for name, rest in lines if rest.split()[0].isdecimal()}
+
+
+def cores() -> int:
+    """How many cores this process may use: torch's count, its affinity, its cgroup's quota."""
+    counts = [torch.get_num_threads()]
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        counts.append(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        counts.append(math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        pass
+    return max(1, min(counts))
+
+
+class PixelBudget:
+    """Lets threads begin with images while their pixels together stay within `capacity`.
+
+    One image may exceed it: it waits until it is alone.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def spend(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= self.capacity)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
 
 
 def free_memory(device: torch.device) -> int:
@@ -89,5 +139,6 @@ def free_memory(device: torch.device) -> int:
 
 def pixels_that_fit(device: torch.device, dtype: torch.dtype) -> int:
     """How many pixels ResNet-50 can take at once in the free memory of `device`."""
-    per_pixel = VALUES_PER_PIXEL * dtype.itemsize
+    on_cpu = device.type == "cpu"
+    per_pixel = CPU_BYTES_PER_PIXEL if on_cpu else VALUES_PER_PIXEL * dtype.itemsize
     return min(LARGEST_PIXELS, int(MEMORY_SHARE * free_memory(device)) // per_pixel)
