@@ -1,33 +1,50 @@
 """The Forager server, seen from here: an async client of its calls, for generations A and B."""
 
 import asyncio
-import html
 import json
-import re
 import sys
 import time
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import aiohttp
-import click
 from tqdm import tqdm
 
 import retries
+from forager_answers import (
+    VIEWER_PORT,
+    Answer,
+    AnswerLost,
+    DatasetInfo,
+    ForagerError,
+    Unreachable,
+    certainly_not_done,
+    difference,
+    no_answer,
+    other_shape,
+    page_title,
+    parsed,
+    refusal,
+)
 from names import printable
+
+__all__ = [
+    "AnswerLost",
+    "DatasetInfo",
+    "Forager",
+    "ForagerError",
+    "check_server_url",
+    "dataset_page",
+    "label_body",
+]
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 LABELS_TIMEOUT_S = 600  # one request of labels is up to some 50,000 rows for the server to write
 CREATE_TIMEOUT_S = 3600  # the server lists both paths before it answers: minutes for millions
-FIRST_CONNECT_ATTEMPTS = 3  # a mistyped address should not take as long as a restarting server
 CREATE_ATTEMPTS = 4
 SETTLE_S = 120 * retries.BASE_S  # how long a dataset may take to appear after a lost answer
-VIEWER_PORT = 4000
-# The body was not processed if the server answers one of these: a proxy refused to pass it on, or
-# the view failed and its one INSERT with it.
-NOT_DONE_STATUSES = {408, 425, 429, 500, 503}
 REQUEST_ERRORS = (
     aiohttp.ClientError,
     retries.TransientError,
@@ -35,37 +52,6 @@ REQUEST_ERRORS = (
     TimeoutError,
     OSError,
 )
-
-
-class ForagerError(click.ClickException):
-    """What went wrong with the server, in a sentence with the next step."""
-
-
-class AnswerLost(ForagerError):
-    """A request that must not be repeated was sent, and may or may not have been carried out."""
-
-
-class Unreachable(retries.TransientError):
-    """No connection: the server has not seen the request."""
-
-    def __init__(self, message: str, reached_before: bool) -> None:
-        super().__init__(message)
-        self.attempts = None if reached_before else FIRST_CONNECT_ATTEMPTS
-
-
-class DatasetInfo(NamedTuple):
-    index_id: str
-    num_train: int
-    num_val: int
-
-
-class Answer(NamedTuple):
-    """One whole answer; `content` is its JSON, or None for what is not JSON."""
-
-    status: int
-    content: Any
-    title: str  # "" or the title of an HTML page, printable
-    location: str
 
 
 def check_server_url(server_url: str) -> str:
@@ -155,9 +141,9 @@ class Forager:
         try:
             info = DatasetInfo(content["index_id"], content["num_train"], content["num_val"])
         except (TypeError, KeyError, IndexError):
-            raise self._other_shape(route) from None
+            raise other_shape(self.shown, route) from None
         if [type(value) for value in info] != [str, int, int]:
-            raise self._other_shape(route)
+            raise other_shape(self.shown, route)
         return info
 
     async def dataset_names(self) -> list[str] | None:
@@ -168,7 +154,7 @@ class Forager:
         content = self._content("GET", "get_datasets_v2", answer)
         names = content.get("dataset_names") if isinstance(content, dict) else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise self._other_shape("get_datasets_v2")
+            raise other_shape(self.shown, "get_datasets_v2")
         return names
 
     async def generation(self) -> str:
@@ -177,7 +163,7 @@ class Forager:
             route = "add_annotations_multi_v2"
             answer = await self._ask("OPTIONS", route)
             if answer.status not in (200, 404):
-                raise self._refusal("OPTIONS", route, answer)
+                raise refusal(self.shown, "OPTIONS", route, answer)
             self._generation = "A" if answer.status == 404 else "B"
         return self._generation
 
@@ -210,7 +196,7 @@ class Forager:
             if found == wanted:
                 return
             if found is not None:
-                raise ForagerError(_difference(name, found, wanted, failure))
+                raise ForagerError(difference(name, found, wanted, failure))
             if failure is None:
                 raise ForagerError(
                     f"The Forager server at {self.shown} said that it created {name} and then "
@@ -262,7 +248,7 @@ class Forager:
         content = self._content("POST", route, answer)
         created = content.get("created") if isinstance(content, dict) else None
         if type(created) is not int:
-            raise self._other_shape(route)
+            raise other_shape(self.shown, route)
         return created
 
     async def _try_create(self, body: bytes) -> Exception | None:
@@ -271,7 +257,7 @@ class Forager:
             answer = await self._send("POST", "create_dataset_v2", body, CREATE_TIMEOUT_S)
         except REQUEST_ERRORS as error:
             if not retries.is_transient(error):
-                raise self._failure("POST", "create_dataset_v2", error, 0) from error
+                raise no_answer(self.shown, "POST", "create_dataset_v2", error, 0) from error
             return error
         if answer.status == 404 and answer.content is None:
             raise await self._missing_route("create_dataset_v2")
@@ -285,7 +271,7 @@ class Forager:
 
         Where the server may still be at work on the request, that takes some waiting.
         """
-        lost = failure is not None and not _certainly_not_done(failure)
+        lost = failure is not None and not certainly_not_done(failure)
         deadline = time.monotonic() + (SETTLE_S if lost else 0)
         before = None
         attempt = 0
@@ -323,7 +309,7 @@ class Forager:
         except AnswerLost as error:
             raise AnswerLost(f"The server may or may not have stored {lost}: {error}.") from error
         except REQUEST_ERRORS as error:
-            raise self._failure(method, route, error, timeout_s) from error
+            raise no_answer(self.shown, method, route, error, timeout_s) from error
 
     async def _send_once(
         self, method: str, route: str, body: bytes | None, timeout_s: float
@@ -332,7 +318,7 @@ class Forager:
         try:
             answer = await self._send(method, route, body, timeout_s)
         except REQUEST_ERRORS as error:
-            if retries.is_transient(error) and not _certainly_not_done(error):
+            if retries.is_transient(error) and not certainly_not_done(error):
                 raise AnswerLost(retries.reason(error)) from error
             raise
         if answer.status == 200 and answer.content is None:
@@ -361,7 +347,7 @@ class Forager:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unreachable(retries.reason(error), self._reached) from error
         self._reached = True
-        title = _page_title(data)
+        title = page_title(data)
         status = response.status
         if status in retries.TRANSIENT_STATUSES:
             raise retries.TransientError(
@@ -370,7 +356,7 @@ class Forager:
                 response.headers.get("Retry-After"),
             )
         location = printable(response.headers.get("Location", ""))
-        return Answer(status, _parsed(data), title, location)
+        return Answer(status, parsed(data), title, location)
 
     def _content(self, method: str, route: str, answer: Answer) -> Any:
         """The JSON of a 200.
@@ -379,7 +365,7 @@ class Forager:
             ForagerError: for every other status, and for what is not JSON.
         """
         if answer.status != 200:
-            raise self._refusal(method, route, answer)
+            raise refusal(self.shown, method, route, answer)
         if answer.content is None:
             page = f"a web page ({answer.title!r})" if answer.title else "something else"
             raise ForagerError(
@@ -388,48 +374,6 @@ class Forager:
                 f"(port {VIEWER_PORT})."
             )
         return answer.content
-
-    def _refusal(self, method: str, route: str, answer: Answer) -> ForagerError:
-        if 300 <= answer.status < 400:
-            return ForagerError(
-                f"{self.shown} redirects {method} api/{route} to {answer.location or 'nowhere'} "
-                f"(HTTP {answer.status}): set SERVER_URL to the address of the Forager server "
-                "behind it."
-            )
-        said = answer.title or (printable(json.dumps(answer.content)) if answer.content else "")
-        hint = {
-            401: "it wants a login, which Forager servers do not have: check SERVER_URL",
-            403: "access is not allowed: check SERVER_URL and the proxy before the server",
-            413: "the proxy before the server takes smaller requests only",
-        }.get(answer.status, "check SERVER_URL and the server's log")
-        return ForagerError(
-            f"{self.shown} answered {method} api/{route} with HTTP {answer.status}"
-            + (f" ({said})" if said else "")
-            + f": {hint}."
-        )
-
-    def _failure(
-        self, method: str, route: str, error: BaseException, timeout_s: float
-    ) -> ForagerError:
-        """The sentence for a request that got no usable answer at all."""
-        request = f"{method} api/{route}"
-        if isinstance(error, Unreachable):
-            return ForagerError(
-                f"Cannot reach the Forager server at {self.shown} ({error}): check SERVER_URL, and "
-                "that the server is running."
-            )
-        if isinstance(error, aiohttp.InvalidURL):
-            return ForagerError(f"SERVER_URL {self.shown} is not an address.")
-        tries = f", in {retries.ATTEMPTS} attempts" if retries.is_transient(error) else ""
-        if isinstance(error, asyncio.TimeoutError | TimeoutError):
-            return ForagerError(
-                f"The Forager server at {self.shown} did not answer {request} within "
-                f"{timeout_s:,} s{tries}: check SERVER_URL, and that the server is not overloaded."
-            )
-        return ForagerError(
-            f"The Forager server at {self.shown} failed to answer {request}{tries}: "
-            f"{retries.reason(error)}. Look at the server's log, or try again later."
-        )
 
     async def _missing_route(self, route: str) -> ForagerError:
         """A 404 that is not JSON: no server of these generations."""
@@ -444,61 +388,3 @@ class Forager:
             f"{self.shown} is not a Forager server that this program can talk to: there is no "
             f"api/{route} there. Check SERVER_URL."
         )
-
-    def _other_shape(self, route: str) -> ForagerError:
-        return ForagerError(
-            f"{self.shown} answered api/{route} with JSON of another shape than a Forager server: "
-            "check SERVER_URL."
-        )
-
-
-def _certainly_not_done(error: BaseException) -> bool:
-    """Whether the failure says that the server did not carry the request out."""
-    if isinstance(error, Unreachable):
-        return True
-    return isinstance(error, retries.TransientError) and error.status in NOT_DONE_STATUSES
-
-
-def _difference(
-    name: str, found: DatasetInfo, wanted: DatasetInfo, failure: Exception | None
-) -> str:
-    """What differs between the dataset on the server and the one that was to be there."""
-    said = f" (and answered: {retries.reason(failure)})" if failure else ""
-    if found.index_id != wanted.index_id:
-        return (
-            f"There is another dataset {name} on the server, with index_id "
-            f"{printable(found.index_id)} instead of {wanted.index_id}{said}: "
-            "choose another name, or remove that one."
-        )
-    counts = " and ".join(
-        f"{there:,} {split} images instead of {here:,}"
-        for split, there, here in (
-            ("training", found.num_train, wanted.num_train),
-            ("validation", found.num_val, wanted.num_val),
-        )
-        if there != here
-    )
-    return (
-        f"The server registered {name} with {counts}{said}: images appeared or vanished since they "
-        "were listed, or the server's own listing failed. Remove the dataset on the server, then "
-        "ingest it again."
-    )
-
-
-def _parsed(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _page_title(data: bytes) -> str:
-    """The title of an HTML page, or its first heading, on one line; "" where there is none.
-
-    With it comes what Django's debug page calls the exception's value.
-    """
-    text = data[:200_000].decode(errors="replace")
-    title = re.search(r"<(?:title|h1)\b[^>]*>(.*?)</(?:title|h1)", text, re.I | re.DOTALL)
-    value = re.search(r'<pre class="exception_value">(.*?)</pre>', text, re.DOTALL)
-    parts = [html.unescape(re.sub(r"<[^>]*>", " ", found[1])) for found in (title, value) if found]
-    return printable(": ".join(" ".join(part.split()) for part in parts if part.strip()), 200)

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from email.utils import parseaddr
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from label_journal import Journal, LabelRequest
+from label_report import (
+    SHOWN_FINDINGS,
+    count,
+    count_asked,
+    difference,
+    shortened,
+    show_plan,
+    show_table,
+)
 from labels import MAX_TEXT_LENGTH, Group, LabelFileError, Labels, chunk, read_labels, split_unknown
 from labels import text_problem as database_problem
 from names import dataset_name_error, printable
@@ -23,7 +31,6 @@ from options import CONTEXT_SETTINGS, shared_options
 if TYPE_CHECKING:
     from forager import DatasetInfo, Forager
 
-SHOWN_FINDINGS = 10  # on the screen; all of them go to a file
 SHOWN_NAMES = 20
 MAX_EMAIL_LENGTH_B = 254  # a longer one is a 500 there (Django's EmailField); A takes 300
 INTERRUPTED = 130  # exit code, as a shell gives it after Ctrl-C
@@ -128,8 +135,11 @@ def check_arguments(options: Options) -> tuple[Labels, str]:
             f"{shown} has {count(len(error.findings), 'problem')}:\n"
             + shortened(error.findings, list_file)
         )
+    if len(findings) == 1:
+        raise click.ClickException(findings[0])
     if findings:
-        raise click.ClickException("\n".join(findings))
+        listed = "".join(f"\n  - {finding}" for finding in findings)
+        raise click.ClickException(f"{len(findings)} things are in the way:{listed}")
     return labels, hashlib.sha256(data).hexdigest()
 
 
@@ -361,80 +371,6 @@ async def send(
                 ) from error
             journal.confirm(request, created)
             progress.update(len(request.images))
-
-
-def count_asked(requests: Iterable[LabelRequest]) -> Counter[Group]:
-    """Labels by category and mode."""
-    asked: Counter[Group] = Counter()
-    for request in requests:
-        asked[request.category, request.mode] += len(request.images)
-    return asked
-
-
-def difference(asked: Counter[Group], created: Counter[Group], index_known: bool) -> str:
-    """Where the server stored another number of labels than it was asked to, or ""."""
-    wrong = [group for group in asked if created[group] != asked[group]]
-    if not wrong:
-        return ""
-    lines = [
-        f"  {printable(category)!r} ({printable(mode)}): "
-        f"{created[category, mode]:,} of {asked[category, mode]:,}"
-        for category, mode in wrong[:SHOWN_FINDINGS]
-    ]
-    if len(wrong) > SHOWN_FINDINGS:
-        lines.append(f"  and {len(wrong) - SHOWN_FINDINGS:,} more, in the table")
-    why = (
-        "More than asked means that the dataset has two images of one identifier, less that images "
-        "of its index are missing on the server."
-        if index_known
-        else "The dataset does not have all of these images; only its index could tell which."
-    )
-    return "The server did not store as many labels as asked:\n" + "\n".join([*lines, why])
-
-
-def show_plan(requests: list[LabelRequest]) -> None:
-    per_group = Counter((request.category, request.mode) for request in requests)
-    show_table(("category", "mode", "labels", "requests"), count_asked(requests), per_group)
-
-
-def show_table(header: tuple[str, ...], first: Counter[Group], second: Counter[Group]) -> None:
-    """Two numbers for each category and mode, on stdout."""
-    rows = [header] + [
-        (
-            printable(group[0], 60),
-            printable(group[1], 60),
-            f"{first[group]:,}",
-            f"{second[group]:,}",
-        )
-        for group in first
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for category, mode, asked, created in rows:
-        click.echo(
-            f"{category:<{widths[0]}}  {mode:<{widths[1]}}  "
-            f"{asked:>{widths[2]}}  {created:>{widths[3]}}"
-        )
-
-
-def shortened(lines: list[str], list_file: Path, always: bool = False) -> str:
-    """The first lines, indented, and where all of them are."""
-    shown = "\n".join(f"  {line}" for line in lines[:SHOWN_FINDINGS])
-    if len(lines) <= SHOWN_FINDINGS and not always:
-        return shown
-    more = len(lines) - SHOWN_FINDINGS
-    end = f"  and {more:,} more; all" if more > 0 else "  All"
-    try:
-        list_file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        where = f"could not be written to {printable(str(list_file))} ({error.strerror})."
-    else:
-        where = f"are in {printable(str(list_file))}"
-    return f"{shown}\n{end} {where}"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 label`, `1,234 labels`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 if __name__ == "__main__":

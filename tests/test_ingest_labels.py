@@ -274,9 +274,9 @@ def test_unknown_images_stop_the_command(server, run, tmp_path):
     assert (code, out) == (1, "")
     list_file = tmp_path / "labels.json.birds.unknown.txt"
     assert err.startswith(
-        "Error: 12 labelled images are not in the dataset birds:\n  far/z00.jpg\n"
+        "Error: 12 labelled images are not in the dataset birds:\n      far/z00.jpg\n"
     )
-    assert f"  far/z09.jpg\n  and 2 more; all are in {list_file}\n" in err
+    assert f"      far/z09.jpg\n      ... and 2 more; all are in {list_file}\n" in err
     assert "--skip_unknown" in err
     assert list_file.read_text().split() == [f"far/z{number:02}.jpg" for number in range(12)]
     assert server.stored() == []
@@ -285,7 +285,7 @@ def test_unknown_images_stop_the_command(server, run, tmp_path):
 def test_unknown_images_are_skipped(server, run):
     code, out, err = run(server.url, GOOD | {"z.jpg": ["cat", "cow"]}, "--skip-unknown")
     assert code == 0
-    assert err.startswith("Left out: 1 labelled image is not in the dataset birds:\n  z.jpg\n")
+    assert err.startswith("Left out: 1 labelled image is not in the dataset birds:\n      z.jpg\n")
     assert "5 of 5 labels created in 3 requests; labels of 1 unknown image left out." in out
     assert server.stored() == STORED
 
@@ -326,12 +326,12 @@ def test_all_wrong_arguments_at_once(run, tmp_path):
     code, out, err = run("localhost:8000", document, "--user", "ann", name="b/c")
     assert (code, out) == (1, "")
     for words in (
-        "The dataset name 'b/c' is not valid",
+        "4 things are in the way:\n  - The dataset name 'b/c' is not valid",
         "SERVER_URL 'localhost:8000' is not an address",
         "--user 'ann' is not an e-mail address",
         "labels.json has 12 problems:\n",
-        '  ["a.jpg"][9]: expected "CATEGORY" or ',
-        f"  and 2 more; all are in {tmp_path}/labels.json.problems.txt",
+        '      ["a.jpg"][9]: expected "CATEGORY" or ',
+        f"      ... and 2 more; all are in {tmp_path}/labels.json.problems.txt",
     ):
         assert words in err
     assert len((tmp_path / "labels.json.problems.txt").read_text().splitlines()) == 12
