@@ -7,6 +7,7 @@ mapping would count as this process's memory.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ import click
 import numpy as np
 
 from names import identifier
-from state import TRAIN, VAL, State
+from state import TRAIN, VAL, State, sync_directory
 
 DIMENSIONS = {"imagenet": 2048, "imagenet_early": 1024, "clip": 512}
 DTYPE = np.dtype("<f4")
@@ -86,7 +87,8 @@ class Arrays:
                     f"{path} needs {size / 1e9:,.1f} GB ({error.strerror}): free space there, or "
                     "choose another disk with --work_dir."
                 ) from error
-            _sync_directory(path.parent)
+            for made in path.parents[:4]:  # up to the work directory
+                sync_directory(made)
 
     def __enter__(self) -> Arrays:
         return self
@@ -105,7 +107,8 @@ class Arrays:
             data = np.ascontiguousarray(vector, dtype=DTYPE).tobytes()
             if len(data) != DIMENSIONS[name] * DTYPE.itemsize:
                 raise ValueError(f"{name}: {len(data)} bytes are no vector of {DIMENSIONS[name]}")
-            os.pwrite(file, data, row * len(data))
+            if os.pwrite(file, data, row * len(data)) != len(data):  # the disk took a part of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def clear(self, row: int) -> None:
         """Put zeros into one row: it failed."""
@@ -211,13 +214,4 @@ def _write(path: Path, pieces: Iterable[bytes]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    """Make names in a directory durable: without it a power cut can lose a new file."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)

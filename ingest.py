@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -123,16 +124,42 @@ def main(**parameters: Any) -> None:
     request = Request(**parameters)
     if request.max_bad and not request.skip_bad_images:
         raise click.UsageError("--max_bad goes with --skip_bad_images.")
-    signal.signal(signal.SIGTERM, _interrupt)
+    asyncio.run(until_interrupted(ingest(request)))
+
+
+async def until_interrupted(run: Coroutine[Any, Any, None]) -> None:
+    """Wait for the run; Ctrl-C or SIGTERM cancels it, and then ends the process.
+
+    What is done is recorded by then, so threads that wait for the network are not waited for. A
+    second Ctrl-C does not even wait for the record: that costs seconds of work, like kill -9.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.create_task(run)
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            _exit_interrupted()
+        interrupted = True
+        loop.call_soon_threadsafe(task.cancel)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, interrupt) for number in signals]
     try:
-        asyncio.run(ingest(request))
-    except KeyboardInterrupt:
-        click.echo("Interrupted: the same command continues where this one stopped.", err=True)
-        sys.exit(INTERRUPTED)
+        await task
+    except asyncio.CancelledError:
+        if interrupted:
+            _exit_interrupted()
+        raise
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _exit_interrupted() -> NoReturn:
+    click.echo("Interrupted: the same command continues where this one stopped.", err=True)
+    sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 async def ingest(request: Request) -> None:
@@ -142,9 +169,10 @@ async def ingest(request: Request) -> None:
         click.ClickException: what stopped it, for the user.
     """
     import plan
+    from state import disk_errors
 
     start = time.monotonic()
-    with plan.work_directory(request) as work:
+    with plan.work_directory(request) as work, disk_errors(work.path):
         checked = await plan.check(request, work)
         if request.dry_run:
             click.echo(plan.describe(request, checked))

@@ -66,9 +66,10 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
         findings.add(error)
     paths = checks.check_paths(findings, request.train_path, request.val_path)
     earlier = work.state()
-    ours = None
-    if earlier and not request.restart and not earlier.option("registered"):
-        ours = earlier.index_id
+    if earlier and _starts_over(request, earlier):
+        earlier.close()
+        earlier = None
+    ours = earlier.index_id if earlier and not earlier.option("registered") else None
     listing, weights, *_ = await asyncio.gather(
         _list_and_check(request, findings, work, paths),
         findings.gather_in_thread(
@@ -90,8 +91,9 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
         }
         if request.precision != "auto":
             options["precision"] = request.precision
-        if earlier and not request.restart:
+        if earlier:
             _check_same(findings, earlier, options, listing)
+            earlier.close()
         findings.raise_if_any()
         return Plan(*paths, listing, options, weights.clip_directory)
     findings.raise_if_any()
@@ -161,7 +163,6 @@ def _check_same(
                 f"{where} holds an ingest with another {name} ({printable(str(before))}, now "
                 f"{printable(now)}): {WAYS_OUT}."
             )
-    earlier.take_replaced(listing.path)
     for what, objects in earlier.changes(listing.path).items():
         examples = "".join(f"\n      {printable(name)}" for name in objects[:SHOWN])
         findings.add(
@@ -198,28 +199,43 @@ def describe(request: Request, plan: Plan) -> str:
     )
 
 
+def _starts_over(request: Request, earlier: State) -> bool:
+    """Whether the earlier run is to be forgotten; a --restart that was interrupted goes on."""
+    return request.restart or earlier.option("abandoned") is not None
+
+
 async def begin(request: Request, work: WorkDirectory, plan: Plan) -> State:
     """The state to go on with: the earlier run's, or a new one from the listing."""
     earlier = work.state()
-    if earlier and not request.restart:
+    if earlier and not _starts_over(request, earlier):
+        replaced = earlier.take_replaced(plan.listing.path)
         plan.listing.close()
         plan.listing.path.unlink()
         if not request.skip_bad_images:
             earlier.retry_failed()
         counts = earlier.counts()
         click.echo(
-            f"Continuing in {work.path}: {counts.done:,} of {counts.images:,} images are done.",
+            f"Continuing in {work.path}: {counts.done:,} of {counts.images:,} images are done"
+            + (f", {replaced:,} that failed were replaced." if replaced else "."),
             err=True,
         )
         return earlier
     if earlier:
-        if not earlier.option("registered"):
-            bucket = earlier.option("bucket") or request.bucket
-            client = await asyncio.to_thread(gcs.make_client)
-            deleted = await delete_index(client, bucket, earlier.index_id)
-            click.echo(f"Deleted {deleted:,} objects of the earlier run.", err=True)
-        earlier.close()
-        for name in ("index", "aux"):
-            shutil.rmtree(work.path / name, ignore_errors=True)
+        await _abandon(earlier, request.bucket)
     plan.listing.set_options({**plan.options, "index_id": str(uuid.uuid4())})
     return plan.listing.move(work.path / "state.sqlite")
+
+
+async def _abandon(earlier: State, bucket: str) -> None:
+    """Delete what an earlier run made, here and, unless it was registered, in the index bucket.
+
+    It is marked first: were this interrupted, its rows would count as done without thumbnails.
+    """
+    earlier.set_options({"abandoned": "yes"})
+    if not earlier.option("registered"):
+        client = await asyncio.to_thread(gcs.make_client)
+        deleted = await delete_index(client, earlier.option("bucket") or bucket, earlier.index_id)
+        click.echo(f"Deleted {deleted:,} objects of the earlier run.", err=True)
+    earlier.close()
+    for name in ("index", "aux"):
+        shutil.rmtree(earlier.directory / name, ignore_errors=True)

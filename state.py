@@ -13,6 +13,7 @@ SQLite keeps a million rows out of memory, and its commits survive a power cut.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -23,11 +24,17 @@ from typing import NamedTuple
 import click
 
 from gcs import ListedObject
-from names import IMAGE_SUFFIXES, identifier
+from names import IMAGE_SUFFIXES, encodable, identifier, printable
 
 TRAIN, VAL = 0, 1
 PENDING, DONE, FAILED = 0, 1, 2
 ROWS_A_QUERY = 1000
+DISK_ERRNOS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS),
+    *(errno.EACCES, errno.EPERM),
+}
+# What SQLite says of the disk; Python 3.10 does not hand out its error codes.
+DISK_WORDS = ("disk is full", "disk I/O error", "readonly database", "unable to open database")
 
 SCHEMA = """
 CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -52,6 +59,36 @@ DROP TABLE listed;
 
 class StateError(click.ClickException):
     """The work directory cannot be used; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Make a sentence of a full, failing or damaged disk, met within a `with` block.
+
+    Raises:
+        StateError: what the disk said; every other error goes on as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRNOS or error.filename2:
+            raise
+        where, reason = error.filename or directory, error.strerror
+    except sqlite3.OperationalError as error:
+        if not any(words in str(error) for words in DISK_WORDS):
+            raise
+        where, reason = directory, str(error)
+    except sqlite3.DatabaseError as error:
+        if "malformed" not in str(error) and "not a database" not in str(error):
+            raise
+        raise StateError(
+            f"The state in {directory} is damaged ({error}): remove that directory, or choose "
+            "another with --work_dir. What it uploaded stays in the index bucket."
+        ) from error
+    raise StateError(
+        f"Writing to {printable(str(where))} failed ({reason}): make room or mend it; the same "
+        "command then continues where this one stopped."
+    ) from None
 
 
 class Row(NamedTuple):
@@ -106,6 +143,8 @@ class WorkDirectory:
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self._is_the_lock():  # the run that held it removed it just now
+                raise BlockingIOError
         except OSError as error:
             self._lock.close()
             raise StateError(
@@ -116,6 +155,10 @@ class WorkDirectory:
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
+
+    def _is_the_lock(self) -> bool:
+        path = self.path / "lock"
+        return path.exists() and os.path.samestat(os.fstat(self._lock.fileno()), path.stat())
 
     def state(self) -> State | None:
         """The state of an earlier run here, if there was one."""
@@ -172,13 +215,16 @@ class State:
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         os.replace(self.path, path)
+        sync_directory(path.parent)
         return State(path)
 
     def add(self, split: int, objects: Iterable[ListedObject]) -> None:
         """Take a page of a listing: images become rows, everything else is counted by kind."""
         images, others = [], []
         for o in objects:
-            if o.name.endswith(IMAGE_SUFFIXES):
+            if not encodable(o.name):
+                others.append(("name that is no valid text", printable(o.name)))
+            elif o.name.endswith(IMAGE_SUFFIXES):
                 images.append((split, o.name, identifier(o.name), *o[1:]))
             else:
                 others.append((_kind(o.name), o.name))
@@ -308,7 +354,10 @@ class State:
         )
 
     def take_replaced(self, listing: Path) -> int:
-        """Accept new versions of objects whose rows failed: they have no numbers yet."""
+        """Accept new versions of objects whose rows failed: they have no numbers yet.
+
+        Only for a listing of the same paths: see `changes`.
+        """
         with self._attached(listing):
             replaced = self._db.execute(
                 "UPDATE rows SET (size, crc32c, generation, status, reason) = ("
@@ -321,14 +370,17 @@ class State:
             return replaced.rowcount
 
     def changes(self, listing: Path) -> dict[str, list[str]]:
-        """What differs in a newer listing: object names that appeared, vanished or changed."""
+        """What differs in a newer listing: object names that appeared, vanished or changed.
+
+        A new version of an object whose row failed is no difference: it is what was asked for.
+        """
         queries = {
             "appeared": "SELECT split, object FROM new.rows "
             "EXCEPT SELECT split, object FROM main.rows",
             "vanished": "SELECT split, object FROM main.rows "
             "EXCEPT SELECT split, object FROM new.rows",
             "changed": "SELECT split, object FROM main.rows old JOIN new.rows new "
-            "USING (split, object) WHERE new.generation <> old.generation",
+            "USING (split, object) WHERE new.generation <> old.generation AND old.status <> 2",
         }
         with self._attached(listing):
             return {
@@ -354,3 +406,12 @@ def _kind(name: str) -> str:
     base = name.rpartition("/")[2]
     stem, dot, extension = base.rpartition(".")
     return f".{extension}" if dot and stem and len(extension) <= 20 else "no extension"
+
+
+def sync_directory(path: Path) -> None:
+    """Make names in a directory durable: without it a power cut can lose a new file."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
