@@ -363,8 +363,8 @@ async def send(
                 tqdm.write(f"{error.message} Assumed to be stored, as asked.", file=sys.stderr)
                 created = len(request.images)
             except ForagerError as error:
-                if generation == "A" and options.uncertain != "resend":
-                    journal.refuse(request)
+                if generation == "B" or options.uncertain != "resend":
+                    journal.refuse(request)  # or B may store it again: that changes nothing
                 raise click.ClickException(
                     f"{error.message}\n{len(journal.created):,} of "
                     f"{count(len(requests), 'request')} stored so far; the same command continues."

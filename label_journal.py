@@ -106,7 +106,10 @@ class Journal:
                 f"{printable(str(self.path))} is not a journal of this program, or damaged: "
                 "remove it, or forget it with --restart."
             ) from None
-        if differences:
+        if differences and not self.created and not self.uncertain:
+            self._file.truncate(0)  # nothing was stored: nothing to go on with
+            self._write(belongs_to)
+        elif differences:
             raise JournalError(
                 f"An interrupted run left {printable(str(self.path))}, which belongs to something "
                 f"else: {'; '.join(differences)}. Repeat that run to finish it, or forget it with "

@@ -42,11 +42,22 @@ def test_a_journal_is_locked_while_in_use(path):
 
 
 def test_another_run_is_told_what_differs(path):
-    Journal(path, HEADER).__exit__()
+    with Journal(path, HEADER) as journal:
+        journal.sent(FIRST)
     with pytest.raises(JournalError, match="user 'u', now 'v'. Repeat .* --restart"):
         Journal(path, HEADER | {"user": "v"})
     with Journal(path, HEADER | {"user": "v"}, restart=True) as journal:
         assert journal.created == {}
+
+
+def test_a_journal_of_nothing_stored_is_no_obstacle(path):
+    with Journal(path, HEADER) as journal:
+        journal.sent(FIRST)
+        journal.refuse(FIRST)
+    with Journal(path, HEADER | {"user": "v"}) as journal:
+        journal.sent(FIRST)
+    with Journal(path, HEADER | {"user": "v"}) as journal:
+        assert journal.uncertain == {FIRST.key()}
 
 
 def test_requests_of_another_run_are_noticed(path):
