@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import demo
+
+os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # before retries.py is imported: short waits
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 30
@@ -71,7 +74,6 @@ def emulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def emulator(emulator_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The storage emulator, selected by STORAGE_EMULATOR_HOST as a user would."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
-    monkeypatch.setenv("FORAGER_RETRY_BASE_S", "0.01")
     for name in ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return emulator_url

@@ -1,0 +1,300 @@
+"""Google Cloud Storage: listing, small objects, access, credentials."""
+
+import asyncio
+import gzip
+import json
+from base64 import b64encode
+from urllib.parse import parse_qsl, urlsplit
+
+import google.auth.credentials
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+import gcs
+from gcs import ListedObject, ObjectUnusable, SmallObjects, StorageError
+from names import GsPath
+from tests.front import Answer, Front
+
+ODD_NAMES = [
+    "t/a b.jpg",
+    "t/#1?.jpg",
+    "t/50%25.jpg",
+    "t/été 😀.jpg",
+    "t/<b>&'\".jpg",
+    "t/a+b=c.jpg",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_cached_credentials():
+    gcs._credentials.cache_clear()
+    yield
+    gcs._credentials.cache_clear()
+
+
+def put(bucket, *names, data=b"data"):
+    for name in names:
+        gcs.make_client().bucket(bucket).blob(name).upload_from_string(data)
+
+
+def listing(bucket, prefix=""):
+    pages = gcs.list_objects(gcs.make_client(), GsPath(bucket, prefix))
+    return sorted(listed for page in pages for listed in page)
+
+
+def with_objects(function, *args):
+    """What a method of SmallObjects returns."""
+
+    async def run():
+        async with SmallObjects(4) as objects:
+            return await getattr(objects, function)(*args)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "http://127.0.0.1:9", "http://127.0.0.1:9/"])
+def test_emulator_host_with_or_without_http(monkeypatch, host):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
+    assert gcs.emulator_host() == "http://127.0.0.1:9"
+    assert gcs.public_address("b", "a b/ü#?.jpg") == "http://127.0.0.1:9/b/a%20b/%C3%BC%23%3F.jpg"
+
+
+def test_public_address_of_the_real_service(monkeypatch):
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    assert gcs.public_address("b", "a.jpg") == "https://storage.googleapis.com/b/a.jpg"
+
+
+def test_listing_takes_the_directory_alone(make_bucket):
+    bucket = make_bucket()
+    put(bucket, "t/a.jpg", "t/x/b.jpg", "t2/c.jpg", "t.jpg", data=b"123456789")
+    listed = listing(bucket, "t/")
+    assert [o.name for o in listed] == ["t/a.jpg", "t/x/b.jpg"]
+    assert {(o.size, o.crc32c) for o in listed} == {(9, 0xE3069283)}  # RFC 3720's check value
+    assert all(o.generation > 0 for o in listed)
+
+
+def test_listing_reads_every_page(monkeypatch):
+    item = {"size": "1", "crc32c": b64encode(b"\0\0\0\2").decode(), "generation": "3"}
+    pages = {
+        None: {"items": [{"name": "a", **item}], "nextPageToken": "more"},
+        "more": {"nextPageToken": "last"},
+        "last": {"items": [{"name": "b", **item}, {"name": "c", **item}]},
+    }
+
+    def rule(asked):
+        token = dict(_query(asked.path)).get("pageToken")
+        return Answer(200, json.dumps(pages[token]).encode(), {"Content-Type": "application/json"})
+
+    with Front(rule=rule) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        assert listing("bucket") == [ListedObject(name, 1, 2, 3) for name in "abc"]
+
+
+def _query(path):
+    return parse_qsl(urlsplit(path).query)
+
+
+def test_listing_a_missing_bucket(emulator):
+    with pytest.raises(StorageError, match=r"Listing gs://no-such-bucket/t/: .*no such bucket"):
+        listing("no-such-bucket", "t/")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "Google refused the credentials; run `gcloud"), (403, r"access is denied \(403\)")],
+)
+def test_listing_refused(monkeypatch, status, words):
+    with Front(rule=lambda asked: Answer(status, b"{}")) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        with pytest.raises(StorageError, match=words):
+            listing("bucket")
+        assert len([asked for asked in storage.asked if "/o?" in asked.path]) == 1
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_name_is_written_listed_and_read(make_bucket, name):
+    bucket = make_bucket()
+    with_objects("put", bucket, name, b"content", "image/jpeg")
+    (listed,) = listing(bucket)
+    assert listed.name == name
+    assert with_objects("fetch", bucket, listed) == b"content"
+    assert with_objects("public_status", bucket, name) in (200, 206)
+    assert gcs.read_bytes(bucket, name) == b"content"
+    assert gcs.make_client().bucket(bucket).get_blob(name).content_type == "image/jpeg"
+
+
+def test_a_deleted_object_is_unusable(make_bucket):
+    listed = ListedObject("gone.jpg", 4, 0, 1)
+    with pytest.raises(ObjectUnusable, match="deleted after it was listed"):
+        with_objects("fetch", make_bucket(), listed)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"size": 5}, "4 bytes came, 5 are listed"), ({"crc32c": 1}, "crc32c is not the listed one")],
+)
+def test_another_object_than_listed_is_unusable(make_bucket, change, reason):
+    bucket = make_bucket()
+    put(bucket, "a.jpg")
+    (listed,) = listing(bucket)
+    with pytest.raises(ObjectUnusable, match=f"{reason}: it changed since"):
+        with_objects("fetch", bucket, listed._replace(**change))
+
+
+def test_no_access_to_an_object_stops(monkeypatch):
+    with Front(rule=lambda asked: Answer(403)) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        with pytest.raises(StorageError, match=r"Reading gs://b/a\.jpg: access is denied"):
+            with_objects("fetch", "b", ListedObject("a.jpg", 4, 0, 1))
+        assert len(storage.asked) == 1
+
+
+def test_other_bytes_stored_than_sent_stops(monkeypatch):
+    stored = {"size": "4", "crc32c": b64encode(b"\0\0\0\1").decode()}
+    with Front(rule=lambda asked: Answer(200, json.dumps(stored).encode())) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        with pytest.raises(StorageError, match="storage holds other bytes than were sent"):
+            with_objects("put", "bucket", "a.jpg", b"data", "image/jpeg")
+
+
+def test_gzip_is_unpacked():
+    assert gcs.unzipped(gzip.compress(b"an image" * 1000)) == b"an image" * 1000
+
+
+def test_gzip_cut_short_is_unusable():
+    with pytest.raises(ObjectUnusable, match="gzip-compressed"):
+        gcs.unzipped(gzip.compress(b"an image" * 1000)[:-20])
+
+
+def test_crc32c_of_a_part_of_a_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before123456789after")
+    assert gcs.crc32c_of_file(path, 6, 9) == 0xE3069283
+    assert gcs.crc32c_of_file(path) == gcs.crc32c_of_bytes(path.read_bytes())
+
+
+def test_write_permissions(make_bucket):
+    assert gcs.missing_write_permissions(gcs.make_client(), make_bucket()) == []
+
+
+def test_missing_write_permissions_are_named(monkeypatch):
+    granted = {"permissions": ["storage.objects.get"]}
+    with Front(rule=lambda asked: Answer(200, json.dumps(granted).encode())) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        missing = gcs.missing_write_permissions(gcs.make_client(), "bucket")
+    assert missing == ["storage.objects.create", "storage.objects.delete"]
+
+
+@pytest.mark.parametrize("status", [200, 206, 403, 404])
+def test_public_status_is_asked_without_credentials(monkeypatch, status):
+    with Front(rule=lambda asked: Answer(status)) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        assert with_objects("public_status", "bucket", "a #.jpg") == status
+        (asked,) = storage.asked
+    assert (asked.method, asked.path) == ("GET", "/bucket/a%20%23.jpg")
+    assert "authorization" not in asked.headers
+
+
+@pytest.fixture
+def no_credentials(monkeypatch, tmp_path):
+    """A home without Google credentials, on a machine that is none of Google's."""
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    # google-auth would ask Google where these credentials may be used.
+    boundary = google.auth.credentials.CredentialsWithRegionalAccessBoundary
+    monkeypatch.setattr(boundary, "_maybe_start_regional_access_boundary_refresh", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def private_key():
+    key = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+@pytest.fixture
+def tokens(no_credentials, monkeypatch, tmp_path, private_key):
+    """A token server, and a key file that points to it; tokens live for `life_s` seconds."""
+
+    def rule(asked):
+        if server.life_s is None:
+            return Answer(400, b'{"error": "invalid_grant"}', {"Content-Type": "application/json"})
+        number = len(server.asked)
+        token = {"access_token": f"token-{number}", "expires_in": server.life_s}
+        return Answer(200, json.dumps(token).encode(), {"Content-Type": "application/json"})
+
+    with Front(rule=rule) as server:
+        server.life_s = 3600
+        key = {
+            "type": "service_account",
+            "client_email": "robot@project.iam.gserviceaccount.com",
+            "private_key": private_key,
+            "private_key_id": "1",
+            "token_uri": f"{server.url}/token",
+        }
+        path = tmp_path / "key.json"
+        path.write_text(json.dumps(key))
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+        yield server
+
+
+def test_no_credentials_is_one_sentence(no_credentials):
+    with pytest.raises(StorageError) as error:
+        gcs.make_client()
+    assert error.value.message.startswith("No Google credentials were found: run `gcloud auth")
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in error.value.message
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "{}", '{"type": "service_account"}'])
+def test_a_wrong_key_file_is_named(no_credentials, monkeypatch, tmp_path, content):
+    path = tmp_path / "key.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    with pytest.raises(StorageError, match=r"credentials are in .*key\.json: run `gcloud"):
+        gcs.make_client()
+
+
+def test_a_token_is_fetched_once_for_both_libraries(tokens, monkeypatch):
+    with Front(rule=lambda asked: Answer(200, b"{}")) as storage:
+        client = gcs.make_client()
+        client._connection.API_BASE_URL = storage.url
+        assert list(gcs.list_objects(client, GsPath("bucket", ""))) == [[]]
+        assert {o.headers["authorization"][:13] for o in storage.asked} == {"Bearer token-"}
+    # The client may ask for the bucket too, from a thread of its own: a token each, at the worst.
+    fetched = len(tokens.asked)
+    assert 1 <= fetched <= 2
+    assert b"jwt-bearer" in tokens.asked[0].body
+    assert asyncio.run(gcs._Token().get()) == client._credentials.token
+    assert len(tokens.asked) == fetched
+
+
+def test_a_token_about_to_expire_is_renewed(tokens):
+    async def get(count):
+        token = gcs._Token()
+        return [await token.get() for _ in range(count)]
+
+    tokens.life_s = gcs.REFRESH_MARGIN_S - 10
+    assert asyncio.run(get(2)) == ["token-1", "token-2"]
+    tokens.life_s = 3600
+    assert asyncio.run(get(2)) == ["token-3", "token-3"]
+
+
+def test_many_requests_at_once_renew_a_token_once(tokens):
+    async def get():
+        token = gcs._Token()
+        return await asyncio.gather(*(token.get() for _ in range(20)))
+
+    assert set(asyncio.run(get())) == {"token-1"}
+    assert len(tokens.asked) == 1
+
+
+def test_refused_credentials_are_one_sentence(tokens):
+    tokens.life_s = None
+    with pytest.raises(StorageError, match=r"Google refused the credentials; run `gcloud auth"):
+        listing("bucket")
+    with pytest.raises(StorageError, match=r"Google refused the credentials; run `gcloud auth"):
+        with_objects("fetch", "bucket", ListedObject("a.jpg", 1, 1, 1))
