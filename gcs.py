@@ -34,6 +34,7 @@ API_ADDRESS = "https://www.googleapis.com"
 PUBLIC_ADDRESS = "https://storage.googleapis.com"
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 WRITE_PERMISSIONS = ("storage.objects.create", "storage.objects.delete", "storage.objects.get")
+NO_CREDENTIALS = "No Google credentials were found"
 CREDENTIALS_ADVICE = (
     "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the "
     "key file of a service account"
@@ -82,7 +83,9 @@ def _credentials() -> Any:
     try:
         credentials, _ = google.auth.default(scopes=[SCOPE])
     except DefaultCredentialsError as error:
-        raise StorageError(f"No Google credentials were found: {CREDENTIALS_ADVICE}.") from error
+        path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+        what = f"No Google credentials are in {printable(path)}" if path else NO_CREDENTIALS
+        raise StorageError(f"{what}: {CREDENTIALS_ADVICE}.") from error
     return credentials
 
 
