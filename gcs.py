@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import click
 import google_crc32c
+from yarl import URL
 
 import retries
 from names import GsPath, printable
@@ -113,7 +114,11 @@ def explained(error: Exception, what: str) -> StorageError:
         return error
     requests_errors = sys.modules.get("requests.exceptions")
     google_errors = sys.modules.get("google.auth.exceptions")
-    refused = google_errors is not None and isinstance(error, google_errors.GoogleAuthError)
+    refused = (
+        google_errors is not None
+        and isinstance(error, google_errors.GoogleAuthError)
+        and not isinstance(error, google_errors.TransportError)  # Google was not reached
+    )
     status = retries.status_of(error)
     if status == 401 or refused:
         return StorageError(f"{what}: Google refused the credentials; {CREDENTIALS_ADVICE}.")
@@ -133,13 +138,13 @@ def explained(error: Exception, what: str) -> StorageError:
 
 
 def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a blocking function of google-cloud-storage, which retries by itself.
+    """Call a blocking function of google-cloud-storage, told not to retry by itself, with ours.
 
     Raises:
         StorageError: what was attempted, why it failed, and what to do.
     """
     try:
-        return function(*args, **kwargs)
+        return retries.call_blocking(what, function, *args, **kwargs)
     except Exception as error:
         raise explained(error, what) from error
 
@@ -175,22 +180,38 @@ def list_objects(client: storage.Client, path: GsPath) -> Iterator[list[ListedOb
         StorageError: no such bucket, no access, or storage cannot be reached.
     """
     what = f"Listing {printable(str(path))}"
+    # Around each page's request: the iterator over pages ends with the first error it sees.
     pages = client.list_blobs(
         path.bucket,
         prefix=path.prefix,
         fields="items(name,size,crc32c,generation),nextPageToken",
         timeout=LIST_TIMEOUT,
+        retry=functools.partial(functools.partial, retries.call_blocking, what),
     ).pages
-    while (page := attempt(what, next, pages, None)) is not None:
-        yield [
-            ListedObject(
-                item["name"],
-                int(item["size"]),
-                crc32c_of_listing(item["crc32c"]),
-                int(item["generation"]),
-            )
-            for item in page.raw_page.get("items", ())
-        ]
+    while True:
+        try:
+            page = next(pages, None)
+        except Exception as error:
+            raise explained(error, what) from error
+        if page is None:
+            return
+        yield [_listed_object(item, what) for item in page.raw_page.get("items", ())]
+
+
+def _listed_object(item: dict[str, str], what: str) -> ListedObject:
+    try:
+        return ListedObject(
+            item["name"],
+            int(item["size"]),
+            crc32c_of_listing(item["crc32c"]),
+            int(item["generation"]),
+        )
+    except (KeyError, ValueError) as error:
+        name = printable(item.get("name", "an object without a name"))
+        raise StorageError(
+            f"{what}: {name} has no size, crc32c or generation; objects encrypted with keys of "
+            "your own cannot be read here: copy them without."
+        ) from error
 
 
 def missing_write_permissions(client: storage.Client, bucket: str) -> list[str]:
@@ -204,6 +225,7 @@ def missing_write_permissions(client: storage.Client, bucket: str) -> list[str]:
         client.bucket(bucket).test_iam_permissions,
         list(WRITE_PERMISSIONS),
         timeout=LIST_TIMEOUT,
+        retry=None,
     )
     return [permission for permission in WRITE_PERMISSIONS if permission not in granted]
 
@@ -238,7 +260,7 @@ def read_bytes(bucket: str, name: str) -> bytes:
     """
     what = f"Reading gs://{bucket}/{printable(name)}"
     blob = make_client().bucket(bucket).blob(name)
-    data: bytes = attempt(what, blob.download_as_bytes, timeout=LIST_TIMEOUT)
+    data: bytes = attempt(what, blob.download_as_bytes, timeout=LIST_TIMEOUT, retry=None)
     return data
 
 
@@ -269,13 +291,10 @@ def _fresh(credentials: Any) -> bool:
 
 
 def _refresh(credentials: Any) -> None:
+    """Ask for a new access token; what fails goes to the retries of the request that needs it."""
     import google.auth.transport.requests
 
-    attempt(
-        "Renewing the Google credentials",
-        credentials.refresh,
-        google.auth.transport.requests.Request(),
-    )
+    credentials.refresh(google.auth.transport.requests.Request())
 
 
 class SmallObjects:
@@ -349,17 +368,22 @@ class SmallObjects:
             raise explained(error, what) from error
 
     async def _put_once(self, bucket: str, name: str, data: bytes, content_type: str) -> None:
-        stored = await self._storage.upload(
-            bucket,
-            name,
-            data,
-            content_type=content_type,
-            force_resumable_upload=False,
-            timeout=REQUEST_TIMEOUT,
-        )
-        if int(stored["size"]) != len(data) or crc32c_of_listing(
-            stored["crc32c"]
-        ) != crc32c_of_bytes(data):
+        try:
+            stored = await self._storage.upload(
+                bucket,
+                name,
+                data,
+                content_type=content_type,
+                force_resumable_upload=False,
+                timeout=REQUEST_TIMEOUT,
+            )
+        except ValueError as error:
+            raise DamagedContent("the answer is not JSON") from error
+        try:
+            arrived = int(stored["size"]), crc32c_of_listing(stored["crc32c"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedContent("the answer does not say what was stored") from error
+        if arrived != (len(data), crc32c_of_bytes(data)):
             raise DamagedContent("storage holds other bytes than were sent")
 
     async def public_status(self, bucket: str, name: str) -> int:
@@ -372,8 +396,9 @@ class SmallObjects:
         return status
 
     async def _public_status_once(self, bucket: str, name: str) -> int:
+        address = URL(public_address(bucket, name), encoded=True)  # else a/../b would become b
         async with self._session.get(
-            public_address(bucket, name), headers={"Range": "bytes=0-0"}, timeout=REQUEST_TIMEOUT
+            address, headers={"Range": "bytes=0-0"}, timeout=REQUEST_TIMEOUT
         ) as response:
             if response.status in (408, 429) or response.status >= 500:
                 response.raise_for_status()

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
 import tenacity
@@ -74,6 +74,15 @@ async def call(
             raise first
         return await function(*args, **kwargs)
 
+    return await tenacity.AsyncRetrying(**_policy(what))(attempt)
+
+
+def call_blocking(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same for a function that blocks, called in a thread of its own."""
+    return tenacity.Retrying(**_policy(what))(function, *args, **kwargs)
+
+
+def _policy(what: str) -> dict[str, Any]:
     def say(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         wait = state.next_action.sleep if state.next_action else 0.0
@@ -83,14 +92,13 @@ async def call(
             file=sys.stderr,
         )
 
-    retrying = tenacity.AsyncRetrying(
-        stop=_stop,
-        wait=_wait,
-        retry=tenacity.retry_if_exception(is_transient),
-        before_sleep=say,
-        reraise=True,
-    )
-    return await retrying(attempt)
+    return {
+        "stop": _stop,
+        "wait": _wait,
+        "retry": tenacity.retry_if_exception(is_transient),
+        "before_sleep": say,
+        "reraise": True,
+    }
 
 
 def is_transient(error: BaseException) -> bool:
@@ -119,7 +127,10 @@ def _is_transient_elsewhere(error: BaseException) -> bool:
     if requests := sys.modules.get("requests.exceptions"):
         if isinstance(error, requests.SSLError):
             return False
-        kinds = (requests.ConnectionError, requests.Timeout, requests.ChunkedEncodingError)
+        kinds = (
+            *(requests.ConnectionError, requests.Timeout, requests.ChunkedEncodingError),
+            requests.InvalidJSONError,  # of an answer: ours are never sent in doubt
+        )
         if isinstance(error, kinds):
             return True
     if auth := sys.modules.get("google.auth.exceptions"):
