@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import re
 import signal
 import sqlite3
@@ -17,11 +18,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from click.testing import CliRunner
 from gcp_storage_emulator.server import create_server
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
+import retries
 from forager import Forager
+from ingest_labels import main
 
 ROOT = Path(__file__).parent.parent
 LABELS = "add_annotations_by_internal_identifiers_v2"
@@ -144,8 +148,7 @@ def begin(tmp_path, bucket):
 
     def start(url, document, *options, name="birds"):
         path = tmp_path / "labels.json"
-        text = document if isinstance(document, str) else json.dumps(document)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(json.dumps(document), encoding="utf-8")
         return subprocess.Popen(
             [
                 sys.executable,
@@ -168,8 +171,29 @@ def begin(tmp_path, bucket):
 
 
 @pytest.fixture
-def run(begin):
-    """The same, run to its end: exit code, stdout, stderr."""
+def run(tmp_path, bucket, monkeypatch):
+    """The same in this process, to its end, which is quicker: exit code, stdout, stderr."""
+    monkeypatch.setattr(retries, "BASE_S", 0.001)
+    monkeypatch.setattr(retries, "CAP_S", 0.06)
+    monkeypatch.chdir(tmp_path)
+
+    def finish(url, document, *options, name="birds"):
+        path = tmp_path / "labels.json"
+        path.write_text(json.dumps(document), encoding="utf-8")
+        result = CliRunner().invoke(
+            main,
+            [name, str(path), "--user", "ann@x.org", *options],
+            env={"SERVER_URL": url, "FORAGER_BUCKET": bucket},
+        )
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result.exit_code, result.stdout, result.stderr
+
+    return finish
+
+
+@pytest.fixture
+def run_process(begin):
+    """The same as a process."""
 
     def finish(*arguments, **named):
         with begin(*arguments, **named) as process:
@@ -241,8 +265,8 @@ def serve(handle):
         loop.close()
 
 
-def test_labels_are_stored(server, run, tmp_path):
-    code, out, err = run(server.url, GOOD)
+def test_labels_are_stored(server, run_process, tmp_path):
+    code, out, err = run_process(server.url, GOOD)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "category  mode      asked  created",
@@ -393,6 +417,21 @@ def test_faults_before_b_change_nothing(server_b, run):
     assert server_b.stored() == STORED
 
 
+def test_one_fault_in_ten_changes_nothing(server_b, run):
+    source = random.Random(0)
+    kinds = [503, 429, 500, 502, "lost", "reset"]
+    faults = [source.choice(kinds) if source.random() < 0.1 else None for _ in range(200)]
+    document = {"a.jpg": [f"category {number}" for number in range(60)]}
+    with serve(Proxy(server_b.url, faults).handle) as url:
+        code, out, err = run(url, document)
+    assert code == 0
+    assert "attempt 2 of 8" in err
+    assert "60 of 60 labels created in 60 requests" in out
+    assert server_b.stored() == sorted(
+        ("a", f"category {number}", "POSITIVE") for number in range(60)
+    )
+
+
 def test_refused_requests_to_a_are_repeated(server_a, run):
     with serve(Proxy(server_a.url, [None, 503, 500, 429]).handle) as url:
         code, out, _ = run(url, GOOD)
@@ -439,9 +478,9 @@ def test_a_lost_answer_of_a_can_be_settled_before(server_a, run, choice, again):
     assert server_a.stored() == sorted(STORED + again)
 
 
-def test_a_terminal_that_cannot_show_a_category(server_b, run, monkeypatch):
+def test_a_terminal_that_cannot_show_a_category(server_b, run_process, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    code, out, _ = run(server_b.url, {"é.jpg": ["猫"]})
+    code, out, _ = run_process(server_b.url, {"é.jpg": ["猫"]})
     assert code == 0
     assert r"\u732b" in out
 
