@@ -9,7 +9,7 @@ STORAGE_EMULATOR_HOST, and need no credentials then.
 from __future__ import annotations
 
 import asyncio
-import base64
+import binascii
 import functools
 import os
 import sys
@@ -151,7 +151,7 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) 
 
 def crc32c_of_listing(text: str) -> int:
     """The checksum that the JSON API writes as base64 of four big-endian bytes."""
-    return int.from_bytes(base64.b64decode(text), "big")
+    return int.from_bytes(binascii.a2b_base64(text), "big")
 
 
 def crc32c_of_bytes(data: bytes) -> int:
