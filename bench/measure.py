@@ -110,11 +110,13 @@ def show(question: str, results: list[Result], json_file: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def storage_server(images: int, files: list[Path], delay_ms: float = 0) -> Iterator[str]:
+def storage_server(
+    images: int, files: list[Path], delay_ms: float = 0, window_kb: int = 0
+) -> Iterator[str]:
     """bench.storage_server in a process of its own, selected as the storage emulator."""
     command = [sys.executable, "-m", "bench.storage_server", "--images", str(images)]
     command += [word for file in files for word in ("--image", str(file))]
-    command += ["--delay_ms", str(delay_ms)]
+    command += ["--delay_ms", str(delay_ms), "--window_kb", str(window_kb)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout

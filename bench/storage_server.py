@@ -38,9 +38,13 @@ class Objects:
 
     def listing(self, prefix: str, start: int) -> dict[str, object]:
         """A page of the images; nine of ten are for training."""
-        first, last = (0, self.count * 9 // 10) if "train" in prefix else (
-            self.count * 9 // 10,
-            self.count,
+        first, last = (
+            (0, self.count * 9 // 10)
+            if "train" in prefix
+            else (
+                self.count * 9 // 10,
+                self.count,
+            )
         )
         numbers = range(first + start, min(last, first + start + PAGE))
         items = []
@@ -63,9 +67,10 @@ class Objects:
 class Connection(asyncio.Protocol):
     """One HTTP/1.1 connection, kept alive; requests come one after the other."""
 
-    def __init__(self, objects: Objects, delay_s: float) -> None:
-        self.objects, self.delay_s = objects, delay_s
+    def __init__(self, objects: Objects, delay_s: float, window: int) -> None:
+        self.objects, self.delay_s, self.window = objects, delay_s, window
         self.buffer = bytearray()
+        self.in_window = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -73,6 +78,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
+        self.in_window += len(data)
+        if self.window and self.in_window >= self.window:
+            self.in_window = 0
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(self.delay_s, self.resume)
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             head = bytes(self.buffer[:end]).decode("latin1").split("\r\n")
             headers = {
@@ -90,6 +100,10 @@ class Connection(asyncio.Protocol):
                 asyncio.get_running_loop().call_later(self.delay_s, self.transport.write, answer)
             else:
                 self.transport.write(answer)
+
+    def resume(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> bytes:
         url = urlsplit(target)
@@ -126,7 +140,7 @@ class Connection(asyncio.Protocol):
         if query["uploadType"] == "media":
             return self.stored(query["name"], body)
         if query["uploadType"] == "multipart":
-            boundary = headers["content-type"].partition("boundary=")[2].strip('"\'').encode()
+            boundary = headers["content-type"].partition("boundary=")[2].strip("\"'").encode()
             parts = body.split(b"--" + boundary)
             name = json.loads(parts[1].partition(b"\r\n\r\n")[2])["name"]
             return self.stored(name, parts[2].partition(b"\r\n\r\n")[2][:-2])
@@ -134,9 +148,7 @@ class Connection(asyncio.Protocol):
             name = json.loads(body)["name"]
             self.objects.parts[name] = bytearray()
             location = f"http://{headers['host']}{path}?uploadType=resumable&name={name}"
-            return (
-                f"HTTP/1.1 200 OK\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
-            )
+            return f"HTTP/1.1 200 OK\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
         name = query["name"]
         part = self.objects.parts[name]
         part += body
@@ -166,10 +178,10 @@ def _json(content: object) -> bytes:
     return _http(json.dumps(content).encode(), "application/json")
 
 
-async def serve(objects: Objects, delay_s: float) -> None:
+async def serve(objects: Objects, delay_s: float, window: int) -> None:
     """Listen on a free port of 127.0.0.1 and print the address."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(objects, delay_s), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: Connection(objects, delay_s, window), "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
@@ -177,11 +189,12 @@ async def serve(objects: Objects, delay_s: float) -> None:
 @click.command()
 @click.option("--images", default=1000, help="How many objects it says it has.")
 @click.option("--image", type=click.Path(path_type=Path), multiple=True, required=True)
-@click.option("--delay_ms", default=0.0, help="Wait before each answer.")
-def main(images: int, image: tuple[Path, ...], delay_ms: float) -> None:
+@click.option("--delay_ms", default=0.0, help="Wait before each answer, and after each window.")
+@click.option("--window_kb", default=0, help="Taken on a connection a delay, as by TCP.")
+def main(images: int, image: tuple[Path, ...], delay_ms: float, window_kb: int) -> None:
     """Serve canned images on 127.0.0.1 until killed."""
     objects = Objects([path.read_bytes() for path in image], images)
-    asyncio.run(serve(objects, delay_ms / 1000))
+    asyncio.run(serve(objects, delay_ms / 1000, window_kb * 1024))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,13 @@ def umap_installed() -> bool:
 def principal_axes(sample: np.ndarray) -> np.ndarray:
     """The two directions of largest variance: float32 (d, 2), their largest entries positive."""
     centred = sample - sample.mean(axis=0)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    axes = vectors[:, -1:-3:-1]
+    if len(centred) < centred.shape[1]:  # the same directions from a smaller matrix
+        _, weights = np.linalg.eigh(centred @ centred.T)
+        axes = centred.T @ weights[:, -1:-3:-1]
+        axes /= np.maximum(np.linalg.norm(axes, axis=0), 1e-12)
+    else:
+        _, vectors = np.linalg.eigh(centred.T @ centred)
+        axes = vectors[:, -1:-3:-1]
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])
     return (axes * signs).astype(np.float32)
 
