@@ -85,6 +85,8 @@ def disk_errors(directory: Path) -> Iterator[None]:
             f"The state in {directory} is damaged ({error}): remove that directory, or choose "
             "another with --work_dir. What it uploaded stays in the index bucket."
         ) from error
+    else:
+        return
     raise StateError(
         f"Writing to {printable(str(where))} failed ({reason}): make room or mend it; the same "
         "command then continues where this one stopped."
