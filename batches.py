@@ -12,10 +12,13 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from images import BadImage, Prepared
+from index import Embedding
 
 MAX_WAIT_S = 5.0
 SIZES_REMEMBERED = 4096  # batch sizes kept, of images of different sizes
@@ -89,6 +92,21 @@ class Batches:
         """float32 (512,) of uint8 (224, 224, 3) RGB."""
         result: np.ndarray = await self._enqueue(CLIP, clip_input)
         return result
+
+    async def embed(self, prepared: Prepared) -> tuple[Embedding, int]:
+        """All vectors and the ImageNet class of one image.
+
+        Raises:
+            BadImage: it needs more memory than there is.
+        """
+        try:
+            clip, (imagenet, imagenet_early, imagenet_class) = await together(
+                self.clip(prepared.clip_input), self.resnet(prepared.pixels)
+            )
+        except MemoryError as error:
+            height, width = prepared.pixels.shape[:2]
+            raise BadImage(f"not enough memory to embed {width} x {height} pixels") from error
+        return Embedding(imagenet, imagenet_early, clip), int(imagenet_class)
 
     def _enqueue(self, key: tuple[int, int], pixels: np.ndarray) -> asyncio.Future[Any]:
         future = self._loop.create_future()
@@ -210,3 +228,15 @@ def _fail(batch: list[Waiting], error: Exception) -> None:
     for waiting in batch:
         if not waiting.future.done():
             waiting.future.set_exception(error)
+
+
+async def together(*coroutines: Awaitable[Any]) -> list[Any]:
+    """The results of all; when one fails, the others are ended before its error goes on."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
