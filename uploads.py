@@ -25,10 +25,10 @@ from names import printable
 if TYPE_CHECKING:
     from google.cloud import storage
 
-MIN_PART_BYTES = 32 << 20
+MIN_PART_BYTES = 16 << 20
 MAX_PARTS = 32  # what one compose request takes
-PARTS_AT_ONCE = 8
-CHUNK_BYTES = 16 << 20  # of a part in one request, in memory
+PARTS_AT_ONCE = 16
+CHUNK_BYTES = 8 << 20  # of a part in one request, in memory
 TIMEOUT = (15, 120)  # seconds: connect, read
 DELETIONS_AT_ONCE = 32
 NO_COMPOSE = (api.MethodNotImplemented, api.MethodNotAllowed, api.Forbidden)

@@ -27,7 +27,7 @@ def upload(path: Path, in_parts: bool) -> dict[str, float]:
     """MB/s of one upload under a new name, verification included."""
     size = path.stat().st_size
     file = IndexFile(path, f"arrays/{uuid.uuid4()}", "application/octet-stream")
-    uploads.MIN_PART_BYTES = (32 << 20) if in_parts else size
+    uploads.MIN_PART_BYTES = (16 << 20) if in_parts else size
     start = time.perf_counter()
     asyncio.run(uploads.upload_files(gcs.make_client(), "bench", [file]))
     return {"rate": size / (time.perf_counter() - start) / 1e6}

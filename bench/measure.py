@@ -76,9 +76,8 @@ def machine() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "python": sys.version.split()[0],
     }
-    if torch := sys.modules.get("torch"):
-        if torch.cuda.is_available():
-            found["gpu"] = torch.cuda.get_device_name()
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
     found.update({package: version(package) for package in PACKAGES})
     return found
 

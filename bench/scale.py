@@ -104,8 +104,8 @@ UNITS = {
 def main(few: int, many: int, names: int, one: str | None, runs: int, json_file: Path) -> None:
     """Time a row and resident memory with few and with many rows."""
     if one:
-        rows, _, kind = one.partition(":")
-        click.echo(json.dumps(one_run(int(rows), kind != NAMES_ONLY)))
+        count, _, what = one.partition(":")
+        click.echo(json.dumps(one_run(int(count), what != NAMES_ONLY)))
         return
     results = []
     for rows, kind in ((few, ""), (many, ""), (names, NAMES_ONLY)):
