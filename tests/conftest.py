@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import demo
-
 os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # before retries.py is imported: short waits
+
+import demo
+from tests.world import FastEmbedder, World, use_fast_models
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 30
@@ -113,3 +114,40 @@ def forager(emulator: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
 def weights_dir() -> Path:
     """R-50.pkl and clip-vit-base-patch32/ with seeded numbers, made once for a checkout."""
     return demo.seeded_weights()
+
+
+@pytest.fixture(scope="session")
+def servers(
+    emulator_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """A local Forager of each generation, for tests that need none of their own: its address."""
+    services = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
+        for generation in "AB":
+            directory = tmp_path_factory.mktemp(f"forager-{generation}")
+            command = [sys.executable, "-m", "local_forager", "--port", "0"]
+            command += ["--data_dir", str(directory), "--generation", generation]
+            address = re.compile(r"http://127\.0\.0\.1:\d+")
+            services[generation] = Service(command, directory / "log", address)
+    yield {generation: service.url for generation, service in services.items()}
+    for service in services.values():
+        service.stop()
+
+
+@pytest.fixture
+def world(
+    make_bucket: Callable[[], str],
+    servers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> World:
+    """Two empty buckets and a server of generation B, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return World(make_bucket(), make_bucket(), servers["B"])
+
+
+@pytest.fixture
+def fast_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FastEmbedder:
+    """Models that take no time."""
+    return use_fast_models(monkeypatch, tmp_path)

@@ -1,0 +1,132 @@
+"""What an end-to-end test needs: images in a bucket, an index bucket, a server, the command."""
+
+import io
+import json
+import pickle
+import uuid
+import zlib
+
+import numpy as np
+from click.testing import CliRunner
+from PIL import Image
+
+import checks
+import gcs
+import ingest
+from index import DIMENSIONS
+
+
+def picture(seed, width=40, height=30, kind="JPEG"):
+    """The bytes of an image file, and no two seeds give the same."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def pixels_of(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def unit_vectors(pixels):
+    """Random but for the pixels: three unit vectors and a class."""
+    rng = np.random.default_rng(zlib.crc32(pixels.tobytes()))
+    rows = [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
+    return [row / np.linalg.norm(row) for row in rows], int(rng.integers(1000))
+
+
+class FastEmbedder:
+    """As embeddings.Embedder, in no time; remembers the sizes of the batches it was given."""
+
+    workers = 1
+    clip_batch_size = 8
+    device, precision = "cpu", "float32"
+    max_pixels = 100_000_000
+
+    def __init__(self):
+        self.batches = []
+
+    def resnet_batch_size(self, height, width):
+        return 4
+
+    def start_resnet(self, images):
+        assert len({image.shape for image in images}) == 1
+        self.batches.append(len(images))
+        rows = [unit_vectors(image) for image in images]
+        arrays = [np.stack([vectors[i] for vectors, _ in rows]) for i in range(2)]
+        return lambda: (*arrays, np.array([number for _, number in rows]))
+
+    def start_clip(self, inputs):
+        assert {image.shape for image in inputs} == {(224, 224, 3)}
+        rows = np.stack([unit_vectors(image)[0][2] for image in inputs])
+        return lambda: rows
+
+
+def use_fast_models(monkeypatch, tmp_path):
+    """Put FastEmbedder in the place of both models, and of the checks of their weights."""
+    embedder = FastEmbedder()
+    found = checks.Weights(tmp_path, "r" * 64, "c" * 64)
+    monkeypatch.setattr(ingest, "_load_models", lambda *_: embedder)
+    monkeypatch.setattr(checks, "check_weights", lambda *_: found)
+    return embedder
+
+
+class World:
+    """One image bucket, one index bucket, one server, and the command to run between them."""
+
+    def __init__(self, bucket, index, server):
+        self.bucket, self.index, self.server = bucket, index, server
+        self.name = f"set-{uuid.uuid4().hex[:12]}"
+        self.client = gcs.make_client()
+
+    def put(self, *names, **contents):
+        """Put objects into the image bucket, an image of its own where no content is given."""
+        for name in names:
+            kind = "PNG" if name.endswith(".png") else "JPEG"
+            contents[name] = picture(zlib.crc32(name.encode()), kind=kind)
+        for name, content in contents.items():
+            self.client.bucket(self.bucket).blob(name).upload_from_string(content)
+        return contents
+
+    def arguments(self, *options, name=None, train=None, val=None):
+        train = f"gs://{self.bucket}/t" if train is None else train
+        val = f"gs://{self.bucket}/v" if val is None else val
+        named = ["--bucket", self.index, "--server_url", self.server, "--work_dir", "work"]
+        return [name or self.name, train, val, *named, *options]
+
+    def run(self, *options, **paths):
+        """The command in this process: exit_code, stdout, stderr."""
+        result = CliRunner().invoke(ingest.main, self.arguments(*options, **paths))
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    def objects(self):
+        """Every object in the index bucket: name -> bytes."""
+        blobs = self.client.list_blobs(self.index)
+        return {blob.name: blob.download_as_bytes() for blob in blobs}
+
+
+class Index:
+    """What an ingest left in the index bucket, read as the server and the web page do."""
+
+    def __init__(self, objects):
+        self.names = set(objects)
+        (self.id,) = {name.split("/")[1] for name in objects}
+        prefix = f"indexes/{self.id}"
+        self.labels = json.loads(objects[f"{prefix}/labels.json"])
+        self.train = json.loads(objects[f"{prefix}/identifiers.json"])
+        self.val = json.loads(objects[f"{prefix}/val_identifiers.json"])
+        self.classes = pickle.loads(objects[f"aux_labels/{self.id}/imagenet.pickle"])
+        self.arrays = {
+            name: np.frombuffer(
+                objects[f"{prefix}/local/{name}/embeddings.npy"], dtype="<f4"
+            ).reshape(len(self.labels), dimension)
+            for name, dimension in DIMENSIONS.items()
+        }
+        start = f"thumbnails/{self.id}/"
+        self.thumbnails = {
+            name.removeprefix(start): data
+            for name, data in objects.items()
+            if name.startswith(start)
+        }
