@@ -23,12 +23,13 @@ from index import Embedding
 MAX_WAIT_S = 5.0
 SIZES_REMEMBERED = 4096  # batch sizes kept, of images of different sizes
 CLIP = (0, 0)  # the key of the one group of CLIP inputs; no image has this size
-AHEAD = 2  # batches given to the device before the first is waited for
+AHEAD = 2  # batches given to a GPU before the first is waited for
 
 
 class Embedder(Protocol):
     """What is needed of embeddings.Embedder; benchmarks bring a trivial one."""
 
+    device: str
     workers: int
     clip_batch_size: int
 
@@ -57,6 +58,7 @@ class Batches:
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
+        self._ahead = 1 if embedder.device == "cpu" else AHEAD
         self._groups: dict[tuple[int, int], deque[Waiting]] = {}
         self._batch_size = functools.lru_cache(SIZES_REMEMBERED)(self._ask_batch_size)
         self._changed = threading.Condition()
@@ -162,9 +164,9 @@ class Batches:
             self._loop.call_soon_threadsafe(_fail, waiting, error)
 
     def _work(self, started: deque[Started]) -> None:
-        """Keep up to AHEAD batches on the device, so that it never waits for this thread."""
+        """Keep up to AHEAD batches on a GPU, so that it never waits for this thread."""
         while True:
-            if len(started) < AHEAD and (taken := self._take(wait=not started)):
+            if len(started) < self._ahead and (taken := self._take(wait=not started)):
                 key, batch = taken
                 with _Clock(self, key, 0):
                     started.append((key, batch, self._start(key, batch)))

@@ -17,7 +17,6 @@ import click
 from options import CONTEXT_SETTINGS, BatchSizeType, LimitType, Request, shared_options
 
 if TYPE_CHECKING:  # imported where they are used: --help waits for none of them
-    from embeddings import Embedder
     from plan import Plan
     from report import StageTime
     from state import State
@@ -188,12 +187,17 @@ async def ingest(request: Request) -> None:
 async def embed(request: Request, checked: Plan, state: State) -> list[StageTime]:
     """Embed every pending image and upload its thumbnail."""
     from index import Arrays
+    from loading import start_loading
     from pipeline import WINDOW_CPU, WINDOW_GPU, Pipeline
+    from plan import precision_of
     from report import duration
 
     counts = state.counts()
     start = time.monotonic()
-    embedder = await asyncio.to_thread(_load_models, request, checked, state)
+    embedder = await (
+        checked.embedder
+        or start_loading(request, checked.clip_weights, precision_of(request, state))
+    )
     state.set_options({"precision": embedder.precision})
     with Arrays(state.directory, counts.images) as arrays:
         pipeline = Pipeline(
@@ -212,23 +216,6 @@ async def embed(request: Request, checked: Plan, state: State) -> list[StageTime
     embedded = state.counts().done - counts.done
     _say(f"Embedded {embedded:,} images in {duration(time.monotonic() - start)}.")
     return pipeline.times()
-
-
-def _load_models(request: Request, checked: Plan, state: State) -> Embedder:
-    from embeddings import Embedder
-
-    # What auto came to when this ingest began holds for all its rows, on any machine.
-    begun_in = state.option("precision")
-    precision = begun_in if begun_in and request.precision == "auto" else request.precision
-    return Embedder(
-        request.resnet_weights,
-        checked.clip_weights,
-        backend=request.backend,
-        device=request.device,
-        precision=precision,
-        resnet_batch_size=request.resnet_batch_size,
-        clip_batch_size=request.clip_batch_size,
-    )
 
 
 def refuse_failures(request: Request, directory: Path, state: State) -> None:
@@ -320,7 +307,7 @@ def print_summary(request: Request, state: State, times: list[StageTime], wall_s
     if sentence := limit(times, wall_s, request.decode_workers):
         click.echo(sentence)
     counts = state.counts()
-    embedded = times[0].images if len(times) > 2 else 0
+    embedded = next((stage.images for stage in times if stage.name == "ResNet"), 0)
     click.echo(
         f"{request.name}: {counts.images:,} images ({state.counts(TRAIN).images:,} training, "
         f"{state.counts(VAL).images:,} validation), {counts.failed:,} failed, {embedded:,} "

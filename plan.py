@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -17,11 +17,15 @@ import checks
 import gcs
 import index
 from checks import SHOWN, SPLITS, Findings
+from loading import start_loading
 from names import IMAGE_SUFFIXES, GsPath, dataset_name_error, printable
 from options import Request
 from report import size, table
 from state import TRAIN, VAL, State, WorkDirectory
 from uploads import delete_index
+
+if TYPE_CHECKING:
+    from embeddings import Embedder
 
 THUMBNAIL_BYTES = 8_000  # of a usual one
 LISTED_BYTES = 200  # of a usual image in the lists
@@ -39,6 +43,7 @@ class Plan(NamedTuple):
     listing: State
     options: dict[str, str]  # what the numbers and the index depend on
     clip_weights: Path
+    embedder: asyncio.Future[Embedder] | None  # on its way, if images are to be embedded here
 
 
 @contextlib.contextmanager
@@ -70,16 +75,14 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
         earlier.close()
         earlier = None
     ours = earlier.index_id if earlier and not earlier.option("registered") else None
-    listing, weights, *_ = await asyncio.gather(
+    listing, models, *_ = await asyncio.gather(
         _list_and_check(request, findings, work, paths),
-        findings.gather_in_thread(
-            checks.check_weights, request.resnet_weights, request.clip_weights
-        ),
-        findings.gather_in_thread(_check_device, request),
+        _check_and_load(request, findings, earlier),
         findings.gather_in_thread(checks.check_write_access, request.bucket),
         checks.check_server(findings, request.server_url, request.name, ours),
     )
-    if paths and listing and weights:
+    if paths and listing and models:
+        weights, embedder = models
         options = {
             "dataset": request.name,
             "train_path": str(paths[0]),
@@ -95,20 +98,45 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
             _check_same(findings, earlier, options, listing)
             earlier.close()
         findings.raise_if_any()
-        return Plan(*paths, listing, options, weights.clip_directory)
+        return Plan(*paths, listing, options, weights.clip_directory, embedder)
     findings.raise_if_any()
     raise AssertionError("a check failed without a finding")
 
 
-def _check_device(request: Request) -> None:
-    """That this machine has the device and the precision.
+async def _check_and_load(
+    request: Request, findings: Findings, earlier: State | None
+) -> tuple[checks.Weights, asyncio.Future[Embedder] | None] | None:
+    """Check weights and device, and begin to load the models where images are to be embedded."""
+    weights, device = await asyncio.gather(
+        findings.gather_in_thread(
+            checks.check_weights, request.resnet_weights, request.clip_weights
+        ),
+        findings.gather_in_thread(_check_device, request),
+    )
+    if weights is None or device is None:
+        return None
+    if request.dry_run or (earlier and not earlier.has_pending()):
+        return weights, None
+    return weights, start_loading(request, weights.clip_directory, precision_of(request, earlier))
+
+
+def precision_of(request: Request, state: State | None) -> str:
+    """The precision to load the models in: what auto came to when an ingest began holds for it."""
+    begun_in = state.option("precision") if state else None
+    return begun_in if begun_in and request.precision == "auto" else request.precision
+
+
+def _check_device(request: Request) -> str:
+    """The device, if this machine has it and it computes in the precision.
 
     Raises:
-        DeviceError: it has not.
+        DeviceError: it has not, or does not.
     """
     import devices
 
-    devices.check_precision(request.precision, devices.choose_device(request.device))
+    device = devices.choose_device(request.device)
+    devices.check_precision(request.precision, device)
+    return str(device)
 
 
 async def _list_and_check(
