@@ -21,6 +21,7 @@ BATCH_PIXELS = 20_000_000  # a GPU is busy with 64 images of 640 by 480; more on
 LARGEST_BATCH = 256
 UNKNOWN_MEMORY_BYTES = 4 << 30
 CGROUP = Path("/sys/fs/cgroup")
+TORCH_THREADS = torch.get_num_threads()  # as found: physical cores, or OMP_NUM_THREADS
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -93,7 +94,7 @@ def _fields(path: Path, separator: str) -> dict[str, int]:
 
 def cores() -> int:
     """How many cores this process may use: torch's count, its affinity, its cgroup's quota."""
-    counts = [torch.get_num_threads()]
+    counts = [TORCH_THREADS]
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         counts.append(len(os.sched_getaffinity(0)))
     try:

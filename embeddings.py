@@ -129,7 +129,7 @@ class Embedder:
             self._models, self.precision = load_models(
                 backend, *self._weights, self._device, precision
             )
-        self._dtype = devices.PRECISIONS[self.precision]
+        self.dtype = devices.PRECISIONS[self.precision]
         self._budget = devices.PixelBudget(
             devices.pixels_that_fit(torch.device("cpu"), torch.float32)
         )
@@ -137,7 +137,7 @@ class Embedder:
     @property
     def max_pixels(self) -> int:
         """The largest image that fits in memory; one too large for the GPU runs on the CPU."""
-        on_gpu = devices.pixels_that_fit(self._device, self._dtype) if self._on_gpu else 0
+        on_gpu = devices.pixels_that_fit(self._device, self.dtype) if self._on_gpu else 0
         return max(self._budget.capacity, on_gpu)
 
     def resnet_batch_size(self, height: int, width: int) -> int:
@@ -147,7 +147,7 @@ class Embedder:
         """
         if not self._on_gpu:
             return self._resnet_batch_size or 1
-        fitting = devices.pixels_that_fit(self._device, self._dtype) // (height * width)
+        fitting = devices.pixels_that_fit(self._device, self.dtype) // (height * width)
         wanted = self._resnet_batch_size or min(
             devices.LARGEST_BATCH, devices.BATCH_PIXELS // (height * width)
         )

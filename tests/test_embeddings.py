@@ -327,7 +327,7 @@ def test_available_memory_honours_a_cgroup(tmp_path, monkeypatch):
 
 def test_cores_honour_a_quota(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "CGROUP", tmp_path)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(devices, "TORCH_THREADS", 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(32)), raising=False)
     assert devices.cores() == 32
     (tmp_path / "cpu.max").write_text("150000 100000\n")
@@ -355,7 +355,7 @@ def test_pixel_budget_lets_a_large_image_go_alone():
 
 def test_batch_size_follows_memory_on_a_gpu(embedder, monkeypatch):
     monkeypatch.setattr(embedder, "_on_gpu", True)
-    monkeypatch.setattr(embedder, "_dtype", torch.float16)
+    monkeypatch.setattr(embedder, "dtype", torch.float16)
     monkeypatch.setattr(devices, "pixels_that_fit", lambda device, dtype: 10_000_000)
     assert embedder.resnet_batch_size(480, 640) == 32
     assert embedder.resnet_batch_size(5000, 5000) == 1

@@ -1,0 +1,88 @@
+"""The original's way to compute, for comparison: one image at a time, batch norm as a layer.
+
+`--backend original` is the real thing where Detectron2 and OpenAI's clip are installed; this
+performs the same operations of torch in the same order where they are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+import vit
+from resnet import PIXEL_MEANS
+from weights import BATCH_NORM_EPSILON, BATCH_NORM_PARTS, RESNET_STAGES
+
+
+def load_resnet(
+    arrays: dict[str, np.ndarray], device: torch.device
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+    """Float32, channels first, from uint8 (n, height, width, 3): res5 and res4 as unit vectors."""
+    tensors = {name: torch.tensor(array, device=device) for name, array in arrays.items()}
+    means = torch.tensor(PIXEL_MEANS[::-1], device=device)[:, None, None]
+
+    def convolve(
+        x: torch.Tensor, name: str, stride: int = 1, padding: int = 0, norm: str = ""
+    ) -> torch.Tensor:
+        x = functional.conv2d(x, tensors[name + "_w"], None, stride, padding)
+        gamma, beta, mean, variance = (
+            tensors[f"{norm or name}_bn_{part}"] for part in BATCH_NORM_PARTS
+        )
+        return functional.batch_norm(x, mean, variance, gamma, beta, eps=BATCH_NORM_EPSILON)
+
+    def features(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = pixels.permute(0, 3, 1, 2).flip(1).float().contiguous() - means
+        x = functional.relu_(convolve(x, "conv1", 2, 3, "res_conv1"))
+        x = functional.max_pool2d(x, 3, 2, 1)
+        outputs = []
+        for stage, (blocks, _) in enumerate(RESNET_STAGES, start=2):
+            for block in range(blocks):
+                name = f"res{stage}_{block}_branch"
+                stride = 2 if block == 0 and stage > 2 else 1
+                inner = functional.relu_(convolve(x, name + "2a", stride))
+                inner = functional.relu_(convolve(inner, name + "2b", padding=1))
+                inner = convolve(inner, name + "2c")
+                inner += x if block else convolve(x, name + "1", stride)
+                x = functional.relu_(inner)
+            outputs.append(x)
+        return tuple(functional.normalize(x.mean((2, 3))) for x in (outputs[3], outputs[2]))
+
+    return features
+
+
+def load_clip(path: Path, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Float32 from uint8 (n, 224, 224, 3), by torch's modules as OpenAI's clip uses them."""
+    tower = vit.build_vision_tower(path, device, torch.float32)
+    attentions = []
+    for layer in tower.layers:
+        attention = torch.nn.MultiheadAttention(vit.CLIP_WIDTH, vit.HEADS, device=device).eval()
+        attention.in_proj_weight.data, attention.in_proj_bias.data = layer.query_key_value
+        attention.out_proj.weight.data, attention.out_proj.bias.data = layer.out
+        attentions.append(attention)
+    kernel = tower.patches.weight.view(-1, vit.PATCH, vit.PATCH, 3).permute(0, 3, 1, 2).contiguous()
+    means, deviations = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (vit.PIXEL_MEANS, vit.PIXEL_DEVIATIONS)
+    )
+
+    def norm(x: torch.Tensor, affine: vit.Affine) -> torch.Tensor:
+        return functional.layer_norm(x, x.shape[-1:], affine.weight, affine.bias)
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        x = (pixels.permute(0, 3, 1, 2).float().div(255) - means) / deviations
+        x = functional.conv2d(x, kernel, stride=vit.PATCH).flatten(2).transpose(1, 2)
+        first = tower.first_token.expand(len(x), 1, -1)
+        x = norm(torch.cat([first, x + tower.positions], 1), tower.norm_before).transpose(0, 1)
+        for layer, attention in zip(tower.layers, attentions, strict=True):
+            inner = norm(x, layer.norm1)
+            x = x + attention(inner, inner, inner, need_weights=False)[0]
+            inner = functional.linear(norm(x, layer.norm2), *layer.widen)
+            inner = inner * torch.sigmoid(vit.GELU_SCALE * inner)
+            x = x + functional.linear(inner, *layer.narrow)
+        return functional.normalize(norm(x[0], tower.norm_after) @ tower.projection.T)
+
+    return features
