@@ -13,6 +13,7 @@ from PIL import Image
 import checks
 import gcs
 import ingest
+import loading
 from index import DIMENSIONS
 
 
@@ -66,7 +67,7 @@ def use_fast_models(monkeypatch, tmp_path):
     """Put FastEmbedder in the place of both models, and of the checks of their weights."""
     embedder = FastEmbedder()
     found = checks.Weights(tmp_path, "r" * 64, "c" * 64)
-    monkeypatch.setattr(ingest, "_load_models", lambda *_: embedder)
+    monkeypatch.setattr(loading, "load_models", lambda *_: embedder)
     monkeypatch.setattr(checks, "check_weights", lambda *_: found)
     return embedder
 
@@ -103,8 +104,9 @@ class World:
 
     def objects(self):
         """Every object in the index bucket: name -> bytes."""
-        blobs = self.client.list_blobs(self.index)
-        return {blob.name: blob.download_as_bytes() for blob in blobs}
+        bucket = self.client.bucket(self.index)
+        names = [blob.name for blob in self.client.list_blobs(self.index)]
+        return {name: bucket.blob(name).download_as_bytes() for name in names}
 
 
 class Index:
