@@ -1,7 +1,7 @@
 // The page: finds out what the address asks for and shows it.
 
 import { showDetail } from "./detail.js";
-import { askJson, count, h, pause, Problem } from "./dom.js";
+import { askJson, count, h, own, pause, Problem } from "./dom.js";
 import { Filters } from "./filters.js";
 import { Grid } from "./grid.js";
 import { Health } from "./health.js";
@@ -70,7 +70,7 @@ class Session {
   }
 
   async show(state, scroll) {
-    const kind = state.view in VIEWS ? state.view : "grid";
+    const kind = own(VIEWS, state.view) ? state.view : "grid";
     this.filters.show(this.info, state);
     showTabs(kind);
     if (kind !== this.kind) {

@@ -1,6 +1,6 @@
 // One image: the picture, what is known of it, and its neighbours to walk on to.
 
-import { basename, bytes, count, h, labelText, modeKind, Problem, splitName } from "./dom.js";
+import { basename, bytes, count, h, labelText, modeKind, own, Problem, splitName } from "./dom.js";
 import { changed, go, onLink } from "./state.js";
 
 const COUNT = 24; // neighbours shown
@@ -29,11 +29,12 @@ export async function showDetail(session, state) {
     shown = null;
     if (dialog.open) {
       dialog.close();
+      dialog.replaceChildren();
       returnFocus?.focus?.({ preventScroll: true });
     }
     return;
   }
-  const by = state.by in ABOUT ? state.by : "clip";
+  const by = own(ABOUT, state.by) ? state.by : "clip";
   const key = JSON.stringify([state, session.info.version]);
   if (key === shown) return;
   shown = key;

@@ -58,11 +58,14 @@ export async function askArray(Type, path, parameters = {}, signal = undefined) 
 
 export const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
-export const MODE_NAMES = {
+// What an object has under a name that may come from anywhere: "constructor" is not among it.
+export const own = (object, name) => (Object.hasOwn(object, name ?? "") ? object[name] : undefined);
+
+const MODE_NAMES = {
   POSITIVE: "positive", NEGATIVE: "negative", HARD_NEGATIVE: "hard negative", UNSURE: "unsure",
 };
-export const modeName = (mode) => MODE_NAMES[mode] ?? mode;
-export const modeKind = (mode) => (mode in MODE_NAMES ? mode.toLowerCase() : "custom");
+export const modeName = (mode) => own(MODE_NAMES, mode) ?? mode;
+export const modeKind = (mode) => (own(MODE_NAMES, mode) ? mode.toLowerCase() : "custom");
 export const splitName = (split) => (split === "val" ? "validation" : "train");
 export const basename = (name) => name.slice(name.lastIndexOf("/") + 1) || name;
 export const labelText = (label) =>

@@ -1,6 +1,6 @@
 // The filters beside the images: text, split, labels with counts, and what is in force.
 
-import { count, h, modeKind, modeName, plural, splitName } from "./dom.js";
+import { count, h, modeKind, modeName, own, plural, splitName } from "./dom.js";
 import { changed, go, onLink } from "./state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
@@ -142,7 +142,7 @@ export function summary(info, state, shown) {
   }
   if (state.labelled) chip(state.labelled === "no" ? "no label" : "any label", { labelled: null });
   if (state.class !== null) chip(`ImageNet class ${state.class}`, { class: null });
-  if (state.set) chip(SETS[state.set] ?? state.set, { set: null });
+  if (state.set) chip(own(SETS, state.set) ?? state.set, { set: null });
   if (state.text) chip(`by text: ${state.text}`, { text: null });
   if (state.like !== null) chip(`by likeness to image ${count(Number(state.like))}`, { like: null });
   return h("div", { class: "summary" },

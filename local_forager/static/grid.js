@@ -1,6 +1,6 @@
 // The grid of thumbnails: only the tiles on the screen exist, however many images there are.
 
-import { basename, h, labelText, modeKind, splitName } from "./dom.js";
+import { basename, h, labelText, modeKind, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
 import { changed, onLink } from "./state.js";
 
@@ -197,7 +197,7 @@ export class Grid {
       ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.columns, ArrowUp: -this.columns,
       PageDown: page, PageUp: -page, Home: -this.rows.length, End: this.rows.length,
     };
-    if (!(event.key in moves) || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (own(moves, event.key) === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     const place = Math.max(0, Math.min(this.rows.length - 1, this.focus + moves[event.key]));
     this.focusOn(place);

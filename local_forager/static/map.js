@@ -1,7 +1,7 @@
 // The map: every image a point, near what it resembles. Points are written into the canvas's pixels
 // directly: 100,000 of them take a few milliseconds so, also where the browser draws in software.
 
-import { askArray, basename, count, h, labelText, splitName } from "./dom.js";
+import { askArray, basename, count, h, labelText, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
 import { pointIndex } from "./points.js";
 import { go } from "./state.js";
@@ -69,7 +69,7 @@ export class PointMap {
     this.state = state;
     const by = EMBEDDINGS.includes(state.by) ? state.by : "clip";
     const method = state.method === "umap" && info.umap.available ? "umap" : "pca";
-    const color = state.color in COLORS ? state.color : "split";
+    const color = own(COLORS, state.color) ? state.color : "split";
     this.by = by;
     this.drawControls(by, method, color);
     if (this.key !== `${by} ${method}`) {
@@ -323,7 +323,7 @@ export class PointMap {
         if (row >= 0) go({ image: row });
       },
     };
-    if (!(event.key in acts) || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!own(acts, event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     acts[event.key]();
   }
