@@ -58,7 +58,7 @@ class Recorder:
                 for task in both:
                     task.cancel()
                 await asyncio.gather(*both, return_exceptions=True)
-                self._commit()
+                self.commit()
 
     def done(self, row: Row, embedding: Embedding, imagenet_class: int) -> None:
         """Take the vectors of one row."""
@@ -91,9 +91,9 @@ class Recorder:
             await asyncio.sleep(CHECKPOINT_S)
             rate = self._bytes / (time.monotonic() - start) / 1e6
             self._bar.set_postfix_str(f"{rate:.1f} MB/s, {self._failures} failed", refresh=False)
-            await asyncio.to_thread(self._commit)
+            await asyncio.to_thread(self.commit)
 
-    def _commit(self) -> None:
+    def commit(self) -> None:
         """Vectors to the disk first, then the rows are marked: never the other way round.
 
         Outcomes are taken here, not by the caller: a checkpoint whose turn never comes, because the
