@@ -96,6 +96,9 @@ async def check_server(
 
     `index_id` is that of an earlier run of this ingest, which may have registered it already.
     """
+    if not server_url:
+        findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
+        return
     asked = ANY_NAME if names.dataset_name_error(name) else name
 
     async def ask() -> Any:
@@ -143,24 +146,27 @@ def check_images(
             f"\n      {printable(name)}: {', '.join(printable(o) for o in objects[:SHOWN])}"
             for name, objects in list(duplicates.items())[:SHOWN]
         )
+        most = max(len(duplicates), *map(len, duplicates.values()))
+        rest = _all_in_file("duplicates.json", duplicates, most)
         findings.add(
             f"{len(duplicates):,} basenames are there more than once, and each must be unique over "
             f"training and validation (without the extension): rename or remove all but one "
-            f"of each.{examples}{_all_in_file('duplicates.json', duplicates)}"
+            f"of each.{examples}{rest}"
         )
     too_long = state.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH)
     if too_long:
         examples = "".join(f"\n      {printable(name)}" for name in too_long[:SHOWN])
+        rest = _all_in_file("too_long.json", too_long, len(too_long))
         findings.add(
             f"{len(too_long):,} names are too long for the server, which takes "
             f"{names.MAX_OBJECT_NAME_LENGTH} characters, and {names.MAX_IDENTIFIER_LENGTH} in "
-            f"basenames: rename them.{examples}{_all_in_file('too_long.json', too_long)}"
+            f"basenames: rename them.{examples}{rest}"
         )
 
 
-def _all_in_file(name: str, content: Any) -> str:
-    """Write a list that is longer than the screen shows; returns the words that say where."""
-    if len(content) <= SHOWN:
+def _all_in_file(name: str, content: Any, items: int) -> str:
+    """Write what has more items than the screen shows; returns the words that say where."""
+    if items <= SHOWN:
         return ""
     path = Path(name).absolute()
     path.write_text(json.dumps(content, indent=1) + "\n")

@@ -71,6 +71,14 @@ def _forwarded(asked, upstream):
         connection.close()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_):
+        """Say nothing: clients that end hang up on us."""
+
+
 class Front:
     """Serves at `url` until the `with` block ends; `asked` holds every request so far."""
 
@@ -78,9 +86,7 @@ class Front:
         self.upstream, self.rule, self.asked = upstream, rule, []
 
     def __enter__(self):
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.front = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
