@@ -194,10 +194,7 @@ async def embed(request: Request, checked: Plan, state: State) -> list[StageTime
 
     counts = state.counts()
     start = time.monotonic()
-    embedder = await (
-        checked.embedder
-        or start_loading(request, checked.clip_weights, precision_of(request, state))
-    )
+    embedder = await (checked.embedder or start_loading(request, precision_of(request, state)))
     state.set_options({"precision": embedder.precision})
     with Arrays(state.directory, counts.images) as arrays:
         pipeline = Pipeline(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from embeddings import Embedder
 
 
-def start_loading(request: Request, clip_weights: Path, precision: str) -> asyncio.Future[Embedder]:
+def start_loading(request: Request, precision: str) -> asyncio.Future[Embedder]:
     """Begin to load both models; the future has the embedder, or the error that loading raised.
 
     The thread is a daemon: a check that fails meanwhile ends the command without waiting for it.
@@ -34,7 +34,7 @@ def start_loading(request: Request, clip_weights: Path, precision: str) -> async
     def load() -> None:
         embedder, failure = None, None
         try:
-            embedder = load_models(request, clip_weights, precision)
+            embedder = load_models(request, precision)
         except Exception as error:
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
@@ -44,12 +44,17 @@ def start_loading(request: Request, clip_weights: Path, precision: str) -> async
     return future
 
 
-def load_models(request: Request, clip_weights: Path, precision: str) -> Embedder:
+def load_models(request: Request, precision: str) -> Embedder:
+    """Both models as the command line asks for them, in a precision that may be settled before.
+
+    Raises:
+        WeightsError, DeviceError: they cannot be loaded.
+    """
     from embeddings import Embedder
 
     return Embedder(
         request.resnet_weights,
-        clip_weights,
+        Path(request.clip_weights),
         backend=request.backend,
         device=request.device,
         precision=precision,

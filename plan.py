@@ -107,17 +107,17 @@ async def _check_and_load(
     request: Request, findings: Findings, earlier: State | None
 ) -> tuple[checks.Weights, asyncio.Future[Embedder] | None] | None:
     """Check weights and device, and begin to load the models where images are to be embedded."""
-    weights, device = await asyncio.gather(
+    checking = asyncio.create_task(
         findings.gather_in_thread(
             checks.check_weights, request.resnet_weights, request.clip_weights
-        ),
-        findings.gather_in_thread(_check_device, request),
+        )
     )
-    if weights is None or device is None:
-        return None
-    if request.dry_run or (earlier and not earlier.has_pending()):
-        return weights, None
-    return weights, start_loading(request, weights.clip_directory, precision_of(request, earlier))
+    device = await findings.gather_in_thread(_check_device, request)
+    embedder = None
+    if device and not request.dry_run and (earlier is None or earlier.has_pending()):
+        embedder = start_loading(request, precision_of(request, earlier))
+    weights = await checking
+    return None if weights is None or device is None else (weights, embedder)
 
 
 def precision_of(request: Request, state: State | None) -> str:
