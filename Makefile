@@ -4,7 +4,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test soak check format bench screenshots clean
+.PHONY: install demo test soak check format bench screenshots clean
+
+install: $(INSTALLED)
 
 demo: $(INSTALLED)  ## the whole ingest on this machine; DEMO_FLAGS=--no-serve ends by itself
 	$(RUN) demo.py $(DEMO_FLAGS)
