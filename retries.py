@@ -117,7 +117,7 @@ def is_transient(error: BaseException) -> bool:
     ):
         return True
     status = status_of(error)
-    if status is not None:
+    if status is not None and status >= 400:  # a wrong checksum comes with the 200 of its answer
         return status in TRANSIENT_STATUSES
     return _is_transient_elsewhere(error)
 

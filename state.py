@@ -17,11 +17,12 @@ import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import click
+import numpy as np
 
 from gcs import ListedObject
 from names import IMAGE_SUFFIXES, encodable, identifier, printable
@@ -29,6 +30,7 @@ from names import IMAGE_SUFFIXES, encodable, identifier, printable
 TRAIN, VAL = 0, 1
 PENDING, DONE, FAILED = 0, 1, 2
 ROWS_A_QUERY = 1000
+OURS = ("lock", "state.sqlite", "listing.sqlite")  # with any of them a directory is one of ours
 DISK_ERRNOS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS),
     *(errno.EACCES, errno.EPERM),
@@ -131,8 +133,8 @@ class WorkDirectory:
         try:
             self.is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            others = os.listdir(self.path)
-            if others and "lock" not in others:
+            there = os.listdir(self.path)
+            if there and not any(name.startswith(OURS) for name in there):
                 raise StateError(
                     f"The directory {self.path} holds other files: name one for this ingest "
                     "with --work_dir."
@@ -171,9 +173,10 @@ class WorkDirectory:
         """Leave nothing behind of a run that only looked."""
         for suffix in ("", "-wal", "-shm"):
             (self.path / f"listing.sqlite{suffix}").unlink(missing_ok=True)
-        if self.is_new and not (self.path / "state.sqlite").exists():
+        if self.is_new and os.listdir(self.path) == ["lock"]:
             (self.path / "lock").unlink()
-            self.path.rmdir()
+            with contextlib.suppress(OSError):  # interrupted, with a listing still under way
+                self.path.rmdir()
 
 
 class State:
@@ -305,6 +308,17 @@ class State:
         while page := list(self._rows("row > ? AND status = 0", (last,), f"LIMIT {ROWS_A_QUERY}")):
             yield from page
             last = page[-1].row
+
+    def pending_numbers(self, limit: int) -> np.ndarray:
+        """The first `limit` rows still to embed: int64, in order."""
+        numbers = self._db.execute(
+            "SELECT row FROM rows WHERE status = 0 ORDER BY row LIMIT ?", (limit,)
+        )
+        return np.fromiter((number for (number,) in numbers), np.int64)
+
+    def rows(self, numbers: Sequence[int]) -> list[Row]:
+        """These rows, in order: some hundreds at once."""
+        return list(self._rows(f"row IN ({', '.join('?' * len(numbers))})", tuple(numbers), ""))
 
     def _rows(self, where: str, values: tuple[int, ...], limit: str) -> Iterator[Row]:
         for row, *listed in self._db.execute(

@@ -152,14 +152,19 @@ async def _send(
 
     def send() -> None:
         with _Slice(file.path, start, length) as content:
-            bucket.blob(name, chunk_size=CHUNK_BYTES).upload_from_file(
-                content,
-                size=length,
-                content_type=file.content_type,
-                checksum="crc32c",
-                timeout=TIMEOUT,
-                retry=None,
-            )
+            try:
+                bucket.blob(name, chunk_size=CHUNK_BYTES).upload_from_file(
+                    content,
+                    size=length,
+                    content_type=file.content_type,
+                    checksum="crc32c",
+                    timeout=TIMEOUT,
+                    retry=None,
+                )
+            except api.BadRequest as error:
+                if "crc32c" not in str(error).lower():
+                    raise
+                raise gcs.DamagedContent("storage received other bytes than were sent") from error
 
     await _call(f"Writing gs://{bucket.name}/{name}", send)
 

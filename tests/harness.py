@@ -1,0 +1,169 @@
+"""What the tests of faults, kills and bad images share: a dataset, a run, what it left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+from urllib.parse import quote
+
+import numpy as np
+from click.testing import CliRunner
+from PIL import Image
+
+import ingest
+from tests.fake_ingest import fake_models
+
+FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
+JSON = "application/json"
+CLEAN = ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> bytes:
+    """A small image file of random blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).save(file, kind)
+    return file.getvalue()
+
+
+def pictures(train: int, val: int, size: tuple[int, int] = (40, 30)) -> dict[str, bytes]:
+    """Object names and files of a dataset under train/ and val/."""
+    return {
+        **{f"train/t{i:04}.jpg": picture(i, size) for i in range(train)},
+        **{f"val/v{i:04}.png": picture(10_000 + i, size, "PNG") for i in range(val)},
+    }
+
+
+def ask(url: str, method: str = "GET", data: bytes | None = None, kind: str = "") -> bytes:
+    """One request to an emulator or a server, without any client library."""
+    headers = {"Content-Type": kind} if kind else {}
+    request = urllib.request.Request(url, data=data, method=method, headers=headers)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return response.read()
+
+
+class Emulated(NamedTuple):
+    """The storage emulator, spoken to directly."""
+
+    url: str
+
+    def bucket(self) -> str:
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        ask(f"{self.url}/storage/v1/b?project=p", "POST", b'{"name": "%s"}' % name.encode(), JSON)
+        return name
+
+    def put(self, bucket: str, name: str, data: bytes) -> None:
+        address = f"{self.url}/upload/storage/v1/b/{bucket}/o?uploadType=media&name="
+        ask(address + quote(name, safe=""), "POST", data, "application/octet-stream")
+
+    def delete(self, bucket: str, name: str) -> None:
+        ask(f"{self.url}/storage/v1/b/{bucket}/o/{quote(name, safe='')}", "DELETE")
+
+    def get(self, bucket: str, name: str) -> bytes:
+        return ask(f"{self.url}/storage/v1/b/{bucket}/o/{quote(name, safe='')}?alt=media")
+
+    def contents(self, bucket: str) -> dict[str, str]:
+        """Object names and their crc32c."""
+        found, token = {}, ""
+        while True:
+            page = json.loads(ask(f"{self.url}/storage/v1/b/{bucket}/o?pageToken={token}"))
+            found.update({item["name"]: item["crc32c"] for item in page.get("items", ())})
+            token = quote(page.get("nextPageToken", ""))
+            if not token:
+                return found
+
+
+class Dataset(NamedTuple):
+    """Images in a bucket, an empty index bucket, a name, weights and a work directory to be."""
+
+    storage: Emulated
+    images: str
+    bucket: str  # of the index
+    name: str
+    directory: Path
+
+    def command(self, *options: str) -> list[str]:
+        """ingest.py with the fake models."""
+        paths = [f"gs://{self.images}/train", f"gs://{self.images}/val"]
+        weights = ["--resnet_weights", str(self.directory / "resnet")]
+        weights += ["--clip_weights", str(self.directory / "clip")]
+        places = ["--bucket", self.bucket, "--work_dir", str(self.work)]
+        return [*FAKE, self.name, *paths, *weights, *places, *options]
+
+    @property
+    def work(self) -> Path:
+        return self.directory / "work"
+
+    def left_behind(self) -> dict[str, str]:
+        """The objects in the index bucket and their crc32c, with ID for the one index_id."""
+        found = self.storage.contents(self.bucket)
+        ids = {name.split("/")[1] for name in found}
+        assert len(ids) <= 1, f"several index_ids: {ids}"
+        return {re.sub(r"/[-0-9a-f]{36}/", "/ID/", name): crc for name, crc in found.items()}
+
+    def registered(self, server: str) -> tuple[str, int, int]:
+        """What the server knows of the dataset: index_id, training and validation images."""
+        info = json.loads(ask(f"{server}/api/get_dataset_info_v2/{self.name}"))
+        return info["index_id"], info["num_train"], info["num_val"]
+
+    def index_id(self) -> str:
+        return next(iter(self.storage.contents(self.bucket))).split("/")[1]
+
+    def again(self, directory: Path) -> Dataset:
+        """The same images under another name, with nothing done."""
+        return dataset(self.storage, directory, {}, self.images)
+
+
+def dataset(
+    storage: Emulated, directory: Path, objects: dict[str, bytes], images: str = ""
+) -> Dataset:
+    """A dataset of these objects, ready to be ingested."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("resnet", "clip"):
+        (directory / name).write_bytes(name.encode())
+    images = images or storage.bucket()
+    for name, data in objects.items():
+        storage.put(images, name, data)
+    return Dataset(storage, images, storage.bucket(), f"d-{uuid.uuid4().hex[:8]}", directory)
+
+
+def environment(storage: str, server: str, **more: str) -> dict[str, str]:
+    """A clean environment for a run, with quick retries."""
+    kept = {name: value for name, value in os.environ.items() if name not in CLEAN}
+    addresses = {"STORAGE_EMULATOR_HOST": storage, "SERVER_URL": server}
+    return {**kept, "FORAGER_RETRY_BASE_S": "0.01", "PYTHONUNBUFFERED": "1", **addresses, **more}
+
+
+class Done(NamedTuple):
+    """How a command ended; a traceback in its output is never right."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_here(command: list[str], env: dict[str, str]) -> Done:
+    """ingest.py with the fake models in this process, which saves the imports."""
+    with mock.patch.dict(os.environ, env, clear=True), fake_models():
+        result = CliRunner().invoke(ingest.main, command[len(FAKE) :])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Done(result.exit_code, result.stdout, result.stderr)
+
+
+def run(command: list[str], env: dict[str, str], timeout: float = 120) -> Done:
+    """A command in a process of its own, to its end."""
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
