@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+import winograd
+
 # Largest difference of values of up to 10, by precision; a wrong operation differs by more than 1.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.2}
 
@@ -21,6 +23,7 @@ class Convolution(NamedTuple):
     stride: int
     padding: int
     scale: int  # pixels of the image for one of the input, along a side
+    mapped: Tensor | None = None  # the weight for winograd.py
 
 
 class Operations(Protocol):
@@ -61,14 +64,16 @@ class OneDnnOperations:
 
         A layout chosen for another size is worse than none: it is converted at each use.
         """
-        weight, _, stride, padding, scale = convolution
+        weight, _, stride, padding, scale, mapped = convolution
         shape = [1, weight.shape[1], -(-height // scale), -(-width // scale)]
+        if mapped is not None and winograd.pays_off(*shape[2:]):
+            return convolution
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
         weight = reorder(weight.to_mkldnn(), [padding] * 2, [stride] * 2, [1, 1], 1, shape)
         return convolution._replace(weight=weight)
 
     def _run(self, x: Tensor, convolution: Convolution, after: str) -> Tensor:
-        weight, bias, stride, padding, _ = convolution
+        weight, bias, stride, padding, *_ = convolution
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], 1, after, [], ""
         )
@@ -77,10 +82,12 @@ class OneDnnOperations:
         return self._run(x, convolution, "none")
 
     def convolve_relu(self, x: Tensor, convolution: Convolution) -> Tensor:
+        if convolution.mapped is not None and len(x) == 1 and winograd.pays_off(*x.shape[2:]):
+            return winograd.convolve_relu(x, convolution.mapped, convolution.bias)
         return self._run(x, convolution, "relu")
 
     def convolve_add_relu(self, x: Tensor, convolution: Convolution, residual: Tensor) -> Tensor:
-        weight, bias, stride, padding, _ = convolution
+        weight, bias, stride, padding, *_ = convolution
         sizes = ([padding] * 2, [stride] * 2, [1, 1], 1)
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             residual, x, weight, bias, *sizes, "add", 1.0, "relu", [], ""
@@ -91,11 +98,11 @@ class CudnnOperations(PlainOperations):
     """cuDNN on a GPU: bias, addition and ReLU are part of the convolution's kernel."""
 
     def convolve_relu(self, x: Tensor, convolution: Convolution) -> Tensor:
-        weight, bias, stride, padding, _ = convolution
+        weight, bias, stride, padding, *_ = convolution
         return torch.cudnn_convolution_relu(x, weight, bias, [stride] * 2, [padding] * 2, [1, 1], 1)
 
     def convolve_add_relu(self, x: Tensor, convolution: Convolution, residual: Tensor) -> Tensor:
-        weight, bias, stride, padding, _ = convolution
+        weight, bias, stride, padding, *_ = convolution
         return torch.cudnn_convolution_add_relu(
             x, weight, residual, 1.0, bias, [stride] * 2, [padding] * 2, [1, 1], 1
         )

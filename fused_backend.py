@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from convolutions import choose_operations
+from convolutions import OneDnnOperations, choose_operations
 from packing import PackedResNet, Size
-from resnet import build_resnet, resnet_features
+from resnet import build_resnet, map_convolutions, resnet_features
 from vit import build_vision_tower, clip_features
+from winograd import transform_weight
 
 
 def load(
@@ -22,6 +23,10 @@ def load(
     tower = build_vision_tower(clip / "model.safetensors", device, dtype)
     if device.type == "cuda":
         return partial(resnet_features, model, operations), partial(clip_features, tower)
+    if isinstance(operations, OneDnnOperations):
+        model = map_convolutions(
+            model, lambda part: part._replace(mapped=transform_weight(part.weight))
+        )
     packed = PackedResNet(model, operations)
 
     def features(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
