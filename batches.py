@@ -142,11 +142,13 @@ class Batches:
         """Overdue groups first, then full ones, then the fullest: in each the oldest."""
         now = time.monotonic()
 
-        def rank(item: tuple[tuple[int, int], deque[Waiting]]) -> tuple[bool, bool, float, float]:
+        def rank(item: tuple[tuple[int, int], deque[Waiting]]) -> tuple[int, float, float]:
             key, group = item
+            since = group[0].since
+            if now - since > MAX_WAIT_S:
+                return 2, 0, -since
             filled = len(group) / self._batch_size(key)
-            overdue = now - group[0].since > MAX_WAIT_S
-            return overdue, filled >= 1, 0 if filled >= 1 else filled, -group[0].since
+            return (1, 0, -since) if filled >= 1 else (0, filled, -since)
 
         return max(self._groups.items(), key=rank)[0]
 

@@ -61,7 +61,7 @@ def limit(times: Sequence[StageTime], wall_s: float, decode_workers: int) -> str
 def size(count: float) -> str:
     """Bytes in the largest fitting decimal unit: 12.3 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
+        if round(count, 1) < 1000:
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
@@ -69,8 +69,8 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as 12 s, 3 min 20 s, 5 h 12 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 100:
         return f"{minutes} min {rest} s"
