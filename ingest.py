@@ -17,6 +17,7 @@ import click
 from options import CONTEXT_SETTINGS, BatchSizeType, LimitType, Request, shared_options
 
 if TYPE_CHECKING:  # imported where they are used: --help waits for none of them
+    from index import Arrays
     from plan import Plan
     from report import StageTime
     from state import State
@@ -111,6 +112,18 @@ INTERRUPTED = 130  # exit code, as a shell gives it after Ctrl-C
 @click.option(
     "--restart", is_flag=True, help="Forget what an earlier run did in the work directory."
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: on all GPUs of this machine, or on a cluster; docs/scaling.md.",
+)
+@click.option(
+    "--ray_address",
+    metavar="auto|HOST:PORT",
+    help="The Ray cluster to join.  [default: --engine ray starts one on this machine]",
+)
 def main(**parameters: Any) -> None:
     """Embed the images of two directories on Cloud Storage and register them as a dataset.
 
@@ -123,6 +136,8 @@ def main(**parameters: Any) -> None:
     request = Request(**parameters)
     if request.max_bad and not request.skip_bad_images:
         raise click.UsageError("--max_bad goes with --skip_bad_images.")
+    if request.ray_address and request.engine != "ray":
+        raise click.UsageError("--ray_address goes with --engine ray.")
     asyncio.run(until_interrupted(ingest(request)))
 
 
@@ -187,31 +202,45 @@ async def ingest(request: Request) -> None:
 async def embed(request: Request, checked: Plan, state: State) -> list[StageTime]:
     """Embed every pending image and upload its thumbnail."""
     from index import Arrays
-    from loading import start_loading
-    from pipeline import WINDOW_CPU, WINDOW_GPU, Pipeline
-    from plan import precision_of
     from report import duration
 
     counts = state.counts()
     start = time.monotonic()
-    embedder = await (checked.embedder or start_loading(request, precision_of(request, state)))
-    state.set_options({"precision": embedder.precision})
     with Arrays(state.directory, counts.images) as arrays:
-        pipeline = Pipeline(
-            state,
-            arrays,
-            embedder,
-            image_bucket=checked.train.bucket,
-            index_bucket=request.bucket,
-            decode_workers=request.decode_workers,
-            max_pixels=embedder.max_pixels,
-            window=WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU,
-        )
-        async with pipeline:
-            _say(f"Embedding on {embedder.device} in {embedder.precision}.")
-            await pipeline.run()
+        if request.engine == "ray":
+            from ray_pipeline import embed_on_ray
+
+            times = await embed_on_ray(request, checked, state, arrays, _say)
+        else:
+            times = await embed_here(request, checked, state, arrays)
     embedded = state.counts().done - counts.done
     _say(f"Embedded {embedded:,} images in {duration(time.monotonic() - start)}.")
+    return times
+
+
+async def embed_here(
+    request: Request, checked: Plan, state: State, arrays: Arrays
+) -> list[StageTime]:
+    """The same with the models of this process."""
+    from loading import start_loading
+    from pipeline import WINDOW_CPU, WINDOW_GPU, Pipeline
+    from plan import precision_of
+
+    embedder = await (checked.embedder or start_loading(request, precision_of(request, state)))
+    state.set_options({"precision": embedder.precision})
+    pipeline = Pipeline(
+        state,
+        arrays,
+        embedder,
+        image_bucket=checked.train.bucket,
+        index_bucket=request.bucket,
+        decode_workers=request.decode_workers,
+        max_pixels=embedder.max_pixels,
+        window=WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU,
+    )
+    async with pipeline:
+        _say(f"Embedding on {embedder.device} in {embedder.precision}.")
+        await pipeline.run()
     return pipeline.times()
 
 

@@ -111,3 +111,5 @@ class Request(NamedTuple):
     skip_bad_images: bool
     max_bad: Limit | None
     restart: bool
+    engine: str
+    ray_address: str | None

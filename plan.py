@@ -112,9 +112,11 @@ async def _check_and_load(
             checks.check_weights, request.resnet_weights, request.clip_weights
         )
     )
-    device = await findings.gather_in_thread(_check_device, request)
+    check_machine = _check_cluster if request.engine == "ray" else _check_device
+    device = await findings.gather_in_thread(check_machine, request)
+    here = device and request.engine == "local"
     embedder = None
-    if device and not request.dry_run and (earlier is None or earlier.has_pending()):
+    if here and not request.dry_run and (earlier is None or earlier.has_pending()):
         embedder = start_loading(request, precision_of(request, earlier))
     weights = await checking
     return None if weights is None or device is None else (weights, embedder)
@@ -124,6 +126,18 @@ def precision_of(request: Request, state: State | None) -> str:
     """The precision to load the models in: what auto came to when an ingest began holds for it."""
     begun_in = state.option("precision") if state else None
     return begun_in if begun_in and request.precision == "auto" else request.precision
+
+
+def _check_cluster(request: Request) -> str:
+    """Where Ray is to run.
+
+    Raises:
+        ClusterError: Ray is not installed, or nothing answers there.
+    """
+    import ray_cluster
+
+    ray_cluster.check(request.ray_address)
+    return request.ray_address or "this machine"
 
 
 def _check_device(request: Request) -> str:

@@ -1,0 +1,226 @@
+"""What does Ray cost on one machine, and what do more workers give? `python -m bench.ray_engine`
+
+Both engines embed the same images with a stub that sleeps as long as a model would compute; rates
+count from the first tenth of the rows on, when every part has started. Then 1, 2 and 4 embedders
+with a CPU each, and the rows a second that the driver can write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from bench.measure import Result, options, photograph, ratio, show, storage_server
+from bench.scale import TrivialEmbedder
+
+STARTED = 0.1  # of the rows: from there on every part runs
+DRIVER_ROWS = 50_000  # 700 MB
+PACK_ROWS = 32
+UNITS = {"images": "images/s", "CPU": "ms/image"}
+
+
+class SleepingEmbedder(TrivialEmbedder):
+    """Takes as long as told for an image, and no processor."""
+
+    def __init__(self, seconds: float, workers: int) -> None:
+        self._seconds, self.workers = seconds, workers
+
+    def resnet_batch_size(self, height: int, width: int) -> int:
+        return 1
+
+    def start_resnet(self, images: Sequence[np.ndarray]) -> Callable[[], Any]:
+        time.sleep(self._seconds * len(images))
+        return super().start_resnet(images)
+
+
+def one_run(setting: dict[str, Any]) -> dict[str, float]:
+    """One engine over all rows, in this process: images a second, and processor time an image."""
+    import checks
+    import recording
+    from index import Arrays
+    from names import GsPath
+
+    marks: list[tuple[float, float]] = []  # wall clock and processor time, at two rows
+    recorded = 0
+    done = recording.Recorder.done
+
+    def marking(*args: Any) -> None:
+        nonlocal recorded
+        done(*args)
+        recorded += 1
+        if recorded in (start, rows):
+            marks.append((time.perf_counter(), processor_time()))
+
+    recording.Recorder.done = marking  # type: ignore
+    with tempfile.TemporaryDirectory() as directory:
+        paths = GsPath("bench", "d/train/"), GsPath("bench", "d/val/")
+        state = checks.list_images(paths, Path(directory, "state.sqlite"))
+        state.set_options({"index_id": "bench"})
+        rows = state.counts().images
+        start = int(STARTED * rows)
+        with Arrays(Path(directory), rows) as arrays:
+            (run_on_ray if setting["engine"] == "ray" else run_here)(state, arrays, setting)
+        assert state.counts().done == rows
+        state.close()
+    (begun, used_before), (ended, used) = marks
+    count = rows - start
+    return {"images": count / (ended - begun), "CPU": (used - used_before) / count * 1000}
+
+
+def run_here(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
+    """The engine of one machine."""
+    from pipeline import Pipeline
+
+    async def embed() -> None:
+        embedder = SleepingEmbedder(setting["seconds"], setting["threads"])
+        pipeline = Pipeline(
+            state, arrays, embedder, image_bucket="bench", index_bucket="bench", decode_workers=2
+        )
+        async with pipeline:
+            await pipeline.run()
+
+    asyncio.run(embed())
+
+
+def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
+    """The same by Ray."""
+    import ray.cloudpickle
+
+    from ray_cluster import Cluster, Pool, cpu_pool
+    from ray_pipeline import RayPipeline
+
+    for module in ("bench.scale", __name__):  # bench/ is not sent to workers
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
+    embedders, threads, seconds = setting["embedders"], setting["threads"], setting["seconds"]
+    with Cluster(None, num_cpus=setting["cpus"]) as cluster:
+        pool = cpu_pool([setting["cpus"]])
+        if embedders > 1 or threads == 1:
+            pool = Pool(embedders, 1, 0, calls=2, pack_images=4, pack_bytes=4 << 20)
+        pipeline = RayPipeline(
+            cluster,
+            pool,
+            state,
+            arrays,
+            lambda: SleepingEmbedder(seconds, threads),
+            image_bucket="bench",
+            index_bucket="bench",
+            max_pixels=10**8,
+            embedder_workers=threads,
+        )
+        asyncio.run(pipeline.run())
+
+
+def processor_time() -> float:
+    """Seconds that this process and all below it have used so far."""
+    parents, used = {}, {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (directory / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(directory.name)] = int(fields[1])
+        used[int(directory.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    total = 0.0
+    for process in parents:
+        ancestor = process
+        while ancestor not in (0, os.getpid()):
+            ancestor = parents.get(ancestor, 0)
+        total += used[process] if ancestor else 0.0
+    return total
+
+
+def in_own_process(rows: int, image: Path, **setting: Any) -> dict[str, float]:
+    """One run in a process of its own, before a storage server of its own."""
+    with storage_server(rows, [image]):
+        command = [sys.executable, "-m", "bench.ray_engine", "--one", json.dumps(setting)]
+        run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise click.ClickException(run.stderr)
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+def driver_rate() -> float:
+    """Rows a second from tables of results to marked rows, with a checkpoint every two seconds."""
+    import ray_stages
+    from gcs import ListedObject
+    from index import Arrays, Embedding
+    from recording import Recorder
+    from state import TRAIN, State
+
+    vectors = Embedding(*TrivialEmbedder._vectors[0][None, :].repeat(3, 0))
+    embedded = Embedding(vectors[0], vectors[1][:1024], vectors[2][:512]), 1
+
+    async def take() -> None:
+        for start in range(0, DRIVER_ROWS, PACK_ROWS):
+            numbers = range(start, min(start + PACK_ROWS, DRIVER_ROWS))
+            rows = [{"row": n, "name": f"t/{n}.jpg", "size": 1, "reason": None} for n in numbers]
+            table = ray_stages.results(rows, [embedded] * len(rows), [0.0] * 10)
+            begun = time.perf_counter()
+            for row, arrays_of_row, imagenet_class, _ in ray_stages.read_results(table):
+                recorder.done(row, Embedding(*arrays_of_row), imagenet_class)
+            spent.append(time.perf_counter() - begun)
+            await asyncio.sleep(0)
+
+    spent: list[float] = []
+    with tempfile.TemporaryDirectory(dir=".") as directory:
+        state = State.create(Path(directory, "state.sqlite"))
+        state.add(TRAIN, [ListedObject(f"t/{i}.jpg", 1, 0, 0) for i in range(DRIVER_ROWS)])
+        state.number_rows()
+        with Arrays(Path(directory), DRIVER_ROWS) as arrays:
+            recorder = Recorder(state, arrays)
+            asyncio.run(recorder.during(take()))
+            begun = time.perf_counter()
+            recorder.commit()
+            spent.append(time.perf_counter() - begun)
+        assert state.counts().done == DRIVER_ROWS
+        state.close()
+    return DRIVER_ROWS / sum(spent)
+
+
+@click.command()
+@click.option("--rows", default=2_000, show_default=True)
+@click.option("--seconds", default=0.2, show_default=True, help="That the stub sleeps an image.")
+@click.option("--one", hidden=True, help="The setting of one run in this process, as JSON.")
+@options
+def main(rows: int, seconds: float, one: str | None, runs: int, json_file: Path) -> None:
+    """Compare the engines on one machine, and Ray with itself on more workers."""
+    if one:
+        click.echo(json.dumps(one_run(json.loads(one))))
+        return
+    photo, small = photograph(640, 480), photograph(64, 48)
+    local = {"engine": "local", "seconds": seconds, "threads": 2}
+    on_ray = {**local, "engine": "ray", "embedders": 1, "cpus": 2}
+    ways: dict[str, dict[str, Any]] = {"local": local, "ray": on_ray}
+    values: dict[tuple[str, str], list[float]] = {}
+    for _ in range(runs):
+        for way, setting in ways.items():
+            for quantity, value in in_own_process(rows, photo, **setting).items():
+                values.setdefault((way, quantity), []).append(value)
+        for n in (1, 2, 4):
+            scaled = {**on_ray, "threads": 1, "embedders": n, "cpus": n + 1}
+            rate = in_own_process(rows // 4 * n, small, **scaled)["images"]
+            values.setdefault((f"{n} workers", "images"), []).append(rate)
+    results = [
+        Result(f"{way}: {quantity}", UNITS[quantity], v) for (way, quantity), v in values.items()
+    ]
+    results.append(ratio(results, "ray to local", "ray: images", "local: images"))
+    for n in (2, 4):
+        ideal = ratio(results, "", f"{n} workers: images", "1 workers: images")
+        results.append(Result(f"{n} workers, to ideal", "x", [v / n for v in ideal.values]))
+    results.append(Result("rows the driver writes", "rows/s", [driver_rate() for _ in range(runs)]))
+    show("The engines on one machine, with a model that sleeps", results, json_file)
+
+
+if __name__ == "__main__":
+    main()
