@@ -50,7 +50,8 @@ def build_vision_tower(path: Path, device: torch.device, dtype: torch.dtype) -> 
 
     def affine(*names: str, dtype: torch.dtype = dtype) -> Affine:
         parts = ("weight", "bias")
-        joined = [torch.cat([tensors[f"{name}.{part}"] for name in names]) for part in parts]
+        several = [[tensors[f"{name}.{part}"] for name in names] for part in parts]
+        joined = [torch.cat(some) if some[1:] else some[0] for some in several]
         return Affine(*(tensor.to(device, dtype) for tensor in joined))
 
     norm = partial(affine, dtype=torch.float32)

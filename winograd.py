@@ -44,15 +44,15 @@ OUTPUT_MATRIX = _both_axes(OUTPUT_MAP)  # (16, 36)
 
 
 def transform_weight(weight: torch.Tensor) -> torch.Tensor | None:
-    """The mapped kernels, (36, inputs, outputs), of a (outputs, inputs, 3, 3) float32 weight.
+    """The mapped kernels, (36, outputs, inputs), of a (outputs, inputs, 3, 3) float32 weight.
 
     None where this way would not be faster.
     """
     outputs, inputs, *size = weight.shape
     if size != [3, 3] or min(outputs, inputs) < MIN_CHANNELS or weight.dtype != torch.float32:
         return None
-    kernels = weight.permute(2, 3, 1, 0).reshape(9, inputs * outputs)
-    return (KERNEL_MATRIX @ kernels).view(TILE * TILE, inputs, outputs)
+    kernels = weight.permute(2, 3, 0, 1).reshape(9, outputs * inputs)
+    return (KERNEL_MATRIX @ kernels).view(TILE * TILE, outputs, inputs)
 
 
 def pays_off(height: int, width: int) -> bool:
@@ -73,8 +73,9 @@ def convolve_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
         (TILE, TILE, down, across, channels), (row, column, OUTPUT * row, OUTPUT * column, 1)
     )
     tiles = INPUT_MATRIX @ places.reshape(TILE * TILE, -1)
-    products = torch.bmm(tiles.view(TILE * TILE, down * across, channels), weight)
-    outputs = weight.shape[2]
+    tiles = tiles.view(TILE * TILE, down * across, channels)
+    products = torch.bmm(tiles, weight.transpose(1, 2))
+    outputs = weight.shape[1]
     results = (OUTPUT_MATRIX @ products.view(TILE * TILE, -1)).view(
         OUTPUT, OUTPUT, down, across, outputs
     )
