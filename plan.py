@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import shutil
 import tempfile
 import uuid
@@ -184,9 +185,14 @@ def describe_skipped(listing: State, bucket: str) -> Iterator[str]:
         renamed = kind.lower()
         if renamed in IMAGE_SUFFIXES:
             stem = example.removesuffix(kind)
+            # Quoted: a name may hold a whole shell command.
+            old, new = (
+                shlex.quote(f"gs://{bucket}/{printable(name)}")
+                for name in (example, stem + renamed)
+            )
             line += (
-                ": the server takes lower-case names only; rename them, such as `gcloud storage mv "
-                f"'gs://{bucket}/{printable(example)}' 'gs://{bucket}/{printable(stem + renamed)}'`"
+                ": the server takes lower-case names only; rename them, such as "
+                f"`gcloud storage mv {old} {new}`"
             )
         elif renamed in (".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic"):
             line += ": the server takes .jpg, .jpeg and .png only; convert them to join"
