@@ -27,6 +27,7 @@ class Block(NamedTuple):
 
 
 class ResNet(NamedTuple):
+    pixel_means: torch.Tensor  # on the device: a copy for each batch would wait for the last one
     stem: Convolution
     stages: list[list[Block]]
     classes_weight: torch.Tensor
@@ -78,6 +79,7 @@ def build_resnet(arrays: dict[str, np.ndarray], device: torch.device, dtype: tor
             )
         stages.append(built)
     return ResNet(
+        torch.tensor(PIXEL_MEANS, device=device),
         convolution("conv1", "res_conv1", 2, 3, 1),
         stages,
         torch.tensor(arrays["fc1000_w"], device=device),
@@ -103,9 +105,8 @@ def resnet_features(
 
     `pixels` is uint8 (n, height, width, 3), red, green, blue, on the device of the model.
     """
-    means = torch.tensor(PIXEL_MEANS, device=pixels.device)
     # A permuted NHWC tensor is a channels-last NCHW one: nothing is copied.
-    x = (pixels - means).to(model.stem.bias.dtype).permute(0, 3, 1, 2)
+    x = (pixels - model.pixel_means).to(model.stem.bias.dtype).permute(0, 3, 1, 2)
     x = operations.convolve_relu(x, model.stem)
     x = torch.nn.functional.max_pool2d(x, 3, 2, 1)
     means_by_stage = []

@@ -34,6 +34,8 @@ class Layer(NamedTuple):
 
 
 class VisionTower(NamedTuple):
+    pixel_means: torch.Tensor
+    pixel_deviations: torch.Tensor
     patches: Affine  # (768, 3072): rows of a patch, then columns, then channels
     first_token: torch.Tensor  # (1, 768): class embedding with its position
     positions: torch.Tensor  # (49, 768)
@@ -74,6 +76,8 @@ def build_vision_tower(path: Path, device: torch.device, dtype: torch.dtype) -> 
     positions = tensors[embeddings + "position_embedding.weight"]
     patches = tensors[embeddings + "patch_embedding.weight"].permute(0, 2, 3, 1)
     return VisionTower(
+        torch.tensor(PIXEL_MEANS, device=device),
+        torch.tensor(PIXEL_DEVIATIONS, device=device),
         Affine(
             patches.reshape(CLIP_WIDTH, -1).to(device, dtype),
             torch.zeros(CLIP_WIDTH, device=device, dtype=dtype),
@@ -94,9 +98,7 @@ def clip_features(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
     norms in float32: bfloat16 then stays within cosine 0.99997 of float32, and 0.99992 without.
     """
     n = len(pixels)
-    means = torch.tensor(PIXEL_MEANS, device=pixels.device)
-    deviations = torch.tensor(PIXEL_DEVIATIONS, device=pixels.device)
-    x = (pixels / 255 - means) / deviations
+    x = (pixels / 255 - tower.pixel_means) / tower.pixel_deviations
     x = x.reshape(n, GRID, PATCH, GRID, PATCH, 3).transpose(2, 3).reshape(n, GRID * GRID, -1)
     x = _linear(x, tower.patches) + tower.positions
     x = torch.cat([tower.first_token.expand(n, 1, -1), x], 1)

@@ -232,7 +232,7 @@ def packed_resnet(dtype=torch.float32):
             laid_out.append((height, width))
             return convolution._replace(padding=height)
 
-    model = ResNet(stem, [], torch.zeros(1), torch.zeros(1))
+    model = ResNet(torch.zeros(3), stem, [], torch.zeros(1), torch.zeros(1))
     return PackedResNet(model, Recording()), laid_out
 
 
