@@ -95,11 +95,8 @@ async def get_datasets(request: web.Request) -> web.Response:
 
 async def get_dataset_info(request: web.Request) -> web.Response:
     dataset = await dataset_of(request)
-    info: dict[str, object] = {
-        "index_id": dataset.index_id,
-        "num_train": dataset.num_train,
-        "num_val": dataset.num_val,
-    }
+    counts = await request.app[DATABASE].counts(dataset.id)
+    info: dict[str, object] = {"index_id": dataset.index_id, **counts._asdict()}
     if request.app[GENERATION] == "A":
         info["categories"] = await request.app[DATABASE].custom_modes(dataset.id)
     return web.json_response(info)

@@ -98,15 +98,20 @@ class Page:
 PAGE: web.AppKey[Page] = web.AppKey("page", Page)
 
 
-async def view_of(request: web.Request) -> View:
-    """The dataset in the address with its index; PageError 409 while that is not here."""
-    page = request.app[PAGE]
+async def index_of(request: web.Request) -> tuple[Dataset, Index]:
+    """The dataset in the address and its index; PageError 409 while that is not here."""
     dataset = await dataset_of(request)
-    copy = page.copies.get(dataset.index_id)
+    copy = request.app[PAGE].copies.get(dataset.index_id)
     if copy.index is None:
         raise PageError(409, copy.problem or "The index is still being copied.")
-    table, version = await page.table(dataset, copy.index)
-    return View(dataset, copy.index, table, version)
+    return dataset, copy.index
+
+
+async def view_of(request: web.Request) -> View:
+    """The dataset in the address with its index and labels."""
+    dataset, index = await index_of(request)
+    table, version = await request.app[PAGE].table(dataset, index)
+    return View(dataset, index, table, version)
 
 
 def number(request: web.Request, name: str, default: int, low: int, high: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from local_forager.api import GENERATION, SLUG, Endpoint, NoSuchDataset, dataset_of
-from local_forager.database import Dataset
+from local_forager.database import Counts, Dataset
 from local_forager.health_jobs import Health
 from local_forager.index_copy import DIMENSIONS, Index
 from local_forager.page import (
@@ -23,6 +23,7 @@ from local_forager.page import (
     View,
     choice,
     embedding_choice,
+    index_of,
     number,
     row_of,
     view_of,
@@ -30,6 +31,7 @@ from local_forager.page import (
 from local_forager.page_images import FOREVER, ImageMissing, image_response, image_size
 from local_forager.page_rows import UMAP_MISSING, column, map_points, rows
 from local_forager.page_types import (
+    DatasetCard,
     DatasetList,
     DatasetPage,
     Feature,
@@ -90,20 +92,16 @@ def summary(view: View, row: int) -> ImageSummary:
 
 async def datasets(request: web.Request) -> DatasetList:
     page = request.app[PAGE]
-    cards = [await page.database.dataset(name) for name in await page.database.dataset_names()]
+    cards: list[DatasetCard] = []
+    for name in await page.database.dataset_names():
+        if dataset := await page.database.dataset(name):
+            opens = DATASET_NAME.fullmatch(name) is not None
+            num_train, num_val = await page.database.counts(dataset.id)
+            cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
     return {
         "generation": request.app[GENERATION],
         "bucket": page.bucket,
-        "datasets": [
-            {
-                "name": card.name,
-                "num_train": card.num_train,
-                "num_val": card.num_val,
-                "opens": DATASET_NAME.fullmatch(card.name) is not None,
-            }
-            for card in cards
-            if card is not None
-        ],
+        "datasets": cards,
     }
 
 
@@ -111,13 +109,13 @@ def feature(problem: str | None) -> Feature:
     return {"available": problem is None, "reason": problem or ""}
 
 
-def warnings_of(dataset: Dataset, index: Index) -> list[str]:
+def warnings_of(counts: Counts, index: Index) -> list[str]:
     """Where the server and the index differ."""
     index_val = len(index.names) - index.num_train
-    if (dataset.num_train, dataset.num_val) == (index.num_train, index_val):
+    if counts == (index.num_train, index_val):
         return []
     return [
-        f"The server has {dataset.num_train:,} training and {dataset.num_val:,} validation images, "
+        f"The server has {counts.num_train:,} training and {counts.num_val:,} validation images, "
         f"the index has {index.num_train:,} and {index_val:,}: they do not belong together."
     ]
 
@@ -125,6 +123,7 @@ def warnings_of(dataset: Dataset, index: Index) -> list[str]:
 async def dataset_page(request: web.Request) -> DatasetPage:
     page = request.app[PAGE]
     dataset = await dataset_of(request)
+    counts = await page.database.counts(dataset.id)
     copy = page.copies.get(dataset.index_id)
     if copy.index is None and not copy.task.done():
         await asyncio.wait([copy.task], timeout=0.3)  # small indexes are here at once
@@ -139,8 +138,8 @@ async def dataset_page(request: web.Request) -> DatasetPage:
         "index_id": dataset.index_id,
         "train_path": dataset.train_path,
         "val_path": dataset.val_path,
-        "num_train": dataset.num_train,
-        "num_val": dataset.num_val,
+        "num_train": counts.num_train,
+        "num_val": counts.num_val,
         "index": state,
         "rows": 0,
         "rows_train": 0,
@@ -158,7 +157,7 @@ async def dataset_page(request: web.Request) -> DatasetPage:
         answer["rows"], answer["rows_train"] = len(copy.index.names), copy.index.num_train
         answer["failed"] = int(copy.index.failed.sum())
         answer["labelled"], answer["categories"] = len(table.of_row), table.counts()
-        answer["warnings"] = warnings_of(dataset, copy.index)
+        answer["warnings"] = warnings_of(counts, copy.index)
     return answer
 
 
@@ -225,9 +224,9 @@ async def health(request: web.Request) -> HealthReport:
 
 
 async def thumbnail(request: web.Request) -> web.StreamResponse:
-    view = await view_of(request)
-    name = identifier(view.index.names[row_of(request, view.index)])
-    return await thumbnail_response(request, view.dataset.index_id, name)
+    dataset, index = await index_of(request)
+    name = identifier(index.names[row_of(request, index)])
+    return await thumbnail_response(request, dataset.index_id, name)
 
 
 async def thumbnail_response(request: web.Request, index_id: str, name: str) -> web.StreamResponse:
@@ -256,10 +255,10 @@ async def cover(request: web.Request) -> web.StreamResponse:
 
 
 async def original(request: web.Request) -> web.Response:
-    view = await view_of(request)
-    name = view.index.names[row_of(request, view.index)]
-    data = await request.app[PAGE].originals.get(training_bucket(view.dataset), name)
-    lasting = request.query.get("v") == view.dataset.index_id
+    dataset, index = await index_of(request)
+    name = index.names[row_of(request, index)]
+    data = await request.app[PAGE].originals.get(training_bucket(dataset), name)
+    lasting = request.query.get("v") == dataset.index_id
     return image_response(data, FOREVER if lasting else "no-cache")
 
 
