@@ -1,4 +1,4 @@
-"""Pictures of the page for the README, taken from a running local Forager in a headless Chromium."""
+"""Pictures of the page for the README, taken from a running server in a headless Chromium."""
 
 import os
 import shutil
