@@ -36,6 +36,7 @@ DISK_ERRNOS = {
     *(errno.EACCES, errno.EPERM),
 }
 # What SQLite says of the disk; Python 3.10 does not hand out its error codes.
+DAMAGE_WORDS = ("malformed", "not a database", "no such table")
 DISK_WORDS = ("disk is full", "disk I/O error", "readonly database", "unable to open database")
 
 SCHEMA = """
@@ -76,17 +77,15 @@ def disk_errors(directory: Path) -> Iterator[None]:
         if error.errno not in DISK_ERRNOS or error.filename2:
             raise
         where, reason = error.filename or directory, error.strerror
-    except sqlite3.OperationalError as error:
-        if not any(words in str(error) for words in DISK_WORDS):
-            raise
-        where, reason = directory, str(error)
     except sqlite3.DatabaseError as error:
-        if "malformed" not in str(error) and "not a database" not in str(error):
+        where, reason = directory, str(error)
+        if not any(words in reason for words in DAMAGE_WORDS + DISK_WORDS):
             raise
-        raise StateError(
-            f"The state in {directory} is damaged ({error}): remove that directory, or choose "
-            "another with --work_dir. What it uploaded stays in the index bucket."
-        ) from error
+        if any(words in reason for words in DAMAGE_WORDS):
+            raise StateError(
+                f"The state in {directory} is damaged ({error}): remove that directory, or choose "
+                "another with --work_dir. What it uploaded stays in the index bucket."
+            ) from error
     else:
         return
     raise StateError(

@@ -6,6 +6,7 @@ so equal images have equal vectors; torch is never imported, and the weights are
     FAKE_DELAY_S     seconds that each image spends in a model
     FAKE_BAD_SIZE    WIDTHxHEIGHT of images whose vectors are NaN
     FAKE_WINDOW      images between listing and index at once
+    FAKE_CHECKPOINT_S  seconds between two records of what is done
     FAKE_DISK_BYTES  no file can grow beyond this (RLIMIT_FSIZE)
 """
 
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import checks
 import ingest
 import pipeline
+import recording
 
 
 class FakeEmbedder:
@@ -83,11 +85,13 @@ def fake_models() -> Iterator[None]:
         ),
     }
     window = int(os.environ.get("FAKE_WINDOW", pipeline.WINDOW_CPU))
+    checkpoint_s = float(os.environ.get("FAKE_CHECKPOINT_S", recording.CHECKPOINT_S))
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     with (
         mock.patch.object(checks, "check_weights", check_weights),
         mock.patch.object(pipeline, "WINDOW_CPU", window),
+        mock.patch.object(recording, "CHECKPOINT_S", checkpoint_s),
     ):
         try:
             yield

@@ -11,6 +11,7 @@ it can do to a request:
     delay                        waits DELAY_S, then forwards
     flip                         flips one bit of the file that is sent or received
     lost                         forwards, and resets the connection instead of answering
+    kill-before, kill-after      kills the process `victim`, before or after forwarding; resets
 
 Answers in JSON are never flipped: nothing in the protocol could tell, and TLS does that part.
 """
@@ -26,6 +27,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -82,10 +84,12 @@ class FaultProxy:
         rules: Sequence[Rule] = (),
         seed: int = 0,
         retry_after: str = "0",
+        delay_s: float = DELAY_S,
     ) -> None:
         self.upstream = urlsplit(upstream)
         self.share, self.kinds, self.rules = share, tuple(kinds), list(rules)
-        self.retry_after = retry_after
+        self.retry_after, self.delay_s = retry_after, delay_s
+        self.victim: subprocess.Popen[str] | None = None
         self.seen: list[Seen] = []
         self._random = random.Random(seed)
         self._matched: collections.Counter[Rule] = collections.Counter()
@@ -151,20 +155,24 @@ class FaultProxy:
         method, target = request.first.split()[:2]
         fault = self._fault(request)
         self.seen.append(Seen(method, target, fault, time.monotonic()))
-        if fault == "reset":
+        if fault == "kill-before":
+            self._kill()
+        if fault in ("reset", "kill-before"):
             return _reset(writer)
         if fault.isdecimal():
             headers = [("Retry-After", self.retry_after)] if fault == "429" else []
             writer.write(_bytes(Message(f"HTTP/1.1 {fault} Made to fail", headers, b"fault")))
             return True
         if fault == "delay":
-            await asyncio.sleep(DELAY_S)
+            await asyncio.sleep(self.delay_s)
         if fault == "flip" and _is_file(request):
             start, end = _content(request)
             body, content = request.body, self._flipped(request.body[start:end])
             request = request._replace(body=body[:start] + content + body[end:])
         answer = await self._forward(request)
-        if answer is None or fault == "lost":
+        if fault == "kill-after":
+            self._kill()
+        if answer is None or fault in ("lost", "kill-after"):
             return _reset(writer)
         if fault == "flip" and "alt=media" in target and not _is_json(answer):
             answer = answer._replace(body=self._flipped(answer.body))
@@ -176,6 +184,10 @@ class FaultProxy:
         writer.write(data)
         await writer.drain()
         return True
+
+    def _kill(self) -> None:
+        if self.victim:
+            self.victim.kill()
 
     async def _forward(self, request: Message) -> Message | None:
         """The upstream's answer, on a connection of its own; None where it gives none."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+import time
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -24,6 +28,7 @@ from tests.fake_ingest import fake_models
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
 JSON = "application/json"
+DONE = 1  # the status of a row
 CLEAN = ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
 
@@ -110,6 +115,16 @@ class Dataset(NamedTuple):
         assert len(ids) <= 1, f"several index_ids: {ids}"
         return {re.sub(r"/[-0-9a-f]{36}/", "/ID/", name): crc for name, crc in found.items()}
 
+    def statuses(self) -> dict[str, int]:
+        """Object names and the status of their rows, as they are on the disk now."""
+        path = f"file:{self.work / 'state.sqlite'}?mode=ro"  # else it would be made
+        with contextlib.closing(sqlite3.connect(path, uri=True)) as state:
+            return dict(state.execute("SELECT object, status FROM rows ORDER BY row"))
+
+    def done(self) -> list[str]:
+        """The objects whose rows are marked done."""
+        return [name for name, status in self.statuses().items() if status == DONE]
+
     def registered(self, server: str) -> tuple[str, int, int]:
         """What the server knows of the dataset: index_id, training and validation images."""
         info = json.loads(ask(f"{server}/api/get_dataset_info_v2/{self.name}"))
@@ -167,3 +182,27 @@ def run(command: list[str], env: dict[str, str], timeout: float = 120) -> Done:
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def start(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    """A command in a process of its own, under way."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, text=True, stdout=pipe, stderr=pipe)
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 60) -> Done:
+    """How a process ended that is ending by now."""
+    out, err = process.communicate(timeout=timeout)
+    assert "Traceback" not in err, err
+    return Done(process.returncode, out, err)
+
+
+def wait_for(condition: Callable[[], object], timeout: float = 30) -> None:
+    """Return once a condition holds; where it cannot be told yet it does not."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with contextlib.suppress(sqlite3.OperationalError, OSError):
+            if condition():
+                return
+        time.sleep(0.02)
+    raise AssertionError("it never came to that")
