@@ -89,17 +89,17 @@ def test_a_budget_survives_cancelled_holders(granted):
     async def main():
         budget = Budget(10)
 
-        async def take(amount):
+        async def take(amount, then=None):
             async with budget.hold(amount):
                 await asyncio.sleep(0.01)
+            if granted and then:
+                then()  # in the very moment in which the second's turn has come
 
-        first = asyncio.ensure_future(take(10))
+        first = asyncio.ensure_future(take(10, lambda: second.cancel()))
         second = asyncio.ensure_future(take(10))
         third = asyncio.ensure_future(take(10))
         await asyncio.sleep(0)
-        if granted:  # cancelled in the very moment in which its turn comes
-            first.add_done_callback(lambda _: second.cancel())
-        else:
+        if not granted:
             second.cancel()
         await asyncio.gather(first, second, third, return_exceptions=True)
         return [first.cancelled(), second.cancelled(), third.cancelled()]
