@@ -24,7 +24,7 @@ PLAIN_DTYPE = re.compile(r"[<>=|]?(?:f[248]|[iu][1248]|b1)")
 
 # What the file may name, by the older and the newer home of each in NumPy, in Python 2 and 3.
 RECONSTRUCT, SCALAR, FROM_BUFFER = "_reconstruct", "scalar", "_frombuffer"
-DTYPE, NDARRAY, ENCODE = "dtype", "ndarray", "encode"
+DTYPE, NDARRAY, ENCODE, EMPTY_BYTES = "dtype", "ndarray", "encode", "bytes"
 KNOWN_GLOBALS = {
     "numpy.core.multiarray _reconstruct": RECONSTRUCT,
     "numpy._core.multiarray _reconstruct": RECONSTRUCT,
@@ -35,6 +35,7 @@ KNOWN_GLOBALS = {
     "numpy dtype": DTYPE,
     "numpy ndarray": NDARRAY,
     "_codecs encode": ENCODE,
+    "__builtin__ bytes": EMPTY_BYTES,  # how Python 3 writes b"" for Python 2
 }
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -172,6 +173,8 @@ class _Reader:
                 return _Dtype(code.decode("latin1") if isinstance(code, bytes) else code)
             case "encode", (str(text), "latin1" | "latin-1"):
                 return self.encode(text)
+            case "bytes", ():
+                return b""
             case "scalar", (_Dtype() as kind, data):
                 return _array(self.encode(data), kind.dtype, (), "C")[()]
             case "_frombuffer", (data, _Dtype() as kind, shape, order):
