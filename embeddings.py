@@ -159,7 +159,7 @@ class Embedder:
         def start(part: Sequence[np.ndarray], models: Models, device: torch.device) -> Pending:
             return self._start(models.resnet, part, device)
 
-        finish = self._with_memory(start, images)
+        finish = self._finite(start, images, self._with_memory(start, images))
         return lambda: ResNetRows(*finish())
 
     def start_clip(self, inputs: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
@@ -168,8 +168,26 @@ class Embedder:
         def start(part: Sequence[np.ndarray], models: Models, device: torch.device) -> Pending:
             return self._start(lambda pixels: (models.clip(pixels),), part, device)
 
-        finish = self._with_memory(start, inputs)
+        finish = self._finite(start, inputs, self._with_memory(start, inputs))
         return lambda: finish()[0]
+
+    def _finite(
+        self, start: "Starter", images: Sequence[np.ndarray], finish: "Pending"
+    ) -> "Pending":
+        """The same, with rows that overflow in half precision computed again in float32."""
+        if self.dtype == torch.float32:
+            return finish
+
+        def finite() -> tuple[np.ndarray, ...]:
+            arrays = finish()
+            overflown = {row for array in arrays for row in np.argwhere(~np.isfinite(array))[:, 0]}
+            for row in overflown:
+                again = start([images[row]], self._cpu_models(), torch.device("cpu"))()
+                for array, exact in zip(arrays, again, strict=True):
+                    array[row] = exact[0]
+            return arrays
+
+        return finite
 
     def _with_memory(self, start: "Starter", images: Sequence[np.ndarray]) -> "Pending":
         """Start on the device; where its memory is short in halves, and one image on the CPU."""
@@ -206,7 +224,12 @@ class Embedder:
             height, width, _ = images[0].shape
             with self._budget.spend(height * width):
                 torch.set_num_threads(self._threads_of_an_image)  # the setting is a thread's own
-                tensors = model(torch.from_numpy(np.stack(images)))
+                try:
+                    tensors = model(torch.from_numpy(np.stack(images)))
+                except RuntimeError as error:
+                    if "DefaultCPUAllocator" in str(error):  # torch has no type for it
+                        raise MemoryError("main memory is too small") from error
+                    raise
             arrays = tuple(tensor.numpy() for tensor in tensors)
             return lambda: arrays
 
