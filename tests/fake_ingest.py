@@ -7,6 +7,7 @@ so equal images have equal vectors; torch is never imported, and the weights are
     FAKE_BAD_SIZE    WIDTHxHEIGHT of images whose vectors are NaN
     FAKE_WINDOW      images between listing and index at once
     FAKE_CHECKPOINT_S  seconds between two records of what is done
+    FAKE_OBJECT_BYTES  the largest object that is fetched
     FAKE_DISK_BYTES  no file can grow beyond this (RLIMIT_FSIZE)
 """
 
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import checks
 import ingest
+import intake
 import pipeline
 import recording
 
@@ -61,7 +63,7 @@ class FakeEmbedder:
     def _vector(self, pixels: np.ndarray, dimensions: int) -> np.ndarray:
         if "{1}x{0}".format(*pixels.shape) == self.bad_size:
             return np.full(dimensions, np.nan, np.float32)
-        seed = hashlib.sha256(pixels.tobytes()).digest()
+        seed = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
         random = np.random.default_rng(int.from_bytes(seed[:8], "big"))
         return random.standard_normal(dimensions, np.float32)
 
@@ -85,12 +87,14 @@ def fake_models() -> Iterator[None]:
         ),
     }
     window = int(os.environ.get("FAKE_WINDOW", pipeline.WINDOW_CPU))
+    object_bytes = int(os.environ.get("FAKE_OBJECT_BYTES", intake.MAX_OBJECT_BYTES))
     checkpoint_s = float(os.environ.get("FAKE_CHECKPOINT_S", recording.CHECKPOINT_S))
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     with (
         mock.patch.object(checks, "check_weights", check_weights),
         mock.patch.object(pipeline, "WINDOW_CPU", window),
+        mock.patch.object(intake, "MAX_OBJECT_BYTES", object_bytes),
         mock.patch.object(recording, "CHECKPOINT_S", checkpoint_s),
     ):
         try:

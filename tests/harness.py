@@ -10,6 +10,8 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.request
 import uuid
@@ -67,8 +69,12 @@ class Emulated(NamedTuple):
         return name
 
     def put(self, bucket: str, name: str, data: bytes) -> None:
-        address = f"{self.url}/upload/storage/v1/b/{bucket}/o?uploadType=media&name="
-        ask(address + quote(name, safe=""), "POST", data, "application/octet-stream")
+        address = f"{self.url}/upload/storage/v1/b/{bucket}/o?name={quote(name, safe='')}"
+        if data:
+            ask(f"{address}&uploadType=media", "POST", data, "application/octet-stream")
+        else:  # which the emulator takes in this form alone
+            parts = b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\n\r\n\r\n--b--"
+            ask(f"{address}&uploadType=multipart", "POST", parts, "multipart/related; boundary=b")
 
     def delete(self, bucket: str, name: str) -> None:
         ask(f"{self.url}/storage/v1/b/{bucket}/o/{quote(name, safe='')}", "DELETE")
@@ -164,6 +170,7 @@ class Done(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+    peak_bytes: int = 0  # of memory, where it was a process of its own
 
 
 def run_here(command: list[str], env: dict[str, str]) -> Done:
@@ -177,11 +184,19 @@ def run_here(command: list[str], env: dict[str, str]) -> Done:
 
 def run(command: list[str], env: dict[str, str], timeout: float = 120) -> Done:
     """A command in a process of its own, to its end."""
-    done = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=err)
+        guard = threading.Timer(timeout, process.kill)
+        guard.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        guard.cancel()
+        out.seek(0), err.seek(0)
+        done = Done(
+            process.returncode, out.read().decode(), err.read().decode(), usage.ru_maxrss << 10
+        )
     assert "Traceback" not in done.stderr, done.stderr
-    return Done(done.returncode, done.stdout, done.stderr)
+    return done
 
 
 def start(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
