@@ -14,9 +14,9 @@ import devices
 from weights import check_clip_weights, read_resnet_weights
 
 BACKENDS = {
-    "fused": "fused_backend",
-    "transformers": "transformers_backend",
-    "original": "original_backend",
+    "fused": "models.fused_backend",
+    "transformers": "models.transformers_backend",
+    "original": "models.original_backend",
 }
 MIN_COSINE = 0.99995  # of the 0.9999 that auto promises: one image stands for all
 CLIP_BATCH_CPU, CLIP_BATCH_GPU = 8, 128

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-import vit
-from resnet import PIXEL_MEANS
+from models import vit
+from models.resnet import PIXEL_MEANS
 from weights import BATCH_NORM_EPSILON, BATCH_NORM_PARTS, RESNET_STAGES
 
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-import convolutions
 import devices
 import embeddings
-from convolutions import Convolution, OneDnnOperations, PlainOperations
 from devices import DeviceError
 from embeddings import Embedder
 from images import open_image, prepare
-from packing import LAYOUTS_KEPT, PackedResNet, Size
-from resnet import ResNet
+from models import convolutions
+from models.convolutions import Convolution, OneDnnOperations, PlainOperations
+from models.packing import LAYOUTS_KEPT, PackedResNet, Size
+from models.resnet import ResNet
 from weights import WeightsError, read_resnet_weights
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -215,7 +215,7 @@ def test_plain_torch_replaces_operations_that_fail(operations, monkeypatch):
 
 def test_plain_torch_agrees_too(weights, photographs, expected, monkeypatch):
     monkeypatch.setattr(convolutions, "OneDnnOperations", Missing)
-    monkeypatch.setattr("vit.HAS_ONEDNN_LINEAR", False)
+    monkeypatch.setattr("models.vit.HAS_ONEDNN_LINEAR", False)
     embedder = Embedder(*weights, device="cpu", precision="float32")
     rows = embedder.start_resnet([photographs[7].pixels])()
     assert abs(rows.imagenet[0] - expected["imagenet"][7]).max() < TOLERANCE
@@ -251,7 +251,7 @@ def test_layouts_are_made_for_recurring_sizes_and_bounded():
 
 
 def test_counts_of_sizes_are_bounded(monkeypatch):
-    monkeypatch.setattr("packing.SIZES_COUNTED", 50)
+    monkeypatch.setattr("models.packing.SIZES_COUNTED", 50)
     packed, _ = packed_resnet()
     for side in range(1000):
         packed.for_size(Size(side, 1))

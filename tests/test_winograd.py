@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import winograd
+from models import winograd
 
 
 def sample(channels, outputs, height, width):

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnet import PIXEL_MEANS
-from vit import PIXEL_DEVIATIONS
-from vit import PIXEL_MEANS as CLIP_MEANS
+from models.resnet import PIXEL_MEANS
+from models.vit import PIXEL_DEVIATIONS
+from models.vit import PIXEL_MEANS as CLIP_MEANS
 from weights import (
     BATCH_NORM_EPSILON,
     CLIP_ACTIVATION,

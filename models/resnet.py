@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from convolutions import Convolution, Operations
+from models.convolutions import Convolution, Operations
 from weights import BATCH_NORM_EPSILON, RESNET_STAGES
 
 # Red, green, blue: the means of Caffe2's ImageNet models, which take blue, green, red.

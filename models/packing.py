@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from convolutions import Operations
-from resnet import ResNet, map_convolutions
+from models.convolutions import Operations
+from models.resnet import ResNet, map_convolutions
 
 # At 640 by 480 on 2 cores: 237 ms with weights laid out for the size, 279 ms without; laying them
 # out takes 31 ms.

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from resnet import PIXEL_MEANS
-from vit import PIXEL_DEVIATIONS
-from vit import PIXEL_MEANS as CLIP_MEANS
+from models.resnet import PIXEL_MEANS
+from models.vit import PIXEL_DEVIATIONS
+from models.vit import PIXEL_MEANS as CLIP_MEANS
 from weights import CLIP_DIMENSIONS, CLIP_LAYERS, CLIP_WIDTH, clip_shapes
 
 INSTALL_COMMANDS = (

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from convolutions import OneDnnOperations, choose_operations
-from packing import PackedResNet, Size
-from resnet import build_resnet, map_convolutions, resnet_features
-from vit import build_vision_tower, clip_features
-from winograd import transform_weight
+from models.convolutions import OneDnnOperations, choose_operations
+from models.packing import PackedResNet, Size
+from models.resnet import build_resnet, map_convolutions, resnet_features
+from models.vit import build_vision_tower, clip_features
+from models.winograd import transform_weight
 
 
 def load(

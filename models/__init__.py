@@ -1,0 +1,1 @@
+"""How the two models are computed: one module a backend, and what they are made of."""
