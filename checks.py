@@ -241,6 +241,15 @@ def check_weights(resnet: Path, clip: str) -> Weights:
     Raises:
         WeightsError: what is missing or wrong, and how to get it.
     """
-    weights.check_resnet_weights(resnet)
-    directory = weights.check_clip_weights(clip)
+    problems = []
+    try:
+        weights.check_resnet_weights(resnet)
+    except weights.WeightsError as error:
+        problems.append(error.message)
+    try:
+        directory = weights.check_clip_weights(clip)
+    except weights.WeightsError as error:
+        problems.append(error.message)
+    if problems:
+        raise weights.WeightsError(" ".join(problems))
     return Weights(directory, weights.digest(resnet), weights.digest(directory))

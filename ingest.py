@@ -346,5 +346,18 @@ def _say(message: str) -> None:
     click.echo(message, err=True)
 
 
+def _leave(code: int) -> None:
+    """End the process. While models load, not through the interpreter's end: torch aborts there."""
+    from loading import is_loading
+
+    if is_loading():
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        _leave(int(ended.code or 0))

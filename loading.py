@@ -13,6 +13,8 @@ from options import Request
 if TYPE_CHECKING:
     from embeddings import Embedder
 
+THREAD = "load-models"  # its name
+
 
 def start_loading(request: Request, precision: str) -> asyncio.Future[Embedder]:
     """Begin to load both models; the future has the embedder, or the error that loading raised.
@@ -40,8 +42,13 @@ def start_loading(request: Request, precision: str) -> asyncio.Future[Embedder]:
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
             loop.call_soon_threadsafe(settle, embedder, failure)
 
-    threading.Thread(target=load, name="load-models", daemon=True).start()
+    threading.Thread(target=load, name=THREAD, daemon=True).start()
     return future
+
+
+def is_loading() -> bool:
+    """Whether models still load in this process."""
+    return any(thread.name == THREAD for thread in threading.enumerate())
 
 
 def load_models(request: Request, precision: str) -> Embedder:

@@ -324,6 +324,7 @@ def run_with_weights(world, resnet, clip):
 def test_weights_missing(real_weights, tmp_path):
     message = refusal(run_with_weights(real_weights, tmp_path / "R-50.pkl", tmp_path / "clip"))
     assert f"R-50.pkl is missing: get it with `{weights.RESNET_DOWNLOAD}`." in message
+    assert f"The directory of CLIP weights '{tmp_path / 'clip'}' does not exist." in message
 
 
 def test_clip_weights_missing(real_weights, weights_dir, tmp_path):

@@ -359,6 +359,14 @@ def test_numbers_depend_on_no_batch_size_and_no_order(world, weights_dir, photog
     assert_expected(Index(world.objects()), rows)
 
 
+def test_a_refusal_while_the_models_load_ends_at_once(world, weights_dir):
+    """Torch aborts a process that ends in the ordinary way while a thread loads models."""
+    world.put("t/a.jpg")
+    result = run_process(world, *weight_options(weights_dir))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: No validation images under gs://")
+
+
 HELP_CODE = """
 import sys, time
 start = time.perf_counter()
