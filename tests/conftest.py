@@ -94,7 +94,7 @@ def make_bucket(emulator: str) -> Callable[[], str]:
 @pytest.fixture
 def forager(emulator: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Starts a local Forager of a generation over an index bucket; returns its address."""
-    services = []
+    services: list[Service] = []
 
     def start(generation: str = "B", bucket: str = "foragerml") -> str:
         number = len(services)
