@@ -6,6 +6,7 @@ import json
 import pickle
 import posixpath
 import re
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,6 +170,9 @@ class IndexCopies:
             copy.problem = f"There is no whole index in {where}: did its ingest finish?"
         except (*STORAGE_ERRORS, OSError) as error:
             copy.problem = f"The index cannot be fetched ({error})."
+        except Exception as error:
+            traceback.print_exc()
+            copy.problem = f"The index cannot be read ({type(error).__name__}: {error})."
         copy.ended = asyncio.get_running_loop().time()
 
     async def _download(self, index_id: str, copy: Copy) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from local_forager.storage import STORAGE_ERRORS, Buckets
 
+Image.MAX_IMAGE_PIXELS = None  # only headers are read here, whatever size they tell
 KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
 FOREVER = "private, max-age=31536000, immutable"
 SIGNATURES = {

@@ -27,7 +27,7 @@ def wait(page: Any) -> None:
     for _ in range(TRIES):
         page.wait_for_timeout(100)
         if page.evaluate(READY):
-            page.wait_for_timeout(200)
+            page.wait_for_timeout(1000)  # the map asks for its pictures a few at a time
             return
     raise click.ClickException(f"{page.url} is not complete after {TRIES / 10:.0f} seconds.")
 

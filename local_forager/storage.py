@@ -11,6 +11,7 @@ from google.api_core.exceptions import GoogleAPIError
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, TransportError
 from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests import RequestException
 
@@ -19,7 +20,13 @@ READERS = (
 )
 TIMEOUT = 30  # seconds, for connecting and for each read
 RETRY = DEFAULT_RETRY.with_timeout(20)  # seconds until the last try begins
-STORAGE_ERRORS = (GoogleAPIError, RequestException, TransportError)
+STORAGE_ERRORS = (
+    GoogleAPIError,
+    RequestException,
+    TransportError,
+    DataCorruption,
+    InvalidResponse,
+)
 
 Result = TypeVar("Result")
 

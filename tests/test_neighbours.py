@@ -1,5 +1,8 @@
 """Exact neighbours against a plain product; the checks of health and the map on made-up vectors."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -137,6 +140,21 @@ def test_map_is_the_principal_components(tmp_path, vectors):
     for column in range(2):
         expected = centred @ axes[column]
         assert abs(np.corrcoef(points[:, column], expected)[0, 1]) > 0.9999
+
+
+def test_map_by_umap_where_it_is_installed(tmp_path, vectors, monkeypatch):
+    class UMAP:
+        def __init__(self, **options):
+            assert options["metric"] == "cosine" and options["random_state"] == projection.SEED
+
+        def fit_transform(self, good):
+            assert good.any(axis=1).all()  # no failed image
+            return good[:, :2] * 100
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    vectors[5] = 0
+    points = projection.project(write(tmp_path, vectors), ~vectors.any(axis=1), "umap")
+    assert np.isnan(points[5]).all() and np.nanmax(np.abs(points)) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])

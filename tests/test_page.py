@@ -387,7 +387,7 @@ def test_map_colours_and_filters(world, tabs):
 
 
 def test_map_pans_and_zooms(world, tabs):
-    page = tabs(f"{world.url}/d?view=map")
+    page = tabs(f"{world.url}/d?view=map&pictures=no")
     page.locator(".legend", has_text="train").wait_for()
     seen = [drawn(page)]
     box = page.locator("canvas").bounding_box()
@@ -413,6 +413,16 @@ def test_map_pans_and_zooms(world, tabs):
     page.mouse.move(5, 5)
     page.evaluate("document.activeElement.blur()")
     assert drawn(page) == seen[0]
+
+
+def test_map_shows_pictures_where_there_is_room(world, tabs):
+    page = tabs(f"{world.url}/d?view=map&pictures=no")
+    page.locator(".legend", has_text="train").wait_for()
+    plain = drawn(page)
+    page.get_by_label("Pictures").check()
+    page.wait_for_timeout(1000)
+    assert len(drawn(page)) > 1.2 * len(plain)  # pictures do not compress as dots do
+    assert page.url.endswith("/d?view=map")
 
 
 def test_map_says_that_umap_is_not_installed(world, tabs):

@@ -3,6 +3,7 @@
 
 import { askArray, basename, count, h, labelText, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
+import { FEW, Pictures } from "./pictures.js";
 import { pointIndex } from "./points.js";
 import { go } from "./state.js";
 
@@ -29,7 +30,11 @@ export class PointMap {
     });
     this.context = this.canvas.getContext("2d");
     this.tip = h("div", { class: "tip", hidden: true });
-    this.box = h("div", { class: "map-box" }, this.canvas, this.tip);
+    const button = (text, name, act) => h("button", { type: "button", "aria-label": name, onclick: act }, text);
+    this.box = h("div", { class: "map-box" }, this.canvas, this.tip, h("span", { class: "zoom" },
+      button("+", "Zoom in", () => this.zoomBy(1.6)),
+      button("−", "Zoom out", () => this.zoomBy(1 / 1.6)),
+      button("⤢", "Show all", () => this.all())));
     this.head = h("div", { class: "head" });
     this.controls = h("div", { class: "map-controls" });
     this.legend = h("ul", { class: "legend", role: "list" });
@@ -37,7 +42,8 @@ export class PointMap {
     this.center = [0, 0];
     this.zoom = 1;
     this.pointers = new Map();
-    this.dirty = true;
+    this.hovered = -1;
+    this.pictures = new Pictures((row) => session.rows.thumbnail(row), () => this.request());
     this.listen();
   }
 
@@ -71,6 +77,7 @@ export class PointMap {
     const method = state.method === "umap" && info.umap.available ? "umap" : "pca";
     const color = own(COLORS, state.color) ? state.color : "split";
     this.by = by;
+    this.withPictures = state.pictures !== "no";
     this.drawControls(by, method, color);
     if (this.key !== `${by} ${method}`) {
       this.legend.replaceChildren(h("li", { class: "quiet", role: "status" }, "Laying out the map…"));
@@ -107,10 +114,12 @@ export class PointMap {
         (value) => go({ by: value === "clip" ? null : value }, { replace: true })),
       select("map-method", "Layout", { pca: "PCA", umap: umap.available ? "UMAP" : "UMAP: needs umap-learn" },
         method, (value) => go({ method: value === "pca" ? null : value }, { replace: true })),
-      h("span", { class: "zoom" },
-        h("button", { type: "button", "aria-label": "Zoom in", onclick: () => this.zoomBy(1.6) }, "+"),
-        h("button", { type: "button", "aria-label": "Zoom out", onclick: () => this.zoomBy(1 / 1.6) }, "−"),
-        h("button", { type: "button", onclick: () => this.all() }, "Show all")));
+      h("label", { for: "map-pictures", title: `Where no more than ${FEW} images are in view` },
+        h("input", {
+          type: "checkbox", id: "map-pictures", checked: this.withPictures,
+          onchange: (event) =>
+            go({ pictures: event.currentTarget.checked ? null : "no" }, { replace: true }),
+        }), "Pictures"));
     document.getElementById("map-method").title = umap.reason;
     if (focused) document.getElementById(focused)?.focus();
   }
@@ -206,8 +215,31 @@ export class PointMap {
     draw(this.buffer, width, height, this.points, this.order, this.pixels, disc(this.radius(), width),
       scale, width / 2 - this.center[0] * scale, height / 2 + this.center[1] * scale);
     this.context.putImageData(this.image, 0, 0);
+    if (this.withPictures) this.drawPictures();
     if (this.hovered >= 0) this.ring(this.hovered);
     if (document.activeElement === this.canvas) this.cross();
+  }
+
+  drawPictures() {
+    const rows = this.inView();
+    if (rows === null) return;
+    const place = (row) => this.toScreen(row).map((one) => one * this.ratio);
+    this.pictures.draw(this.context, rows, place, (row) => css(this.pixels[row]), this.ratio);
+  }
+
+  // The chosen rows on the screen, null where they are too many for pictures.
+  inView() {
+    const [left, top] = this.toMap(0, 0);
+    const [right, bottom] = this.toMap(this.width, this.height);
+    const rows = [];
+    for (const row of this.order) {
+      const x = this.points[2 * row];
+      const y = this.points[2 * row + 1];
+      if (!this.chosen[row] || x < left || x > right || y < bottom || y > top) continue;
+      if (rows.length === FEW) return null;
+      rows.push(row);
+    }
+    return rows;
   }
 
   radius() {

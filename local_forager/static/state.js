@@ -2,7 +2,7 @@
 
 const FIELDS = [
   "view", "split", "category", "mode", "labelled", "class", "set", "text", "like", "by", "color",
-  "method", "image",
+  "method", "pictures", "image",
 ];
 export const FILTERS = ["split", "category", "mode", "labelled", "class", "set", "text", "like"];
 const listeners = new Set();
