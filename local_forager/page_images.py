@@ -12,7 +12,6 @@ from PIL import Image
 
 from local_forager.storage import STORAGE_ERRORS, Buckets
 
-Image.MAX_IMAGE_PIXELS = None  # only headers are read here, whatever size they tell
 KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
 FOREVER = "private, max-age=31536000, immutable"
 SIGNATURES = {
@@ -104,6 +103,8 @@ def image_size(data: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.size
+    except Image.DecompressionBombError as error:
+        raise ValueError("It is larger than Pillow measures, 179 million pixels.") from error
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise ValueError("It is not a readable image.") from error
 
