@@ -364,10 +364,11 @@ import runpy, sys
 import loading
 
 def load_for_ever(*arguments):
+    import torch
+    image, weight = torch.ones(1, 64, 64, 64), torch.ones(64, 64, 3, 3)
     while True:
-        load(*arguments)
+        torch.nn.functional.conv2d(image, weight)
 
-load = loading.load_models
 loading.load_models = load_for_ever
 sys.argv = ["ingest.py", *sys.argv[1:]]
 runpy.run_path("ingest.py", run_name="__main__")
