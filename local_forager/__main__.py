@@ -44,9 +44,10 @@ async def refuse_other_hosts(request: web.Request, handler: Endpoint) -> web.Str
     Real servers refuse such a Host header too; here it keeps other web pages from reading data.
     """
     if not is_loopback(request.url.host or ""):
-        return html_page(
-            400, f"DisallowedHost at {request.path}", "Unknown host in the Host header."
-        )
+        title = f"DisallowedHost at {request.path}"
+        return html_page(400, title, "Unknown host in the Host header.")
+    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") == "cross-site":
+        return html_page(403, "Forbidden", "The page of another site sent this request.")
     return await handler(request)
 
 

@@ -14,27 +14,17 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
-from gcp_storage_emulator.server import create_server
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import storage
+
+import gcs
 
 ROOT = Path(__file__).parent.parent
 LABELS = "api/add_annotations_by_internal_identifiers_v2"
 
 
-@pytest.fixture(scope="module")
-def emulated():
-    server = create_server("127.0.0.1", 0, in_memory=True)
-    server.start()
-    yield f"http://127.0.0.1:{server._api._httpd.server_address[1]}"
-    server.stop()
-
-
 @pytest.fixture
-def images(emulated, monkeypatch):
+def images(emulator):
     """A function that puts empty objects of these names in a new bucket and returns its name."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulated)
-    client = storage.Client(project="demo", credentials=AnonymousCredentials())
+    client = gcs.make_client()
 
     def put(*names):
         bucket = client.create_bucket(f"images-{uuid.uuid4()}")
@@ -42,8 +32,7 @@ def images(emulated, monkeypatch):
             bucket.blob(name).upload_from_string(b"")
         return bucket.name
 
-    yield put
-    client.close()
+    return put
 
 
 @contextmanager
@@ -329,6 +318,12 @@ def test_other_hosts_are_refused(start):
     server = start("B")
     assert ask(f"{server}/api/get_datasets_v2", headers={"Host": "localhost:8000"})[0] == 200
     assert ask(f"{server}/api/get_datasets_v2", headers={"Host": "evil.example"})[0] == 400
+
+
+def test_posts_of_other_sites_are_refused(start, images):
+    server = start("B")
+    headers = {"Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"}
+    assert ask(f"{server}/api/create_dataset_v2", {"dataset": "x"}, headers=headers)[0] == 403
 
 
 @both

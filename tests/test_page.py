@@ -226,6 +226,27 @@ def test_grid_holds_only_what_is_seen(world, tabs):
     assert 0 not in shown_rows(page)
 
 
+def test_grid_of_three_million(world, tabs):
+    """Browsers cannot make an element that high: the last image is reached all the same."""
+    page = tabs(world.url)
+    many = (np.arange(3_000_000) % 80).astype("<i4").tobytes()
+    page.route("**/page/d/rows*", lambda route: route.fulfill(body=many))
+    page.goto(f"{world.url}/d")
+    total(page, "3,000,000 of 80 images")
+    places = "[...document.querySelectorAll('.cell:not([hidden])')].map(one => one.ariaPosInSet)"
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    until(page, f"{places}.includes('3000000')")
+    wait_for_pictures(page)
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight / 2)")
+    until(page, f"{places}.every(place => place > 1.4e6 && place < 1.6e6)")
+    page.locator(".cell:not([hidden]) a").first.focus()
+    page.keyboard.press("End")
+    until(page, "document.activeElement.parentElement.ariaPosInSet === '3000000'")
+    page.keyboard.press("Home")
+    until(page, "document.activeElement.parentElement.ariaPosInSet === '1'")
+    assert page.evaluate("document.activeElement.getBoundingClientRect().top") > 0
+
+
 def test_filters_and_back(world, tabs):
     page = tabs(f"{world.url}/d")
     filters = page.locator(".filters")
