@@ -25,7 +25,9 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image
 
+import index
 import ingest
+from names import identifier
 from tests.fake_ingest import fake_models
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
@@ -127,6 +129,14 @@ class Dataset(NamedTuple):
         with contextlib.closing(sqlite3.connect(path, uri=True)) as state:
             return dict(state.execute("SELECT object, status FROM rows ORDER BY row"))
 
+    def options(self) -> dict[str, str]:
+        """The recorded options; none where the run did not come that far."""
+        path = f"file:{self.work / 'state.sqlite'}?mode=ro"
+        if not (self.work / "state.sqlite").exists():
+            return {}
+        with contextlib.closing(sqlite3.connect(path, uri=True)) as state:
+            return dict(state.execute("SELECT name, value FROM options"))
+
     def done(self) -> list[str]:
         """The objects whose rows are marked done."""
         return [name for name, status in self.statuses().items() if status == DONE]
@@ -138,6 +148,31 @@ class Dataset(NamedTuple):
 
     def index_id(self) -> str:
         return next(iter(self.storage.contents(self.bucket))).split("/")[1]
+
+    def assert_same(self, undisturbed: Dataset, server: str) -> None:
+        """What is there is what an undisturbed run left, once, under the first run's index_id."""
+        assert self.left_behind() == undisturbed.left_behind()
+        splits = [name.split("/")[0] for name in self.storage.contents(self.images)]
+        counts = splits.count("train"), splits.count("val")
+        assert self.registered(server) == (self.index_id(), *counts)
+        with contextlib.closing(sqlite3.connect(self.work / "state.sqlite")) as state:
+            recorded = state.execute("SELECT value FROM options WHERE name = 'index_id'").fetchall()
+        assert recorded == [(self.index_id(),)]
+
+    def assert_done_is_done(self) -> None:
+        """Every row marked done has its vectors on the disk and its thumbnail in the bucket."""
+        if not (self.work / "state.sqlite").exists():
+            return
+        rows = list(self.statuses().items())
+        uploaded = {name.rpartition("/")[2] for name in self.storage.contents(self.bucket)}
+        for name, dimension in index.DIMENSIONS.items():
+            path = index.array_path(self.work, name)
+            array = path.read_bytes() if path.exists() else b""
+            for row, (object_name, status) in enumerate(rows):
+                if status == DONE:
+                    vector = array[row * dimension * 4 : (row + 1) * dimension * 4]
+                    assert any(vector), f"{object_name} is marked done and has no {name}"
+                    assert f"{identifier(object_name)}.jpg" in uploaded
 
     def again(self, directory: Path) -> Dataset:
         """The same images under another name, with nothing done."""

@@ -57,30 +57,6 @@ def storage(emulator_url):
         yield proxy
 
 
-def assert_whole(made, undisturbed, server):
-    """What is there is what an undisturbed run leaves, once, under the first run's index_id."""
-    assert made.left_behind() == undisturbed.left_behind()
-    assert made.registered(server) == (made.index_id(), TRAIN, VAL)
-    with sqlite3.connect(made.work / "state.sqlite") as db:
-        assert db.execute("SELECT value FROM options WHERE name = 'index_id'").fetchall() == [
-            (made.index_id(),)
-        ]
-    db.close()
-
-
-def assert_done_is_done(made):
-    """Every row that is marked done has its vectors on the disk and its thumbnail in the bucket."""
-    rows = list(made.statuses().items())
-    uploaded = {name.rpartition("/")[2] for name in made.storage.contents(made.bucket)}
-    for name, dimension in index.DIMENSIONS.items():
-        array = index.array_path(made.work, name).read_bytes()
-        for row, (object_name, status) in enumerate(rows):
-            if status == 1:
-                vector = array[row * dimension * 4 : (row + 1) * dimension * 4]
-                assert any(vector), f"{object_name} is marked done and has no {name}"
-                assert object_name.rpartition("/")[2].rpartition(".")[0] + ".jpg" in uploaded
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_with_130_and_one_line(undisturbed, fresh, storage, servers, number):
     process = start(fresh.command(), environment(storage.url, servers["B"], **SLOW))
@@ -90,13 +66,13 @@ def test_interrupt_ends_with_130_and_one_line(undisturbed, fresh, storage, serve
     assert stopped.returncode == 130
     assert stopped.stderr.count("Interrupted") == 1 and stopped.stderr.endswith(INTERRUPTED)
     before = fresh.done()
-    assert_done_is_done(fresh)
+    fresh.assert_done_is_done()
     storage.seen.clear()
     done = run_here(fresh.command(), environment(storage.url, servers["B"]))
     assert f"{len(before)} of 24 images are done" in done.stderr
     for pattern in (DOWNLOAD, THUMBNAIL):
         assert len(storage.requests(pattern)) == TRAIN + VAL - len(before)
-    assert_whole(fresh, undisturbed, servers["B"])
+    fresh.assert_same(undisturbed, servers["B"])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +93,7 @@ def test_interrupt_does_not_wait_for_a_network_that_hangs(
     assert stopped.returncode == 130 and stopped.stderr.endswith(INTERRUPTED)
     done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
     assert done.returncode == 0, done.stderr
-    assert_whole(fresh, undisturbed, servers["B"])
+    fresh.assert_same(undisturbed, servers["B"])
 
 
 KILLS = [
@@ -146,11 +122,10 @@ def test_kill_at_a_chosen_moment(
         storage.victim = server.victim = process
         assert ended(process).returncode == -signal.SIGKILL
         storage.rules, server.rules = [], []
-        if (fresh.work / "state.sqlite").exists():
-            assert_done_is_done(fresh)
+        fresh.assert_done_is_done()
         done = run_here(fresh.command(), env)
     assert done.returncode == 0, done.stderr
-    assert_whole(fresh, undisturbed, servers["B"])
+    fresh.assert_same(undisturbed, servers["B"])
 
 
 @pytest.mark.parametrize("seed", range(1))
@@ -162,11 +137,10 @@ def test_kills_at_random_moments(undisturbed, fresh, storage, servers, seed):
         time.sleep(moments.uniform(0.5, 3))
         process.kill()
         process.communicate()
-        if (fresh.work / "state.sqlite").exists():
-            assert_done_is_done(fresh)
+        fresh.assert_done_is_done()
     done = run_here(fresh.command(), env)
     assert done.returncode == 0 or "is already there" in done.stderr, done.stderr
-    assert_whole(fresh, undisturbed, servers["B"])
+    fresh.assert_same(undisturbed, servers["B"])
 
 
 def test_network_lost_for_good_ends_the_run_and_the_next_goes_on(
@@ -180,7 +154,7 @@ def test_network_lost_for_good_ends_the_run_and_the_next_goes_on(
     assert fresh.done()
     storage.rules.clear()
     assert run_here(fresh.command(), env).returncode == 0
-    assert_whole(fresh, undisturbed, servers["B"])
+    fresh.assert_same(undisturbed, servers["B"])
 
 
 def test_vectors_are_on_the_disk_before_a_row_is_marked(fresh, storage, servers, monkeypatch):
@@ -241,7 +215,7 @@ def test_full_disk_is_one_sentence_and_the_next_run_goes_on(
         resize(8000)
         done = run_here(fresh.command(), env)
         assert done.returncode == 0, done.stderr
-        assert_whole(fresh, undisturbed, servers["B"])
+        fresh.assert_same(undisturbed, servers["B"])
     finally:
         subprocess.run(["umount", "--lazy", str(fresh.work)], check=True)
 
@@ -280,7 +254,7 @@ def test_every_write_that_fails_is_one_sentence(
     said = re.search(r"Error: Writing to \S+ failed \((.*)\): make room", stopped.stderr)
     assert said and said[1] in ("No space left on device", "database or disk is full")
     assert run_here(fresh.command(), env).returncode == 0
-    assert_whole(fresh, undisturbed, servers["B"])
+    fresh.assert_same(undisturbed, servers["B"])
 
 
 def test_damaged_state_is_one_sentence(fresh, storage, servers):
@@ -415,7 +389,7 @@ def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, copied, emul
         done = run_here(copied.command(), env)  # an interrupted --restart goes on without the flag
         assert done.returncode == 0, done.stderr
     assert copied.index_id() != earlier
-    assert_whole(copied, undisturbed, servers["B"])
+    copied.assert_same(undisturbed, servers["B"])
 
 
 def test_two_ingests_in_one_directory(undisturbed, fresh, emulator_url, servers):
@@ -430,4 +404,4 @@ def test_two_ingests_in_one_directory(undisturbed, fresh, emulator_url, servers)
         first.communicate()
     done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
     assert done.returncode == 0, done.stderr  # the lock of a dead process is no lock
-    assert_whole(fresh, undisturbed, servers["B"])
+    fresh.assert_same(undisturbed, servers["B"])
