@@ -1,10 +1,10 @@
-// The map: every image a point, near what it resembles. Points are written into the canvas's pixels
-// directly: 100,000 of them take a few milliseconds so, also where the browser draws in software.
+// The map: every image a point, near what it resembles.
 
 import { askArray, basename, count, h, labelText, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
 import { FEW, Pictures } from "./pictures.js";
 import { pointIndex } from "./points.js";
+import { disc, drawingOrder, scatter, scatterSmooth } from "./scatter.js";
 import { go } from "./state.js";
 
 const EMBEDDINGS = ["clip", "imagenet", "imagenet_early"];
@@ -16,8 +16,7 @@ const DARK = ["#6fcf9b", "#f08b68", "#7fa8f5", "#e6bd4f", "#c092e0", "#5ccfd3", 
 const LEGEND = 10; // entries
 const NEAR = 14; // CSS pixels within which a point is under the pointer
 const MAX_ZOOM = 400;
-const SMOOTH = 6000; // points up to which their edges are smoothed and they let others through
-const OPACITY = 0.8;
+const SMOOTH = 6000; // points up to which their edges are smoothed and others show through
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export class PointMap {
@@ -410,76 +409,3 @@ function css(value) {
 // Colours far apart for numbers close together: the golden angle around the wheel.
 const classColor = (number) =>
   `hsl(${(number * 137.508) % 360} 58% ${dark.matches ? 68 : 44}%)`;
-
-// Rows that have a place, those outside the filters first; each part shuffled with a fixed seed, so
-// that no split or label lies over the others only because it comes later.
-function drawingOrder(points, chosen) {
-  const parts = [[], []];
-  for (let row = 0; row < chosen.length; row += 1) {
-    if (!Number.isNaN(points[2 * row])) parts[chosen[row]].push(row);
-  }
-  let seed = 12345;
-  for (const rows of parts) {
-    for (let place = rows.length - 1; place > 0; place -= 1) {
-      seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
-      const other = seed % (place + 1);
-      [rows[place], rows[other]] = [rows[other], rows[place]];
-    }
-  }
-  return Int32Array.from([...parts[0], ...parts[1]]);
-}
-
-// A filled circle: its pixels as offsets in a buffer of this width, with how much of each it covers.
-function disc(radius, width) {
-  const reach = Math.ceil(radius);
-  const offsets = [];
-  const cover = [];
-  for (let y = -reach; y <= reach; y += 1) {
-    for (let x = -reach; x <= reach; x += 1) {
-      const covered = Math.max(0, Math.min(1, radius + 0.5 - Math.hypot(x, y)));
-      if (covered < 0.05) continue;
-      offsets.push(y * width + x);
-      cover.push(Math.round(covered * OPACITY * 256));
-    }
-  }
-  return { reach, offsets: Int32Array.from(offsets), cover: Int32Array.from(cover) };
-}
-
-// Each point as a disc of its colour; the inner loop does no more than write pixels.
-function scatter(buffer, width, height, points, order, pixels, { reach, offsets, cover }, scale, left, top) {
-  const solid = offsets.filter((_, part) => cover[part] >= 0.5 * OPACITY * 256);
-  const right = width - reach;
-  const bottom = height - reach;
-  const size = solid.length;
-  for (let place = 0; place < order.length; place += 1) {
-    const row = order[place];
-    const x = (points[2 * row] * scale + left) | 0;
-    const y = (top - points[2 * row + 1] * scale) | 0;
-    if (x < reach || y < reach || x >= right || y >= bottom) continue;
-    const start = y * width + x;
-    const color = pixels[row];
-    for (let part = 0; part < size; part += 1) buffer[start + solid[part]] = color;
-  }
-}
-
-// The same with smooth edges, each pixel mixed by how much of it the disc covers.
-function scatterSmooth(buffer, width, height, points, order, pixels, { reach, offsets, cover }, scale, left, top) {
-  for (const row of order) {
-    const x = (points[2 * row] * scale + left) | 0;
-    const y = (top - points[2 * row + 1] * scale) | 0;
-    if (x < reach || y < reach || x >= width - reach || y >= height - reach) continue;
-    const start = y * width + x;
-    for (let part = 0; part < offsets.length; part += 1) {
-      const at = start + offsets[part];
-      buffer[at] = mix(buffer[at], pixels[row], cover[part]);
-    }
-  }
-}
-
-// Two pixels mixed, channel pairs at a time: share 256 is all of the second.
-function mix(under, over, share) {
-  const rest = 256 - share;
-  const even = (((under & 0xff00ff) * rest + (over & 0xff00ff) * share) >>> 8) & 0xff00ff;
-  const odd = (((under >>> 8) & 0xff00ff) * rest + ((over >>> 8) & 0xff00ff) * share) & 0xff00ff00;
-  return (even | odd) >>> 0;
-}
