@@ -120,11 +120,15 @@ def list_images(paths: tuple[GsPath, GsPath], listing: Path) -> State:
     Raises:
         StorageError: a directory cannot be listed.
     """
-    state = State.create(listing)
     client = gcs.make_client()
-    for split, path in zip((TRAIN, VAL), paths, strict=True):
-        for page in gcs.list_objects(client, path):
-            state.add(split, page)
+    state = State.create(listing)
+    try:
+        for split, path in zip((TRAIN, VAL), paths, strict=True):
+            for page in gcs.list_objects(client, path):
+                state.add(split, page)
+    except gcs.StorageError:
+        state.close()
+        raise
     state.number_rows()
     return state
 

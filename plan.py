@@ -164,6 +164,7 @@ async def _list_and_check(
     )
     if listing is None:
         return None
+    work.keep(listing)
     checks.check_images(findings, listing, paths, request.allow_empty_val)
     checks.check_disk(findings, listing, work.path)
     await checks.check_public(findings, listing, paths[0].bucket)
@@ -271,7 +272,7 @@ async def begin(request: Request, work: WorkDirectory, plan: Plan) -> State:
     if earlier:
         await _abandon(earlier, request.bucket)
     plan.listing.set_options({**plan.options, "index_id": str(uuid.uuid4())})
-    return plan.listing.move(work.path / "state.sqlite")
+    return work.keep(plan.listing.move(work.path / "state.sqlite"))
 
 
 async def _abandon(earlier: State, bucket: str) -> None:

@@ -127,6 +127,7 @@ class WorkDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._states: list[State] = []
 
     def __enter__(self) -> WorkDirectory:
         try:
@@ -157,7 +158,14 @@ class WorkDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for state in self._states:
+            state.close()
         self._lock.close()
+
+    def keep(self, state: State) -> State:
+        """The state, which is closed with this directory."""
+        self._states.append(state)
+        return state
 
     def _is_the_lock(self) -> bool:
         path = self.path / "lock"
@@ -166,7 +174,7 @@ class WorkDirectory:
     def state(self) -> State | None:
         """The state of an earlier run here, if there was one."""
         path = self.path / "state.sqlite"
-        return State(path) if path.exists() else None
+        return self.keep(State(path)) if path.exists() else None
 
     def remove_if_unused(self) -> None:
         """Leave nothing behind of a run that only looked."""
