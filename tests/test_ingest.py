@@ -369,16 +369,18 @@ def load_for_ever(*arguments):
         torch.nn.functional.conv2d(image, weight)
 
 loading.load_models = load_for_ever
-sys.argv = ["ingest.py", *sys.argv[1:]]
-runpy.run_path("ingest.py", run_name="__main__")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_a_refusal_while_the_models_load_ends_at_once(world, weights_dir):
     """Torch aborts a process that ends in the ordinary way while a thread is in it."""
     world.put("t/a.jpg")
-    command = [sys.executable, "-c", LOADING_CODE, *world.arguments(*weight_options(weights_dir))]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", LOADING_CODE, str(ROOT / "ingest.py")]
+    command += world.arguments(*weight_options(weights_dir))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: No validation images under gs://")
 
