@@ -12,7 +12,9 @@ import importlib.util
 import os
 import shutil
 import socket
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,7 +45,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a late call after the end would start a second cluster
 }
 
 
@@ -94,13 +96,14 @@ def cpu_pool(nodes: list[float]) -> Pool:
     the time. Packs are small: what is in a pack when a run is stopped is computed again.
     """
     cpus = min(nodes)
-    share = cpus - max(1, cpus // 8) if cpus >= 2 else cpus / 4
+    # Not a whole number: Ray Data joins two stages that take the same into one.
+    share = max(0.0, cpus - max(1, cpus // 8) - 0.1)
     return Pool(len(nodes), share, 0, max(2, int(cpus)), pack_images=4, pack_bytes=4 << 20)
 
 
 def gpu_pool(gpus: int) -> Pool:
     """An embedder for each GPU, with 512 images of 640 by 480: enough of each size for batches."""
-    return Pool(gpus, 1, 1, calls=16, pack_images=32, pack_bytes=32 << 20)
+    return Pool(gpus, 0.5, 1, calls=16, pack_images=32, pack_bytes=32 << 20)
 
 
 class Cluster:
@@ -127,14 +130,14 @@ class Cluster:
                 "log_to_driver": False,
                 "logging_level": logging.CRITICAL,
             }
-            if self._address in (None, "local"):
-                # 127.0.0.1: a cluster of one machine is no business of the network.
-                settings |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-                settings |= {"address": "local", **self._local}
+            if self.is_local:
+                _stay_on_loopback()
+                settings |= {"include_dashboard": False, "address": "local", **self._local}
             else:
                 settings["address"] = self._address
             try:
-                ray.init(**settings)
+                with _silent_stderr():  # Ray's core says that it says nothing
+                    ray.init(**settings)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = str(error).split("\n")[0]
                 raise ClusterError(
@@ -185,7 +188,7 @@ class Cluster:
         """Of all nodes, now."""
         return sum(node["Resources"].get("CPU", 0.0) for node in self.nodes())
 
-    def check_versions(self) -> None:
+    def check_versions(self, expected: dict[str, str] | None = None) -> None:
         """That every node runs what this machine runs: else numbers could differ between rows.
 
         Raises:
@@ -196,7 +199,7 @@ class Cluster:
 
         import ray_stages
 
-        expected = ray_stages.versions()
+        expected = expected or ray_stages.versions()
         task = ray.remote(num_cpus=0)(ray_stages.versions)
         nodes = self.nodes()
         answers = ray.get(
@@ -220,6 +223,31 @@ class Cluster:
                 )
 
 
+def _stay_on_loopback() -> None:
+    """Let a cluster of our own listen on 127.0.0.1 only, as Ray does on macOS and Windows.
+
+    Told `_node_ip_address="127.0.0.1"`, Ray takes the address of the network instead.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the same for the processes it starts
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what this process writes to its standard error, C++ libraries included."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
 def runtime_env(directory: Path) -> dict[str, Any]:
     """Ray's runtime environment: this program's modules, and credentials, copied to `directory`.
 
@@ -228,6 +256,8 @@ def runtime_env(directory: Path) -> dict[str, Any]:
     """
     for module in ROOT.glob("*.py"):
         shutil.copy(module, directory / module.name)
+    no_cache = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "models", directory / "models", ignore=no_cache)
     env_vars = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if (key_file := _credentials_file()) is not None:
         shutil.copy(key_file, directory / CREDENTIALS)

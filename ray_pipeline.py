@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from options import Request
     from plan import Plan
 
-PREPARE_CPUS = 0.5  # of a task that fetches and decodes: while one waits, another decodes
+PREPARE_CPUS = 1  # of a task that fetches and decodes; as ray.data.range, which it is joined with
 BLOCK_ROWS = 256  # at most, of a task; a task of a killed worker is repeated
 BLOCKS_A_SLOT = 4  # at least, so that the last blocks end together
 ROWS_A_PASS = 20_000_000  # 8 bytes each here, and 78,000 tasks known to Ray at once
@@ -263,8 +263,11 @@ async def embed_on_ray(
             max_pixels=loaded.max_pixels,
             embedder_workers=loaded.workers,
         )
-        each = f"{pool.size:,} x {loaded.device}"
-        say(f"Embedding on {each} in {loaded.precision}, by Ray on {len(cluster.nodes()):,} nodes.")
+        nodes = len(cluster.nodes())
+        say(
+            f"Embedding on {pool.size:,} x {loaded.device} in {loaded.precision}, "
+            f"by Ray on {nodes:,} {'machine' if nodes == 1 else 'machines'}."
+        )
         await pipeline.run()
     finally:
         await asyncio.to_thread(cluster.__exit__)

@@ -323,6 +323,7 @@ def versions() -> dict[str, str]:
     found = {"Python": platform.python_version()}
     found.update({package: version(package) for package in PACKAGES})
     code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for path in sorted([*here.glob("*.py"), *here.glob("models/*.py")]):
         code.update(path.name.encode() + path.read_bytes())
     return {**found, "this program": code.hexdigest()[:12]}

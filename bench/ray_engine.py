@@ -106,7 +106,7 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
     with Cluster(None, num_cpus=setting["cpus"]) as cluster:
         pool = cpu_pool([setting["cpus"]])
         if embedders > 1 or threads == 1:
-            pool = Pool(embedders, 1, 0, calls=2, pack_images=4, pack_bytes=4 << 20)
+            pool = Pool(embedders, 0.9, 0, calls=2, pack_images=4, pack_bytes=4 << 20)
         pipeline = RayPipeline(
             cluster,
             pool,
