@@ -22,6 +22,14 @@ check: $(INSTALLED)  ## lint, format, types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
 
+bench: $(INSTALLED)  ## the quick benchmarks, each a table and a JSON file under .bench/
+	mkdir -p .bench
+	for name in decode fetch arrays scale model end_to_end neighbours; do \
+		$(RUN) -m bench.$$name --json .bench/$$name.json || exit 1; done
+
+screenshots: $(INSTALLED)  ## the pictures in the README; needs chromium
+	$(RUN) demo.py --screenshots docs
+
 format: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .

@@ -20,7 +20,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from PIL import Image
@@ -88,11 +88,18 @@ def _answers(address: str) -> bool:
         return False
 
 
-def weight_options() -> list[str]:
-    """The weight options of ingest.py: none for the real weights, else the seeded ones; says so."""
+class Weights(NamedTuple):
+    """The weight options of ingest.py, and those of local_forager for a search by text."""
+
+    ingest: list[str]
+    server: list[str]
+
+
+def choose_weights() -> Weights:
+    """The real weights where they are at hand, else the seeded ones; says which."""
     from weights import CLIP_ID, RESNET_DOWNLOAD, WeightsError, check_clip_weights
 
-    options = []
+    options, server = [], []
     if (ROOT / "R-50.pkl").exists():
         click.echo("ResNet-50: the real weights, R-50.pkl.")
     else:
@@ -100,14 +107,14 @@ def weight_options() -> list[str]:
         click.echo(f"ResNet-50: seeded random weights; for the real ones `{RESNET_DOWNLOAD}`.")
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        check_clip_weights(CLIP_ID)
+        server = ["--clip_weights", str(check_clip_weights(CLIP_ID))]
         click.echo(f"CLIP: the real weights, {CLIP_ID}.")
     except WeightsError:
         options += ["--clip_weights", _shown(seeded_weights() / "clip-vit-base-patch32")]
         click.echo(f"CLIP: seeded random weights; for the real ones `hf download {CLIP_ID}`.")
     if options:
         click.echo("With random weights everything works, and neighbours mean little.")
-    return options
+    return Weights(options, server)
 
 
 def _shown(path: Path) -> str:
@@ -165,8 +172,8 @@ def write_labels(path: Path) -> None:
 
 def run(arguments: list[str], settings: dict[str, str]) -> None:
     """Run one command in a process of its own, printing it as a person would type it."""
-    shown = " ".join(f"{key}={value}" for key, value in settings.items())
-    click.secho(f"\n$ {shown} python {shlex.join(arguments)}", bold=True)
+    shown = " ".join((*(f"{key}={value}" for key, value in settings.items()), "python"))
+    click.secho(f"\n$ {shown} {shlex.join(arguments)}", bold=True)
     environment = {**os.environ, **settings}
     code = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment).returncode
     if code:
@@ -193,12 +200,17 @@ def show_results(client: storage.Client, server_url: str) -> None:
 @click.command()
 @click.option("--serve/--no-serve", default=True, help="Keep serving until Ctrl-C, or end.")
 @click.option("--port", default=8000, show_default=True, help="Of the local Forager.")
+@click.option(
+    "--screenshots", type=click.Path(), help="Take pictures of the page into DIR, and end."
+)
 @click.option("--generation", type=click.Choice(["A", "B"]), default="B", show_default=True)
-def main(serve: bool, port: int, generation: str) -> None:
+def main(serve: bool, port: int, screenshots: str | None, generation: str) -> None:
     """Try the ingest on this machine: sample images, an emulated bucket, a local Forager."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
-    weights = weight_options()
+    weights = choose_weights()
+    if screenshots:
+        serve = False
     if not serve:
         port = free_port()
     emulator, server = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{port}"
@@ -207,6 +219,7 @@ def main(serve: bool, port: int, generation: str) -> None:
     emulator_command += ["--host=127.0.0.1", f"--port={emulator.rpartition(':')[2]}"]
     server_command = [sys.executable, "-m", "local_forager", "--port", str(port)]
     server_command += ["--data_dir", str(WORK / "server"), "--generation", generation]
+    server_command += weights.server
     with contextlib.ExitStack() as stack:
         stack.enter_context(service(emulator_command, emulator, WORK / "emulator.log"))
         stack.enter_context(
@@ -222,10 +235,13 @@ def main(serve: bool, port: int, generation: str) -> None:
         viewer = ["--viewer_url", server]
         paths = [f"gs://{BUCKET}/train", f"gs://{BUCKET}/val"]
         work = ["--work_dir", _shown(WORK / NAME)]
-        run(["ingest.py", NAME, *paths, *weights, *work, *viewer], settings)
+        run(["ingest.py", NAME, *paths, *weights.ingest, *work, *viewer], settings)
         user = ["--user", "you@example.org"]
         run(["ingest_labels.py", NAME, _shown(labels), *user, *viewer], settings)
         show_results(client, server)
+        if screenshots:
+            page = ["-m", "local_forager.screenshots", f"{server}/{NAME}", "--out", screenshots]
+            run(page, {})
         if serve:
             click.secho(f"\nLook at {server}/{NAME} - Ctrl-C ends this.", bold=True)
             with contextlib.suppress(KeyboardInterrupt):
