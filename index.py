@@ -19,8 +19,9 @@ from typing import NamedTuple
 import click
 import numpy as np
 
+from disk import sync_directory
 from names import identifier
-from state import TRAIN, VAL, State, sync_directory
+from state import TRAIN, VAL, State
 
 DIMENSIONS = {"imagenet": 2048, "imagenet_early": 1024, "clip": 512}
 DTYPE = np.dtype("<f4")

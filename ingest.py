@@ -183,7 +183,7 @@ async def ingest(request: Request) -> None:
         click.ClickException: what stopped it, for the user.
     """
     import plan
-    from state import disk_errors
+    from disk import disk_errors
 
     start = time.monotonic()
     with plan.work_directory(request) as work, disk_errors(work.path):

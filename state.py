@@ -13,7 +13,6 @@ SQLite keeps a million rows out of memory, and its commits survive a power cut.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import sqlite3
@@ -24,6 +23,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 
+from disk import sync_directory
 from gcs import ListedObject
 from names import IMAGE_SUFFIXES, encodable, identifier, printable
 
@@ -31,13 +31,6 @@ TRAIN, VAL = 0, 1
 PENDING, DONE, FAILED = 0, 1, 2
 ROWS_A_QUERY = 1000
 OURS = ("lock", "state.sqlite", "listing.sqlite")  # with any of them a directory is one of ours
-DISK_ERRNOS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS),
-    *(errno.EACCES, errno.EPERM),
-}
-# What SQLite says of the disk; Python 3.10 does not hand out its error codes.
-DAMAGE_WORDS = ("malformed", "not a database", "no such table")
-DISK_WORDS = ("disk is full", "disk I/O error", "readonly database", "unable to open database")
 
 SCHEMA = """
 CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -62,36 +55,6 @@ DROP TABLE listed;
 
 class StateError(click.ClickException):
     """The work directory cannot be used; the message says why and what to do."""
-
-
-@contextlib.contextmanager
-def disk_errors(directory: Path) -> Iterator[None]:
-    """Make a sentence of a full, failing or damaged disk, met within a `with` block.
-
-    Raises:
-        StateError: what the disk said; every other error goes on as it is.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_ERRNOS or error.filename2:
-            raise
-        where, reason = error.filename or directory, error.strerror
-    except sqlite3.DatabaseError as error:
-        where, reason = directory, str(error)
-        if not any(words in reason for words in DAMAGE_WORDS + DISK_WORDS):
-            raise
-        if any(words in reason for words in DAMAGE_WORDS):
-            raise StateError(
-                f"The state in {directory} is damaged ({error}): remove that directory, or choose "
-                "another with --work_dir. What it uploaded stays in the index bucket."
-            ) from error
-    else:
-        return
-    raise StateError(
-        f"Writing to {printable(str(where))} failed ({reason}): make room or mend it; the same "
-        "command then continues where this one stopped."
-    ) from None
 
 
 class Row(NamedTuple):
@@ -429,12 +392,3 @@ def _kind(name: str) -> str:
     base = name.rpartition("/")[2]
     stem, dot, extension = base.rpartition(".")
     return f".{extension}" if dot and stem and len(extension) <= 20 else "no extension"
-
-
-def sync_directory(path: Path) -> None:
-    """Make names in a directory durable: without it a power cut can lose a new file."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -244,5 +245,9 @@ def test_budgets_bound_what_is_unpacked():
     assert intake.gcs.unzipped_size(gzip.compress(bytes(1000))) == 1000
     assert intake.gcs.unzipped_size(b"\xff\xd8 a JPEG") == 0
     lying = gzip.compress(bytes(10 << 20))[:-4] + struct.pack("<I", 1000)
+    tracemalloc.start()
     with pytest.raises(intake.gcs.ObjectUnusable, match="gzip"):
         intake.gcs.unzipped(lying)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20

@@ -21,12 +21,13 @@ from hypothesis.stateful import (
 )
 
 import index
+from disk import disk_errors
 from gcs import ListedObject, ObjectUnusable, unzipped, unzipped_size
 from images import BadImage, open_image, prepare
 from intake import Budget
 from names import GsPath, identifier, parse_gs_path
 from retries import CAP_S, RETRY_AFTER_CAP_S, TransientError, retry_after_s, wait_s
-from state import DONE, FAILED, PENDING, TRAIN, VAL, Outcome, State, disk_errors
+from state import DONE, FAILED, PENDING, TRAIN, VAL, Outcome, State
 
 ROWS = 12
 ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates and control characters too
