@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 
 import pytest
@@ -94,6 +95,27 @@ def test_interrupt_does_not_wait_for_a_network_that_hangs(
     done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
     assert done.returncode == 0, done.stderr
     fresh.assert_same(undisturbed, servers["B"])
+
+
+def test_second_interrupt_does_not_even_wait_for_the_record():
+    code = """
+import asyncio, ingest
+async def run():
+    try:
+        print("up", flush=True)
+        await asyncio.sleep(60)
+    finally:
+        print("recording", flush=True)
+        await asyncio.sleep(60)
+asyncio.run(ingest.until_interrupted(run()))
+"""
+    process = start([sys.executable, "-c", code], dict(os.environ))
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "recording\n"
+    process.send_signal(signal.SIGINT)
+    stopped = ended(process, timeout=10)
+    assert (stopped.returncode, stopped.stderr) == (130, INTERRUPTED)
 
 
 KILLS = [
