@@ -63,7 +63,7 @@ class FakeEmbedder:
     def _vector(self, pixels: np.ndarray, dimensions: int) -> np.ndarray:
         if "{1}x{0}".format(*pixels.shape) == self.bad_size:
             return np.full(dimensions, np.nan, np.float32)
-        seed = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+        seed = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
         random = np.random.default_rng(int.from_bytes(seed[:8], "big"))
         return random.standard_normal(dimensions, np.float32)
 
