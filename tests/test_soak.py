@@ -1,12 +1,26 @@
 """What takes minutes: `make soak`."""
 
 import random
+import sys
 import time
 
+import numpy as np
 import pytest
 
+import index
+from tests.conftest import ROOT
 from tests.fault_proxy import KINDS, FaultProxy
-from tests.harness import Emulated, dataset, ended, environment, pictures, run, start
+from tests.harness import (
+    FAKE,
+    Emulated,
+    dataset,
+    ended,
+    environment,
+    pictures,
+    run,
+    start,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 KILLS = 50
@@ -59,3 +73,39 @@ def test_a_thousand_images_through_faults(emulator_url, servers, tmp_path):
         assert failed > 0.07 * len(storage.seen) and all(storage.counts[kind] for kind in KINDS)
     made.assert_same(undisturbed, servers["B"])
     print(f"{failed} of {len(storage.seen)} requests failed: {dict(storage.counts)}")
+
+
+def test_real_models_killed_in_the_middle_give_the_same_vectors(
+    emulator_url, servers, weights_dir, tmp_path
+):
+    """Within 1e-6, although the second run meets the images in other batches."""
+    photographs = sorted((ROOT / "tests" / "reference" / "images").iterdir())
+    objects = {f"train/{path.name}": path.read_bytes() for path in photographs[:9]}
+    objects |= {f"val/{path.name}": path.read_bytes() for path in photographs[9:]}
+    undisturbed = dataset(Emulated(emulator_url), tmp_path / "undisturbed", objects)
+    made = undisturbed.again(tmp_path / "made")
+    env = environment(emulator_url, servers["B"])
+
+    def command(made):
+        weights = ["--resnet_weights", str(weights_dir / "R-50.pkl")]
+        weights += ["--clip_weights", str(weights_dir / "clip-vit-base-patch32")]
+        return [sys.executable, str(ROOT / "ingest.py"), *made.command(*weights)[len(FAKE) :]]
+
+    assert run(command(undisturbed), env, timeout=300).returncode == 0
+    process = start(command(made), env)
+    wait_for(made.done, timeout=120)
+    process.kill()
+    ended(process)
+    made.assert_done_is_done()
+    assert 0 < len(made.done()) < len(objects)
+    assert run(command(made), env, timeout=300).returncode == 0
+    for name in index.DIMENSIONS:
+        vectors = [
+            np.fromfile(index.array_path(d.work, name), index.DTYPE) for d in (made, undisturbed)
+        ]
+        assert abs(vectors[0] - vectors[1]).max() <= 1e-6
+    different = {
+        name for name, crc in made.left_behind().items() if undisturbed.left_behind()[name] != crc
+    }
+    assert all(name.endswith("embeddings.npy") for name in different)
+    assert made.registered(servers["B"]) == (made.index_id(), 9, 3)
