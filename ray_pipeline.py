@@ -17,7 +17,7 @@ import click
 import numpy as np
 import ray
 import ray.data
-from ray.data.exceptions import UserCodeException
+from ray.data.exceptions import ExecutionTimeoutError, UserCodeException
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -40,16 +40,19 @@ BLOCKS_A_SLOT = 4  # at least, so that the last blocks end together
 ROWS_A_PASS = 20_000_000  # 8 bytes each here, and 78,000 tasks known to Ray at once
 BLOCK_BYTES = 2 << 20  # smaller than a pack: each pack becomes a block of its own
 STORE_BYTES = 256 << 20  # of the object store, at least
-NO_PROGRESS_S = 900  # a pass in which nothing moves for so long has lost workers for good
+NO_PROGRESS_S = 300  # a pass in which nothing moves for so long waits for a machine that is lost
 
 
 class RayPipeline:
-    """Embeds the pending rows of a state on a cluster, with what `load` returns on its workers."""
+    """Embeds the pending rows of a state on a cluster, with what `load` returns on its workers.
+
+    `choose_pool` says which embedders the machines of the moment can have.
+    """
 
     def __init__(
         self,
         cluster: Cluster,
-        pool: Pool,
+        choose_pool: Callable[[], Pool],
         state: State,
         arrays: Arrays,
         load: Callable[[], Any],
@@ -59,7 +62,8 @@ class RayPipeline:
         max_pixels: int,
         embedder_workers: int = 1,
     ) -> None:
-        self._pool, self._state, self._load = pool, state, load
+        pool = choose_pool()
+        self._choose_pool, self._state, self._load = choose_pool, state, load
         self._recorder = Recorder(state, arrays)
         self._job = ray_stages.Job(
             image_bucket,
@@ -100,12 +104,16 @@ class RayPipeline:
         ]
 
     async def _passes(self) -> None:
-        """Pass after pass over what is pending: one is enough where no worker is lost for good."""
+        """Pass after pass over what is pending: one is enough where no machine is lost for good.
+
+        Ray lets what a lost machine had in work wait for another such machine; the next pass does
+        with those that are left.
+        """
         while len(numbers := self._state.pending_numbers(ROWS_A_PASS)):
             before, failure = self._reported, None
             try:
                 await _in_daemon_thread(self._pass, numbers)
-            except (RayError, UserCodeException) as error:
+            except (RayError, UserCodeException, ExecutionTimeoutError) as error:
                 failure = error
                 if (cause := click_error(error)) is not None:
                     raise cause from error
@@ -136,10 +144,11 @@ class RayPipeline:
             .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
             .remote(self._state.path.absolute(), ray.put(numbers), block_rows)
         )
-        _configure(self._pool)
+        pool = self._choose_pool()
+        _configure(pool)
         embedders = ray.data.ActorPoolStrategy(
-            size=self._pool.size,
-            max_concurrent_calls_per_actor=self._pool.calls,
+            size=pool.size,
+            max_concurrent_calls_per_actor=pool.calls,
             enable_true_multi_threading=True,
         )
         return (
@@ -156,8 +165,8 @@ class RayPipeline:
                 batch_size=1,  # of packs
                 batch_format="pyarrow",
                 compute=embedders,
-                num_cpus=self._pool.cpus,
-                num_gpus=self._pool.gpus,
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
                 fn_constructor_kwargs={"load": self._load},
             )
             .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -254,7 +263,7 @@ async def embed_on_ray(
         state.set_options({"precision": loaded.precision})
         pipeline = RayPipeline(
             cluster,
-            pool,
+            lambda: cluster.pool(request.device),
             state,
             arrays,
             load.load,

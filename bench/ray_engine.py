@@ -109,7 +109,7 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
             pool = Pool(embedders, 0.9, 0, calls=2, pack_images=4, pack_bytes=4 << 20)
         pipeline = RayPipeline(
             cluster,
-            pool,
+            lambda: pool,
             state,
             arrays,
             lambda: SleepingEmbedder(seconds, threads),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import world as world_module
 from tests.conftest import ROOT
@@ -91,10 +93,10 @@ def a_state(world, directory):
     return state
 
 
-def a_pipeline(cluster, state, arrays, world, load=FastEmbedder):
+def a_pipeline(cluster, state, arrays, world, load=FastEmbedder, pool=POOL):
     return ray_pipeline.RayPipeline(
         cluster,
-        POOL,
+        lambda: pool,
         state,
         arrays,
         load,
@@ -248,6 +250,43 @@ def test_ctrl_c_ends_it_with_130(world, weights_dir):
     assert process.wait(60) == 130, rest
     assert rest.endswith("Interrupted: the same command continues where this one stopped.\n")
     assert "Traceback" not in rest
+
+
+def test_slow_driver_fills_no_object_store(world, by_value, tmp_path):
+    """405 MB of pixels pass through a store of 200 MB that may not spill to the disk."""
+    colour = Image.new("RGB", (1500, 1500))
+    for i in range(60):
+        colour.putpixel((i, 0), (i, 1, 2))
+        file = io.BytesIO()
+        colour.save(file, "PNG")
+        world.put(**{f"t/{i}.png": file.getvalue()})
+    state = a_state(world, tmp_path)
+    never_spill = {"automatic_object_spilling_enabled": False}
+    settings = {"object_store_memory": 200 << 20, "_system_config": never_spill}
+    with (
+        ray_cluster.Cluster(None, num_cpus=2, **settings) as cluster,
+        Arrays(tmp_path, 60) as arrays,
+    ):
+        pipeline = a_pipeline(cluster, state, arrays, world)
+        take = pipeline._recorder.done
+        pipeline._recorder.done = lambda *row: (time.sleep(0.1), take(*row))
+        asyncio.run(pipeline.run())
+    assert state.counts().done == 60
+    state.close()
+
+
+def test_each_gpu_of_a_machine_gets_an_embedder(world, by_value, tmp_path):
+    world.put(*NAMES)
+    state = a_state(world, tmp_path)
+    with ray_cluster.Cluster(None, num_cpus=2, num_gpus=2) as cluster:
+        pool = cluster.pool("auto")
+        assert (pool.size, pool.gpus) == (2, 1)
+        with pytest.raises(ray_cluster.ClusterError, match="names one device"):
+            cluster.pool("cuda:1")
+        with Arrays(tmp_path, len(NAMES)) as arrays:
+            asyncio.run(a_pipeline(cluster, state, arrays, world, pool=pool).run())
+    assert state.counts().done == len(NAMES)
+    state.close()
 
 
 @pytest.mark.parametrize(
