@@ -253,7 +253,7 @@ OPCODES = [bytes([ord(op.code)]) for op in pickletools.opcodes]
 VALID = pickle.dumps({"w": np.arange(4, dtype=np.float32), "n": [1, "a", (2.5,)]}, 2)
 
 
-@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # pickletools'
+@pytest.mark.filterwarnings("ignore:invalid:DeprecationWarning")  # pickletools'
 @settings(
     max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
