@@ -289,6 +289,40 @@ def test_each_gpu_of_a_machine_gets_an_embedder(world, by_value, tmp_path):
     state.close()
 
 
+@pytest.mark.soak
+def test_lost_machine_costs_no_row(world, by_value, tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    world.put(*NAMES)
+    state = a_state(world, tmp_path)
+    monkeypatch.setattr(ray_pipeline, "NO_PROGRESS_S", 20)
+    machine = {"num_cpus": 2, "node_ip_address": "127.0.0.1"}
+    machines = Cluster(initialize_head=True, head_node_args=machine | {"include_dashboard": False})
+    second = machines.add_node(**machine)
+    pools = []
+
+    def lose_one():
+        while not recorded:
+            time.sleep(0.1)
+        machines.remove_node(second, allow_graceful=False)
+
+    with (
+        ray_cluster.Cluster(machines.address) as cluster,
+        Arrays(tmp_path, len(NAMES)) as arrays,
+    ):
+        pipeline = a_pipeline(cluster, state, arrays, world, SlowEmbedder)
+        pipeline._choose_pool = lambda: (pools.append(cluster.pool("auto")), pools[-1])[1]
+        recorded = []
+        take = pipeline._recorder.done
+        pipeline._recorder.done = lambda row, *rest: (recorded.append(row.row), take(row, *rest))
+        threading.Thread(target=lose_one, daemon=True).start()
+        asyncio.run(pipeline.run())
+    machines.shutdown()
+    assert sorted(recorded) == list(range(len(NAMES)))
+    assert [pool.size for pool in pools] in ([2], [2, 1])
+    state.close()
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [
