@@ -10,6 +10,7 @@ import asyncio
 import io
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,8 @@ PARTS_AT_ONCE = 16
 CHUNK_BYTES = 8 << 20  # of a part in one request, in memory
 TIMEOUT = (15, 120)  # seconds: connect, read
 DELETIONS_AT_ONCE = 32
+# asyncio's own threads are a few more than the cores; these only wait for the network.
+_THREADS = ThreadPoolExecutor(max(PARTS_AT_ONCE, DELETIONS_AT_ONCE), "upload")
 NO_COMPOSE = (api.MethodNotImplemented, api.MethodNotAllowed, api.Forbidden)
 
 
@@ -204,6 +207,10 @@ async def delete_index(client: storage.Client, bucket: str, index_id: str) -> in
     return deleted
 
 
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, function)
+
+
 async def _call(
     what: str, function: Callable[[], Any], refused: tuple[type[Exception], ...] = ()
 ) -> Any:
@@ -213,7 +220,7 @@ async def _call(
         StorageError: it failed for good; what is in `refused` is raised as it is.
     """
     try:
-        return await retries.call(what, asyncio.to_thread, function)
+        return await retries.call(what, _in_thread, function)
     except refused:
         raise
     except Exception as error:
