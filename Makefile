@@ -41,4 +41,4 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache .demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .bench .cache .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
