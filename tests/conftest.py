@@ -53,8 +53,10 @@ class Service:
 
 EMULATOR = """
 import logging, time
+from http.server import HTTPServer
 from gcp_storage_emulator.server import APIThread, create_server
 logging.disable()
+HTTPServer.request_queue_size = 128  # of 5, a burst of connections loses some
 server = create_server("127.0.0.1", 0, in_memory=True)
 server.start()
 print("http://127.0.0.1:%d" % server._api._httpd.server_address[1], flush=True)

@@ -121,9 +121,11 @@ class FaultProxy:
         self._started.set()
         await self._end.wait()
         server.close()
+        await asyncio.sleep(0.05)  # connections that were just accepted begin, to be ended too
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.sleep(0.05)  # aborted transports close their sockets
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -136,7 +138,10 @@ class FaultProxy:
                         break
         finally:
             self._connections.discard(task)
-            writer.close()
+            if self._end.is_set():
+                writer.transport.abort()  # nobody reads what is left to send
+            else:
+                writer.close()
 
     def _fault(self, request: Message) -> str:
         """What is to happen to this request; "" for nothing."""

@@ -74,6 +74,7 @@ def _forwarded(asked, upstream):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # of 5, a burst of connections loses some
 
     def handle_error(self, *_):
         """Say nothing: clients that end hang up on us."""
