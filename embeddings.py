@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import devices
+from images import CLIP_SIDE
 from weights import check_clip_weights, read_resnet_weights
 
 BACKENDS = {
@@ -20,7 +21,6 @@ BACKENDS = {
 }
 MIN_COSINE = 0.99995  # of the 0.9999 that auto promises: one image stands for all
 CLIP_BATCH_CPU, CLIP_BATCH_GPU = 8, 128
-CLIP_SIDE = 224  # pixels
 RECURRING = 8  # batches of one shape after which cuDNN may spend time on choosing its algorithms
 SHAPES_KEPT = 1000
 
