@@ -133,7 +133,10 @@ class Batches:
                 return None
             key = self._next_key()
             group = self._groups[key]
-            batch = [group.popleft() for _ in range(min(len(group), self._batch_size(key)))]
+            # What is left at the end is shared: no thread stands by while another has a batch.
+            sharing = self._embedder.workers if len(self._groups) == 1 else 1
+            size = min(-(-len(group) // sharing), self._batch_size(key))
+            batch = [group.popleft() for _ in range(size)]
             if not group:
                 del self._groups[key]
             return key, batch

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 
 import gcs
 import index
@@ -232,22 +233,21 @@ def check_disk(findings: Findings, state: State, work_dir: Path) -> None:
 
 
 class Weights(NamedTuple):
-    """Where CLIP's weights lie, and the SHA-256 of both models' in hexadecimal."""
+    """Both models' weights: ResNet-50's arrays by name, and the directory of CLIP's."""
 
+    resnet_arrays: dict[str, np.ndarray]
     clip_directory: Path
-    resnet_digest: str
-    clip_digest: str
 
 
 def check_weights(resnet: Path, clip: str) -> Weights:
-    """Both models' weights, which are there and of the right shapes.
+    """Both models' weights, which are there and of the right shapes; takes under a second.
 
     Raises:
         WeightsError: what is missing or wrong, and how to get it.
     """
-    problems = []
+    arrays, directory, problems = {}, Path(), []
     try:
-        weights.check_resnet_weights(resnet)
+        arrays = weights.read_resnet_weights(resnet)
     except weights.WeightsError as error:
         problems.append(error.message)
     try:
@@ -256,4 +256,4 @@ def check_weights(resnet: Path, clip: str) -> Weights:
         problems.append(error.message)
     if problems:
         raise weights.WeightsError(" ".join(problems))
-    return Weights(directory, weights.digest(resnet), weights.digest(directory))
+    return Weights(arrays, directory)

@@ -20,7 +20,7 @@ BACKENDS = {
     "original": "models.original_backend",
 }
 MIN_COSINE = 0.99995  # of the 0.9999 that auto promises: one image stands for all
-CLIP_BATCH_CPU, CLIP_BATCH_GPU = 8, 128
+CLIP_BATCH_CPU, CLIP_BATCH_GPU = 4, 128
 RECURRING = 8  # batches of one shape after which cuDNN may spend time on choosing its algorithms
 SHAPES_KEPT = 1000
 
@@ -42,15 +42,19 @@ class Models(NamedTuple):
 
 
 def load_models(
-    backend: str, resnet: Path, clip: Path, device: torch.device, precision: str
+    backend: str,
+    arrays: dict[str, np.ndarray],
+    clip: Path,
+    device: torch.device,
+    precision: str,
 ) -> tuple[Models, str]:
     """The two models of a backend and their precision, which for auto is the fastest good one.
 
-    Good is one in which a sample image's vectors, by these very weights, keep MIN_COSINE to those
-    of float32. The original backend exists for comparison and takes float32.
+    `arrays` are those of read_resnet_weights. Good is a precision in which a sample image's
+    vectors, by these very weights, keep MIN_COSINE to those of float32. The original backend exists
+    for comparison and takes float32.
     """
     module = importlib.import_module(BACKENDS[backend])  # only what is used: some take seconds
-    arrays = read_resnet_weights(resnet)
 
     def load(name: str) -> Models:
         return Models(*module.load(arrays, clip, device, devices.PRECISIONS[name]))
@@ -99,13 +103,20 @@ class Embedder:
         precision: str = "auto",
         resnet_batch_size: int | None = None,
         clip_batch_size: int | None = None,
+        resnet_arrays: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Load both models. Raises WeightsError, DeviceError or, for `original`, ClickException."""
+        """Load both models; `resnet_arrays` are the file's, where it was read already.
+
+        Raises:
+            WeightsError, DeviceError: they cannot be loaded.
+            ClickException: `original` is not installed.
+        """
         self._device = devices.choose_device(device)
         self.device = str(self._device)
         devices.check_precision(precision, self._device)
         self.backend = backend
-        self._weights = (resnet_weights, check_clip_weights(str(clip_weights)))
+        self._resnet_weights = resnet_weights
+        self._clip_weights = check_clip_weights(str(clip_weights))
         self._on_gpu = self._device.type == "cuda"
         self._resnet_batch_size = resnet_batch_size
         self.clip_batch_size = clip_batch_size or (
@@ -126,8 +137,9 @@ class Embedder:
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         with torch.inference_mode():
+            arrays = resnet_arrays or read_resnet_weights(resnet_weights)
             self._models, self.precision = load_models(
-                backend, *self._weights, self._device, precision
+                backend, arrays, self._clip_weights, self._device, precision
             )
         self.dtype = devices.PRECISIONS[self.precision]
         self._budget = devices.PixelBudget(
@@ -208,8 +220,10 @@ class Embedder:
     def _cpu_models(self) -> Models:
         with self._lock, torch.inference_mode():
             if self._fallback is None:
-                cpu = torch.device("cpu")
-                self._fallback, _ = load_models(self.backend, *self._weights, cpu, "float32")
+                arrays = read_resnet_weights(self._resnet_weights)
+                self._fallback, _ = load_models(
+                    self.backend, arrays, self._clip_weights, torch.device("cpu"), "float32"
+                )
             return self._fallback
 
     def _start(

@@ -184,8 +184,10 @@ async def ingest(request: Request) -> None:
     """
     import plan
     from disk import disk_errors
+    from memory import keep_freed_memory
 
     start = time.monotonic()
+    keep_freed_memory()
     with plan.work_directory(request) as work, disk_errors(work.path):
         checked = await plan.check(request, work)
         if request.dry_run:
@@ -226,7 +228,10 @@ async def embed_here(
     from pipeline import WINDOW_CPU, WINDOW_GPU, Pipeline
     from plan import precision_of
 
-    embedder = await (checked.embedder or start_loading(request, precision_of(request, state)))
+    embedder = await (
+        checked.embedder
+        or start_loading(request, precision_of(request, state), checked.clip_weights)
+    )
     state.set_options({"precision": embedder.precision})
     pipeline = Pipeline(
         state,
@@ -347,13 +352,13 @@ def _say(message: str) -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process. While models load, not through the interpreter's end: torch aborts there."""
-    from loading import is_loading
+    """End the process at once, not through the interpreter's end.
 
-    if is_loading():
-        sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+    That takes half a second with models in memory, and torch aborts there while models load.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import gcs
 import images
 from gcs import SmallObjects
 from index import thumbnail_name
+from memory import keep_freed_memory
 from report import StageTime
 from state import Row
 
@@ -121,6 +122,7 @@ class Intake:
         self._decoded = Budget(decoded_pixels)
 
     async def __aenter__(self) -> Intake:
+        keep_freed_memory()
         await self._objects.__aenter__()
         return self
 

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 from options import Request
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from embeddings import Embedder
 
-THREAD = "load-models"  # its name
 
-
-def start_loading(request: Request, precision: str) -> asyncio.Future[Embedder]:
+def start_loading(
+    request: Request,
+    precision: str,
+    clip_directory: Path,
+    resnet_arrays: dict[str, np.ndarray] | None = None,
+) -> asyncio.Future[Embedder]:
     """Begin to load both models; the future has the embedder, or the error that loading raised.
 
     The thread is a daemon: a check that fails meanwhile ends the command without waiting for it.
@@ -36,22 +41,22 @@ def start_loading(request: Request, precision: str) -> asyncio.Future[Embedder]:
     def load() -> None:
         embedder, failure = None, None
         try:
-            embedder = load_models(request, precision)
+            embedder = load_models(request, precision, clip_directory, resnet_arrays)
         except Exception as error:
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
             loop.call_soon_threadsafe(settle, embedder, failure)
 
-    threading.Thread(target=load, name=THREAD, daemon=True).start()
+    threading.Thread(target=load, name="load-models", daemon=True).start()
     return future
 
 
-def is_loading() -> bool:
-    """Whether models still load in this process."""
-    return any(thread.name == THREAD for thread in threading.enumerate())
-
-
-def load_models(request: Request, precision: str) -> Embedder:
+def load_models(
+    request: Request,
+    precision: str,
+    clip_directory: Path,
+    resnet_arrays: dict[str, np.ndarray] | None,
+) -> Embedder:
     """Both models as the command line asks for them, in a precision that may be settled before.
 
     Raises:
@@ -61,10 +66,11 @@ def load_models(request: Request, precision: str) -> Embedder:
 
     return Embedder(
         request.resnet_weights,
-        Path(request.clip_weights),
+        clip_directory,
         backend=request.backend,
         device=request.device,
         precision=precision,
         resnet_batch_size=request.resnet_batch_size,
         clip_batch_size=request.clip_batch_size,
+        resnet_arrays=resnet_arrays,
     )

@@ -24,6 +24,7 @@ from options import Request
 from report import size, table
 from state import TRAIN, VAL, State, WorkDirectory
 from uploads import delete_index
+from weights import digest
 
 if TYPE_CHECKING:
     from embeddings import Embedder
@@ -83,14 +84,17 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
         checks.check_server(findings, request.server_url, request.name, ours),
     )
     if paths and listing and models:
-        weights, embedder = models
+        clip_directory, embedder = models
+        digests = await asyncio.to_thread(
+            lambda: [digest(path) for path in (request.resnet_weights, clip_directory)]
+        )
         options = {
             "dataset": request.name,
             "train_path": str(paths[0]),
             "val_path": str(paths[1]),
             "bucket": request.bucket,
-            "resnet_weights": weights.resnet_digest,
-            "clip_weights": weights.clip_digest,
+            "resnet_weights": digests[0],
+            "clip_weights": digests[1],
             "backend": request.backend,
         }
         if request.precision != "auto":
@@ -99,28 +103,34 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
             _check_same(findings, earlier, options, listing)
             earlier.close()
         findings.raise_if_any()
-        return Plan(*paths, listing, options, weights.clip_directory, embedder)
+        return Plan(*paths, listing, options, clip_directory, embedder)
     findings.raise_if_any()
     raise AssertionError("a check failed without a finding")
 
 
 async def _check_and_load(
     request: Request, findings: Findings, earlier: State | None
-) -> tuple[checks.Weights, asyncio.Future[Embedder] | None] | None:
-    """Check weights and device, and begin to load the models where images are to be embedded."""
-    checking = asyncio.create_task(
+) -> tuple[Path, asyncio.Future[Embedder] | None] | None:
+    """Check weights and device, and begin to load the models where images are to be embedded.
+
+    Returns the directory of CLIP's weights and the embedder on its way; None after a finding.
+    """
+    check_machine = _check_cluster if request.engine == "ray" else _check_device
+    device, weights = await asyncio.gather(
+        findings.gather_in_thread(check_machine, request),
         findings.gather_in_thread(
             checks.check_weights, request.resnet_weights, request.clip_weights
-        )
+        ),
     )
-    check_machine = _check_cluster if request.engine == "ray" else _check_device
-    device = await findings.gather_in_thread(check_machine, request)
-    here = device and request.engine == "local"
-    embedder = None
-    if here and not request.dry_run and (earlier is None or earlier.has_pending()):
-        embedder = start_loading(request, precision_of(request, earlier))
-    weights = await checking
-    return None if weights is None or device is None else (weights, embedder)
+    if weights is None or device is None:
+        return None
+    here = request.engine == "local" and not request.dry_run
+    if here and (earlier is None or earlier.has_pending()):
+        precision = precision_of(request, earlier)
+        return weights.clip_directory, start_loading(
+            request, precision, weights.clip_directory, weights.resnet_arrays
+        )
+    return weights.clip_directory, None
 
 
 def precision_of(request: Request, state: State | None) -> str:

@@ -121,11 +121,6 @@ def _resnet_error(path: Path, problem: str) -> WeightsError:
     )
 
 
-def check_resnet_weights(path: Path) -> None:
-    """Raise WeightsError unless read_resnet_weights would read `path`; under a second."""
-    read_resnet_weights(path)
-
-
 def clip_shapes() -> dict[str, tuple[int, ...]]:
     """The names and shapes of ViT-B/32's image tower and projection in the hub's layout."""
     width, wide = CLIP_WIDTH, 4 * CLIP_WIDTH
@@ -281,8 +276,8 @@ def _unreachable(name: str) -> WeightsError:
 
 def digest(path: Path) -> str:
     """The SHA-256 of a weights file, or of model.safetensors in a directory, in hexadecimal."""
-    hashed = hashlib.sha256()
-    with (path / "model.safetensors" if path.is_dir() else path).open("rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
+    hashed, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with (path / "model.safetensors" if path.is_dir() else path).open("rb", 0) as file:
+        while size := file.readinto(block):
+            hashed.update(block[:size])
     return hashed.hexdigest()

@@ -11,11 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from models import vit
 from models.resnet import PIXEL_MEANS
-from weights import BATCH_NORM_EPSILON, BATCH_NORM_PARTS, RESNET_STAGES
+from weights import (
+    BATCH_NORM_EPSILON,
+    BATCH_NORM_PARTS,
+    CLIP_LAYERS,
+    CLIP_WIDTH,
+    RESNET_STAGES,
+)
 
 
 def load_resnet(
@@ -56,33 +63,43 @@ def load_resnet(
 
 def load_clip(path: Path, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Float32 from uint8 (n, 224, 224, 3), by torch's modules as OpenAI's clip uses them."""
-    tower = vit.build_vision_tower(path, device, torch.float32)
+    tensors = {name: tensor.float() for name, tensor in load_file(path, str(device)).items()}
+    layers = [f"vision_model.encoder.layers.{index}." for index in range(CLIP_LAYERS)]
+    embeddings = "vision_model.embeddings."
+    positions = tensors[embeddings + "position_embedding.weight"]
     attentions = []
-    for layer in tower.layers:
-        attention = torch.nn.MultiheadAttention(vit.CLIP_WIDTH, vit.HEADS, device=device).eval()
-        attention.in_proj_weight.data, attention.in_proj_bias.data = layer.query_key_value
-        attention.out_proj.weight.data, attention.out_proj.bias.data = layer.out
+    for layer in layers:
+        attention = torch.nn.MultiheadAttention(CLIP_WIDTH, vit.HEADS, device=device).eval()
+        for part in ("weight", "bias"):
+            three = [tensors[f"{layer}self_attn.{name}_proj.{part}"] for name in "qkv"]
+            getattr(attention, f"in_proj_{part}").data = torch.cat(three)
+            out = tensors[f"{layer}self_attn.out_proj.{part}"]
+            getattr(attention.out_proj, part).data = out
         attentions.append(attention)
-    kernel = tower.patches.weight.view(-1, vit.PATCH, vit.PATCH, 3).permute(0, 3, 1, 2).contiguous()
     means, deviations = (
         torch.tensor(values, device=device)[:, None, None]
         for values in (vit.PIXEL_MEANS, vit.PIXEL_DEVIATIONS)
     )
 
-    def norm(x: torch.Tensor, affine: vit.Affine) -> torch.Tensor:
-        return functional.layer_norm(x, x.shape[-1:], affine.weight, affine.bias)
+    def affine(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return tensors[name + ".weight"], tensors[name + ".bias"]
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return functional.layer_norm(x, x.shape[-1:], *affine(name))
 
     def features(pixels: torch.Tensor) -> torch.Tensor:
         x = (pixels.permute(0, 3, 1, 2).float().div(255) - means) / deviations
+        kernel = tensors[embeddings + "patch_embedding.weight"]
         x = functional.conv2d(x, kernel, stride=vit.PATCH).flatten(2).transpose(1, 2)
-        first = tower.first_token.expand(len(x), 1, -1)
-        x = norm(torch.cat([first, x + tower.positions], 1), tower.norm_before).transpose(0, 1)
-        for layer, attention in zip(tower.layers, attentions, strict=True):
-            inner = norm(x, layer.norm1)
+        first = tensors[embeddings + "class_embedding"].expand(len(x), 1, -1)
+        x = norm(torch.cat([first, x], 1) + positions, "vision_model.pre_layrnorm").transpose(0, 1)
+        for layer, attention in zip(layers, attentions, strict=True):
+            inner = norm(x, layer + "layer_norm1")
             x = x + attention(inner, inner, inner, need_weights=False)[0]
-            inner = functional.linear(norm(x, layer.norm2), *layer.widen)
+            inner = functional.linear(norm(x, layer + "layer_norm2"), *affine(layer + "mlp.fc1"))
             inner = inner * torch.sigmoid(vit.GELU_SCALE * inner)
-            x = x + functional.linear(inner, *layer.narrow)
-        return functional.normalize(norm(x[0], tower.norm_after) @ tower.projection.T)
+            x = x + functional.linear(inner, *affine(layer + "mlp.fc2"))
+        x = norm(x[0], "vision_model.post_layernorm")
+        return functional.normalize(x @ tensors["visual_projection.weight"].T)
 
     return features

@@ -6,12 +6,14 @@ They are not part of torch's documented interface, so `choose_operations` tries 
 plain torch where they fail or compute something else.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from models import winograd
+from models import nnpack, winograd
 
 # Largest difference of values of up to 10, by precision; a wrong operation differs by more than 1.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.2}
@@ -57,16 +59,30 @@ class PlainOperations:
 
 
 class OneDnnOperations:
-    """oneDNN on a CPU: bias, addition and ReLU are computed while the sums are in registers."""
+    """oneDNN on a CPU: bias, addition and ReLU are computed while the sums are in registers.
+
+    3x3 convolutions of one image take the way with fewer products where that is faster.
+    """
+
+    def __init__(self, with_nnpack: bool = False) -> None:
+        self._with_nnpack = with_nnpack
+
+    def prepared(self, convolution: Convolution) -> Convolution:
+        """With what the ways with fewer products take: weights in rows, and mapped ones."""
+        weight = convolution.weight
+        if weight.shape[2:] != (3, 3):
+            return convolution
+        mapped = winograd.transform_weight(weight)
+        return convolution._replace(weight=weight.contiguous(), mapped=mapped)
 
     def packed(self, convolution: Convolution, height: int, width: int) -> Convolution:
         """With the weights laid out as oneDNN wants them for an image of this size.
 
         A layout chosen for another size is worse than none: it is converted at each use.
         """
-        weight, _, stride, padding, scale, mapped = convolution
+        weight, _, stride, padding, scale, _ = convolution
         shape = [1, weight.shape[1], -(-height // scale), -(-width // scale)]
-        if mapped is not None and winograd.pays_off(*shape[2:]):
+        if self._with_fewer_products(convolution, shape):
             return convolution
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
         weight = reorder(weight.to_mkldnn(), [padding] * 2, [stride] * 2, [1, 1], 1, shape)
@@ -82,9 +98,22 @@ class OneDnnOperations:
         return self._run(x, convolution, "none")
 
     def convolve_relu(self, x: Tensor, convolution: Convolution) -> Tensor:
-        if convolution.mapped is not None and len(x) == 1 and winograd.pays_off(*x.shape[2:]):
-            return winograd.convolve_relu(x, convolution.mapped, convolution.bias)
-        return self._run(x, convolution, "relu")
+        convolve = self._with_fewer_products(convolution, x.shape)
+        return convolve(x) if convolve else self._run(x, convolution, "relu")
+
+    def _with_fewer_products(
+        self, convolution: Convolution, shape: Sequence[int]
+    ) -> Callable[[Tensor], Tensor] | None:
+        """The faster convolve_relu for inputs of this shape, None where oneDNN's is."""
+        images, _, height, width = shape
+        weight, bias, mapped = convolution.weight, convolution.bias, convolution.mapped
+        if images > 1 or convolution.stride > 1:
+            return None
+        if self._with_nnpack and nnpack.pays_off(weight, height, width):
+            return partial(nnpack.convolve_relu, weight=weight, bias=bias)
+        if mapped is not None and winograd.pays_off(height, width):
+            return partial(winograd.convolve_relu, weight=mapped, bias=bias)
+        return None
 
     def convolve_add_relu(self, x: Tensor, convolution: Convolution, residual: Tensor) -> Tensor:
         weight, bias, stride, padding, *_ = convolution
@@ -110,15 +139,18 @@ class CudnnOperations(PlainOperations):
 
 def choose_operations(device: torch.device, dtype: torch.dtype) -> Operations:
     """The fused operations of the device where they agree with plain torch, else plain torch."""
-    fused = CudnnOperations() if device.type == "cuda" else OneDnnOperations()
-    return fused if agree(fused, device, dtype) else PlainOperations()
+    fused: list[Operations] = [CudnnOperations()]
+    if device.type != "cuda":
+        fused = [OneDnnOperations(nnpack.available()), OneDnnOperations()]
+    agreeing = (operations for operations in fused if agree(operations, device, dtype))
+    return next(agreeing, PlainOperations())
 
 
 def agree(operations: Operations, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the operations give on a small sample what plain torch gives in float32."""
     random = torch.Generator().manual_seed(0)
     sample, residual = (
-        torch.randn(2, 64, 14, 15, generator=random).to(memory_format=torch.channels_last)
+        torch.randn(1, 64, 31, 36, generator=random).to(memory_format=torch.channels_last)
         for _ in range(2)
     )
     weight = torch.randn(64, 64, 3, 3, generator=random).to(memory_format=torch.channels_last) / 24
@@ -127,7 +159,7 @@ def agree(operations: Operations, device: torch.device, dtype: torch.dtype) -> b
     try:
         given = exact._replace(weight=weight.to(device, dtype), bias=exact.bias.to(device, dtype))
         x = sample.to(device, dtype)
-        for convolution in (given, operations.packed(given, 14, 15)):
+        for convolution in (given, operations.packed(given, 31, 36)):
             for result, expected in (
                 (operations.convolve(x, convolution), plain.convolve(sample, exact)),
                 (operations.convolve_relu(x, convolution), plain.convolve_relu(sample, exact)),

@@ -11,7 +11,6 @@ from models.convolutions import OneDnnOperations, choose_operations
 from models.packing import PackedResNet, Size
 from models.resnet import build_resnet, map_convolutions, resnet_features
 from models.vit import build_vision_tower, clip_features
-from models.winograd import transform_weight
 
 
 def load(
@@ -24,9 +23,7 @@ def load(
     if device.type == "cuda":
         return partial(resnet_features, model, operations), partial(clip_features, tower)
     if isinstance(operations, OneDnnOperations):
-        model = map_convolutions(
-            model, lambda part: part._replace(mapped=transform_weight(part.weight))
-        )
+        model = map_convolutions(model, operations.prepared)
     packed = PackedResNet(model, operations)
 
     def features(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:

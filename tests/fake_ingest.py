@@ -73,8 +73,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def check_weights(resnet: Path, clip: str) -> checks.Weights:
-    digests = (hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in (resnet, clip))
-    return checks.Weights(Path(clip), *digests)
+    return checks.Weights({}, Path(clip))
 
 
 @contextlib.contextmanager

@@ -71,6 +71,15 @@ def test_clip_has_its_own_batches():
     assert running.images == {"ResNet": 0, "CLIP": 8}
 
 
+def test_what_is_left_at_the_end_is_shared():
+    embedder = Recorder(threading.Event())
+    embedder.workers, embedder.clip_batch_size = 2, 8
+    run(embedder, [image(n, 224, 224) for n in range(9)], "clip")
+    # Both threads may have begun with one image; no one takes all that is left.
+    assert max(len(numbers) for _, numbers in embedder.seen) <= 5
+    assert sorted(n for _, numbers in embedder.seen for n in numbers) == list(range(9))
+
+
 def test_batches_hold_images_of_one_size_up_to_the_limit():
     embedder = Recorder(threading.Event())
     run(embedder, [image(n, 2 + n % 2) for n in range(20)])
