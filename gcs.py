@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from google.cloud import storage
 
 EMULATOR = "STORAGE_EMULATOR_HOST"
+NO_METADATA = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"  # of google-cloud-storage
 API_ADDRESS = "https://www.googleapis.com"
 PUBLIC_ADDRESS = "https://storage.googleapis.com"
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -93,12 +94,16 @@ def _credentials() -> Any:
 def make_client() -> storage.Client:
     """A google-cloud-storage client: for the emulator if one is set, else with credentials.
 
+    Told not to ask for each bucket's metadata in threads of its own, which need another permission
+    and retry for minutes.
+
     Raises:
         StorageError: no credentials.
     """
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
+    os.environ.setdefault(NO_METADATA, "true")
     if emulator_host():
         return storage.Client(project="emulator", credentials=AnonymousCredentials())
     return storage.Client(project="unused", credentials=_credentials())
