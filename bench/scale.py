@@ -22,8 +22,14 @@ from typing import Any
 import click
 import numpy as np
 
+import checks
 from bench.measure import Result, options, photograph, show, storage_server
+from index import Arrays
+from names import GsPath
+from pipeline import WINDOW_CPU, Pipeline
+from state import State
 
+PATHS = GsPath("bench", "d/train/"), GsPath("bench", "d/val/")
 NAMES_ONLY = "names only"
 
 
@@ -49,43 +55,46 @@ class TrivialEmbedder:
 
 def one_run(rows: int, embed: bool) -> dict[str, float]:
     """List and check `rows` names and, if asked, run the pipeline over them, in this process."""
-    import checks
-    from index import Arrays
-    from names import GsPath
-    from pipeline import Pipeline
-
-    paths = GsPath("bench", "d/train/"), GsPath("bench", "d/val/")
     processor = time.process_time()
     with tempfile.TemporaryDirectory() as directory:
-        state = checks.list_images(paths, Path(directory, "state.sqlite"))
+        state = checks.list_images(PATHS, Path(directory, "state.sqlite"))
         findings = checks.Findings()
-        checks.check_images(findings, state, paths, False)
+        checks.check_images(findings, state, PATHS, False)
         findings.raise_if_any()
         figures = {"list and check, CPU": time.process_time() - processor}
         if embed:
-            state.set_options({"index_id": "bench"})
-            wall, processor = time.perf_counter(), time.process_time()
-            with Arrays(Path(directory), rows) as arrays:
-                asyncio.run(_embed(Pipeline, state, arrays))
-            figures["a row"] = (time.perf_counter() - wall) / rows * 1000
-            figures["a row, CPU"] = (time.process_time() - processor) / rows * 1000
-            assert state.counts().done == rows
+            figures |= embed_all(state)
         state.close()
     figures["resident memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return figures
 
 
-async def _embed(pipeline_type: Any, state: Any, arrays: Any) -> None:
-    pipeline = pipeline_type(
-        state,
-        arrays,
-        TrivialEmbedder(),
-        image_bucket="bench",
-        index_bucket="bench",
-        decode_workers=os.cpu_count() or 1,
-    )
-    async with pipeline:
-        await pipeline.run()
+def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:
+    """Milliseconds a row that the pipeline takes with a trivial embedder, and of all processors."""
+    state.set_options({"index_id": "bench"})
+    rows = state.counts().images
+    wall, processor = time.perf_counter(), time.process_time()
+
+    async def embed() -> None:
+        pipeline = Pipeline(
+            state,
+            arrays,
+            TrivialEmbedder(),
+            image_bucket="bench",
+            index_bucket="bench",
+            decode_workers=os.cpu_count() or 1,
+            window=window,
+        )
+        async with pipeline:
+            await pipeline.run()
+
+    with Arrays(state.directory, rows) as arrays:
+        asyncio.run(embed())
+    assert state.counts().done == rows
+    return {
+        "a row": (time.perf_counter() - wall) / rows * 1000,
+        "a row, CPU": (time.process_time() - processor) / rows * 1000,
+    }
 
 
 UNITS = {

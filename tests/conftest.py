@@ -12,11 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # before retries.py is imported: short waits
 
 import demo
 from tests.world import FastEmbedder, World, use_fast_models
+
+# The same examples every time: a run of CI fails for the change it tests. More of them, and others:
+# `pytest --hypothesis-profile=default`.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 30

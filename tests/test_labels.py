@@ -15,8 +15,10 @@ from names import identifier
 def findings(document):
     """What is wrong with a document, given as JSON text or as what JSON can hold."""
     text = document if isinstance(document, str | bytes) else json.dumps(document)
+    if isinstance(text, str):
+        text = text.encode(errors="surrogatepass")
     try:
-        found = check_labels(parse(text.encode() if isinstance(text, str) else text))[1]
+        found = check_labels(parse(text))[1]
     except LabelFileError as error:
         found = error.findings
     assert all(finding.isprintable() and finding.endswith(".") for finding in found)
