@@ -83,6 +83,8 @@ def encodable(text: str) -> bool:
 
 def printable(text: str, limit: int = PRINTED_LENGTH) -> str:
     """The text with all that could act on a terminal escaped, cut in the middle past `limit`."""
+    if len(text) <= limit and text.isprintable():
+        return text
     safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 4 * limit])
     if len(text) > 4 * limit or len(safe) > limit:
         half = (limit - 3) // 2
