@@ -21,6 +21,7 @@ import names
 import weights
 from forager import Forager
 from names import GsPath, printable
+from small_objects import SmallObjects
 from state import TRAIN, VAL, State
 
 SHOWN = 10  # of a long list of objects; the rest goes to a file
@@ -180,7 +181,7 @@ def _all_in_file(name: str, content: Any, items: int) -> str:
 
 async def check_public(findings: Findings, state: State, bucket: str) -> None:
     """That one image of each split can be read without credentials, as the web page does."""
-    async with gcs.SmallObjects(connections=2) as objects:
+    async with SmallObjects(connections=2) as objects:
         for split in (TRAIN, VAL):
             first = state.first(split)
             if first is None:

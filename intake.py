@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
-import gcs
 import images
-from gcs import SmallObjects
+import small_objects
 from index import thumbnail_name
 from memory import keep_freed_memory
 from report import StageTime
@@ -114,7 +113,7 @@ class Intake:
         self._image_bucket, self._index_bucket = image_bucket, index_bucket
         self._index_id, self._max_pixels = index_id, max_pixels
         self._threads = ThreadPoolExecutor(decode_workers, "decode")
-        self._objects = SmallObjects(FETCHES + UPLOADS)
+        self._objects = small_objects.SmallObjects(FETCHES + UPLOADS)
         self._fetching = Stage("fetch", FETCHES)
         self._decoding = Stage("decode", decode_workers)
         self._uploading = Stage("thumbnails", UPLOADS)
@@ -150,9 +149,9 @@ class Intake:
             await held.enter_async_context(self._fetched.hold(row.listed.size))
             async with self._fetching.slot():
                 data = await self._objects.fetch(self._image_bucket, row.listed)
-            if size := gcs.unzipped_size(data):
+            if size := small_objects.unzipped_size(data):
                 await held.enter_async_context(self._unzipped.hold(size))
-                data = await self._in_thread(gcs.unzipped, data)
+                data = await self._in_thread(small_objects.unzipped, data)
             image = await self._in_thread(images.open_image, data, self._max_pixels)
             await held.enter_async_context(self._decoded.hold(image.width * image.height))
             async with self._decoding.slot():

@@ -12,11 +12,11 @@ from types import TracebackType
 
 import images
 from batches import Batches, Embedder, together
-from gcs import ObjectUnusable
 from index import Arrays, Embedding
 from intake import Intake
 from recording import Recorder
 from report import StageTime
+from small_objects import ObjectUnusable
 from state import Row, State
 
 WINDOW_CPU, WINDOW_GPU = 48, 1024  # images between listing and index at once

@@ -22,11 +22,12 @@ import pyarrow as pa
 import ray
 
 from batches import Batches, Embedder
-from gcs import ListedObject, ObjectUnusable
+from gcs import ListedObject
 from images import CLIP_SIDE, BadImage, Prepared
 from index import DIMENSIONS
 from intake import Intake
 from report import StageTime
+from small_objects import ObjectUnusable
 from state import Row, State
 
 FETCHED_AT_ONCE = 32  # images of one task; they wait for the bucket, not for the processor

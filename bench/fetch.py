@@ -18,6 +18,7 @@ import gcs
 import images
 from bench.measure import interleave, options, photograph, ratio, show, storage_server
 from names import GsPath
+from small_objects import SmallObjects
 
 THREADS = 16
 CONNECTIONS = 64
@@ -44,7 +45,7 @@ async def _at_once(count: int, one: Callable[[int], Awaitable[object]]) -> None:
 
 def fetch(listed: list[gcs.ListedObject]) -> None:
     async def run() -> None:
-        async with gcs.SmallObjects(CONNECTIONS) as objects:
+        async with SmallObjects(CONNECTIONS) as objects:
             await _at_once(len(listed), lambda i: objects.fetch("bench", listed[i]))
 
     asyncio.run(run())
@@ -52,7 +53,7 @@ def fetch(listed: list[gcs.ListedObject]) -> None:
 
 def put(count: int, data: bytes) -> None:
     async def run() -> None:
-        async with gcs.SmallObjects(CONNECTIONS) as objects:
+        async with SmallObjects(CONNECTIONS) as objects:
             await _at_once(count, lambda i: objects.put("bench", f"t/{i}.jpg", data, "image/jpeg"))
 
     asyncio.run(run())

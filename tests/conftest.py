@@ -17,6 +17,7 @@ from hypothesis import settings
 os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # before retries.py is imported: short waits
 
 import demo
+from tests.harness import TRAIN, VAL, Dataset, Emulated, dataset, environment, pictures, run_here
 from tests.world import FastEmbedder, World, use_fast_models
 
 # The same examples every time: a run of CI fails for the change it tests. More of them, and others:
@@ -159,3 +160,21 @@ def world(
 def fast_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FastEmbedder:
     """Models that take no time."""
     return use_fast_models(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    emulator_url: str, servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Dataset:
+    """A dataset of TRAIN and VAL pictures that was ingested without stops and faults."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    made = dataset(Emulated(emulator_url), directory, pictures(TRAIN, VAL))
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.fixture
+def fresh(undisturbed: Dataset, tmp_path: Path) -> Dataset:
+    """The same images, to be ingested again."""
+    return undisturbed.again(tmp_path / "fresh")

@@ -33,6 +33,7 @@ from tests.fake_ingest import fake_models
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
 JSON = "application/json"
 DONE = 1  # the status of a row
+TRAIN, VAL = 18, 6  # pictures of the dataset that most tests of stops and faults use
 CLEAN = ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
 

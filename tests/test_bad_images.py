@@ -242,12 +242,12 @@ def test_float32_is_never_computed_twice():
 
 def test_budgets_bound_what_is_unpacked():
     """A gzip file is unpacked within a budget of what it says, and never beyond it."""
-    assert intake.gcs.unzipped_size(gzip.compress(bytes(1000))) == 1000
-    assert intake.gcs.unzipped_size(b"\xff\xd8 a JPEG") == 0
+    assert intake.small_objects.unzipped_size(gzip.compress(bytes(1000))) == 1000
+    assert intake.small_objects.unzipped_size(b"\xff\xd8 a JPEG") == 0
     lying = gzip.compress(bytes(10 << 20))[:-4] + struct.pack("<I", 1000)
     tracemalloc.start()
-    with pytest.raises(intake.gcs.ObjectUnusable, match="gzip"):
-        intake.gcs.unzipped(lying)
+    with pytest.raises(intake.small_objects.ObjectUnusable, match="gzip"):
+        intake.small_objects.unzipped(lying)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20

@@ -9,32 +9,17 @@ import google.auth.exceptions
 import pytest
 
 import gcs
+import small_objects
 import uploads
 from forager import DatasetInfo, Forager
 from index import IndexFile
+from small_objects import ObjectUnusable, SmallObjects
 from tests.fault_proxy import KINDS, FaultProxy, Rule
-from tests.harness import Emulated, dataset, environment, picture, pictures, run_here
+from tests.harness import TRAIN, VAL, Emulated, environment, picture, run_here
 
-TRAIN, VAL = 18, 6
-IMAGES = pictures(TRAIN, VAL)
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 ARRAY, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
 CHUNK = r"PUT /upload/.*upload_id"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(emulator_url, servers, tmp_path_factory):
-    """A dataset that was ingested without faults."""
-    made = dataset(Emulated(emulator_url), tmp_path_factory.mktemp("undisturbed"), IMAGES)
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    return made
-
-
-@pytest.fixture
-def fresh(undisturbed, tmp_path):
-    """The same images, to be ingested again."""
-    return undisturbed.again(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,7 +132,7 @@ def store(emulator, make_bucket, monkeypatch):
 
 def fetched(bucket, listed):
     async def fetch():
-        async with gcs.SmallObjects(2) as objects:
+        async with SmallObjects(2) as objects:
             return await objects.fetch(bucket, listed)
 
     return asyncio.run(fetch())
@@ -155,7 +140,7 @@ def fetched(bucket, listed):
 
 def put(bucket, name, data):
     async def write():
-        async with gcs.SmallObjects(2) as objects:
+        async with SmallObjects(2) as objects:
             await objects.put(bucket, name, data, "image/jpeg")
 
     asyncio.run(write())
@@ -178,7 +163,7 @@ def test_refusals_are_not_repeated(store, tmp_path, what, status):
         "list": lambda: list(gcs.list_objects(gcs.make_client(), gcs.GsPath(bucket, ""))),
         "upload": lambda: upload_file(bucket, tmp_path / "array"),
     }
-    with pytest.raises((gcs.StorageError, gcs.ObjectUnusable)):
+    with pytest.raises((gcs.StorageError, ObjectUnusable)):
         calls[what]()
     refused = [seen.target for seen in proxy.seen if seen.fault]
     assert len(refused) == len(set(refused)) >= 1
@@ -255,7 +240,7 @@ def token(credentials, monkeypatch):
     monkeypatch.setattr(gcs, "_credentials", lambda: credentials)
 
     async def get():
-        source = gcs._Token()
+        source = small_objects._Token()
         return await asyncio.gather(*(gcs.retries.call("Token", source.get) for _ in range(5)))
 
     return set(asyncio.run(get()))

@@ -1,7 +1,6 @@
-"""Google Cloud Storage: listing, small objects, access, credentials."""
+"""Google Cloud Storage: listing, access, credentials."""
 
 import asyncio
-import gzip
 import json
 from base64 import b64encode
 from urllib.parse import parse_qsl, urlsplit
@@ -12,18 +11,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import gcs
-from gcs import ListedObject, ObjectUnusable, SmallObjects, StorageError
+from gcs import ListedObject, StorageError
 from names import GsPath
+from small_objects import REFRESH_MARGIN_S, _Token
 from tests.front import Answer, Front
-
-ODD_NAMES = [
-    "t/a b.jpg",
-    "t/#1?.jpg",
-    "t/50%25.jpg",
-    "t/été 😀.jpg",
-    "t/<b>&'\".jpg",
-    "t/a+b=c.jpg",
-]
+from tests.world import listing, put, with_objects
 
 
 @pytest.fixture(autouse=True)
@@ -31,26 +23,6 @@ def no_cached_credentials():
     gcs._credentials.cache_clear()
     yield
     gcs._credentials.cache_clear()
-
-
-def put(bucket, *names, data=b"data"):
-    for name in names:
-        gcs.make_client().bucket(bucket).blob(name).upload_from_string(data)
-
-
-def listing(bucket, prefix=""):
-    pages = gcs.list_objects(gcs.make_client(), GsPath(bucket, prefix))
-    return sorted(listed for page in pages for listed in page)
-
-
-def with_objects(function, *args):
-    """What a method of SmallObjects returns."""
-
-    async def run():
-        async with SmallObjects(4) as objects:
-            return await getattr(objects, function)(*args)
-
-    return asyncio.run(run())
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "http://127.0.0.1:9", "http://127.0.0.1:9/"])
@@ -109,62 +81,7 @@ def test_listing_refused(monkeypatch, status, words):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         with pytest.raises(StorageError, match=words):
             listing("bucket")
-        assert len([asked for asked in storage.asked if "/o?" in asked.path]) == 1
-
-
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_any_name_is_written_listed_and_read(make_bucket, name):
-    bucket = make_bucket()
-    with_objects("put", bucket, name, b"content", "image/jpeg")
-    (listed,) = listing(bucket)
-    assert listed.name == name
-    assert with_objects("fetch", bucket, listed) == b"content"
-    assert with_objects("public_status", bucket, name) in (200, 206)
-    assert gcs.read_bytes(bucket, name) == b"content"
-    assert gcs.make_client().bucket(bucket).get_blob(name).content_type == "image/jpeg"
-
-
-def test_a_deleted_object_is_unusable(make_bucket):
-    listed = ListedObject("gone.jpg", 4, 0, 1)
-    with pytest.raises(ObjectUnusable, match="deleted after it was listed"):
-        with_objects("fetch", make_bucket(), listed)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [({"size": 5}, "4 bytes came, 5 are listed"), ({"crc32c": 1}, "crc32c is not the listed one")],
-)
-def test_another_object_than_listed_is_unusable(make_bucket, change, reason):
-    bucket = make_bucket()
-    put(bucket, "a.jpg")
-    (listed,) = listing(bucket)
-    with pytest.raises(ObjectUnusable, match=f"{reason}: it changed since"):
-        with_objects("fetch", bucket, listed._replace(**change))
-
-
-def test_no_access_to_an_object_stops(monkeypatch):
-    with Front(rule=lambda asked: Answer(403)) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        with pytest.raises(StorageError, match=r"Reading gs://b/a\.jpg: access is denied"):
-            with_objects("fetch", "b", ListedObject("a.jpg", 4, 0, 1))
         assert len(storage.asked) == 1
-
-
-def test_other_bytes_stored_than_sent_stops(monkeypatch):
-    stored = {"size": "4", "crc32c": b64encode(b"\0\0\0\1").decode()}
-    with Front(rule=lambda asked: Answer(200, json.dumps(stored).encode())) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        with pytest.raises(StorageError, match="storage holds other bytes than were sent"):
-            with_objects("put", "bucket", "a.jpg", b"data", "image/jpeg")
-
-
-def test_gzip_is_unpacked():
-    assert gcs.unzipped(gzip.compress(b"an image" * 1000)) == b"an image" * 1000
-
-
-def test_gzip_cut_short_is_unusable():
-    with pytest.raises(ObjectUnusable, match="gzip-compressed"):
-        gcs.unzipped(gzip.compress(b"an image" * 1000)[:-20])
 
 
 def test_crc32c_of_a_part_of_a_file(tmp_path):
@@ -184,16 +101,6 @@ def test_missing_write_permissions_are_named(monkeypatch):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         missing = gcs.missing_write_permissions(gcs.make_client(), "bucket")
     assert missing == ["storage.objects.create", "storage.objects.delete"]
-
-
-@pytest.mark.parametrize("status", [200, 206, 403, 404])
-def test_public_status_is_asked_without_credentials(monkeypatch, status):
-    with Front(rule=lambda asked: Answer(status)) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        assert with_objects("public_status", "bucket", "a #.jpg") == status
-        (asked,) = storage.asked
-    assert (asked.method, asked.path) == ("GET", "/bucket/a%20%23.jpg")
-    assert "authorization" not in asked.headers
 
 
 @pytest.fixture
@@ -264,20 +171,17 @@ def test_a_token_is_fetched_once_for_both_libraries(tokens, monkeypatch):
         client._connection.API_BASE_URL = storage.url
         assert list(gcs.list_objects(client, GsPath("bucket", ""))) == [[]]
         assert {o.headers["authorization"][:13] for o in storage.asked} == {"Bearer token-"}
-    # The client may ask for the bucket too, from a thread of its own: a token each, at the worst.
-    fetched = len(tokens.asked)
-    assert 1 <= fetched <= 2
     assert b"jwt-bearer" in tokens.asked[0].body
-    assert asyncio.run(gcs._Token().get()) == client._credentials.token
-    assert len(tokens.asked) == fetched
+    assert asyncio.run(_Token().get()) == client._credentials.token
+    assert len(tokens.asked) == 1
 
 
 def test_a_token_about_to_expire_is_renewed(tokens):
     async def get(count):
-        token = gcs._Token()
+        token = _Token()
         return [await token.get() for _ in range(count)]
 
-    tokens.life_s = gcs.REFRESH_MARGIN_S - 10
+    tokens.life_s = REFRESH_MARGIN_S - 10
     assert asyncio.run(get(2)) == ["token-1", "token-2"]
     tokens.life_s = 3600
     assert asyncio.run(get(2)) == ["token-3", "token-3"]
@@ -285,7 +189,7 @@ def test_a_token_about_to_expire_is_renewed(tokens):
 
 def test_many_requests_at_once_renew_a_token_once(tokens):
     async def get():
-        token = gcs._Token()
+        token = _Token()
         return await asyncio.gather(*(token.get() for _ in range(20)))
 
     assert set(asyncio.run(get())) == {"token-1"}

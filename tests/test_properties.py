@@ -22,11 +22,12 @@ from hypothesis.stateful import (
 
 import index
 from disk import disk_errors
-from gcs import ListedObject, ObjectUnusable, unzipped, unzipped_size
+from gcs import ListedObject
 from images import BadImage, open_image, prepare
 from intake import Budget
 from names import GsPath, identifier, parse_gs_path
 from retries import CAP_S, RETRY_AFTER_CAP_S, TransientError, retry_after_s, wait_s
+from small_objects import ObjectUnusable, unzipped, unzipped_size
 from state import DONE, FAILED, PENDING, TRAIN, VAL, Outcome, State
 
 ROWS = 12

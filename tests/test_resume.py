@@ -17,6 +17,8 @@ import index
 import state
 from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import (
+    TRAIN,
+    VAL,
     Emulated,
     dataset,
     ended,
@@ -29,27 +31,10 @@ from tests.harness import (
     wait_for,
 )
 
-TRAIN, VAL = 18, 6
-IMAGES = pictures(TRAIN, VAL)
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 FILE, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
 SLOW = {"FAKE_DELAY_S": "0.03", "FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
 INTERRUPTED = "Interrupted: the same command continues where this one stopped.\n"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(emulator_url, servers, tmp_path_factory):
-    """A dataset that was ingested without a stop."""
-    made = dataset(Emulated(emulator_url), tmp_path_factory.mktemp("undisturbed"), IMAGES)
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    return made
-
-
-@pytest.fixture
-def fresh(undisturbed, tmp_path):
-    """The same images, to be ingested again."""
-    return undisturbed.again(tmp_path / "fresh")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What an end-to-end test needs: images in a bucket, an index bucket, a server, the command."""
 
+import asyncio
 import io
 import json
 import pickle
@@ -16,6 +17,8 @@ import ingest
 import loading
 import plan
 from index import DIMENSIONS
+from names import GsPath
+from small_objects import SmallObjects
 
 
 def picture(seed, width=40, height=30, kind="JPEG"):
@@ -72,6 +75,26 @@ def use_fast_models(monkeypatch, tmp_path):
     monkeypatch.setattr(checks, "check_weights", lambda *_: found)
     monkeypatch.setattr(plan, "digest", lambda path: "0" * 64)
     return embedder
+
+
+def put(bucket, *names, data=b"data"):
+    for name in names:
+        gcs.make_client().bucket(bucket).blob(name).upload_from_string(data)
+
+
+def listing(bucket, prefix=""):
+    pages = gcs.list_objects(gcs.make_client(), GsPath(bucket, prefix))
+    return sorted(listed for page in pages for listed in page)
+
+
+def with_objects(function, *args):
+    """What a method of SmallObjects returns."""
+
+    async def run():
+        async with SmallObjects(4) as objects:
+            return await getattr(objects, function)(*args)
+
+    return asyncio.run(run())
 
 
 class World:
