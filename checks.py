@@ -233,28 +233,30 @@ def check_disk(findings: Findings, state: State, work_dir: Path) -> None:
         )
 
 
-class Weights(NamedTuple):
-    """Both models' weights: ResNet-50's arrays by name, and the directory of CLIP's."""
-
-    resnet_arrays: dict[str, np.ndarray]
-    clip_directory: Path
+class ResNetWeights(NamedTuple):
+    arrays: dict[str, np.ndarray]
+    digest: str  # SHA-256 of the file, in hexadecimal
 
 
-def check_weights(resnet: Path, clip: str) -> Weights:
-    """Both models' weights, which are there and of the right shapes; takes under a second.
+class ClipWeights(NamedTuple):
+    directory: Path
+    digest: str  # SHA-256 of its model.safetensors, in hexadecimal
+
+
+def check_resnet_weights(path: Path) -> ResNetWeights:
+    """ResNet-50's weights, which are there and of the right shapes; takes under a second.
 
     Raises:
         WeightsError: what is missing or wrong, and how to get it.
     """
-    arrays, directory, problems = {}, Path(), []
-    try:
-        arrays = weights.read_resnet_weights(resnet)
-    except weights.WeightsError as error:
-        problems.append(error.message)
-    try:
-        directory = weights.check_clip_weights(clip)
-    except weights.WeightsError as error:
-        problems.append(error.message)
-    if problems:
-        raise weights.WeightsError(" ".join(problems))
-    return Weights(arrays, directory)
+    return ResNetWeights(weights.read_resnet_weights(path), weights.digest(path))
+
+
+def check_clip_weights(id_or_dir: str) -> ClipWeights:
+    """CLIP's weights, likewise; fetched from the hub where they are not at hand.
+
+    Raises:
+        WeightsError: what is missing or wrong, and how to get it.
+    """
+    directory = weights.check_clip_weights(id_or_dir)
+    return ClipWeights(directory, weights.digest(directory))

@@ -24,7 +24,6 @@ from options import Request
 from report import size, table
 from state import TRAIN, VAL, State, WorkDirectory
 from uploads import delete_index
-from weights import digest
 
 if TYPE_CHECKING:
     from embeddings import Embedder
@@ -35,6 +34,14 @@ WAYS_OUT = (
     "start over with --restart, which deletes what the earlier run uploaded, or keep both with "
     "another --work_dir"
 )
+
+
+class Models(NamedTuple):
+    """What was found of the models, and where the embedder may be on its way."""
+
+    resnet: checks.ResNetWeights
+    clip: checks.ClipWeights
+    embedder: asyncio.Future[Embedder] | None
 
 
 class Plan(NamedTuple):
@@ -84,17 +91,14 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
         checks.check_server(findings, request.server_url, request.name, ours),
     )
     if paths and listing and models:
-        clip_directory, embedder = models
-        digests = await asyncio.to_thread(
-            lambda: [digest(path) for path in (request.resnet_weights, clip_directory)]
-        )
+        resnet, clip, embedder = models
         options = {
             "dataset": request.name,
             "train_path": str(paths[0]),
             "val_path": str(paths[1]),
             "bucket": request.bucket,
-            "resnet_weights": digests[0],
-            "clip_weights": digests[1],
+            "resnet_weights": resnet.digest,
+            "clip_weights": clip.digest,
             "backend": request.backend,
         }
         if request.precision != "auto":
@@ -103,34 +107,32 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
             _check_same(findings, earlier, options, listing)
             earlier.close()
         findings.raise_if_any()
-        return Plan(*paths, listing, options, clip_directory, embedder)
+        return Plan(*paths, listing, options, clip.directory, embedder)
     findings.raise_if_any()
     raise AssertionError("a check failed without a finding")
 
 
 async def _check_and_load(
     request: Request, findings: Findings, earlier: State | None
-) -> tuple[Path, asyncio.Future[Embedder] | None] | None:
+) -> Models | None:
     """Check weights and device, and begin to load the models where images are to be embedded.
 
-    Returns the directory of CLIP's weights and the embedder on its way; None after a finding.
+    Returns None after a finding.
     """
     check_machine = _check_cluster if request.engine == "ray" else _check_device
-    device, weights = await asyncio.gather(
+    device, resnet, clip = await asyncio.gather(
         findings.gather_in_thread(check_machine, request),
-        findings.gather_in_thread(
-            checks.check_weights, request.resnet_weights, request.clip_weights
-        ),
+        findings.gather_in_thread(checks.check_resnet_weights, request.resnet_weights),
+        findings.gather_in_thread(checks.check_clip_weights, request.clip_weights),
     )
-    if weights is None or device is None:
+    if device is None or resnet is None or clip is None:
         return None
     here = request.engine == "local" and not request.dry_run
+    embedder = None
     if here and (earlier is None or earlier.has_pending()):
         precision = precision_of(request, earlier)
-        return weights.clip_directory, start_loading(
-            request, precision, weights.clip_directory, weights.resnet_arrays
-        )
-    return weights.clip_directory, None
+        embedder = start_loading(request, precision, clip.directory, resnet.arrays)
+    return Models(resnet, clip, embedder)
 
 
 def precision_of(request: Request, state: State | None) -> str:

@@ -32,6 +32,7 @@ import ingest
 import intake
 import pipeline
 import recording
+from weights import digest
 
 
 class FakeEmbedder:
@@ -72,8 +73,12 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def check_weights(resnet: Path, clip: str) -> checks.Weights:
-    return checks.Weights({}, Path(clip))
+def check_resnet_weights(path: Path) -> checks.ResNetWeights:
+    return checks.ResNetWeights({}, digest(path))
+
+
+def check_clip_weights(path: str) -> checks.ClipWeights:
+    return checks.ClipWeights(Path(path), digest(Path(path)))
 
 
 @contextlib.contextmanager
@@ -91,7 +96,8 @@ def fake_models() -> Iterator[None]:
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     with (
-        mock.patch.object(checks, "check_weights", check_weights),
+        mock.patch.object(checks, "check_resnet_weights", check_resnet_weights),
+        mock.patch.object(checks, "check_clip_weights", check_clip_weights),
         mock.patch.object(pipeline, "WINDOW_CPU", window),
         mock.patch.object(intake, "MAX_OBJECT_BYTES", object_bytes),
         mock.patch.object(recording, "CHECKPOINT_S", checkpoint_s),

@@ -15,7 +15,6 @@ import checks
 import gcs
 import ingest
 import loading
-import plan
 from index import DIMENSIONS
 from names import GsPath
 from small_objects import SmallObjects
@@ -70,10 +69,10 @@ class FastEmbedder:
 def use_fast_models(monkeypatch, tmp_path):
     """Put FastEmbedder in the place of both models, and of the checks of their weights."""
     embedder = FastEmbedder()
-    found = checks.Weights({}, tmp_path)
     monkeypatch.setattr(loading, "load_models", lambda *_: embedder)
-    monkeypatch.setattr(checks, "check_weights", lambda *_: found)
-    monkeypatch.setattr(plan, "digest", lambda path: "0" * 64)
+    resnet, clip = checks.ResNetWeights({}, "r" * 64), checks.ClipWeights(tmp_path, "c" * 64)
+    monkeypatch.setattr(checks, "check_resnet_weights", lambda path: resnet)
+    monkeypatch.setattr(checks, "check_clip_weights", lambda id_or_dir: clip)
     return embedder
 
 
