@@ -71,8 +71,8 @@ class Resuming(RuleBasedStateMachine):
     @rule()
     def be_killed(self):
         """What a kill -9 leaves: the files as they are, without a close."""
-        copy = Path(tempfile.mkdtemp()) / "work"
-        shutil.copytree(self.directory, copy)
+        copy = Path(tempfile.mkdtemp())
+        shutil.copytree(self.directory, copy, dirs_exist_ok=True)
         self.state.close()
         shutil.rmtree(self.directory)
         self.directory = copy
