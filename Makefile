@@ -16,6 +16,8 @@ test: $(INSTALLED)  ## all quick tests; TEST_FLAGS goes to pytest
 
 soak: $(INSTALLED)  ## the slow tests: many kills, many faults
 	$(RUN) -m pytest -m soak $(TEST_FLAGS)
+	$(RUN) -m pytest --hypothesis-profile=default tests/test_properties.py tests/test_labels.py \
+		tests/test_names.py tests/test_safe_pickle.py tests/test_index.py tests/test_label_journal.py
 
 check: $(INSTALLED)  ## lint, format, types
 	$(RUN) -m ruff check .

@@ -133,7 +133,7 @@ class Batches:
                 return None
             key = self._next_key()
             group = self._groups[key]
-            # What is left at the end is shared: no thread stands by while another has a batch.
+            # Where one group alone waits, the threads share it: at the end none stands by.
             sharing = self._embedder.workers if len(self._groups) == 1 else 1
             size = min(-(-len(group) // sharing), self._batch_size(key))
             batch = [group.popleft() for _ in range(size)]

@@ -13,6 +13,7 @@ import torch
 # Live activations of ResNet-50 at their peak, in res2: input, shortcut, inner and output are 52
 # values a pixel, and workspace.
 VALUES_PER_PIXEL = 65
+CPU_BYTES_PER_WORKER = 160 << 20  # weights laid out for its image's size, and NNPACK's workspace
 CPU_BYTES_PER_PIXEL = 200  # in float32, where sums overwrite the shortcut: measured 173
 MEMORY_SHARE = 0.6  # of what is free, for one batch
 # 16 values a pixel leave the stem: beyond this a tensor has 2**31 values, which cuDNN refuses.
@@ -58,12 +59,21 @@ def fastest_precision(device: torch.device) -> str:
     return "float16" if device.type == "cuda" else "float32"
 
 
+def bfloat16_is_faster() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32: by AVX512-BF16 or AMX."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public ones
+    return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
 def check_precision(name: str, device: torch.device) -> None:
     """Raise DeviceError unless `name` is a precision that the device can compute in."""
     if name != "auto" and name not in PRECISIONS:
         raise DeviceError(f"--precision {name!r} is none of auto, {', '.join(PRECISIONS)}.")
     if name == "float16" and device.type == "cpu":
         raise DeviceError("--precision float16 needs a GPU: on a CPU take float32 or bfloat16.")
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
+    if name == "bfloat16" and device.type == "cpu" and not supported():
+        raise DeviceError("--precision bfloat16 needs a CPU with AVX-512, or a GPU: take float32.")
 
 
 def available_memory() -> int:
@@ -142,4 +152,5 @@ def pixels_that_fit(device: torch.device, dtype: torch.dtype) -> int:
     """How many pixels ResNet-50 can take at once in the free memory of `device`."""
     on_cpu = device.type == "cpu"
     per_pixel = CPU_BYTES_PER_PIXEL if on_cpu else VALUES_PER_PIXEL * dtype.itemsize
-    return min(LARGEST_PIXELS, int(MEMORY_SHARE * free_memory(device)) // per_pixel)
+    free = free_memory(device) - (CPU_BYTES_PER_WORKER * cores() if on_cpu else 0)
+    return min(LARGEST_PIXELS, max(0, int(MEMORY_SHARE * free)) // per_pixel)

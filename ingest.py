@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -25,6 +26,10 @@ if TYPE_CHECKING:  # imported where they are used: --help waits for none of them
 RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
 CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
 FAILURES_SHOWN = 10
+BFLOAT16_ADVICE = (
+    "This processor multiplies bfloat16 faster: with --precision bfloat16 (and --restart, if an "
+    "ingest has begun) two thirds of the time would do, at a cosine of 0.9999 to these vectors."
+)
 INTERRUPTED = 130  # exit code, as a shell gives it after Ctrl-C
 
 
@@ -93,8 +98,8 @@ INTERRUPTED = 130  # exit code, as a shell gives it after Ctrl-C
 @click.option(
     "--decode_workers",
     type=click.IntRange(min=1),
-    default=lambda: os.cpu_count() or 1,
-    show_default="the number of cores",
+    default=lambda: 3 * (os.cpu_count() or 1) // 2 or 1,
+    show_default="half as many again as there are cores",
     help="Threads that decode images.",
 )
 @click.option("--allow_empty_val", is_flag=True, help="Go on without validation images.")
@@ -172,8 +177,7 @@ async def until_interrupted(run: Coroutine[Any, Any, None]) -> None:
 
 def _exit_interrupted() -> NoReturn:
     click.echo("Interrupted: the same command continues where this one stopped.", err=True)
-    sys.stdout.flush()
-    os._exit(INTERRUPTED)
+    _leave(INTERRUPTED)
 
 
 async def ingest(request: Request) -> None:
@@ -224,6 +228,7 @@ async def embed_here(
     request: Request, checked: Plan, state: State, arrays: Arrays
 ) -> list[StageTime]:
     """The same with the models of this process."""
+    import devices
     from loading import start_loading
     from pipeline import WINDOW_CPU, WINDOW_GPU, Pipeline
     from plan import precision_of
@@ -245,6 +250,9 @@ async def embed_here(
     )
     async with pipeline:
         _say(f"Embedding on {embedder.device} in {embedder.precision}.")
+        in_use = embedder.device, embedder.precision, request.precision
+        if in_use == ("cpu", "float32", "auto") and devices.bfloat16_is_faster():
+            _say(BFLOAT16_ADVICE)
         await pipeline.run()
     return pipeline.times()
 
@@ -351,13 +359,14 @@ def _say(message: str) -> None:
     click.echo(message, err=True)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """End the process at once, not through the interpreter's end.
 
     That takes half a second with models in memory, and torch aborts there while models load.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or a full disk
+            stream.flush()
     os._exit(code)
 
 

@@ -82,7 +82,7 @@ def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:
             TrivialEmbedder(),
             image_bucket="bench",
             index_bucket="bench",
-            decode_workers=os.cpu_count() or 1,
+            decode_workers=3 * (os.cpu_count() or 1) // 2 or 1,
             window=window,
         )
         async with pipeline:

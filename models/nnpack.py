@@ -6,6 +6,8 @@ anew at each call, so it needs enough tiles to share that. In float32 the error 
 largest value; half precision is not supported.
 """
 
+import platform
+
 import torch
 
 OUTPUT = 6  # a tile's outputs, along a side
@@ -13,14 +15,31 @@ MIN_CHANNELS = 64
 MIN_TILES = 32  # below, mapping the weight costs what the products save
 MAX_WASTE = 1.4  # outputs computed for one used: the last tiles reach over the edge
 TILES_PER_CHANNEL = 2  # in a strip, which fits in the cache
+NO_MEMORY = ("posix_memalign failed", "updateOutput failed")  # in what torch raises
 
 
 def available() -> bool:
-    """Whether this build of torch and this processor have it; also prepares it for use."""
-    try:
-        return bool(torch._nnpack_available())
-    except AttributeError:
+    """Whether this build of torch and this processor have it; also prepares it for use.
+
+    The first convolution decides for the whole process how many threads each one takes: here one,
+    so that those of several images run side by side.
+    """
+    if platform.machine() in ("x86_64", "AMD64") and "AVX" not in (
+        torch.backends.cpu.get_cpu_capability()  # AVX2 or AVX512, or NNPACK warns on stderr
+    ):
         return False
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if not torch._nnpack_available():
+            return False
+        image, weight = torch.zeros(1, 16, 8, 8), torch.zeros(16, 16, 3, 3)
+        torch._nnpack_spatial_convolution(image, weight, torch.zeros(16), 1)
+        return True
+    except (AttributeError, RuntimeError):
+        return False
+    finally:
+        torch.set_num_threads(threads)
 
 
 def pays_off(weight: torch.Tensor, height: int, width: int) -> bool:
@@ -40,6 +59,9 @@ def convolve_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
 
     NNPACK wants a channel's values together, so the map is turned, a strip of rows at a time: that
     bounds what NNPACK keeps for each thread (67 MB with 256 channels).
+
+    Raises:
+        MemoryError: there is too little for NNPACK's workspace.
     """
     _, channels, height, width = x.shape
     outputs = len(weight)
@@ -57,6 +79,11 @@ def convolve_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
             strip[:, -1] = 0
         inner = strip[:, first - top + 1 : last - top + 1]
         inner.view(channels, -1).copy_(source[first * width : last * width].T)
-        sums = torch._nnpack_spatial_convolution(strip[None], weight, bias, [0, 1]).relu_()
-        result[top * width : bottom * width] = sums.view(outputs, -1).T
+        try:
+            sums = torch._nnpack_spatial_convolution(strip[None], weight, bias, [0, 1])
+        except RuntimeError as error:
+            if any(words in str(error) for words in NO_MEMORY):
+                raise MemoryError("main memory is too small") from error
+            raise
+        result[top * width : bottom * width] = sums.relu_().view(outputs, -1).T
     return result.view(1, height, width, outputs).permute(0, 3, 1, 2)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from models.convolutions import Operations
 from models.resnet import ResNet, map_convolutions
 
-LAYOUTS_KEPT = 4  # 94 MB each in float32
+LAYOUTS_KEPT = 4  # at most 94 MB each in float32
 SIZES_COUNTED = 10_000
 
 
@@ -19,8 +19,8 @@ class Size(NamedTuple):
 class PackedResNet:
     """Hands out the model for an image size; keeps the layouts of the sizes that come most often.
 
-    Every size is laid out: at 640 by 480 that takes 20 to 30 ms, and so does the conversion in each
-    pass with weights that are not. An image's numbers then never depend on what came before it.
+    Every size is laid out: that takes 20 to 40 ms, and so does the conversion in each pass with
+    weights that are not. An image's numbers then never depend on what came before it.
     """
 
     def __init__(self, model: ResNet, operations: Operations) -> None:
@@ -43,6 +43,8 @@ class PackedResNet:
 
     def _keep(self, size: Size, laid_out: ResNet) -> None:
         """Keep it if there is room, or instead of one that came less often."""
+        if size in self._kept:  # by another thread meanwhile
+            return
         if len(self._kept) >= LAYOUTS_KEPT:
             rarest = min(self._kept, key=self._counts.__getitem__)
             if self._counts[size] <= self._counts[rarest]:

@@ -20,8 +20,7 @@ import demo
 from tests.harness import TRAIN, VAL, Dataset, Emulated, dataset, environment, pictures, run_here
 from tests.world import FastEmbedder, World, use_fast_models
 
-# The same examples every time: a run of CI fails for the change it tests. More of them, and others:
-# `pytest --hypothesis-profile=default`.
+# The same examples every time: a run of CI fails for the change it tests. `make soak` tries others.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 

@@ -87,7 +87,9 @@ def fake_models() -> Iterator[None]:
     modules: dict[str, Any] = {
         "embeddings": types.SimpleNamespace(Embedder=FakeEmbedder),
         "devices": types.SimpleNamespace(
-            choose_device=lambda name: name, check_precision=lambda name, device: None
+            choose_device=lambda name: name,
+            check_precision=lambda name, device: None,
+            bfloat16_is_faster=lambda: False,
         ),
     }
     window = int(os.environ.get("FAKE_WINDOW", pipeline.WINDOW_CPU))

@@ -71,7 +71,7 @@ def test_clip_has_its_own_batches():
     assert running.images == {"ResNet": 0, "CLIP": 8}
 
 
-def test_what_is_left_at_the_end_is_shared():
+def test_threads_share_what_waits_alone():
     embedder = Recorder(threading.Event())
     embedder.workers, embedder.clip_batch_size = 2, 8
     run(embedder, [image(n, 224, 224) for n in range(9)], "clip")

@@ -159,6 +159,12 @@ def test_auto_leaves_a_precision_that_loses_the_cosine(spoilt, chosen, weights, 
     assert precision == chosen
 
 
+def test_arrays_that_were_read_are_not_read_again(weights, monkeypatch):
+    arrays = read_resnet_weights(weights[0])
+    monkeypatch.setattr(embeddings, "read_resnet_weights", None)
+    Embedder(*weights, device="cpu", precision="float32", resnet_arrays=arrays)
+
+
 def test_threads_may_share_an_embedder(embedder, photographs, expected):
     with ThreadPoolExecutor(4) as pool:
         rows = list(pool.map(lambda p: embedder.start_resnet([p.pixels])(), photographs[4:9]))
@@ -225,7 +231,7 @@ def test_onednn_alone_replaces_a_wrong_nnpack(wrong, monkeypatch):
 
 def test_plain_torch_agrees_too(weights, photographs, expected, monkeypatch):
     monkeypatch.setattr(convolutions, "OneDnnOperations", Missing)
-    monkeypatch.setattr("models.vit.HAS_ONEDNN_LINEAR", False)
+    monkeypatch.setattr("models.vit.onednn_linear_agrees", lambda dtype: False)
     embedder = Embedder(*weights, device="cpu", precision="float32")
     rows = embedder.start_resnet([photographs[7].pixels])()
     assert abs(rows.imagenet[0] - expected["imagenet"][7]).max() < TOLERANCE
@@ -258,6 +264,15 @@ def test_every_size_is_laid_out_and_those_that_recur_are_kept():
     assert laid_out.count((99, 1)) == 5  # then it had come more often than another that was kept
 
 
+def test_a_size_laid_out_twice_at_once_replaces_one_layout():
+    packed, _ = packed_resnet()
+    for side in (1, 2, 3, 4, 5, 5):
+        packed.for_size(Size(side, 1))
+    assert Size(5, 1) in packed._kept
+    packed._keep(Size(5, 1), packed._model)  # another thread began before it was kept
+    assert len(packed._kept) == LAYOUTS_KEPT
+
+
 def test_counts_of_sizes_are_bounded(monkeypatch):
     monkeypatch.setattr("models.packing.SIZES_COUNTED", 50)
     packed, _ = packed_resnet()
@@ -267,6 +282,13 @@ def test_counts_of_sizes_are_bounded(monkeypatch):
 
 
 # Devices, precision and memory.
+
+
+def test_bfloat16_needs_a_cpu_that_has_it(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(DeviceError, match="bfloat16 needs a CPU with AVX-512, or a GPU"):
+        devices.check_precision("bfloat16", torch.device("cpu"))
+    devices.check_precision("auto", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

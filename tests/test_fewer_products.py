@@ -70,6 +70,16 @@ def test_strips_give_the_bits_of_the_whole_map(monkeypatch):
     assert torch.equal(nnpack.convolve_relu(x, weight, bias), whole)
 
 
+@pytest.mark.parametrize("words", nnpack.NO_MEMORY)
+def test_too_little_memory_for_nnpack_is_a_memory_error(words, monkeypatch):
+    def fail(*_):
+        raise RuntimeError(f"{words}: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(torch, "_nnpack_spatial_convolution", fail)
+    with pytest.raises(MemoryError):
+        nnpack.convolve_relu(*sample(64, 64, 36, 36))
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "size", "expected"),
     [

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.data import astronaut
 
 import images
 from images import BadImage, clip_input, decode, open_image, prepare, thumbnail
@@ -156,6 +157,16 @@ def test_thumbnail_looks_like_the_image():
     with Image.open(io.BytesIO(thumbnail(image))) as small:
         expected = np.asarray(image.resize(small.size)).astype(int)
         assert np.abs(np.asarray(small).astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1280, 720), (2000, 1500)])
+def test_thumbnail_is_as_good_as_one_scaled_at_once(size):
+    photograph = Image.fromarray(astronaut()).resize(size)
+    with Image.open(io.BytesIO(thumbnail(photograph))) as small:
+        best = io.BytesIO()
+        photograph.resize(small.size, Image.Resampling.BICUBIC).save(best, "JPEG")
+        difference = np.asarray(small).astype(float) - np.asarray(Image.open(best))
+    assert 10 * np.log10(255**2 / (difference**2).mean()) > 35  # decibels: PSNR
 
 
 def test_thumbnail_wider_than_a_jpeg_can_be():

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import checks
 import gcs
 import ingest
 from tests.front import Answer, Front
@@ -409,6 +410,31 @@ def test_help_is_fast_and_has_an_example(command):
     assert f"SERVER_URL=http://host:8000 python {command} " in result.stdout
     assert result.stderr == "False False\n"
     assert min(times) < 1
+
+
+def test_closed_streams_change_no_exit_code():
+    command = f'"{sys.executable}" ingest.py --help >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(("precision", "advised"), [("auto", True), ("float32", False)])
+def test_a_faster_precision_is_named(world, fast_models, monkeypatch, precision, advised):
+    monkeypatch.setattr("devices.bfloat16_is_faster", lambda: True)
+    world.put("t/a.jpg", "v/b.jpg")
+    result = world.run("--precision", precision)
+    assert result.exit_code == 0, result.output
+    assert ("--precision bfloat16" in result.stderr) is advised
+
+
+def test_the_weights_that_were_checked_are_those_that_are_loaded(world, fast_models, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("loading.load_models", lambda *given: loaded.append(given) or fast_models)
+    arrays = {"conv1_w": None}
+    weights = checks.ResNetWeights(arrays, "r" * 64)
+    monkeypatch.setattr(checks, "check_resnet_weights", lambda path: weights)
+    world.put("t/a.jpg", "v/b.jpg")
+    assert world.run().exit_code == 0
+    assert loaded[0][-1] is arrays
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
