@@ -64,6 +64,7 @@ class Batches:
         self._changed = threading.Condition()
         self._stopping = False
         self._broken: Exception | None = None
+        self._clip_began = False
         self.busy_s = {"ResNet": 0.0, "CLIP": 0.0}
         self.images = {"ResNet": 0, "CLIP": 0}
 
@@ -139,10 +140,14 @@ class Batches:
             batch = [group.popleft() for _ in range(size)]
             if not group:
                 del self._groups[key]
+            self._clip_began |= key == CLIP
             return key, batch
 
     def _next_key(self) -> tuple[int, int]:
-        """Overdue groups first, then full ones, then the fullest: in each the oldest."""
+        """Overdue groups first, then full ones, then the fullest: in each the oldest.
+
+        CLIP's first batch counts as full, so that the first results come sooner.
+        """
         now = time.monotonic()
 
         def rank(item: tuple[tuple[int, int], deque[Waiting]]) -> tuple[int, float, float]:
@@ -150,7 +155,8 @@ class Batches:
             since = group[0].since
             if now - since > MAX_WAIT_S:
                 return 2, 0, -since
-            filled = len(group) / self._batch_size(key)
+            first_of_clip = key == CLIP and not self._clip_began
+            filled = 1 if first_of_clip else len(group) / self._batch_size(key)
             return (1, 0, -since) if filled >= 1 else (0, filled, -since)
 
         return max(self._groups.items(), key=rank)[0]

@@ -71,6 +71,23 @@ def test_clip_has_its_own_batches():
     assert running.images == {"ResNet": 0, "CLIP": 8}
 
 
+def test_the_first_of_clip_does_not_wait_for_a_full_batch():
+    embedder = Recorder(threading.Event())
+
+    async def main():
+        async with Batches(embedder) as running:
+            both = [running.clip(image(1, 224, 224))]
+            both += [running.resnet(image(n)) for n in range(9)]
+            tasks = [asyncio.ensure_future(one) for one in both]
+            await asyncio.sleep(0)  # all are enqueued
+            embedder.ready.set()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    models = [model for model, _ in embedder.seen]
+    assert models[0] == "CLIP"  # the oldest, of three that fit
+
+
 def test_threads_share_what_waits_alone():
     embedder = Recorder(threading.Event())
     embedder.workers, embedder.clip_batch_size = 2, 8
