@@ -10,15 +10,13 @@ import json
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
-import numpy as np
 
 import gcs
 import index
 import names
-import weights
 from forager import Forager
 from names import GsPath, printable
 from small_objects import SmallObjects
@@ -231,32 +229,3 @@ def check_disk(findings: Findings, state: State, work_dir: Path) -> None:
             f"The arrays need {needed / 1e9:,.1f} GB more in {work_dir}, and {free / 1e9:,.1f} GB "
             "are free: free some, or choose another disk with --work_dir."
         )
-
-
-class ResNetWeights(NamedTuple):
-    arrays: dict[str, np.ndarray]
-    digest: str  # SHA-256 of the file, in hexadecimal
-
-
-class ClipWeights(NamedTuple):
-    directory: Path
-    digest: str  # SHA-256 of its model.safetensors, in hexadecimal
-
-
-def check_resnet_weights(path: Path) -> ResNetWeights:
-    """ResNet-50's weights, which are there and of the right shapes; takes under a second.
-
-    Raises:
-        WeightsError: what is missing or wrong, and how to get it.
-    """
-    return ResNetWeights(weights.read_resnet_weights(path), weights.digest(path))
-
-
-def check_clip_weights(id_or_dir: str) -> ClipWeights:
-    """CLIP's weights, likewise; fetched from the hub where they are not at hand.
-
-    Raises:
-        WeightsError: what is missing or wrong, and how to get it.
-    """
-    directory = weights.check_clip_weights(id_or_dir)
-    return ClipWeights(directory, weights.digest(directory))

@@ -17,6 +17,7 @@ import click
 import checks
 import gcs
 import index
+import weights
 from checks import SHOWN, SPLITS, Findings
 from loading import start_loading
 from names import IMAGE_SUFFIXES, GsPath, dataset_name_error, printable
@@ -37,10 +38,11 @@ WAYS_OUT = (
 
 
 class Models(NamedTuple):
-    """What was found of the models, and where the embedder may be on its way."""
+    """What was found of the models, and the embedder that may be on its way."""
 
-    resnet: checks.ResNetWeights
-    clip: checks.ClipWeights
+    resnet_digest: str  # SHA-256 of the file, in hexadecimal
+    clip_digest: str
+    clip_directory: Path
     embedder: asyncio.Future[Embedder] | None
 
 
@@ -91,14 +93,13 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
         checks.check_server(findings, request.server_url, request.name, ours),
     )
     if paths and listing and models:
-        resnet, clip, embedder = models
         options = {
             "dataset": request.name,
             "train_path": str(paths[0]),
             "val_path": str(paths[1]),
             "bucket": request.bucket,
-            "resnet_weights": resnet.digest,
-            "clip_weights": clip.digest,
+            "resnet_weights": models.resnet_digest,
+            "clip_weights": models.clip_digest,
             "backend": request.backend,
         }
         if request.precision != "auto":
@@ -107,7 +108,7 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
             _check_same(findings, earlier, options, listing)
             earlier.close()
         findings.raise_if_any()
-        return Plan(*paths, listing, options, clip.directory, embedder)
+        return Plan(*paths, listing, options, models.clip_directory, models.embedder)
     findings.raise_if_any()
     raise AssertionError("a check failed without a finding")
 
@@ -120,19 +121,22 @@ async def _check_and_load(
     Returns None after a finding.
     """
     check_machine = _check_cluster if request.engine == "ray" else _check_device
-    device, resnet, clip = await asyncio.gather(
+    device, arrays, clip = await asyncio.gather(
         findings.gather_in_thread(check_machine, request),
-        findings.gather_in_thread(checks.check_resnet_weights, request.resnet_weights),
-        findings.gather_in_thread(checks.check_clip_weights, request.clip_weights),
+        findings.gather_in_thread(weights.read_resnet_weights, request.resnet_weights),
+        findings.gather_in_thread(weights.check_clip_weights, request.clip_weights),
     )
-    if device is None or resnet is None or clip is None:
+    if device is None or arrays is None or clip is None:
         return None
     here = request.engine == "local" and not request.dry_run
     embedder = None
     if here and (earlier is None or earlier.has_pending()):
         precision = precision_of(request, earlier)
-        embedder = start_loading(request, precision, clip.directory, resnet.arrays)
-    return Models(resnet, clip, embedder)
+        embedder = start_loading(request, precision, clip, arrays)
+    del arrays  # the loader's now: a tenth of a gigabyte
+    resnet_digest = await asyncio.to_thread(weights.digest, request.resnet_weights)
+    clip_digest = await asyncio.to_thread(weights.digest, clip)
+    return Models(resnet_digest, clip_digest, clip, embedder)
 
 
 def precision_of(request: Request, state: State | None) -> str:

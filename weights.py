@@ -276,7 +276,7 @@ def _unreachable(name: str) -> WeightsError:
 
 def digest(path: Path) -> str:
     """The SHA-256 of a weights file, or of model.safetensors in a directory, in hexadecimal."""
-    hashed, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    hashed, block = hashlib.sha256(), memoryview(bytearray(1 << 24))
     with (path / "model.safetensors" if path.is_dir() else path).open("rb", 0) as file:
         while size := file.readinto(block):
             hashed.update(block[:size])

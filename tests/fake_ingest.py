@@ -27,12 +27,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import checks
 import ingest
 import intake
 import pipeline
 import recording
-from weights import digest
+import weights
 
 
 class FakeEmbedder:
@@ -73,14 +72,6 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def check_resnet_weights(path: Path) -> checks.ResNetWeights:
-    return checks.ResNetWeights({}, digest(path))
-
-
-def check_clip_weights(path: str) -> checks.ClipWeights:
-    return checks.ClipWeights(Path(path), digest(Path(path)))
-
-
 @contextlib.contextmanager
 def fake_models() -> Iterator[None]:
     """The ingest of this process has no models and no real weights within a `with` block."""
@@ -98,8 +89,8 @@ def fake_models() -> Iterator[None]:
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     with (
-        mock.patch.object(checks, "check_resnet_weights", check_resnet_weights),
-        mock.patch.object(checks, "check_clip_weights", check_clip_weights),
+        mock.patch.object(weights, "read_resnet_weights", lambda path: {}),
+        mock.patch.object(weights, "check_clip_weights", Path),
         mock.patch.object(pipeline, "WINDOW_CPU", window),
         mock.patch.object(intake, "MAX_OBJECT_BYTES", object_bytes),
         mock.patch.object(recording, "CHECKPOINT_S", checkpoint_s),

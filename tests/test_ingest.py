@@ -17,9 +17,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import checks
 import gcs
 import ingest
+import weights
 from tests.front import Answer, Front
 from tests.world import Index, picture, pixels_of, unit_vectors
 
@@ -430,8 +430,7 @@ def test_the_weights_that_were_checked_are_those_that_are_loaded(world, fast_mod
     loaded = []
     monkeypatch.setattr("loading.load_models", lambda *given: loaded.append(given) or fast_models)
     arrays = {"conv1_w": None}
-    weights = checks.ResNetWeights(arrays, "r" * 64)
-    monkeypatch.setattr(checks, "check_resnet_weights", lambda path: weights)
+    monkeypatch.setattr(weights, "read_resnet_weights", lambda path: arrays)
     world.put("t/a.jpg", "v/b.jpg")
     assert world.run().exit_code == 0
     assert loaded[0][-1] is arrays

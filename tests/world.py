@@ -11,10 +11,10 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image
 
-import checks
 import gcs
 import ingest
 import loading
+import weights
 from index import DIMENSIONS
 from names import GsPath
 from small_objects import SmallObjects
@@ -70,9 +70,9 @@ def use_fast_models(monkeypatch, tmp_path):
     """Put FastEmbedder in the place of both models, and of the checks of their weights."""
     embedder = FastEmbedder()
     monkeypatch.setattr(loading, "load_models", lambda *_: embedder)
-    resnet, clip = checks.ResNetWeights({}, "r" * 64), checks.ClipWeights(tmp_path, "c" * 64)
-    monkeypatch.setattr(checks, "check_resnet_weights", lambda path: resnet)
-    monkeypatch.setattr(checks, "check_clip_weights", lambda id_or_dir: clip)
+    monkeypatch.setattr(weights, "read_resnet_weights", lambda path: {})
+    monkeypatch.setattr(weights, "check_clip_weights", lambda id_or_dir: tmp_path)
+    monkeypatch.setattr(weights, "digest", lambda path: "0" * 64)
     return embedder
 
 
