@@ -5,6 +5,7 @@ comparable. Of an animation the first frame counts.
 """
 
 import io
+import math
 import warnings
 from typing import NamedTuple
 
@@ -112,9 +113,13 @@ def thumbnail(image: Image.Image) -> bytes:
     Raises:
         BadImage: wider than a JPEG file can be.
     """
-    small = image.copy()
-    # Averaged to less than twice the size first: half the time and more, at 38 dB of the best.
-    small.thumbnail((image.width, THUMBNAIL_HEIGHT), reducing_gap=1.0)
+    small = image
+    if image.height > THUMBNAIL_HEIGHT:
+        # To the nearest width; averaged to less than twice the size first: half the time and more,
+        # at 38 dB of the best.
+        width = max(1, math.ceil(image.width * THUMBNAIL_HEIGHT / image.height - 0.5))
+        bicubic = Image.Resampling.BICUBIC
+        small = image.resize((width, THUMBNAIL_HEIGHT), bicubic, reducing_gap=1.0)
     if small.width > MAX_JPEG_SIDE:
         raise BadImage(f"its thumbnail would be {small.width:,} pixels wide, too wide for a JPEG")
     file = io.BytesIO()
