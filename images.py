@@ -24,6 +24,8 @@ MAX_SCALED_SIDE = 100 * CLIP_SIDE  # pixels; beyond, only what the crop keeps is
 
 Image.MAX_IMAGE_PIXELS = None  # the limits here are checked before any pixel is decoded
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Pixels of more than 8 megapixels in pieces so large that memory.py does not keep them when freed.
+Image.core.set_block_size(64 << 20)
 # What Pillow has to say of odd files is of no use to who ingests a million. Once for the process:
 # warnings.catch_warnings is not for threads.
 warnings.filterwarnings("ignore", module="PIL")
