@@ -14,6 +14,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -116,6 +117,7 @@ class Cluster:
     def __init__(self, address: str | None, **local: Any) -> None:
         """`local` are settings of ray.init for a cluster of our own, for tests and benchmarks."""
         self._address, self._local = address, local
+        self.reading: threading.Thread | None = None  # that takes what workers send
 
     def __enter__(self) -> Cluster:
         os.environ.update(QUIET)
@@ -144,13 +146,24 @@ class Cluster:
                     f"Ray cannot be reached at {self._address or 'this machine'} ({reason}): start "
                     "it with `ray start --head`, or leave --ray_address away to use this machine."
                 ) from error
-            stack.callback(ray.shutdown)
+            stack.callback(self._shut_down)
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _shut_down(self) -> None:
+        """Leave the cluster, and end one of our own.
+
+        Not while a thread waits for results, as after Ctrl-C or on a full disk: Ray's core would
+        end the process there and then. Ray ends by itself what such a process leaves.
+        """
+        import ray
+
+        if self.reading is None or not self.reading.is_alive():
+            ray.shutdown()
 
     @property
     def is_local(self) -> bool:

@@ -63,7 +63,8 @@ class RayPipeline:
         embedder_workers: int = 1,
     ) -> None:
         pool = choose_pool()
-        self._choose_pool, self._state, self._load = choose_pool, state, load
+        self._cluster, self._choose_pool = cluster, choose_pool
+        self._state, self._load = state, load
         self._recorder = Recorder(state, arrays)
         self._job = ray_stages.Job(
             image_bucket,
@@ -112,7 +113,7 @@ class RayPipeline:
         while len(numbers := self._state.pending_numbers(ROWS_A_PASS)):
             before, failure = self._reported, None
             try:
-                await _in_daemon_thread(self._pass, numbers)
+                await self._pass_in_thread(numbers)
             except (RayError, UserCodeException, ExecutionTimeoutError) as error:
                 failure = error
                 if (cause := click_error(error)) is not None:
@@ -125,6 +126,33 @@ class RayPipeline:
                     f"The Ray cluster makes no progress ({failure or 'nothing came back'}): look "
                     "at `ray status` on a node of it, then run the same command again."
                 ) from failure
+
+    async def _pass_in_thread(self, numbers: np.ndarray) -> None:
+        """As asyncio.to_thread(self._pass), but the end of the process does not wait for it."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def tell(error: BaseException | None) -> None:
+            if not done.done():
+                done.set_exception(error) if error else done.set_result(None)
+
+        def work() -> None:
+            error: BaseException | None = None
+            try:
+                self._pass(numbers)
+            except BaseException as raised:
+                error = raised
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(tell, error)
+
+        thread = threading.Thread(target=work, name="ray results", daemon=True)
+        self._cluster.reading = thread
+        thread.start()
+        try:
+            await done
+        finally:
+            if not done.cancelled():
+                thread.join()
 
     def _pass(self, numbers: np.ndarray) -> None:
         block_rows = max(1, min(BLOCK_ROWS, len(numbers) // (BLOCKS_A_SLOT * self._prepare_slots)))
@@ -200,28 +228,6 @@ def _configure(pool: Pool) -> None:
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         object_store_memory=max(STORE_BYTES, held)
     )
-
-
-async def _in_daemon_thread(function: Callable[..., None], *args: Any) -> None:
-    """As asyncio.to_thread, but the end of the process does not wait for the thread."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def tell(error: BaseException | None) -> None:
-        if not done.done():
-            done.set_exception(error) if error else done.set_result(None)
-
-    def work() -> None:
-        error: BaseException | None = None
-        try:
-            function(*args)
-        except BaseException as raised:
-            error = raised
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(tell, error)
-
-    threading.Thread(target=work, name="ray results", daemon=True).start()
-    await done
 
 
 def click_error(error: BaseException) -> click.ClickException | None:
