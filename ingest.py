@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from options import CONTEXT_SETTINGS, BatchSizeType, LimitType, Request, shared_options
+from options import (
+    CONTEXT_SETTINGS,
+    BatchSizeType,
+    LimitType,
+    Request,
+    default_decode_workers,
+    shared_options,
+)
 
 if TYPE_CHECKING:  # imported where they are used: --help waits for none of them
     from index import Arrays
@@ -98,7 +105,7 @@ INTERRUPTED = 130  # exit code, as a shell gives it after Ctrl-C
 @click.option(
     "--decode_workers",
     type=click.IntRange(min=1),
-    default=lambda: 3 * (os.cpu_count() or 1) // 2 or 1,
+    default=default_decode_workers,
     show_default="half as many again as there are cores",
     help="Threads that decode images.",
 )

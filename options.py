@@ -1,6 +1,7 @@
 """Options of both commands, and what ingest.py's become."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,11 @@ _SHARED = (
     ),
     click.option("--dry_run", is_flag=True, help="Check everything, say what would be done, stop."),
 )
+
+
+def default_decode_workers() -> int:
+    """Half as many again as there are cores: some of the threads wait for the interpreter."""
+    return 3 * (os.cpu_count() or 1) // 2
 
 
 def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:

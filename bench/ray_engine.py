@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 from bench.measure import Result, options, photograph, ratio, show, storage_server
-from bench.scale import TrivialEmbedder
+from bench.scale import PATHS, TrivialEmbedder
 
 STARTED = 0.1  # of the rows: from there on every part runs
 DRIVER_ROWS = 50_000  # 700 MB
@@ -49,7 +49,6 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
     import checks
     import recording
     from index import Arrays
-    from names import GsPath
 
     marks: list[tuple[float, float]] = []  # wall clock and processor time, at two rows
     recorded = 0
@@ -64,8 +63,7 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
 
     recording.Recorder.done = marking  # type: ignore
     with tempfile.TemporaryDirectory() as directory:
-        paths = GsPath("bench", "d/train/"), GsPath("bench", "d/val/")
-        state = checks.list_images(paths, Path(directory, "state.sqlite"))
+        state = checks.list_images(PATHS, Path(directory, "state.sqlite"))
         state.set_options({"index_id": "bench"})
         rows = state.counts().images
         start = int(STARTED * rows)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import checks
 from bench.measure import Result, options, photograph, show, storage_server
 from index import Arrays
 from names import GsPath
+from options import default_decode_workers
 from pipeline import WINDOW_CPU, Pipeline
 from state import State
 
@@ -82,7 +82,7 @@ def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:
             TrivialEmbedder(),
             image_bucket="bench",
             index_bucket="bench",
-            decode_workers=3 * (os.cpu_count() or 1) // 2 or 1,
+            decode_workers=default_decode_workers(),
             window=window,
         )
         async with pipeline:

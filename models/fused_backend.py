@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.convolutions import OneDnnOperations, choose_operations
+from models.convolutions import choose_operations
 from models.packing import PackedResNet, Size
 from models.resnet import build_resnet, map_convolutions, resnet_features
 from models.vit import build_vision_tower, clip_features
@@ -22,9 +22,7 @@ def load(
     tower = build_vision_tower(clip / "model.safetensors", device, dtype)
     if device.type == "cuda":
         return partial(resnet_features, model, operations), partial(clip_features, tower)
-    if isinstance(operations, OneDnnOperations):
-        model = map_convolutions(model, operations.prepared)
-    packed = PackedResNet(model, operations)
+    packed = PackedResNet(map_convolutions(model, operations.prepared), operations)
 
     def features(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Image by image: a batch is no faster on a CPU, and so any batch gives the same bits."""

@@ -10,10 +10,11 @@ import platform
 
 import torch
 
+from models import winograd
+
 OUTPUT = 6  # a tile's outputs, along a side
 MIN_CHANNELS = 64
 MIN_TILES = 32  # below, mapping the weight costs what the products save
-MAX_WASTE = 1.4  # outputs computed for one used: the last tiles reach over the edge
 TILES_PER_CHANNEL = 2  # in a strip, which fits in the cache
 NO_MEMORY = ("posix_memalign failed", "updateOutput failed")  # in what torch raises
 
@@ -44,13 +45,11 @@ def available() -> bool:
 
 def pays_off(weight: torch.Tensor, height: int, width: int) -> bool:
     """Whether a convolution with this weight on a map of this size is faster this way."""
-    tiles = -(-height // OUTPUT) * -(-width // OUTPUT)
     return (
         weight.dtype == torch.float32
         and weight.shape[2:] == (3, 3)
         and min(weight.shape[:2]) >= MIN_CHANNELS
-        and tiles >= MIN_TILES
-        and tiles * OUTPUT**2 <= MAX_WASTE * height * width
+        and winograd.pays_off(height, width, OUTPUT, MIN_TILES)
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch.nn.functional import layer_norm, linear, normalize, scaled_dot_product_attention, silu
 
-from models.convolutions import TOLERANCE
+from models.convolutions import REFUSALS, TOLERANCE
 from weights import CLIP_LAYERS, CLIP_WIDTH, clip_shapes
 
 HEADS, HEAD_WIDTH = 12, 64
@@ -124,7 +124,7 @@ def onednn_linear_agrees(dtype: torch.dtype) -> bool:
     try:
         packed = Affine(torch.ops.mkldnn._reorder_linear_weight(weight / 8), bias)
         result = _linear(x, packed, then_silu=True)
-    except (RuntimeError, AttributeError, TypeError, NotImplementedError):
+    except REFUSALS:
         return False
     return torch.allclose(result, silu(linear(x, weight / 8, bias)), atol=TOLERANCE[dtype])
 

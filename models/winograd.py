@@ -55,10 +55,10 @@ def transform_weight(weight: torch.Tensor) -> torch.Tensor | None:
     return (KERNEL_MATRIX @ kernels).view(TILE * TILE, outputs, inputs)
 
 
-def pays_off(height: int, width: int) -> bool:
+def pays_off(height: int, width: int, output: int = OUTPUT, min_tiles: int = MIN_TILES) -> bool:
     """Whether a map of this size has enough tiles, and few enough that are mostly edge."""
-    tiles = -(-height // OUTPUT) * -(-width // OUTPUT)
-    return tiles >= MIN_TILES and tiles * OUTPUT**2 <= MAX_WASTE * height * width
+    tiles = -(-height // output) * -(-width // output)
+    return tiles >= min_tiles and tiles * output**2 <= MAX_WASTE * height * width
 
 
 def convolve_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
