@@ -257,8 +257,8 @@ async def embed_here(
     )
     async with pipeline:
         _say(f"Embedding on {embedder.device} in {embedder.precision}.")
-        in_use = embedder.device, embedder.precision, request.precision
-        if in_use == ("cpu", "float32", "auto") and devices.bfloat16_is_faster():
+        in_use = request.backend, embedder.device, embedder.precision, request.precision
+        if in_use == ("fused", "cpu", "float32", "auto") and devices.bfloat16_is_faster():
             _say(BFLOAT16_ADVICE)
         await pipeline.run()
     return pipeline.times()

@@ -25,25 +25,21 @@ import images
 from bench import original
 from bench.measure import interleave, options, photograph, ratio, show, storage_server
 from demo import ROOT, free_port, seeded_weights, service
-from weights import read_resnet_weights
 
 UNITS = {"whole": "images/s", "embedding only": "images/s"}
 
 
-def original_way(device: torch.device) -> Callable[[bytes], None]:
+def original_way(models: original.Original, device: torch.device) -> Callable[[bytes], None]:
     """What the original does with one image file, except for files and processes in between."""
-    weights = seeded_weights()
-    resnet = original.load_resnet(read_resnet_weights(weights / "R-50.pkl"), device)
-    clip = original.load_clip(weights / "clip-vit-base-patch32" / "model.safetensors", device)
 
     def decoded(data: bytes) -> np.ndarray:
         return np.array(images.decode(images.open_image(data)))
 
     def embed(data: bytes) -> None:
         with torch.inference_mode():
-            resnet(torch.from_numpy(decoded(data))[None].to(device))
+            models.resnet(torch.from_numpy(decoded(data))[None].to(device))
             scaled = images.clip_input(images.decode(images.open_image(data)))
-            clip(torch.from_numpy(np.array(scaled))[None].to(device))
+            models.clip(torch.from_numpy(np.array(scaled))[None].to(device))
             images.thumbnail(images.decode(images.open_image(data)))
 
     return embed
@@ -100,7 +96,8 @@ def main(count: int, size: tuple[int, int], device: str, runs: int, json_file: P
     """Images a second of the whole ingest and of the original's inference, in turn."""
     path = photograph(*size)
     data = path.read_bytes()
-    embed = original_way(torch.device(device))
+    models = original.load(seeded_weights(), torch.device(device))
+    embed = original_way(models, torch.device(device))
     with storage_server(count, [path]), forager() as server:
         ways = {
             "ingest.py": lambda: run_ingest(server, count, device),
@@ -110,7 +107,8 @@ def main(count: int, size: tuple[int, int], device: str, runs: int, json_file: P
     for quantity in UNITS:
         names = f"ingest.py: {quantity}", "original: whole"
         results.append(ratio(results, f"ingest.py, {quantity} / original", *names))
-    show(f"{count} images of {size[0]} x {size[1]} on {device}", results, json_file)
+    question = f"{count} images of {size[0]} x {size[1]} on {device}; original: {models.name}"
+    show(question, results, json_file)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from bench import original
 from bench.measure import Result, interleave, options, ratio, show
 from demo import seeded_weights
 from embeddings import Embedder
-from weights import CLIP_LAYERS, CLIP_WIDTH, RESNET_STAGES, read_resnet_weights
+from weights import CLIP_LAYERS, CLIP_WIDTH, RESNET_STAGES
 
 CLIP_TOKENS = 50
 UNITS = {
@@ -110,16 +110,13 @@ def embed(embedder: Embedder, images: list[np.ndarray], inputs: list[np.ndarray]
 
 
 def compare_rates(
-    embedder: Embedder, weights: Path, size: tuple[int, int], count: int, runs: int
+    embedder: Embedder, models: original.Original, size: tuple[int, int], count: int, runs: int
 ) -> list[Result]:
     """Images a second at one size (width, height), ours and the original's, in turn."""
     width, height = size
     device = torch.device(embedder.device)
     images = list(np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8))
     inputs = [np.ascontiguousarray(np.resize(image, (224, 224, 3))) for image in images]
-    resnet = original.load_resnet(read_resnet_weights(weights / "R-50.pkl"), device)
-    clip_file = weights / "clip-vit-base-patch32" / "model.safetensors"
-    clip = original.load_clip(clip_file, device)
     best = matrix_rate(device, embedder.dtype, cores := devices.cores())
     operations = resnet_operations(height, width) + clip_operations()
 
@@ -134,8 +131,8 @@ def compare_rates(
         torch.set_num_threads(cores)
         with torch.inference_mode():
             for image, clip_input in zip(images[:number], inputs, strict=False):
-                resnet(torch.from_numpy(image)[None].to(device))[0].cpu()
-                clip(torch.from_numpy(clip_input)[None].to(device)).cpu()
+                models.resnet(torch.from_numpy(image)[None].to(device))[0].cpu()
+                models.clip(torch.from_numpy(clip_input)[None].to(device)).cpu()
 
     few = max(2, count // 4)
     embed(embedder, images, inputs)  # lay out the weights, choose the algorithms
@@ -197,11 +194,13 @@ def main(
         device=device,
         precision=precision,
     )
+    models = original.load(weights, torch.device(embedder.device))
     count = images or (512 if embedder.device.startswith("cuda") else 8)
     for size in sizes.split(","):
         width, height = (int(side) for side in size.split("x"))
-        results += compare_rates(embedder, weights, (width, height), count, runs)
-    show(f"Both models on {embedder.device} in {embedder.precision}", results, json_file)
+        results += compare_rates(embedder, models, (width, height), count, runs)
+    question = f"Both models on {embedder.device} in {embedder.precision}; original: {models.name}"
+    show(question, results, json_file)
 
 
 if __name__ == "__main__":

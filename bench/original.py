@@ -1,20 +1,23 @@
 """The original's way to compute, for comparison: one image at a time, batch norm as a layer.
 
-`--backend original` is the real thing where Detectron2 and OpenAI's clip are installed; this
-performs the same operations of torch in the same order where they are not.
+Where Detectron2 and OpenAI's clip are installed, they are the original. Where they are not, the
+functions here perform the same operations of torch in the same order, in the same time.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import click
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from models import vit
+from models import original_backend, vit
 from models.resnet import PIXEL_MEANS
 from weights import (
     BATCH_NORM_EPSILON,
@@ -22,7 +25,24 @@ from weights import (
     CLIP_LAYERS,
     CLIP_WIDTH,
     RESNET_STAGES,
+    read_resnet_weights,
 )
+
+
+class Original(NamedTuple):
+    resnet: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    clip: Callable[[torch.Tensor], torch.Tensor]
+    name: str
+
+
+def load(weights: Path, device: torch.device) -> Original:
+    """Both models in float32, from uint8 pixels, red first: (n, height, width, 3)."""
+    arrays, clip = read_resnet_weights(weights / "R-50.pkl"), weights / "clip-vit-base-patch32"
+    with contextlib.suppress(click.ClickException):  # not installed
+        functions = original_backend.load(arrays, clip, device, torch.float32)
+        return Original(*functions, "Detectron2 and clip")
+    resnet, tower = load_resnet(arrays, device), load_clip(clip / "model.safetensors", device)
+    return Original(resnet, tower, "a stand-in for Detectron2 and clip")
 
 
 def load_resnet(

@@ -417,11 +417,14 @@ def test_closed_streams_change_no_exit_code():
     assert subprocess.run(["sh", "-c", command], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize(("precision", "advised"), [("auto", True), ("float32", False)])
-def test_a_faster_precision_is_named(world, fast_models, monkeypatch, precision, advised):
+@pytest.mark.parametrize(
+    ("options", "advised"),
+    [([], True), (["--precision", "float32"], False), (["--backend", "original"], False)],
+)
+def test_a_faster_precision_is_named(world, fast_models, monkeypatch, options, advised):
     monkeypatch.setattr("devices.bfloat16_is_faster", lambda: True)
     world.put("t/a.jpg", "v/b.jpg")
-    result = world.run("--precision", precision)
+    result = world.run(*options)
     assert result.exit_code == 0, result.output
     assert ("--precision bfloat16" in result.stderr) is advised
 
