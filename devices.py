@@ -13,7 +13,7 @@ import torch
 # Live activations of ResNet-50 at their peak, in res2: input, shortcut, inner and output are 52
 # values a pixel, and workspace.
 VALUES_PER_PIXEL = 65
-CPU_BYTES_PER_WORKER = 160 << 20  # weights laid out for its image's size, and NNPACK's workspace
+CPU_BYTES_PER_WORKER = 160 << 20  # weights laid out for its image's size
 CPU_BYTES_PER_PIXEL = 200  # in float32, where sums overwrite the shortcut: measured 173
 MEMORY_SHARE = 0.6  # of what is free, for one batch
 # 16 values a pixel leave the stem: beyond this a tensor has 2**31 values, which cuDNN refuses.

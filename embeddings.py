@@ -12,6 +12,7 @@ import torch
 
 import devices
 from images import CLIP_SIDE
+from memory import ask_for_large_pages
 from weights import check_clip_weights, read_resnet_weights
 
 BACKENDS = {
@@ -111,6 +112,7 @@ class Embedder:
             WeightsError, DeviceError: they cannot be loaded.
             ClickException: `original` is not installed.
         """
+        ask_for_large_pages()
         self._device = devices.choose_device(device)
         self.device = str(self._device)
         devices.check_precision(precision, self._device)

@@ -6,17 +6,17 @@ They are not part of torch's documented interface, so `choose_operations` tries 
 plain torch where they fail or compute something else.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from models import nnpack, winograd
+from models import winograd
 
 # Largest difference of values of up to 10, by precision; a wrong operation differs by more than 1.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.2}
+MAPPED_KEPT = 3 * 13  # weights for winograd.py: ResNet-50 has 13 of them, at most 180 MB together
 # What an undocumented operator raises that is not there, or is not for this device or precision.
 REFUSALS = (RuntimeError, AttributeError, TypeError)
 
@@ -27,13 +27,11 @@ class Convolution(NamedTuple):
     stride: int
     padding: int
     scale: int  # pixels of the image for one of the input, along a side
-    mapped: Tensor | None = None  # the weight for winograd.py
+    mapped: Tensor | None = None  # the weight for winograd.py, where that way is taken
 
 
 class Operations(Protocol):
     """What ResNet-50 consists of; x and residual are channels-last, residual may be overwritten."""
-
-    def prepared(self, convolution: Convolution) -> Convolution: ...
 
     def packed(self, convolution: Convolution, height: int, width: int) -> Convolution: ...
 
@@ -48,9 +46,6 @@ class Operations(Protocol):
 
 class PlainOperations:
     """torch's public functions, on any device."""
-
-    def prepared(self, convolution: Convolution) -> Convolution:
-        return convolution
 
     def packed(self, convolution: Convolution, height: int, width: int) -> Convolution:
         return convolution
@@ -71,16 +66,9 @@ class OneDnnOperations:
     3x3 convolutions of one image take the way with fewer products where that is faster.
     """
 
-    def __init__(self, with_nnpack: bool = False) -> None:
-        self._with_nnpack = with_nnpack
-
-    def prepared(self, convolution: Convolution) -> Convolution:
-        """With what the ways with fewer products take: weights in rows, and mapped ones."""
-        weight = convolution.weight
-        if weight.shape[2:] != (3, 3):
-            return convolution
-        mapped = winograd.transform_weight(weight)
-        return convolution._replace(weight=weight.contiguous(), mapped=mapped)
+    def __init__(self) -> None:
+        # Images of different sizes mostly have the same number of tiles at once.
+        self._mapped = functools.lru_cache(MAPPED_KEPT)(winograd.mapped_weight)
 
     def packed(self, convolution: Convolution, height: int, width: int) -> Convolution:
         """With the weights laid out as oneDNN wants them for an image of this size.
@@ -88,10 +76,12 @@ class OneDnnOperations:
         A layout chosen for another size is worse than none: it is converted at each use.
         """
         weight, _, stride, padding, scale, _ = convolution
-        shape = [1, weight.shape[1], -(-height // scale), -(-width // scale)]
-        if self._with_fewer_products(convolution, shape):
-            return convolution
+        map_size = -(-height // scale), -(-width // scale)
+        if winograd.pays_off(weight, *map_size):
+            mapped = self._mapped(weight, winograd.strip_tiles(*map_size))
+            return convolution._replace(mapped=mapped)
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        shape = [1, weight.shape[1], *map_size]
         weight = reorder(weight.to_mkldnn(), [padding] * 2, [stride] * 2, [1, 1], 1, shape)
         return convolution._replace(weight=weight)
 
@@ -105,22 +95,9 @@ class OneDnnOperations:
         return self._run(x, convolution, "none")
 
     def convolve_relu(self, x: Tensor, convolution: Convolution) -> Tensor:
-        convolve = self._with_fewer_products(convolution, x.shape)
-        return convolve(x) if convolve else self._run(x, convolution, "relu")
-
-    def _with_fewer_products(
-        self, convolution: Convolution, shape: Sequence[int]
-    ) -> Callable[[Tensor], Tensor] | None:
-        """The faster convolve_relu for inputs of this shape, None where oneDNN's is."""
-        images, _, height, width = shape
-        weight, bias, mapped = convolution.weight, convolution.bias, convolution.mapped
-        if images > 1 or convolution.stride > 1:
-            return None
-        if self._with_nnpack and nnpack.pays_off(weight, height, width):
-            return partial(nnpack.convolve_relu, weight=weight, bias=bias)
-        if mapped is not None and winograd.pays_off(height, width):
-            return partial(winograd.convolve_relu, weight=mapped, bias=bias)
-        return None
+        if convolution.mapped is not None:
+            return winograd.convolve_relu(x, convolution.mapped, convolution.bias)
+        return self._run(x, convolution, "relu")
 
     def convolve_add_relu(self, x: Tensor, convolution: Convolution, residual: Tensor) -> Tensor:
         weight, bias, stride, padding, *_ = convolution
@@ -146,22 +123,20 @@ class CudnnOperations(PlainOperations):
 
 def choose_operations(device: torch.device, dtype: torch.dtype) -> Operations:
     """The fused operations of the device where they agree with plain torch, else plain torch."""
-    fused: list[Operations] = [CudnnOperations()]
-    if device.type != "cuda":
-        fused = [OneDnnOperations(nnpack.available()), OneDnnOperations()]
-    agreeing = (operations for operations in fused if agree(operations, device, dtype))
-    return next(agreeing, PlainOperations())
+    fused = CudnnOperations() if device.type == "cuda" else OneDnnOperations()
+    return fused if agree(fused, device, dtype) else PlainOperations()
 
 
 def agree(operations: Operations, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the operations give on a small sample what plain torch gives in float32."""
     random = torch.Generator().manual_seed(0)
     sample, residual = (
-        torch.randn(1, 64, 31, 36, generator=random).to(memory_format=torch.channels_last)
+        torch.randn(1, 128, 31, 36, generator=random).to(memory_format=torch.channels_last)
         for _ in range(2)
     )
-    weight = torch.randn(64, 64, 3, 3, generator=random).to(memory_format=torch.channels_last) / 24
-    exact = Convolution(weight, torch.randn(64, generator=random), 1, 1, 1)
+    weight = torch.randn(128, 128, 3, 3, generator=random) / (9 * 128) ** 0.5
+    weight = weight.to(memory_format=torch.channels_last)
+    exact = Convolution(weight, torch.randn(128, generator=random), 1, 1, 1)
     plain = PlainOperations()
     try:
         given = exact._replace(weight=weight.to(device, dtype), bias=exact.bias.to(device, dtype))

@@ -9,7 +9,7 @@ import torch
 
 from models.convolutions import choose_operations
 from models.packing import PackedResNet, Size
-from models.resnet import build_resnet, map_convolutions, resnet_features
+from models.resnet import build_resnet, resnet_features
 from models.vit import build_vision_tower, clip_features
 
 
@@ -22,7 +22,7 @@ def load(
     tower = build_vision_tower(clip / "model.safetensors", device, dtype)
     if device.type == "cuda":
         return partial(resnet_features, model, operations), partial(clip_features, tower)
-    packed = PackedResNet(map_convolutions(model, operations.prepared), operations)
+    packed = PackedResNet(model, operations)
 
     def features(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Image by image: a batch is no faster on a CPU, and so any batch gives the same bits."""

@@ -16,7 +16,7 @@ import embeddings
 from devices import DeviceError
 from embeddings import Embedder
 from images import open_image, prepare
-from models import convolutions, nnpack
+from models import convolutions
 from models.convolutions import Convolution, OneDnnOperations, PlainOperations
 from models.packing import LAYOUTS_KEPT, PackedResNet, Size
 from models.resnet import ResNet
@@ -126,6 +126,13 @@ def test_original_packages_missing_names_the_commands(weights, monkeypatch):
     assert "clip" in caught.value.message
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    not getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)(),
+    reason="needs a CPU with AVX-512",
+)
+
+
+@needs_bfloat16
 def test_bfloat16_keeps_the_cosine(weights, photographs, expected):
     embedder = Embedder(*weights, device="cpu", precision="bfloat16")
     imagenet, early, _ = resnet_rows(embedder, [p.pixels for p in photographs])
@@ -192,11 +199,11 @@ def test_read_only_pixels_are_left_alone(embedder):
 # The convolutions: fused where they are right, plain torch where not.
 
 
-def test_fused_operations_work_here():
-    for dtype in (torch.float32, torch.bfloat16):
-        for with_nnpack in (False, nnpack.available()):
-            operations = OneDnnOperations(with_nnpack)
-            assert convolutions.agree(operations, torch.device("cpu"), dtype)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
+)
+def test_fused_operations_work_here(dtype):
+    assert convolutions.agree(OneDnnOperations(), torch.device("cpu"), dtype)
 
 
 class Wrong(OneDnnOperations):
@@ -221,12 +228,11 @@ def test_plain_torch_replaces_operations_that_fail(operations, monkeypatch):
     assert isinstance(chosen, PlainOperations)
 
 
-@pytest.mark.parametrize("wrong", [lambda x, **_: x * 2, lambda x, **_: x.no_such_attribute])
-def test_onednn_alone_replaces_a_wrong_nnpack(wrong, monkeypatch):
-    monkeypatch.setattr(nnpack, "available", lambda: True)
-    monkeypatch.setattr(nnpack, "convolve_relu", wrong)
+@pytest.mark.parametrize("wrong", [lambda *_: torch.zeros(1), lambda x, *_: x.no_such_attribute])
+def test_plain_torch_replaces_fewer_products_that_fail(wrong, monkeypatch):
+    monkeypatch.setattr("models.winograd.convolve_relu", wrong)
     chosen = convolutions.choose_operations(torch.device("cpu"), torch.float32)
-    assert isinstance(chosen, OneDnnOperations) and not chosen._with_nnpack
+    assert isinstance(chosen, PlainOperations)
 
 
 def test_plain_torch_agrees_too(weights, photographs, expected, monkeypatch):
