@@ -26,7 +26,7 @@ check: $(INSTALLED)  ## lint, format, types
 
 bench: $(INSTALLED)  ## the quick benchmarks, each a table and a JSON file under .bench/
 	mkdir -p .bench
-	for name in decode fetch arrays pipeline scale model end_to_end neighbours; do \
+	for name in start decode fetch arrays pipeline scale model end_to_end neighbours; do \
 		$(RUN) -m bench.$$name --json .bench/$$name.json || exit 1; done
 
 screenshots: $(INSTALLED)  ## the pictures in the README; needs chromium

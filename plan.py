@@ -17,7 +17,6 @@ import click
 import checks
 import gcs
 import index
-import weights
 from checks import SHOWN, SPLITS, Findings
 from loading import start_loading
 from names import IMAGE_SUFFIXES, GsPath, dataset_name_error, printable
@@ -25,6 +24,7 @@ from options import Request
 from report import size, table
 from state import TRAIN, VAL, State, WorkDirectory
 from uploads import delete_index
+from weights_reader import WeightsReader
 
 if TYPE_CHECKING:
     from embeddings import Embedder
@@ -86,12 +86,17 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
         earlier.close()
         earlier = None
     ours = earlier.index_id if earlier and not earlier.option("registered") else None
-    listing, models, *_ = await asyncio.gather(
-        _list_and_check(request, findings, work, paths),
-        _check_and_load(request, findings, earlier),
-        findings.gather_in_thread(checks.check_write_access, request.bucket),
-        checks.check_server(findings, request.server_url, request.name, ours),
-    )
+    with WeightsReader(request.resnet_weights, request.clip_weights) as reader:
+        # Before the others: importing torch keeps the interpreter busy, and nothing takes longer.
+        # The others' imports then go on beside the loading of the models, which needs none.
+        check_machine = _check_cluster if request.engine == "ray" else _check_device
+        device = await findings.gather_in_thread(check_machine, request)
+        listing, models, *_ = await asyncio.gather(
+            _list_and_check(request, findings, work, paths),
+            _check_and_load(request, findings, earlier, reader, device),
+            findings.gather_in_thread(checks.check_write_access, request.bucket),
+            checks.check_server(findings, request.server_url, request.name, ours),
+        )
     if paths and listing and models:
         options = {
             "dataset": request.name,
@@ -114,18 +119,18 @@ async def check(request: Request, work: WorkDirectory) -> Plan:
 
 
 async def _check_and_load(
-    request: Request, findings: Findings, earlier: State | None
+    request: Request,
+    findings: Findings,
+    earlier: State | None,
+    reader: WeightsReader,
+    device: str | None,
 ) -> Models | None:
-    """Check weights and device, and begin to load the models where images are to be embedded.
+    """Take what was found of the weights, and begin to load the models where they are needed here.
 
     Returns None after a finding.
     """
-    check_machine = _check_cluster if request.engine == "ray" else _check_device
-    device, arrays, clip = await asyncio.gather(
-        findings.gather_in_thread(check_machine, request),
-        findings.gather_in_thread(weights.read_resnet_weights, request.resnet_weights),
-        findings.gather_in_thread(weights.check_clip_weights, request.clip_weights),
-    )
+    clip = await findings.gather_in_thread(reader.clip_directory)
+    arrays = await findings.gather_in_thread(reader.resnet_arrays)
     if device is None or arrays is None or clip is None:
         return None
     here = request.engine == "local" and not request.dry_run
@@ -134,9 +139,8 @@ async def _check_and_load(
         precision = precision_of(request, earlier)
         embedder = start_loading(request, precision, clip, arrays)
     del arrays  # the loader's now: a tenth of a gigabyte
-    resnet_digest = await asyncio.to_thread(weights.digest, request.resnet_weights)
-    clip_digest = await asyncio.to_thread(weights.digest, clip)
-    return Models(resnet_digest, clip_digest, clip, embedder)
+    digests = await asyncio.to_thread(reader.digests)
+    return Models(*digests, clip, embedder)
 
 
 def precision_of(request: Request, state: State | None) -> str:

@@ -55,15 +55,20 @@ def run_original(embed: Callable[[bytes], None], data: bytes, count: int) -> dic
     return {"whole": count / (time.perf_counter() - start)}
 
 
+def ingest_command(server: str, device: str, work_dir: str) -> list[str]:
+    """The ingest of all that bench.storage_server holds, under a new name."""
+    weights = seeded_weights()
+    command = [sys.executable, str(ROOT / "ingest.py"), f"bench-{time.time_ns()}"]
+    command += ["gs://bench/d/train", "gs://bench/d/val", "--device", device]
+    command += ["--resnet_weights", str(weights / "R-50.pkl")]
+    command += ["--clip_weights", str(weights / "clip-vit-base-patch32")]
+    return [*command, "--work_dir", work_dir, "--server_url", server]
+
+
 def run_ingest(server: str, count: int, device: str) -> dict[str, float]:
     """Images a second of ingest.py from its start to its end, and of its stream alone."""
-    weights = seeded_weights()
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, str(ROOT / "ingest.py"), f"bench-{time.time_ns()}"]
-        command += ["gs://bench/d/train", "gs://bench/d/val", "--device", device]
-        command += ["--resnet_weights", str(weights / "R-50.pkl")]
-        command += ["--clip_weights", str(weights / "clip-vit-base-patch32")]
-        command += ["--work_dir", f"{directory}/work", "--server_url", server]
+        command = ingest_command(server, device, f"{directory}/work")
         start = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True)
         seconds = time.perf_counter() - start

@@ -1,13 +1,11 @@
 """How fast do the models run, and how near to the device's limit? `python -m bench.model`
 
-Both models on synthetic pixels already in memory, beside the original's way (float32, one image at
-a time, batch norm as a layer), and the time from the start of Python to the first vectors.
+Both models on synthetic pixels already in memory, beside the original's way: float32, one image at
+a time, batch norm as a layer.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,24 +27,7 @@ UNITS = {
     "rate": "images/s",
     "pixels": "megapixels/s",
     "share of matrix rate": "",
-    "time": "s",
 }
-LOADING = """
-import torch
-from pathlib import Path
-from safetensors.torch import load_file
-from weights import read_resnet_weights
-resnet = {{k: torch.tensor(v) for k, v in read_resnet_weights(Path({resnet!r})).items()}}
-clip = load_file(Path({clip!r}) / "model.safetensors")
-"""
-EMBEDDING = """
-import numpy as np
-from pathlib import Path
-from embeddings import Embedder
-embedder = Embedder(Path({resnet!r}), Path({clip!r}), device={device!r}, precision={precision!r})
-image = np.zeros((480, 640, 3), np.uint8)
-embedder.start_resnet([image])(), embedder.start_clip([image[:224, :224]])()
-"""
 
 
 def resnet_operations(height: int, width: int) -> float:
@@ -147,25 +128,6 @@ def compare_rates(
     return [*results, ratio(results, f"{name} speed-up", *names)]
 
 
-def compare_start(weights: Path, device: str, precision: str, runs: int) -> list[Result]:
-    """Seconds from the start of Python to weights in memory, and to the first image's vectors."""
-    values = {
-        "resnet": str(weights / "R-50.pkl"),
-        "clip": str(weights / "clip-vit-base-patch32"),
-        "device": device,
-        "precision": precision,
-    }
-
-    def run(script: str) -> dict[str, float]:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", script.format(**values)], check=True)
-        return {"time": time.perf_counter() - start}
-
-    ways = {"import and load": lambda: run(LOADING), "first image": lambda: run(EMBEDDING)}
-    results = interleave(ways, runs, UNITS)
-    return [*results, ratio(results, "start", "first image: time", "import and load: time")]
-
-
 @click.command()
 @click.option("--sizes", default="640x480,375x500,1280x720", show_default=True, help="WxH, ...")
 @click.option("--images", default=0, help="Of each size.  [default: 8, on a GPU 512]")
@@ -187,7 +149,7 @@ def main(
     Example: python -m bench.model --sizes 640x480 --precision bfloat16
     """
     weights = weights or seeded_weights()
-    results = compare_start(weights, device, precision, runs)
+    results: list[Result] = []
     embedder = Embedder(
         weights / "R-50.pkl",
         weights / "clip-vit-base-patch32",

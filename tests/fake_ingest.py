@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import ingest
 import intake
 import pipeline
+import plan
 import recording
 import weights
 
@@ -72,6 +73,28 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
+class AnyWeights:
+    """Stands for a WeightsReader that takes any file for weights."""
+
+    def __init__(self, resnet: Path, clip: str) -> None:
+        self._files = resnet, Path(clip)
+
+    def __enter__(self) -> "AnyWeights":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def clip_directory(self) -> Path:
+        return self._files[1]
+
+    def resnet_arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def digests(self) -> list[str]:
+        return [weights.digest(file) for file in self._files]
+
+
 @contextlib.contextmanager
 def fake_models() -> Iterator[None]:
     """The ingest of this process has no models and no real weights within a `with` block."""
@@ -89,8 +112,7 @@ def fake_models() -> Iterator[None]:
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     with (
-        mock.patch.object(weights, "read_resnet_weights", lambda path: {}),
-        mock.patch.object(weights, "check_clip_weights", Path),
+        mock.patch.object(plan, "WeightsReader", AnyWeights),
         mock.patch.object(pipeline, "WINDOW_CPU", window),
         mock.patch.object(intake, "MAX_OBJECT_BYTES", object_bytes),
         mock.patch.object(recording, "CHECKPOINT_S", checkpoint_s),

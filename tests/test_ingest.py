@@ -19,9 +19,8 @@ from PIL import Image
 
 import gcs
 import ingest
-import weights
 from tests.front import Answer, Front
-from tests.world import Index, picture, pixels_of, unit_vectors
+from tests.world import FoundWeights, Index, picture, pixels_of, unit_vectors
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = ROOT / "tests" / "reference" / "expected"
@@ -432,11 +431,11 @@ def test_a_faster_precision_is_named(world, fast_models, monkeypatch, options, a
 def test_the_weights_that_were_checked_are_those_that_are_loaded(world, fast_models, monkeypatch):
     loaded = []
     monkeypatch.setattr("loading.load_models", lambda *given: loaded.append(given) or fast_models)
-    arrays = {"conv1_w": None}
-    monkeypatch.setattr(weights, "read_resnet_weights", lambda path: arrays)
+    found = FoundWeights(Path("clip"))
+    monkeypatch.setattr("plan.WeightsReader", lambda *_: found)
     world.put("t/a.jpg", "v/b.jpg")
     assert world.run().exit_code == 0
-    assert loaded[0][-1] is arrays
+    assert loaded[0][-1] is found.arrays
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

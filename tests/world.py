@@ -14,7 +14,6 @@ from PIL import Image
 import gcs
 import ingest
 import loading
-import weights
 from index import DIMENSIONS
 from names import GsPath
 from small_objects import SmallObjects
@@ -70,10 +69,28 @@ def use_fast_models(monkeypatch, tmp_path):
     """Put FastEmbedder in the place of both models, and of the checks of their weights."""
     embedder = FastEmbedder()
     monkeypatch.setattr(loading, "load_models", lambda *_: embedder)
-    monkeypatch.setattr(weights, "read_resnet_weights", lambda path: {})
-    monkeypatch.setattr(weights, "check_clip_weights", lambda id_or_dir: tmp_path)
-    monkeypatch.setattr(weights, "digest", lambda path: "0" * 64)
+    reader = FoundWeights(tmp_path)
+    monkeypatch.setattr("plan.WeightsReader", lambda *_: reader)
     return embedder
+
+
+class FoundWeights:
+    """Stands for a WeightsReader that found nothing wrong."""
+
+    def __init__(self, clip):
+        self.clip_directory, self.arrays = lambda: clip, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def resnet_arrays(self):
+        return self.arrays
+
+    def digests(self):
+        return "0" * 64, "0" * 64
 
 
 def put(bucket, *names, data=b"data"):
