@@ -19,10 +19,10 @@ import numpy as np
 
 from images import BadImage, Prepared
 from index import Embedding
+from report import StageTime
 
 MAX_WAIT_S = 5.0
 SIZES_REMEMBERED = 4096  # batch sizes kept, of images of different sizes
-CLIP = (0, 0)  # the key of the one group of CLIP inputs; no image has this size
 AHEAD = 2  # batches given to a GPU before the first is waited for
 
 
@@ -31,11 +31,25 @@ class Embedder(Protocol):
 
     device: str
     workers: int
+    makes_clip_inputs: bool
     clip_batch_size: int
 
     def resnet_batch_size(self, height: int, width: int) -> int: ...
     def start_resnet(self, images: Sequence[np.ndarray]) -> Callable[[], Any]: ...
     def start_clip(self, inputs: Sequence[np.ndarray]) -> Callable[[], Any]: ...
+    def start_both(self, images: Sequence[np.ndarray]) -> Callable[[], Any]: ...
+
+
+class Group(NamedTuple):
+    """Images that may share a batch: for one model, of one size."""
+
+    model: str  # "ResNet", "CLIP", or "both" from the same pixels
+    height: int = 0
+    width: int = 0
+
+
+MODELS = ("ResNet", "CLIP")
+CLIP = Group("CLIP")  # whose inputs have one size
 
 
 class Waiting(NamedTuple):
@@ -46,27 +60,27 @@ class Waiting(NamedTuple):
     since: float  # time.monotonic()
 
 
-Started = tuple[tuple[int, int], list[Waiting], Callable[[], Any]]  # a batch on the device
+Started = tuple[Group, list[Waiting], Callable[[], Any]]  # a batch on the device
 
 
 class Batches:
     """Runs an embedder in its own threads; an async context manager.
 
-    `resnet` and `clip` take one image's uint8 array and return its vectors. `busy_s` and `images`
-    count, for "ResNet" and "CLIP", the seconds a thread spent on it and the images done.
+    `resnet`, `clip` and `both` take one image's uint8 array and return its vectors. `busy_s` and
+    `images` count for each of these the seconds a thread spent on it and the images done.
     """
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
         self._ahead = 1 if embedder.device == "cpu" else AHEAD
-        self._groups: dict[tuple[int, int], deque[Waiting]] = {}
+        self._groups: dict[Group, deque[Waiting]] = {}
         self._batch_size = functools.lru_cache(SIZES_REMEMBERED)(self._ask_batch_size)
         self._changed = threading.Condition()
         self._stopping = False
         self._broken: Exception | None = None
         self._clip_began = False
-        self.busy_s = {"ResNet": 0.0, "CLIP": 0.0}
-        self.images = {"ResNet": 0, "CLIP": 0}
+        self.busy_s = {"ResNet": 0.0, "CLIP": 0.0, "both": 0.0}
+        self.images = {"ResNet": 0, "CLIP": 0, "both": 0}
 
     async def __aenter__(self) -> Batches:
         self._loop = asyncio.get_running_loop()
@@ -88,12 +102,20 @@ class Batches:
     async def resnet(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """(imagenet (2048,), imagenet_early (1024,), ImageNet class) of uint8 (H, W, 3) RGB."""
         height, width = pixels.shape[:2]
-        result: tuple[np.ndarray, np.ndarray, int] = await self._enqueue((height, width), pixels)
+        group = Group("ResNet", height, width)
+        result: tuple[np.ndarray, np.ndarray, int] = await self._enqueue(group, pixels)
         return result
 
     async def clip(self, clip_input: np.ndarray) -> np.ndarray:
         """float32 (512,) of uint8 (224, 224, 3) RGB."""
         result: np.ndarray = await self._enqueue(CLIP, clip_input)
+        return result
+
+    async def both(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+        """What `resnet` and `clip` give, from the same pixels."""
+        height, width = pixels.shape[:2]
+        group = Group("both", height, width)
+        result: tuple[np.ndarray, np.ndarray, int, np.ndarray] = await self._enqueue(group, pixels)
         return result
 
     async def embed(self, prepared: Prepared) -> tuple[Embedding, int]:
@@ -103,15 +125,26 @@ class Batches:
             BadImage: it needs more memory than there is.
         """
         try:
-            clip, (imagenet, imagenet_early, imagenet_class) = await together(
-                self.clip(prepared.clip_input), self.resnet(prepared.pixels)
-            )
+            if prepared.clip_input is None:
+                imagenet, imagenet_early, imagenet_class, clip = await self.both(prepared.pixels)
+            else:
+                clip, (imagenet, imagenet_early, imagenet_class) = await together(
+                    self.clip(prepared.clip_input), self.resnet(prepared.pixels)
+                )
         except MemoryError as error:
             height, width = prepared.pixels.shape[:2]
             raise BadImage(f"not enough memory to embed {width} x {height} pixels") from error
         return Embedding(imagenet, imagenet_early, clip), int(imagenet_class)
 
-    def _enqueue(self, key: tuple[int, int], pixels: np.ndarray) -> asyncio.Future[Any]:
+    def times(self) -> list[StageTime]:
+        """Of both models, so far; as one stage where a device runs them together."""
+        workers, images = self._embedder.workers, self.images
+        if self._embedder.makes_clip_inputs:
+            done = images["both"] + images["ResNet"]
+            return [StageTime("models", done, sum(self.busy_s.values()) / workers)]
+        return [StageTime(name, images[name], self.busy_s[name] / workers) for name in MODELS]
+
+    def _enqueue(self, key: Group, pixels: np.ndarray) -> asyncio.Future[Any]:
         future = self._loop.create_future()
         with self._changed:
             if self._broken:
@@ -120,12 +153,12 @@ class Batches:
             self._changed.notify()
         return future
 
-    def _ask_batch_size(self, key: tuple[int, int]) -> int:
+    def _ask_batch_size(self, key: Group) -> int:
         if key == CLIP:
             return self._embedder.clip_batch_size
-        return self._embedder.resnet_batch_size(*key)
+        return self._embedder.resnet_batch_size(key.height, key.width)
 
-    def _take(self, wait: bool) -> tuple[tuple[int, int], list[Waiting]] | None:
+    def _take(self, wait: bool) -> tuple[Group, list[Waiting]] | None:
         """The next batch; None if there is none (and none came, if `wait`) or the end has come."""
         with self._changed:
             while wait and not self._groups and not self._stopping:
@@ -143,14 +176,14 @@ class Batches:
             self._clip_began |= key == CLIP
             return key, batch
 
-    def _next_key(self) -> tuple[int, int]:
+    def _next_key(self) -> Group:
         """Overdue groups first, then full ones, then the fullest: in each the oldest.
 
         CLIP's first batch counts as full, so that the first results come sooner.
         """
         now = time.monotonic()
 
-        def rank(item: tuple[tuple[int, int], deque[Waiting]]) -> tuple[int, float, float]:
+        def rank(item: tuple[Group, deque[Waiting]]) -> tuple[int, float, float]:
             key, group = item
             since = group[0].since
             if now - since > MAX_WAIT_S:
@@ -188,17 +221,16 @@ class Batches:
             elif self._stopping:
                 return
 
-    def _start(self, key: tuple[int, int], batch: list[Waiting]) -> Callable[[], Any]:
+    def _start(self, key: Group, batch: list[Waiting]) -> Callable[[], Any]:
         pixels = [waiting.pixels for waiting in batch]
-        start = self._embedder.start_clip if key == CLIP else self._embedder.start_resnet
+        start = getattr(self._embedder, f"start_{key.model.lower()}")
         try:
-            return start(pixels)
+            result: Callable[[], Any] = start(pixels)
+            return result
         except Exception as error:
             return _raising(error)
 
-    def _finish(
-        self, key: tuple[int, int], batch: list[Waiting], wait_for: Callable[[], Any]
-    ) -> None:
+    def _finish(self, key: Group, batch: list[Waiting], wait_for: Callable[[], Any]) -> None:
         try:
             vectors = wait_for()
             results = vectors if key == CLIP else zip(*vectors, strict=True)
@@ -212,9 +244,9 @@ class Batches:
 class _Clock:
     """Adds the seconds of a `with` block, and the images done in it, to a model's counts."""
 
-    def __init__(self, batches: Batches, key: tuple[int, int], images: int) -> None:
+    def __init__(self, batches: Batches, key: Group, images: int) -> None:
         self._batches, self._images = batches, images
-        self._model = "CLIP" if key == CLIP else "ResNet"
+        self._model = key.model
 
     def __enter__(self) -> None:
         self._start = time.perf_counter()

@@ -1,5 +1,6 @@
 """The two models: pixels in, unit vectors out. The one module of the ingest that needs torch."""
 
+import functools
 import importlib
 import threading
 from collections import Counter
@@ -13,6 +14,7 @@ import torch
 import devices
 from images import CLIP_SIDE
 from memory import ask_for_large_pages
+from models import resize
 from weights import check_clip_weights, read_resnet_weights
 
 BACKENDS = {
@@ -24,6 +26,7 @@ MIN_COSINE = 0.99995  # of the 0.9999 that auto promises: one image stands for a
 CLIP_BATCH_CPU, CLIP_BATCH_GPU = 4, 128
 RECURRING = 8  # batches of one shape after which cuDNN may spend time on choosing its algorithms
 SHAPES_KEPT = 1000
+RESIZES_KEPT = 64  # sizes whose weights for CLIP's input are kept, some 1 MB each
 
 Result = TypeVar("Result")
 Tensors = tuple[torch.Tensor, ...]
@@ -130,6 +133,7 @@ class Embedder:
         self.workers = 1 if self._on_gpu else devices.cores()
         self._threads_of_an_image = torch.get_num_threads() if self._on_gpu else 1
         torch.set_num_threads(self._threads_of_an_image)
+        self._resize_weights = functools.lru_cache(RESIZES_KEPT)(resize.weights_for)
         self._shapes: Counter[tuple[int, ...]] = Counter()
         self._fallback: Models | None = None
         self._lock = threading.Lock()
@@ -144,6 +148,8 @@ class Embedder:
                 backend, arrays, self._clip_weights, self._device, precision
             )
         self.dtype = devices.PRECISIONS[self.precision]
+        # A CPU is no faster at it than Pillow; in float32 the numbers are those of Pillow's pixels.
+        self.makes_clip_inputs = self._on_gpu and self.dtype != torch.float32
         self._budget = devices.PixelBudget(
             devices.pixels_that_fit(torch.device("cpu"), torch.float32)
         )
@@ -184,6 +190,22 @@ class Embedder:
 
         finish = self._finite(start, inputs, self._with_memory(start, inputs))
         return lambda: finish()[0]
+
+    def start_both(self, images: Sequence[np.ndarray]) -> Callable[[], tuple[np.ndarray, ...]]:
+        """Begin with n images as for start_resnet; the result is its rows and start_clip's.
+
+        CLIP's inputs are made on the device, of images not taller than images.TALL widths.
+        """
+
+        def start(part: Sequence[np.ndarray], models: Models, device: torch.device) -> Pending:
+            return self._start(functools.partial(self._both, models), part, device)
+
+        return self._finite(start, images, self._with_memory(start, images))
+
+    def _both(self, models: Models, pixels: torch.Tensor) -> Tensors:
+        weights = self._resize_weights(*pixels.shape[1:3], pixels.device)
+        inputs = resize.clip_inputs(pixels, weights).split(self.clip_batch_size)
+        return *models.resnet(pixels), torch.cat([models.clip(part) for part in inputs])
 
     def _finite(
         self, start: "Starter", images: Sequence[np.ndarray], finish: "Pending"

@@ -20,6 +20,7 @@ THUMBNAIL_HEIGHT = 200  # pixels at most; the width follows
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 MAX_JPEG_SCANS = 500  # libjpeg-turbo's own limit in its tests; a usual progressive file has 10
+TALL = 2  # heights for a width, from which on Pillow may scale along the columns first
 MAX_SCALED_SIDE = 100 * CLIP_SIDE  # pixels; beyond, only what the crop keeps is computed
 
 Image.MAX_IMAGE_PIXELS = None  # the limits here are checked before any pixel is decoded
@@ -39,7 +40,7 @@ class Prepared(NamedTuple):
     """What the models and the bucket need of one image."""
 
     pixels: np.ndarray  # uint8 (height, width, 3), RGB, full resolution
-    clip_input: np.ndarray  # uint8 (224, 224, 3), RGB
+    clip_input: np.ndarray | None  # uint8 (224, 224, 3), RGB; None where the device makes it
     thumbnail: bytes  # a JPEG file
 
 
@@ -89,24 +90,48 @@ def decode(image: Image.Image) -> Image.Image:
         raise BadImage(f"it cannot be decoded ({_reason(error)})") from error
 
 
+class Crop(NamedTuple):
+    """What CLIP sees along one axis: `start` to `end` scaled to `scaled` pixels, 224 kept."""
+
+    start: float
+    end: float
+    scaled: int
+    first: int  # of the 224, among the scaled pixels
+
+
+class ClipCrop(NamedTuple):
+    across: Crop
+    down: Crop
+
+
+def clip_crop(width: int, height: int) -> ClipCrop:
+    """The shorter side scaled to 224, and the centre cut out, as torchvision does it."""
+    short = min(width, height)
+    scaled = int(CLIP_SIDE * width / short), int(CLIP_SIDE * height / short)
+    crops = []
+    for side, pixels in zip((width, height), scaled, strict=True):
+        first = round((pixels - CLIP_SIDE) / 2)
+        if max(scaled) <= MAX_SCALED_SIDE:
+            crops.append(Crop(0, side, pixels, first))
+        else:
+            unit = side / pixels
+            crops.append(Crop(first * unit, (first + CLIP_SIDE) * unit, CLIP_SIDE, 0))
+    return ClipCrop(*crops)
+
+
 def clip_input(image: Image.Image) -> np.ndarray:
     """The shorter side scaled to 224 (bicubic), and the centre cut out: uint8 (224, 224, 3).
 
     The same pixels as torchvision's Resize and CenterCrop on a Pillow image.
     """
-    width, height = image.size
-    if width <= height:
-        size = (CLIP_SIDE, int(CLIP_SIDE * height / width))
-    else:
-        size = (int(CLIP_SIDE * width / height), CLIP_SIDE)
-    left = round((size[0] - CLIP_SIDE) / 2)
-    top = round((size[1] - CLIP_SIDE) / 2)
-    crop = (left, top, left + CLIP_SIDE, top + CLIP_SIDE)
-    if max(size) <= MAX_SCALED_SIDE:
-        return np.asarray(image.resize(size, Image.Resampling.BICUBIC).crop(crop))
-    across, down = width / size[0], height / size[1]
-    box = (crop[0] * across, crop[1] * down, crop[2] * across, crop[3] * down)
-    return np.asarray(image.resize((CLIP_SIDE, CLIP_SIDE), Image.Resampling.BICUBIC, box=box))
+    across, down = clip_crop(*image.size)
+    scaled = image.resize(
+        (across.scaled, down.scaled),
+        Image.Resampling.BICUBIC,
+        box=(across.start, down.start, across.end, down.end),
+    )
+    left, top = across.first, down.first
+    return np.asarray(scaled.crop((left, top, left + CLIP_SIDE, top + CLIP_SIDE)))
 
 
 def thumbnail(image: Image.Image) -> bytes:
@@ -129,14 +154,19 @@ def thumbnail(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def prepare(image: Image.Image) -> Prepared:
+def prepare(image: Image.Image, with_clip_input: bool = True) -> Prepared:
     """Decode an opened image once, for all its uses.
+
+    Without its CLIP input where the device makes that: models/resize.py gives the same numbers for
+    all but tall images, for which Pillow takes the two passes the other way round.
 
     Raises:
         BadImage: truncated or damaged.
     """
     rgb = decode(image)
-    return Prepared(np.asarray(rgb), clip_input(rgb), thumbnail(rgb))
+    here = with_clip_input or rgb.height > TALL * rgb.width
+    scaled = clip_input(rgb) if here else None
+    return Prepared(np.asarray(rgb), scaled, thumbnail(rgb))
 
 
 def _reason(error: Exception) -> str:

@@ -353,7 +353,7 @@ def print_summary(request: Request, state: State, times: list[StageTime], wall_s
     if sentence := limit(times, wall_s, request.decode_workers):
         click.echo(sentence)
     counts = state.counts()
-    embedded = next((stage.images for stage in times if stage.name == "ResNet"), 0)
+    embedded = next((stage.images for stage in times if stage.name in ("ResNet", "models")), 0)
     click.echo(
         f"{request.name}: {counts.images:,} images ({state.counts(TRAIN).images:,} training, "
         f"{state.counts(VAL).images:,} validation), {counts.failed:,} failed, {embedded:,} "

@@ -109,9 +109,11 @@ class Intake:
         decode_workers: int,
         max_pixels: int = images.MAX_PIXELS,
         decoded_pixels: int = DECODED_PIXELS,
+        with_clip_inputs: bool = True,
     ) -> None:
         self._image_bucket, self._index_bucket = image_bucket, index_bucket
         self._index_id, self._max_pixels = index_id, max_pixels
+        self._with_clip_inputs = with_clip_inputs
         self._threads = ThreadPoolExecutor(decode_workers, "decode")
         self._objects = small_objects.SmallObjects(FETCHES + UPLOADS)
         self._fetching = Stage("fetch", FETCHES)
@@ -155,7 +157,7 @@ class Intake:
             image = await self._in_thread(images.open_image, data, self._max_pixels)
             await held.enter_async_context(self._decoded.hold(image.width * image.height))
             async with self._decoding.slot():
-                prepared = await self._in_thread(images.prepare, image)
+                prepared = await self._in_thread(images.prepare, image, self._with_clip_inputs)
             yield prepared
 
     async def upload_thumbnail(self, row: Row, thumbnail: bytes) -> None:

@@ -46,6 +46,7 @@ class Pipeline:
             state.index_id,
             decode_workers=decode_workers,
             max_pixels=max_pixels,
+            with_clip_inputs=not embedder.makes_clip_inputs,
         )
 
     async def __aenter__(self) -> Pipeline:
@@ -78,12 +79,8 @@ class Pipeline:
 
     def times(self) -> list[StageTime]:
         """What each stage did, in the order of an image's way."""
-        models = [
-            StageTime(name, self._batches.images[name], busy_s / self._embedder.workers)
-            for name, busy_s in self._batches.busy_s.items()
-        ]
         fetch, decode, thumbnails = self._intake.times()
-        return [fetch, decode, *models, thumbnails]
+        return [fetch, decode, *self._batches.times(), thumbnails]
 
     async def _travel(self, rows: Iterator[Row]) -> None:
         """Take one image after the other all the way."""

@@ -198,6 +198,7 @@ def packed(images: list[tuple[Row, Prepared | str]], times: list[StageTime]) -> 
         if isinstance(prepared, Prepared):
             described["height"], described["width"] = prepared.pixels.shape[:2]
             pixels.append(prepared.pixels.tobytes())
+            assert prepared.clip_input is not None
             clip_inputs.append(prepared.clip_input.tobytes())
         else:
             described["reason"] = prepared

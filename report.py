@@ -10,6 +10,7 @@ ADVICE = {
     "fetch": "the network or the bucket limits: run closer to the bucket",
     "decode": "decoding limits: try --decode_workers {more} on a machine with more cores",
     "ResNet": "the model limits: a faster GPU, or --engine ray on several, would help",
+    "models": "the models limit: a faster GPU, or --engine ray on several, would help",
     "CLIP": "the model limits: a faster GPU, or --engine ray on several, would help",
     "thumbnails": "uploading thumbnails limits: run closer to the index bucket",
 }

@@ -38,6 +38,7 @@ import weights
 class FakeEmbedder:
     workers = 1
     clip_batch_size = 8
+    makes_clip_inputs = False
     max_pixels = 100_000_000
     device, precision = "cpu", "float32"
 

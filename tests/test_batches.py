@@ -20,6 +20,7 @@ class Recorder:
     device = "cpu"
     workers = 1
     clip_batch_size = 3
+    makes_clip_inputs = False
 
     def __init__(self, ready=None):
         self.ready, self.seen = ready or threading.Event(), []
@@ -41,6 +42,10 @@ class Recorder:
         numbers = np.array([pixels[0, 0, 0] for pixels in inputs], np.float32)
         return lambda: numbers[:, None]
 
+    def start_both(self, images):
+        rows = self.start_resnet(images)()
+        return lambda: (*rows, rows[0] + 0.25)
+
 
 def run(embedder, images, model="resnet"):
     """The results of all images, given at once, and the Batches."""
@@ -60,7 +65,7 @@ def test_everyone_gets_the_result_of_their_own_image():
     assert [(int(a[0]), float(b[0]), int(c)) for a, b, c in results] == [
         (n, n + 0.5, n) for n in range(50)
     ]
-    assert running.images == {"ResNet": 50, "CLIP": 0}
+    assert running.images == {"ResNet": 50, "CLIP": 0, "both": 0}
 
 
 def test_clip_has_its_own_batches():
@@ -68,7 +73,18 @@ def test_clip_has_its_own_batches():
     results, running = run(embedder, [image(n, 224, 224) for n in range(8)], "clip")
     assert [float(result[0]) for result in results] == list(range(8))
     assert max(len(numbers) for _, numbers in embedder.seen) == 3
-    assert running.images == {"ResNet": 0, "CLIP": 8}
+    assert running.images == {"ResNet": 0, "CLIP": 8, "both": 0}
+
+
+def test_both_models_may_share_a_batch_of_pixels():
+    embedder = Recorder(threading.Event())
+    embedder.makes_clip_inputs = True
+    results, running = run(embedder, [image(n) for n in range(8)], "both")
+    assert [(int(a[0]), int(c), float(d[0])) for a, _, c, d in results] == [
+        (n, n, n + 0.25) for n in range(8)
+    ]
+    assert max(len(numbers) for _, numbers in embedder.seen) == 4
+    assert [(stage.name, stage.images) for stage in running.times()] == [("models", 8)]
 
 
 def test_the_first_of_clip_does_not_wait_for_a_full_batch():

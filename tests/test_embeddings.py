@@ -86,6 +86,14 @@ def test_clip_agrees_with_openai(batch_size, embedder, photographs, expected):
     assert parts[0].dtype == np.float32
 
 
+def test_clip_inputs_made_on_the_device_give_the_same_vectors(embedder, photographs, expected):
+    for i, photograph in enumerate(photographs):
+        *resnet, clip = embedder.start_both([photograph.pixels] * 2)()
+        assert abs(clip - expected["clip"][i]).max() < 1e-5
+        for rows, others in zip(resnet, embedder.start_resnet([photograph.pixels])(), strict=True):
+            np.testing.assert_array_equal(rows[1], others[0])
+
+
 def test_class_is_of_the_mean_before_scaling(embedder, photographs, weights, monkeypatch):
     """fc1000 has a bias, so a vector scaled to unit length could give another class."""
     arrays = read_resnet_weights(weights[0])
@@ -435,7 +443,9 @@ def test_gpu_agrees(weights, photographs, expected):
         embedder = Embedder(*weights, device="cuda", precision=precision)
         imagenet, early, _ = resnet_rows(embedder, [p.pixels for p in photographs])
         clip = embedder.start_clip([p.clip_input for p in photographs])()
-        for name, rows in (("imagenet", imagenet), ("imagenet_early", early), ("clip", clip)):
+        both = np.concatenate([embedder.start_both([p.pixels])()[3] for p in photographs])
+        named = ("imagenet", imagenet), ("imagenet_early", early), ("clip", clip), ("clip", both)
+        for name, rows in named:
             assert (rows * expected[name]).sum(1).min() >= least
             if precision == "float32":
                 assert abs(rows - expected[name]).max() < 1e-5

@@ -10,7 +10,7 @@ import pytest
 import pipeline
 from intake import Budget, Stage
 from tests.front import Front
-from tests.world import FastEmbedder
+from tests.world import FastEmbedder, picture
 
 
 def test_each_image_is_fetched_once_and_each_thumbnail_written_once(
@@ -25,6 +25,18 @@ def test_each_image_is_fetched_once_and_each_thumbnail_written_once(
     written = {path: count for path, count in paths.items() if "name=thumbnails" in path}
     assert (len(fetched), set(fetched.values())) == (31, {1})
     assert (len(written), set(written.values())) == (31, {1})
+
+
+def test_a_device_that_makes_clip_inputs_gets_pixels_alone(world, fast_models, monkeypatch):
+    names = [f"t/{number}.jpg" for number in range(9)]
+    world.put("v/v.jpg", *names)
+    world.put(**{"t/tall.png": picture(0, 20, 50, "PNG")})
+    fast_models.makes_clip_inputs = True
+    result = world.run()
+    assert result.exit_code == 0, result.output
+    assert sum(fast_models.batches) == 11
+    assert re.search(r"^models +11 ", result.stdout, re.M)
+    assert "CLIP" not in result.stdout and "11 embedded now" in result.stdout
 
 
 class Held(FastEmbedder):
