@@ -23,8 +23,13 @@ SIZES = ((640, 480), (1280, 720), (1920, 1080))
 
 
 def once(data: bytes) -> None:
-    """As pipeline.py does."""
+    """As pipeline.py does for a CPU."""
     images.prepare(images.open_image(data))
+
+
+def for_a_gpu(data: bytes) -> None:
+    """As pipeline.py does for a GPU, which makes CLIP's input by itself."""
+    images.prepare(images.open_image(data), with_clip_input=False)
 
 
 def three_times(data: bytes) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 import checks
-from bench.decode import SIZES, once, rate
+from bench.decode import SIZES, for_a_gpu, rate
 from bench.measure import Result, interleave, options, photograph, ratio, show, storage_server
 from bench.scale import PATHS, embed_all
 from memory import keep_freed_memory
@@ -38,7 +38,7 @@ def ways(sizes: list[tuple[int, int]], count: int) -> dict[str, Callable[[], dic
     name = f"{sizes[0][0]}x{sizes[0][1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
     return {
         f"{name} stream": lambda: stream(files, count),
-        f"{name} decode": lambda: rate(once, data, count),
+        f"{name} decode": lambda: rate(for_a_gpu, data, count),
     }
 
 
