@@ -216,7 +216,7 @@ class Embed:
         self._batches = Batches(load())
         self._loop.wait_for(self._batches.__aenter__())
         self._lock = threading.Lock()
-        self._counted = {name: (0, 0.0) for name in self._batches.busy_s}
+        self._counted = {name: (0, 0.0) for name in MODELS}
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """One row an image: its vectors and class, or the reason why there are none."""
