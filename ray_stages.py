@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from batches import Batches, Embedder
+from batches import MODELS, Batches, Embedder
 from gcs import ListedObject
 from images import CLIP_SIDE, BadImage, Prepared
 from index import DIMENSIONS
