@@ -5,11 +5,13 @@ import hashlib
 import io
 import json
 import re
+import signal
 import sys
 from collections import Counter
+from collections.abc import Coroutine
 from email.utils import parseaddr
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -94,11 +96,22 @@ def main(label_file: str, work_dir: Path | None, user: str, **others: str | bool
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         labels, digest = check_arguments(options)
-        finished = asyncio.run(ingest(options, labels, digest))
-    except KeyboardInterrupt:
+        finished = asyncio.run(until_interrupted(ingest(options, labels, digest)))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo("Interrupted: the same command continues where this one stopped.", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(0 if finished else 1)
+
+
+async def until_interrupted(run: Coroutine[Any, Any, bool]) -> bool:
+    """Wait for the run; Ctrl-C cancels it.
+
+    By a handler of the loop: the one that asyncio.run sets is heard only when the loop wakes, and a
+    Ctrl-C that comes just as the loop begins to wait for the server would not wake it.
+    """
+    task = asyncio.ensure_future(run)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+    return await task
 
 
 def check_arguments(options: Options) -> tuple[Labels, str]:

@@ -519,6 +519,27 @@ def test_an_interrupted_run_continues(server_b, begin, run, number, code):
     assert server_b.stored() == STORED
 
 
+CTRL_C_WHILE_THE_LOOP_SLEEPS = """
+import asyncio, signal, threading, time
+from ingest_labels import until_interrupted
+
+def interrupt():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # does not end the loop's wait
+
+threading.Thread(target=interrupt, daemon=True).start()
+asyncio.run(until_interrupted(asyncio.sleep(20)))
+"""
+
+
+def test_ctrl_c_wakes_a_loop_that_waits():
+    start = time.monotonic()
+    command = [sys.executable, "-c", CTRL_C_WHILE_THE_LOOP_SLEEPS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "CancelledError" in done.stderr
+    assert time.monotonic() - start < 15
+
+
 def test_two_at_once(server_b, begin, run):
     proxy = Proxy(server_b.url, ["hang"])
     with serve(proxy.handle) as url, begin(url, GOOD) as first:
