@@ -175,20 +175,12 @@ class Embedder:
 
     def start_resnet(self, images: Sequence[np.ndarray]) -> Callable[[], ResNetRows]:
         """Begin with n uint8 (height, width, 3) RGB images of one size."""
-
-        def start(part: Sequence[np.ndarray], models: Models, device: torch.device) -> Pending:
-            return self._start(models.resnet, part, device)
-
-        finish = self._finite(start, images, self._with_memory(start, images))
+        finish = self._begin(lambda models, pixels: models.resnet(pixels), images)
         return lambda: ResNetRows(*finish())
 
     def start_clip(self, inputs: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         """Begin with n uint8 (224, 224, 3) RGB images; the result is float32 (n, 512)."""
-
-        def start(part: Sequence[np.ndarray], models: Models, device: torch.device) -> Pending:
-            return self._start(lambda pixels: (models.clip(pixels),), part, device)
-
-        finish = self._finite(start, inputs, self._with_memory(start, inputs))
+        finish = self._begin(lambda models, pixels: (models.clip(pixels),), inputs)
         return lambda: finish()[0]
 
     def start_both(self, images: Sequence[np.ndarray]) -> Callable[[], tuple[np.ndarray, ...]]:
@@ -196,9 +188,13 @@ class Embedder:
 
         CLIP's inputs are made on the device, of images not taller than images.TALL widths.
         """
+        return self._begin(self._both, images)
 
+    def _begin(
+        self, compute: Callable[[Models, torch.Tensor], Tensors], images: Sequence[np.ndarray]
+    ) -> "Pending":
         def start(part: Sequence[np.ndarray], models: Models, device: torch.device) -> Pending:
-            return self._start(functools.partial(self._both, models), part, device)
+            return self._start(functools.partial(compute, models), part, device)
 
         return self._finite(start, images, self._with_memory(start, images))
 
