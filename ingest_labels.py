@@ -8,10 +8,9 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Coroutine
 from email.utils import parseaddr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -96,22 +95,11 @@ def main(label_file: str, work_dir: Path | None, user: str, **others: str | bool
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         labels, digest = check_arguments(options)
-        finished = asyncio.run(until_interrupted(ingest(options, labels, digest)))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+        finished = asyncio.run(ingest(options, labels, digest))
+    except KeyboardInterrupt:
         click.echo("Interrupted: the same command continues where this one stopped.", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(0 if finished else 1)
-
-
-async def until_interrupted(run: Coroutine[Any, Any, bool]) -> bool:
-    """Wait for the run; Ctrl-C cancels it.
-
-    By a handler of the loop: the one that asyncio.run sets is heard only when the loop wakes, and a
-    Ctrl-C that comes just as the loop begins to wait for the server would not wake it.
-    """
-    task = asyncio.ensure_future(run)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
-    return await task
 
 
 def check_arguments(options: Options) -> tuple[Labels, str]:
@@ -169,7 +157,9 @@ def user_problem(user: str) -> str:
 async def ingest(options: Options, labels: Labels, digest: str) -> bool:
     """Check against the server and the index, send, report. Whether all that was asked is done."""
     from forager import Forager, dataset_page
+    from interrupts import hear
 
+    hear(signal.SIGINT, signal.getsignal(signal.SIGINT))  # that of asyncio.run
     async with Forager(options.server_url) as server:
         info = await find_dataset(server, options.name)
         generation = await server.generation()

@@ -521,14 +521,18 @@ def test_an_interrupted_run_continues(server_b, begin, run, number, code):
 
 CTRL_C_WHILE_THE_LOOP_SLEEPS = """
 import asyncio, signal, threading, time
-from ingest_labels import until_interrupted
+from interrupts import hear
 
 def interrupt():
     time.sleep(0.5)
     signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # does not end the loop's wait
 
+async def wait():
+    hear(signal.SIGINT, signal.getsignal(signal.SIGINT))
+    await asyncio.sleep(20)
+
 threading.Thread(target=interrupt, daemon=True).start()
-asyncio.run(until_interrupted(asyncio.sleep(20)))
+asyncio.run(wait())
 """
 
 
