@@ -7,13 +7,11 @@ the bucket and on the server, and keeps serving until Ctrl-C.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,67 +23,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 from PIL import Image
 
+from common.program import ROOT
+from testing.servers import local_forager, storage_emulator
+from testing.weights import seeded_weights
+
 if TYPE_CHECKING:
     from google.cloud import storage
 
-ROOT = Path(__file__).parent
 WORK = ROOT / ".demo"
-MAKE_WEIGHTS = ROOT / "tests" / "reference" / "make_weights.py"
 NAME, BUCKET, INDEX_BUCKET = "demo", "demo-images", "foragerml"
 PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket", "hubble_deep_field", "coins")
 CROPS = 10  # of each photograph; every third is for validation
 SIZES = ((320, 240), (240, 320), (200, 200), (400, 250))  # width, height
-START_TIMEOUT_S = 30
-
-
-def seeded_weights() -> Path:
-    """A directory with R-50.pkl and clip-vit-base-patch32/ of seeded random numbers, made once."""
-    digest = hashlib.sha256(MAKE_WEIGHTS.read_bytes()).hexdigest()[:12]
-    directory = ROOT / ".cache" / f"weights-{digest}"
-    if not directory.exists():
-        making = directory.with_name(f"{directory.name}-{os.getpid()}")
-        subprocess.run([sys.executable, str(MAKE_WEIGHTS), str(making)], check=True)
-        try:
-            os.replace(making, directory)
-        except OSError:  # another process was faster
-            shutil.rmtree(making)
-    return directory
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextlib.contextmanager
-def service(command: list[str], address: str, log: Path) -> Iterator[None]:
-    """A server in a process of its own, from when it answers until the block ends."""
-    with open(log, "w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
-    try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _answers(address):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise click.ClickException(f"{command[2]} did not start:\n{log.read_text()}")
-            time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 class Weights(NamedTuple):
@@ -97,7 +46,9 @@ class Weights(NamedTuple):
 
 def choose_weights() -> Weights:
     """The real weights where they are at hand, else the seeded ones; says which."""
-    from weights import CLIP_ID, RESNET_DOWNLOAD, WeightsError, check_clip_weights
+    from weights.clip import CLIP_ID, check_clip_weights
+    from weights.files import WeightsError
+    from weights.resnet50 import RESNET_DOWNLOAD
 
     options, server = [], []
     if (ROOT / "R-50.pkl").exists():
@@ -212,19 +163,13 @@ def main(serve: bool, port: int, screenshots: str | None, generation: str) -> No
     if screenshots:
         serve = False
     if not serve:
-        port = free_port()
-    emulator, server = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{port}"
-    os.environ["STORAGE_EMULATOR_HOST"] = emulator
-    emulator_command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory"]
-    emulator_command += ["--host=127.0.0.1", f"--port={emulator.rpartition(':')[2]}"]
-    server_command = [sys.executable, "-m", "local_forager", "--port", str(port)]
-    server_command += ["--data_dir", str(WORK / "server"), "--generation", generation]
-    server_command += weights.server
+        port = 0
     with contextlib.ExitStack() as stack:
-        stack.enter_context(service(emulator_command, emulator, WORK / "emulator.log"))
-        stack.enter_context(
-            service(server_command, f"{server}/api/get_datasets_v2", WORK / "server.log")
-        )
+        emulator = stack.enter_context(storage_emulator(WORK / "emulator.log")).url
+        os.environ["STORAGE_EMULATOR_HOST"] = emulator
+        options = "--generation", generation, *weights.server
+        service = local_forager(WORK / "server", WORK / "server.log", *options, port=port)
+        server = stack.enter_context(service).url
         import gcs
 
         client = gcs.make_client()

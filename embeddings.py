@@ -11,16 +11,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-import devices
-from images import CLIP_SIDE
-from memory import ask_for_large_pages
-from models import resize
-from weights import check_clip_weights, read_resnet_weights
+from common.memory import ask_for_large_pages
+from models import devices, resize
+from models.clip_crop import CLIP_SIDE
+from weights.clip import check_clip_weights
+from weights.resnet50 import read_resnet_weights
 
 BACKENDS = {
-    "fused": "models.fused_backend",
-    "transformers": "models.transformers_backend",
-    "original": "models.original_backend",
+    "fused": "models.backends.fused",
+    "transformers": "models.backends.transformers",
+    "original": "models.backends.original",
 }
 MIN_COSINE = 0.99995  # of the 0.9999 that auto promises: one image stands for all
 CLIP_BATCH_CPU, CLIP_BATCH_GPU = 4, 128

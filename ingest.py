@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from options import (
+from common.options import (
     CONTEXT_SETTINGS,
     BatchSizeType,
     LimitType,
@@ -25,10 +25,10 @@ from options import (
 )
 
 if TYPE_CHECKING:  # imported where they are used: --help waits for none of them
-    from index import Arrays
-    from plan import Plan
-    from report import StageTime
-    from state import State
+    from dataset.arrays import Arrays
+    from dataset.rows import State
+    from engine.stages import StageTime
+    from preflight.plan import Plan
 
 RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
 CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
@@ -159,7 +159,7 @@ async def until_interrupted(run: Coroutine[Any, Any, None]) -> None:
     What is done is recorded by then, so threads that wait for the network are not waited for. A
     second Ctrl-C does not even wait for the record: that costs seconds of work, like kill -9.
     """
-    from interrupts import hear
+    from common.signals import hear
 
     loop, task = asyncio.get_running_loop(), asyncio.create_task(run)
     interrupted = False
@@ -195,9 +195,9 @@ async def ingest(request: Request) -> None:
     Raises:
         click.ClickException: what stopped it, for the user.
     """
-    import plan
-    from disk import disk_errors
-    from memory import keep_freed_memory
+    from common.files import disk_errors
+    from common.memory import keep_freed_memory
+    from preflight import plan
 
     start = time.monotonic()
     keep_freed_memory()
@@ -216,14 +216,14 @@ async def ingest(request: Request) -> None:
 
 async def embed(request: Request, checked: Plan, state: State) -> list[StageTime]:
     """Embed every pending image and upload its thumbnail."""
-    from index import Arrays
-    from report import duration
+    from common.terminal import duration
+    from dataset.arrays import Arrays
 
     counts = state.counts()
     start = time.monotonic()
     with Arrays(state.directory, counts.images) as arrays:
         if request.engine == "ray":
-            from ray_pipeline import embed_on_ray
+            from engine.ray.driver import embed_on_ray
 
             times = await embed_on_ray(request, checked, state, arrays, _say)
         else:
@@ -237,10 +237,10 @@ async def embed_here(
     request: Request, checked: Plan, state: State, arrays: Arrays
 ) -> list[StageTime]:
     """The same with the models of this process."""
-    import devices
-    from loading import start_loading
-    from pipeline import WINDOW_CPU, WINDOW_GPU, Pipeline
-    from plan import precision_of
+    from engine.loading import start_loading
+    from engine.local import WINDOW_CPU, WINDOW_GPU, Pipeline
+    from models import devices
+    from preflight.plan import precision_of
 
     embedder = await (
         checked.embedder
@@ -272,7 +272,7 @@ def refuse_failures(request: Request, directory: Path, state: State) -> None:
     Raises:
         click.ClickException: how many failed, which, and what to do.
     """
-    from names import printable
+    from common.terminal import printable
 
     counts = state.counts()
     if counts.done + counts.failed != counts.images:
@@ -305,9 +305,10 @@ def refuse_failures(request: Request, directory: Path, state: State) -> None:
 async def upload(request: Request, directory: Path, state: State) -> StageTime:
     """Upload the index and verify every object of it."""
     import gcs
-    from index import index_files, write_lists
-    from report import StageTime, duration, size
-    from uploads import upload_files
+    from common.terminal import duration, size
+    from dataset.lists import index_files, write_lists
+    from engine.stages import StageTime
+    from storage.uploads import upload_files
 
     start = time.monotonic()
     await asyncio.to_thread(write_lists, state, directory)
@@ -324,9 +325,10 @@ async def upload(request: Request, directory: Path, state: State) -> StageTime:
 
 async def register(request: Request, checked: Plan, state: State) -> StageTime:
     """Create the dataset and read its counts back."""
-    from forager import DatasetInfo, Forager
-    from report import StageTime, duration
-    from state import TRAIN, VAL
+    from common.terminal import duration
+    from dataset.rows import TRAIN, VAL
+    from engine.stages import StageTime
+    from forager.client import DatasetInfo, Forager
 
     start = time.monotonic()
     wanted = DatasetInfo(state.index_id, state.counts(TRAIN).images, state.counts(VAL).images)
@@ -347,9 +349,10 @@ async def register(request: Request, checked: Plan, state: State) -> StageTime:
 
 def print_summary(request: Request, state: State, times: list[StageTime], wall_s: float) -> None:
     """The table of stages, what limited them, the tally, and where to look."""
-    from forager import dataset_page
-    from report import duration, limit, stage_table
-    from state import TRAIN, VAL
+    from common.terminal import duration
+    from dataset.rows import TRAIN, VAL
+    from engine.stages import limit, stage_table
+    from forager.client import dataset_page
 
     click.echo(stage_table(times, wall_s))
     if sentence := limit(times, wall_s, request.decode_workers):

@@ -14,8 +14,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from label_journal import Journal, LabelRequest
-from label_report import (
+from common.names import dataset_name_error
+from common.options import CONTEXT_SETTINGS, shared_options
+from common.terminal import printable
+from labels.file import (
+    MAX_TEXT_LENGTH,
+    Group,
+    LabelFileError,
+    Labels,
+    chunk,
+    read_labels,
+    split_unknown,
+)
+from labels.file import text_problem as database_problem
+from labels.journal import Journal, LabelRequest
+from labels.report import (
     SHOWN_FINDINGS,
     count,
     count_asked,
@@ -24,13 +37,9 @@ from label_report import (
     show_plan,
     show_table,
 )
-from labels import MAX_TEXT_LENGTH, Group, LabelFileError, Labels, chunk, read_labels, split_unknown
-from labels import text_problem as database_problem
-from names import dataset_name_error, printable
-from options import CONTEXT_SETTINGS, shared_options
 
 if TYPE_CHECKING:
-    from forager import DatasetInfo, Forager
+    from forager.client import DatasetInfo, Forager
 
 SHOWN_NAMES = 20
 MAX_EMAIL_LENGTH_B = 254  # a longer one is a 500 there (Django's EmailField); A takes 300
@@ -108,7 +117,7 @@ def check_arguments(options: Options) -> tuple[Labels, str]:
     Raises:
         click.ClickException: with all findings.
     """
-    from forager import ForagerError, check_server_url
+    from forager.client import ForagerError, check_server_url
 
     findings = []
     if problem := dataset_name_error(options.name):
@@ -156,8 +165,8 @@ def user_problem(user: str) -> str:
 
 async def ingest(options: Options, labels: Labels, digest: str) -> bool:
     """Check against the server and the index, send, report. Whether all that was asked is done."""
-    from forager import Forager, dataset_page
-    from interrupts import hear
+    from common.signals import hear
+    from forager.client import Forager, dataset_page
 
     hear(signal.SIGINT, signal.getsignal(signal.SIGINT))  # that of asyncio.run
     async with Forager(options.server_url) as server:
@@ -265,7 +274,7 @@ def report_unknown(options: Options, paths: list[str]) -> None:
 
 def make_requests(groups: dict[Group, list[str]], user: str) -> list[LabelRequest]:
     """The labels in requests of a size that the server takes, in a fixed order."""
-    from forager import label_body
+    from forager.client import label_body
 
     requests = []
     for (category, mode), images in groups.items():
@@ -340,7 +349,7 @@ async def send(
     """Send what is not confirmed yet, one request after the other, each noted before and after."""
     from tqdm import tqdm
 
-    from forager import AnswerLost, ForagerError
+    from forager.client import AnswerLost, ForagerError
 
     todo = [request for request in requests if request.key() not in journal.created]
     total = sum(len(request.images) for request in todo)

@@ -16,9 +16,9 @@ from pathlib import Path
 import click
 
 import gcs
-import uploads
 from bench.measure import interleave, options, photograph, ratio, show, storage_server
-from index import IndexFile
+from dataset.lists import IndexFile
+from storage import uploads
 
 WINDOW_KB, ROUND_TRIP_MS = 1024, 50
 

@@ -15,28 +15,28 @@ from pathlib import Path
 import click
 import numpy as np
 
-import images
 from bench.measure import Result, interleave, options, photograph, ratio, show
-from memory import keep_freed_memory
+from common.memory import keep_freed_memory
+from engine import decode
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
 
 
 def once(data: bytes) -> None:
     """As pipeline.py does for a CPU."""
-    images.prepare(images.open_image(data))
+    decode.prepare(decode.open_image(data))
 
 
 def for_a_gpu(data: bytes) -> None:
     """As pipeline.py does for a GPU, which makes CLIP's input by itself."""
-    images.prepare(images.open_image(data), with_clip_input=False)
+    decode.prepare(decode.open_image(data), with_clip_input=False)
 
 
 def three_times(data: bytes) -> None:
     """As the original does: each of its three stages opens the file again."""
-    np.asarray(images.decode(images.open_image(data)))
-    images.clip_input(images.decode(images.open_image(data)))
-    images.thumbnail(images.decode(images.open_image(data)))
+    np.asarray(decode.decode(decode.open_image(data)))
+    decode.clip_input(decode.decode(decode.open_image(data)))
+    decode.thumbnail(decode.decode(decode.open_image(data)))
 
 
 def rate(function: Callable[[bytes], None], files: list[bytes], count: int) -> dict[str, float]:

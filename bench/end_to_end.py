@@ -21,10 +21,12 @@ import click
 import numpy as np
 import torch
 
-import images
 from bench import original
 from bench.measure import interleave, options, photograph, ratio, show, storage_server
-from demo import ROOT, free_port, seeded_weights, service
+from common.program import ROOT
+from engine import decode
+from testing.servers import local_forager
+from testing.weights import seeded_weights
 
 UNITS = {"whole": "images/s", "embedding only": "images/s"}
 
@@ -33,14 +35,14 @@ def original_way(models: original.Original, device: torch.device) -> Callable[[b
     """What the original does with one image file, except for files and processes in between."""
 
     def decoded(data: bytes) -> np.ndarray:
-        return np.array(images.decode(images.open_image(data)))
+        return np.array(decode.decode(decode.open_image(data)))
 
     def embed(data: bytes) -> None:
         with torch.inference_mode():
             models.resnet(torch.from_numpy(decoded(data))[None].to(device))
-            scaled = images.clip_input(images.decode(images.open_image(data)))
+            scaled = decode.clip_input(decode.decode(decode.open_image(data)))
             models.clip(torch.from_numpy(np.array(scaled))[None].to(device))
-            images.thumbnail(images.decode(images.open_image(data)))
+            decode.thumbnail(decode.decode(decode.open_image(data)))
 
     return embed
 
@@ -83,13 +85,11 @@ def run_ingest(server: str, count: int, device: str) -> dict[str, float]:
 @contextlib.contextmanager
 def forager() -> Iterator[str]:
     """A local Forager, which lists the bucket itself, as the real one does."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "local_forager", "--port", str(port)]
-        command += ["--data_dir", directory]
-        address = f"http://127.0.0.1:{port}"
-        with service(command, f"{address}/api/get_datasets_v2", Path(directory, "log")):
-            yield address
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        local_forager(Path(directory, "data"), Path(directory, "log")) as server,
+    ):
+        yield server.url
 
 
 @click.command()

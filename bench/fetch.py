@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 
 import gcs
-import images
 from bench.measure import interleave, options, photograph, ratio, show, storage_server
-from names import GsPath
-from small_objects import SmallObjects
+from common.names import GsPath
+from engine import decode
+from storage.async_client import AsyncStorage
 
 THREADS = 16
 CONNECTIONS = 64
@@ -45,7 +45,7 @@ async def _at_once(count: int, one: Callable[[int], Awaitable[object]]) -> None:
 
 def fetch(listed: list[gcs.ListedObject]) -> None:
     async def run() -> None:
-        async with SmallObjects(CONNECTIONS) as objects:
+        async with AsyncStorage(CONNECTIONS) as objects:
             await _at_once(len(listed), lambda i: objects.fetch("bench", listed[i]))
 
     asyncio.run(run())
@@ -53,7 +53,7 @@ def fetch(listed: list[gcs.ListedObject]) -> None:
 
 def put(count: int, data: bytes) -> None:
     async def run() -> None:
-        async with SmallObjects(CONNECTIONS) as objects:
+        async with AsyncStorage(CONNECTIONS) as objects:
             await _at_once(count, lambda i: objects.put("bench", f"t/{i}.jpg", data, "image/jpeg"))
 
     asyncio.run(run())
@@ -82,7 +82,7 @@ def put_in_threads(count: int, data: bytes) -> None:
 def main(count: int, runs: int, json_file: Path | None) -> None:
     """Small objects a second, and the processor time of each."""
     path = photograph(640, 480)
-    thumbnail = images.thumbnail(images.decode(images.open_image(path.read_bytes())))
+    thumbnail = decode.thumbnail(decode.decode(decode.open_image(path.read_bytes())))
     few = count // 10
     with storage_server(count, [path]):
         client = gcs.make_client()

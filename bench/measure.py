@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from report import table
+from common.terminal import table
 
 PACKAGES = ("torch", "numpy", "Pillow", "aiohttp", "google-cloud-storage", "gcloud-aio-storage")
 
@@ -112,8 +112,8 @@ def show(question: str, results: list[Result], json_file: Path | None) -> None:
 def storage_server(
     images: int, files: list[Path], delay_ms: float = 0, window_kb: int = 0
 ) -> Iterator[str]:
-    """bench.storage_server in a process of its own, selected as the storage emulator."""
-    command = [sys.executable, "-m", "bench.storage_server", "--images", str(images)]
+    """testing.storage_server in a process of its own, selected as the storage emulator."""
+    command = [sys.executable, "-m", "testing.storage_server", "--images", str(images)]
     command += [word for file in files for word in ("--image", str(file))]
     command += ["--delay_ms", str(delay_ms), "--window_kb", str(window_kb)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -15,12 +15,13 @@ import click
 import numpy as np
 import torch
 
-import devices
 from bench import original
 from bench.measure import Result, interleave, options, ratio, show
-from demo import seeded_weights
 from embeddings import Embedder
-from weights import CLIP_LAYERS, CLIP_WIDTH, RESNET_STAGES
+from models import devices
+from testing.weights import seeded_weights
+from weights.clip import CLIP_LAYERS, CLIP_WIDTH
+from weights.resnet50 import RESNET_STAGES
 
 CLIP_TOKENS = 50
 UNITS = {

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from bench.synthetic import vectors
-from local_forager.index_copy import DIMENSIONS
-from local_forager.neighbours import Embedding
+from local_forager.analysis.index_copy import DIMENSIONS
+from local_forager.analysis.neighbours import Embedding
+from testing.synthetic import vectors
 
 COUNT = 24  # neighbours asked for, as the page does
 

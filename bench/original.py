@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from models import original_backend, vit
+from models import vision_tower as vit
+from models.backends import original as original_backend
 from models.resnet import PIXEL_MEANS
-from weights import (
+from weights.clip import CLIP_LAYERS, CLIP_WIDTH
+from weights.resnet50 import (
     BATCH_NORM_EPSILON,
     BATCH_NORM_PARTS,
-    CLIP_LAYERS,
-    CLIP_WIDTH,
     RESNET_STAGES,
     read_resnet_weights,
 )

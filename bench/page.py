@@ -15,8 +15,8 @@ from typing import Any
 import click
 import numpy as np
 
-from bench import synthetic
-from local_forager.database import Database
+from local_forager.server.database import Database
+from testing import synthetic
 
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

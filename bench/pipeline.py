@@ -12,12 +12,12 @@ from pathlib import Path
 
 import click
 
-import checks
 from bench.decode import SIZES, for_a_gpu, rate
 from bench.measure import Result, interleave, options, photograph, ratio, show, storage_server
 from bench.scale import PATHS, embed_all
-from memory import keep_freed_memory
-from pipeline import WINDOW_GPU
+from common.memory import keep_freed_memory
+from engine.local import WINDOW_GPU
+from preflight import checks
 
 MIXED_SIZES = [(400 + 24 * i, 700 - 18 * i) for i in range(20)]
 UNITS = {"rate": "images/s", "CPU": "ms an image"}

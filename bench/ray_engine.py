@@ -46,9 +46,9 @@ class SleepingEmbedder(TrivialEmbedder):
 
 def one_run(setting: dict[str, Any]) -> dict[str, float]:
     """One engine over all rows, in this process: images a second, and processor time an image."""
-    import checks
-    import recording
-    from index import Arrays
+    from dataset.arrays import Arrays
+    from engine import checkpoint as recording
+    from preflight import checks
 
     marks: list[tuple[float, float]] = []  # wall clock and processor time, at two rows
     recorded = 0
@@ -78,7 +78,7 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
 
 def run_here(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
     """The engine of one machine."""
-    from pipeline import Pipeline
+    from engine.local import Pipeline
 
     async def embed() -> None:
         embedder = SleepingEmbedder(setting["seconds"], setting["threads"])
@@ -95,8 +95,8 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
     """The same by Ray."""
     import ray.cloudpickle
 
-    from ray_cluster import Cluster, Pool, cpu_pool
-    from ray_pipeline import RayPipeline
+    from engine.ray.cluster import Cluster, Pool, cpu_pool
+    from engine.ray.driver import RayPipeline
 
     for module in ("bench.scale", __name__):  # bench/ is not sent to workers
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
@@ -150,11 +150,11 @@ def in_own_process(rows: int, image: Path, **setting: Any) -> dict[str, float]:
 
 def driver_rate() -> float:
     """Rows a second from tables of results to marked rows, with a checkpoint every two seconds."""
-    import ray_stages
+    from dataset.arrays import Arrays, Embedding
+    from dataset.rows import TRAIN, State
+    from engine.checkpoint import Recorder
+    from engine.ray import workers as ray_stages
     from gcs import ListedObject
-    from index import Arrays, Embedding
-    from recording import Recorder
-    from state import TRAIN, State
 
     vectors = Embedding(*TrivialEmbedder._vectors[0][None, :].repeat(3, 0))
     embedded = Embedding(vectors[0], vectors[1][:1024], vectors[2][:512]), 1

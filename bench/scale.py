@@ -21,13 +21,13 @@ from typing import Any
 import click
 import numpy as np
 
-import checks
 from bench.measure import Result, options, photograph, show, storage_server
-from index import Arrays
-from names import GsPath
-from options import default_decode_workers
-from pipeline import WINDOW_CPU, Pipeline
-from state import State
+from common.names import GsPath
+from common.options import default_decode_workers
+from dataset.arrays import Arrays
+from dataset.rows import State
+from engine.local import WINDOW_CPU, Pipeline
+from preflight import checks
 
 PATHS = GsPath("bench", "d/train/"), GsPath("bench", "d/val/")
 NAMES_ONLY = "names only"

@@ -16,8 +16,8 @@ import click
 
 from bench.end_to_end import forager, ingest_command
 from bench.measure import interleave, options, photograph, ratio, show, storage_server
-from demo import seeded_weights
-from index import DIMENSIONS, array_path
+from dataset.arrays import DIMENSIONS, array_path
+from testing.weights import seeded_weights
 
 IMAGES = 8
 POLL_S = 0.005

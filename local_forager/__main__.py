@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 from aiohttp import web
 
-from local_forager.api import (
+from local_forager.page.api import add_page
+from local_forager.page.page import PAGE, Page
+from local_forager.server.api import (
     BUCKETS,
     CHUNKED_LIMIT,
     DATABASE,
@@ -20,10 +22,8 @@ from local_forager.api import (
     answer_errors,
     html_page,
 )
-from local_forager.database import Database
-from local_forager.page import PAGE, Page
-from local_forager.page_api import add_page
-from local_forager.storage import Buckets
+from local_forager.server.buckets import Buckets
+from local_forager.server.database import Database
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds that open requests get when the server is told to stop
 

@@ -1,1 +1,1 @@
-"""How the two models are computed: one module a backend, and what they are made of."""
+"""ResNet-50 and the CLIP vision tower in torch, and the devices that compute them."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from images import CLIP_SIDE, Crop, clip_crop
+from models.clip_crop import CLIP_SIDE, Crop, clip_crop
 
 SUPPORT = 2.0  # pixels of the smaller image on each side of a centre: the bicubic filter's
 A = -0.5  # the bicubic filter's parameter in Pillow

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from models.convolutions import Convolution, Operations
-from weights import BATCH_NORM_EPSILON, RESNET_STAGES
+from weights.resnet50 import BATCH_NORM_EPSILON, RESNET_STAGES
 
 # Red, green, blue: the means of Caffe2's ImageNet models, which take blue, green, red.
 PIXEL_MEANS = (123.675, 116.28, 103.53)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-import re
-import subprocess
-import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,8 @@ from hypothesis import settings
 
 os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # before retries.py is imported: short waits
 
-import demo
+from testing.servers import local_forager, storage_emulator
+from testing.weights import seeded_weights
 from tests.harness import TRAIN, VAL, Dataset, Emulated, dataset, environment, pictures, run_here
 from tests.world import FastEmbedder, World, use_fast_models
 
@@ -24,59 +23,11 @@ from tests.world import FastEmbedder, World, use_fast_models
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
-ROOT = Path(__file__).parent.parent
-START_TIMEOUT_S = 30
-
-
-class Service:
-    """A server in a process of its own, on a free port of 127.0.0.1; its output goes to a file."""
-
-    def __init__(self, command: list[str], log: Path, address: re.Pattern[str]) -> None:
-        self.log = log
-        with open(log, "w") as output:
-            self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT
-            )
-        ended = threading.Event()
-        for _ in range(START_TIMEOUT_S * 20):
-            if found := address.search(log.read_text()):
-                self.url = found[0]
-                return
-            if self.process.poll() is not None:
-                break
-            ended.wait(0.05)
-        self.stop()
-        raise RuntimeError(f"{command} did not start:\n{log.read_text()}")
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-EMULATOR = """
-import logging, time
-from http.server import HTTPServer
-from gcp_storage_emulator.server import APIThread, create_server
-logging.disable()
-HTTPServer.request_queue_size = 128  # of 5, a burst of connections loses some
-server = create_server("127.0.0.1", 0, in_memory=True)
-server.start()
-print("http://127.0.0.1:%d" % server._api._httpd.server_address[1], flush=True)
-while True:
-    time.sleep(60)
-"""
-
 
 @pytest.fixture(scope="session")
 def emulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("emulator") / "log"
-    service = Service([sys.executable, "-c", EMULATOR], log, re.compile(r"http://127\S+"))
-    yield service.url
-    service.stop()
+    with storage_emulator(tmp_path_factory.mktemp("emulator") / "log") as service:
+        yield service.url
 
 
 @pytest.fixture
@@ -102,26 +53,22 @@ def make_bucket(emulator: str) -> Callable[[], str]:
 @pytest.fixture
 def forager(emulator: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Starts a local Forager of a generation over an index bucket; returns its address."""
-    services: list[Service] = []
+    numbers = itertools.count()
+    with contextlib.ExitStack() as services:
 
-    def start(generation: str = "B", bucket: str = "foragerml") -> str:
-        number = len(services)
-        data_dir = tmp_path / f"forager-{number}"
-        command = [sys.executable, "-m", "local_forager", "--port", "0"]
-        command += ["--data_dir", str(data_dir), "--generation", generation, "--bucket", bucket]
-        log = tmp_path / f"forager-{number}.log"
-        services.append(Service(command, log, re.compile(r"http://127\.0\.0\.1:\d+")))
-        return services[-1].url
+        def start(generation: str = "B", bucket: str = "foragerml") -> str:
+            directory = tmp_path / f"forager-{next(numbers)}"
+            options = "--generation", generation, "--bucket", bucket
+            service = local_forager(directory, directory.with_suffix(".log"), *options)
+            return services.enter_context(service).url
 
-    yield start
-    for service in services:
-        service.stop()
+        yield start
 
 
 @pytest.fixture(scope="session")
 def weights_dir() -> Path:
     """R-50.pkl and clip-vit-base-patch32/ with seeded numbers, made once for a checkout."""
-    return demo.seeded_weights()
+    return seeded_weights()
 
 
 @pytest.fixture(scope="session")
@@ -129,18 +76,20 @@ def servers(
     emulator_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
     """A local Forager of each generation, for tests that need none of their own: its address."""
-    services = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
+    environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator_url}
+    with contextlib.ExitStack() as services:
+        addresses = {}
         for generation in "AB":
             directory = tmp_path_factory.mktemp(f"forager-{generation}")
-            command = [sys.executable, "-m", "local_forager", "--port", "0"]
-            command += ["--data_dir", str(directory), "--generation", generation]
-            address = re.compile(r"http://127\.0\.0\.1:\d+")
-            services[generation] = Service(command, directory / "log", address)
-    yield {generation: service.url for generation, service in services.items()}
-    for service in services.values():
-        service.stop()
+            service = local_forager(
+                directory,
+                directory / "log",
+                "--generation",
+                generation,
+                environment=environment,
+            )
+            addresses[generation] = services.enter_context(service).url
+        yield addresses
 
 
 @pytest.fixture

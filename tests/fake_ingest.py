@@ -28,11 +28,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import ingest
-import intake
-import pipeline
-import plan
-import recording
-import weights
+from engine import checkpoint as recording
+from engine import local as pipeline
+from engine import prepare as intake
+from preflight import plan
+from weights import files
 
 
 class FakeEmbedder:
@@ -93,7 +93,7 @@ class AnyWeights:
         return {}
 
     def digests(self) -> list[str]:
-        return [weights.digest(file) for file in self._files]
+        return [files.digest(file) for file in self._files]
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def fake_models() -> Iterator[None]:
     """The ingest of this process has no models and no real weights within a `with` block."""
     modules: dict[str, Any] = {
         "embeddings": types.SimpleNamespace(Embedder=FakeEmbedder),
-        "devices": types.SimpleNamespace(
+        "models.devices": types.SimpleNamespace(
             choose_device=lambda name: name,
             check_precision=lambda name, device: None,
             bfloat16_is_faster=lambda: False,

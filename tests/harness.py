@@ -25,9 +25,9 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image
 
-import index
 import ingest
-from names import identifier
+from common.names import identifier
+from dataset import arrays
 from tests.fake_ingest import fake_models
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
@@ -166,8 +166,8 @@ class Dataset(NamedTuple):
             return
         rows = list(self.statuses().items())
         uploaded = {name.rpartition("/")[2] for name in self.storage.contents(self.bucket)}
-        for name, dimension in index.DIMENSIONS.items():
-            path = index.array_path(self.work, name)
+        for name, dimension in arrays.DIMENSIONS.items():
+            path = arrays.array_path(self.work, name)
             array = path.read_bytes() if path.exists() else b""
             for row, (object_name, status) in enumerate(rows):
                 if status == DONE:

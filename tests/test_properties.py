@@ -20,15 +20,15 @@ from hypothesis.stateful import (
     rule,
 )
 
-import index
-from disk import disk_errors
+from common.files import disk_errors
+from common.names import GsPath, identifier, parse_gs_path
+from common.retries import CAP_S, RETRY_AFTER_CAP_S, TransientError, retry_after_s, wait_s
+from dataset import lists
+from dataset.rows import DONE, FAILED, PENDING, TRAIN, VAL, Outcome, State
+from engine.decode import BadImage, open_image, prepare
+from engine.prepare import Budget
 from gcs import ListedObject
-from images import BadImage, open_image, prepare
-from intake import Budget
-from names import GsPath, identifier, parse_gs_path
-from retries import CAP_S, RETRY_AFTER_CAP_S, TransientError, retry_after_s, wait_s
-from small_objects import ObjectUnusable, unzipped, unzipped_size
-from state import DONE, FAILED, PENDING, TRAIN, VAL, Outcome, State
+from storage.async_client import ObjectUnusable, unzipped, unzipped_size
 
 ROWS = 12
 ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates and control characters too
@@ -236,8 +236,8 @@ def test_errors_about_paths_are_one_printable_line(text):
 @given(st.lists(st.tuples(NAMES, st.integers(0, 10**9)), unique_by=lambda pair: pair[0]))
 def test_lists_are_what_json_makes_of_them(pairs):
     names = [name for name, _ in pairs]
-    assert b"".join(index._json_list(names)) == json.dumps(names).encode()
-    assert b"".join(index._json_object(pairs)) == json.dumps(dict(pairs)).encode()
+    assert b"".join(lists._json_list(names)) == json.dumps(names).encode()
+    assert b"".join(lists._json_object(pairs)) == json.dumps(dict(pairs)).encode()
 
 
 @given(st.integers(1, 50), st.one_of(st.none(), ANY_TEXT, st.integers().map(str)))

@@ -13,10 +13,10 @@ from PIL import Image
 
 import gcs
 import ingest
-import loading
-from index import DIMENSIONS
-from names import GsPath
-from small_objects import SmallObjects
+from common.names import GsPath
+from dataset.arrays import DIMENSIONS
+from engine import loading
+from storage.async_client import AsyncStorage
 
 
 def picture(seed, width=40, height=30, kind="JPEG"):
@@ -75,7 +75,7 @@ def use_fast_models(monkeypatch, tmp_path):
     embedder = FastEmbedder()
     monkeypatch.setattr(loading, "load_models", lambda *_: embedder)
     reader = FoundWeights(tmp_path)
-    monkeypatch.setattr("plan.WeightsReader", lambda *_: reader)
+    monkeypatch.setattr("preflight.plan.WeightsReader", lambda *_: reader)
     return embedder
 
 
@@ -109,10 +109,10 @@ def listing(bucket, prefix=""):
 
 
 def with_objects(function, *args):
-    """What a method of SmallObjects returns."""
+    """What a method of AsyncStorage returns."""
 
     async def run():
-        async with SmallObjects(4) as objects:
+        async with AsyncStorage(4) as objects:
             return await getattr(objects, function)(*args)
 
     return asyncio.run(run())

@@ -1,0 +1,1 @@
+"""What every other folder may use: names, terminal output, files, retries, signals, options."""

@@ -1,0 +1,49 @@
+"""What the commands print at the end: plain tables, amounts for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PRINTED_LENGTH = 120  # characters of an untrusted name that go to the terminal
+
+
+def printable(text: str, limit: int = PRINTED_LENGTH) -> str:
+    """The text with all that could act on a terminal escaped, cut in the middle past `limit`."""
+    if len(text) <= limit and text.isprintable():
+        return text
+    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 4 * limit])
+    if len(text) > 4 * limit or len(safe) > limit:
+        half = (limit - 3) // 2
+        tail = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[-half:])
+        safe = f"{safe[:half]}...{tail[-half:]}"
+    return safe
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart: the first to the left, the others to the right."""
+    widths = [max(len(cells[i]) for cells in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join((cells[0].ljust(widths[0]), *rest)).rstrip()
+
+    return "\n".join(line(cells) for cells in (header, *rows))
+
+
+def size(count: float) -> str:
+    """Bytes in the largest fitting decimal unit: 12.3 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if round(count, 1) < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 12 s, 3 min 20 s, 5 h 12 min."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"

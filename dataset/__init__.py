@@ -1,0 +1,1 @@
+"""One ingest on disk: work directory, rows in SQLite, embedding arrays, lists."""

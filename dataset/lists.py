@@ -1,0 +1,122 @@
+"""The index of a dataset on disk: the embedding arrays while they fill, and the lists beside them.
+
+The arrays are headerless: little-endian float32, C order, one row an image, in spite of `.npy`; the
+server opens them with numpy.memmap. They are written with pwrite, not through a mapping: pages of a
+mapping would count as this process's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from common.files import sync_directory
+from common.names import identifier
+from dataset.arrays import DIMENSIONS, array_path
+from dataset.rows import TRAIN, VAL, State
+
+PICKLE_BATCH = 1000  # entries between two SETITEMS opcodes, as pickle itself writes them
+
+
+class IndexFile(NamedTuple):
+    """A file of the index and the object it becomes."""
+
+    path: Path
+    object_name: str
+    content_type: str
+
+
+def write_lists(state: State, directory: Path) -> None:
+    """Write labels.json, the two identifier lists and the ImageNet classes, from the state."""
+    index = directory / "index"
+    index.mkdir(parents=True, exist_ok=True)
+    _write(index / "labels.json", _json_list(state.objects()))
+    _write(index / "identifiers.json", _json_object(state.identifiers(TRAIN)))
+    _write(index / "val_identifiers.json", _json_object(state.identifiers(VAL)))
+    (directory / "aux").mkdir(exist_ok=True)
+    classes = ((name.rpartition("/")[2], c) for name, c in state.imagenet_classes())
+    _write(directory / "aux" / "imagenet.pickle", pickled_dict(classes))
+
+
+def index_files(directory: Path, index_id: str) -> list[IndexFile]:
+    """All files of the index except the thumbnails, with their object names; largest first."""
+    prefix = f"indexes/{index_id}"
+    binary, text = "application/octet-stream", "application/json"
+    return [
+        *(
+            IndexFile(array_path(directory, name), f"{prefix}/local/{name}/embeddings.npy", binary)
+            for name in DIMENSIONS
+        ),
+        *(
+            IndexFile(directory / "index" / name, f"{prefix}/{name}", text)
+            for name in ("labels.json", "identifiers.json", "val_identifiers.json")
+        ),
+        IndexFile(
+            directory / "aux" / "imagenet.pickle", f"aux_labels/{index_id}/imagenet.pickle", binary
+        ),
+    ]
+
+
+def thumbnail_name(index_id: str, object_name: str) -> str:
+    """The object that holds the thumbnail of an image."""
+    return f"thumbnails/{index_id}/{identifier(object_name)}.jpg"
+
+
+def pickled_dict(entries: Iterable[tuple[str, int]]) -> Iterator[bytes]:
+    """The pickle (protocol 2) of {text: int}, piece by piece: the dict is never in memory.
+
+    Opcodes as in CPython's Lib/pickletools.py.
+    """
+    yield pickle.PROTO + b"\x02" + pickle.EMPTY_DICT
+    batch: list[bytes] = []
+
+    def flush() -> bytes:
+        data = pickle.MARK + b"".join(batch) + pickle.SETITEMS if batch else b""
+        batch.clear()
+        return data
+
+    for text, number in entries:
+        data = text.encode()
+        batch.append(
+            pickle.BINUNICODE
+            + struct.pack("<I", len(data))
+            + data
+            + pickle.BININT
+            + struct.pack("<i", number)
+        )
+        if len(batch) == PICKLE_BATCH:
+            yield flush()
+    yield flush() + pickle.STOP
+
+
+def _json_list(items: Iterable[str]) -> Iterator[bytes]:
+    separator = "["
+    for item in items:
+        yield (separator + json.dumps(item)).encode()
+        separator = ", "
+    yield b"[]" if separator == "[" else b"]"
+
+
+def _json_object(items: Iterable[tuple[str, int]]) -> Iterator[bytes]:
+    separator = "{"
+    for key, value in items:
+        yield f"{separator}{json.dumps(key)}: {value}".encode()
+        separator = ", "
+    yield b"{}" if separator == "{" else b"}"
+
+
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file under a temporary name, flush it, rename it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)

@@ -1,0 +1,1 @@
+"""The path of an image: fetch, decode, batch, embed, record."""

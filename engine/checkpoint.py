@@ -1,0 +1,106 @@
+"""What every engine hands its results to: vectors to the disk, then the rows' state, and progress.
+
+Vectors reach the disk before their rows are marked, so whatever stops a run, a marked row is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from common.terminal import printable
+from dataset.arrays import Arrays, Embedding
+from dataset.rows import Outcome, Row, State
+
+CHECKPOINT_S = 2.0  # seconds of work that a power cut can cost
+FAILURES_SHOWN = 10
+BAR_INTERVAL_S = (0.2, 30.0)  # between two states of the progress bar: on a terminal, in a log
+
+
+class Recorder:
+    """Writes the vectors of rows, and records what became of them every CHECKPOINT_S."""
+
+    def __init__(self, state: State, arrays: Arrays) -> None:
+        self._state, self._arrays = state, arrays
+        self._outcomes: deque[Outcome] = deque()  # of rows whose vectors are written but not synced
+        self._committing = threading.Lock()  # a checkpoint may be in its thread when the end comes
+        self._failures = self._bytes = 0
+
+    async def during(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Await the work of an engine; what is done when it stops, however it stops, is recorded.
+
+        Raises:
+            Exception: what the work raised.
+            OSError, sqlite3.OperationalError: the disk is full or fails.
+        """
+        counts = self._state.counts()
+        with tqdm(
+            total=counts.images,
+            initial=counts.done + counts.failed,
+            unit=" images",
+            smoothing=0.05,
+            mininterval=BAR_INTERVAL_S[0 if sys.stderr.isatty() else 1],
+        ) as self._bar:
+            both = asyncio.create_task(work), asyncio.create_task(self._checkpoints())
+            try:
+                ended, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    await task
+            finally:
+                for task in both:
+                    task.cancel()
+                await asyncio.gather(*both, return_exceptions=True)
+                self.commit()
+
+    def done(self, row: Row, embedding: Embedding, imagenet_class: int) -> None:
+        """Take the vectors of one row."""
+        if not all(np.isfinite(vector).all() for vector in embedding):
+            self.failed(row, "the models make no finite numbers of it")
+            return
+        self._arrays.write(row.row, embedding)
+        self._add(row, Outcome(row.row, imagenet_class, None))
+
+    def failed(self, row: Row, reason: str) -> None:
+        """Take the reason why the image of one row cannot be embedded: its vectors are zeros."""
+        self._arrays.clear(row.row)
+        self._failures += 1
+        if self._failures <= FAILURES_SHOWN:
+            name = printable(row.listed.name)
+            tqdm.write(f"Failed: {name}: {printable(reason)}", file=sys.stderr)
+        if self._failures == FAILURES_SHOWN:
+            tqdm.write("Further failures are listed at the end.", file=sys.stderr)
+        self._add(row, Outcome(row.row, None, reason))
+
+    def _add(self, row: Row, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        self._bytes += row.listed.size
+        self._bar.update()
+
+    async def _checkpoints(self) -> None:
+        """Record what is done every CHECKPOINT_S, and show the bytes a second."""
+        start = time.monotonic()
+        while True:
+            await asyncio.sleep(CHECKPOINT_S)
+            rate = self._bytes / (time.monotonic() - start) / 1e6
+            self._bar.set_postfix_str(f"{rate:.1f} MB/s, {self._failures} failed", refresh=False)
+            await asyncio.to_thread(self.commit)
+
+    def commit(self) -> None:
+        """Vectors to the disk first, then the rows are marked: never the other way round.
+
+        Outcomes are taken here, not by the caller: a checkpoint whose turn never comes, because the
+        run ends first, then leaves them to the last commit.
+        """
+        with self._committing:
+            outcomes = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
+            if outcomes:
+                self._arrays.sync()
+                self._state.record(outcomes)

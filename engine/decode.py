@@ -1,0 +1,142 @@
+"""One image: the bytes of a file -> RGB pixels, the model's CLIP input, a thumbnail.
+
+Pixels are what Pillow decodes, as RGB. EXIF rotation is not applied: it never was, and indexes stay
+comparable. Of an animation the first frame counts.
+"""
+
+import io
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from common.terminal import printable
+from models.clip_crop import CLIP_SIDE, clip_crop
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever the name says; JPEG is MPO too
+THUMBNAIL_HEIGHT = 200  # pixels at most; the width follows
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
+MAX_JPEG_SCANS = 500  # libjpeg-turbo's own limit in its tests; a usual progressive file has 10
+TALL = 2  # heights for a width, from which on Pillow may scale along the columns first
+Image.MAX_IMAGE_PIXELS = None  # the limits here are checked before any pixel is decoded
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Pixels of more than 8 megapixels in pieces so large that memory.py does not keep them when freed.
+Image.core.set_block_size(64 << 20)
+# What Pillow has to say of odd files is of no use to who ingests a million. Once for the process:
+# warnings.catch_warnings is not for threads.
+warnings.filterwarnings("ignore", module="PIL")
+
+
+class BadImage(Exception):
+    """This file cannot be embedded; the message is the reason, for failed.json."""
+
+
+class Prepared(NamedTuple):
+    """What the models and the bucket need of one image."""
+
+    pixels: np.ndarray  # uint8 (height, width, 3), RGB, full resolution
+    clip_input: np.ndarray | None  # uint8 (224, 224, 3), RGB; None where the device makes it
+    thumbnail: bytes  # a JPEG file
+
+
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image with its header read and its pixels not yet decoded.
+
+    Raises:
+        BadImage: empty, of no known format, or of more than `max_pixels`.
+    """
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise BadImage("not an image, or of a format that is not read here") from error
+    except Exception as error:  # Pillow's parsers raise what they meet: struct.error, KeyError...
+        raise BadImage(f"its header cannot be read ({_reason(error)})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage(
+            f"{width} x {height} is {width * height / 1e6:,.1f} megapixels; "
+            f"at most {max_pixels / 1e6:,.1f} fit in memory here"
+        )
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise BadImage(f"a JPEG of more than {MAX_JPEG_SCANS} scans, made to take for ever")
+    return image
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image, as RGB.
+
+    16-bit images are scaled to 8 bits, not clipped. Palettes and transparency are resolved by
+    Pillow's conversion; what is transparent keeps its colour.
+
+    Raises:
+        BadImage: truncated or damaged.
+    """
+    try:
+        image.load()
+        if image.mode.startswith("I"):  # I;16 and its byte orders, and I: values to 65,535
+            values = np.asarray(image).clip(0, 65_535)
+            image = Image.fromarray((values >> 8).astype(np.uint8))
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except MemoryError as error:
+        raise BadImage("not enough memory to decode it") from error
+    except Exception as error:  # Pillow's decoders raise what they meet: OSError, SyntaxError...
+        raise BadImage(f"it cannot be decoded ({_reason(error)})") from error
+
+
+def clip_input(image: Image.Image) -> np.ndarray:
+    """The shorter side scaled to 224 (bicubic), and the centre cut out: uint8 (224, 224, 3).
+
+    The same pixels as torchvision's Resize and CenterCrop on a Pillow image.
+    """
+    across, down = clip_crop(*image.size)
+    scaled = image.resize(
+        (across.scaled, down.scaled),
+        Image.Resampling.BICUBIC,
+        box=(across.start, down.start, across.end, down.end),
+    )
+    left, top = across.first, down.first
+    return np.asarray(scaled.crop((left, top, left + CLIP_SIDE, top + CLIP_SIDE)))
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A JPEG file at most 200 pixels high, aspect kept, never enlarged.
+
+    Raises:
+        BadImage: wider than a JPEG file can be.
+    """
+    small = image
+    if image.height > THUMBNAIL_HEIGHT:
+        # To the nearest width; averaged to less than twice the size first: half the time and more,
+        # at 38 dB of the best.
+        width = max(1, math.ceil(image.width * THUMBNAIL_HEIGHT / image.height - 0.5))
+        bicubic = Image.Resampling.BICUBIC
+        small = image.resize((width, THUMBNAIL_HEIGHT), bicubic, reducing_gap=1.0)
+    if small.width > MAX_JPEG_SIDE:
+        raise BadImage(f"its thumbnail would be {small.width:,} pixels wide, too wide for a JPEG")
+    file = io.BytesIO()
+    small.save(file, "JPEG")
+    return file.getvalue()
+
+
+def prepare(image: Image.Image, with_clip_input: bool = True) -> Prepared:
+    """Decode an opened image once, for all its uses.
+
+    Without its CLIP input where the device makes that: models/resize.py gives the same numbers for
+    all but tall images, for which Pillow takes the two passes the other way round.
+
+    Raises:
+        BadImage: truncated or damaged.
+    """
+    rgb = decode(image)
+    here = with_clip_input or rgb.height > TALL * rgb.width
+    scaled = clip_input(rgb) if here else None
+    return Prepared(np.asarray(rgb), scaled, thumbnail(rgb))
+
+
+def _reason(error: Exception) -> str:
+    return printable(str(error) or type(error).__name__)

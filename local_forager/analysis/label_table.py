@@ -1,0 +1,61 @@
+"""The labels of a dataset by the rows of its index."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from local_forager.analysis.index_copy import Index
+from local_forager.server.database import Label
+from local_forager.types import CategoryCount, LabelText
+
+POSITIVE = "POSITIVE"
+
+
+class LabelTable(NamedTuple):
+    of_row: dict[int, list[LabelText]]
+    rows: dict[str, dict[str, np.ndarray]]  # category -> mode -> rows, int64 ascending
+
+    def select(self, category: str, mode: str | None) -> np.ndarray:
+        """Rows with a label of the category, in one mode or, for None, in any."""
+        modes = self.rows.get(category, {})
+        chosen = [rows for name, rows in modes.items() if mode is None or name == mode]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *chosen]))
+
+    def positive(self) -> dict[str, np.ndarray]:
+        return {
+            category: modes[POSITIVE] for category, modes in self.rows.items() if POSITIVE in modes
+        }
+
+    def counts(self) -> list[CategoryCount]:
+        """Categories by name, each with its modes: the positive first, the others by name."""
+        return [
+            {
+                "category": category,
+                "count": len(self.select(category, None)),
+                "modes": [
+                    {"mode": mode, "count": len(modes[mode])}
+                    for mode in sorted(modes, key=lambda mode: (mode != POSITIVE, mode))
+                ],
+            }
+            for category, modes in sorted(self.rows.items())
+        ]
+
+
+def table_of(labels: list[Label], index: Index) -> LabelTable:
+    """Labels of images that are not in the index are left out."""
+    of_row: dict[int, list[LabelText]] = {}
+    rows: dict[str, dict[str, set[int]]] = {}
+    for label in labels:
+        text: LabelText = {"category": label.category, "mode": label.mode, "user": label.user}
+        for row in index.rows_of.get(label.identifier, ()):
+            found = of_row.setdefault(row, [])
+            if text not in found:  # the images of one identifier, on A, have each label twice
+                found.append(text)
+            rows.setdefault(label.category, {}).setdefault(label.mode, set()).add(row)
+    return LabelTable(
+        of_row,
+        {
+            category: {mode: np.array(sorted(found), np.int64) for mode, found in modes.items()}
+            for category, modes in rows.items()
+        },
+    )

@@ -1,0 +1,1 @@
+"""The HTTP API of a Forager server of either generation, over SQLite."""

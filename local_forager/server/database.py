@@ -1,0 +1,246 @@
+"""Datasets, their images and labels in SQLite, with the limits observed on real servers."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from common.names import MAX_IDENTIFIER_LENGTH, MAX_OBJECT_NAME_LENGTH, identifier
+
+MAX_NAME_LENGTH = 50  # characters
+MAX_TEXT_LENGTH = 300  # characters of a category, mode, e-mail address or index_id
+BUILTIN_MODES = frozenset({"POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE"})
+REMOVED_MODE = "TOMBSTONE"  # how Forager marks a label as taken back
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS dataset (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, train_path TEXT NOT NULL,
+    val_path TEXT NOT NULL, index_id TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS item (
+    id INTEGER PRIMARY KEY, dataset INTEGER NOT NULL REFERENCES dataset, identifier TEXT NOT NULL,
+    path TEXT NOT NULL, is_val INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS item_identifier ON item (dataset, identifier);
+CREATE INDEX IF NOT EXISTS item_split ON item (dataset, is_val);
+CREATE TABLE IF NOT EXISTS label (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, item INTEGER NOT NULL REFERENCES item, user TEXT NOT NULL,
+    category TEXT NOT NULL, mode TEXT NOT NULL, created_by TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS label_item ON label (item, category);
+CREATE TEMP TABLE wanted (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+Result = TypeVar("Result")
+
+
+class DataError(Exception):
+    """A value that does not fit the column it is for, in the words of a database."""
+
+
+class Dataset(NamedTuple):
+    id: int
+    name: str
+    train_path: str
+    val_path: str
+    index_id: str
+
+
+class Counts(NamedTuple):
+    num_train: int
+    num_val: int
+
+
+class Label(NamedTuple):
+    identifier: str
+    category: str
+    mode: str
+    user: str
+
+
+def fit(what: str, value: object, length: int) -> str:
+    """value as text of at most length characters, else DataError."""
+    if value is None:
+        raise sqlite3.IntegrityError(f"NOT NULL constraint failed: {what}")
+    text = str(value)
+    if "\0" in text:
+        raise ValueError("A string literal cannot contain NUL (0x00) characters.")
+    if len(text) > length:
+        raise DataError(f"value too long for type character varying({length}): {what}")
+    return text
+
+
+def item_rows(
+    dataset: int, train: Iterable[str], val: Iterable[str], unique: bool
+) -> list[tuple[int, str, str, bool]]:
+    """Rows of the item table for the object names of both splits; raises where one does not fit."""
+    rows, seen = [], set()
+    for names, is_val in ((train, False), (val, True)):
+        for name in names:
+            key = fit("identifier", identifier(name), MAX_IDENTIFIER_LENGTH)
+            fit("path", name, MAX_OBJECT_NAME_LENGTH)
+            if unique and key in seen:
+                raise sqlite3.IntegrityError(
+                    f"duplicate key value violates unique constraint: identifier {key!r}"
+                )
+            seen.add(key)
+            rows.append((dataset, key, name, is_val))
+    return rows
+
+
+class Database:
+    """One SQLite file in WAL mode, used from one thread; every public method is a coroutine.
+
+    generation "A" keeps images of one identifier and appends labels; "B" refuses and replaces them.
+    """
+
+    def __init__(self, path: Path, generation: str) -> None:
+        self._generation = generation
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._connection = self._executor.submit(self._open, path).result()
+
+    @staticmethod
+    def _open(path: Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SCHEMA)
+        return connection
+
+    def close(self) -> None:
+        self._executor.submit(self._connection.close).result()
+        self._executor.shutdown()
+
+    async def _call(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
+        def transaction() -> Result:
+            self._connection.execute("BEGIN")
+            try:
+                result = function(self._connection)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+            return result
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
+
+    async def create_dataset(self, name: object, train: object, val: object, index: object) -> int:
+        """The id of the new dataset, without images yet."""
+        values = (
+            fit("name", name, MAX_NAME_LENGTH),
+            fit("train_directory", train, MAX_OBJECT_NAME_LENGTH),
+            fit("val_directory", val, MAX_OBJECT_NAME_LENGTH),
+            fit("index_id", index, MAX_TEXT_LENGTH),
+        )
+        statement = "INSERT INTO dataset (name, train_path, val_path, index_id) VALUES (?, ?, ?, ?)"
+        return await self._call(lambda db: int(db.execute(statement, values).lastrowid or 0))
+
+    async def add_items(self, dataset: int, train: list[str], val: list[str]) -> None:
+        """Add all images of a dataset or, where one does not fit, none."""
+        statement = "INSERT INTO item (dataset, identifier, path, is_val) VALUES (?, ?, ?, ?)"
+
+        def insert(db: sqlite3.Connection) -> None:
+            db.executemany(
+                statement, item_rows(dataset, train, val, unique=self._generation == "B")
+            )
+
+        await self._call(insert)
+
+    async def dataset_names(self) -> list[str]:
+        rows = await self._call(
+            lambda db: db.execute("SELECT name FROM dataset ORDER BY id").fetchall()
+        )
+        return [name for (name,) in rows]
+
+    async def dataset(self, name: str) -> Dataset | None:
+        statement = "SELECT id, name, train_path, val_path, index_id FROM dataset WHERE name = ?"
+        row = await self._call(lambda db: db.execute(statement, (name,)).fetchone())
+        return None if row is None else Dataset(*row)
+
+    async def counts(self, dataset: int) -> Counts:
+        """Images by split, counted: 5 ms for 100,000."""
+        statement = "SELECT is_val, count(*) FROM item WHERE dataset = ? GROUP BY is_val"
+        found = dict(await self._call(lambda db: db.execute(statement, (dataset,)).fetchall()))
+        return Counts(found.get(0, 0), found.get(1, 0))
+
+    async def custom_modes(self, dataset: int) -> dict[str, list[str]]:
+        """For each category with labels, the modes in it that are not built in."""
+        modes: dict[str, list[str]] = {}
+        for category, mode in sorted(
+            {(label.category, label.mode) for label in await self.labels(dataset)}
+        ):
+            modes.setdefault(category, []).extend({mode} - BUILTIN_MODES)
+        return modes
+
+    async def add_labels(
+        self,
+        dataset: int,
+        identifiers: Iterable[str],
+        annotation: Callable[[int], tuple[str, str, str, str]],
+    ) -> int:
+        """How many images were labelled; unknown identifiers are not counted.
+
+        annotation(number of images) gives user, category, mode and created_by. It is called only
+        where there are images: real servers look no further at a payload without a known one.
+        """
+
+        def insert(db: sqlite3.Connection) -> int:
+            db.execute("DELETE FROM wanted")
+            db.executemany(
+                "INSERT OR IGNORE INTO wanted VALUES (?)", ((str(text),) for text in identifiers)
+            )
+            items = db.execute(
+                "SELECT id FROM wanted JOIN item USING (identifier) WHERE dataset = ?", (dataset,)
+            ).fetchall()
+            if not items:
+                return 0
+            user, category, mode, created_by = annotation(len(items))
+            if self._generation == "B":
+                db.executemany(
+                    "DELETE FROM label WHERE item = ? AND category = ?",
+                    ((item, category) for (item,) in items),
+                )
+            db.executemany(
+                "INSERT INTO label (item, user, category, mode, created_by) VALUES (?, ?, ?, ?, ?)",
+                ((item, user, category, mode, created_by) for (item,) in items),
+            )
+            return len(items)
+
+        return await self._call(insert)
+
+    async def labels(self, dataset: int) -> list[Label]:
+        """For each image and category the newest label, which counts, unless it was taken back."""
+        statement = """
+            SELECT item.identifier, label.category, label.mode, label.user
+            FROM label JOIN item ON item.id = label.item
+            WHERE label.id IN (SELECT max(label.id) FROM label JOIN item ON item.id = label.item
+                               WHERE item.dataset = ? GROUP BY label.item, label.category)
+              AND label.mode != ?
+            ORDER BY label.id"""
+        rows = await self._call(
+            lambda db: db.execute(statement, (dataset, REMOVED_MODE)).fetchall()
+        )
+        return [Label(*row) for row in rows]
+
+    async def label_version(self) -> int:
+        """A number that grows whenever labels are written."""
+        statement = "SELECT seq FROM sqlite_sequence WHERE name = 'label'"
+        row = await self._call(lambda db: db.execute(statement).fetchone())
+        return int(row[0]) if row else 0
+
+    async def sample(self, dataset: int, count: int) -> list[str]:
+        """Identifiers of up to count images, spread over the dataset."""
+
+        def select(db: sqlite3.Connection) -> list[str]:
+            bounds = "SELECT min(id), max(id) FROM item WHERE dataset = ?"
+            first, last = db.execute(bounds, (dataset,)).fetchone()
+            if first is None:
+                return []
+            # The images of a dataset are inserted together, so their ids follow each other.
+            ids = sorted({first + (last - first) * place // count for place in range(count)})
+            marks = ", ".join("?" * len(ids))
+            rows = db.execute(f"SELECT identifier FROM item WHERE id IN ({marks}) ORDER BY id", ids)
+            return [identifier for (identifier,) in rows]
+
+        return await self._call(select)

@@ -1,0 +1,1 @@
+"""The implementations of both models that --backend chooses from."""

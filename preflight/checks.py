@@ -1,0 +1,232 @@
+"""Everything that can be known before the first image is fetched, checked at once.
+
+Each check adds a finding, one sentence for the user, or none; nothing stops at the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import gcs
+from common import names
+from common.names import GsPath
+from common.terminal import printable
+from dataset import arrays
+from dataset.rows import TRAIN, VAL, State
+from forager.client import Forager
+from storage.async_client import AsyncStorage
+
+SHOWN = 10  # of a long list of objects; the rest goes to a file
+SPLITS = {TRAIN: "training", VAL: "validation"}
+STATE_BYTES_A_ROW = 400  # of state.sqlite and the lists, generously
+ANY_NAME = "-"  # asked for where the name is not valid: does the server answer at all?
+PUBLIC_COMMAND = (
+    "gcloud storage buckets add-iam-policy-binding gs://{bucket} "
+    "--member=allUsers --role=roles/storage.objectViewer"
+)
+
+
+class Findings:
+    """What is wrong, gathered from all checks."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def add(self, sentence: str) -> None:
+        if sentence not in self.sentences:
+            self.sentences.append(sentence)
+
+    async def gather(self, check: Awaitable[Any]) -> Any:
+        """The result of one check, or None after adding its error."""
+        try:
+            return await check
+        except click.ClickException as error:
+            self.add(error.message)
+            return None
+
+    async def gather_in_thread(self, check: Callable[..., Any], *args: Any) -> Any:
+        """The same for a check that blocks."""
+        return await self.gather(asyncio.to_thread(check, *args))
+
+    def raise_if_any(self) -> None:
+        """Raises click.ClickException with all findings, if there are any."""
+        if len(self.sentences) == 1:
+            raise click.ClickException(self.sentences[0])
+        if self.sentences:
+            listed = "".join(f"\n  - {sentence}" for sentence in self.sentences)
+            raise click.ClickException(f"{len(self.sentences)} things are in the way:{listed}")
+
+
+def check_paths(findings: Findings, train: str, val: str) -> tuple[GsPath, GsPath] | None:
+    """Both paths, if they are well-formed, in one bucket, and neither within the other."""
+    paths = []
+    for text in (train, val):
+        try:
+            paths.append(names.parse_gs_path(text))
+        except ValueError as error:
+            findings.add(str(error))
+    if len(paths) < 2:
+        return None
+    one, other = paths
+    if one.bucket != other.bucket:
+        findings.add(
+            f"{printable(train)} and {printable(val)} are in two buckets: the web page builds "
+            "every image address from the training bucket, so put both in one."
+        )
+        return None
+    if one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix):
+        findings.add(
+            f"{printable(train)} and {printable(val)} overlap: images would be in both splits; "
+            "name two directories beside each other."
+        )
+        return None
+    return one, other
+
+
+async def check_server(
+    findings: Findings, server_url: str, name: str, index_id: str | None
+) -> None:
+    """That the server answers as a Forager server does, and has no other dataset of this name.
+
+    `index_id` is that of an earlier run of this ingest, which may have registered it already.
+    """
+    if not server_url:
+        findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
+        return
+    asked = ANY_NAME if names.dataset_name_error(name) else name
+
+    async def ask() -> Any:
+        async with Forager(server_url) as forager:
+            return await forager.dataset(asked)
+
+    found = await findings.gather(ask())
+    if found is not None and asked == name and found.index_id != index_id:
+        findings.add(
+            f"The dataset {name} is already there, with {found.num_train:,} training and "
+            f"{found.num_val:,} validation images (index {printable(found.index_id)}): "
+            "choose another name."
+        )
+
+
+def list_images(paths: tuple[GsPath, GsPath], listing: Path) -> State:
+    """All images of both splits, in row order, in a new state at `listing`.
+
+    Raises:
+        StorageError: a directory cannot be listed.
+    """
+    client = gcs.make_client()
+    state = State.create(listing)
+    try:
+        for split, path in zip((TRAIN, VAL), paths, strict=True):
+            for page in gcs.list_objects(client, path):
+                state.add(split, page)
+    except gcs.StorageError:
+        state.close()
+        raise
+    state.number_rows()
+    return state
+
+
+def check_images(
+    findings: Findings, state: State, paths: tuple[GsPath, GsPath], allow_empty_val: bool
+) -> None:
+    """That there are images, that no identifier is there twice, and that the server takes all."""
+    for split, path in zip((TRAIN, VAL), paths, strict=True):
+        if state.counts(split).images == 0 and not (split == VAL and allow_empty_val):
+            hint = "; --allow_empty_val goes on without" if split == VAL else ""
+            findings.add(
+                f"No {SPLITS[split]} images under {printable(str(path))}: images are objects that "
+                f"end in {', '.join(names.IMAGE_SUFFIXES)}, in lower case{hint}."
+            )
+    duplicates = dict(state.duplicates())
+    if duplicates:
+        examples = "".join(
+            f"\n      {printable(name)}: {', '.join(printable(o) for o in objects[:SHOWN])}"
+            for name, objects in list(duplicates.items())[:SHOWN]
+        )
+        most = max(len(duplicates), *map(len, duplicates.values()))
+        rest = _all_in_file("duplicates.json", duplicates, most)
+        findings.add(
+            f"{len(duplicates):,} basenames are there more than once, and each must be unique over "
+            f"training and validation (without the extension): rename or remove all but one "
+            f"of each.{examples}{rest}"
+        )
+    too_long = state.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH)
+    if too_long:
+        examples = "".join(f"\n      {printable(name)}" for name in too_long[:SHOWN])
+        rest = _all_in_file("too_long.json", too_long, len(too_long))
+        findings.add(
+            f"{len(too_long):,} names are too long for the server, which takes "
+            f"{names.MAX_OBJECT_NAME_LENGTH} characters, and {names.MAX_IDENTIFIER_LENGTH} in "
+            f"basenames: rename them.{examples}{rest}"
+        )
+
+
+def _all_in_file(name: str, content: Any, items: int) -> str:
+    """Write what has more items than the screen shows; returns the words that say where."""
+    if items <= SHOWN:
+        return ""
+    path = Path(name).absolute()
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return f"\n      ... all of them are in {path}"
+
+
+async def check_public(findings: Findings, state: State, bucket: str) -> None:
+    """That one image of each split can be read without credentials, as the web page does."""
+    async with AsyncStorage(connections=2) as objects:
+        for split in (TRAIN, VAL):
+            first = state.first(split)
+            if first is None:
+                continue
+            name = first.listed.name
+            status = await findings.gather(objects.public_status(bucket, name))
+            if status in (401, 403):
+                findings.add(
+                    f"gs://{bucket}/{printable(name)} cannot be read without credentials, which "
+                    "the web page needs. To make the bucket public: "
+                    + PUBLIC_COMMAND.format(bucket=bucket)
+                )
+            elif status is not None and status not in (200, 206):
+                findings.add(
+                    f"gs://{bucket}/{printable(name)} gives HTTP {status} without credentials, and "
+                    "the web page needs it: open "
+                    f"{printable(gcs.public_address(bucket, name), 1000)} in a browser."
+                )
+
+
+def check_write_access(bucket: str) -> None:
+    """That the index bucket can be written.
+
+    Raises:
+        StorageError: it cannot, and who can change that.
+    """
+    missing = gcs.missing_write_permissions(gcs.make_client(), bucket)
+    if missing:
+        raise gcs.StorageError(
+            f"The credentials in use lack {', '.join(missing)} on gs://{bucket}: ask its owner for "
+            "the role Storage Object User, or name a bucket of your own with --bucket."
+        )
+
+
+def check_disk(findings: Findings, state: State, work_dir: Path) -> None:
+    """That the arrays fit on the disk, beside what of them is already there."""
+    rows = state.counts().images
+    there = sum(
+        path.stat().st_blocks * 512
+        for name in arrays.DIMENSIONS
+        if (path := arrays.array_path(work_dir, name)).exists()
+    )
+    needed = rows * (arrays.BYTES_A_ROW + STATE_BYTES_A_ROW) - there
+    free = shutil.disk_usage(work_dir).free
+    if needed > free:
+        findings.add(
+            f"The arrays need {needed / 1e9:,.1f} GB more in {work_dir}, and {free / 1e9:,.1f} GB "
+            "are free: free some, or choose another disk with --work_dir."
+        )

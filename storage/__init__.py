@@ -1,0 +1,1 @@
+"""Transfers to and from Google Cloud Storage: many small objects, a few large ones."""

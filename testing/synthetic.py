@@ -1,0 +1,154 @@
+"""Made-up datasets in the real formats: for benchmarks of the page and for its tests."""
+
+import colorsys
+import hashlib
+import io
+import json
+import os
+import pickle
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from google.cloud import storage
+from PIL import Image, ImageDraw
+
+from common.names import identifier
+from local_forager.analysis.index_copy import DIMENSIONS
+
+CLUSTERS = 12  # kinds of images
+SPREAD = 0.6  # how far an image lies from the middle of its kind, as a share of the vector
+CHUNK_ROWS = 10_000
+
+
+def kind_of(rows: np.ndarray) -> np.ndarray:
+    """The kind of each row: int64 (n,), mixed well and the same on every run."""
+    return rows.astype(np.int64) * 2_654_435_761 % 2**32 * CLUSTERS >> 32
+
+
+def vectors(rows: int, dimensions: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Unit vectors around the middles of their kinds, float32, in chunks of up to CHUNK_ROWS."""
+    rng = np.random.default_rng((seed, dimensions))
+    middles = rng.standard_normal((CLUSTERS, dimensions), dtype=np.float32)
+    middles /= np.linalg.norm(middles, axis=1, keepdims=True)
+    for start in range(0, rows, CHUNK_ROWS):
+        kinds = kind_of(np.arange(start, min(start + CHUNK_ROWS, rows)))
+        noise = rng.standard_normal((len(kinds), dimensions), dtype=np.float32)
+        noise *= SPREAD / np.sqrt(dimensions)
+        chunk = middles[kinds] + noise
+        yield chunk / np.linalg.norm(chunk, axis=1, keepdims=True)
+
+
+def picture(row: int, width: int = 200, height: int = 150) -> bytes:
+    """A JPEG of a made-up landscape; images of one kind share their colours."""
+    kind = int(kind_of(np.array([row]))[0])
+    rng = np.random.default_rng(row)
+    hue = kind / CLUSTERS + float(rng.uniform(-0.02, 0.02))
+
+    def color(turn: float, saturation: float, value: float) -> tuple[int, int, int]:
+        red, green, blue = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
+        return int(255 * red), int(255 * green), int(255 * blue)
+
+    image = Image.new("RGB", (width, height), color(0, 0.18, 0.95))
+    draw = ImageDraw.Draw(image)
+    x, y = rng.uniform(0.15, 0.85) * width, rng.uniform(0.1, 0.45) * height
+    size = rng.uniform(0.06, 0.13) * height
+    draw.ellipse((x - size, y - size, x + size, y + size), fill=color(0.08, 0.35, 1.0))
+    for layer in range(3):
+        base = height * (0.45 + 0.18 * layer)
+        heights = base + np.cumsum(rng.uniform(-1, 1, 9)) * height * 0.05
+        points = [(width * i / 8, float(y)) for i, y in enumerate(heights)]
+        draw.polygon(
+            [(0, height), *points, (width, height)],
+            fill=color(0, 0.3 + 0.2 * layer, 0.8 - 0.22 * layer),
+        )
+    output = io.BytesIO()
+    image.save(output, "JPEG", quality=80)
+    return output.getvalue()
+
+
+def lists(names: list[str], num_train: int) -> dict[str, object]:
+    """labels.json, identifiers.json and val_identifiers.json for these object names."""
+    rows = {identifier(name): row for row, name in enumerate(names)}
+    return {
+        "labels.json": names,
+        "identifiers.json": {key: row for key, row in rows.items() if row < num_train},
+        "val_identifiers.json": {key: row for key, row in rows.items() if row >= num_train},
+    }
+
+
+def write_copy(data_dir: Path, index_id: str, names: list[str], num_train: int) -> None:
+    """A whole index as local_forager keeps it, without a bucket: 14 kB an image."""
+    directory = data_dir / "indexes" / index_id
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in lists(names, num_train).items():
+        (directory / name).write_text(json.dumps(content))
+    for name, dimensions in DIMENSIONS.items():
+        with (directory / f"{name}.f32").open("wb") as file:
+            for chunk in vectors(len(names), dimensions):
+                chunk.tofile(file)
+    classes = (kind_of(np.arange(len(names))) * 80).tolist()
+    by_name = {os.path.basename(name): number for name, number in zip(names, classes, strict=True)}
+    (directory / "imagenet.pickle").write_bytes(pickle.dumps(by_name))
+    (directory / "complete").touch()
+
+
+def publish(
+    client: storage.Client,
+    image_bucket: str,
+    index_bucket: str,
+    index_id: str,
+    names: list[str],
+    num_train: int,
+    failed: Collection[int] = (),
+    same: Mapping[int, int] = MappingProxyType({}),
+) -> None:
+    """Put images and a whole index into buckets; rows in failed have no vectors and no thumbnail.
+
+    same: rows that get the picture and the vectors of another row.
+    """
+    images, index = client.bucket(image_bucket), client.bucket(index_bucket)
+    for row, name in enumerate(names):
+        data = picture(same.get(row, row))
+        images.blob(name).upload_from_string(b"" if row in failed else data, "image/jpeg")
+        if row not in failed:
+            thumbnail = f"thumbnails/{index_id}/{identifier(name)}.jpg"
+            index.blob(thumbnail).upload_from_string(data, "image/jpeg")
+    for name, content in lists(names, num_train).items():
+        index.blob(f"indexes/{index_id}/{name}").upload_from_string(json.dumps(content))
+    for name, dimensions in DIMENSIONS.items():
+        rows = np.concatenate([np.zeros((0, dimensions), "<f4"), *vectors(len(names), dimensions)])
+        for row, other in same.items():
+            rows[row] = rows[other]
+        rows[list(failed)] = 0
+        path = f"indexes/{index_id}/local/{name}/embeddings.npy"
+        index.blob(path).upload_from_string(rows.astype("<f4").tobytes())
+    classes = kind_of(np.arange(len(names))) * 80
+    by_name = {
+        os.path.basename(name): int(classes[same.get(row, row)])
+        for row, name in enumerate(names)
+        if row not in failed
+    }
+    index.blob(f"aux_labels/{index_id}/imagenet.pickle").upload_from_string(pickle.dumps(by_name))
+
+
+def write_thumbnails(data_dir: Path, index_id: str, names: list[str], different: int = 240) -> None:
+    """Thumbnails as local_forager keeps them; there are as many different ones as told."""
+    pictures: dict[int, Path] = {}
+    by_kind: dict[int, list[int]] = {}
+    for row in range(different):
+        by_kind.setdefault(int(kind_of(np.array([row]))[0]), []).append(row)
+    kinds = kind_of(np.arange(len(names)))
+    for row, name in enumerate(names):
+        choices = by_kind[int(kinds[row])]
+        shown = choices[row % len(choices)]
+        text = f"{index_id}\0{identifier(name)}".encode()
+        digest = hashlib.sha256(text).hexdigest()
+        path = data_dir / "thumbnails" / digest[:2] / f"{digest}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if shown not in pictures:
+            path.write_bytes(picture(shown))
+            pictures[shown] = path
+        elif not path.exists():
+            os.link(pictures[shown], path)

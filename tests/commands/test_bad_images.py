@@ -1,0 +1,254 @@
+"""The zoo of bad images, made by code: each embeds as it should or is failed with its reason."""
+
+import gzip
+import io
+import json
+import re
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset import arrays
+from dataset.rows import State
+from embeddings import Embedder
+from engine import prepare as intake
+from tests.harness import Emulated, dataset, environment, picture, pictures, run, run_here
+
+MAX_RSS = 2_000_000_000  # bytes: an image of 100 megapixels takes 1.4 GB, whatever its file
+
+
+def colours(size=(40, 30), mode="RGB"):
+    return Image.open(io.BytesIO(picture(1, size))).convert(mode)
+
+
+def saved(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, depth, kind, pixels=b"", extra=b""):
+    """A PNG file written by hand: what Pillow would not write."""
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(pixels, 9))
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b"")
+
+
+def rows(width, height, sample):
+    """Unfiltered PNG rows of one sample, given as its bytes."""
+    return (b"\0" + sample * width) * height
+
+
+def exif(orientation=6):
+    data = Image.Exif()
+    data[274] = orientation
+    return data.tobytes()
+
+
+def many_scans():
+    """A progressive JPEG whose last scan comes a thousand times."""
+    data = saved(colours(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * 1000 + data[-2:]
+
+
+RGB, GRAY = 2, 0
+GOOD = {
+    "cmyk.jpg": saved(colours(mode="CMYK"), "JPEG"),
+    "gray-alpha.png": saved(colours(mode="L").convert("LA"), "PNG"),
+    "palette.png": saved(colours(mode="P"), "PNG", transparency=bytes(range(40))),
+    "palette-index.png": saved(colours(mode="P"), "PNG", transparency=3),
+    "gray16.png": png(40, 30, 16, GRAY, rows(40, 30, b"\x80\x10")),
+    "rgb16.png": png(40, 30, 16, RGB, rows(40, 30, b"\x80\x10\x20\x00\xff\xff")),
+    "bilevel.png": saved(colours(mode="1"), "PNG"),
+    "animated-png.png": saved(colours(), "PNG", save_all=True, append_images=[colours((40, 30))]),
+    "animated-gif-1.png": saved(colours(), "GIF", save_all=True, append_images=[colours()]),
+    "animated-gif-2.jpg": saved(colours(), "GIF", save_all=True, append_images=[colours()]),
+    "exif-nonsense.jpg": saved(colours(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" * 9),
+    "exif-rotated.jpg": saved(colours(), "JPEG", exif=exif()),
+    "icc-nonsense.jpg": saved(colours(), "JPEG", icc_profile=b"no profile" * 99),
+    "one-pixel.png": saved(colours((1, 1)), "PNG"),
+    "tall.png": saved(colours((1, 20_000)), "PNG"),
+    "wide.jpg": saved(colours((20_000, 20)), "JPEG"),
+    "png-inside.jpg": saved(colours(), "PNG"),
+    "jpeg-inside.png": saved(colours(), "JPEG"),
+    "gzipped.jpg": gzip.compress(saved(colours(), "JPEG")),
+    "100-megapixels.png": png(10_000, 10_000, 1, GRAY, rows(1250, 10_000, b"\x55")),
+    "100-megapixels-16-bit.png": png(10_000, 10_000, 16, GRAY, rows(10_000, 10_000, b"\x55\x11")),
+    "more-data-than-pixels.png": png(40, 30, 8, GRAY, bytes(50_000_000)),
+}
+BAD = {
+    "text.jpg": (b"not an image at all", "not an image"),
+    "html.png": (b"<!DOCTYPE html><title>Sign in</title>", "not an image"),
+    "empty.jpg": (b"", "the file is empty"),
+    "one-byte.png": (b"\x89", "not an image"),
+    "cut-short-jpeg.jpg": (picture(2)[:-150], "truncated|cannot be decoded"),
+    "cut-short-png.png": (saved(colours(), "PNG")[:200], "truncated|cannot be decoded"),
+    "no-pixels.png": (png(40, 30, 8, GRAY)[:33], "header cannot be read|not an image|truncated"),
+    "damaged.png": (
+        saved(colours(), "PNG").replace(b"IDAT", b"IDAT\xff\xff", 1),
+        "cannot be decoded|header",
+    ),
+    "bomb.png": (png(50_000, 50_000, 1, GRAY), r"50000 x 50000 is 2,500.0 megapixels"),
+    "text-bomb.png": (
+        png(
+            40,
+            30,
+            8,
+            GRAY,
+            rows(40, 30, b"\1"),
+            chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(9 << 20))),
+        ),
+        "header cannot be read",
+    ),
+    "many-scans.jpg": (many_scans(), "JPEG of more than 500 scans"),
+    "too-wide.png": (png(70_000, 1, 1, GRAY, rows(8750, 1, b"\1")), "too wide for a JPEG"),
+    "gzip-bomb.jpg": (gzip.compress(bytes(200 << 20)), "not an image"),
+    "gzip-huge.jpg": (gzip.compress(b"small")[:-4] + b"\xff\xff\xff\xff", "4.3 GB uncompressed"),
+    "gzip-lies.jpg": (gzip.compress(picture(3))[:-4] + b"\x05\0\0\0", "gzip"),
+    "gzip-cut.jpg": (gzip.compress(picture(3))[:300], "gzip"),
+    "large-object.jpg": (np.random.default_rng(0).bytes(700_000), "too large for an image"),
+    "overflow.png": (saved(colours((33, 33)), "PNG"), "no finite numbers"),
+}
+ZOO = {
+    **{f"train/{name}": data for name, data in GOOD.items()},
+    **{f"val/bad-{name}": data for name, (data, _) in BAD.items()},
+    "val/fine.jpg": picture(9),
+}
+
+
+@pytest.fixture(scope="module")
+def zoo(emulator_url, servers, tmp_path_factory):
+    """The zoo after a first run, and how that ended."""
+    made = dataset(Emulated(emulator_url), tmp_path_factory.mktemp("zoo") / "made", ZOO)
+    env = environment(emulator_url, servers["B"], FAKE_BAD_SIZE="33x33", FAKE_OBJECT_BYTES="650000")
+    return made, env, run(made.command(), env, timeout=200)
+
+
+def test_zoo_stops_before_upload_and_registration(zoo, servers):
+    made, _, first = zoo
+    assert first.returncode == 1
+    assert f"{len(BAD)} of {len(ZOO)} images cannot be embedded; nothing was registered" in (
+        first.stderr
+    )
+    assert "--skip_bad_images" in first.stderr and str(made.work / "failed.json") in first.stderr
+    assert all(name.startswith("thumbnails/") for name in made.left_behind())
+    with pytest.raises(OSError, match="404"):
+        made.registered(servers["B"])
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_zoo_good_images_are_done(zoo, name):
+    made, _, _ = zoo
+    assert f"train/{name}" in made.done()
+    assert f"thumbnails/ID/{name.rpartition('.')[0]}.jpg" in made.left_behind()
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_zoo_bad_images_are_failed_with_their_reason(zoo, name):
+    made, _, _ = zoo
+    failed = json.loads((made.work / "failed.json").read_text())
+    reasons = {entry["object"]: entry["reason"] for entry in failed}
+    assert re.search(BAD[name][1], reasons[f"val/bad-{name}"]), reasons[f"val/bad-{name}"]
+
+
+def test_zoo_takes_bounded_memory(zoo):
+    _, _, first = zoo
+    assert 0 < first.peak_bytes < MAX_RSS
+
+
+def test_zoo_is_registered_with_zeros_for_what_failed(zoo, servers):
+    made, env, _ = zoo
+    done = run_here(made.command("--skip_bad_images"), env)
+    assert done.returncode == 0, done.stderr
+    assert f"Skipped {len(BAD)} images" in done.stderr
+    assert made.registered(servers["B"]) == (made.index_id(), len(GOOD), len(BAD) + 1)
+    statuses = made.statuses()
+    for name, dimension in arrays.DIMENSIONS.items():
+        data = made.storage.get(
+            made.bucket, f"indexes/{made.index_id()}/local/{name}/embeddings.npy"
+        )
+        lengths = np.linalg.norm(np.frombuffer(data, "<f4").reshape(-1, dimension), axis=1)
+        expected = [1.0 if status == 1 else 0.0 for status in statuses.values()]
+        np.testing.assert_allclose(lengths, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1", 1), ("2", 0), ("19%", 1), ("20%", 0)])
+def test_max_bad(emulator_url, servers, tmp_path, limit, code):
+    objects = {**pictures(6, 2), "train/bad1.jpg": b"no", "val/bad2.png": b""}
+    made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
+    done = run_here(
+        made.command("--skip_bad_images", "--max_bad", limit),
+        environment(emulator_url, servers["B"]),
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "2 of 10 images cannot be embedded, more than the" in done.stderr
+        assert not any(name.startswith("indexes/") for name in made.left_behind())
+
+
+def test_rows_that_do_not_add_up_are_never_uploaded(emulator_url, servers, tmp_path, monkeypatch):
+    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(3, 1))
+    record = State.record
+    monkeypatch.setattr(State, "record", lambda self, rows: record(self, list(rows)[1:]))
+    with pytest.raises(RuntimeError, match="do not add up"):
+        run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert not any(name.startswith("indexes/") for name in made.left_behind())
+
+
+class HalfPrecision(Embedder):
+    """An embedder whose models overflow for bright images, and whose float32 ones do not."""
+
+    def __init__(self, dtype):
+        self.dtype, self.asked = dtype, []
+
+    def _with_memory(self, start, images):
+        bright = [image.mean() > 200 for image in images]
+        rows = np.array([[np.nan if b else 1.0, 0.5] for b in bright], np.float32)
+        return lambda: (rows, rows.copy(), np.zeros(len(rows), np.int64))
+
+    def _cpu_models(self):
+        return "exact"
+
+    def _start(self, model, images, device):
+        self.asked.append(len(images))
+        exact = np.array([[3.0, 4.0]], np.float32)
+        return lambda: (exact, exact, np.array([7]))
+
+
+def test_overflow_in_half_precision_is_computed_again_in_float32(monkeypatch):
+    embedder = HalfPrecision(torch.float16)
+    images = [np.full((4, 4, 3), value, np.uint8) for value in (10, 255, 20)]
+    monkeypatch.setattr(HalfPrecision, "_cpu_models", lambda self: torch.nn.Module())
+    monkeypatch.setattr(torch.nn.Module, "resnet", None, raising=False)
+    found = embedder.start_resnet(images)()
+    assert found.imagenet.tolist() == [[1, 0.5], [3, 4], [1, 0.5]]
+    assert found.classes.tolist() == [0, 7, 0] and embedder.asked == [1]
+
+
+def test_float32_is_never_computed_twice():
+    embedder = HalfPrecision(torch.float32)
+    assert np.isnan(embedder.start_resnet([np.full((4, 4, 3), 255, np.uint8)])().imagenet).any()
+    assert embedder.asked == []
+
+
+def test_budgets_bound_what_is_unpacked():
+    """A gzip file is unpacked within a budget of what it says, and never beyond it."""
+    assert intake.async_client.unzipped_size(gzip.compress(bytes(1000))) == 1000
+    assert intake.async_client.unzipped_size(b"\xff\xd8 a JPEG") == 0
+    lying = gzip.compress(bytes(10 << 20))[:-4] + struct.pack("<I", 1000)
+    tracemalloc.start()
+    with pytest.raises(intake.async_client.ObjectUnusable, match="gzip"):
+        intake.async_client.unzipped(lying)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20

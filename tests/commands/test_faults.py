@@ -1,0 +1,285 @@
+"""Requests that fail: the same result where they can be repeated, a clear end where they cannot."""
+
+import asyncio
+import datetime
+import re
+import time
+
+import google.auth.exceptions
+import pytest
+
+import gcs
+from dataset.lists import IndexFile
+from forager.client import DatasetInfo, Forager
+from storage import async_client, uploads
+from storage.async_client import AsyncStorage, ObjectUnusable
+from tests.fault_proxy import KINDS, FaultProxy, Rule
+from tests.harness import TRAIN, VAL, Emulated, environment, picture, run_here
+
+DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
+ARRAY, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
+CHUNK = r"PUT /upload/.*upload_id"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_faults_in_one_request_of_ten_change_nothing(
+    undisturbed, fresh, emulator_url, servers, kind
+):
+    with (
+        FaultProxy(emulator_url, share=0.1, kinds=[kind], seed=1) as storage,
+        FaultProxy(servers["B"], share=0.1, kinds=[kind], seed=1) as server,
+    ):
+        done = run_here(fresh.command(), environment(storage.url, server.url))
+    assert done.returncode == 0, done.stderr
+    assert storage.counts[kind] >= 3
+    assert fresh.left_behind() == undisturbed.left_behind()
+    assert fresh.registered(servers["B"]) == (fresh.index_id(), TRAIN, VAL)
+
+
+@pytest.mark.parametrize("generation", "AB")
+def test_create_is_not_repeated_when_its_answer_is_lost(fresh, emulator_url, servers, generation):
+    with FaultProxy(servers[generation], rules=[Rule(CREATE, "lost", times=1)]) as server:
+        done = run_here(fresh.command(), environment(emulator_url, server.url))
+        assert done.returncode == 0, done.stderr
+        assert [seen.fault for seen in server.requests(CREATE)] == ["lost"]
+    assert fresh.registered(servers[generation]) == (fresh.index_id(), TRAIN, VAL)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind", "said"),
+    [
+        (" ", "503", r"Listing gs://bucket-\w+/train/: .*(503|Made to fail)"),
+        (" ", "reset", r"Listing gs://bucket-\w+/train/: .*Connection aborted"),
+        (DOWNLOAD, "503", r"Reading gs://bucket-\w+/\w+/\w+\.\w+: HTTP 503"),
+        (DOWNLOAD, "truncate", r"Reading gs://bucket-\w+/\w+/\w+\.\w+: .*payload"),
+        (DOWNLOAD, "flip", r"24 of 24 images cannot be embedded(.|\n)*crc32c is not the listed"),
+        (THUMBNAIL, "lost", r"Writing gs://bucket-\w+/thumbnails/\S+\.jpg: "),
+        (THUMBNAIL, "flip", r"Writing gs://\S+\.jpg: storage holds other bytes than were sent"),
+        (ARRAY, "429", r"Writing gs://bucket-\w+/indexes/\S+/embeddings\.npy: .*429"),
+        (
+            ARRAY,
+            "flip",
+            r"Writing gs://bucket-\w+/indexes/\S+/embeddings\.npy: storage received other",
+        ),
+    ],
+)
+def test_storage_that_always_fails_ends_the_run_soon(
+    fresh, emulator_url, servers, pattern, kind, said
+):
+    start = time.monotonic()
+    with FaultProxy(emulator_url, rules=[Rule(pattern, kind)]) as storage:
+        done = run_here(fresh.command(), environment(storage.url, servers["B"]))
+        assert storage.counts[kind] >= 8
+    assert done.returncode == 1
+    error = done.stderr[done.stderr.index("Error: ") :]
+    assert re.search(said, error), error
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("kind", ["503", "reset", "truncate"])
+def test_server_that_always_fails_is_named_before_any_work(fresh, emulator_url, servers, kind):
+    with FaultProxy(servers["B"], share=1, kinds=[kind]) as server:
+        done = run_here(fresh.command(), environment(emulator_url, server.url))
+        assert done.returncode == 1
+        assert f"The Forager server at {server.url} failed to answer" in done.stderr
+        assert 3 <= len(server.seen) <= 16  # aiohttp asks twice after a reset
+    assert not fresh.left_behind() and not fresh.work.exists()
+
+
+def test_server_lost_at_the_end_costs_no_second_pass(fresh, emulator_url, servers):
+    with (
+        FaultProxy(emulator_url) as storage,
+        FaultProxy(servers["B"], rules=[Rule(CREATE, "503", times=4)]) as server,
+    ):
+        env = environment(storage.url, server.url)
+        first = run_here(fresh.command(), env)
+        assert first.returncode == 1 and "did not create" in first.stderr
+        second = run_here(fresh.command(), env)
+        assert second.returncode == 0, second.stderr
+        assert len(storage.requests(DOWNLOAD)) == len(storage.requests(THUMBNAIL)) == TRAIN + VAL
+    assert fresh.registered(servers["B"]) == (fresh.index_id(), TRAIN, VAL)
+
+
+def test_access_lost_in_the_middle_stops_and_the_next_run_goes_on(
+    undisturbed, fresh, emulator_url, servers
+):
+    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "403", after=10)]) as storage:
+        env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
+        stopped = run_here(fresh.command(), env)
+        assert stopped.returncode == 1
+        assert re.search(r"Error: Reading gs://\S+: access is denied \(403\)", stopped.stderr)
+        storage.rules.clear()
+        done = run_here(fresh.command(), env)
+        assert done.returncode == 0, done.stderr
+        started_with = int(re.search(r": (\d+) of 24 images are done", done.stderr)[1])
+        fetched = [seen for seen in storage.requests(DOWNLOAD) if not seen.fault]
+        assert started_with > 0 and len(fetched) - 10 == TRAIN + VAL - started_with
+    assert fresh.left_behind() == undisturbed.left_behind()
+
+
+@pytest.fixture
+def store(emulator, make_bucket, monkeypatch):
+    """A bucket behind a proxy: (proxy, bucket, the one object in it as it is listed)."""
+    bucket = make_bucket()
+    Emulated(emulator).put(bucket, "a.jpg", picture(1))
+    with FaultProxy(emulator) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        [[listed]] = gcs.list_objects(gcs.make_client(), gcs.GsPath(bucket, ""))
+        proxy.seen.clear()
+        yield proxy, bucket, listed
+
+
+def fetched(bucket, listed):
+    async def fetch():
+        async with AsyncStorage(2) as objects:
+            return await objects.fetch(bucket, listed)
+
+    return asyncio.run(fetch())
+
+
+def put(bucket, name, data):
+    async def write():
+        async with AsyncStorage(2) as objects:
+            await objects.put(bucket, name, data, "image/jpeg")
+
+    asyncio.run(write())
+
+
+def upload_file(bucket, path):
+    file = IndexFile(path, "array.npy", "application/octet-stream")
+    return asyncio.run(uploads.upload_files(gcs.make_client(), bucket, [file]))
+
+
+@pytest.mark.parametrize("status", ["401", "403", "404", "412"])
+@pytest.mark.parametrize("what", ["fetch", "put", "list", "upload"])
+def test_refusals_are_not_repeated(store, tmp_path, what, status):
+    proxy, bucket, listed = store
+    proxy.rules.append(Rule(r"a\.jpg|/o\?|array\.npy|upload_id", status))
+    (tmp_path / "array").write_bytes(b"content")
+    calls = {
+        "fetch": lambda: fetched(bucket, listed),
+        "put": lambda: put(bucket, "b.jpg", b"data"),
+        "list": lambda: list(gcs.list_objects(gcs.make_client(), gcs.GsPath(bucket, ""))),
+        "upload": lambda: upload_file(bucket, tmp_path / "array"),
+    }
+    with pytest.raises((gcs.StorageError, ObjectUnusable)):
+        calls[what]()
+    refused = [seen.target for seen in proxy.seen if seen.fault]
+    assert len(refused) == len(set(refused)) >= 1
+
+
+@pytest.mark.parametrize("what", ["fetch", "list"])
+def test_retry_after_is_waited_for(store, what):
+    proxy, bucket, listed = store
+    proxy.retry_after = "1"
+    proxy.rules.append(Rule(r"alt=media|/o\?", "429", times=1))
+    if what == "fetch":
+        assert fetched(bucket, listed) == picture(1)
+    else:
+        assert list(gcs.list_objects(gcs.make_client(), gcs.GsPath(bucket, ""))) == [[listed]]
+    first, second = proxy.requests(r"alt=media|/o\?")
+    assert first.fault == "429" and 1 <= second.at - first.at < 3
+
+
+def test_flipped_bits_are_found_and_fetched_again(store):
+    proxy, bucket, listed = store
+    proxy.rules.append(Rule("alt=media", "flip", times=3))
+    assert fetched(bucket, listed) == picture(1)
+    assert [seen.fault for seen in proxy.requests("alt=media")] == ["flip", "flip", "flip", ""]
+
+
+def test_flipped_bits_in_a_thumbnail_are_found_and_sent_again(store, emulator):
+    proxy, bucket, _ = store
+    proxy.rules.append(Rule("uploadType=media", "flip", times=2))
+    put(bucket, "b.jpg", picture(2))
+    assert len(proxy.requests("uploadType=media")) == 3
+    assert Emulated(proxy.url).get(bucket, "b.jpg") == picture(2)
+
+
+@pytest.mark.parametrize(("size", "requests"), [(256_000, ARRAY), (9 << 20, CHUNK)])
+def test_flipped_bits_in_an_array_are_found_and_sent_again(store, tmp_path, size, requests):
+    proxy, bucket, _ = store
+    proxy.rules.append(Rule(requests, "flip", times=2))
+    data = bytes(range(256)) * (size // 256)
+    (tmp_path / "array").write_bytes(data)
+    assert upload_file(bucket, tmp_path / "array") == size
+    assert proxy.counts["flip"] == 2 and len(proxy.requests(requests)) > 2
+    assert Emulated(proxy.url).get(bucket, "array.npy") == data
+
+
+def test_parts_survive_faults_and_leave_nothing_beside_the_file(store, tmp_path, monkeypatch):
+    proxy, bucket, _ = store
+    monkeypatch.setattr(uploads, "MIN_PART_BYTES", 1 << 18)
+    monkeypatch.setattr(uploads, "CHUNK_BYTES", 1 << 18)
+    data = bytes(range(256)) * 4000
+    (tmp_path / "array").write_bytes(data)
+    proxy.share = 0.2
+    upload_file(bucket, tmp_path / "array")
+    proxy.share = 0
+    assert Emulated(proxy.url).get(bucket, "array.npy") == data
+    assert sorted(Emulated(proxy.url).contents(bucket)) == ["a.jpg", "array.npy"]
+
+
+class Credentials:
+    """Of google-auth's kind: a token that is about to expire, and what renewing it does."""
+
+    token, expiry = "old", datetime.datetime(2020, 1, 1)
+
+    def __init__(self, *errors):
+        self.errors, self.renewals = list(errors), 0
+
+    def refresh(self, request):
+        self.renewals += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self.token, self.expiry = "new", datetime.datetime(2100, 1, 1)
+
+
+def token(credentials, monkeypatch):
+    monkeypatch.setattr(gcs, "_credentials", lambda: credentials)
+
+    async def get():
+        source = async_client._Token()
+        return await asyncio.gather(*(gcs.retries.call("Token", source.get) for _ in range(5)))
+
+    return set(asyncio.run(get()))
+
+
+def test_expired_credentials_are_renewed_once_for_all(monkeypatch):
+    credentials = Credentials()
+    assert token(credentials, monkeypatch) == {"new"}
+    assert credentials.renewals == 1
+
+
+def test_renewing_credentials_survives_a_lost_network(monkeypatch):
+    credentials = Credentials(*[google.auth.exceptions.TransportError("no route to host")] * 3)
+    assert token(credentials, monkeypatch) == {"new"}
+    assert credentials.renewals == 4
+
+
+def test_credentials_that_cannot_be_renewed_end_the_run_with_advice(monkeypatch):
+    refused = google.auth.exceptions.RefreshError("invalid_grant: expired or revoked")
+    with pytest.raises(google.auth.exceptions.RefreshError) as caught:
+        token(Credentials(*[refused] * 5), monkeypatch)
+    assert "gcloud auth application-default login" in gcs.explained(caught.value, "X").message
+
+
+def test_a_network_lost_while_renewing_is_not_called_a_refusal():
+    error = google.auth.exceptions.TransportError("no route to host")
+    assert gcs.explained(error, "Reading a").message == "Reading a: no route to host."
+
+
+def test_lost_answer_is_settled_though_asking_fails_too(servers, emulator, make_bucket):
+    bucket, name = make_bucket(), f"lost-{time.time_ns()}"
+    Emulated(emulator).put(bucket, "t/a.jpg", b"x")
+    rules = [Rule(CREATE, "lost", times=1), Rule("get_dataset_info", "reset", times=3)]
+
+    async def create():
+        async with Forager(server.url) as forager:
+            paths = f"gs://{bucket}/t/", f"gs://{bucket}/v/"
+            await forager.create_dataset(name, *paths, "some-id", 1, 0)
+            return await forager.dataset(name)
+
+    with FaultProxy(servers["A"], rules=rules) as server:
+        assert asyncio.run(create()) == DatasetInfo("some-id", 1, 0)
+        assert len(server.requests(CREATE)) == 1

@@ -1,0 +1,181 @@
+"""Object names are untrusted text: never a local path, a shell command or a terminal escape."""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import shlex
+import unicodedata
+from pathlib import Path
+
+import google_crc32c
+import pytest
+
+import ingest
+from common.names import identifier
+from engine import checkpoint as recording
+from preflight import checks
+from tests.fault_proxy import FaultProxy, Rule
+from tests.front import Answer, Front
+from tests.harness import Emulated, ask, dataset, environment, picture, pictures, run_here
+
+# Without semicolons: the emulator takes what follows one for no part of the name.
+NAMES = [
+    "/etc/cron.d/absolute.jpg",
+    "...jpg",
+    "-rf.jpg",
+    "\x1b[31mred\x1b[0m.jpg",
+    "\x1b]0title\x07.jpg",
+    "\x9b31mC1.jpg",
+    "two\nlines.jpg",
+    "carriage\rreturn.jpg",
+    "back\b\b\bspace.jpg",
+    "\u202egnp.exe.jpg",
+    "\u2066isolate.jpg",
+    "zero\u200bwidth.jpg",
+    "private\ue000.jpg",
+    "$(touch pwned).jpg",
+    "`touch pwned`&&touch pwned|'\".jpg",
+    "<img src=x onerror=alert(1)>.jpg",
+    "%2e%2e%2f%2e%2e%2fencoded.jpg",
+    "query?a=b&c=d#fragment +x.jpg",
+    "{0}{x!r}%s%d%(name)s.jpg",
+    "\\host\\windows.jpg",
+    "caf\u00e9 \u65e5\u672c\u8a9e \U0001f600.jpg",
+    "\u00e9" * 290 + ".jpg",
+    "deep/" * 100 + "deep.jpg",
+    "not an image/it's; touch pwned #.JPG",
+    "kind.\x1b[31mevil",
+]
+IMAGES = [name for name in NAMES if name.endswith(".jpg")]
+
+
+def assert_harmless(text):
+    """Nothing in it acts on a terminal; only tqdm's own bar returns the carriage."""
+    acting = {c for c in text if c not in "\n\r" and unicodedata.category(c)[0] == "C"}
+    assert not acting, f"{acting} in {text!r}"
+    assert "carriage\r" not in text and "two\n" not in text
+
+
+def assert_nothing_outside(directory):
+    """Only what an ingest makes lies in its directory and around it."""
+    files = (Path(at, name) for at, _, names in os.walk(directory) for name in names)
+    found = {str(file.relative_to(directory)) for file in files}
+    ours = r"(made/)?(resnet|clip|duplicates\.json|work/(lock|failed\.json|state\.sqlite.*"
+    ours += r"|aux/imagenet\.pickle|index/\w+\.json|index/local/\w+/embeddings\.npy))"
+    assert all(re.fullmatch(ours, name) for name in found), found
+    assert not os.path.exists("/etc/cron.d/absolute.jpg")
+
+
+@pytest.fixture
+def hostile(emulator_url, tmp_path, monkeypatch):
+    """Makes a dataset of the hostile names, with these contents."""
+    monkeypatch.chdir(tmp_path)
+    for module in (ingest, recording):
+        monkeypatch.setattr(module, "FAILURES_SHOWN", 1000)
+    monkeypatch.setattr(checks, "SHOWN", 1000)
+
+    def make(content, splits=("train",)):
+        objects = {f"{split}/{name}": content(name) for name in NAMES for split in splits}
+        objects["val/fine.jpg"] = picture(0)
+        return dataset(Emulated(emulator_url), tmp_path / "made", objects)
+
+    return make
+
+
+def test_hostile_names_are_ingested_as_they_are(hostile, emulator_url, servers, tmp_path):
+    made = hostile(lambda name: picture(len(name)))
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert_harmless(done.stderr)
+    assert_nothing_outside(tmp_path)
+    content = made.storage.get(made.bucket, f"indexes/{made.index_id()}/labels.json")
+    assert json.loads(content) == [*sorted(f"train/{name}" for name in IMAGES), "val/fine.jpg"]
+    thumbnails = {f"thumbnails/ID/{identifier(name)}.jpg" for name in [*IMAGES, "fine.jpg"]}
+    assert thumbnails <= set(made.left_behind())
+    assert made.registered(servers["B"])[1] == len(IMAGES)
+
+
+def test_hostile_names_are_printed_escaped(hostile, emulator_url, servers, tmp_path):
+    made = hostile(lambda name: b"not an image")
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 1 and f"{len(IMAGES)} of {len(IMAGES) + 1} images" in done.stderr
+    assert_harmless(done.stderr + done.stdout)
+    assert_nothing_outside(tmp_path)
+    assert r"train/\x1b[31mred\x1b[0m.jpg: not an image" in done.stderr
+    assert r"train/two\nlines.jpg" in done.stderr and r"train/\u202egnp.exe.jpg" in done.stderr
+    failed = json.loads((made.work / "failed.json").read_text())
+    assert [entry["object"] for entry in failed] == sorted(f"train/{name}" for name in IMAGES)
+
+
+def test_hostile_duplicates_are_printed_escaped(hostile, emulator_url, servers, tmp_path):
+    made = hostile(lambda name: picture(1), splits=("train", "val"))
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 1 and "basenames are there more than once" in done.stderr
+    assert_harmless(done.stderr)
+    assert_nothing_outside(tmp_path)
+
+
+def test_hostile_names_are_escaped_where_requests_fail(hostile, emulator_url, servers):
+    made = hostile(lambda name: picture(1))
+    rules = [Rule("alt=media|thumbnails", "503", times=60)]
+    with FaultProxy(emulator_url, rules=rules) as storage:
+        done = run_here(made.command(), environment(storage.url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert "attempt 2 of 8" in done.stderr
+    assert_harmless(done.stderr)
+
+
+def test_advised_command_is_safe_to_paste(hostile, emulator_url, servers):
+    made = hostile(lambda name: picture(1))
+    done = run_here(made.command("--dry_run"), environment(emulator_url, servers["B"]))
+    assert_harmless(done.stderr + done.stdout)
+    advised = re.search(r"such as `(gcloud storage mv .*)`\.\n", done.stderr)[1]
+    old = f"gs://{made.images}/train/not an image/it's; touch pwned #"
+    assert shlex.split(advised) == ["gcloud", "storage", "mv", f"{old}.JPG", f"{old}.jpg"]
+
+
+@contextlib.contextmanager
+def also_listed(emulator_url, names):
+    """The emulator with more names, which it cannot hold, under train/; they hold no images."""
+    content = b"not an image"
+    size, crc = len(content), base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
+    fields = f'"size": {size}, "crc32c": "{crc}", "generation": 1'
+    items = [f'{{"name": {name}, {fields}}}' for name in names]
+
+    def rule(asked):
+        if ".." in asked.path:
+            return Answer(200, content)
+        if "prefix=train" in asked.path:
+            page = ask(emulator_url + asked.path).decode()
+            page = page.replace('"items": [', f'"items": [{", ".join(items)}, ')
+            return Answer(200, page.encode(), {"Content-Type": "application/json"})
+        return None
+
+    with Front(rule=rule, upstream=emulator_url) as front:
+        yield front
+
+
+def test_names_that_are_no_text_are_skipped_and_counted(emulator_url, servers, tmp_path):
+    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(1, 1))
+    surrogates = [r'"train/\ud800.jpg"', r'"train/\ud800\u001b[31m.txt"']
+    with also_listed(emulator_url, surrogates) as storage:
+        done = run_here(made.command(), environment(storage.url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert "Skipped 2 name that is no valid text" in done.stderr
+    assert_harmless(done.stderr)
+
+
+def test_names_that_climb_never_become_local_paths(emulator_url, servers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(1, 1))
+    climbing = ["../" * 12 + "tmp/climbed.jpg", "..\\" * 12 + "climbed-too.jpg", ".."]
+    listed = [json.dumps(f"train/{name}") for name in climbing]
+    with also_listed(emulator_url, listed) as storage:
+        done = run_here(made.command(), environment(storage.url, servers["B"]))
+        asked = [asked.path for asked in storage.asked if "alt=media" in asked.path]
+    assert done.returncode == 1 and "2 of 4 images cannot be embedded" in done.stderr
+    assert sum("climbed" in path and path.count("/") == 6 for path in asked) == 2
+    assert_nothing_outside(tmp_path)
+    assert not os.path.exists("/tmp/climbed.jpg")

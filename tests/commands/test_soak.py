@@ -1,0 +1,111 @@
+"""What takes minutes: `make soak`."""
+
+import random
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from common.program import ROOT
+from dataset import arrays
+from tests.fault_proxy import KINDS, FaultProxy
+from tests.harness import (
+    FAKE,
+    Emulated,
+    dataset,
+    ended,
+    environment,
+    pictures,
+    run,
+    start,
+    wait_for,
+)
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+KILLS = 50
+IMAGES, SHARE = 1000, 0.1
+
+
+def test_fifty_kills_at_random_moments(emulator_url, servers, tmp_path):
+    """As often as it is killed, the same command ends with what an undisturbed run leaves."""
+    moments = random.Random(0)
+    objects = pictures(45, 15)
+    undisturbed = dataset(Emulated(emulator_url), tmp_path / "undisturbed", objects)
+    env = environment(emulator_url, servers["B"], FAKE_CHECKPOINT_S="0.1", FAKE_WINDOW="6")
+    assert run(undisturbed.command(), env).returncode == 0
+    slow = {**env, "FAKE_DELAY_S": "0.05"}
+    kills, rounds, made = 0, 0, None
+    while kills < KILLS:
+        made = undisturbed.again(tmp_path / f"round-{rounds}")
+        rounds += 1
+        while kills < KILLS:
+            process = start(made.command(), slow)
+            time.sleep(moments.uniform(0.4, 3.5))
+            process.kill()
+            code = ended(process).returncode
+            made.assert_done_is_done()
+            if code == 0:
+                break
+            kills += 1
+            if "registered" in made.options():
+                break
+        if "registered" not in made.options():
+            assert run(made.command(), env).returncode == 0
+        made.assert_same(undisturbed, servers["B"])
+    print(f"{kills} kills in {rounds} ingests of {len(objects)} images")
+
+
+def test_a_thousand_images_through_faults(emulator_url, servers, tmp_path):
+    """With every tenth request failing in one of all ways, the result is the same to the byte."""
+    objects = pictures(IMAGES * 9 // 10, IMAGES // 10)
+    undisturbed = dataset(Emulated(emulator_url), tmp_path / "undisturbed", objects)
+    env = environment(emulator_url, servers["B"])
+    assert run(undisturbed.command(), env, timeout=600).returncode == 0
+    made = undisturbed.again(tmp_path / "made")
+    with (
+        FaultProxy(emulator_url, share=SHARE, kinds=KINDS, seed=1) as storage,
+        FaultProxy(servers["B"], share=SHARE, kinds=KINDS, seed=2) as server,
+    ):
+        done = run(made.command(), environment(storage.url, server.url), timeout=900)
+        assert done.returncode == 0, done.stderr[-2000:]
+        failed = sum(storage.counts[kind] for kind in KINDS)
+        assert failed > 0.07 * len(storage.seen) and all(storage.counts[kind] for kind in KINDS)
+    made.assert_same(undisturbed, servers["B"])
+    print(f"{failed} of {len(storage.seen)} requests failed: {dict(storage.counts)}")
+
+
+def test_real_models_killed_in_the_middle_give_the_same_vectors(
+    emulator_url, servers, weights_dir, tmp_path
+):
+    """Within 1e-6, although the second run meets the images in other batches."""
+    photographs = sorted((ROOT / "tests" / "reference" / "images").iterdir())
+    objects = {f"train/{path.name}": path.read_bytes() for path in photographs[:9]}
+    objects |= {f"val/{path.name}": path.read_bytes() for path in photographs[9:]}
+    undisturbed = dataset(Emulated(emulator_url), tmp_path / "undisturbed", objects)
+    made = undisturbed.again(tmp_path / "made")
+    env = environment(emulator_url, servers["B"])
+
+    def command(made):
+        weights = ["--resnet_weights", str(weights_dir / "R-50.pkl")]
+        weights += ["--clip_weights", str(weights_dir / "clip-vit-base-patch32")]
+        return [sys.executable, str(ROOT / "ingest.py"), *made.command(*weights)[len(FAKE) :]]
+
+    assert run(command(undisturbed), env, timeout=300).returncode == 0
+    process = start(command(made), env)
+    wait_for(made.done, timeout=120)
+    process.kill()
+    ended(process)
+    made.assert_done_is_done()
+    assert 0 < len(made.done()) < len(objects)
+    assert run(command(made), env, timeout=300).returncode == 0
+    for name in arrays.DIMENSIONS:
+        vectors = [
+            np.fromfile(arrays.array_path(d.work, name), arrays.DTYPE) for d in (made, undisturbed)
+        ]
+        assert abs(vectors[0] - vectors[1]).max() <= 1e-6
+    different = {
+        name for name, crc in made.left_behind().items() if undisturbed.left_behind()[name] != crc
+    }
+    assert all(name.endswith("embeddings.npy") for name in different)
+    assert made.registered(servers["B"]) == (made.index_id(), 9, 3)

@@ -1,0 +1,124 @@
+"""Names of datasets, images and gs:// paths."""
+
+import posixpath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.names import GsPath, dataset_name_error, identifier, parse_gs_path
+from common.terminal import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "bucket", "prefix"),
+    [
+        ("gs://bucket/train", "bucket", "train/"),
+        ("gs://bucket/train/", "bucket", "train/"),
+        ("gs://bucket/train//", "bucket", "train/"),
+        ("gs://bucket/a/b c/d", "bucket", "a/b c/d/"),
+        ("gs://bucket", "bucket", ""),
+        ("gs://bucket/", "bucket", ""),
+        ("gs://a.b_c-1/x", "a.b_c-1", "x/"),
+        ("gs://bucket/été #1?", "bucket", "été #1?/"),
+    ],
+)
+def test_path_ends_with_one_slash(text, bucket, prefix):
+    path = parse_gs_path(text)
+    assert path == GsPath(bucket, prefix)
+    assert parse_gs_path(str(path)) == path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a Cloud Storage path: write gs://BUCKET/DIRECTORY"),
+        ("bucket/train", "bucket/train is not a Cloud Storage path"),
+        ("s3://bucket/train", "s3://bucket/train is not a Cloud Storage path"),
+        ("GS://bucket/train", "is not a Cloud Storage path"),
+        ("gs:///train", "names no bucket"),
+        ("gs://", "names no bucket"),
+        ("gs://Bucket/train", "names no bucket"),
+        ("gs://b/train", "names no bucket"),
+        ("gs://bucket\n/train", "gs://bucket\\n/train names no bucket"),
+        ("gs://bucket/\udc80", "is not valid UTF-8"),
+        ("gs://bucket/" + "d" * 600, "is longer than 600 characters"),
+    ],
+)
+def test_path_refused(text, message):
+    with pytest.raises(ValueError, match=r"\.$") as error:
+        parse_gs_path(text)
+    assert message in str(error.value)
+    assert str(error.value).isprintable()
+
+
+@given(st.text())
+def test_path_of_any_text(text):
+    try:
+        path = parse_gs_path("gs://bucket/" + text)
+    except ValueError as error:
+        assert str(error).isprintable()
+    else:
+        assert path.prefix == "" or path.prefix.endswith("/")
+        assert not path.prefix.endswith("//")
+
+
+@pytest.mark.parametrize("name", ["a", "A-b_9", "-", "x" * 50])
+def test_dataset_name_taken(name):
+    assert dataset_name_error(name) is None
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 51, "é", "a/b", "a\n", "a.b", "٣"])
+def test_dataset_name_refused(name):
+    error = dataset_name_error(name)
+    assert "1 to 50 letters, digits, dashes and underscores" in error
+    assert error.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a/img.v1.jpg", "img.v1"),
+        ("img.jpg", "img"),
+        ("a.b/c.png", "c"),
+        ("a/.jpg", ".jpg"),
+        ("a/..jpg", "..jpg"),
+        ("a/x..jpg", "x."),
+        ("a/été #1?%20.jpeg", "été #1?%20"),
+    ],
+)
+def test_identifier(name, expected):
+    assert identifier(name) == expected
+
+
+@given(st.text())
+def test_identifier_is_the_stem_that_the_server_takes(name):
+    assert identifier(name) == posixpath.splitext(name.rpartition("/")[2])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain é name", "plain é name"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("\udc80", r"\udc80"),
+    ],
+)
+def test_printable_escapes(text, expected):
+    assert printable(text) == expected
+
+
+@given(st.text(), st.integers(10, 200))
+def test_printable_is_printable_and_short(text, limit):
+    safe = printable(text, limit)
+    assert safe.isprintable()
+    assert len(safe) <= limit
+
+
+def test_printable_keeps_both_ends_of_a_long_name():
+    safe = printable("begin" + "x" * 1_000_000 + "end.jpg")
+    assert safe.startswith("begin")
+    assert safe.endswith("end.jpg")
+    assert len(safe) <= 120

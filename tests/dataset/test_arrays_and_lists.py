@@ -1,0 +1,149 @@
+"""The index on disk: the bytes that the server opens."""
+
+import errno
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset.arrays import (
+    BYTES_A_ROW,
+    DIMENSIONS,
+    Arrays,
+    DiskFull,
+    Embedding,
+    array_path,
+    arrays_complete,
+)
+from dataset.lists import index_files, pickled_dict, thumbnail_name, write_lists
+from dataset.rows import TRAIN, VAL, Outcome, State
+from gcs import ListedObject
+
+
+def vectors(seed):
+    rng = np.random.default_rng(seed)
+    return Embedding(*(rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()))
+
+
+def make_state(path, train, val):
+    state = State.create(path / "state.sqlite")
+    for split, names in ((TRAIN, train), (VAL, val)):
+        state.add(split, [ListedObject(name, 1, 2, 3) for name in names])
+    state.number_rows()
+    return state
+
+
+def test_arrays_are_headerless_little_endian_float32(tmp_path):
+    rows = [vectors(seed) for seed in range(3)]
+    with Arrays(tmp_path, 3) as arrays:
+        for row in (2, 0, 1):
+            arrays.write(row, rows[row])
+        arrays.sync()
+    for number, (name, dimension) in enumerate(DIMENSIONS.items()):
+        path = tmp_path / "index" / "local" / name / "embeddings.npy"
+        assert path.stat().st_size == 3 * dimension * 4
+        mapped = np.memmap(path, dtype="<f4", mode="r", shape=(3, dimension))
+        assert (mapped == np.stack([row[number] for row in rows])).all()
+
+
+def test_float64_and_strided_vectors_are_written_as_float32(tmp_path):
+    clip = np.arange(1024, dtype=np.float64)[::2]
+    with Arrays(tmp_path, 1) as arrays:
+        arrays.write(0, vectors(0)._replace(clip=clip))
+    written = np.fromfile(array_path(tmp_path, "clip"), "<f4")
+    assert (written == clip).all()
+
+
+def test_wrong_dimension_is_refused(tmp_path):
+    with Arrays(tmp_path, 1) as arrays, pytest.raises(ValueError, match="no vector of 512"):
+        arrays.write(0, vectors(0)._replace(clip=np.zeros(511, np.float32)))
+
+
+def test_new_arrays_take_their_space_at_once_and_hold_zeros(tmp_path):
+    with Arrays(tmp_path, 100):
+        paths = [array_path(tmp_path, name) for name in DIMENSIONS]
+        assert sum(path.stat().st_size for path in paths) == 100 * BYTES_A_ROW
+        assert sum(path.stat().st_blocks * 512 for path in paths) >= 100 * BYTES_A_ROW
+        assert not any(path.read_bytes().strip(b"\0") for path in paths)
+
+
+def test_reopened_arrays_keep_their_rows_and_clear_only_one(tmp_path):
+    for row in range(2):
+        with Arrays(tmp_path, 2) as arrays:
+            arrays.write(row, vectors(row))
+    with Arrays(tmp_path, 2) as arrays:
+        arrays.clear(0)
+    clip = np.fromfile(array_path(tmp_path, "clip"), "<f4").reshape(2, 512)
+    assert not clip[0].any()
+    assert (clip[1] == vectors(1).clip).all()
+
+
+def test_arrays_complete(tmp_path):
+    assert not arrays_complete(tmp_path, 2)
+    with Arrays(tmp_path, 2):
+        pass
+    assert arrays_complete(tmp_path, 2)
+    assert not arrays_complete(tmp_path, 3)
+    os.truncate(array_path(tmp_path, "clip"), 100)
+    assert not arrays_complete(tmp_path, 2)
+
+
+def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DiskFull, match=r"needs 0\.8 GB \(No space left on device\).*--work_dir"):
+        Arrays(tmp_path, 100_000)
+
+
+def test_lists(tmp_path):
+    state = make_state(tmp_path, ["t/b.v1.jpg", "t/a.png"], ["v/é.jpeg"])
+    state.record([Outcome(0, 7, None), Outcome(1, None, "bad"), Outcome(2, 999, None)])
+    write_lists(state, tmp_path)
+    state.close()
+    read = {
+        name: json.loads((tmp_path / "index" / f"{name}.json").read_bytes())
+        for name in ("labels", "identifiers", "val_identifiers")
+    }
+    assert read["labels"] == ["t/a.png", "t/b.v1.jpg", "v/é.jpeg"]
+    assert read["identifiers"] == {"a": 0, "b.v1": 1}
+    assert read["val_identifiers"] == {"é": 2}
+    classes = pickle.loads((tmp_path / "aux" / "imagenet.pickle").read_bytes())
+    assert classes == {"a.png": 7, "é.jpeg": 999}
+
+
+def test_lists_without_validation_images(tmp_path):
+    state = make_state(tmp_path, ["t/a.jpg"], [])
+    write_lists(state, tmp_path)
+    state.close()
+    assert json.loads((tmp_path / "index" / "val_identifiers.json").read_text()) == {}
+
+
+def test_files_become_the_objects_of_the_specification(tmp_path):
+    files = {file.object_name: file.path for file in index_files(tmp_path, "ID")}
+    assert files == {
+        "indexes/ID/local/imagenet/embeddings.npy": array_path(tmp_path, "imagenet"),
+        "indexes/ID/local/imagenet_early/embeddings.npy": array_path(tmp_path, "imagenet_early"),
+        "indexes/ID/local/clip/embeddings.npy": array_path(tmp_path, "clip"),
+        "indexes/ID/labels.json": tmp_path / "index" / "labels.json",
+        "indexes/ID/identifiers.json": tmp_path / "index" / "identifiers.json",
+        "indexes/ID/val_identifiers.json": tmp_path / "index" / "val_identifiers.json",
+        "aux_labels/ID/imagenet.pickle": tmp_path / "aux" / "imagenet.pickle",
+    }
+    assert thumbnail_name("ID", "t/x/b.v1.jpg") == "thumbnails/ID/b.v1.jpg"
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+def test_pickle_of_any_length(count):
+    expected = {f"{number}.jpg": number for number in range(count)}
+    assert pickle.loads(b"".join(pickled_dict(expected.items()))) == expected
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(0, 999)))
+def test_pickle_of_any_names(expected):
+    assert pickle.loads(b"".join(pickled_dict(expected.items()))) == expected

@@ -1,0 +1,209 @@
+"""The durable state: rows in order, what is done, one ingest at a time."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataset.rows import TRAIN, VAL, Counts, Outcome, State
+from dataset.work_directory import StateError, WorkDirectory
+from gcs import ListedObject
+
+ROOT = Path(__file__).parents[2]
+
+
+def listed(name, size=10, generation=1):
+    return ListedObject(name, size, 2**32 - 1, generation)
+
+
+@pytest.fixture
+def make_state(tmp_path):
+    states = []
+
+    def make(train=(), val=(), name="state.sqlite"):
+        state = State.create(tmp_path / name)
+        states.append(state)
+        for split, objects in ((TRAIN, train), (VAL, val)):
+            state.add(split, [listed(o) if isinstance(o, str) else o for o in objects])
+        state.number_rows()
+        return state
+
+    yield make
+    for state in states:
+        state.close()
+
+
+def test_rows_are_training_then_validation_each_sorted_by_name(make_state):
+    train = [
+        "b.jpg",
+        "a.jpg",
+        "a/z.jpg",
+        "B.jpg",
+        "é.jpg",
+        "a-.jpg",
+        "\uffee.jpg",
+        "😀.jpg",
+        "ü.png",
+    ]
+    random.Random(1).shuffle(train)
+    state = make_state(train, ["0.jpg", "-.jpg"])
+    assert list(state.objects()) == [*sorted(train), "-.jpg", "0.jpg"]
+    assert list(state.identifiers(VAL)) == [("-", 9), ("0", 10)]
+    assert [row.row for row in state.pending()] == list(range(11))
+
+
+def test_a_row_keeps_what_was_listed(make_state):
+    state = make_state([ListedObject("a.jpg", 2**40, 2**32 - 1, 2**62)])
+    assert next(state.pending()).listed == ListedObject("a.jpg", 2**40, 2**32 - 1, 2**62)
+
+
+def test_only_lower_case_image_suffixes_become_rows(make_state):
+    images = ["a.jpg", "b.jpeg", "c.png", "d.e.jpg", ".jpg"]
+    others = ["f.JPG", "g.Png", "h.txt", "i.JPG", "dir/", "README", "x.jpg.gz", ".hidden", "k.jpg/"]
+    state = make_state(images + others)
+    assert state.counts().images == 5
+    assert state.skipped() == [
+        (".JPG", 2, "f.JPG"),
+        ("directory", 2, "dir/"),
+        ("no extension", 2, "README"),
+        (".Png", 1, "g.Png"),
+        (".gz", 1, "x.jpg.gz"),
+        (".txt", 1, "h.txt"),
+    ]
+
+
+def test_duplicates_over_both_splits(make_state):
+    state = make_state(["x/a.jpg", "y/a.png", "y/b.jpg", "c.jpg"], ["b.jpg", "C.jpg"])
+    assert dict(state.duplicates()) == {"a": ["x/a.jpg", "y/a.png"], "b": ["y/b.jpg", "b.jpg"]}
+
+
+def test_lengths_are_counted_in_characters(make_state):
+    fits, too_long = "é" * 300 + ".jpg", "é" * 301 + ".jpg"
+    deep, too_deep = "d/" * 297 + "ab.jpg", "d/" * 297 + "abc.jpg"
+    state = make_state([fits, too_long, deep, too_deep])
+    assert (len(deep), len(too_deep)) == (600, 601)
+    assert state.longer_than(300, 600) == sorted([too_long, too_deep])
+
+
+def test_record_and_counts(make_state):
+    state = make_state(["a.jpg", "b.jpg", "c.jpg"], [listed("d.jpg", 5)])
+    state.record([Outcome(3, 5, None), Outcome(1, None, "no image")])
+    assert state.counts() == Counts(4, 35, 1, 1)
+    assert state.counts(VAL) == Counts(1, 5, 1, 0)
+    assert state.failed() == [("b.jpg", "no image")]
+    assert [row.row for row in state.pending()] == [0, 2]
+    assert list(state.imagenet_classes()) == [("d.jpg", 5)]
+    assert state.has_pending()
+
+
+def test_pending_goes_on_while_rows_are_recorded(make_state):
+    state = make_state([f"{number:04}.jpg" for number in range(2500)])
+    seen = []
+    for row in state.pending():
+        seen.append(row.row)
+        state.record([Outcome(row.row, 0, None)] if row.row % 500 == 0 else [])
+    assert seen == list(range(2500))
+    assert not State.has_pending(make_state(name="empty.sqlite"))
+
+
+def test_failed_rows_can_be_tried_again(make_state):
+    state = make_state(["a.jpg", "b.jpg"])
+    state.record([Outcome(0, 1, None), Outcome(1, None, "bad")])
+    assert state.retry_failed() == 1
+    assert [row.row for row in state.pending()] == [1]
+    assert state.failed() == []
+
+
+def test_an_outcome_survives_the_process(make_state, tmp_path):
+    make_state(["a.jpg", "b.jpg"])
+    code = (
+        "import os, sys; from pathlib import Path; from dataset.rows import Outcome, State\n"
+        "state = State(Path(sys.argv[1])); state.set_options({'index_id': 'ID'})\n"
+        "state.record([Outcome(1, 42, None)]); os._exit(9)"
+    )
+    path = str(tmp_path / "state.sqlite")
+    assert subprocess.run([sys.executable, "-c", code, path], cwd=ROOT).returncode == 9
+    state = State(tmp_path / "state.sqlite")
+    assert (state.index_id, list(state.imagenet_classes())) == ("ID", [("b.jpg", 42)])
+    state.close()
+
+
+def test_changes_since_the_listing(make_state):
+    old = make_state(["same.jpg", "gone.jpg", "new.jpg", "moved.jpg"])
+    new = make_state(["same.jpg", listed("new.jpg", 10, 2), "more.jpg"], ["moved.jpg"], "l.sqlite")
+    assert old.changes(new.path) == {
+        "appeared": ["more.jpg", "moved.jpg"],
+        "vanished": ["gone.jpg", "moved.jpg"],
+        "changed": ["new.jpg"],
+    }
+    assert old.changes(old.path) == {}
+
+
+def test_a_replaced_object_is_taken_only_where_its_row_failed(make_state):
+    old = make_state(["done.jpg", "failed.jpg", "still.jpg"])
+    old.record([Outcome(0, 1, None), Outcome(1, None, "bad"), Outcome(2, None, "bad")])
+    new = make_state(
+        [listed("done.jpg", 1, 2), listed("failed.jpg", 99, 2), "still.jpg"], name="listing.sqlite"
+    )
+    assert old.take_replaced(new.path) == 1
+    assert [row.listed for row in old.pending()] == [listed("failed.jpg", 99, 2)]
+    assert old.changes(new.path) == {"changed": ["done.jpg"]}
+    assert old.failed() == [("still.jpg", "bad")]
+
+
+def test_move_takes_everything_along(make_state, tmp_path):
+    state = make_state(["a.jpg"], name="listing.sqlite")
+    (tmp_path / "state.sqlite-wal").write_bytes(b"of an older state")
+    moved = state.move(tmp_path / "state.sqlite")
+    assert list(moved.objects()) == ["a.jpg"]
+    assert moved.directory == tmp_path
+    moved.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["state.sqlite"]
+
+
+def test_second_ingest_in_a_work_directory_is_refused(tmp_path):
+    refused = pytest.raises(StateError, match=r"Another ingest is running in .*--work_dir")
+    with WorkDirectory(tmp_path / "work"), refused:
+        WorkDirectory(tmp_path / "work").__enter__()
+    with WorkDirectory(tmp_path / "work") as work:
+        assert work.state() is None
+
+
+def test_the_lock_goes_with_its_process(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from dataset.work_directory import WorkDirectory\n"
+        "work = WorkDirectory(Path(sys.argv[1])); work.__enter__(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == 9
+    with WorkDirectory(tmp_path):
+        pass
+
+
+def test_a_directory_of_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(StateError, match=r"holds other files: name one .*--work_dir"):
+        WorkDirectory(tmp_path).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match=r"cannot be written \(.*: choose another"):
+        WorkDirectory(tmp_path / "file" / "work").__enter__()
+
+
+def test_an_unused_work_directory_leaves_nothing_behind(tmp_path):
+    with WorkDirectory(tmp_path / "work") as work:
+        (work.path / "listing.sqlite").touch()
+        work.remove_if_unused()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_used_work_directory_stays(tmp_path):
+    with WorkDirectory(tmp_path / "work") as work:
+        State.create(work.path / "state.sqlite").close()
+        work.remove_if_unused()
+    assert (tmp_path / "work" / "state.sqlite").exists()

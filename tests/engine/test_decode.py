@@ -1,0 +1,178 @@
+"""One image: bytes -> pixels, CLIP input, thumbnail."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import astronaut
+
+from engine.decode import BadImage, clip_input, decode, open_image, prepare, thumbnail
+from models import clip_crop
+
+
+def noise(width, height, mode="RGB"):
+    shape = (height, width) if mode == "L" else (height, width, len(mode))
+    pixels = np.random.default_rng(width * height).integers(0, 256, shape, np.uint8)
+    return Image.fromarray(pixels, mode if mode == "CMYK" else None)
+
+
+def file_of(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_png_pixels_arrive_unchanged_in_rgb_order():
+    image = noise(7, 5)
+    pixels = prepare(open_image(file_of(image))).pixels
+    assert pixels.shape == (5, 7, 3)
+    assert pixels.dtype == np.uint8
+    assert (pixels == np.asarray(image)).all()
+
+
+def test_jpeg_pixels_are_pillows():
+    data = file_of(noise(50, 40), "JPEG", quality=90)
+    assert (prepare(open_image(data)).pixels == np.asarray(Image.open(io.BytesIO(data)))).all()
+
+
+def test_exif_rotation_is_not_applied():
+    image = noise(30, 20)
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    prepared = prepare(open_image(file_of(image, "JPEG", exif=exif)))
+    assert prepared.pixels.shape == (20, 30, 3)
+    with Image.open(io.BytesIO(prepared.thumbnail)) as small:
+        assert small.size == (30, 20)
+        assert 0x0112 not in small.getexif()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA"])
+def test_other_modes_become_rgb(mode):
+    image = noise(20, 10, mode)
+    assert decode(open_image(file_of(image))) == image.convert("RGB")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "MPO", "WEBP", "GIF", "BMP", "TIFF"])
+def test_the_content_decides_not_the_name(kind):
+    image = noise(20, 10)
+    options = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
+    opened = open_image(file_of(image, kind, **options))
+    assert opened.format == kind
+    assert decode(opened).size == (20, 10)
+
+
+def test_cmyk_becomes_rgb():
+    data = file_of(noise(20, 10, "CMYK"), "JPEG", quality=95)
+    assert prepare(open_image(data)).pixels.shape == (10, 20, 3)
+
+
+def test_16_bits_are_scaled_not_clipped():
+    values = np.array([[0, 255, 256, 32_768, 65_535]], np.uint16)
+    pixels = prepare(open_image(file_of(Image.fromarray(values)))).pixels
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<html></html>", "not an image"),
+        (file_of(noise(9, 9))[:20], "cannot be read|not an image"),
+    ],
+)
+def test_what_is_no_image(data, reason):
+    with pytest.raises(BadImage, match=reason):
+        open_image(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_truncated(kind):
+    data = file_of(noise(64, 64), kind)
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        decode(open_image(data[: len(data) // 2]))
+
+
+def test_too_many_pixels_are_refused_before_decoding():
+    data = file_of(Image.new("1", (3000, 2000)))
+    assert open_image(data, 6_000_000).size == (3000, 2000)
+    with pytest.raises(BadImage, match=r"3000 x 2000 is 6\.0 megapixels; at most 5\.9 fit"):
+        open_image(data, 5_900_000)
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [
+        ((224, 224), (224, 224)),
+        ((640, 480), (298, 224)),
+        ((480, 640), (224, 298)),
+        ((375, 500), (224, 298)),
+        ((97, 131), (224, 302)),
+        ((800, 120), (1493, 224)),
+        ((333, 257), (290, 224)),
+        ((227, 224), (227, 224)),
+        ((1, 1), (224, 224)),
+        ((3, 1), (672, 224)),
+    ],
+)
+def test_clip_input_is_the_centre_of_the_scaled_image(size, scaled):
+    image = noise(*size)
+    left, top = (int(round((side - 224) / 2)) for side in scaled)
+    whole = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))
+    cut = clip_input(image)
+    assert cut.dtype == np.uint8
+    assert (cut == whole[top : top + 224, left : left + 224]).all()
+
+
+@pytest.mark.parametrize("size", [(1500, 12), (12, 1500)])
+def test_clip_input_of_a_very_long_image_scales_the_crop_alone(size, monkeypatch):
+    image = Image.fromarray(np.linspace(0, 255, 1500 * 12).astype(np.uint8).reshape(12, 1500))
+    image = image.resize(size).convert("RGB")
+    plain = clip_input(image).astype(int)
+    monkeypatch.setattr(clip_crop, "MAX_SCALED_SIDE", 1000)
+    assert np.abs(clip_input(image).astype(int) - plain).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((640, 480), (267, 200)),
+        ((480, 640), (150, 200)),
+        ((100, 200), (100, 200)),
+        ((1000, 200), (1000, 200)),
+        ((97, 131), (97, 131)),
+        ((1, 1), (1, 1)),
+        ((300, 201), (299, 200)),
+        ((2, 4000), (1, 200)),
+        ((4000, 2), (4000, 2)),
+    ],
+)
+def test_thumbnail_is_an_rgb_jpeg_at_most_200_high(size, expected):
+    with Image.open(io.BytesIO(thumbnail(noise(*size)))) as small:
+        assert (small.format, small.mode, small.size) == ("JPEG", "RGB", expected)
+
+
+def test_thumbnail_looks_like_the_image():
+    image = Image.linear_gradient("L").resize((800, 600)).convert("RGB")
+    with Image.open(io.BytesIO(thumbnail(image))) as small:
+        expected = np.asarray(image.resize(small.size)).astype(int)
+        assert np.abs(np.asarray(small).astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1280, 720), (2000, 1500)])
+def test_thumbnail_is_as_good_as_one_scaled_at_once(size):
+    photograph = Image.fromarray(astronaut()).resize(size)
+    with Image.open(io.BytesIO(thumbnail(photograph))) as small:
+        best = io.BytesIO()
+        photograph.resize(small.size, Image.Resampling.BICUBIC).save(best, "JPEG")
+        difference = np.asarray(small).astype(float) - np.asarray(Image.open(best))
+    assert 10 * np.log10(255**2 / (difference**2).mean()) > 35  # decibels: PSNR
+
+
+def test_thumbnail_wider_than_a_jpeg_can_be():
+    with pytest.raises(BadImage, match="too wide for a JPEG"):
+        thumbnail(Image.new("RGB", (65_501, 1)))
+
+
+def test_prepare_leaves_the_full_resolution_alone():
+    assert prepare(open_image(file_of(noise(300, 400)))).pixels.shape == (400, 300, 3)

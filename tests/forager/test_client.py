@@ -1,0 +1,401 @@
+"""The client against small real servers that fail on purpose."""
+
+import asyncio
+import json
+import socket
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from common import retries
+from forager import client as forager
+from forager.client import AnswerLost, DatasetInfo, Forager, ForagerError
+
+INFO = {"index_id": "i", "num_train": 2, "num_val": 1}
+ABSENT = (404, {"detail": "Not found."})
+DJANGO_404 = (404, "<html><title>Page not found at /api/x</title></html>")
+DJANGO_500 = (500, "<html><head>\n<title>IntegrityError\n   at /api/x</title></head></html>")
+DATASET = "GET get_dataset_info_v2/d"
+CREATE = "POST create_dataset_v2"
+OPTIONS = "OPTIONS add_annotations_multi_v2"
+LABELS = "POST add_annotations_by_internal_identifiers_v2/d"
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(retries, "BASE_S", 0.001)
+    monkeypatch.setattr(retries, "CAP_S", 0.01)
+    monkeypatch.setattr(forager, "SETTLE_S", 0.3)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def reset(request):
+    request.transport.abort()
+    return web.Response()
+
+
+async def truncated(request):
+    response = web.StreamResponse(headers={"Content-Length": "1000"})
+    await response.prepare(request)
+    await response.write(b'{"index_id": ')
+    request.transport.close()
+    return response
+
+
+async def slow(request):
+    await asyncio.sleep(0.5)
+    return web.json_response(INFO)
+
+
+class Script:
+    """Answers of a server by "METHOD route": a list is used up, but for its last, which stays.
+
+    An answer is a status and text, JSON or headers, or a function that is called with the request.
+    """
+
+    def __init__(self, answers):
+        self.answers = {key: list(value) for key, value in answers.items()}
+        self.requests = []
+
+    async def handle(self, request):
+        key = f"{request.method} {request.path.removeprefix('/api/')}"
+        self.requests.append((key, await request.read()))
+        left = self.answers.get(key, [DJANGO_404])
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if callable(answer):
+            result = answer(request)
+            return await result if asyncio.iscoroutine(result) else result
+        status, content, *headers = answer
+        if isinstance(content, str):
+            return web.Response(
+                status=status, text=content, content_type="text/html", headers=dict(*headers)
+            )
+        return web.json_response(content, status=status, headers=dict(*headers))
+
+    def count(self, key):
+        return [asked for asked, _ in self.requests].count(key)
+
+
+@asynccontextmanager
+async def serve(script):
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", script.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def talk(script, method, *args):
+    """The result of one method of the client, asked of a server with this script."""
+
+    async def run():
+        async with serve(script) as url, Forager(url) as client:
+            return await getattr(client, method)(*args)
+
+    return asyncio.run(run())
+
+
+def refusal(script, method, *args):
+    with pytest.raises(ForagerError) as caught:
+        talk(script, method, *args)
+    message = caught.value.message
+    assert message.isprintable()
+    assert message.endswith(".")
+    return message
+
+
+def test_dataset_is_there():
+    assert talk(Script({DATASET: [(200, INFO)]}), "dataset", "d") == DatasetInfo("i", 2, 1)
+
+
+def test_dataset_absent():
+    assert talk(Script({DATASET: [ABSENT]}), "dataset", "d") is None
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        (500, "x"),
+        (502, "x"),
+        (503, "x"),
+        (408, "x"),
+        (429, "x", {"Retry-After": "0"}),
+        reset,
+        truncated,
+    ],
+)
+def test_dataset_transient_failures(failure, capsys):
+    script = Script({DATASET: [failure, failure, (200, INFO)]})
+    assert talk(script, "dataset", "d") == DatasetInfo("i", 2, 1)
+    assert script.count(DATASET) == 3
+    assert f"attempt 2 of {retries.ATTEMPTS}" in capsys.readouterr().err
+
+
+def test_dataset_retry_after_is_waited_for():
+    start = time.monotonic()
+    talk(Script({DATASET: [(429, "x", {"Retry-After": "1"}), (200, INFO)]}), "dataset", "d")
+    assert time.monotonic() - start >= 1
+
+
+def test_dataset_timeout(monkeypatch):
+    monkeypatch.setattr(retries, "ATTEMPTS", 2)
+    monkeypatch.setattr(forager.Forager._ask, "__defaults__", (None, 0.1, ""))
+    script = Script({DATASET: [slow]})
+    message = refusal(script, "dataset", "d")
+    assert "did not answer GET api/get_dataset_info_v2/d within 0.1 s, in 2 attempts" in message
+    assert script.count(DATASET) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((503, "<title>Overloaded</title>"), ["HTTP 503 (Overloaded)", "in 8 attempts"]),
+        (DJANGO_500, ["HTTP 500 (IntegrityError at /api/x)"]),
+        ((500, "<title>\x1b[2J &lt;b&gt;\u202e</title>"), [r"(\x1b[2J <b>\u202e)"]),
+        (
+            (
+                500,
+                DJANGO_500[1] + '<pre class="exception_value">value  too &quot;long&quot;\n</pre>',
+            ),
+            ['HTTP 500 (IntegrityError at /api/x: value too "long")'],
+        ),
+        ((200, "<title>React App</title>"), ["web page ('React App')", "port 4000"]),
+        ((200, "[" * 100_000), ["something else instead of JSON"]),
+        ((200, {"status": "ok"}), ["JSON of another shape"]),
+        ((200, {**INFO, "num_val": "1"}), ["JSON of another shape"]),
+        ((200, [1]), ["JSON of another shape"]),
+        ((301, "", {"Location": "https://x.org/\x85"}), ["https://x.org/", "set SERVER_URL"]),
+        ((401, "x"), ["HTTP 401", "login"]),
+        ((403, "<h1>403 Forbidden</h1>"), ["HTTP 403 (403 Forbidden)"]),
+        ((400, "<title>DisallowedHost at /</title>"), ["HTTP 400 (DisallowedHost at /)"]),
+        (DJANGO_404, ["not a Forager server", "api/get_dataset_info_v2/d"]),
+    ],
+)
+def test_dataset_other_answers(answer, words):
+    message = refusal(Script({DATASET: [answer]}), "dataset", "d")
+    for word in words:
+        assert word in message
+
+
+def test_dataset_on_the_later_forager_server():
+    script = Script({"GET get_datasets": [(200, {"dataset_names": []})]})
+    assert "later forager-server from PyPI" in refusal(script, "dataset", "d")
+
+
+def test_nobody_listens():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}/"
+
+    async def run():
+        async with Forager(url) as client:
+            await client.dataset("d")
+
+    with pytest.raises(ForagerError, match="Cannot reach .*.Connection refused.") as caught:
+        asyncio.run(run())
+    assert "secret" not in caught.value.message
+
+
+def test_tls_where_there_is_none():
+    async def run():
+        async with serve(Script({})) as url, Forager(url.replace("http", "https")) as client:
+            await client.dataset("d")
+
+    with pytest.raises(ForagerError, match="should begin with http://"):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:8000", "ftp://x", "http://", "http://x:y", "http://[x", "http://x/?q", "\x1b"],
+)
+def test_server_url_is_checked(url):
+    with pytest.raises(ForagerError, match=r"write it as http://HOST:PORT\.$") as caught:
+        forager.check_server_url(url)
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("server", "viewer", "page"),
+    [
+        ("http://h:8000", None, "http://h:4000/d"),
+        ("https://u:p@h", None, "http://h:4000/d"),
+        ("http://[::1]:80", None, "http://[::1]:4000/d"),
+        ("http://h:8000", "https://v/x/", "https://v/x/d"),
+    ],
+)
+def test_dataset_page(server, viewer, page):
+    assert forager.dataset_page(server, viewer, "d") == page
+
+
+def test_dataset_names():
+    key = "GET get_datasets_v2"
+    assert talk(Script({key: [(200, {"dataset_names": ["a"]})]}), "dataset_names") == ["a"]
+    assert talk(Script({}), "dataset_names") is None
+    assert "another shape" in refusal(Script({key: [(200, {"dataset_names": 1})]}), "dataset_names")
+
+
+def test_generation():
+    assert talk(Script({}), "generation") == "A"
+    assert talk(Script({OPTIONS: [(200, {"name": "x"})]}), "generation") == "B"
+    assert "HTTP 405" in refusal(Script({OPTIONS: [(405, "x")]}), "generation")
+
+
+def create(script, finds=refusal):
+    return finds(script, "create_dataset", "d", "gs://b/t/", "gs://b/v/", "i", 2, 1)
+
+
+def test_create():
+    script = Script({CREATE: [(200, {"status": "success"})], DATASET: [(200, INFO)]})
+    create(script, talk)
+    assert [json.loads(body) for key, body in script.requests if key == CREATE] == [
+        {"dataset": "d", "train_path": "gs://b/t/", "val_path": "gs://b/v/", "index_id": "i"}
+    ]
+
+
+@pytest.mark.parametrize("lost", [reset, truncated, (502, "x"), (504, "x"), (500, "x"), (503, "x")])
+def test_create_lost_answer_is_settled_by_asking(lost):
+    script = Script({CREATE: [lost], DATASET: [(200, INFO)]})
+    create(script, talk)
+    assert script.count(CREATE) == 1
+
+
+def test_create_lost_answer_while_the_server_is_at_work():
+    partial = (200, {**INFO, "num_train": 0})
+    answers = [ABSENT, ABSENT, partial, partial, (200, INFO)]
+    script = Script({CREATE: [(504, "x")], DATASET: answers})
+    create(script, talk)
+    assert script.count(CREATE) == 1
+
+
+@pytest.mark.parametrize("failure", [reset, (503, "x"), (429, "x"), (500, "x")])
+def test_create_that_did_not_arrive_is_sent_again(failure):
+    def success(request):
+        script.answers[DATASET] = [(200, INFO)]
+        return web.json_response({"status": "success"})
+
+    script = Script({CREATE: [failure, success], DATASET: [ABSENT]})
+    create(script, talk)
+    assert script.count(CREATE) == 2
+
+
+def test_create_timeout_is_not_repeated(monkeypatch):
+    monkeypatch.setattr(forager, "CREATE_TIMEOUT_S", 0.1)
+    script = Script({CREATE: [slow], DATASET: [ABSENT]})
+    assert "run the same command again" in create(script)
+    assert script.count(CREATE) == 1
+
+
+def test_create_ends():
+    script = Script({CREATE: [DJANGO_500], DATASET: [ABSENT]})
+    assert "did not create d (HTTP 500 (IntegrityError at /api/x))" in create(script)
+    assert script.count(CREATE) == forager.CREATE_ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("answer", "info", "words"),
+    [
+        ((200, {"status": "success"}), {**INFO, "num_train": 3}, "3 training images instead of 2"),
+        (DJANGO_500, {**INFO, "num_train": 0, "num_val": 0}, "0 training images instead of 2 and "),
+        (DJANGO_500, {**INFO, "num_val": 0}, "(and answered: HTTP 500 (IntegrityError at /api/x))"),
+        (reset, {**INFO, "index_id": "j"}, "another dataset d on the server, with index_id j"),
+    ],
+)
+def test_create_says_what_differs(answer, info, words):
+    script = Script({CREATE: [answer], DATASET: [(200, info)]})
+    assert words in create(script)
+    assert script.count(CREATE) == 1
+
+
+def test_create_success_without_dataset():
+    script = Script({CREATE: [(200, {"status": "success"})], DATASET: [ABSENT]})
+    assert "said that it created d" in create(script)
+
+
+def test_create_html_200():
+    script = Script({CREATE: [(200, "<title>Login</title>")], DATASET: [ABSENT]})
+    assert "web page ('Login')" in create(script)
+
+
+def test_create_then_the_server_is_gone():
+    script = Script({CREATE: [reset], DATASET: [(503, "x")]})
+    message = create(script)
+    assert message.startswith("Whether d was created is not known.")
+    assert "run the same command again" in message
+
+
+def add(script, finds=refusal):
+    return finds(script, "add_labels", "d", ["x", "ü"], "u@x", "cat", "POSITIVE")
+
+
+@pytest.mark.parametrize(
+    ("answers", "fields"),
+    [
+        ({}, {"value": "POSITIVE", "mode": "ingest"}),
+        ({OPTIONS: [(200, {})]}, {"mode": "POSITIVE", "created_by": "ingest"}),
+    ],
+)
+def test_add_labels_payload(answers, fields):
+    script = Script({LABELS: [(200, {"created": 2})], **answers})
+    assert add(script, talk) == 2
+    sent = json.loads(script.requests[-1][1])
+    assert sent == {"identifiers": ["x", "ü"], "user": "u@x", "category": "cat", **fields}
+
+
+@pytest.mark.parametrize("failure", [reset, truncated, (502, "x"), (503, "x"), DJANGO_500])
+def test_add_labels_to_b_repeats(failure):
+    script = Script({OPTIONS: [(200, {})], LABELS: [failure, (200, {"created": 2})]})
+    assert add(script, talk) == 2
+    assert script.count(LABELS) == 2
+
+
+@pytest.mark.parametrize("failure", [(503, "x"), (429, "x"), DJANGO_500])
+def test_add_labels_to_a_repeats_what_was_refused(failure):
+    script = Script({LABELS: [failure, (200, {"created": 2})]})
+    assert add(script, talk) == 2
+    assert script.count(LABELS) == 2
+
+
+@pytest.mark.parametrize("failure", [reset, truncated, (502, "x"), (504, "x"), (200, "<p>")])
+def test_add_labels_to_a_does_not_repeat_what_may_be_done(failure):
+    script = Script({LABELS: [failure, (200, {"created": 2})]})
+    with pytest.raises(AnswerLost, match="may or may not have stored 2 labels 'cat'"):
+        add(script, talk)
+    assert script.count(LABELS) == 1
+
+
+def test_add_labels_to_a_dataset_that_vanished():
+    assert "no dataset d" in add(Script({LABELS: [ABSENT]}))
+
+
+def test_add_labels_wrong_answer():
+    script = Script({OPTIONS: [(200, {})], LABELS: [(200, {"created": True})]})
+    assert "another shape" in add(script)
+
+
+def test_proxies_of_the_environment_are_used(monkeypatch):
+    script = Script({})
+    seen = []
+
+    async def by_proxy(request):
+        seen.append(str(request.url))
+        return web.json_response(INFO)
+
+    script.handle = by_proxy
+
+    async def run():
+        async with serve(script) as url:
+            monkeypatch.setenv("http_proxy", url)
+            async with Forager("http://forager.example") as client:
+                return await client.dataset("d")
+
+    assert asyncio.run(run()) == DatasetInfo("i", 2, 1)
+    assert seen == ["http://forager.example/api/get_dataset_info_v2/d"]

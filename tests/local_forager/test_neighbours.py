@@ -1,0 +1,163 @@
+"""Exact neighbours against a plain product; the checks of health and the map on made-up vectors."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from local_forager.analysis import health, neighbours, projection
+from local_forager.analysis.index_copy import Index
+from local_forager.analysis.neighbours import Embedding
+from testing import synthetic
+
+ROWS, DIMENSIONS = 500, 64
+
+
+def write(tmp_path, vectors):
+    path = tmp_path / "array.f32"
+    vectors.astype("<f4").tofile(path)
+    return Embedding(path, *vectors.shape)
+
+
+@pytest.fixture
+def vectors():
+    return np.concatenate(list(synthetic.vectors(ROWS, DIMENSIONS)))
+
+
+def none_failed(rows=ROWS):
+    return np.zeros(rows, bool)
+
+
+def ignore(progress):
+    assert 0 <= progress <= 1
+
+
+@pytest.mark.parametrize("block_bytes", [1, 5_000, 10**9])
+@pytest.mark.parametrize("keep_mapped", [0, 10**12])
+def test_neighbours_are_exact(tmp_path, vectors, monkeypatch, block_bytes, keep_mapped):
+    monkeypatch.setattr(neighbours, "KEEP_MAPPED_BYTES", keep_mapped)
+    monkeypatch.setattr(Embedding.blocks, "__defaults__", (block_bytes,))
+    embedding = write(tmp_path, vectors)
+    found = embedding.neighbours(7, 10, none_failed())
+    distance = 1 - vectors.astype(float) @ vectors[7].astype(float)
+    distance[7] = np.inf
+    expected = np.argsort(distance)[:10]
+    assert found.rows.tolist() == expected.tolist()
+    np.testing.assert_allclose(found.distances, distance[expected], atol=1e-6)
+
+
+def test_neighbours_leave_out_failed_images(tmp_path, vectors):
+    failed = none_failed()
+    failed[::2] = True
+    vectors[failed] = 0
+    found = write(tmp_path, vectors).neighbours(7, ROWS, failed)
+    assert sorted(found.rows) == [row for row in range(1, ROWS, 2) if row != 7]
+
+
+def test_neighbours_of_the_only_image(tmp_path, vectors):
+    assert len(write(tmp_path, vectors[:1]).neighbours(0, 5, none_failed(1)).rows) == 0
+
+
+def test_an_empty_array(tmp_path):
+    embedding = write(tmp_path, np.zeros((0, 8)))
+    assert len(embedding.similarities(np.zeros(8, np.float32))) == 0
+
+
+def test_exact_and_near_duplicates(tmp_path, vectors):
+    vectors[20] = vectors[3]
+    vectors[450] = vectors[3] + 0.01 * vectors[4]
+    vectors[450] /= np.linalg.norm(vectors[450])
+    vectors[8:10] = 0
+    failed = ~vectors.any(axis=1)
+    embedding = write(tmp_path, vectors)
+    assert health.exact_duplicates(embedding, failed) == [[3, 20]]
+    near = health.near_duplicates(embedding, failed, ignore)
+    assert near.complete
+    assert near.groups == [[3, 20, 450]]
+
+
+@pytest.mark.parametrize("block", [50, 2048])
+def test_near_duplicates_agree_with_all_pairs(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(health, "BLOCK_ROWS", block)
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((300, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    near = health.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore)
+    union = health.Union()
+    for one, other in np.argwhere(1 - vectors @ vectors.T <= near.distance):
+        if one < other:
+            union.join([(int(one), int(other))])
+    assert near.groups == union.groups() != []
+
+
+def test_near_duplicates_stop_where_all_are_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "PAIR_LIMIT", 1000)
+    vectors = np.tile(np.eye(1, 8, dtype=np.float32), (200, 1))
+    near = health.near_duplicates(write(tmp_path, vectors), none_failed(200), ignore)
+    assert not near.complete
+
+
+def test_leaks_are_groups_of_both_splits(tmp_path, vectors):
+    index = Index(tmp_path, ["x"] * 10, 6, np.zeros(10), none_failed(10), {}, {})
+    assert health.leaks(index, [[0, 5], [5, 6], [6, 9], [1, 2, 9]]) == [[5, 6], [1, 2, 9]]
+
+
+@pytest.mark.parametrize("block", [7, 2048])
+def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, monkeypatch, block):
+    monkeypatch.setattr(health, "BLOCK_ROWS", block)
+    kinds = synthetic.kind_of(np.arange(ROWS))
+    one, other = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
+    positive = {"one": np.append(one, other[0]), "other": other[1:]}
+    embedding = write(tmp_path, vectors)
+    assert health.disagreeing(embedding, positive, none_failed(), ignore) == [other[0]]
+
+
+def test_disagreeing_needs_two_categories_and_enough_labels(tmp_path, vectors):
+    embedding = write(tmp_path, vectors)
+    assert health.disagreeing(embedding, {"a": np.arange(50)}, none_failed(), ignore) == []
+    few = {"a": np.arange(3), "b": np.arange(3, 5)}
+    assert health.disagreeing(embedding, few, none_failed(), ignore) == []
+
+
+def test_map_keeps_kinds_together_and_leaves_failed_out(tmp_path, vectors):
+    vectors[5] = 0
+    failed = ~vectors.any(axis=1)
+    points = projection.project(write(tmp_path, vectors), failed, "pca")
+    assert points.dtype == np.dtype("<f4") and points.shape == (ROWS, 2)
+    assert np.isnan(points[5]).all()
+    good = np.delete(points, 5, axis=0)
+    assert np.abs(good).max() == pytest.approx(1, abs=1e-5)
+    kinds = np.delete(synthetic.kind_of(np.arange(ROWS)), 5)
+    within = np.mean([good[kinds == kind].std(axis=0).mean() for kind in range(12)])
+    assert within < good.std(axis=0).mean() / 3
+
+
+def test_map_is_the_principal_components(tmp_path, vectors):
+    points = projection.project(write(tmp_path, vectors), none_failed(), "pca")
+    centred = (vectors - vectors.mean(axis=0)).astype(float)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    for column in range(2):
+        expected = centred @ axes[column]
+        assert abs(np.corrcoef(points[:, column], expected)[0, 1]) > 0.9999
+
+
+def test_map_by_umap_where_it_is_installed(tmp_path, vectors, monkeypatch):
+    class UMAP:
+        def __init__(self, **options):
+            assert options["metric"] == "cosine" and options["random_state"] == projection.SEED
+
+        def fit_transform(self, good):
+            assert good.any(axis=1).all()  # no failed image
+            return good[:, :2] * 100
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    vectors[5] = 0
+    points = projection.project(write(tmp_path, vectors), ~vectors.any(axis=1), "umap")
+    assert np.isnan(points[5]).all() and np.nanmax(np.abs(points)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_map_of_few_images(tmp_path, vectors, rows):
+    points = projection.project(write(tmp_path, vectors[:rows]), none_failed(rows), "pca")
+    assert points.shape == (rows, 2) and np.isfinite(points).all()

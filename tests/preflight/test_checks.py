@@ -1,0 +1,368 @@
+"""Every refusal before the first image is fetched: one message, exit code 1, nothing left."""
+
+import json
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import ingest
+from engine import loading
+from forager import client as forager
+from preflight import checks
+from tests.front import Answer, Front
+from tests.world import FastEmbedder
+from weights import resnet50
+
+JSON = {"Content-Type": "application/json"}
+
+
+def refusal(result):
+    """What the user is told, after the lines on what was listed and tried."""
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    return result.stderr[result.stderr.index("Error: ") :].removeprefix("Error: ").rstrip("\n")
+
+
+@pytest.fixture
+def ready(world, fast_models):
+    """A world in which every check passes."""
+    world.put("t/a.jpg", "v/b.jpg")
+    return world
+
+
+def test_nothing_in_the_way(ready):
+    assert ready.run("--dry_run").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["my birds", "x" * 51, "a/b", "été", "../up", ""])
+def test_dataset_name(ready, name, tmp_path):
+    arguments = [name, *ready.arguments()[1:]]
+    message = refusal(CliRunner().invoke(ingest.main, arguments))
+    assert message == (
+        f"The dataset name {name!r} is not valid: use 1 to 50 letters, digits, dashes and "
+        "underscores."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_server_url_missing(ready):
+    ready.server = ""
+    assert refusal(ready.run()) == (
+        "SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python."
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["host:8000", "ftp://host", "http://", "http://h:99999", "http://h/?q"]
+)
+def test_server_url_is_no_address(ready, url):
+    ready.server = url
+    assert "http://HOST:PORT" in refusal(ready.run())
+
+
+def test_nobody_listens(ready):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    ready.server = f"http://127.0.0.1:{port}"
+    assert refusal(ready.run()) == (
+        f"Cannot reach the Forager server at {ready.server} (Connection refused): check "
+        "SERVER_URL, and that the server is running."
+    )
+
+
+PAGE = b"<html><head><title>Forager &amp; friends</title></head></html>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Answer(200, PAGE), "a web page ('Forager & friends') instead of JSON"),
+        (
+            Answer(302, b"", {"Location": "https://login.example/"}),
+            "redirects GET api/get_data",
+        ),
+        (Answer(404, PAGE), "is not a Forager server that this program can talk to"),
+        (Answer(200, b'{"a": 1}', JSON), "JSON of another shape than a Forager server"),
+        (Answer(401, b""), "with HTTP 401: it wants a login"),
+        (Answer(500, PAGE), "HTTP 500 (Forager & friends)"),
+    ],
+)
+def test_no_forager_server(ready, answer, message):
+    with Front(rule=lambda asked: answer) as server:
+        ready.server = server.url
+        said = refusal(ready.run())
+    assert message in said
+    assert server.url in said
+
+
+def test_the_later_server_from_pypi(ready):
+    def rule(asked):
+        if asked.path == "/api/get_datasets":
+            return Answer(200, b'{"dataset_names": []}', JSON)
+        return Answer(404, PAGE)
+
+    with Front(rule=rule) as server:
+        ready.server = server.url
+        message = refusal(ready.run())
+    assert "is the later forager-server from PyPI, which takes local directories" in message
+
+
+def test_a_server_that_does_not_answer(ready, monkeypatch):
+    ended = threading.Event()
+    # READ_TIMEOUT_S: the default of an argument is bound when the function is made.
+    monkeypatch.setattr(forager.Forager._ask, "__defaults__", (None, 0.2, ""))
+    with Front(rule=lambda asked: ended.wait(20) and None) as server:
+        ready.server = server.url
+        message = refusal(ready.run())
+        ended.set()
+    assert message.startswith(f"The Forager server at {server.url} did not answer GET api/get_d")
+    assert "check SERVER_URL, and that the server is not overloaded" in message
+
+
+def test_dataset_is_there_already(ready):
+    info = {"index_id": "other-index", "num_train": 1200, "num_val": 34}
+    with Front(rule=lambda asked: Answer(200, json.dumps(info).encode(), JSON)) as server:
+        ready.server = server.url
+        assert refusal(ready.run()) == (
+            f"The dataset {ready.name} is already there, with 1,200 training and 34 validation "
+            "images (index other-index): choose another name."
+        )
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        ("t", "gs://{bucket}/v", "t is not a Cloud Storage path: write gs://BUCKET/DIRECTORY."),
+        ("gs://{bucket}/t", "gs://v", "gs://v names no bucket"),
+        ("gs://{bucket}/t", "gs://elsewhere/v", "gs://elsewhere/v are in two buckets: the web"),
+        ("gs://{bucket}/t", "gs://{bucket}/t/", "overlap: images would be in both splits"),
+        ("gs://{bucket}/t", "gs://{bucket}/t/v", "overlap: images would be in both splits"),
+        ("gs://{bucket}", "gs://{bucket}/v", "overlap: images would be in both splits"),
+        ("gs://{bucket}/t", "gs://{bucket}/none", "No validation images under gs://{bucket}/none/"),
+        ("gs://{bucket}/T", "gs://{bucket}/v", "No training images under gs://{bucket}/T/: images"),
+        (
+            "gs://no-such-bucket/t",
+            "gs://no-such-bucket/v",
+            "there is no such bucket or object (404)",
+        ),
+    ],
+)
+def test_paths(ready, train, val, message):
+    bucket = ready.bucket
+    said = refusal(ready.run(train=train.format(bucket=bucket), val=val.format(bucket=bucket)))
+    assert message.format(bucket=bucket) in said
+    assert "\n  - " not in said
+
+
+def test_both_paths_wrong_are_two_findings(ready):
+    message = refusal(ready.run(train="t", val="v"))
+    assert message.startswith("2 things are in the way:\n  - ")
+    assert "t is not a Cloud" in message
+    assert "v is not a Cloud" in message
+
+
+def test_an_empty_validation_path_says_how_to_go_on(ready):
+    message = refusal(ready.run(val=f"gs://{ready.bucket}/none"))
+    assert "end in .jpg, .jpeg, .png, in lower case; --allow_empty_val goes on without" in message
+
+
+def test_upper_case_images_alone_are_no_images(world, fast_models):
+    world.put("v/b.jpg", **{"t/A.JPG": b"x"})
+    result = world.run()
+    assert "No training images under" in refusal(result)
+    assert "Skipped 1 .JPG (such as t/A.JPG): the server takes lower-case" in result.stderr
+
+
+def test_duplicates_over_both_splits_are_named(ready, tmp_path):
+    ready.put("t/x/a.png", "t/b.jpeg", "v/c.jpg", "t/c.d.jpg")
+    message = refusal(ready.run())
+    assert message.startswith("2 basenames are there more than once")
+    assert "\n      a: t/a.jpg, t/x/a.png" in message
+    assert "\n      b: t/b.jpeg, v/b.jpg" in message
+    assert ready.objects() == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_than_ten_duplicates_go_to_a_file(ready, tmp_path):
+    ready.put(*(f"{split}/{number:02}.jpg" for split in ("t/x", "t/y") for number in range(11)))
+    message = refusal(ready.run())
+    assert "      09: t/x/09.jpg, t/y/09.jpg\n      ... all of them are in " in message
+    (path,) = tmp_path.iterdir()
+    assert str(path) in message
+    assert json.loads(path.read_text())["10"] == ["t/x/10.jpg", "t/y/10.jpg"]
+    assert len(json.loads(path.read_text())) == 11
+
+
+def test_many_objects_of_one_name_go_to_a_file(ready, tmp_path):
+    ready.put(*(f"t/{number:02}/a.png" for number in range(12)))
+    message = refusal(ready.run())
+    (path,) = tmp_path.iterdir()
+    assert f"... all of them are in {path}" in message
+    assert len(json.loads(path.read_text())["a"]) == 13
+
+
+def test_too_long_names(ready):
+    long, deep = f"t/{'i' * 301}.jpg", "t/" + "d/" * 298 + "x.jpg"
+    ready.put(long, deep, "t/" + "j" * 300 + ".jpg")
+    message = refusal(ready.run())
+    assert "2 names are too long for the server, which takes 600 characters, and 300 in" in message
+    assert "\n      t/iiii" in message
+    assert "\n      t/d/d/" in message
+
+
+def test_names_that_act_on_a_terminal_are_escaped(ready):
+    ready.put("t/\x1b[31mred.jpg", "v/\x1b[31mred.jpg", "t/\u202egpj.jpg", "v/\u202egpj.png")
+    ready.put(**{"t/\x1b]0;title\x07.txt": b"x"})
+    result = ready.run()
+    assert r"\x1b[31mred: t/\x1b[31mred.jpg, v/\x1b[31mred.jpg" in refusal(result)
+    assert result.output.replace("\n", "").isprintable()
+
+
+def anonymous(status):
+    """A storage that answers this to whoever asks without the API, as a browser does."""
+
+    def rule(asked):
+        api = asked.path.startswith(("/storage/", "/upload/", "/download/"))
+        return None if api else Answer(status)
+
+    return rule
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_bucket_that_is_not_public(ready, emulator, monkeypatch, status):
+    with Front(emulator, anonymous(status)) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        message = refusal(ready.run())
+    assert message.startswith("2 things are in the way")  # one image of each split
+    assert f"gs://{ready.bucket}/t/a.jpg cannot be read without credentials" in message
+    assert f"gs://{ready.bucket}/v/b.jpg cannot be read without credentials" in message
+    assert (
+        f"gcloud storage buckets add-iam-policy-binding gs://{ready.bucket} --member=allUsers "
+        "--role=roles/storage.objectViewer"
+    ) in message
+    assert not any(asked.path.startswith("/upload/") for asked in storage.asked)
+
+
+def test_one_split_that_is_not_public(ready, emulator, monkeypatch):
+    def rule(asked):
+        return Answer(403) if asked.path == f"/{ready.bucket}/v/b.jpg" else None
+
+    with Front(emulator, rule) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        message = refusal(ready.run())
+    assert message.startswith(f"gs://{ready.bucket}/v/b.jpg cannot be read without credentials")
+
+
+def test_an_image_that_a_browser_does_not_get(ready, emulator, monkeypatch):
+    with Front(emulator, anonymous(404)) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        message = refusal(ready.run())
+    assert f"gs://{ready.bucket}/t/a.jpg gives HTTP 404 without credentials" in message
+    assert f"open {storage.url}/{ready.bucket}/t/a.jpg in a browser" in message
+
+
+def test_no_write_access_to_the_index_bucket(ready, emulator, monkeypatch):
+    granted = json.dumps({"permissions": ["storage.objects.get"]}).encode()
+
+    def rule(asked):
+        return Answer(200, granted, JSON) if "testPermissions" in asked.path else None
+
+    with Front(emulator, rule) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        assert refusal(ready.run()) == (
+            "The credentials in use lack storage.objects.create, storage.objects.delete on "
+            f"gs://{ready.index}: ask its owner for the role Storage Object User, or name a "
+            "bucket of your own with --bucket."
+        )
+    assert not any(asked.method == "POST" for asked in storage.asked)
+
+
+def test_the_index_bucket_is_missing(ready, emulator, monkeypatch):
+    def rule(asked):
+        return Answer(404, b"{}", JSON) if "testPermissions" in asked.path else None
+
+    with Front(emulator, rule) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        message = refusal(ready.run("--bucket", "no-such-bucket"))
+    assert "Checking write access to gs://no-such-bucket: there is no such bucket" in message
+
+
+def test_no_credentials_is_one_finding(ready, monkeypatch, tmp_path):
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    message = refusal(ready.run())
+    assert message.startswith("No Google credentials were found: run `gcloud auth application-")
+
+
+def test_disk_space(ready, monkeypatch):
+    usage = shutil.disk_usage(".")._replace(free=10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    message = refusal(ready.run())
+    assert "The arrays need 0.0 GB more in work, and 0.0 GB are free" in message
+    assert "--work_dir" in message
+
+
+@pytest.fixture
+def real_weights(world, monkeypatch, weights_dir):
+    """A world with the seeded weights and the real checks of them; no model is ever loaded."""
+    world.put("t/a.jpg", "v/b.jpg")
+    monkeypatch.setattr(loading, "load_models", lambda *_: FastEmbedder())
+    return world
+
+
+def run_with_weights(world, resnet, clip):
+    return world.run("--resnet_weights", str(resnet), "--clip_weights", str(clip))
+
+
+def test_weights_missing(real_weights, tmp_path):
+    message = refusal(run_with_weights(real_weights, tmp_path / "R-50.pkl", tmp_path / "clip"))
+    assert f"R-50.pkl is missing: get it with `{resnet50.RESNET_DOWNLOAD}`." in message
+    assert f"The directory of CLIP weights '{tmp_path / 'clip'}' does not exist." in message
+
+
+def test_clip_weights_missing(real_weights, weights_dir, tmp_path):
+    (tmp_path / "clip").mkdir()
+    message = refusal(run_with_weights(real_weights, weights_dir / "R-50.pkl", tmp_path / "clip"))
+    assert "clip has no config.json and no model.safetensors" in message
+
+
+def test_weights_wrong(real_weights, weights_dir, tmp_path):
+    wrong = tmp_path / "R-50.pkl"
+    wrong.write_bytes(b"<html>Not found</html>")
+    clip = weights_dir / "clip-vit-base-patch32"
+    message = refusal(run_with_weights(real_weights, wrong, clip))
+    assert f"{wrong} " in message
+    assert (
+        f"so it is not Detectron2's R-50.pkl: get it with `{resnet50.RESNET_DOWNLOAD}`." in message
+    )
+
+
+def test_findings_of_every_kind_in_one_message(real_weights, monkeypatch, tmp_path):
+    usage = shutil.disk_usage(".")._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    real_weights.put("t/b.png")
+    with Front(rule=lambda asked: Answer(200, PAGE)) as server:
+        real_weights.server = server.url
+        options = ["--device", "cuda:77", "--resnet_weights", "none.pkl"]
+        message = refusal(real_weights.run(*options, name="no name", val="gs://x"))
+        said = message.count("\n  - ")
+    assert message.startswith(f"{said} things are in the way:")
+    for part in ("dataset name 'no name'", "gs://x names no bucket", "a web page", "none.pkl is"):
+        assert part in message
+    assert "--device" in message
+    assert not Path("work").exists()
+
+
+def test_each_finding_comes_once():
+    findings = checks.Findings()
+    for sentence in ("One.", "Two.", "One."):
+        findings.add(sentence)
+    with pytest.raises(Exception, match=r"^2 things are in the way:\n  - One\.\n  - Two\.$"):
+        findings.raise_if_any()

@@ -1,0 +1,121 @@
+"""From the command line to rows that wait to be embedded."""
+
+import asyncio
+import shlex
+import uuid
+from pathlib import Path
+
+import pytest
+
+from common.names import GsPath
+from common.options import Limit, Request
+from dataset.rows import TRAIN, VAL, State
+from dataset.work_directory import WorkDirectory
+from gcs import ListedObject
+from preflight import plan
+
+OPTIONS = {"dataset": "birds", "bucket": "index-bucket"}
+
+
+@pytest.fixture
+def listing(tmp_path):
+    (tmp_path / "work").mkdir()
+    state = State.create(tmp_path / "work" / "listing.sqlite")
+    objects = ["t/a.jpg", "t/b.JPG", "t/c.Jpeg", "t/d.webp", "t/e.txt", "t/f.txt", "t/g/", "t/h"]
+    state.add(TRAIN, [ListedObject(name, 1_000_000, 0, 1) for name in objects])
+    state.add(VAL, [ListedObject(f"v/{n}.jpg", 500_000, 0, 1) for n in range(1200)])
+    state.number_rows()
+    yield state
+    state.close()
+
+
+def request(**changes):
+    fields = dict.fromkeys(Request._fields)
+    return Request(**{**fields, "name": "birds", "bucket": "index-bucket", **changes})
+
+
+def planned(listing):
+    return plan.Plan(
+        *(GsPath("images", "t/"), GsPath("images", "v/"), listing, OPTIONS, Path("clip"), None)
+    )
+
+
+def test_the_plan_in_numbers(listing):
+    lines = plan.describe(request(), planned(listing)).splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["objects", "number", "size"],
+        ["training", "1", "1.0", "MB"],
+        ["validation", "1,200", "600.0", "MB"],
+        ["skipped:", ".txt", "2", "-"],
+    ]
+    assert lines[-2] == (
+        "Would read 601.0 MB from gs://images, keep 17.2 MB on this disk, and upload about 27.1 MB "
+        "to gs://index-bucket."
+    )
+
+
+def test_what_is_skipped_is_named_with_what_would_help(listing):
+    said = dict(line.split(" (", 1) for line in plan.describe_skipped(listing, "images"))
+    rename = "such as t/{0}): the server takes lower-case names only; rename them, such as "
+    assert said["Skipped 1 .JPG"] == (
+        rename.format("b.JPG") + "`gcloud storage mv gs://images/t/b.JPG gs://images/t/b.jpg`."
+    )
+    assert said["Skipped 1 .Jpeg"].endswith("gs://images/t/c.jpeg`.")
+    assert said["Skipped 1 .webp"] == (
+        "such as t/d.webp): the server takes .jpg, .jpeg and .png only; convert them to join."
+    )
+    assert said["Skipped 2 .txt"] == "such as t/e.txt)."
+    assert said["Skipped 1 directory"] == "such as t/g/)."
+    assert said["Skipped 1 no extension"] == "such as t/h)."
+
+
+def test_the_rename_is_safe_to_paste_into_a_shell(tmp_path):
+    state = State.create(tmp_path / "listing.sqlite")
+    state.add(TRAIN, [ListedObject("t/it's; rm -rf $HOME.JPG", 1, 0, 1)])
+    state.number_rows()
+    (line,) = plan.describe_skipped(state, "images")
+    state.close()
+    command = line[line.index("`") + 1 : line.rindex("`")]
+    source = "gs://images/t/it's; rm -rf $HOME"
+    assert shlex.split(command) == ["gcloud", "storage", "mv", f"{source}.JPG", f"{source}.jpg"]
+
+
+def test_a_new_ingest_gets_an_id_and_keeps_what_it_depends_on(listing, tmp_path):
+    with WorkDirectory(tmp_path / "work2") as work:
+        state = asyncio.run(plan.begin(request(), work, planned(listing)))
+        assert state.path == tmp_path / "work2" / "state.sqlite"
+        assert str(uuid.UUID(state.index_id, version=4)) == state.index_id
+        assert (state.option("dataset"), state.option("bucket")) == ("birds", "index-bucket")
+        assert state.counts().images == 1201
+        state.close()
+    assert not listing.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "work_dir", "expected"),
+    [("birds", None, "birds"), ("birds", Path("other"), "other"), ("no name", Path("o"), "o")],
+)
+def test_where_an_ingest_works(monkeypatch, tmp_path, name, work_dir, expected):
+    monkeypatch.chdir(tmp_path)
+    with plan.work_directory(request(name=name, work_dir=work_dir)) as work:
+        assert work.path == Path(expected)
+        assert work.path.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../up", "a b", "/etc/x", "con\0trol"])
+def test_an_invalid_name_becomes_no_path(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    with plan.work_directory(request(name=name)) as work:
+        assert work.path.name == "work"
+        assert tmp_path not in work.path.parents
+    assert not work.path.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "images", "expected"),
+    [(Limit(5, False), 100, 5), (Limit(0.01, True), 250, 2), (Limit(1.0, True), 3, 3)],
+)
+def test_limit(limit, images, expected):
+    assert limit.of(images) == expected

@@ -1,0 +1,204 @@
+"""Google Cloud Storage: listing, access, credentials."""
+
+import asyncio
+import json
+from base64 import b64encode
+from urllib.parse import parse_qsl, urlsplit
+
+import google.auth.credentials
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+import gcs
+from common.names import GsPath
+from gcs import ListedObject, StorageError
+from storage.async_client import REFRESH_MARGIN_S, _Token
+from tests.front import Answer, Front
+from tests.world import listing, put, with_objects
+
+
+@pytest.fixture(autouse=True)
+def no_cached_credentials():
+    gcs._credentials.cache_clear()
+    yield
+    gcs._credentials.cache_clear()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "http://127.0.0.1:9", "http://127.0.0.1:9/"])
+def test_emulator_host_with_or_without_http(monkeypatch, host):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
+    assert gcs.emulator_host() == "http://127.0.0.1:9"
+    assert gcs.public_address("b", "a b/ü#?.jpg") == "http://127.0.0.1:9/b/a%20b/%C3%BC%23%3F.jpg"
+
+
+def test_public_address_of_the_real_service(monkeypatch):
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    assert gcs.public_address("b", "a.jpg") == "https://storage.googleapis.com/b/a.jpg"
+
+
+def test_listing_takes_the_directory_alone(make_bucket):
+    bucket = make_bucket()
+    put(bucket, "t/a.jpg", "t/x/b.jpg", "t2/c.jpg", "t.jpg", data=b"123456789")
+    listed = listing(bucket, "t/")
+    assert [o.name for o in listed] == ["t/a.jpg", "t/x/b.jpg"]
+    assert {(o.size, o.crc32c) for o in listed} == {(9, 0xE3069283)}  # RFC 3720's check value
+    assert all(o.generation > 0 for o in listed)
+
+
+def test_listing_reads_every_page(monkeypatch):
+    item = {"size": "1", "crc32c": b64encode(b"\0\0\0\2").decode(), "generation": "3"}
+    pages = {
+        None: {"items": [{"name": "a", **item}], "nextPageToken": "more"},
+        "more": {"nextPageToken": "last"},
+        "last": {"items": [{"name": "b", **item}, {"name": "c", **item}]},
+    }
+
+    def rule(asked):
+        token = dict(_query(asked.path)).get("pageToken")
+        return Answer(200, json.dumps(pages[token]).encode(), {"Content-Type": "application/json"})
+
+    with Front(rule=rule) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        assert listing("bucket") == [ListedObject(name, 1, 2, 3) for name in "abc"]
+
+
+def _query(path):
+    return parse_qsl(urlsplit(path).query)
+
+
+def test_listing_a_missing_bucket(emulator):
+    with pytest.raises(StorageError, match=r"Listing gs://no-such-bucket/t/: .*no such bucket"):
+        listing("no-such-bucket", "t/")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "Google refused the credentials; run `gcloud"), (403, r"access is denied \(403\)")],
+)
+def test_listing_refused(monkeypatch, status, words):
+    with Front(rule=lambda asked: Answer(status, b"{}")) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        with pytest.raises(StorageError, match=words):
+            listing("bucket")
+        assert len(storage.asked) == 1
+
+
+def test_crc32c_of_a_part_of_a_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before123456789after")
+    assert gcs.crc32c_of_file(path, 6, 9) == 0xE3069283
+    assert gcs.crc32c_of_file(path) == gcs.crc32c_of_bytes(path.read_bytes())
+
+
+def test_write_permissions(make_bucket):
+    assert gcs.missing_write_permissions(gcs.make_client(), make_bucket()) == []
+
+
+def test_missing_write_permissions_are_named(monkeypatch):
+    granted = {"permissions": ["storage.objects.get"]}
+    with Front(rule=lambda asked: Answer(200, json.dumps(granted).encode())) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        missing = gcs.missing_write_permissions(gcs.make_client(), "bucket")
+    assert missing == ["storage.objects.create", "storage.objects.delete"]
+
+
+@pytest.fixture
+def no_credentials(monkeypatch, tmp_path):
+    """A home without Google credentials, on a machine that is none of Google's."""
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    # google-auth would ask Google where these credentials may be used.
+    boundary = google.auth.credentials.CredentialsWithRegionalAccessBoundary
+    monkeypatch.setattr(boundary, "_maybe_start_regional_access_boundary_refresh", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def private_key():
+    key = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+@pytest.fixture
+def tokens(no_credentials, monkeypatch, tmp_path, private_key):
+    """A token server, and a key file that points to it; tokens live for `life_s` seconds."""
+
+    def rule(asked):
+        if server.life_s is None:
+            return Answer(400, b'{"error": "invalid_grant"}', {"Content-Type": "application/json"})
+        number = len(server.asked)
+        token = {"access_token": f"token-{number}", "expires_in": server.life_s}
+        return Answer(200, json.dumps(token).encode(), {"Content-Type": "application/json"})
+
+    with Front(rule=rule) as server:
+        server.life_s = 3600
+        key = {
+            "type": "service_account",
+            "client_email": "robot@project.iam.gserviceaccount.com",
+            "private_key": private_key,
+            "private_key_id": "1",
+            "token_uri": f"{server.url}/token",
+        }
+        path = tmp_path / "key.json"
+        path.write_text(json.dumps(key))
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+        yield server
+
+
+def test_no_credentials_is_one_sentence(no_credentials):
+    with pytest.raises(StorageError) as error:
+        gcs.make_client()
+    assert error.value.message.startswith("No Google credentials were found: run `gcloud auth")
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in error.value.message
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "{}", '{"type": "service_account"}'])
+def test_a_wrong_key_file_is_named(no_credentials, monkeypatch, tmp_path, content):
+    path = tmp_path / "key.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    with pytest.raises(StorageError, match=r"credentials are in .*key\.json: run `gcloud"):
+        gcs.make_client()
+
+
+def test_a_token_is_fetched_once_for_both_libraries(tokens, monkeypatch):
+    with Front(rule=lambda asked: Answer(200, b"{}")) as storage:
+        client = gcs.make_client()
+        client._connection.API_BASE_URL = storage.url
+        assert list(gcs.list_objects(client, GsPath("bucket", ""))) == [[]]
+        assert {o.headers["authorization"][:13] for o in storage.asked} == {"Bearer token-"}
+    assert b"jwt-bearer" in tokens.asked[0].body
+    assert asyncio.run(_Token().get()) == client._credentials.token
+    assert len(tokens.asked) == 1
+
+
+def test_a_token_about_to_expire_is_renewed(tokens):
+    async def get(count):
+        token = _Token()
+        return [await token.get() for _ in range(count)]
+
+    tokens.life_s = REFRESH_MARGIN_S - 10
+    assert asyncio.run(get(2)) == ["token-1", "token-2"]
+    tokens.life_s = 3600
+    assert asyncio.run(get(2)) == ["token-3", "token-3"]
+
+
+def test_many_requests_at_once_renew_a_token_once(tokens):
+    async def get():
+        token = _Token()
+        return await asyncio.gather(*(token.get() for _ in range(20)))
+
+    assert set(asyncio.run(get())) == {"token-1"}
+    assert len(tokens.asked) == 1
+
+
+def test_refused_credentials_are_one_sentence(tokens):
+    tokens.life_s = None
+    with pytest.raises(StorageError, match=r"Google refused the credentials; run `gcloud auth"):
+        listing("bucket")
+    with pytest.raises(StorageError, match=r"Google refused the credentials; run `gcloud auth"):
+        with_objects("fetch", "bucket", ListedObject("a.jpg", 1, 1, 1))

@@ -1,0 +1,167 @@
+"""The index on its way into the bucket."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+import gcs
+from dataset.lists import IndexFile
+from gcs import StorageError
+from storage import uploads
+from tests.front import Answer, Front
+
+PART = 100_000  # bytes, instead of 32 MiB
+NAME = "indexes/ID/local/clip/embeddings.npy"
+
+
+@pytest.fixture
+def bucket(make_bucket, monkeypatch):
+    monkeypatch.setattr(uploads, "MIN_PART_BYTES", PART)
+    return gcs.make_client().bucket(make_bucket())
+
+
+@pytest.fixture
+def front(bucket, emulator, monkeypatch):
+    """A server before the emulator that notes every request from now on."""
+    with Front(emulator) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        yield storage
+
+
+def make_file(tmp_path, size, name=NAME, content_type="application/octet-stream"):
+    path = tmp_path / "file"
+    path.write_bytes(np.random.default_rng(size).bytes(size))
+    return IndexFile(path, name, content_type)
+
+
+def upload(bucket, *files):
+    return asyncio.run(uploads.upload_files(gcs.make_client(), bucket.name, files))
+
+
+def names(bucket):
+    return sorted(blob.name for blob in bucket.list_blobs())
+
+
+def sent(front):
+    """How many bytes of content came in multipart uploads, which files up to 8 MB are."""
+    uploaded = [asked.body for asked in front.asked if "uploadType=multipart" in asked.path]
+    contents = [body.split(b"\r\n\r\n", 2)[2].rpartition(b"\r\n--")[0] for body in uploaded]
+    return sum(map(len, contents))
+
+
+def composed(front):
+    return [asked for asked in front.asked if "/compose?" in asked.path]
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    [(0, 0), (1, 0), (2 * PART - 1, 0), (2 * PART, 2), (3 * PART + 1, 4), (40 * PART, 32)],
+)
+def test_a_file_arrives_whole_and_leaves_no_parts(bucket, front, tmp_path, size, parts):
+    file = make_file(tmp_path, size)
+    assert upload(bucket, file) == size
+    assert names(bucket) == [NAME]
+    blob = bucket.get_blob(NAME)
+    assert blob.download_as_bytes() == file.path.read_bytes()
+    assert blob.content_type == "application/octet-stream"
+    sources = [json.loads(asked.body)["sourceObjects"] for asked in composed(front)]
+    assert [len(source) for source in sources] == ([parts] if parts else [])
+    assert sent(front) == size
+
+
+def test_a_large_file_goes_in_a_resumable_upload(bucket, front, tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "MIN_PART_BYTES", 32 << 20)
+    monkeypatch.setattr(uploads, "CHUNK_BYTES", 4 << 20)
+    file = make_file(tmp_path, 9_000_001)
+    upload(bucket, file)
+    assert [asked for asked in front.asked if "uploadType=resumable" in asked.path]
+    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
+
+
+def test_what_is_there_is_not_sent_again(bucket, front, tmp_path):
+    files = [make_file(tmp_path, 3 * PART), make_file(tmp_path, 3 * PART, "small.json")]
+    assert upload(bucket, *files) == 6 * PART
+    del front.asked[:]
+    assert upload(bucket, *files) == 6 * PART
+    assert not [asked for asked in front.asked if asked.method in ("POST", "PUT", "PATCH")]
+
+
+@pytest.mark.parametrize("size", [PART, 3 * PART])
+def test_other_content_of_the_same_size_is_replaced(bucket, front, tmp_path, size):
+    bucket.blob(NAME).upload_from_string(b"x" * size)
+    file = make_file(tmp_path, size)
+    upload(bucket, file)
+    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
+    assert names(bucket) == [NAME]
+
+
+def test_parts_of_an_interrupted_run_are_used(bucket, front, tmp_path):
+    file = make_file(tmp_path, 4 * PART)
+    data = file.path.read_bytes()
+    bucket.blob(f"{NAME}.part-01-of-04").upload_from_string(data[:PART])
+    bucket.blob(f"{NAME}.part-03-of-04").upload_from_string(b"of another file")
+    upload(bucket, file)
+    assert sent(front) == 3 * PART
+    assert bucket.blob(NAME).download_as_bytes() == data
+    assert names(bucket) == [NAME]
+
+
+def test_parts_left_beside_the_whole_file_are_deleted(bucket, front, tmp_path):
+    file = make_file(tmp_path, 2 * PART)
+    upload(bucket, file)
+    bucket.blob(f"{NAME}.part-02-of-02").upload_from_string(b"left by a run that was killed")
+    upload(bucket, file)
+    assert names(bucket) == [NAME]
+
+
+@pytest.mark.parametrize("status", [403, 405, 501])
+def test_without_compose_the_file_goes_in_one_stream(bucket, front, tmp_path, status):
+    front.rule = lambda asked: Answer(status) if "/compose?" in asked.path else None
+    file = make_file(tmp_path, 3 * PART)
+    upload(bucket, file)
+    assert len(composed(front)) == 1
+    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
+    assert names(bucket) == [NAME]
+
+
+def test_what_storage_holds_is_compared(bucket, front, tmp_path):
+    """A storage that says it holds something else than was sent is not believed."""
+
+    def rule(asked):
+        if asked.method == "GET" and "/o/small.json" in asked.path:
+            stored = {"name": "small.json", "size": "1000", "crc32c": "AAAAAA=="}
+            return Answer(200, json.dumps(stored).encode(), {"Content-Type": "application/json"})
+
+    front.rule = rule
+    with pytest.raises(StorageError, match=r"gs://\S+/small\.json is not what was sent"):
+        upload(bucket, make_file(tmp_path, 1000, "small.json"))
+
+
+def test_no_access_is_one_sentence(bucket, front, tmp_path):
+    front.rule = lambda asked: Answer(403) if "/upload/" in asked.path else None
+    with pytest.raises(StorageError, match=r"Writing gs://\S+/small\.json: access is denied"):
+        upload(bucket, make_file(tmp_path, 1000, "small.json"))
+
+
+def test_delete_index_deletes_one_index_only(bucket, front):
+    kept = ["aux_labels/ID2/imagenet.pickle", "indexes/ID2/labels.json", "thumbnails/ID2/#?.jpg"]
+    for name in kept:
+        for index_id in ("ID", "ID2"):
+            bucket.blob(name.replace("ID2", index_id)).upload_from_string(b"x")
+    deleted = asyncio.run(uploads.delete_index(gcs.make_client(), bucket.name, "ID"))
+    assert deleted == 3
+    assert names(bucket) == kept
+
+
+def test_deleting_what_is_gone_is_no_error(bucket, front):
+    asyncio.run(uploads.delete_objects(bucket, ["gone.jpg"]))
+
+
+def test_a_slice_is_a_file_of_its_own(tmp_path):
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with uploads._Slice(tmp_path / "file", 2, 5) as part:
+        assert (part.read(3), part.tell(), part.read(9), part.read(1)) == (b"234", 3, b"56", b"")
+        assert (part.seek(-2, 2), part.read(-1)) == (3, b"56")
+        assert (part.seek(1), part.seek(1, 1), part.read(1)) == (1, 2, b"4")

@@ -1,0 +1,325 @@
+"""R-50.pkl in its published variants, CLIP as safetensors, and what is said of others."""
+
+import hashlib
+import json
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from weights import clip, files, resnet50
+from weights.clip import check_clip_weights
+from weights.files import WeightsError
+from weights.resnet50 import read_resnet_weights
+
+ROOT = Path(__file__).parents[2]
+
+CURL = "curl -LO https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
+
+
+@pytest.fixture(scope="module")
+def arrays(weights_dir):
+    return read_resnet_weights(weights_dir / "R-50.pkl")
+
+
+@pytest.fixture
+def read_blobs(monkeypatch, tmp_path):
+    """Reads blobs as if R-50.pkl held them, without writing 100 MB."""
+
+    def read(content):
+        path = tmp_path / "R-50.pkl"
+        path.touch()
+        monkeypatch.setattr(resnet50, "read_pickle", lambda path: content)
+        return read_resnet_weights(path)
+
+    return read
+
+
+def refusal(read, content):
+    with pytest.raises(WeightsError) as caught:
+        read(content)
+    message = caught.value.message
+    assert CURL in message and "\n" not in message
+    return message
+
+
+def test_reads_the_published_layout(arrays, weights_dir):
+    with open(weights_dir / "R-50.pkl", "rb") as file:
+        content = pickle.load(file)
+    assert set(content) - set(arrays) == {"conv1_b"}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, content[name])
+        assert array.dtype == np.float32
+
+
+def test_has_the_parameters_of_resnet50(arrays):
+    convolutions = [name for name in arrays if name.endswith("_w")]
+    assert len(convolutions) == 54
+    assert sum(arrays[name].size for name in convolutions) == 25_502_912
+
+
+@pytest.mark.parametrize("wrapper", ["model", "blobs"])
+def test_reads_nested_copies_with_momenta(wrapper, arrays, read_blobs):
+    momenta = {name + "_momentum": np.zeros(1) for name in arrays}
+    result = read_blobs({wrapper: {**arrays, **momenta}, "__author__": "x"})
+    assert list(result) == list(arrays)
+
+
+def test_reads_scale_and_shift_for_batch_norm(arrays, read_blobs):
+    """bn_s and bn_b have no statistics: mean 0 and variance 1 - eps make scale and shift exact."""
+    blobs = {}
+    for name, array in arrays.items():
+        if not re.search("_bn_running_", name):
+            short = name.replace("_bn_gamma", "_bn_s").replace("_bn_beta", "_bn_b")
+            blobs[short.replace("fc1000_", "pred_")] = array
+    result = read_blobs(blobs)
+    np.testing.assert_array_equal(result["res2_0_branch2a_bn_gamma"], blobs["res2_0_branch2a_bn_s"])
+    np.testing.assert_array_equal(result["fc1000_w"], blobs["pred_w"])
+    assert (result["res_conv1_bn_running_mean"] == 0).all()
+    assert np.allclose(result["res_conv1_bn_running_var"] + np.float32(1e-5), 1, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"res3_1_branch2b_w": None}, "has no array res3_1_branch2b_w"),
+        (
+            {"conv1_w": np.zeros((64, 3, 3, 3), np.float32)},
+            "conv1_w of shape (64, 3, 3, 3) instead",
+        ),
+        ({"fc1000_b": np.zeros(1000, np.int64)}, "fc1000_b as int64"),
+        ({"fc1000_b": np.full(1000, np.nan)}, "NaN or infinity in fc1000_b"),
+        ({"fc1000_b": np.full(1000, -np.inf)}, "NaN or infinity in fc1000_b"),
+        ({"res_conv1_bn_running_var": np.full(64, -1.0)}, "negative variance"),
+        ({"fc1000_w": "text"}, "has no array fc1000_w"),
+    ],
+)
+def test_refuses_what_is_not_resnet50(change, said, arrays, read_blobs):
+    assert said in refusal(read_blobs, {**arrays, **change})
+
+
+@pytest.mark.parametrize("content", [[], None, {}, {"model": []}, {1: 2}, np.zeros(3)])
+def test_refuses_other_content(content, read_blobs):
+    refusal(read_blobs, content)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x80\x02cos\nsystem\n."])
+def test_refuses_other_files(content, tmp_path):
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(content)
+    assert str(path) in refusal(read_resnet_weights, path)
+
+
+def test_missing_file_names_the_download(tmp_path):
+    assert "is missing" in refusal(read_resnet_weights, tmp_path / "R-50.pkl")
+
+
+def test_directory_as_file(tmp_path):
+    assert "is missing" in refusal(read_resnet_weights, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def clip_tensors(weights_dir):
+    return load_file(weights_dir / "clip-vit-base-patch32" / "model.safetensors")
+
+
+@pytest.fixture
+def clip_copy(weights_dir, tmp_path):
+    """A directory in the hub's layout whose files can be changed; the tensors are a link."""
+    original = weights_dir / "clip-vit-base-patch32"
+    (tmp_path / "model.safetensors").symlink_to(original / "model.safetensors")
+    (tmp_path / "config.json").write_text((original / "config.json").read_text())
+    return tmp_path
+
+
+def clip_refusal(directory):
+    with pytest.raises(WeightsError) as caught:
+        check_clip_weights(str(directory))
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_clip_directory_is_checked_quickly(weights_dir):
+    start = time.perf_counter()
+    directory = weights_dir / "clip-vit-base-patch32"
+    assert check_clip_weights(str(directory)) == directory
+    assert time.perf_counter() - start < 0.5
+
+
+def write_header(directory, header, size=None):
+    text = json.dumps(header).encode()
+    path = directory / "model.safetensors"
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        ends = [part["data_offsets"][1] for part in header.values() if "data_offsets" in part]
+        file.truncate(8 + len(text) + max(ends, default=0) if size is None else size)
+
+
+def clip_header(changes=None):
+    header, offset = {}, 0
+    for name, shape in {**clip.clip_shapes(), **(changes or {})}.items():
+        if shape is not None:
+            length = int(np.prod(shape)) * 4
+            header[name] = {
+                "dtype": "F32",
+                "shape": list(shape),
+                "data_offsets": [offset, offset + length],
+            }
+            offset += length
+    return header
+
+
+def test_full_clip_model_is_accepted(clip_copy):
+    """The published file: text tower, buffers and metadata beside the image tower."""
+    text = {
+        "text_model.embeddings.token_embedding.weight": (49408, 512),
+        "text_projection.weight": (512, 512),
+        "vision_model.embeddings.position_ids": (1, 50),
+        "logit_scale": (),
+    }
+    write_header(clip_copy, {"__metadata__": {"format": "pt"}, **clip_header(text)})
+    config = {
+        "model_type": "clip",
+        "vision_config": {"hidden_act": "quick_gelu"},
+        "text_config": {},
+    }
+    (clip_copy / "config.json").write_text(json.dumps(config))
+    check_clip_weights(str(clip_copy))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"visual_projection.weight": None}, "has no tensor visual_projection.weight"),
+        ({"visual_projection.weight": (768, 768)}, "of shape [768, 768] instead of (512, 768)"),
+        ({"vision_model.embeddings.position_embedding.weight": (197, 768)}, "(50, 768)"),
+    ],
+)
+def test_other_clip_models_are_refused(changes, said, clip_copy):
+    write_header(clip_copy, clip_header(changes))
+    assert said in clip_refusal(clip_copy)
+
+
+def test_clip_of_integers_is_refused(clip_copy):
+    header = clip_header()
+    header["visual_projection.weight"]["dtype"] = "I32"
+    write_header(clip_copy, header)
+    assert "I32" in clip_refusal(clip_copy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x01", b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"{}", b"\x02" + b"\0" * 7 + b"[]"],
+)
+def test_damaged_safetensors_are_refused(content, clip_copy):
+    (clip_copy / "model.safetensors").unlink()
+    (clip_copy / "model.safetensors").write_bytes(content)
+    assert "no safetensors file, or is damaged" in clip_refusal(clip_copy)
+
+
+def test_truncated_safetensors_are_refused(clip_copy):
+    write_header(clip_copy, clip_header(), size=1_000_000)
+    assert "has 1,000,000 bytes where its header says" in clip_refusal(clip_copy)
+
+
+def test_deeply_nested_header_is_refused(clip_copy):
+    (clip_copy / "model.safetensors").unlink()
+    text = b"[" * 100_000
+    (clip_copy / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    assert "damaged" in clip_refusal(clip_copy)
+
+
+def test_pickled_clip_is_refused_with_the_reason(clip_copy):
+    (clip_copy / "model.safetensors").rename(clip_copy / "pytorch_model.bin")
+    assert "a pickle that could run code" in clip_refusal(clip_copy)
+
+
+def test_clip_directory_without_configuration(clip_copy):
+    (clip_copy / "config.json").unlink()
+    assert "has no config.json" in clip_refusal(clip_copy)
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{", '{"vision_config": 1}'])
+def test_damaged_configuration_is_refused(config, clip_copy):
+    (clip_copy / "config.json").write_text(config)
+    assert "is not a CLIP configuration" in clip_refusal(clip_copy)
+
+
+def test_other_activation_is_refused(clip_copy):
+    """LAION's ViT-B/32 has the same shapes and another activation and text encoder."""
+    (clip_copy / "config.json").write_text('{"hidden_act": "gelu"}')
+    assert "'gelu'" in clip_refusal(clip_copy)
+
+
+@pytest.mark.parametrize("name", ["./missing", "/missing/clip", "missing", "a/b/c", "~/missing"])
+def test_missing_directory(name):
+    assert clip_refusal(name).startswith(f"The directory of CLIP weights {name!r}")
+
+
+HUB_SCRIPT = """
+from weights import clip, files, resnet50
+try:
+    print(clip.check_clip_weights("openai/clip-vit-base-patch32"))
+except files.WeightsError as error:
+    print(error.message)
+"""
+
+
+def hub_run(tmp_path, **environment):
+    with socket.socket() as closed:  # bound but not listening: connections are refused
+        closed.bind(("127.0.0.1", 0))
+        hub = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "PATH": "", **environment}
+        command = [sys.executable, "-c", HUB_SCRIPT]
+        cwd = ROOT
+        return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_unreachable_hub_says_what_to_do(offline, tmp_path):
+    result = hub_run(tmp_path, HF_HUB_OFFLINE=offline)
+    assert result.stdout.startswith("The hub cannot be reached for the CLIP weights"), result.stderr
+    assert "--clip_weights" in result.stdout and result.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("revision", ["main", "refs/pr/15"])
+def test_hub_cache_is_used_without_the_hub(revision, tmp_path, weights_dir):
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--openai--clip-vit-base-patch32"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for file in clip.CLIP_FILES:
+        (snapshot / file).symlink_to(weights_dir / "clip-vit-base-patch32" / file)
+    reference = repository / "refs" / revision
+    reference.parent.mkdir(parents=True)
+    reference.write_text(commit)
+    result = hub_run(tmp_path)
+    assert result.stdout.strip() == str(snapshot), result.stderr
+
+
+def test_half_precision_weights_are_accepted(clip_copy, clip_tensors):
+    (clip_copy / "model.safetensors").unlink()
+    halves = {name: array.astype(np.float16) for name, array in clip_tensors.items()}
+    save_file(halves, clip_copy / "model.safetensors")
+    check_clip_weights(str(clip_copy))
+
+
+def test_digest_of_file_and_directory(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"abc")
+    expected = hashlib.sha256(b"abc").hexdigest()
+    assert files.digest(tmp_path) == files.digest(tmp_path / "model.safetensors") == expected
+
+
+def test_needs_no_torch():
+    modules = "weights.resnet50, weights.clip, weights.reader"
+    command = f"import sys, {modules}; assert 'torch' not in sys.modules"
+    cwd = ROOT
+    subprocess.run([sys.executable, "-c", command], cwd=cwd, check=True)

@@ -1,0 +1,169 @@
+"""The weights of both models: where they are, whether they fit, and ResNet-50's as arrays."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from weights.files import WeightsError
+
+CLIP_ID = "openai/clip-vit-base-patch32"
+CLIP_FILES = ("config.json", "model.safetensors")
+CLIP_WIDTH, CLIP_LAYERS, CLIP_DIMENSIONS = 768, 12, 512
+CLIP_ACTIVATION = "quick_gelu"  # other ViT-B/32 of these shapes use gelu
+MAX_HEADER_BYTES = 10 << 20
+# Where a hub repository has its safetensors on a branch only: the pull request that carries them.
+SAFETENSORS_REVISIONS = {CLIP_ID: "refs/pr/15"}
+
+
+def clip_shapes() -> dict[str, tuple[int, ...]]:
+    """The names and shapes of ViT-B/32's image tower and projection in the hub's layout."""
+    width, wide = CLIP_WIDTH, 4 * CLIP_WIDTH
+    shapes: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, 32, 32),
+        "vision_model.embeddings.position_embedding.weight": (50, width),
+        "visual_projection.weight": (CLIP_DIMENSIONS, width),
+    }
+
+    def add(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = shape[:1]
+
+    add("vision_model.pre_layrnorm", width)
+    add("vision_model.post_layernorm", width)
+    for index in range(CLIP_LAYERS):
+        layer = f"vision_model.encoder.layers.{index}"
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            add(f"{layer}.self_attn.{name}", width, width)
+        add(f"{layer}.mlp.fc1", wide, width)
+        add(f"{layer}.mlp.fc2", width, wide)
+        add(f"{layer}.layer_norm1", width)
+        add(f"{layer}.layer_norm2", width)
+    return shapes
+
+
+def check_clip_weights(id_or_dir: str) -> Path:
+    """The local directory of the CLIP weights, downloaded from the hub where it is not at hand.
+
+    Only the headers are read. Raises WeightsError where the weights cannot be had, are not
+    safetensors, or are not the image tower of OpenAI's ViT-B/32; text weights beside it are fine.
+    """
+    directory = Path(id_or_dir).expanduser()
+    if not directory.is_dir():
+        directory = _download_clip(id_or_dir)
+    missing = [name for name in CLIP_FILES if not (directory / name).is_file()]
+    if "model.safetensors" in missing and (directory / "pytorch_model.bin").exists():
+        raise WeightsError(
+            f"{directory} has CLIP as pytorch_model.bin only, a pickle that could run code: put"
+            " model.safetensors beside it or name a directory that has it."
+        )
+    if missing:
+        raise WeightsError(
+            f"{directory} has no {' and no '.join(missing)}: name a directory in the hub's layout"
+            f" or the hub id {CLIP_ID} with --clip_weights."
+        )
+    _check_clip_config(directory / "config.json")
+    _check_clip_header(directory / "model.safetensors")
+    return directory
+
+
+def _check_clip_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        activation = config.get("vision_config", config).get("hidden_act", CLIP_ACTIVATION)
+    except (OSError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path} is not a CLIP configuration ({error}).") from error
+    if activation != CLIP_ACTIVATION:
+        raise WeightsError(
+            f"{path} says {activation!r} where OpenAI's ViT-B/32 has {CLIP_ACTIVATION!r}: the text"
+            f" encoder of the server matches {CLIP_ID} only."
+        )
+
+
+def _check_clip_header(path: Path) -> None:
+    header = _safetensors_header(path)
+    for name, shape in clip_shapes().items():
+        entry = header.get(name)
+        if not isinstance(entry, dict):
+            raise _clip_error(path, f"has no tensor {name}")
+        if entry.get("shape") != list(shape):
+            raise _clip_error(path, f"has {name} of shape {entry.get('shape')} instead of {shape}")
+        if entry.get("dtype") not in ("F32", "F16", "BF16"):
+            raise _clip_error(path, f"has {name} as {entry.get('dtype')} instead of F32")
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: 8 bytes of length, then JSON (the format's README)."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if 8 + length <= size and length <= MAX_HEADER_BYTES else b""
+        header = json.loads(text)
+        end = max(entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__")
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise _clip_error(path, "is no safetensors file, or is damaged") from error
+    if 8 + length + end != size:
+        raise _clip_error(path, f"has {size:,} bytes where its header says {8 + length + end:,}")
+    return header
+
+
+def _clip_error(path: Path, problem: str) -> WeightsError:
+    return WeightsError(f"{path} {problem}, so it is not {CLIP_ID}: download it again.")
+
+
+def _download_clip(hub_id: str) -> Path:
+    """The snapshot of a hub id (or ID@REVISION) in the hub's cache, fetched where it is not."""
+    name, _, revision = hub_id.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise WeightsError(f"The directory of CLIP weights {hub_id!r} does not exist.")
+    revisions = [revision or "main"]
+    if not revision and name in SAFETENSORS_REVISIONS:
+        revisions.append(SAFETENSORS_REVISIONS[name])
+    for local_only in (True, False):
+        for candidate in revisions:
+            directory = _snapshot(name, candidate, local_only)
+            if directory and all((directory / file).is_file() for file in CLIP_FILES):
+                return directory
+    raise WeightsError(
+        f"The hub has no {' or no '.join(CLIP_FILES)} for {hub_id}: name a revision that has them"
+        " with --clip_weights ID@REVISION, or a local directory."
+    )
+
+
+def _snapshot(name: str, revision: str, local_only: bool) -> Path | None:
+    """The directory of one revision, or None where it is not in the cache (or not on the hub)."""
+    from huggingface_hub import snapshot_download  # half a second, needed by few
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        directory = snapshot_download(
+            name, revision=revision, allow_patterns=list(CLIP_FILES), local_files_only=local_only
+        )
+    except RevisionNotFoundError:
+        return None
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise WeightsError(f"The hub has no public model {name!r}.") from error
+    except LocalEntryNotFoundError as error:
+        if local_only:
+            return None
+        raise _unreachable(name) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise _unreachable(name) from error
+    return Path(directory)
+
+
+def _unreachable(name: str) -> WeightsError:
+    return WeightsError(
+        f"The hub cannot be reached for the CLIP weights {name}: copy {' and '.join(CLIP_FILES)}"
+        " from a machine that can and name their directory with --clip_weights."
+    )
