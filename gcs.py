@@ -1,8 +1,8 @@
 """Google Cloud Storage: credentials, listing, access, addresses and errors.
 
 Two libraries share the work. google-cloud-storage lists, checks access and moves the few large
-objects (resumable, checksummed; storage/uploads.py). gcloud-aio-storage moves the millions of small ones
-(storage/async_client.py). Both honour STORAGE_EMULATOR_HOST, and need no credentials then.
+objects (resumable, checksummed; storage/uploads.py). gcloud-aio-storage moves the millions of small
+ones (storage/async_client.py). Both honour STORAGE_EMULATOR_HOST, and need no credentials then.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import click
 import numpy as np
 import pytest
 
+from weights import files, resnet50
 from weights import reader as weights_reader
-from weights import resnet50
 from weights.files import WeightsError
 from weights.reader import WeightsReader
 
