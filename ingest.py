@@ -159,7 +159,7 @@ async def until_interrupted(run: Coroutine[Any, Any, None]) -> None:
     What is done is recorded by then, so threads that wait for the network are not waited for. A
     second Ctrl-C does not even wait for the record: that costs seconds of work, like kill -9.
     """
-    from common.signals import hear
+    from common.signals import handle_in_loop
 
     loop, task = asyncio.get_running_loop(), asyncio.create_task(run)
     interrupted = False
@@ -172,7 +172,7 @@ async def until_interrupted(run: Coroutine[Any, Any, None]) -> None:
         loop.call_soon_threadsafe(task.cancel)
 
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = [hear(number, interrupt) for number in signals]
+    before = [handle_in_loop(number, interrupt) for number in signals]
     try:
         await task
     except asyncio.CancelledError:

@@ -165,10 +165,10 @@ def user_problem(user: str) -> str:
 
 async def ingest(options: Options, labels: Labels, digest: str) -> bool:
     """Check against the server and the index, send, report. Whether all that was asked is done."""
-    from common.signals import hear
+    from common.signals import handle_in_loop
     from forager.client import Forager, dataset_page
 
-    hear(signal.SIGINT, signal.getsignal(signal.SIGINT))  # that of asyncio.run
+    handle_in_loop(signal.SIGINT, signal.getsignal(signal.SIGINT))  # that of asyncio.run
     async with Forager(options.server_url) as server:
         info = await find_dataset(server, options.name)
         generation = await server.generation()

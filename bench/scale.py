@@ -22,6 +22,7 @@ import click
 import numpy as np
 
 from bench.measure import Result, options, photograph, show, storage_server
+from common.findings import Findings
 from common.names import GsPath
 from common.options import default_decode_workers
 from dataset.arrays import Arrays
@@ -63,7 +64,7 @@ def one_run(rows: int, embed: bool) -> dict[str, float]:
     processor = time.process_time()
     with tempfile.TemporaryDirectory() as directory:
         state = checks.list_images(PATHS, Path(directory, "state.sqlite"))
-        findings = checks.Findings()
+        findings = Findings()
         checks.check_images(findings, state, PATHS, False)
         findings.raise_if_any()
         figures = {"list and check, CPU": time.process_time() - processor}

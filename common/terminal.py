@@ -1,4 +1,4 @@
-"""What the commands print at the end: plain tables, amounts for people."""
+"""Text for the terminal: escaped names, tables, sizes, durations and counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ PRINTED_LENGTH = 120  # characters of an untrusted name that go to the terminal
 
 
 def printable(text: str, limit: int = PRINTED_LENGTH) -> str:
-    """The text with all that could act on a terminal escaped, cut in the middle past `limit`."""
+    """The text with unprintable characters escaped; longer than `limit`, its middle is left out.
+
+    A name from outside could otherwise act on the terminal.
+    """
     if len(text) <= limit and text.isprintable():
         return text
     safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 4 * limit])
@@ -19,13 +22,16 @@ def printable(text: str, limit: int = PRINTED_LENGTH) -> str:
     return safe
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart: the first to the left, the others to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """Aligned columns, two spaces apart: the first `text_columns` to the left, the rest right."""
     widths = [max(len(cells[i]) for cells in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        return "  ".join((cells[0].ljust(widths[0]), *rest)).rstrip()
+        aligned = (
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(aligned).rstrip()
 
     return "\n".join(line(cells) for cells in (header, *rows))
 
@@ -47,3 +53,8 @@ def duration(seconds: float) -> str:
     if minutes < 100:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 label`, `1,234 labels`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -5,17 +5,14 @@ Each check adds a finding, one sentence for the user, or none; nothing stops at 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import click
-
 import gcs
 from common import names
+from common.findings import Findings
 from common.names import GsPath
 from common.terminal import printable
 from dataset import arrays
@@ -31,37 +28,6 @@ PUBLIC_COMMAND = (
     "gcloud storage buckets add-iam-policy-binding gs://{bucket} "
     "--member=allUsers --role=roles/storage.objectViewer"
 )
-
-
-class Findings:
-    """What is wrong, gathered from all checks."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def add(self, sentence: str) -> None:
-        if sentence not in self.sentences:
-            self.sentences.append(sentence)
-
-    async def gather(self, check: Awaitable[Any]) -> Any:
-        """The result of one check, or None after adding its error."""
-        try:
-            return await check
-        except click.ClickException as error:
-            self.add(error.message)
-            return None
-
-    async def gather_in_thread(self, check: Callable[..., Any], *args: Any) -> Any:
-        """The same for a check that blocks."""
-        return await self.gather(asyncio.to_thread(check, *args))
-
-    def raise_if_any(self) -> None:
-        """Raises click.ClickException with all findings, if there are any."""
-        if len(self.sentences) == 1:
-            raise click.ClickException(self.sentences[0])
-        if self.sentences:
-            listed = "".join(f"\n  - {sentence}" for sentence in self.sentences)
-            raise click.ClickException(f"{len(self.sentences)} things are in the way:{listed}")
 
 
 def check_paths(findings: Findings, train: str, val: str) -> tuple[GsPath, GsPath] | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 import gcs
+from common.findings import Findings
 from common.names import IMAGE_SUFFIXES, GsPath, dataset_name_error
 from common.options import Request
 from common.terminal import printable, size, table
@@ -23,7 +24,7 @@ from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import start_loading
 from preflight import checks
-from preflight.checks import SHOWN, SPLITS, Findings
+from preflight.checks import SHOWN, SPLITS
 from storage.uploads import delete_index
 from weights.reader import WeightsReader
 

@@ -521,14 +521,14 @@ def test_an_interrupted_run_continues(server_b, begin, run, number, code):
 
 CTRL_C_WHILE_THE_LOOP_SLEEPS = """
 import asyncio, signal, threading, time
-from common.signals import hear
+from common.signals import handle_in_loop
 
 def interrupt():
     time.sleep(0.5)
     signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # does not end the loop's wait
 
 async def wait():
-    hear(signal.SIGINT, signal.getsignal(signal.SIGINT))
+    handle_in_loop(signal.SIGINT, signal.getsignal(signal.SIGINT))
     await asyncio.sleep(20)
 
 threading.Thread(target=interrupt, daemon=True).start()

@@ -1,13 +1,13 @@
-"""What the commands print at the end."""
+"""Tables, sizes, durations and counts for the terminal."""
 
 import pytest
 
-from common.terminal import duration, size, table
+from common.terminal import count, duration, size, table
 from engine.stages import StageTime, limit, stage_table
 
 
 @pytest.mark.parametrize(
-    ("count", "text"),
+    ("number", "text"),
     [
         (0, "0 bytes"),
         (999, "999 bytes"),
@@ -19,8 +19,8 @@ from engine.stages import StageTime, limit, stage_table
         (5.55e15, "5,550.0 TB"),
     ],
 )
-def test_size(count, text):
-    assert size(count) == text
+def test_size(number, text):
+    assert size(number) == text
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,23 @@ def test_table_is_aligned():
         "name       number",
         "a               1",
         "long name  12,345",
+    ]
+
+
+def test_table_with_two_text_columns():
+    rows = [("cat", "POSITIVE", "1"), ("horse", "NEW", "1,000")]
+    assert table(("category", "mode", "labels"), rows, text_columns=2).splitlines() == [
+        "category  mode      labels",
+        "cat       POSITIVE       1",
+        "horse     NEW        1,000",
+    ]
+
+
+def test_count():
+    assert [count(number, "label") for number in (0, 1, 1234)] == [
+        "0 labels",
+        "1 label",
+        "1,234 labels",
     ]
 
 

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import ingest
+from common.findings import Findings
 from engine import loading
 from forager import client as forager
-from preflight import checks
 from tests.front import Answer, Front
 from tests.world import FastEmbedder
 from weights import resnet50
@@ -161,7 +161,7 @@ def test_paths(ready, train, val, message):
 
 def test_both_paths_wrong_are_two_findings(ready):
     message = refusal(ready.run(train="t", val="v"))
-    assert message.startswith("2 things are in the way:\n  - ")
+    assert message.startswith("2 problems found:\n  - ")
     assert "t is not a Cloud" in message
     assert "v is not a Cloud" in message
 
@@ -238,7 +238,7 @@ def test_a_bucket_that_is_not_public(ready, emulator, monkeypatch, status):
     with Front(emulator, anonymous(status)) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run())
-    assert message.startswith("2 things are in the way")  # one image of each split
+    assert message.startswith("2 problems found")  # one image of each split
     assert f"gs://{ready.bucket}/t/a.jpg cannot be read without credentials" in message
     assert f"gs://{ready.bucket}/v/b.jpg cannot be read without credentials" in message
     assert (
@@ -353,7 +353,7 @@ def test_findings_of_every_kind_in_one_message(real_weights, monkeypatch, tmp_pa
         options = ["--device", "cuda:77", "--resnet_weights", "none.pkl"]
         message = refusal(real_weights.run(*options, name="no name", val="gs://x"))
         said = message.count("\n  - ")
-    assert message.startswith(f"{said} things are in the way:")
+    assert message.startswith(f"{said} problems found:")
     for part in ("dataset name 'no name'", "gs://x names no bucket", "a web page", "none.pkl is"):
         assert part in message
     assert "--device" in message
@@ -361,8 +361,8 @@ def test_findings_of_every_kind_in_one_message(real_weights, monkeypatch, tmp_pa
 
 
 def test_each_finding_comes_once():
-    findings = checks.Findings()
+    findings = Findings()
     for sentence in ("One.", "Two.", "One."):
         findings.add(sentence)
-    with pytest.raises(Exception, match=r"^2 things are in the way:\n  - One\.\n  - Two\.$"):
+    with pytest.raises(Exception, match=r"^2 problems found:\n  - One\.\n  - Two\.$"):
         findings.raise_if_any()
