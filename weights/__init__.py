@@ -1,1 +1,1 @@
-"""The weights of both models as files: find, check and read them, without torch."""
+"""The weights of both models as files: found, checked and read without torch."""

@@ -1,18 +1,16 @@
-"""The weights of both models: where they are, whether they fit, and ResNet-50's as arrays."""
+"""CLIP's weights: found in a directory or on the Hugging Face hub, and checked."""
 
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-from weights.files import WeightsError
+from weights.files import WeightsError, safetensors_header
 
 CLIP_ID = "openai/clip-vit-base-patch32"
 CLIP_FILES = ("config.json", "model.safetensors")
 CLIP_WIDTH, CLIP_LAYERS, CLIP_DIMENSIONS = 768, 12, 512
 CLIP_ACTIVATION = "quick_gelu"  # other ViT-B/32 of these shapes use gelu
-MAX_HEADER_BYTES = 10 << 20
-# Where a hub repository has its safetensors on a branch only: the pull request that carries them.
+# Repositories that have no safetensors on their main branch: the pull request that adds them.
 SAFETENSORS_REVISIONS = {CLIP_ID: "refs/pr/15"}
 
 
@@ -44,10 +42,13 @@ def clip_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def check_clip_weights(id_or_dir: str) -> Path:
-    """The local directory of the CLIP weights, downloaded from the hub where it is not at hand.
+    """The local directory of the CLIP weights, downloaded from the hub if necessary.
 
-    Only the headers are read. Raises WeightsError where the weights cannot be had, are not
-    safetensors, or are not the image tower of OpenAI's ViT-B/32; text weights beside it are fine.
+    Only the headers are read. Text weights in the same file are allowed.
+
+    Raises:
+        WeightsError: the weights cannot be downloaded, are not safetensors, or are not the image
+            tower of OpenAI's ViT-B/32.
     """
     directory = Path(id_or_dir).expanduser()
     if not directory.is_dir():
@@ -55,8 +56,8 @@ def check_clip_weights(id_or_dir: str) -> Path:
     missing = [name for name in CLIP_FILES if not (directory / name).is_file()]
     if "model.safetensors" in missing and (directory / "pytorch_model.bin").exists():
         raise WeightsError(
-            f"{directory} has CLIP as pytorch_model.bin only, a pickle that could run code: put"
-            " model.safetensors beside it or name a directory that has it."
+            f"{directory} has CLIP as pytorch_model.bin only, a pickle that could run code: add"
+            " model.safetensors or name a directory that has it."
         )
     if missing:
         raise WeightsError(
@@ -76,13 +77,18 @@ def _check_clip_config(path: Path) -> None:
         raise WeightsError(f"{path} is not a CLIP configuration ({error}).") from error
     if activation != CLIP_ACTIVATION:
         raise WeightsError(
-            f"{path} says {activation!r} where OpenAI's ViT-B/32 has {CLIP_ACTIVATION!r}: the text"
-            f" encoder of the server matches {CLIP_ID} only."
+            f"{path} has the activation {activation!r} where OpenAI's ViT-B/32 has"
+            f" {CLIP_ACTIVATION!r}: the server's text encoder matches only {CLIP_ID}."
         )
 
 
 def _check_clip_header(path: Path) -> None:
-    header = _safetensors_header(path)
+    try:
+        header = safetensors_header(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise _clip_error(path, str(error)) from error
     for name, shape in clip_shapes().items():
         entry = header.get(name)
         if not isinstance(entry, dict):
@@ -93,30 +99,12 @@ def _check_clip_header(path: Path) -> None:
             raise _clip_error(path, f"has {name} as {entry.get('dtype')} instead of F32")
 
 
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: 8 bytes of length, then JSON (the format's README)."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(length) if 8 + length <= size and length <= MAX_HEADER_BYTES else b""
-        header = json.loads(text)
-        end = max(entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__")
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-        raise _clip_error(path, "is no safetensors file, or is damaged") from error
-    if 8 + length + end != size:
-        raise _clip_error(path, f"has {size:,} bytes where its header says {8 + length + end:,}")
-    return header
-
-
 def _clip_error(path: Path, problem: str) -> WeightsError:
     return WeightsError(f"{path} {problem}, so it is not {CLIP_ID}: download it again.")
 
 
 def _download_clip(hub_id: str) -> Path:
-    """The snapshot of a hub id (or ID@REVISION) in the hub's cache, fetched where it is not."""
+    """The directory of a hub id (or ID@REVISION) in the local cache, downloaded if necessary."""
     name, _, revision = hub_id.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise WeightsError(f"The directory of CLIP weights {hub_id!r} does not exist.")
@@ -135,8 +123,8 @@ def _download_clip(hub_id: str) -> Path:
 
 
 def _snapshot(name: str, revision: str, local_only: bool) -> Path | None:
-    """The directory of one revision, or None where it is not in the cache (or not on the hub)."""
-    from huggingface_hub import snapshot_download  # half a second, needed by few
+    """The directory of one revision; None if it is not in the cache (or not on the hub)."""
+    from huggingface_hub import snapshot_download  # half a second, only for downloads
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,

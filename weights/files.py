@@ -1,13 +1,17 @@
-"""The weights of both models: where they are, whether they fit, and ResNet-50's as arrays."""
+"""Files of weights of any model: their digest, the header of a safetensors file, the error."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+MAX_HEADER_BYTES = 10 << 20  # CLIP's has 60 kB
+
 
 class WeightsError(click.ClickException):
-    """What is wrong with the weights, and what to do, in one sentence."""
+    """What is wrong with a file of weights, and what to do, in one sentence."""
 
 
 def digest(path: Path) -> str:
@@ -17,3 +21,28 @@ def digest(path: Path) -> str:
         while size := file.readinto(block):
             hashed.update(block[:size])
     return hashed.hexdigest()
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """{name: {"dtype", "shape", "data_offsets"}} of the tensors in a safetensors file.
+
+    The file starts with 8 bytes that give the length of the header, which is JSON
+    (https://huggingface.co/docs/safetensors).
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a safetensors file, or not all of it is there; the message says which.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if 8 + length <= size and length <= MAX_HEADER_BYTES else b""
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        end = max(entry["data_offsets"][1] for entry in header.values())
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError("is not a safetensors file, or is damaged") from error
+    if 8 + length + end != size:
+        raise ValueError(f"has {size:,} bytes where its header says {8 + length + end:,}")
+    return dict(header)

@@ -1,4 +1,4 @@
-"""The weights of both models: where they are, whether they fit, and ResNet-50's as arrays."""
+"""ResNet-50's weights: R-50.pkl and its published variants as checked arrays."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ BATCH_NORM_PARTS = ("gamma", "beta", "running_mean", "running_var")
 
 
 def resnet_shapes() -> dict[str, tuple[int, ...]]:
-    """The canonical names of R-50.pkl (spec.md section 5) and the shape of each array."""
+    """The name and shape of each array in Detectron2's R-50.pkl: the canonical names."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def add(convolution: str, norm: str, out: int, inputs: int, size: int) -> None:
@@ -42,10 +42,10 @@ def resnet_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def canonical_resnet_names(blobs: dict[str, Any]) -> dict[str, Any]:
-    """The blobs of any published copy under the canonical names; momenta are left out.
+    """The arrays of any published copy under the canonical names, without the momenta.
 
     `bn_s` and `bn_b` are batch norm as scale and shift: gamma and beta with mean 0 and variance
-    1 - eps, which makes the denominator sqrt(var + eps) exactly 1.
+    1 - eps, so that the denominator sqrt(var + eps) is exactly 1.
     """
     named: dict[str, Any] = {}
     for key, value in blobs.items():
@@ -65,8 +65,10 @@ def canonical_resnet_names(blobs: dict[str, Any]) -> dict[str, Any]:
 def read_resnet_weights(path: Path) -> dict[str, np.ndarray]:
     """The arrays of R-50.pkl as float32 under the canonical names, each of the expected shape.
 
-    Raises WeightsError where the file is missing, is not a pickle of arrays alone, or does not hold
-    ResNet-50. Nothing in the file is executed.
+    Nothing in the file is executed.
+
+    Raises:
+        WeightsError: the file is missing, is not a pickle of arrays, or is not ResNet-50.
     """
     if not path.is_file():
         raise WeightsError(f"{path} is missing: get it with `{RESNET_DOWNLOAD}`.")

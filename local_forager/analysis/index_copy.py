@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import pickle
 import posixpath
 import re
 import traceback
@@ -16,24 +15,19 @@ from google.api_core.exceptions import NotFound
 from common.names import identifier
 from local_forager.analysis.neighbours import Embedding
 from local_forager.server.buckets import STORAGE_ERRORS, Buckets
+from weights.safe_pickle import MAX_READS, UnsafePickleError, read_pickle
 
 DIMENSIONS = {"imagenet": 2048, "imagenet_early": 1024, "clip": 512}
 LISTS = ("labels.json", "identifiers.json", "val_identifiers.json")
 ARRAYS = {name: f"local/{name}/embeddings.npy" for name in DIMENSIONS}
 CLASSES = "imagenet.pickle"
+READS_PER_CLASS = 10  # of the pickle; Python's own take 8
 SAFE_DIRECTORY = re.compile(r"[A-Za-z0-9][-_A-Za-z0-9]{0,99}")
 RETRY_AFTER = 5.0  # seconds until a failed copy is tried again
 
 
 class IndexProblem(Exception):
     """Why there is no usable index, in one sentence for the person at the page."""
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, strings and numbers; whatever names a class or function is refused."""
-
-    def find_class(self, module: str, name: str) -> object:
-        raise pickle.UnpicklingError(f"names {module}.{name}, which is no plain data")
 
 
 @dataclass(frozen=True)
@@ -52,15 +46,17 @@ class Index:
         return "train" if row < self.num_train else "val"
 
 
-def read_classes(path: Path) -> dict[str, int]:
-    """{basename: ImageNet class} of an aux_labels pickle; {} where there is none."""
+def read_classes(path: Path, images: int) -> dict[str, int]:
+    """{basename: ImageNet class} of an aux_labels pickle; {} if there is none."""
     try:
-        with path.open("rb") as file:
-            classes = PlainUnpickler(file).load()
+        classes = read_pickle(path, MAX_READS + READS_PER_CLASS * images)
     except FileNotFoundError:
         return {}
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise IndexProblem(f"The ImageNet classes of the index cannot be read: {error}.") from error
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise IndexProblem(f"The ImageNet classes of the index {problem}.") from error
+    except UnsafePickleError as error:
+        raise IndexProblem(f"The file of ImageNet classes of the index {error}.") from error
     if not isinstance(classes, dict) or not all(
         type(name) is str and type(number) is int and 0 <= number < 2**31
         for name, number in classes.items()
@@ -105,7 +101,7 @@ def read_index(directory: Path) -> Index:
                 f"{dimensions:,} numbers take {expected:,}."
             )
         embeddings[name] = Embedding(path, len(names), dimensions)
-    by_name = read_classes(directory / CLASSES)
+    by_name = read_classes(directory / CLASSES, len(names))
     classes = np.array([by_name.get(posixpath.basename(name), -1) for name in names], np.int32)
     failed = classes < 0
     for row in np.flatnonzero(failed).tolist():

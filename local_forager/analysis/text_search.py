@@ -1,24 +1,14 @@
 """CLIP's text tower, where its weights are at hand: a text to the vector its images lie near."""
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HEADER_LIMIT = 100_000_000  # bytes; longer headers are no safetensors file
+from weights.files import safetensors_header
+
 DIMENSIONS = 512
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-
-
-def tensor_names(path: Path) -> set[str]:
-    """The names of the tensors in a safetensors file, from its header alone."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > HEADER_LIMIT:
-            raise ValueError("its header is too long")
-        return set(json.loads(file.read(length)))
 
 
 def why_not(directory: Path | None) -> str | None:
@@ -27,9 +17,11 @@ def why_not(directory: Path | None) -> str | None:
         return "Start local_forager with --clip_weights DIRECTORY to search by text."
     path = directory / "model.safetensors"
     try:
-        names = tensor_names(path)
-    except (OSError, ValueError, struct.error) as error:
-        return f"The CLIP weights cannot be read from {path} ({error})."
+        names = safetensors_header(path)
+    except OSError as error:
+        return f"The CLIP weights {path} cannot be read ({error.strerror})."
+    except ValueError as error:
+        return f"The CLIP weights {path} cannot be read: the file {error}."
     if not any(name.startswith("text_model.") for name in names):
         return f"The CLIP weights in {directory} have the image tower only, no text tower."
     if not any(all((directory / name).exists() for name in files) for files in TOKENIZERS):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import tracemalloc
 import typing
 import uuid
 from pathlib import Path
@@ -295,7 +296,31 @@ def test_classes_are_plain_data_only(tmp_path, value):
     path = tmp_path / "imagenet.pickle"
     path.write_bytes(pickle.dumps(value))
     with pytest.raises(index_copy.IndexProblem):
-        index_copy.read_classes(path)
+        index_copy.read_classes(path, 10)
+
+
+def test_classes_are_read(tmp_path):
+    path, classes = (
+        tmp_path / "imagenet.pickle",
+        {f"{row}.jpg": row % 1000 for row in range(30_000)},
+    )
+    assert index_copy.read_classes(path, 0) == {}
+    path.write_bytes(pickle.dumps(classes))
+    assert index_copy.read_classes(path, len(classes)) == classes
+    with pytest.raises(index_copy.IndexProblem, match="has far too many parts"):
+        index_copy.read_classes(path, 10)
+
+
+def test_a_pickle_of_nine_bytes_takes_no_memory(tmp_path):
+    """It writes to place 2**28 of the memo, for which Python's C reader allocates 4 GB."""
+    path = tmp_path / "imagenet.pickle"
+    path.write_bytes(b"}r\x00\x00\x00\x10.")
+    tracemalloc.start()
+    try:
+        assert index_copy.read_classes(path, 10) == {}
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_text_search_says_why_not(tmp_path, weights_dir):

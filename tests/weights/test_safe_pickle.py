@@ -1,4 +1,4 @@
-"""The pickle reader: what NumPy writes comes back equal, and nothing else gets through."""
+"""The pickle reader: arrays come back equal; attacks and memory bombs are refused."""
 
 import collections
 import copyreg
@@ -7,6 +7,8 @@ import os
 import pickle
 import pickletools
 import struct
+import time
+import tracemalloc
 import types
 
 import numpy as np
@@ -45,7 +47,7 @@ def refused(data, tmp_path):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("protocol", range(1, 6))
+@pytest.mark.parametrize("protocol", range(2, 6))
 def test_arrays_come_back_equal(protocol, tmp_path):
     content = {
         **ARRAYS,
@@ -57,7 +59,7 @@ def test_arrays_come_back_equal(protocol, tmp_path):
     assert result["plain"] == content["plain"] and result["scalar"] == np.float32(1.5)
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(result[name], array)
-        assert result[name].dtype == array.dtype
+        assert result[name].dtype == array.dtype.newbyteorder("=")  # NumPy swaps as it reads
 
 
 def test_python_2_pickle(tmp_path):
@@ -127,12 +129,7 @@ def attacks(marker):
         "OrderedDict": pickle.dumps(collections.OrderedDict(a=1), 2),
         "set": pickle.dumps({1}, 4),
         "calling data": b"\x80\x02U\x01a)R.",
-        "another codec": b"\x80\x02c_codecs\nencode\nU\x01aU\x03hex\x86R.",
         "object array": pickle.dumps(np.array([Reduced(os.system, ("true",))], object), 2),
-        "reconstruct of a class": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\n"
-        b"K\x00\x85U\x01b\x87R.",
-        "a global as the result": b"\x80\x02cnumpy\nndarray\n.",
-        "a global in a list": b"\x80\x02]cnumpy\nndarray\na.",
     }
 
 
@@ -153,15 +150,37 @@ def test_extension_registry_is_not_consulted(tmp_path):
     copyreg.add_extension("builtins", "eval", 240)
     try:
         pickle.loads(b"\x80\x02\x82\xf0.")  # the cache that the standard unpickler trusts
-        assert "EXT1" in refused(b"\x80\x02\x82\xf0.", tmp_path)
+        refused(b"\x80\x02\x82\xf0.", tmp_path)
     finally:
         copyreg.remove_extension("builtins", "eval", 240)
 
 
-def test_unknown_opcode_is_refused():
-    """A new opcode of a later Python is refused by default."""
-    with pytest.raises(UnsafePickleError, match="SOMETHING_NEW"):
-        _Reader(1).step("SOMETHING_NEW", None)
+@pytest.mark.parametrize("code", [op.code for op in pickletools.opcodes])
+def test_instructions_that_are_not_allowed_are_refused(code, tmp_path):
+    if ord(code) not in _Reader.dispatch:
+        refused(b"\x80\x02" + code.encode("latin1") + b"\x00" * 16 + b".", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02c_codecs\nencode\nU\x01aU\x04zlib\x86R.",
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\nK\x00\x85U\x01b\x87R.",
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"J\xff\xff\xff\x7f\x85U\x01O\x87R.",
+        b"\x80\x02]cnumpy\nndarray\na.",
+        b"\x80\x02" + b"]" * 1000 + b"a" * 999 + b".",
+        b"\x80\x02]q\x00h\x00a.",
+        b"}r\x00\x00\x00\x10.",  # the standard unpickler takes 4 GB for it
+    ],
+)
+def test_harmless_oddities_take_no_memory(data, tmp_path):
+    tracemalloc.start()
+    try:
+        read(data, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def array_pickle(shape, dtype="f4", data=b"\x00" * 8, state=None):
@@ -182,7 +201,7 @@ BOMBS = {
     "negative shape": array_pickle((-1,)),
     "zero and enormous": array_pickle((0, 2**70)),
     "bool in the shape": array_pickle((True, 2)),
-    "too many dimensions": array_pickle((1,) * 9 + (2,)),
+    "too many dimensions": array_pickle((1,) * 65 + (2,)),
     "shape too small": array_pickle((1,)),
     "shape as a list": array_pickle([2]),
     "data missing": array_pickle((2,), data=None),
@@ -210,8 +229,6 @@ BOMBS = {
     "no stop": b"\x80\x02K\x01",
     "empty": b"",
     "html": b"<html><title>403 Forbidden</title></html>",
-    "deep list": b"\x80\x02" + b"]" * 1000 + b"a" * 999 + b".",
-    "list in itself": b"\x80\x02]q\x00h\x00a.",
     # 60 tuples, each holding the one before it twice: hashing the last would take 2**60 steps
     "tuple of tuples as a key": b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.",
     "one text encoded again and again": b"\x80\x02("
@@ -220,7 +237,10 @@ BOMBS = {
     + b"a" * 100_000
     + b"q\x000c_codecs\nencode\nq\x01U\x06latin1q\x020"
     + b"h\x01h\x00h\x02\x86R" * 10
-    + b"l.",
+    + b"t.",
+    "a number as a key": pickle.dumps({1: 2}, 2),
+    "a tuple as a key": pickle.dumps({(1,): 2}, 2),
+    "far too many parts": b"\x80\x02(" + b"}" * 300_000 + b"t.",
 }
 
 
@@ -230,13 +250,33 @@ def test_impossible_claims_are_refused(name, tmp_path):
     assert "\n" not in message and len(message) < 200
 
 
-def test_shared_lists_are_visited_once(tmp_path):
-    """15 lists, each holding the one before it 10 times: 10**15 visits if each were repeated."""
-    data = b"\x80\x02]q\x00" + b"".join(
-        b"](" + b"h" + bytes([i]) + (b"h" + bytes([i])) * 9 + b"eq" + bytes([i + 1])
-        for i in range(15)
-    )
-    assert len(read(data + b".", tmp_path)) == 10
+def test_numbers_with_the_same_hash_are_refused_at_once(tmp_path):
+    """As keys of one dict they keep the standard unpickler busy for a minute."""
+    numbers = [number * (2**61 - 1) for number in range(20_000)]
+    data = pickle.dumps(numbers, 2)
+    as_dict = data.replace(b"]", b"}").replace(b"e.", b"u.").replace(b"e(", b"u(")
+    start = time.perf_counter()
+    assert "keys that are not strings" in refused(as_dict, tmp_path)
+    assert time.perf_counter() - start < 1
+
+
+def test_shared_bytes_are_not_copied_again_and_again(tmp_path):
+    """NumPy copies numbers whose bytes are swapped: a small file could make many large arrays."""
+    numbers = b"\x00" * 40_000
+    state = 1, (10_000,), np.dtype(">f4"), False, numbers
+    empty = np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b")
+    arrays = [Reduced(*empty, state) for _ in range(100)]
+    assert "repeats one text" in refused(pickle.dumps(arrays, 4), tmp_path)
+
+
+def test_the_classes_of_an_index_are_read(tmp_path):
+    classes = {f"{row:07}.jpg": row % 1000 for row in range(50_000)}
+    for protocol in (2, 4):
+        path = tmp_path / "imagenet.pickle"
+        path.write_bytes(pickle.dumps(classes, protocol))
+        assert read_pickle(path, 8 * len(classes)) == classes
+        with pytest.raises(UnsafePickleError, match="far too many parts"):
+            read_pickle(path, 5 * len(classes))
 
 
 def test_huge_file_is_refused_before_reading(tmp_path):

@@ -222,7 +222,7 @@ def test_clip_of_integers_is_refused(clip_copy):
 def test_damaged_safetensors_are_refused(content, clip_copy):
     (clip_copy / "model.safetensors").unlink()
     (clip_copy / "model.safetensors").write_bytes(content)
-    assert "no safetensors file, or is damaged" in clip_refusal(clip_copy)
+    assert "is not a safetensors file, or is damaged" in clip_refusal(clip_copy)
 
 
 def test_truncated_safetensors_are_refused(clip_copy):
