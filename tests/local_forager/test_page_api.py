@@ -300,10 +300,8 @@ def test_classes_are_plain_data_only(tmp_path, value):
 
 
 def test_classes_are_read(tmp_path):
-    path, classes = (
-        tmp_path / "imagenet.pickle",
-        {f"{row}.jpg": row % 1000 for row in range(30_000)},
-    )
+    path = tmp_path / "imagenet.pickle"
+    classes = {f"{row}.jpg": row % 1000 for row in range(60_000)}
     assert index_copy.read_classes(path, 0) == {}
     path.write_bytes(pickle.dumps(classes))
     assert index_copy.read_classes(path, len(classes)) == classes
