@@ -1,27 +1,29 @@
-"""Google Cloud Storage: credentials, listing, access, addresses and errors.
+"""Google Cloud Storage: addresses, credentials, listing, access, and what its errors mean.
 
 Two libraries share the work. google-cloud-storage lists, checks access and moves the few large
-objects (resumable, checksummed; storage/uploads.py). gcloud-aio-storage moves the millions of small
-ones (storage/async_client.py). Both honour STORAGE_EMULATOR_HOST, and need no credentials then.
+objects (here and in storage/uploads.py); aiohttp moves the millions of small ones
+(storage/async_client.py). Both use the emulator that STORAGE_EMULATOR_HOST names, without
+credentials. google-cloud-storage is imported when the first client is made, which `--help` never
+does.
 """
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 import functools
+import json
 import os
-import sys
+import re
+import ssl
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from urllib.parse import quote, urlsplit
 
-import aiohttp
 import click
-import google_crc32c
 
 from common import retries
 from common.names import GsPath
+from common.retries import TransientError
 from common.terminal import printable
 
 if TYPE_CHECKING:
@@ -38,14 +40,35 @@ CREDENTIALS_ADVICE = (
     "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the "
     "key file of a service account"
 )
-LIST_TIMEOUT = (15, 120)  # seconds: connect, read
+TIMEOUT = (15, 120)  # seconds: connect, read
+LISTED_FIELDS = "name,size,crc32c,generation"
+MAX_ERROR_BYTES = 10_000  # of an error's body that are read for its reason
+XML_REASON = re.compile(r"<(?:Details|Message|title)>([^<]+)<")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class StorageError(click.ClickException):
-    """Storage did not do what was asked; the message names the object and the reason."""
+    """Storage did not do what was asked; the message names the object and the reason.
+
+    `status` is the HTTP status of the answer, or None where there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
-class DamagedContent(retries.TransientError):
+class Refused(Exception):
+    """Storage refused a request; another try would not help. The message is storage's reason."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class DamagedContent(TransientError):
     """Other bytes arrived than were listed or sent."""
 
 
@@ -59,32 +82,63 @@ class ListedObject(NamedTuple):
 
 
 def emulator_host() -> str | None:
-    """The address of the storage emulator, with its http://, or None for the real service."""
-    host = os.environ.get(EMULATOR, "").rstrip("/")
-    if host and not host.startswith("http"):
-        host = f"http://{host}"
-    return host or None
+    """The address of the storage emulator, with its http://, or None for the real service.
+
+    Raises:
+        StorageError: STORAGE_EMULATOR_HOST is not an address.
+    """
+    text = os.environ.get(EMULATOR, "").rstrip("/")
+    if not text:
+        return None
+    address = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(address)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or not address.isprintable() or " " in address or parts.path or parts.query:
+        raise StorageError(
+            f"{EMULATOR}={printable(text)!r} in the environment is not an address: write it as "
+            "http://HOST:PORT, or unset it to use Google Cloud Storage."
+        )
+    return address
+
+
+def api_address() -> str:
+    """Where the JSON API is."""
+    return emulator_host() or API_ADDRESS
+
+
+def public_address(bucket: str, name: str) -> str:
+    """Where a browser finds the object without credentials."""
+    return f"{emulator_host() or PUBLIC_ADDRESS}/{bucket}/{quote(name, safe='/')}"
 
 
 @functools.cache
-def _credentials() -> Any:
+def credentials() -> Any:
+    """The user's Google credentials, of google-auth; found once per process.
+
+    Raises:
+        StorageError: none were found.
+    """
     import google.auth
     from google.auth.exceptions import DefaultCredentialsError
 
     try:
-        credentials, _ = google.auth.default(scopes=[SCOPE])
+        found, _ = google.auth.default(scopes=[SCOPE])
     except DefaultCredentialsError as error:
         path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
         what = f"No Google credentials are in {printable(path)}" if path else NO_CREDENTIALS
         raise StorageError(f"{what}: {CREDENTIALS_ADVICE}.") from error
-    return credentials
+    return found
 
 
-def make_client() -> storage.Client:
+def make_client(*, anonymous_allowed: bool = False) -> storage.Client:
     """A google-cloud-storage client: for the emulator if one is set, else with credentials.
 
-    Told not to ask for each bucket's metadata in threads of its own, which need another permission
-    and retry for minutes.
+    With `anonymous_allowed`, a client without credentials where none are found: it reads public
+    buckets. Background requests for each bucket's metadata are disabled: they need another
+    permission and retry for minutes.
 
     Raises:
         StorageError: no credentials.
@@ -93,54 +147,142 @@ def make_client() -> storage.Client:
     from google.cloud import storage
 
     os.environ.setdefault(NO_METADATA, "true")
-    if emulator_host():
-        return storage.Client(project="emulator", credentials=AnonymousCredentials())
-    return storage.Client(project="unused", credentials=_credentials())
-
-
-def explained(error: Exception, what: str) -> StorageError:
-    """An exception of google-cloud-storage, gcloud-aio-storage or aiohttp in one sentence.
-
-    Raises:
-        Exception: the error itself, if it is none that storage or the network can cause.
-    """
-    if isinstance(error, StorageError):
-        return error
-    requests_errors = sys.modules.get("requests.exceptions")
-    google_errors = sys.modules.get("google.auth.exceptions")
-    refused = (
-        google_errors is not None
-        and isinstance(error, google_errors.GoogleAuthError)
-        and not isinstance(error, google_errors.TransportError)  # Google was not reached
-    )
-    status = retries.status_of(error)
-    if status == 401 or refused:
-        return StorageError(f"{what}: Google refused the credentials; {CREDENTIALS_ADVICE}.")
-    if status == 403:
-        return StorageError(f"{what}: access is denied (403) with the credentials in use.")
-    if status == 404:
-        return StorageError(f"{what}: there is no such bucket or object (404).")
-    expected = (aiohttp.ClientError, asyncio.TimeoutError, OSError, retries.TransientError)
-    if (
-        status is not None
-        or isinstance(error, expected)
-        or (requests_errors is not None and isinstance(error, requests_errors.RequestException))
-        or retries.is_transient(error)
-    ):
-        return StorageError(f"{what}: {retries.reason(error)}.")
-    raise error
-
-
-def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a blocking function of google-cloud-storage, told not to retry by itself, with ours.
-
-    Raises:
-        StorageError: what was attempted, why it failed, and what to do.
-    """
+    if emulator := emulator_host():
+        return storage.Client(
+            project="emulator",
+            credentials=AnonymousCredentials(),
+            client_options={"api_endpoint": emulator},
+        )
     try:
-        return retries.call_blocking(what, function, *args, **kwargs)
-    except Exception as error:
-        raise explained(error, what) from error
+        found = credentials()
+    except StorageError:
+        if not anonymous_allowed:
+            raise
+        found = AnonymousCredentials()
+    return storage.Client(project="unused", credentials=found)
+
+
+def failed_answer(status: int, body: bytes, retry_after: str | None = None) -> Exception:
+    """An answer of storage with an error status, as TransientError or Refused."""
+    reason = reason_in(body)
+    if status == 400 and "crc32c" in reason.lower():
+        return DamagedContent("storage received other bytes than were sent")
+    if status in retries.TRANSIENT_STATUSES:
+        text = f"HTTP {status} ({reason})" if reason else f"HTTP {status}"
+        return TransientError(text, status, retry_after)
+    return Refused(reason, status)
+
+
+def reason_in(body: bytes) -> str:
+    """The reason in an error's body (JSON, XML, or a line of text), printable; "" if none."""
+    text = body[:MAX_ERROR_BYTES].decode(errors="replace").strip()
+    if text.startswith(("{", "[")):
+        text = _json_reason(text)
+    elif text.startswith("<"):
+        found = XML_REASON.findall(text)
+        text = found[-1] if found else ""
+    return printable(" ".join(text.split()), 300).rstrip(". ")
+
+
+def _json_reason(text: str) -> str:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    error = content.get("error", content) if isinstance(content, dict) else None
+    found = error.get("message") if isinstance(error, dict) else error
+    return found if isinstance(found, str) else ""
+
+
+def storage_error(what: str, error: TransientError | Refused) -> StorageError:
+    """The sentence for the user, with the next step where there is one."""
+    reason = str(error).rstrip(". ")
+    if error.status == 401:
+        message = f"{what}: Google refused the credentials; {CREDENTIALS_ADVICE}."
+    elif error.status == 403:
+        detail = f": {reason}" if reason else " with the credentials in use"
+        message = f"{what}: access is denied (403){detail}."
+    elif error.status == 404:
+        message = f"{what}: there is no such bucket or object (404)."
+    elif isinstance(error, Refused) and error.status:
+        detail = f" ({reason})" if reason else ""
+        message = f"{what}: HTTP {error.status}{detail}."
+    else:
+        message = f"{what}: {printable(reason, 300)}."
+    return StorageError(message, error.status)
+
+
+def translated(error: Exception) -> Exception:
+    """What google-cloud-storage, google-auth or requests raised, as TransientError or Refused.
+
+    Other exceptions come back as they are.
+    """
+    import requests
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.auth import exceptions as auth
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+
+    if isinstance(error, GoogleAPICallError | InvalidResponse) and error.response is not None:
+        answer = error.response
+        if answer.status_code < 400:
+            return TransientError(f"HTTP {answer.status_code} with an unusable answer")
+        retry_after = answer.headers.get("Retry-After")
+        return failed_answer(answer.status_code, answer.content, retry_after)
+    if isinstance(error, DataCorruption):
+        return DamagedContent("other bytes arrived than storage sent")
+    if isinstance(error, requests.exceptions.SSLError):
+        return Refused(network_reason(error))
+    if isinstance(error, requests.exceptions.InvalidJSONError):
+        return TransientError("the answer is not JSON")
+    if isinstance(error, auth.TransportError):
+        return TransientError(f"Google's token server: {network_reason(error)}")
+    if isinstance(error, auth.GoogleAuthError):
+        return TransientError(str(error)) if error.retryable else Refused(str(error), 401)
+    if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
+        return TransientError(network_reason(error))
+    return error
+
+
+def network_reason(error: BaseException) -> str:
+    """Why a connection failed, in the operating system's words: from the first cause that has some.
+
+    The libraries' own messages show their interior: addresses of objects, nested exceptions.
+    """
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return f"no TLS connection ({cause.reason or 'handshake failed'})"
+        if isinstance(cause, TimeoutError):
+            return "no answer in time"
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
+        cause = cause.__cause__ or cause.__context__
+    return "the connection was closed before the whole answer came"
+
+
+def call(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a blocking function of google-cloud-storage with our retries; its own must be off.
+
+    Raises:
+        StorageError: `what` failed, why, and what to do.
+    """
+
+    def once() -> T:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if (ours := translated(error)) is error:
+                raise
+            raise ours from error
+
+    try:
+        return retries.from_environment().call_blocking(what, once)
+    except (TransientError, Refused) as error:
+        raise storage_error(what, error) from error
 
 
 def crc32c_of_listing(text: str) -> int:
@@ -148,25 +290,19 @@ def crc32c_of_listing(text: str) -> int:
     return int.from_bytes(binascii.a2b_base64(text), "big")
 
 
-def crc32c_of_bytes(data: bytes) -> int:
-    """CRC-32C (Castagnoli) as an unsigned 32-bit integer."""
-    return int(google_crc32c.value(data))
-
-
-def crc32c_of_file(path: os.PathLike[str], start: int = 0, size: int | None = None) -> int:
-    """CRC-32C of `size` bytes of a file from `start`, read in blocks."""
-    checksum = 0
-    with open(path, "rb") as file:
-        file.seek(start)
-        left = os.path.getsize(path) - start if size is None else size
-        while left > 0 and (block := file.read(min(left, 1 << 22))):
-            checksum = google_crc32c.extend(checksum, block)
-            left -= len(block)
-    return int(checksum)
-
-
 def list_objects(client: storage.Client, path: GsPath) -> Iterator[list[ListedObject]]:
     """The objects under a directory, a page at a time, in no particular order.
+
+    Raises:
+        StorageError: no such bucket, no access, or storage cannot be reached.
+    """
+    what = f"Listing {printable(str(path))}"
+    for page in list_pages(client, path, LISTED_FIELDS):
+        yield [_listed_object(item, what) for item in page]
+
+
+def list_pages(client: storage.Client, path: GsPath, fields: str) -> Iterator[list[dict[str, str]]]:
+    """The given fields (such as "name,size") of the objects whose names begin with the prefix.
 
     Raw pages are read, not Blob objects: a million names then take seconds.
 
@@ -174,22 +310,16 @@ def list_objects(client: storage.Client, path: GsPath) -> Iterator[list[ListedOb
         StorageError: no such bucket, no access, or storage cannot be reached.
     """
     what = f"Listing {printable(str(path))}"
-    # Around each page's request: the iterator over pages ends with the first error it sees.
     pages = client.list_blobs(
         path.bucket,
         prefix=path.prefix,
-        fields="items(name,size,crc32c,generation),nextPageToken",
-        timeout=LIST_TIMEOUT,
-        retry=functools.partial(functools.partial, retries.call_blocking, what),
+        fields=f"items({fields}),nextPageToken",
+        timeout=TIMEOUT,
+        # Around each page's request: the iterator over pages ends with the first error it sees.
+        retry=lambda request: functools.partial(call, what, request),
     ).pages
-    while True:
-        try:
-            page = next(pages, None)
-        except Exception as error:
-            raise explained(error, what) from error
-        if page is None:
-            return
-        yield [_listed_object(item, what) for item in page.raw_page.get("items", ())]
+    for page in pages:
+        yield page.raw_page.get("items", [])
 
 
 def _listed_object(item: dict[str, str], what: str) -> ListedObject:
@@ -214,33 +344,23 @@ def missing_write_permissions(client: storage.Client, bucket: str) -> list[str]:
     Raises:
         StorageError: no such bucket, or storage cannot be reached.
     """
-    granted = attempt(
+    granted = call(
         f"Checking write access to gs://{bucket}",
         client.bucket(bucket).test_iam_permissions,
         list(WRITE_PERMISSIONS),
-        timeout=LIST_TIMEOUT,
+        timeout=TIMEOUT,
         retry=None,
     )
     return [permission for permission in WRITE_PERMISSIONS if permission not in granted]
 
 
-def api_address() -> str:
-    """Where the JSON API is."""
-    return emulator_host() or API_ADDRESS
-
-
-def public_address(bucket: str, name: str) -> str:
-    """Where a browser finds the object without credentials."""
-    return f"{emulator_host() or PUBLIC_ADDRESS}/{bucket}/{quote(name, safe='/')}"
-
-
-def read_bytes(bucket: str, name: str) -> bytes:
+def read_bytes(bucket: str, name: str, client: storage.Client | None = None) -> bytes:
     """One object, whole.
 
     Raises:
-        StorageError: it is not there, no access, or storage cannot be reached.
+        StorageError: it is not there (status 404), no access, or storage cannot be reached.
     """
     what = f"Reading gs://{bucket}/{printable(name)}"
-    blob = make_client().bucket(bucket).blob(name)
-    data: bytes = attempt(what, blob.download_as_bytes, timeout=LIST_TIMEOUT, retry=None)
+    blob = (client or make_client()).bucket(bucket).blob(name)
+    data: bytes = call(what, blob.download_as_bytes, timeout=TIMEOUT, retry=None)
     return data

@@ -20,7 +20,7 @@ import click
 
 from common.terminal import table
 
-PACKAGES = ("torch", "numpy", "Pillow", "aiohttp", "google-cloud-storage", "gcloud-aio-storage")
+PACKAGES = ("torch", "numpy", "Pillow", "aiohttp", "google-cloud-storage")
 
 
 class Result(NamedTuple):

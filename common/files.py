@@ -1,4 +1,4 @@
-"""What a disk can do to a run: fill up, fail, lose the names of new files in a power cut."""
+"""Files: durable writes, checksums, and what a full or failing disk means for the user."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
+import google_crc32c
 
 from common.terminal import printable
 
@@ -17,9 +18,10 @@ DISK_ERRNOS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS),
     *(errno.EACCES, errno.EPERM),
 }
-# What SQLite says of the disk; Python 3.10 does not hand out its error codes.
+# SQLite's messages about the disk; Python 3.10 does not give its error codes.
 DAMAGE_WORDS = ("malformed", "not a database", "no such table")
 DISK_WORDS = ("disk is full", "disk I/O error", "readonly database", "unable to open database")
+BLOCK_BYTES = 4 << 20  # read at once for a checksum
 
 
 class DiskError(click.ClickException):
@@ -28,10 +30,10 @@ class DiskError(click.ClickException):
 
 @contextlib.contextmanager
 def disk_errors(directory: Path) -> Iterator[None]:
-    """Make a sentence of a full, failing or damaged disk, met within a `with` block.
+    """Turn errors of a full, failing or damaged disk within a `with` block into one sentence.
 
     Raises:
-        DiskError: what the disk said; every other error goes on as it is.
+        DiskError: what the disk said; every other error passes unchanged.
     """
     try:
         yield
@@ -51,15 +53,47 @@ def disk_errors(directory: Path) -> Iterator[None]:
     else:
         return
     raise DiskError(
-        f"Writing to {printable(str(where))} failed ({reason}): make room or mend it; the same "
-        "command then continues where this one stopped."
+        f"Writing to {printable(str(where))} failed ({reason}): free space or repair the disk; "
+        "the same command then continues where this one stopped."
     ) from None
 
 
+def write_atomically(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file so that after a crash or power cut `path` is either the old file or the new.
+
+    The pieces go to a temporary name, are flushed to the disk, and the file is renamed.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
 def sync_directory(path: Path) -> None:
-    """Make names in a directory durable: without it a power cut can lose a new file."""
+    """Make the names in a directory durable: without it a power cut can lose a new file."""
     directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def crc32c_of_bytes(data: bytes) -> int:
+    """CRC-32C (Castagnoli) as an unsigned 32-bit integer."""
+    return int(google_crc32c.value(data))
+
+
+def crc32c_of_file(path: os.PathLike[str], start: int = 0, size: int | None = None) -> int:
+    """CRC-32C of `size` bytes of a file from `start` (by default all), read in blocks."""
+    checksum = 0
+    with open(path, "rb") as file:
+        file.seek(start)
+        left = os.path.getsize(path) - start if size is None else size
+        while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
+            checksum = google_crc32c.extend(checksum, block)
+            left -= len(block)
+    return int(checksum)

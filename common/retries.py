@@ -1,158 +1,173 @@
-"""Trying again: which errors are worth it, how long to wait, and how often.
+"""Retries: which errors are worth another try, how long to wait before it, and how many tries.
 
-`FORAGER_RETRY_BASE_S` in the environment changes the first wait, and all others in proportion
-(tests set it to 0.01).
+`TransientError` marks what is worth another try. Code that calls a library translates the library's
+exceptions into it (gcs.py, storage/async_client.py); only aiohttp's are known here too.
 """
+
+from __future__ import annotations
 
 import asyncio
 import email.utils
+import math
 import os
 import random
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import aiohttp
+import click
 import tenacity
 from tqdm import tqdm
 
 from common.terminal import printable
 
-ATTEMPTS = 8  # with 10% of requests failing, one in 100 million fails for good
-BASE_S = float(os.environ.get("FORAGER_RETRY_BASE_S", 0.25))  # the first wait, before jitter
-CAP_S = 60 * BASE_S  # no wait of our own is longer: eight attempts wait for 31 s at most
-RETRY_AFTER_CAP_S = 60.0  # a server that asks for more is asked again after this
+ATTEMPTS = 8  # if 10% of requests fail, one in 100 million fails eight times
+BASE_S = 0.25  # the longest first wait
+CAP_IN_BASES = 60  # the longest wait of all, in multiples of the first
+RETRY_AFTER_CAP_S = 60.0  # a server that asks for a longer wait is tried again after this
+BASE_VARIABLE = "FORAGER_RETRY_BASE_S"  # in the environment; replaces BASE_S
 TRANSIENT_STATUSES = {408, 425, 429} | set(range(500, 600)) - {501, 505}
+TRANSIENT_KINDS = (
+    aiohttp.ClientConnectionError,
+    aiohttp.ClientPayloadError,
+    asyncio.TimeoutError,
+    TimeoutError,
+    ConnectionError,
+    asyncio.IncompleteReadError,
+)
+PERMANENT_KINDS = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class TransientError(Exception):
-    """A failure of our own finding (a short body, a wrong checksum) that is worth another try.
+    """A failed request that may succeed a little later; the message is the reason.
 
-    One with `attempts` is worth only so many.
+    `retry_after` is the header as the server sent it. `attempts`, if given, limits the tries.
     """
 
-    attempts: int | None = None
-
-    def __init__(self, message: str, status: int | None = None, retry_after: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        retry_after: str | None = None,
+        attempts: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
-        self.retry_after = retry_after  # the header, as the server sent it
+        self.retry_after = retry_after
+        self.attempts = attempts
 
 
-async def call(
-    what: str,
-    function: Callable[P, Awaitable[T]],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
-    """The result of `await function(*args, **kwargs)`, in at most ATTEMPTS tries.
+class Retries(NamedTuple):
+    """How often a request is tried, and how long the waits in between are."""
 
-    Only transient errors are tried again; each time a line on stderr says `what` failed, why, and
-    which attempt comes next.
+    attempts: int = ATTEMPTS
+    base_s: float = BASE_S
+
+    async def call(
+        self, what: str, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The result of `await function(*args, **kwargs)`, tried up to `attempts` times.
+
+        Only transient errors are tried again. A line on stderr then tells `what` failed, why, and
+        which attempt comes next.
+
+        Raises:
+            Exception: what the last attempt raised.
+        """
+        # Nearly every call succeeds, and tenacity costs 0.1 ms: use it only after a failure.
+        failure: Exception | None
+        try:
+            return await function(*args, **kwargs)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            failure = error
+
+        async def attempt() -> T:
+            nonlocal failure
+            if failure is not None:
+                first, failure = failure, None
+                raise first
+            return await function(*args, **kwargs)
+
+        return await tenacity.AsyncRetrying(**self._policy(what))(attempt)
+
+    def call_blocking(
+        self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The same for a function that blocks. It sleeps between attempts: call it in a thread."""
+        return tenacity.Retrying(**self._policy(what))(function, *args, **kwargs)
+
+    def wait_s(self, attempt: int, error: BaseException | None) -> float:
+        """Seconds to wait after attempt number `attempt`.
+
+        The waits double up to CAP_IN_BASES * base_s. Each is shortened at random by up to half, so
+        that clients that failed together do not all come back together. A `Retry-After` header is
+        respected, up to RETRY_AFTER_CAP_S.
+        """
+        longest = self.base_s * min(CAP_IN_BASES, 2 ** (attempt - 1))
+        own = longest * random.uniform(0.5, 1.0)
+        return max(own, min(RETRY_AFTER_CAP_S, retry_after_s(error)))
+
+    def attempts_for(self, error: BaseException | None) -> int:
+        """How many tries a request gets that fails with this error."""
+        own = error.attempts if isinstance(error, TransientError) else None
+        return min(self.attempts, own or self.attempts)
+
+    def _policy(self, what: str) -> dict[str, Any]:
+        """The arguments of tenacity."""
+
+        def say(state: tenacity.RetryCallState) -> None:
+            error = _error(state)
+            wait = state.next_action.sleep if state.next_action else 0.0
+            tqdm.write(
+                f"{what}: {reason(error)}; attempt {state.attempt_number + 1} of "
+                f"{self.attempts_for(error)} in {wait:.1f} s",
+                file=sys.stderr,
+            )
+
+        return {
+            "stop": lambda state: state.attempt_number >= self.attempts_for(_error(state)),
+            "wait": lambda state: self.wait_s(state.attempt_number, _error(state)),
+            "retry": tenacity.retry_if_exception(is_transient),
+            "before_sleep": say,
+            "reraise": True,
+        }
+
+
+def from_environment() -> Retries:
+    """The usual retries, with the first wait that FORAGER_RETRY_BASE_S sets.
 
     Raises:
-        Exception: what the last attempt raised.
+        ClickException: its value is not a number of seconds.
     """
-
-    # Nearly every call succeeds, and tenacity costs 0.1 ms: it hears only of calls that failed.
-    failure: Exception | None
+    text = os.environ.get(BASE_VARIABLE)
+    if text is None:
+        return Retries()
     try:
-        return await function(*args, **kwargs)
-    except Exception as error:
-        if not is_transient(error):
-            raise
-        failure = error
-
-    async def attempt() -> T:
-        nonlocal failure
-        if failure is not None:
-            first, failure = failure, None
-            raise first
-        return await function(*args, **kwargs)
-
-    return await tenacity.AsyncRetrying(**_policy(what))(attempt)
-
-
-def call_blocking(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The same for a function that blocks, called in a thread of its own."""
-    return tenacity.Retrying(**_policy(what))(function, *args, **kwargs)
-
-
-def _policy(what: str) -> dict[str, Any]:
-    def say(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        wait = state.next_action.sleep if state.next_action else 0.0
-        tqdm.write(
-            f"{what}: {reason(error)}; attempt {state.attempt_number + 1} of "
-            f"{most_attempts(error)} in {wait:.1f} s",
-            file=sys.stderr,
+        base_s = float(text)
+    except ValueError:
+        base_s = math.nan
+    if not 0 <= base_s <= RETRY_AFTER_CAP_S:
+        raise click.ClickException(
+            f"{BASE_VARIABLE}={printable(text)!r} in the environment is not a number of seconds "
+            f"from 0 to {RETRY_AFTER_CAP_S:.0f}: correct it or unset it."
         )
-
-    return {
-        "stop": _stop,
-        "wait": _wait,
-        "retry": tenacity.retry_if_exception(is_transient),
-        "before_sleep": say,
-        "reraise": True,
-    }
+    return Retries(base_s=base_s)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed a little later."""
-    if isinstance(error, TransientError | aiohttp.ClientPayloadError):
-        return True
-    if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch):
+    if isinstance(error, PERMANENT_KINDS):
         return False  # a wrong certificate stays wrong
-    if isinstance(
-        error,
-        aiohttp.ClientConnectionError
-        | asyncio.TimeoutError
-        | TimeoutError
-        | ConnectionError
-        | asyncio.IncompleteReadError,
-    ):
-        return True
-    status = status_of(error)
-    if status is not None and status >= 400:  # a wrong checksum comes with the 200 of its answer
-        return status in TRANSIENT_STATUSES
-    return _is_transient_elsewhere(error)
-
-
-def _is_transient_elsewhere(error: BaseException) -> bool:
-    """The same for errors of libraries that are looked at only where they are in use."""
-    if requests := sys.modules.get("requests.exceptions"):
-        if isinstance(error, requests.SSLError):
-            return False
-        kinds = (
-            *(requests.ConnectionError, requests.Timeout, requests.ChunkedEncodingError),
-            requests.InvalidJSONError,  # of an answer: ours are never sent in doubt
-        )
-        if isinstance(error, kinds):
-            return True
-    if auth := sys.modules.get("google.auth.exceptions"):
-        if isinstance(error, auth.TransportError):
-            return True
-        if isinstance(error, auth.GoogleAuthError):
-            return bool(getattr(error, "retryable", False))
-    storage = sys.modules.get("google.cloud.storage.exceptions")
-    return storage is not None and isinstance(error, storage.DataCorruption)
-
-
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status an error of aiohttp, requests or google-cloud carries, if it does."""
-    for owner, name in (
-        (error, "status"),
-        (getattr(error, "response", None), "status_code"),
-        (error, "code"),
-    ):
-        value = getattr(owner, name, None)
-        if isinstance(value, int):
-            return int(value)
-    return None
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status in TRANSIENT_STATUSES
+    return isinstance(error, (TransientError, *TRANSIENT_KINDS))
 
 
 def reason(error: BaseException | None) -> str:
@@ -164,7 +179,7 @@ def reason(error: BaseException | None) -> str:
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
         error, aiohttp.ClientSSLError
     ):
-        number = error.os_error.errno  # negative for what the resolver of names says
+        number = error.os_error.errno  # negative for errors of the name resolver
         text = os.strerror(number) if number and number > 0 else error.os_error.strerror
         return printable(text or str(error.os_error))
     if isinstance(error, aiohttp.ClientResponseError):
@@ -172,39 +187,14 @@ def reason(error: BaseException | None) -> str:
     return printable(str(error) or type(error).__name__).rstrip(".")
 
 
-def most_attempts(error: BaseException | None) -> int:
-    """How many attempts a request gets that ends in this error."""
-    return getattr(error, "attempts", None) or ATTEMPTS
-
-
-def _stop(state: tenacity.RetryCallState) -> bool:
-    error = state.outcome.exception() if state.outcome else None
-    return state.attempt_number >= most_attempts(error)
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    return wait_s(state.attempt_number, error)
-
-
-def wait_s(attempt: int, error: BaseException | None) -> float:
-    """Seconds to wait after attempt number `attempt`: growing, jittered, as long as asked for.
-
-    Jitter lies between half and all of the wait, so that clients that failed together do not come
-    back together. A `Retry-After` is waited for in full, up to RETRY_AFTER_CAP_S.
-    """
-    own = min(CAP_S, BASE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-    return max(own, min(RETRY_AFTER_CAP_S, retry_after_s(error)))
-
-
 def retry_after_s(error: BaseException | None) -> float:
     """What `Retry-After` asks for, in seconds or as a date (RFC 9110, 10.2.3); 0 without one."""
-    text = getattr(error, "retry_after", None)
+    text = None
+    if isinstance(error, TransientError):
+        text = error.retry_after
+    elif isinstance(error, aiohttp.ClientResponseError) and error.headers:
+        text = error.headers.get("Retry-After")
     if text is None:
-        response = getattr(error, "response", None)
-        headers = getattr(error, "headers", None) or getattr(response, "headers", None)
-        text = headers.get("Retry-After") if headers else None
-    if not isinstance(text, str):
         return 0.0
     if text.strip().isdecimal():
         return float(text)
@@ -212,3 +202,7 @@ def retry_after_s(error: BaseException | None) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0
+
+
+def _error(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None

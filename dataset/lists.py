@@ -8,14 +8,13 @@ mapping would count as this process's memory.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from common.files import sync_directory
+from common.files import write_atomically
 from common.names import identifier
 from dataset.arrays import DIMENSIONS, array_path
 from dataset.rows import TRAIN, VAL, State
@@ -35,12 +34,12 @@ def write_lists(state: State, directory: Path) -> None:
     """Write labels.json, the two identifier lists and the ImageNet classes, from the state."""
     index = directory / "index"
     index.mkdir(parents=True, exist_ok=True)
-    _write(index / "labels.json", _json_list(state.objects()))
-    _write(index / "identifiers.json", _json_object(state.identifiers(TRAIN)))
-    _write(index / "val_identifiers.json", _json_object(state.identifiers(VAL)))
+    write_atomically(index / "labels.json", _json_list(state.objects()))
+    write_atomically(index / "identifiers.json", _json_object(state.identifiers(TRAIN)))
+    write_atomically(index / "val_identifiers.json", _json_object(state.identifiers(VAL)))
     (directory / "aux").mkdir(exist_ok=True)
     classes = ((name.rpartition("/")[2], c) for name, c in state.imagenet_classes())
-    _write(directory / "aux" / "imagenet.pickle", pickled_dict(classes))
+    write_atomically(directory / "aux" / "imagenet.pickle", pickled_dict(classes))
 
 
 def index_files(directory: Path, index_id: str) -> list[IndexFile]:
@@ -108,15 +107,3 @@ def _json_object(items: Iterable[tuple[str, int]]) -> Iterator[bytes]:
         yield f"{separator}{json.dumps(key)}: {value}".encode()
         separator = ", "
     yield b"{}" if separator == "{" else b"}"
-
-
-def _write(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file under a temporary name, flush it, rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)

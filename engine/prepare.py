@@ -19,7 +19,8 @@ from dataset.lists import thumbnail_name
 from dataset.rows import Row
 from engine import decode
 from engine.stages import StageTime
-from storage import async_client
+from storage.async_client import AsyncStorage
+from storage.gzipped import unzipped, unzipped_size
 
 FETCHES = 128  # downloads at once
 UPLOADS = 64  # thumbnails on their way at once
@@ -115,7 +116,7 @@ class Intake:
         self._index_id, self._max_pixels = index_id, max_pixels
         self._with_clip_inputs = with_clip_inputs
         self._threads = ThreadPoolExecutor(decode_workers, "decode")
-        self._objects = async_client.AsyncStorage(FETCHES + UPLOADS)
+        self._objects = AsyncStorage(FETCHES + UPLOADS)
         self._fetching = Stage("fetch", FETCHES)
         self._decoding = Stage("decode", decode_workers)
         self._uploading = Stage("thumbnails", UPLOADS)
@@ -151,9 +152,9 @@ class Intake:
             await held.enter_async_context(self._fetched.hold(row.listed.size))
             async with self._fetching.slot():
                 data = await self._objects.fetch(self._image_bucket, row.listed)
-            if size := async_client.unzipped_size(data):
+            if size := unzipped_size(data):
                 await held.enter_async_context(self._unzipped.hold(size))
-                data = await self._in_thread(async_client.unzipped, data)
+                data = await self._in_thread(unzipped, data)
             image = await self._in_thread(decode.open_image, data, self._max_pixels)
             await held.enter_async_context(self._decoded.hold(image.width * image.height))
             async with self._decoding.slot():

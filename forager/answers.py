@@ -104,7 +104,12 @@ def refusal(server: str, method: str, route: str, answer: Answer) -> ForagerErro
 
 
 def no_answer(
-    server: str, method: str, route: str, error: BaseException, timeout_s: float
+    server: str,
+    method: str,
+    route: str,
+    error: BaseException,
+    timeout_s: float,
+    attempts: int,
 ) -> ForagerError:
     """The sentence for a request that got no usable answer at all."""
     request = f"{method} api/{route}"
@@ -115,7 +120,7 @@ def no_answer(
         )
     if isinstance(error, aiohttp.InvalidURL):
         return ForagerError(f"SERVER_URL {server} is not an address.")
-    tries = f", in {retries.ATTEMPTS} attempts" if retries.is_transient(error) else ""
+    tries = f", in {attempts} attempts" if retries.is_transient(error) else ""
     if isinstance(error, asyncio.TimeoutError | TimeoutError):
         return ForagerError(
             f"The Forager server at {server} did not answer {request} within "

@@ -44,7 +44,7 @@ READ_TIMEOUT_S = 60
 LABELS_TIMEOUT_S = 600  # one request of labels is up to some 50,000 rows for the server to write
 CREATE_TIMEOUT_S = 3600  # the server lists both paths before it answers: minutes for millions
 CREATE_ATTEMPTS = 4
-SETTLE_S = 120 * retries.BASE_S  # how long a dataset may take to appear after a lost answer
+SETTLE_IN_BASES = 120  # how long a dataset may take to appear after a lost answer, in first waits
 REQUEST_ERRORS = (
     aiohttp.ClientError,
     retries.TransientError,
@@ -105,13 +105,15 @@ class Forager:
     Every method raises ForagerError; transient failures are tried again first.
     """
 
-    def __init__(self, server_url: str) -> None:
+    def __init__(self, server_url: str, retrying: retries.Retries | None = None) -> None:
         self.url = check_server_url(server_url)
         parts = urlsplit(self.url)
         # What goes to the terminal has no password.
         self.shown = printable(self.url.replace(f"{parts.netloc}", parts.netloc.split("@")[-1], 1))
         self._generation = ""
         self._reached = False
+        self._retries = retrying or retries.from_environment()
+        self._settle_s = SETTLE_IN_BASES * self._retries.base_s
 
     async def __aenter__(self) -> "Forager":
         # A connection per request: on one kept alive, a reset does not tell whether the server had
@@ -210,7 +212,7 @@ class Forager:
                     f"attempt {attempt + 1} of {CREATE_ATTEMPTS}",
                     file=sys.stderr,
                 )
-                await asyncio.sleep(retries.wait_s(attempt, failure))
+                await asyncio.sleep(self._retries.wait_s(attempt, failure))
         raise ForagerError(
             f"The Forager server at {self.shown} did not create {name} "
             f"({retries.reason(failure)}): look at its log, then run the same command again, which "
@@ -257,7 +259,7 @@ class Forager:
             answer = await self._send("POST", "create_dataset_v2", body, CREATE_TIMEOUT_S)
         except REQUEST_ERRORS as error:
             if not retries.is_transient(error):
-                raise no_answer(self.shown, "POST", "create_dataset_v2", error, 0) from error
+                raise no_answer(self.shown, "POST", "create_dataset_v2", error, 0, 1) from error
             return error
         if answer.status == 404 and answer.content is None:
             raise await self._missing_route("create_dataset_v2")
@@ -272,7 +274,7 @@ class Forager:
         Where the server may still be at work on the request, that takes some waiting.
         """
         lost = failure is not None and not certainly_not_done(failure)
-        deadline = time.monotonic() + (SETTLE_S if lost else 0)
+        deadline = time.monotonic() + (self._settle_s if lost else 0)
         before = None
         attempt = 0
         while True:
@@ -286,11 +288,11 @@ class Forager:
             if found is not None and (found == wanted or found.index_id != wanted.index_id):
                 return found
             if found != before:  # the server is at work: give it all the time again
-                before, deadline = found, max(deadline, time.monotonic() + SETTLE_S * lost)
+                before, deadline = found, max(deadline, time.monotonic() + self._settle_s * lost)
             if time.monotonic() >= deadline:
                 return found
             attempt += 1
-            await asyncio.sleep(retries.wait_s(attempt, None))
+            await asyncio.sleep(self._retries.wait_s(attempt, None))
 
     async def _ask(
         self,
@@ -303,13 +305,14 @@ class Forager:
         """The answer, after retries. `lost` names a request that must not be carried out twice."""
         send = self._send_once if lost else self._send
         try:
-            return await retries.call(
+            return await self._retries.call(
                 f"{method} {self.shown}/api/{route}", send, method, route, body, timeout_s
             )
         except AnswerLost as error:
             raise AnswerLost(f"The server may or may not have stored {lost}: {error}.") from error
         except REQUEST_ERRORS as error:
-            raise no_answer(self.shown, method, route, error, timeout_s) from error
+            attempts = self._retries.attempts
+            raise no_answer(self.shown, method, route, error, timeout_s, attempts) from error
 
     async def _send_once(
         self, method: str, route: str, body: bytes | None, timeout_s: float

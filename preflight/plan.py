@@ -25,7 +25,7 @@ from dataset.work_directory import WorkDirectory
 from engine.loading import start_loading
 from preflight import checks
 from preflight.checks import SHOWN, SPLITS
-from storage.uploads import delete_index
+from storage.bucket import Bucket
 from weights.reader import WeightsReader
 
 if TYPE_CHECKING:
@@ -305,7 +305,8 @@ async def _abandon(earlier: State, bucket: str) -> None:
     earlier.set_options({"abandoned": "yes"})
     if not earlier.option("registered"):
         client = await asyncio.to_thread(gcs.make_client)
-        deleted = await delete_index(client, earlier.option("bucket") or bucket, earlier.index_id)
+        with Bucket(client, earlier.option("bucket") or bucket) as calls:
+            deleted = await calls.delete_index(earlier.index_id)
         click.echo(f"Deleted {deleted:,} objects of the earlier run.", err=True)
     earlier.close()
     for name in ("index", "aux"):

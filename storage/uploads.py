@@ -1,40 +1,30 @@
-"""The index on its way into the bucket: large files in parallel parts, every object verified.
+"""Upload the index: large files in parallel parts, every object verified.
 
-A part is an object of its own until the parts are composed into the file; a second run finds the
-parts, or the file, that a first one left and does not send them again.
+A part is an object of its own until the parts are composed into the file. A second run finds the
+parts, or the file, of the first one and does not send them again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from google.api_core import exceptions as api
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import gcs
-from common import retries
-from common.terminal import printable
+from common.files import crc32c_of_file
 from dataset.lists import IndexFile
-from gcs import StorageError, crc32c_of_file, crc32c_of_listing
+from gcs import StorageError
+from storage.bucket import Bucket
+from storage.file_slice import FileSlice
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
 MIN_PART_BYTES = 16 << 20
-MAX_PARTS = 32  # what one compose request takes
+MAX_PARTS = 32  # the limit of one compose request
 PARTS_AT_ONCE = 16
 CHUNK_BYTES = 8 << 20  # of a part in one request, in memory
-TIMEOUT = (15, 120)  # seconds: connect, read
-DELETIONS_AT_ONCE = 32
-# asyncio's own threads are a few more than the cores; these only wait for the network.
-_THREADS = ThreadPoolExecutor(max(PARTS_AT_ONCE, DELETIONS_AT_ONCE), "upload")
-NO_COMPOSE = (api.MethodNotImplemented, api.MethodNotAllowed, api.Forbidden)
+CANNOT_COMPOSE = (403, 405, 501)  # HTTP statuses: send the file whole
 
 
 class Part(NamedTuple):
@@ -45,183 +35,101 @@ class Part(NamedTuple):
     length: int
 
 
-class _Slice(io.RawIOBase):
-    """The bytes start..start+size of a file, as a file of their own."""
-
-    def __init__(self, path: Path, start: int, size: int) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
-        self._start, self._size, self._at = start, size, 0
-
-    def read(self, size: int = -1) -> bytes:
-        left = self._size - self._at
-        data = os.pread(
-            self._file.fileno(), left if size < 0 else min(size, left), self._start + self._at
-        )
-        self._at += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-async def upload_files(client: storage.Client, bucket: str, files: Iterable[IndexFile]) -> int:
+async def upload_files(
+    client: storage.Client,
+    bucket: str,
+    files: Iterable[IndexFile],
+    *,
+    min_part_bytes: int = MIN_PART_BYTES,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> int:
     """Upload the files and verify size and crc32c of each; returns the bytes now in the bucket.
 
     Raises:
         StorageError: an object could not be written, or is not what was sent.
     """
-    total = 0
-    for file in files:
-        total += await _upload(client.bucket(bucket), file)
-    return total
+    with Bucket(client, bucket) as calls:
+        upload = Upload(calls, min_part_bytes, chunk_bytes)
+        return sum([await upload.file(file) for file in files])
 
 
-async def _upload(bucket: storage.Bucket, file: IndexFile) -> int:
-    size = file.path.stat().st_size
-    checksum = await asyncio.to_thread(crc32c_of_file, file.path)
-    parts = _parts(file, size)
-    if not await _is_there(bucket, file.object_name, size, checksum):
-        if len(parts) < 2:
-            await _send(bucket, file, file.object_name, 0, size)
-        else:
-            await _upload_in_parts(bucket, file, size, parts)
-        if not await _is_there(bucket, file.object_name, size, checksum):
-            raise StorageError(
-                f"gs://{bucket.name}/{file.object_name} is not what was sent (size or crc32c "
-                "differ): run the same command again, which sends it once more."
+class Upload:
+    """Sends files into a bucket."""
+
+    def __init__(self, bucket: Bucket, min_part_bytes: int, chunk_bytes: int) -> None:
+        self._bucket = bucket
+        self._min_part_bytes, self._chunk_bytes = min_part_bytes, chunk_bytes
+
+    async def file(self, file: IndexFile) -> int:
+        """Upload and verify one file; returns its size."""
+        size = file.path.stat().st_size
+        checksum = await asyncio.to_thread(crc32c_of_file, file.path)
+        parts = self._parts(file, size)
+        if not await self._bucket.holds(file.object_name, size, checksum):
+            if len(parts) < 2:
+                await self._send(file, Part(file.object_name, 0, size))
+            else:
+                await self._in_parts(file, size, parts)
+            if not await self._bucket.holds(file.object_name, size, checksum):
+                raise StorageError(
+                    f"{self._bucket.address(file.object_name)} is not what was sent (size or "
+                    "crc32c differ): run the same command again, which sends it once more."
+                )
+        if len(parts) > 1:  # an interrupted run may have left them beside the whole file
+            await self._bucket.delete(part.name for part in parts)
+        return size
+
+    def _parts(self, file: IndexFile, size: int) -> list[Part]:
+        """The parts to send a file of `size` bytes in; fewer than two if it is sent whole."""
+        if size < 2 * self._min_part_bytes:
+            return []
+        count = min(MAX_PARTS, -(-size // self._min_part_bytes))
+        step = -(-size // count)
+        return [
+            Part(
+                f"{file.object_name}.part-{number:02}-of-{count:02}", start, min(step, size - start)
             )
-    if len(parts) > 1:  # an interrupted run may have left them beside the whole file
-        await delete_objects(bucket, [part.name for part in parts])
-    return size
+            for number, start in enumerate(range(0, size, step), start=1)
+        ]
 
+    async def _in_parts(self, file: IndexFile, size: int, parts: list[Part]) -> None:
+        free = asyncio.Semaphore(PARTS_AT_ONCE)
 
-def _parts(file: IndexFile, size: int) -> list[Part]:
-    """The parts a file of `size` bytes is sent in; fewer than two if it is sent whole."""
-    if size < 2 * MIN_PART_BYTES:
-        return []
-    count = min(MAX_PARTS, -(-size // MIN_PART_BYTES))
-    step = -(-size // count)
-    return [
-        Part(f"{file.object_name}.part-{number:02}-of-{count:02}", start, min(step, size - start))
-        for number, start in enumerate(range(0, size, step), start=1)
-    ]
+        async def send(part: Part) -> None:
+            async with free:
+                checksum = await asyncio.to_thread(
+                    crc32c_of_file, file.path, part.start, part.length
+                )
+                if not await self._bucket.holds(part.name, part.length, checksum):
+                    await self._send(file, part)
 
+        await asyncio.gather(*map(send, parts))
+        try:
+            await self._compose(file, [part.name for part in parts])
+        except StorageError as error:
+            if error.status not in CANNOT_COMPOSE:
+                raise
+            await self._send(file, Part(file.object_name, 0, size))
 
-async def _upload_in_parts(
-    bucket: storage.Bucket, file: IndexFile, size: int, parts: list[Part]
-) -> None:
-    free = asyncio.Semaphore(PARTS_AT_ONCE)
+    async def _compose(self, file: IndexFile, names: list[str]) -> None:
+        blob = self._bucket.handle.blob(file.object_name)
+        blob.content_type = file.content_type
+        sources = [self._bucket.handle.blob(name) for name in names]
+        what = f"Composing {self._bucket.address(file.object_name)}"
+        await self._bucket.call(what, blob.compose, sources, timeout=gcs.TIMEOUT, retry=None)
 
-    async def send(name: str, start: int, length: int) -> None:
-        async with free:
-            checksum = await asyncio.to_thread(crc32c_of_file, file.path, start, length)
-            if not await _is_there(bucket, name, length, checksum):
-                await _send(bucket, file, name, start, length)
+    async def _send(self, file: IndexFile, part: Part) -> None:
+        """One stream: bytes of the file become the object that the part names."""
 
-    await asyncio.gather(*(send(*part) for part in parts))
-    try:
-        await _compose(bucket, file, [part.name for part in parts])
-    except NO_COMPOSE:
-        await _send(bucket, file, file.object_name, 0, size)
-
-
-async def _compose(bucket: storage.Bucket, file: IndexFile, names: list[str]) -> None:
-    blob = bucket.blob(file.object_name)
-    blob.content_type = file.content_type
-    sources = [bucket.blob(name) for name in names]
-    compose = partial(blob.compose, sources, timeout=TIMEOUT, retry=None)
-    await _call(f"Composing {file.object_name}", compose, refused=NO_COMPOSE)
-
-
-async def _send(
-    bucket: storage.Bucket, file: IndexFile, name: str, start: int, length: int
-) -> None:
-    """One stream: `length` bytes of the file from `start` become the object `name`."""
-
-    def send() -> None:
-        with _Slice(file.path, start, length) as content:
-            try:
-                bucket.blob(name, chunk_size=CHUNK_BYTES).upload_from_file(
+        def send() -> None:
+            with FileSlice(file.path, part.start, part.length) as content:
+                self._bucket.handle.blob(part.name, chunk_size=self._chunk_bytes).upload_from_file(
                     content,
-                    size=length,
+                    size=part.length,
                     content_type=file.content_type,
                     checksum="crc32c",
-                    timeout=TIMEOUT,
+                    timeout=gcs.TIMEOUT,
                     retry=None,
                 )
-            except api.BadRequest as error:
-                if "crc32c" not in str(error).lower():
-                    raise
-                raise gcs.DamagedContent("storage received other bytes than were sent") from error
 
-    await _call(f"Writing gs://{bucket.name}/{name}", send)
-
-
-async def _is_there(bucket: storage.Bucket, name: str, size: int, checksum: int) -> bool:
-    look = partial(bucket.get_blob, name, timeout=TIMEOUT, retry=None)
-    blob = await _call(f"Looking for gs://{bucket.name}/{name}", look)
-    return blob is not None and blob.size == size and crc32c_of_listing(blob.crc32c) == checksum
-
-
-async def delete_objects(bucket: storage.Bucket, names: Iterable[str]) -> None:
-    """Delete objects, those that are gone already included."""
-    free = asyncio.Semaphore(DELETIONS_AT_ONCE)
-
-    def delete(name: str) -> None:
-        try:
-            bucket.delete_blob(name, timeout=TIMEOUT, retry=None)
-        except api.NotFound:
-            return
-
-    async def bounded(name: str) -> None:
-        async with free:
-            await _call(f"Deleting gs://{bucket.name}/{printable(name)}", partial(delete, name))
-
-    await asyncio.gather(*(bounded(name) for name in names))
-
-
-async def delete_index(client: storage.Client, bucket: str, index_id: str) -> int:
-    """Delete everything an abandoned ingest uploaded; returns the number of objects."""
-    deleted = 0
-    for directory in ("indexes", "aux_labels", "thumbnails"):
-        path = gcs.GsPath(bucket, f"{directory}/{index_id}/")
-        pages = gcs.list_objects(client, path)
-        while (page := await asyncio.to_thread(next, pages, None)) is not None:
-            await delete_objects(client.bucket(bucket), [listed.name for listed in page])
-            deleted += len(page)
-    return deleted
-
-
-async def _in_thread(function: Callable[[], Any]) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, function)
-
-
-async def _call(
-    what: str, function: Callable[[], Any], refused: tuple[type[Exception], ...] = ()
-) -> Any:
-    """A blocking call of google-cloud-storage in a thread, with our own retries around it.
-
-    Raises:
-        StorageError: it failed for good; what is in `refused` is raised as it is.
-    """
-    try:
-        return await retries.call(what, _in_thread, function)
-    except refused:
-        raise
-    except Exception as error:
-        raise gcs.explained(error, what) from error
+        await self._bucket.call(f"Writing {self._bucket.address(part.name)}", send)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # before retries.py is imported: short waits
+os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # short waits
 
 from testing.servers import local_forager, storage_emulator
 from testing.weights import seeded_weights

@@ -22,13 +22,21 @@ from hypothesis.stateful import (
 
 from common.files import disk_errors
 from common.names import GsPath, identifier, parse_gs_path
-from common.retries import CAP_S, RETRY_AFTER_CAP_S, TransientError, retry_after_s, wait_s
+from common.retries import (
+    BASE_S,
+    CAP_IN_BASES,
+    RETRY_AFTER_CAP_S,
+    Retries,
+    TransientError,
+    retry_after_s,
+)
 from dataset import lists
 from dataset.rows import DONE, FAILED, PENDING, TRAIN, VAL, Outcome, State
 from engine.decode import BadImage, open_image, prepare
 from engine.prepare import Budget
 from gcs import ListedObject
-from storage.async_client import ObjectUnusable, unzipped, unzipped_size
+from storage.async_client import ObjectUnusable
+from storage.gzipped import unzipped, unzipped_size
 
 ROWS = 12
 ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates and control characters too
@@ -244,7 +252,7 @@ def test_lists_are_what_json_makes_of_them(pairs):
 def test_waits_are_bounded_whatever_a_server_asks_for(attempt, retry_after):
     error = TransientError("busy", 503, retry_after)
     assert retry_after_s(error) >= 0
-    assert 0 < wait_s(attempt, error) <= max(CAP_S, RETRY_AFTER_CAP_S)
+    assert 0 < Retries().wait_s(attempt, error) <= max(CAP_IN_BASES * BASE_S, RETRY_AFTER_CAP_S)
 
 
 @given(st.binary(max_size=300), st.booleans())

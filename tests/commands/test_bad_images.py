@@ -16,7 +16,8 @@ from PIL import Image
 from dataset import arrays
 from dataset.rows import State
 from embeddings import Embedder
-from engine import prepare as intake
+from storage.async_client import ObjectUnusable
+from storage.gzipped import unzipped, unzipped_size
 from tests.harness import Emulated, dataset, environment, picture, pictures, run, run_here
 
 MAX_RSS = 2_000_000_000  # bytes: an image of 100 megapixels takes 1.4 GB, whatever its file
@@ -243,12 +244,12 @@ def test_float32_is_never_computed_twice():
 
 def test_budgets_bound_what_is_unpacked():
     """A gzip file is unpacked within a budget of what it says, and never beyond it."""
-    assert intake.async_client.unzipped_size(gzip.compress(bytes(1000))) == 1000
-    assert intake.async_client.unzipped_size(b"\xff\xd8 a JPEG") == 0
+    assert unzipped_size(gzip.compress(bytes(1000))) == 1000
+    assert unzipped_size(b"\xff\xd8 a JPEG") == 0
     lying = gzip.compress(bytes(10 << 20))[:-4] + struct.pack("<I", 1000)
     tracemalloc.start()
-    with pytest.raises(intake.async_client.ObjectUnusable, match="gzip"):
-        intake.async_client.unzipped(lying)
+    with pytest.raises(ObjectUnusable, match="gzip"):
+        unzipped(lying)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20

@@ -23,7 +23,6 @@ from gcp_storage_emulator.server import create_server
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from common import retries
 from forager.client import Forager
 from ingest_labels import main
 
@@ -173,8 +172,7 @@ def begin(tmp_path, bucket):
 @pytest.fixture
 def run(tmp_path, bucket, monkeypatch):
     """The same in this process, to its end, which is quicker: exit code, stdout, stderr."""
-    monkeypatch.setattr(retries, "BASE_S", 0.001)
-    monkeypatch.setattr(retries, "CAP_S", 0.06)
+    monkeypatch.setenv("FORAGER_RETRY_BASE_S", "0.001")
     monkeypatch.chdir(tmp_path)
 
     def finish(url, document, *options, name="birds"):

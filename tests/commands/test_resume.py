@@ -257,7 +257,7 @@ def test_every_write_that_fails_is_one_sentence(
         )
         stopped = run_here(fresh.command(), env)
     assert stopped.returncode == 1
-    said = re.search(r"Error: Writing to \S+ failed \((.*)\): make room", stopped.stderr)
+    said = re.search(r"Error: Writing to \S+ failed \((.*)\): free space", stopped.stderr)
     assert said and said[1] in ("No space left on device", "database or disk is full")
     assert run_here(fresh.command(), env).returncode == 0
     fresh.assert_same(undisturbed, servers["B"])

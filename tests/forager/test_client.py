@@ -25,9 +25,7 @@ LABELS = "POST add_annotations_by_internal_identifiers_v2/d"
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(retries, "BASE_S", 0.001)
-    monkeypatch.setattr(retries, "CAP_S", 0.01)
-    monkeypatch.setattr(forager, "SETTLE_S", 0.3)
+    monkeypatch.setenv("FORAGER_RETRY_BASE_S", "0.0025")
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -146,7 +144,7 @@ def test_dataset_retry_after_is_waited_for():
 
 
 def test_dataset_timeout(monkeypatch):
-    monkeypatch.setattr(retries, "ATTEMPTS", 2)
+    monkeypatch.setattr(retries, "from_environment", lambda: retries.Retries(2, base_s=0.001))
     monkeypatch.setattr(forager.Forager._ask, "__defaults__", (None, 0.1, ""))
     script = Script({DATASET: [slow]})
     message = refusal(script, "dataset", "d")

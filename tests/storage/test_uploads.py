@@ -1,4 +1,4 @@
-"""The index on its way into the bucket."""
+"""Uploading the index: large files in parts, every object verified."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ import pytest
 import gcs
 from dataset.lists import IndexFile
 from gcs import StorageError
-from storage import uploads
+from storage.uploads import upload_files
 from tests.front import Answer, Front
 
 PART = 100_000  # bytes, instead of 32 MiB
@@ -17,8 +17,7 @@ NAME = "indexes/ID/local/clip/embeddings.npy"
 
 
 @pytest.fixture
-def bucket(make_bucket, monkeypatch):
-    monkeypatch.setattr(uploads, "MIN_PART_BYTES", PART)
+def bucket(make_bucket):
     return gcs.make_client().bucket(make_bucket())
 
 
@@ -36,8 +35,10 @@ def make_file(tmp_path, size, name=NAME, content_type="application/octet-stream"
     return IndexFile(path, name, content_type)
 
 
-def upload(bucket, *files):
-    return asyncio.run(uploads.upload_files(gcs.make_client(), bucket.name, files))
+def upload(bucket, *files, min_part_bytes=PART, **sizes):
+    client = gcs.make_client()
+    sizes["min_part_bytes"] = min_part_bytes
+    return asyncio.run(upload_files(client, bucket.name, files, **sizes))
 
 
 def names(bucket):
@@ -71,16 +72,14 @@ def test_a_file_arrives_whole_and_leaves_no_parts(bucket, front, tmp_path, size,
     assert sent(front) == size
 
 
-def test_a_large_file_goes_in_a_resumable_upload(bucket, front, tmp_path, monkeypatch):
-    monkeypatch.setattr(uploads, "MIN_PART_BYTES", 32 << 20)
-    monkeypatch.setattr(uploads, "CHUNK_BYTES", 4 << 20)
+def test_a_large_file_goes_in_a_resumable_upload(bucket, front, tmp_path):
     file = make_file(tmp_path, 9_000_001)
-    upload(bucket, file)
+    upload(bucket, file, min_part_bytes=32 << 20, chunk_bytes=4 << 20)
     assert [asked for asked in front.asked if "uploadType=resumable" in asked.path]
     assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
 
 
-def test_what_is_there_is_not_sent_again(bucket, front, tmp_path):
+def test_a_file_that_is_in_the_bucket_is_not_sent_again(bucket, front, tmp_path):
     files = [make_file(tmp_path, 3 * PART), make_file(tmp_path, 3 * PART, "small.json")]
     assert upload(bucket, *files) == 6 * PART
     del front.asked[:]
@@ -126,7 +125,7 @@ def test_without_compose_the_file_goes_in_one_stream(bucket, front, tmp_path, st
     assert names(bucket) == [NAME]
 
 
-def test_what_storage_holds_is_compared(bucket, front, tmp_path):
+def test_the_stored_object_is_compared_with_the_file(bucket, front, tmp_path):
     """A storage that says it holds something else than was sent is not believed."""
 
     def rule(asked):
@@ -143,25 +142,3 @@ def test_no_access_is_one_sentence(bucket, front, tmp_path):
     front.rule = lambda asked: Answer(403) if "/upload/" in asked.path else None
     with pytest.raises(StorageError, match=r"Writing gs://\S+/small\.json: access is denied"):
         upload(bucket, make_file(tmp_path, 1000, "small.json"))
-
-
-def test_delete_index_deletes_one_index_only(bucket, front):
-    kept = ["aux_labels/ID2/imagenet.pickle", "indexes/ID2/labels.json", "thumbnails/ID2/#?.jpg"]
-    for name in kept:
-        for index_id in ("ID", "ID2"):
-            bucket.blob(name.replace("ID2", index_id)).upload_from_string(b"x")
-    deleted = asyncio.run(uploads.delete_index(gcs.make_client(), bucket.name, "ID"))
-    assert deleted == 3
-    assert names(bucket) == kept
-
-
-def test_deleting_what_is_gone_is_no_error(bucket, front):
-    asyncio.run(uploads.delete_objects(bucket, ["gone.jpg"]))
-
-
-def test_a_slice_is_a_file_of_its_own(tmp_path):
-    (tmp_path / "file").write_bytes(b"0123456789")
-    with uploads._Slice(tmp_path / "file", 2, 5) as part:
-        assert (part.read(3), part.tell(), part.read(9), part.read(1)) == (b"234", 3, b"56", b"")
-        assert (part.seek(-2, 2), part.read(-1)) == (3, b"56")
-        assert (part.seek(1), part.seek(1, 1), part.read(1)) == (1, 2, b"4")

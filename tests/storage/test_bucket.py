@@ -1,0 +1,42 @@
+"""Deleting objects, and everything an ingest uploaded."""
+
+import asyncio
+
+import pytest
+
+import gcs
+from storage.bucket import Bucket
+from tests.front import Answer, Front
+
+
+@pytest.fixture
+def bucket(make_bucket):
+    with Bucket(gcs.make_client(), make_bucket()) as calls:
+        yield calls
+
+
+def names(bucket):
+    return sorted(blob.name for blob in bucket.handle.list_blobs())
+
+
+def test_delete_index_deletes_one_index_only(bucket):
+    kept = ["aux_labels/ID2/imagenet.pickle", "indexes/ID2/labels.json", "thumbnails/ID2/#?.jpg"]
+    for name in kept:
+        for index_id in ("ID", "ID2"):
+            bucket.handle.blob(name.replace("ID2", index_id)).upload_from_string(b"x")
+    assert asyncio.run(bucket.delete_index("ID")) == 3
+    assert names(bucket) == kept
+
+
+def test_deleting_an_object_that_is_gone_is_no_error(bucket):
+    asyncio.run(bucket.delete(["gone.jpg"]))
+
+
+def test_a_refused_deletion_is_one_sentence(emulator, make_bucket, monkeypatch):
+    name = make_bucket()
+    with Front(emulator, lambda asked: Answer(403) if asked.method == "DELETE" else None) as front:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
+        with Bucket(gcs.make_client(), name) as calls, pytest.raises(gcs.StorageError) as caught:
+            asyncio.run(calls.delete(["a.jpg"]))
+    assert caught.value.status == 403
+    assert caught.value.message.startswith(f"Deleting gs://{name}/a.jpg: access is denied (403)")

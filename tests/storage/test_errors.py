@@ -1,0 +1,130 @@
+"""What storage's and the libraries' errors become: another try, or one sentence for the user."""
+
+import json
+import socket
+
+import google.cloud.storage.exceptions as storage_errors
+import pytest
+import requests
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+
+import gcs
+from common.names import GsPath
+from common.retries import TransientError
+from gcs import Refused, StorageError
+from tests.front import Answer, Front
+
+
+def answered(status, body=b"", headers=None):
+    """requests' answer with this status, and google-cloud-storage's error for it."""
+    response = requests.Response()
+    response.status_code, response._content = status, body
+    response.headers.update(headers or {})
+    return api.from_http_status(status, "x", response=response)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.ConnectionError(),
+        requests.Timeout(),
+        requests.exceptions.ChunkedEncodingError(),
+        requests.exceptions.JSONDecodeError("Unterminated string starting at", "{", 1),
+        answered(503),
+        answered(429),
+        auth.TransportError("x"),
+        auth.RefreshError("x", retryable=True),
+        storage_errors.DataCorruption(None, "x"),
+        ConnectionResetError(),
+    ],
+    ids=repr,
+)
+def test_errors_that_are_tried_again(error):
+    assert isinstance(gcs.translated(error), TransientError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.exceptions.SSLError(),
+        answered(404),
+        answered(403),
+        answered(412),
+        auth.RefreshError("x"),
+    ],
+    ids=repr,
+)
+def test_errors_that_another_try_would_not_help(error):
+    assert isinstance(gcs.translated(error), Refused)
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyError("status"), FileNotFoundError()])
+def test_other_errors_pass_unchanged(error):
+    assert gcs.translated(error) is error
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            b'{"error": {"code": 403, "message": "Object is under retention.\\n"}}',
+            "Object is under retention",
+        ),
+        (b'{"error": "invalid_grant", "error_description": "x"}', "invalid_grant"),
+        (b"<?xml version='1.0'?><Error><Code>A</Code><Message>Denied.</Message></Error>", "Denied"),
+        (
+            b"<Error><Message>Denied.</Message><Details>ann is missing</Details></Error>",
+            "ann is missing",
+        ),
+        (b"<html><title>502 Bad Gateway</title>", "502 Bad Gateway"),
+        (b"No such object: b/a.jpg", "No such object: b/a.jpg"),
+        (b'{"error": {"message": "cut off', ""),
+        (b"[" * 100_000, ""),
+        (b"<" * 100_000, ""),
+        (b"{}", ""),
+        (b"", ""),
+        (b"\x1b[2J\xff", r"\x1b[2J"),
+    ],
+)
+def test_the_reason_is_found_in_the_body(body, reason):
+    found = gcs.reason_in(body)
+    assert found.startswith(reason) and found.isprintable()
+    assert bool(found) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "sentence"),
+    [
+        (401, "x", "Google refused the credentials; run `gcloud auth application-default login`"),
+        (403, "Billing is disabled.", "access is denied (403): Billing is disabled."),
+        (403, "", "access is denied (403) with the credentials in use."),
+        (404, "x", "there is no such bucket or object (404)."),
+        (412, "Precondition failed.\n.", "HTTP 412 (Precondition failed)."),
+    ],
+)
+def test_refusals_give_storages_own_reason(monkeypatch, status, message, sentence):
+    body = json.dumps({"error": {"code": status, "message": message}}).encode()
+    with Front(rule=lambda asked: Answer(status, body)) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        with pytest.raises(StorageError) as caught:
+            list(gcs.list_objects(gcs.make_client(), GsPath("bucket", "t/")))
+        assert len(storage.asked) == 1
+    assert caught.value.status == status
+    assert caught.value.message.startswith(f"Listing gs://bucket/t/: {sentence}")
+
+
+def test_nobody_listens_is_said_in_the_systems_words(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    with pytest.raises(StorageError) as caught:
+        gcs.read_bytes("bucket", "a.jpg")
+    assert caught.value.message == "Reading gs://bucket/a.jpg: Connection refused."
+
+
+def test_a_network_lost_while_renewing_a_token_is_not_called_a_refusal():
+    ours = gcs.translated(auth.TransportError("no route to host"))
+    message = gcs.storage_error("Reading a", ours).message
+    assert message.startswith("Reading a: Google's token server: ")
