@@ -12,12 +12,11 @@ demo: $(INSTALLED)  ## the whole ingest on this machine; DEMO_FLAGS=--no-serve e
 	$(RUN) demo.py $(DEMO_FLAGS)
 
 test: $(INSTALLED)  ## all quick tests; TEST_FLAGS goes to pytest
-	$(RUN) -m pytest $(TEST_FLAGS)
+	$(RUN) -m pytest -n auto --dist worksteal $(TEST_FLAGS)
 
 soak: $(INSTALLED)  ## the slow tests: many kills, many faults
 	$(RUN) -m pytest -m soak $(TEST_FLAGS)
-	$(RUN) -m pytest --hypothesis-profile=default tests/test_properties.py tests/test_labels.py \
-		tests/test_names.py tests/test_safe_pickle.py tests/test_index.py tests/test_label_journal.py
+	$(RUN) -m pytest --hypothesis-profile=default -m hypothesis $(TEST_FLAGS)
 
 check: $(INSTALLED)  ## lint, format, types
 	$(RUN) -m ruff check .

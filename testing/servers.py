@@ -1,8 +1,12 @@
-"""Servers in processes of their own: the storage emulator and the local Forager."""
+"""Servers in processes of their own: the storage emulator and the local Forager.
+
+They end with the process that started them.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.program import ROOT
+from testing.guarded import guarded
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 10
@@ -29,9 +34,14 @@ class Service:
     def __init__(
         self, command: Sequence[str], log: Path, environment: dict[str, str] | None = None
     ) -> None:
+        self.command = command
         with open(log, "w") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
+                **guarded(command),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment,
             )
         try:
             self.url = self._address(log)
@@ -45,7 +55,7 @@ class Service:
             if found := ADDRESS.search(log.read_text()):
                 return found[0]
             time.sleep(0.02)
-        raise RuntimeError(f"{self.process.args!r} did not start:\n{log.read_text()}")
+        raise RuntimeError(f"{shlex.join(self.command)} did not start:\n{log.read_text()}")
 
     def stop(self) -> None:
         """End the process and wait for it."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -19,9 +21,45 @@ from testing.weights import seeded_weights
 from tests.harness import TRAIN, VAL, Dataset, Emulated, dataset, environment, pictures, run_here
 from tests.world import FastEmbedder, World, use_fast_models
 
+MAX_WORKERS = 4  # of `make test`
+
 # The same examples every time: a run of CI fails for the change it tests. `make soak` tries others.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest reads -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of the page, and leave the slow tests out unless -m names them."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("page")
+    if "soak" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if _is_slow(item)])
+        items[:] = [item for item in items if not _is_slow(item)]
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("soak") is not None
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers of `-n auto`: each has servers of its own, and many tests wait more than compute."""
+    return min(MAX_WORKERS, max(2, os.cpu_count() or 1))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say what was left out, and how to get it."""
+    reports = terminalreporter.stats.get("skipped", ())
+    reasons = collections.Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in reports
+    )
+    lines = [f"{count} skipped: {reason}" for reason, count in sorted(reasons.items())]
+    if "soak" not in config.option.markexpr:
+        lines.append("The slow tests (marked soak) were left out: run `make soak`.")
+    if lines:
+        terminalreporter.section("left out")
+        terminalreporter.write("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from PIL import Image
 import ingest
 from common.names import identifier
 from dataset import arrays
+from testing.guarded import guarded
 from tests.fake_ingest import fake_models
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
@@ -221,7 +222,7 @@ def run_here(command: list[str], env: dict[str, str]) -> Done:
 def run(command: list[str], env: dict[str, str], timeout: float = 120) -> Done:
     """A command in a process of its own, to its end."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=err)
+        process = subprocess.Popen(**guarded(command), env=env, stdout=out, stderr=err)
         guard = threading.Timer(timeout, process.kill)
         guard.start()
         _, status, usage = os.wait4(process.pid, 0)
@@ -238,7 +239,7 @@ def run(command: list[str], env: dict[str, str], timeout: float = 120) -> Done:
 def start(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
     """A command in a process of its own, under way."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=env, text=True, stdout=pipe, stderr=pipe)
+    return subprocess.Popen(**guarded(command), env=env, text=True, stdout=pipe, stderr=pipe)
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 60) -> Done:
@@ -257,3 +258,14 @@ def wait_for(condition: Callable[[], object], timeout: float = 30) -> None:
                 return
         time.sleep(0.02)
     raise AssertionError("it never came to that")
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this id runs; one that ended and was not waited for does not."""
+    try:
+        os.kill(pid, 0)
+        if os.path.exists("/proc/self/stat"):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return True

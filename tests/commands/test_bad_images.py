@@ -7,6 +7,7 @@ import re
 import struct
 import tracemalloc
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +19,17 @@ from dataset.rows import State
 from embeddings import Embedder
 from storage.async_client import ObjectUnusable
 from storage.gzipped import unzipped, unzipped_size
-from tests.harness import Emulated, dataset, environment, picture, pictures, run, run_here
+from tests.harness import (
+    Dataset,
+    Done,
+    Emulated,
+    dataset,
+    environment,
+    picture,
+    pictures,
+    run,
+    run_here,
+)
 
 MAX_RSS = 2_000_000_000  # bytes: an image of 100 megapixels takes 1.4 GB, whatever its file
 
@@ -127,49 +138,59 @@ ZOO = {
 }
 
 
+class Zoo(NamedTuple):
+    """How a run over the zoo ended, and what it left behind."""
+
+    made: Dataset
+    env: dict[str, str]
+    run: Done
+    objects: dict[str, str]
+    done: set[str]
+    failed: dict[str, str]
+
+
 @pytest.fixture(scope="module")
 def zoo(emulator_url, servers, tmp_path_factory):
-    """The zoo after a first run, and how that ended."""
+    """The zoo after a first run."""
     made = dataset(Emulated(emulator_url), tmp_path_factory.mktemp("zoo") / "made", ZOO)
     env = environment(emulator_url, servers["B"], FAKE_BAD_SIZE="33x33", FAKE_OBJECT_BYTES="650000")
-    return made, env, run(made.command(), env, timeout=200)
-
-
-def test_zoo_stops_before_upload_and_registration(zoo, servers):
-    made, _, first = zoo
-    assert first.returncode == 1
-    assert f"{len(BAD)} of {len(ZOO)} images cannot be embedded; nothing was registered" in (
-        first.stderr
-    )
-    assert "--skip_bad_images" in first.stderr and str(made.work / "failed.json") in first.stderr
-    assert all(name.startswith("thumbnails/") for name in made.left_behind())
+    first = run(made.command(), env, timeout=200)
+    failed = json.loads((made.work / "failed.json").read_text())
+    reasons = {entry["object"]: entry["reason"] for entry in failed}
     with pytest.raises(OSError, match="404"):
         made.registered(servers["B"])
+    return Zoo(made, env, first, made.left_behind(), made.done(), reasons)
+
+
+def test_zoo_stops_before_upload_and_registration(zoo):
+    assert zoo.run.returncode == 1
+    assert f"{len(BAD)} of {len(ZOO)} images cannot be embedded; nothing was registered" in (
+        zoo.run.stderr
+    )
+    assert "--skip_bad_images" in zoo.run.stderr
+    assert str(zoo.made.work / "failed.json") in zoo.run.stderr
+    assert all(name.startswith("thumbnails/") for name in zoo.objects)
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_zoo_good_images_are_done(zoo, name):
-    made, _, _ = zoo
-    assert f"train/{name}" in made.done()
-    assert f"thumbnails/ID/{name.rpartition('.')[0]}.jpg" in made.left_behind()
+    assert f"train/{name}" in zoo.done
+    assert f"thumbnails/ID/{name.rpartition('.')[0]}.jpg" in zoo.objects
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_zoo_bad_images_are_failed_with_their_reason(zoo, name):
-    made, _, _ = zoo
-    failed = json.loads((made.work / "failed.json").read_text())
-    reasons = {entry["object"]: entry["reason"] for entry in failed}
-    assert re.search(BAD[name][1], reasons[f"val/bad-{name}"]), reasons[f"val/bad-{name}"]
+    reason = zoo.failed[f"val/bad-{name}"]
+    assert re.search(BAD[name][1], reason), reason
 
 
 def test_zoo_takes_bounded_memory(zoo):
-    _, _, first = zoo
-    assert 0 < first.peak_bytes < MAX_RSS
+    assert 0 < zoo.run.peak_bytes < MAX_RSS
 
 
 def test_zoo_is_registered_with_zeros_for_what_failed(zoo, servers):
-    made, env, _ = zoo
-    done = run_here(made.command("--skip_bad_images"), env)
+    made = zoo.made
+    done = run_here(made.command("--skip_bad_images"), zoo.env)
     assert done.returncode == 0, done.stderr
     assert f"Skipped {len(BAD)} images" in done.stderr
     assert made.registered(servers["B"]) == (made.index_id(), len(GOOD), len(BAD) + 1)

@@ -36,6 +36,7 @@ from gcs import ListedObject  # noqa: E402
 
 # Ray's own: sockets and files of processes it has already ended, and what it imports.
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
