@@ -42,6 +42,7 @@ CREDENTIALS_ADVICE = (
 )
 TIMEOUT = (15, 120)  # seconds: connect, read
 LISTED_FIELDS = "name,size,crc32c,generation"
+NO_CRC32C = -1  # of an object that is encrypted with a customer's key
 MAX_ERROR_BYTES = 10_000  # of an error's body that are read for its reason
 XML_REASON = re.compile(r"<(?:Details|Message|title)>([^<]+)<")
 
@@ -73,7 +74,7 @@ class DamagedContent(TransientError):
 
 
 class ListedObject(NamedTuple):
-    """One object as the listing shows it; crc32c as an unsigned 32-bit integer."""
+    """One object as the listing shows it; crc32c as an unsigned 32-bit integer, or NO_CRC32C."""
 
     name: str
     size: int
@@ -298,7 +299,10 @@ def list_objects(client: storage.Client, path: GsPath) -> Iterator[list[ListedOb
     """
     what = f"Listing {printable(str(path))}"
     for page in list_pages(client, path, LISTED_FIELDS):
-        yield [_listed_object(item, what) for item in page]
+        try:
+            yield [listed_object(item) for item in page]
+        except TransientError as error:
+            raise storage_error(what, error) from error
 
 
 def list_pages(client: storage.Client, path: GsPath, fields: str) -> Iterator[list[dict[str, str]]]:
@@ -322,20 +326,19 @@ def list_pages(client: storage.Client, path: GsPath, fields: str) -> Iterator[li
         yield page.raw_page.get("items", [])
 
 
-def _listed_object(item: dict[str, str], what: str) -> ListedObject:
+def listed_object(item: Any) -> ListedObject:
+    """An object as the JSON API describes it. Without "size" it is empty, as Google documents.
+
+    Raises:
+        TransientError: it is no such description.
+    """
     try:
+        crc32c = crc32c_of_listing(item["crc32c"]) if "crc32c" in item else NO_CRC32C
         return ListedObject(
-            item["name"],
-            int(item["size"]),
-            crc32c_of_listing(item["crc32c"]),
-            int(item["generation"]),
+            item["name"], int(item.get("size", 0)), crc32c, int(item.get("generation", 0))
         )
-    except (KeyError, ValueError) as error:
-        name = printable(item.get("name", "an object without a name"))
-        raise StorageError(
-            f"{what}: {name} has no size, crc32c or generation; objects encrypted with keys of "
-            "your own cannot be read here: copy them without."
-        ) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TransientError("the answer does not describe an object") from error
 
 
 def missing_write_permissions(client: storage.Client, bucket: str) -> list[str]:

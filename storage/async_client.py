@@ -6,26 +6,27 @@ By aiohttp and the JSON API: a request costs 0.2 ms of processor time, with goog
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 from yarl import URL
 
 import gcs
-from common import retries
+from common import resources, retries
 from common.files import crc32c_of_bytes
 from common.retries import TransientError
-from common.terminal import printable
+from common.terminal import duration, printable
 from gcs import DamagedContent, ListedObject, Refused
 from storage.access_token import AccessToken
 
-REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=15, sock_read=60)  # seconds
 MAX_ANSWER_BYTES = 1 << 20  # of JSON
+SLOW_ATTEMPTS = 2  # a slow transfer is long: eight would take hours
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +36,28 @@ class ObjectUnusable(Exception):
     """This object cannot be used; the message is the reason. The run goes on without it."""
 
 
+class ObjectChanged(ObjectUnusable):
+    """The object was replaced or deleted after it was listed."""
+
+
+class Limits(NamedTuple):
+    """How long a request may take, in seconds."""
+
+    connect_s: float = 15
+    read_s: float = 60  # without a single byte
+    total_s: float = 120  # for an object of no bytes; the others get more
+    bytes_per_s: float = 2_000  # the minimum rate of a transfer
+
+    def total_for(self, size: int) -> float:
+        """How long a transfer of `size` bytes may take."""
+        return self.total_s + size / self.bytes_per_s
+
+    def timeout(self, size: int) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(
+            total=self.total_for(size), sock_connect=self.connect_s, sock_read=self.read_s
+        )
+
+
 class AsyncStorage:
     """Reads and writes many small objects at once; an async context manager.
 
@@ -42,10 +65,8 @@ class AsyncStorage:
     what storage says it stored. Transient failures are tried again (retries.py).
     """
 
-    def __init__(
-        self, connections: int, *, timeout: aiohttp.ClientTimeout = REQUEST_TIMEOUT
-    ) -> None:
-        self._connections, self._timeout = connections, timeout
+    def __init__(self, connections: int, *, limits: Limits | None = None) -> None:
+        self._connections, self._limits = connections, limits or Limits()
         self._api, self._retries = gcs.api_address(), retries.from_environment()
         self._token = None if gcs.emulator_host() else AccessToken()
 
@@ -54,7 +75,6 @@ class AsyncStorage:
             connector=aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300),
             proxy=proxy_for(self._api),
             auto_decompress=False,
-            timeout=self._timeout,
         )
         return self
 
@@ -65,7 +85,8 @@ class AsyncStorage:
         """The bytes of the object as listed: what is stored gzip-compressed is not unpacked.
 
         Raises:
-            ObjectUnusable: it is gone, or is no longer what the listing says.
+            ObjectChanged: it was replaced or deleted since; that is not tried again.
+            ObjectUnusable: other bytes arrive at every attempt.
             StorageError: no access, or storage cannot be reached.
         """
         what = f"Reading gs://{bucket}/{printable(listed.name)}"
@@ -73,18 +94,27 @@ class AsyncStorage:
             return await self._call(what, self._fetch_once, bucket, listed)
         except gcs.StorageError as error:
             if isinstance(error.__cause__, DamagedContent):
-                raise ObjectUnusable(
-                    f"{error.__cause__}: it changed since it was listed, or was damaged on the way"
-                ) from error
-            if error.status == 404:
-                raise ObjectUnusable("it was deleted after it was listed (404)") from error
+                raise ObjectUnusable(f"{error.__cause__}: it was damaged on the way") from error
             raise
 
     async def _fetch_once(self, bucket: str, listed: ListedObject) -> bytes:
-        address = f"{self._api}/storage/v1/b/{bucket}/o/{quote(listed.name, safe='')}?alt=media"
+        try:
+            return await self._download(bucket, listed)
+        except DamagedContent:
+            await self._refuse_changed(bucket, listed)
+            raise
+        except Refused as error:
+            if error.status != 404:
+                raise
+            now = await self._refuse_changed(bucket, listed)
+            return await self._download(bucket, now)  # the same bytes were written again
+
+    async def _download(self, bucket: str, listed: ListedObject) -> bytes:
+        address = f"{self._object(bucket, listed.name)}?alt=media&generation={listed.generation}"
         # With this header storage sends gzip-compressed objects as they are stored. Size and crc32c
         # of the listing are those of the stored bytes.
-        async with self._request("GET", address, {"Accept-Encoding": "gzip"}) as response:
+        headers = {"Accept-Encoding": "gzip"}
+        async with self._request("GET", address, headers, listed.size) as response:
             data = await _read(response, listed.size)
         if len(data) > listed.size:
             raise DamagedContent(f"more bytes came than the {listed.size:,} that are listed")
@@ -93,6 +123,27 @@ class AsyncStorage:
         if crc32c_of_bytes(data) != listed.crc32c:
             raise DamagedContent("its crc32c is not the listed one")
         return data
+
+    async def _refuse_changed(self, bucket: str, listed: ListedObject) -> ListedObject:
+        """The object as storage has it now, if it has the listed content.
+
+        Raises:
+            ObjectChanged: it has other content, or is gone.
+        """
+        address = f"{self._object(bucket, listed.name)}?fields={gcs.LISTED_FIELDS}"
+        try:
+            async with self._request("GET", address, {}) as response:
+                now = gcs.listed_object(await _read_json(response))
+        except Refused as error:
+            if error.status == 404:
+                raise ObjectChanged("it was deleted after it was listed") from error
+            raise
+        if (now.size, now.crc32c) != (listed.size, listed.crc32c):
+            raise ObjectChanged("it was replaced after it was listed")
+        return now
+
+    def _object(self, bucket: str, name: str) -> str:
+        return f"{self._api}/storage/v1/b/{bucket}/o/{quote(name, safe='')}"
 
     async def put(self, bucket: str, name: str, data: bytes, content_type: str) -> None:
         """Write one object and check what storage says it stored. Repeating it is harmless.
@@ -106,17 +157,10 @@ class AsyncStorage:
     async def _put_once(self, bucket: str, name: str, data: bytes, content_type: str) -> None:
         query = f"uploadType=media&name={quote(name, safe='')}"
         address = f"{self._api}/upload/storage/v1/b/{bucket}/o?{query}"
-        async with self._request("POST", address, {"Content-Type": content_type}, data) as response:
-            answer = await _read(response, MAX_ANSWER_BYTES)
-        try:
-            stored = json.loads(answer)
-        except (ValueError, RecursionError) as error:
-            raise DamagedContent("the answer is not JSON") from error
-        try:
-            arrived = int(stored["size"]), gcs.crc32c_of_listing(stored["crc32c"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedContent("the answer does not say what was stored") from error
-        if arrived != (len(data), crc32c_of_bytes(data)):
+        headers = {"Content-Type": content_type}
+        async with self._request("POST", address, headers, len(data), data) as response:
+            stored = gcs.listed_object(await _read_json(response))
+        if (stored.size, stored.crc32c) != (len(data), crc32c_of_bytes(data)):
             raise DamagedContent("storage holds other bytes than were sent")
 
     async def public_status(self, bucket: str, name: str) -> int:
@@ -154,26 +198,44 @@ class AsyncStorage:
         method: str,
         address: str,
         headers: dict[str, str],
+        size: int = 0,
         data: bytes | None = None,
         *,
         public: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A request, with credentials unless `public`; the block reads the answer of a success.
 
+        `size` is the number of bytes that the object has, in whichever direction they go.
+
         Raises:
             TransientError, Refused: what aiohttp raised, or an answer with an error status.
+            ShortageError: too many open files, or too little memory.
         """
         if self._token and not public:
             headers = {**headers, "Authorization": f"Bearer {await self._token.get()}"}
         url = URL(address, encoded=True)  # otherwise a name such as a/../b would become b
         try:
-            async with self._session.request(method, url, headers=headers, data=data) as response:
+            async with self._session.request(
+                method, url, headers=headers, data=data, timeout=self._limits.timeout(size)
+            ) as response:
                 if response.status >= 400:
                     body = await _read(response, gcs.MAX_ERROR_BYTES)
                     retry_after = response.headers.get("Retry-After")
                     raise gcs.failed_answer(response.status, body, retry_after)
                 yield response
         except (aiohttp.ClientError, *retries.TRANSIENT_KINDS) as error:
+            if shortage := resources.shortage(error):
+                raise shortage from error
+            if isinstance(error, asyncio.TimeoutError | TimeoutError) and not isinstance(
+                error, aiohttp.ServerTimeoutError
+            ):
+                raise TransientError(
+                    f"slower than {self._limits.bytes_per_s:,.0f} bytes/s: {size:,} bytes took "
+                    f"more than {duration(self._limits.total_for(size))}",
+                    attempts=SLOW_ATTEMPTS,
+                ) from error
+            if isinstance(error, aiohttp.ClientResponseError):
+                raise TransientError("the answer is not valid HTTP") from error
             if retries.is_transient(error):
                 raise TransientError(_reason(error)) from error
             raise Refused(_reason(error)) from error
@@ -189,6 +251,14 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
         if size > limit:
             break
     return b"".join(pieces)
+
+
+async def _read_json(response: aiohttp.ClientResponse) -> Any:
+    """The JSON of an answer; TransientError where it is none, or too long."""
+    try:
+        return json.loads(await _read(response, MAX_ANSWER_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise TransientError("the answer is not JSON") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -244,7 +244,7 @@ def full_sqlite(self, outcomes):
         (os, "pwrite", full_pwrite),
         (os, "pwrite", short_pwrite),
         (rows.State, "record", full_sqlite),
-        (lists, "_write", full_pwrite),
+        (lists, "write_atomically", full_pwrite),
     ],
 )
 def test_every_write_that_fails_is_one_sentence(
@@ -253,7 +253,9 @@ def test_every_write_that_fails_is_one_sentence(
     env = environment(storage.url, servers["B"])
     with monkeypatch.context() as patch:
         patch.setattr(
-            owner, name, replacement if name != "_write" else lambda *_: full_pwrite(0, 0, 0)
+            owner,
+            name,
+            replacement if name != "write_atomically" else lambda *_: full_pwrite(0, 0, 0),
         )
         stopped = run_here(fresh.command(), env)
     assert stopped.returncode == 1

@@ -1,13 +1,22 @@
 """Small objects: written, read and checked, whatever their names."""
 
+import asyncio
+import contextlib
+import itertools
 import json
+import os
+import resource
 from base64 import b64encode
+from urllib.parse import parse_qs, urlsplit
+from urllib.request import urlopen
 
 import pytest
 
 import gcs
+from common import retries
+from common.resources import ShortageError
 from gcs import ListedObject, StorageError
-from storage.async_client import ObjectUnusable
+from storage.async_client import AsyncStorage, Limits, ObjectChanged
 from tests.front import Answer, Front
 from tests.world import listing, put, with_objects
 
@@ -33,26 +42,168 @@ def test_any_name_is_written_listed_and_read(make_bucket, name):
     assert gcs.make_client().bucket(bucket).get_blob(name).content_type == "image/jpeg"
 
 
-def test_a_deleted_object_is_unusable(make_bucket):
+def test_an_object_deleted_after_the_listing_has_changed(make_bucket):
     listed = ListedObject("gone.jpg", 4, 0, 1)
-    with pytest.raises(ObjectUnusable, match="deleted after it was listed"):
+    with pytest.raises(ObjectChanged, match="it was deleted after it was listed"):
         with_objects("fetch", make_bucket(), listed)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"size": 5}, "4 bytes came, 5 are listed"),
-        ({"size": 3}, "more bytes came than the 3 that are listed"),
-        ({"crc32c": 1}, "crc32c is not the listed one"),
-    ],
-)
-def test_another_object_than_listed_is_unusable(make_bucket, change, reason):
+@pytest.mark.parametrize("change", [{"size": 5}, {"size": 3}, {"crc32c": 1}])
+def test_a_replaced_object_has_changed_at_the_first_sign(make_bucket, capsys, change):
+    """The emulator ignores generations: other bytes arrive than were listed."""
     bucket = make_bucket()
     put(bucket, "a.jpg")
     (listed,) = listing(bucket)
-    with pytest.raises(ObjectUnusable, match=f"{reason}: it changed since"):
+    with pytest.raises(ObjectChanged, match="it was replaced after it was listed"):
         with_objects("fetch", bucket, listed._replace(**change))
+    assert "attempt" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def versions(make_bucket, emulator, monkeypatch):
+    """A bucket of a server that serves current generations only, as Google's does."""
+
+    def rule(asked):
+        query = parse_qs(urlsplit(asked.path).query)
+        if "generation" not in query:
+            return None
+        metadata = urlopen(f"{emulator}{urlsplit(asked.path).path}").read()
+        if query["generation"] != [json.loads(metadata)["generation"]]:
+            return Answer(404, b"No such object")
+        return None
+
+    bucket = make_bucket()
+    with Front(emulator, rule) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        storage.bucket = bucket
+        yield storage
+
+
+def test_the_listed_generation_is_asked_for(versions):
+    put(versions.bucket, "a.jpg")
+    (listed,) = listing(versions.bucket)
+    assert with_objects("fetch", versions.bucket, listed) == b"data"
+    assert f"alt=media&generation={listed.generation}" in versions.asked[-1].path
+
+
+def test_a_replaced_object_is_not_tried_again(versions, capsys):
+    put(versions.bucket, "a.jpg")
+    (listed,) = listing(versions.bucket)
+    put(versions.bucket, "a.jpg", data=b"other")
+    before = len(versions.asked)
+    with pytest.raises(ObjectChanged, match="it was replaced after it was listed"):
+        with_objects("fetch", versions.bucket, listed)
+    assert len(versions.asked) - before == 2  # the object, then its metadata
+    assert capsys.readouterr().err == ""
+
+
+def test_the_same_bytes_written_again_are_the_same_image(versions):
+    put(versions.bucket, "a.jpg")
+    (listed,) = listing(versions.bucket)
+    put(versions.bucket, "a.jpg")
+    assert listing(versions.bucket)[0].generation != listed.generation
+    assert with_objects("fetch", versions.bucket, listed) == b"data"
+
+
+class Raw:
+    """A server on a real socket that sends the pieces, then the last one again and again."""
+
+    def __init__(self, *pieces, pause_s=0.0):
+        self.pieces, self.pause_s, self.connections = pieces, pause_s, 0
+
+    async def __aenter__(self):
+        self.end, self.answers = asyncio.Event(), []
+        self.server = await asyncio.start_server(self.answer, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_):
+        self.end.set()
+        self.server.close()
+        await asyncio.gather(*self.answers)
+
+    async def answer(self, reader, writer):
+        self.connections += 1
+        self.answers.append(asyncio.current_task())
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            for piece in itertools.chain(self.pieces, itertools.repeat(self.pieces[-1])):
+                if self.end.is_set():
+                    break
+                writer.write(piece)
+                await writer.drain()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self.end.wait(), self.pause_s)
+        writer.close()
+
+
+def fetch_from(server, monkeypatch, **limits):
+    async def run():
+        async with server:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+            async with AsyncStorage(1, limits=Limits(**limits)) as objects:
+                await objects.fetch("b", ListedObject("a.jpg", 1000, 0, 1))
+
+    with pytest.raises(StorageError) as caught:
+        asyncio.run(run())
+    return caught.value.message
+
+
+def test_a_transfer_below_the_minimum_rate_stops_with_that_reason(monkeypatch):
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+    server = Raw(head, b"x", pause_s=0.01)
+    message = fetch_from(server, monkeypatch, total_s=0.2, bytes_per_s=20_000)
+    assert message == (
+        "Reading gs://b/a.jpg: slower than 20,000 bytes/s: 1,000 bytes took more than 0.2 s."
+    )
+    assert server.connections == 2
+
+
+def test_a_server_that_says_nothing_stops(monkeypatch):
+    server = Raw(b"HTTP/1.1 200 OK\r\n", pause_s=60)
+    monkeypatch.setattr(retries, "from_environment", lambda: retries.Retries(2, 0.001))
+    message = fetch_from(server, monkeypatch, read_s=0.1)
+    assert message == "Reading gs://b/a.jpg: no answer in time."
+
+
+def test_an_endless_error_is_read_up_to_a_bound(monkeypatch):
+    head = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    message = fetch_from(Raw(head, chunk), monkeypatch)
+    assert message.startswith("Reading gs://b/a.jpg: access is denied (403): xxx")
+    assert len(message) < 400
+
+
+def test_an_endless_object_is_read_up_to_its_listed_size(make_bucket, monkeypatch):
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    monkeypatch.setattr(retries, "from_environment", lambda: retries.Retries(2, 0.001))
+    message = fetch_from(Raw(head, chunk), monkeypatch)
+    assert message == "Reading gs://b/a.jpg: the answer is not JSON."  # of its metadata
+
+
+def test_running_out_of_open_files_stops_with_its_own_sentence(make_bucket):
+    bucket = make_bucket()
+    put(bucket, "a.jpg")
+    (listed,) = listing(bucket)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def fetch():
+        async with AsyncStorage(1) as objects:
+            taken = []
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+                with contextlib.suppress(OSError):
+                    while True:
+                        taken.append(os.open(os.devnull, os.O_RDONLY))
+                return await objects.fetch(bucket, listed)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for descriptor in taken:
+                    os.close(descriptor)
+
+    with pytest.raises(ShortageError, match="Too many open files.*ulimit -n"):
+        asyncio.run(fetch())
 
 
 def test_no_access_to_an_object_stops(monkeypatch):
@@ -64,7 +215,7 @@ def test_no_access_to_an_object_stops(monkeypatch):
 
 
 def test_other_bytes_stored_than_sent_stops(monkeypatch):
-    stored = {"size": "4", "crc32c": b64encode(b"\0\0\0\1").decode()}
+    stored = {"name": "a.jpg", "size": "4", "crc32c": b64encode(b"\0\0\0\1").decode()}
     with Front(rule=lambda asked: Answer(200, json.dumps(stored).encode())) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         with pytest.raises(StorageError, match="storage holds other bytes than were sent"):
