@@ -40,6 +40,11 @@ CREDENTIALS_ADVICE = (
     "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the "
     "key file of a service account"
 )
+REQUESTER_PAYS = (
+    "the bucket is requester pays. Forager cannot use such a bucket: its web page and index server "
+    "read it without a project to bill. Turn that off with `gcloud storage buckets update "
+    "gs://BUCKET --no-requester-pays`, or use another bucket."
+)
 TIMEOUT = (15, 120)  # seconds: connect, read
 LISTED_FIELDS = "name,size,crc32c,generation"
 NO_CRC32C = -1  # of an object that is encrypted with a customer's key
@@ -203,6 +208,8 @@ def storage_error(what: str, error: TransientError | Refused) -> StorageError:
     elif error.status == 403:
         detail = f": {reason}" if reason else " with the credentials in use"
         message = f"{what}: access is denied (403){detail}."
+    elif error.status == 400 and "requester pays" in reason.lower().replace("-", " "):
+        message = f"{what}: {REQUESTER_PAYS}"
     elif error.status == 404:
         message = f"{what}: there is no such bucket or object (404)."
     elif isinstance(error, Refused) and error.status:

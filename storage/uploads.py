@@ -10,8 +10,11 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+import click
+
 import gcs
 from common.files import crc32c_of_file
+from common.terminal import printable
 from dataset.lists import IndexFile
 from gcs import StorageError
 from storage.bucket import Bucket
@@ -24,6 +27,9 @@ MIN_PART_BYTES = 16 << 20
 MAX_PARTS = 32  # the limit of one compose request
 PARTS_AT_ONCE = 16
 CHUNK_BYTES = 8 << 20  # of a part in one request, in memory
+RESUMABLE_BYTES = 8 << 20  # google-cloud-storage sends more than this in a resumable upload
+LOST_SESSION = (404, 410)  # HTTP statuses of a chunk: Google's advice is to begin a new upload
+NEW_SESSIONS = 2  # per part
 CANNOT_COMPOSE = (403, 405, 501)  # HTTP statuses: send the file whole
 
 
@@ -76,8 +82,23 @@ class Upload:
                     "crc32c differ): run the same command again, which sends it once more."
                 )
         if len(parts) > 1:  # an interrupted run may have left them beside the whole file
-            await self._bucket.delete(part.name for part in parts)
+            await self._delete_parts(parts)
         return size
+
+    async def _delete_parts(self, parts: list[Part]) -> None:
+        """Delete them; where that is refused, as by a retention policy, say what is left."""
+        try:
+            await self._bucket.delete(part.name for part in parts)
+        except StorageError as error:
+            if error.status != 403:
+                raise
+            first, last = self._bucket.address(parts[0].name), parts[-1].name.rpartition("/")[2]
+            click.echo(
+                f"{error.message} The index is complete; up to {len(parts)} parts of it remain, "
+                f"{first} to {printable(last)}. They are not used: delete them when the bucket "
+                "allows it.",
+                err=True,
+            )
 
     def _parts(self, file: IndexFile, size: int) -> list[Part]:
         """The parts to send a file of `size` bytes in; fewer than two if it is sent whole."""
@@ -119,7 +140,11 @@ class Upload:
         await self._bucket.call(what, blob.compose, sources, timeout=gcs.TIMEOUT, retry=None)
 
     async def _send(self, file: IndexFile, part: Part) -> None:
-        """One stream: bytes of the file become the object that the part names."""
+        """Send bytes of the file in one stream; they become the object that the part names.
+
+        A resumable upload whose session is lost is begun again, up to NEW_SESSIONS times.
+        """
+        what = f"Writing {self._bucket.address(part.name)}"
 
         def send() -> None:
             with FileSlice(file.path, part.start, part.length) as content:
@@ -132,4 +157,15 @@ class Upload:
                     retry=None,
                 )
 
-        await self._bucket.call(f"Writing {self._bucket.address(part.name)}", send)
+        left = NEW_SESSIONS if part.length > RESUMABLE_BYTES else 0
+        while True:
+            try:
+                return await self._bucket.call(what, send)
+            except StorageError as error:
+                if error.status not in LOST_SESSION or not left:
+                    raise
+                left -= 1
+                click.echo(
+                    f"{what}: storage lost the upload ({error.status}); it is begun again.",
+                    err=True,
+                )

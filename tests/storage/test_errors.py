@@ -100,6 +100,7 @@ def test_the_reason_is_found_in_the_body(body, reason):
         (403, "Billing is disabled.", "access is denied (403): Billing is disabled."),
         (403, "", "access is denied (403) with the credentials in use."),
         (404, "x", "there is no such bucket or object (404)."),
+        (400, "Bucket is a requester pays bucket but no user project provided.", "the bucket is"),
         (412, "Precondition failed.\n.", "HTTP 412 (Precondition failed)."),
     ],
 )

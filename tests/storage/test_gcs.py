@@ -32,6 +32,26 @@ def test_emulator_host_with_or_without_http(monkeypatch, host):
     assert gcs.public_address("b", "a b/ü#?.jpg") == "http://127.0.0.1:9/b/a%20b/%C3%BC%23%3F.jpg"
 
 
+def test_an_emulator_host_without_a_scheme_works_for_both_libraries(make_bucket, monkeypatch):
+    bucket = make_bucket()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.emulator_host().removeprefix("http://"))
+    put(bucket, "a.jpg")
+    (listed,) = listing(bucket)
+    assert with_objects("fetch", bucket, listed) == b"data"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["ftp://x", "http://", "http://h:port", "http://h:99999", "http://h/path", "a b", "\x1b"],
+)
+def test_a_wrong_emulator_host_is_refused_with_the_form(monkeypatch, host):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
+    with pytest.raises(StorageError) as caught:
+        gcs.make_client()
+    assert caught.value.message.isprintable()
+    assert "is not an address: write it as http://HOST:PORT, or unset it" in caught.value.message
+
+
 def test_public_address_of_the_real_service(monkeypatch):
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     assert gcs.public_address("b", "a.jpg") == "https://storage.googleapis.com/b/a.jpg"

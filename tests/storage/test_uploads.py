@@ -142,3 +142,54 @@ def test_no_access_is_one_sentence(bucket, front, tmp_path):
     front.rule = lambda asked: Answer(403) if "/upload/" in asked.path else None
     with pytest.raises(StorageError, match=r"Writing gs://\S+/small\.json: access is denied"):
         upload(bucket, make_file(tmp_path, 1000, "small.json"))
+
+
+RETAINED = (
+    b'{"error": {"code": 403, "message": "Object is subject to the bucket retention policy."}}'
+)
+
+
+def test_parts_that_may_not_be_deleted_are_named_and_do_no_harm(bucket, front, tmp_path, capsys):
+    front.rule = lambda asked: Answer(403, RETAINED) if asked.method == "DELETE" else None
+    file = make_file(tmp_path, 3 * PART)
+    assert upload(bucket, file) == 3 * PART
+    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
+    said = capsys.readouterr().err
+    assert "access is denied (403): Object is subject to the bucket retention policy. The" in said
+    assert f"gs://{bucket.name}/{NAME}.part-01-of-03 to embeddings.npy.part-03-of-03." in said
+
+
+def test_parts_that_cannot_be_deleted_for_other_reasons_stop(bucket, front, tmp_path):
+    front.rule = lambda asked: Answer(400) if asked.method == "DELETE" else None
+    with pytest.raises(StorageError, match=r"Deleting gs://\S+part-\d\d-of-03: HTTP 400\."):
+        upload(bucket, make_file(tmp_path, 3 * PART))
+
+
+def loses_sessions(front, status, times):
+    """Answer `times` chunks of resumable uploads as if their session were lost."""
+    lost = []
+
+    def rule(asked):
+        if asked.method == "PUT" and "upload_id=" in asked.path and len(lost) < times:
+            lost.append(asked)
+            return Answer(status)
+        return None
+
+    front.rule = rule
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_lost_upload_session_is_begun_again(bucket, front, tmp_path, capsys, status):
+    loses_sessions(front, status, times=2)
+    file = make_file(tmp_path, 9_000_001)
+    upload(bucket, file, min_part_bytes=32 << 20)
+    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
+    assert capsys.readouterr().err.count(f"storage lost the upload ({status}); it is begun") == 2
+
+
+def test_a_session_lost_three_times_stops(bucket, front, tmp_path):
+    loses_sessions(front, 410, times=3)
+    with pytest.raises(StorageError, match=r"Writing gs://\S+/embeddings\.npy: HTTP 410\."):
+        upload(bucket, make_file(tmp_path, 9_000_001), min_part_bytes=32 << 20)
+    begun = [asked for asked in front.asked if "uploadType=resumable" in asked.path]
+    assert sum(asked.method == "POST" for asked in begun) == 3
