@@ -93,10 +93,10 @@ def emulator_host() -> str | None:
     Raises:
         StorageError: STORAGE_EMULATOR_HOST is not an address.
     """
-    text = os.environ.get(EMULATOR, "").rstrip("/")
+    text = os.environ.get(EMULATOR)
     if not text:
         return None
-    address = text if "://" in text else f"http://{text}"
+    address = (text if "://" in text else f"http://{text}").rstrip("/")
     try:
         parts = urlsplit(address)
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
