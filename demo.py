@@ -7,7 +7,6 @@ the bucket and on the server, and keeps serving until Ctrl-C.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shlex
@@ -16,14 +15,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
-from PIL import Image
 
 from common.program import ROOT
+from testing.photographs import crops, encoded
 from testing.servers import local_forager, storage_emulator
 from testing.weights import seeded_weights
 
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
 
 WORK = ROOT / ".demo"
 NAME, BUCKET, INDEX_BUCKET = "demo", "demo-images", "foragerml"
-PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket", "hubble_deep_field", "coins")
-CROPS = 10  # of each photograph; every third is for validation
-SIZES = ((320, 240), (240, 320), (200, 200), (400, 250))  # width, height
 
 
 class Weights(NamedTuple):
@@ -72,35 +67,14 @@ def _shown(path: Path) -> str:
     return os.path.relpath(path, ROOT)
 
 
-def crops() -> Iterator[tuple[str, str, Image.Image]]:
-    """(split, file name, image) of each sample: crops of scikit-image's photographs."""
-    from skimage import data
-
-    for photograph in PHOTOGRAPHS:
-        whole = Image.fromarray(getattr(data, photograph)())
-        for number in range(CROPS):
-            width, height = SIZES[number % len(SIZES)]
-            scale = max(width / whole.width, height / whole.height, 0.5)
-            scaled = whole.resize(
-                (max(width, round(whole.width * scale)), max(height, round(whole.height * scale)))
-            )
-            left = (scaled.width - width) * number // (CROPS - 1)
-            top = (scaled.height - height) * (number * 7 % CROPS) // (CROPS - 1)
-            split = "val" if number % 3 == 2 else "train"
-            suffix = ".png" if number % 5 == 4 else ".jpg"
-            crop = scaled.crop((left, top, left + width, top + height))
-            yield split, f"{photograph}-{number:02}{suffix}", crop
-
-
 def fill_bucket(client: storage.Client) -> int:
     """Put the samples into gs://demo-images/{train,val}; returns how many."""
     client.create_bucket(INDEX_BUCKET)
     bucket = client.create_bucket(BUCKET)
     count = 0
     for split, name, image in crops():
-        file = io.BytesIO()
-        image.save(file, "PNG" if name.endswith(".png") else "JPEG", quality=85)
-        bucket.blob(f"{split}/{name}").upload_from_string(file.getvalue())
+        data = encoded(image, "PNG" if name.endswith(".png") else "JPEG")
+        bucket.blob(f"{split}/{name}").upload_from_string(data)
         count += 1
     return count
 

@@ -1,8 +1,9 @@
 """How fast is the whole ingest? `python -m bench.end_to_end`
 
-ingest.py as a command, start-up, checks, upload and registration included, against the original's
-inference alone on the same images: each decoded for each of its three stages, one at a time, batch
-norm as a layer, all cores in each operation.
+ingest.py as a command, from its start to its end and to its first image, checks, upload and
+registration included. Beside it are the original's inference alone on the same images (each decoded
+for each of its three stages, one at a time, batch norm as a layer, all cores in each operation) and
+what no implementation can do without: importing torch and reading the weights.
 """
 
 from __future__ import annotations
@@ -22,13 +23,34 @@ import numpy as np
 import torch
 
 from bench import original
-from bench.measure import interleave, options, photograph, ratio, show, storage_server
+from bench.measure import interleave, options, ratio, show, storage_server
 from common.program import ROOT
+from dataset.arrays import DIMENSIONS, array_path
 from engine import decode
+from testing.photographs import photograph
 from testing.servers import local_forager
 from testing.weights import seeded_weights
 
-UNITS = {"whole": "images/s", "embedding only": "images/s"}
+POLL_S = 0.02
+UNITS = {"whole": "images/s", "embedding": "images/s", "first image": "s", "time": "s"}
+LOADING = """
+import sys
+import torch
+from pathlib import Path
+from safetensors.torch import load_file
+from weights.resnet50 import read_resnet_weights
+resnet = {name: torch.tensor(v) for name, v in read_resnet_weights(Path(sys.argv[1])).items()}
+clip = load_file(sys.argv[2])
+"""
+
+
+def load() -> dict[str, float]:
+    """Seconds to import torch and to read both files of weights into tensors."""
+    weights = seeded_weights()
+    files = str(weights / "R-50.pkl"), str(weights / "clip-vit-base-patch32/model.safetensors")
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", LOADING, *files], check=True, cwd=ROOT)
+    return {"time": time.perf_counter() - start}
 
 
 def original_way(models: original.Original, device: torch.device) -> Callable[[bytes], None]:
@@ -48,7 +70,7 @@ def original_way(models: original.Original, device: torch.device) -> Callable[[b
 
 
 def run_original(embed: Callable[[bytes], None], data: bytes, count: int) -> dict[str, float]:
-    """Images a second of the original's inference, its models already loaded."""
+    """Images per second of the original's inference, its models already loaded."""
     torch.set_num_threads(os.cpu_count() or 1)
     embed(data)
     start = time.perf_counter()
@@ -57,29 +79,41 @@ def run_original(embed: Callable[[bytes], None], data: bytes, count: int) -> dic
     return {"whole": count / (time.perf_counter() - start)}
 
 
-def ingest_command(server: str, device: str, work_dir: str) -> list[str]:
-    """The ingest of all that bench.storage_server holds, under a new name."""
+def ingest_command(server: str, device: str, work_dir: Path) -> list[str]:
+    """The ingest of all images that the storage server has, under a new name."""
     weights = seeded_weights()
     command = [sys.executable, str(ROOT / "ingest.py"), f"bench-{time.time_ns()}"]
     command += ["gs://bench/d/train", "gs://bench/d/val", "--device", device]
     command += ["--resnet_weights", str(weights / "R-50.pkl")]
     command += ["--clip_weights", str(weights / "clip-vit-base-patch32")]
-    return [*command, "--work_dir", work_dir, "--server_url", server]
+    return [*command, "--work_dir", str(work_dir), "--server_url", server]
 
 
 def run_ingest(server: str, count: int, device: str) -> dict[str, float]:
-    """Images a second of ingest.py from its start to its end, and of its stream alone."""
+    """Images per second of ingest.py and of its stream alone; seconds to its first image."""
     with tempfile.TemporaryDirectory() as directory:
-        command = ingest_command(server, device, f"{directory}/work")
+        work, log = Path(directory, "work"), Path(directory, "log")
         start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True)
-        seconds = time.perf_counter() - start
-    if done.returncode:
-        raise click.ClickException(f"ingest.py failed:\n{done.stdout}{done.stderr}")
-    said = re.search(r"Embedded .* images in (?:(\d+) min )?([\d.]+) s", done.stderr)
-    assert said, done.stderr
-    embedding_s = 60 * int(said[1] or 0) + float(said[2])
-    return {"whole": count / seconds, "embedding only": count / embedding_s}
+        with log.open("w") as output:
+            command = ingest_command(server, device, work)
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        while process.poll() is None and not has_first_image(work):
+            time.sleep(POLL_S)
+        first_s = time.perf_counter() - start
+        code = process.wait()
+        seconds, said = time.perf_counter() - start, log.read_text()
+    if code:
+        raise click.ClickException(f"ingest.py failed:\n{said}")
+    embedded = re.search(r"Embedded .* images in (?:(\d+) min )?([\d.]+) s", said)
+    assert embedded, said
+    embedding_s = 60 * int(embedded[1] or 0) + float(embedded[2])
+    return {"whole": count / seconds, "embedding": count / embedding_s, "first image": first_s}
+
+
+def has_first_image(work: Path) -> bool:
+    """Whether every array of the index has its first numbers."""
+    arrays = [array_path(work, name) for name in DIMENSIONS]
+    return all(array.exists() and any(array.read_bytes()) for array in arrays)
 
 
 @contextlib.contextmanager
@@ -98,20 +132,23 @@ def forager() -> Iterator[str]:
 @click.option("--device", default="cpu", show_default=True)
 @options
 def main(count: int, size: tuple[int, int], device: str, runs: int, json_file: Path | None) -> None:
-    """Images a second of the whole ingest and of the original's inference, in turn."""
+    """Images per second of the whole ingest and of the original's inference, in turn."""
     path = photograph(*size)
     data = path.read_bytes()
     models = original.load(seeded_weights(), torch.device(device))
     embed = original_way(models, torch.device(device))
     with storage_server(count, [path]), forager() as server:
         ways = {
+            "import and load": load,
             "ingest.py": lambda: run_ingest(server, count, device),
             "original": lambda: run_original(embed, data, max(10, count // 4)),
         }
         results = interleave(ways, runs, UNITS)
-    for quantity in UNITS:
+    for quantity in ("whole", "embedding"):
         names = f"ingest.py: {quantity}", "original: whole"
         results.append(ratio(results, f"ingest.py, {quantity} / original", *names))
+    names = "ingest.py: first image", "import and load: time"
+    results.append(ratio(results, "first image / import and load", *names))
     question = f"{count} images of {size[0]} x {size[1]} on {device}; original: {models.name}"
     show(question, results, json_file)
 

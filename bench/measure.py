@@ -1,16 +1,14 @@
-"""What all benchmarks share: interleaved runs, the spread, the machine, a table and a JSON file."""
+"""Shared by all benchmarks: runs in turn, the spread, the machine, a table and a JSON file."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -37,9 +35,10 @@ class Result(NamedTuple):
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --runs and --json to a benchmark's command."""
+    file = click.Path(path_type=Path, dir_okay=False)
     for option in (
-        click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE."),
-        click.option("--runs", default=3, show_default=True, help="Of each way, in turn."),
+        click.option("--json", "json_file", type=file, help="Also write the results to FILE."),
+        click.option("--runs", default=3, show_default=True, help="Runs of each way, in turn."),
     ):
         command = option(command)
     return command
@@ -48,7 +47,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 def interleave(
     ways: dict[str, Callable[[], dict[str, float]]], runs: int, units: dict[str, str]
 ) -> list[Result]:
-    """Run each way in turn, `runs` times: drift of a shared machine then meets all alike.
+    """Run each way in turn, `runs` times, so that a busy machine slows all of them alike.
 
     Each way returns quantities by name; `units` has their units.
     """
@@ -70,7 +69,7 @@ def ratio(results: list[Result], name: str, one: str, other: str) -> Result:
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, GPU and versions, for the table's head."""
+    """Processor, cores, GPU and versions, for the head of the table."""
     found = {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
@@ -112,7 +111,7 @@ def show(question: str, results: list[Result], json_file: Path | None) -> None:
 def storage_server(
     images: int, files: list[Path], delay_ms: float = 0, window_kb: int = 0
 ) -> Iterator[str]:
-    """testing.storage_server in a process of its own, selected as the storage emulator."""
+    """testing.storage_server in a process of its own; STORAGE_EMULATOR_HOST names it."""
     command = [sys.executable, "-m", "testing.storage_server", "--images", str(images)]
     command += [word for file in files for word in ("--image", str(file))]
     command += ["--delay_ms", str(delay_ms), "--window_kb", str(window_kb)]
@@ -126,18 +125,3 @@ def storage_server(
         os.environ.pop("STORAGE_EMULATOR_HOST", None)
         process.kill()
         process.communicate()
-
-
-@functools.cache
-def photograph(width: int, height: int) -> Path:
-    """A JPEG file of this size made of scikit-image's astronaut, some 70 kB at 640 x 480."""
-    from PIL import Image
-    from skimage import data
-
-    directory = Path(tempfile.gettempdir(), "forager-bench")
-    directory.mkdir(exist_ok=True)
-    path = directory / f"astronaut-{width}x{height}.jpg"
-    if not path.exists():
-        image = Image.fromarray(data.astronaut()).resize((width, height))
-        image.save(path, "JPEG", quality=90)
-    return path

@@ -1,7 +1,7 @@
-"""How fast do the models run, and how near to the device's limit? `python -m bench.model`
+"""How fast are the models, and how near to the device's limit? `python -m bench.model`
 
-Both models on synthetic pixels already in memory, beside the original's way: float32, one image at
-a time, batch norm as a layer.
+Both models on random pixels that are already in memory, beside the original's way: float32, one
+image at a time, batch norm as a layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNITS = {
 
 
 def resnet_operations(height: int, width: int) -> float:
-    """Floating-point operations (two a multiplication) of ResNet-50 on one image."""
+    """Floating-point operations (two per multiplication) of ResNet-50 on one image."""
 
     def halved(size: int) -> int:
         return -(-size // 2)
@@ -52,12 +52,12 @@ def resnet_operations(height: int, width: int) -> float:
 
 
 def clip_operations() -> float:
-    """Floating-point operations of ViT-B/32 on one image, attention's own products left out."""
+    """Floating-point operations of ViT-B/32 on one image, without the products of attention."""
     return 2.0 * CLIP_TOKENS * CLIP_WIDTH * (12 * CLIP_WIDTH * CLIP_LAYERS + 3 * 32 * 32)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, cores: int) -> float:
-    """Floating-point operations a second in the best of some large matrix products."""
+    """Floating-point operations per second in the best of some large matrix products."""
     size = 8192 if device.type == "cuda" else 2048
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     torch.set_num_threads(cores)
@@ -77,7 +77,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def embed(embedder: Embedder, images: list[np.ndarray], inputs: list[np.ndarray]) -> None:
-    """All images as the pipeline does it: by batches, from the embedder's number of threads."""
+    """Embed all images as the pipeline does: in batches, from as many threads."""
     step = embedder.resnet_batch_size(*images[0].shape[:2])
     resnet_parts = [images[i : i + step] for i in range(0, len(images), step)]
     step = embedder.clip_batch_size
@@ -94,7 +94,7 @@ def embed(embedder: Embedder, images: list[np.ndarray], inputs: list[np.ndarray]
 def compare_rates(
     embedder: Embedder, models: original.Original, size: tuple[int, int], count: int, runs: int
 ) -> list[Result]:
-    """Images a second at one size (width, height), ours and the original's, in turn."""
+    """Images per second at one size (width, height), ours and the original's, in turn."""
     width, height = size
     device = torch.device(embedder.device)
     images = list(np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8))
@@ -131,7 +131,7 @@ def compare_rates(
 
 @click.command()
 @click.option("--sizes", default="640x480,375x500,1280x720", show_default=True, help="WxH, ...")
-@click.option("--images", default=0, help="Of each size.  [default: 8, on a GPU 512]")
+@click.option("--images", default=0, help="Per size.  [default: 8, on a GPU 512]")
 @click.option("--device", default="auto", show_default=True, help="See ingest.py.")
 @click.option("--precision", default="auto", show_default=True, help="See ingest.py.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Directory of both models.")
@@ -145,7 +145,7 @@ def main(
     runs: int,
     json_file: Path | None,
 ) -> None:
-    """Compare both models' rate with the original's way to run them.
+    """Compare the rate of both models with the original's way.
 
     Example: python -m bench.model --sizes 640x480 --precision bfloat16
     """

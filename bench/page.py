@@ -1,11 +1,11 @@
-"""How smooth the page is: frame times in a headless Chromium over a made-up dataset."""
+"""How smooth is the page? `python -m bench.page`
+
+Searches for neighbours, and the frames of the page in a headless Chromium, over a made-up dataset.
+"""
 
 import asyncio
 import os
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -15,14 +15,19 @@ from typing import Any
 import click
 import numpy as np
 
+from bench.measure import Result, show
+from dataset.arrays import DIMENSIONS
+from local_forager.analysis.neighbours import Embedding
 from local_forager.server.database import Database
 from testing import synthetic
+from testing.servers import local_forager
 
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 FRAMES = 240
+NEIGHBOURS = 24  # per search, as the page asks for
 NAME = "made-up"
 
 # Runs an act before each frame; answers with the times between frames and with the work in each:
@@ -80,97 +85,112 @@ async share => {
 """
 
 
+def index_id(rows: int) -> str:
+    return str(uuid.UUID(int=rows))
+
+
 def make_dataset(data_dir: Path, rows: int) -> None:
-    index_id, num_train = str(uuid.UUID(int=rows)), rows * 4 // 5
+    """A data directory of local_forager with one dataset and its index."""
+    num_train = rows * 4 // 5
     splits = ["train"] * num_train + ["val"] * (rows - num_train)
     names = [f"{NAME}/{split}/{row:07}.jpg" for row, split in enumerate(splits)]
-    synthetic.write_copy(data_dir, index_id, names, num_train)
-    synthetic.write_thumbnails(data_dir, index_id, names)
+    synthetic.write_copy(data_dir, index_id(rows), names, num_train)
+    synthetic.write_thumbnails(data_dir, index_id(rows), names)
 
     async def register() -> None:
         database = Database(data_dir / "forager.sqlite3", "B")
         train, val = (f"gs://nowhere/{NAME}/{split}/" for split in ("train", "val"))
-        dataset = await database.create_dataset(NAME, train, val, index_id)
+        dataset = await database.create_dataset(NAME, train, val, index_id(rows))
         await database.add_items(dataset, names[:num_train], names[num_train:])
         database.close()
 
     asyncio.run(register())
 
 
-def report(what: str, times: list[float], work: list[float]) -> None:
-    """One line: time between frames, and how long the page worked for each."""
-    late = np.mean(np.array(times) > 1.5 * 1000 / 60)
-    usual, worst = np.median(times), max(times)
-    click.echo(
-        f"{what:32} | {usual:6.1f} | {np.percentile(times, 95):6.1f} "
-        f"| {worst:6.1f} | {late:8.1%} | {np.median(work):6.1f} | {np.percentile(work, 95):6.1f}"
-    )
+def neighbours(directory: Path, rows: int, queries: int) -> list[Result]:
+    """Milliseconds of each search for the neighbours of one image, by each embedding."""
+    results, failed = [], np.zeros(rows, bool)
+    for name, dimensions in DIMENSIONS.items():
+        embedding = Embedding(directory / f"{name}.f32", rows, dimensions)
+        times = []
+        for row in np.random.default_rng(1).integers(0, rows, queries + 1):
+            begin = time.perf_counter()
+            embedding.neighbours(int(row), NEIGHBOURS, failed)
+            times.append(1000 * (time.perf_counter() - begin))
+        results.append(Result(f"neighbours by {name}: first search", "ms", times[:1]))
+        results.append(Result(f"neighbours by {name}: later ones", "ms", times[1:]))
+    return results
 
 
-def measure(page: Any, url: str, rows: int) -> None:
-    click.echo(
-        "milliseconds a frame             | median |    95% |  worst |  dropped |   work |    95%"
-    )
+def frames(page: Any, what: str, act: str) -> list[Result]:
+    """Time between frames, the share that came late, and the page's work in each."""
+    times, work = page.evaluate(RECORD, [act, FRAMES])
+    late = float(np.mean(np.array(times) > 1.5 * 1000 / 60))
+    return [
+        Result(f"{what}: frame", "ms", times),
+        Result(f"{what}: work per frame", "ms", work),
+        Result(f"{what}: dropped", "", [late]),
+    ]
+
+
+def measure(page: Any, url: str, rows: int) -> list[Result]:
+    """What a person sees: opening, scrolling, jumping, and the map."""
     begin = time.perf_counter()
     page.goto(f"{url}/{NAME}")
     page.locator(".total").wait_for()
-    opened = time.perf_counter() - begin
+    results = [Result("open the page", "s", [time.perf_counter() - begin])]
     page.wait_for_timeout(1500)
-    report("nothing moves", *page.evaluate(RECORD, ["idle", FRAMES]))
-    report(f"scroll {rows:,} images", *page.evaluate(RECORD, ["scroll", FRAMES]))
+    results += frames(page, "nothing moves", "idle")
+    results += frames(page, f"scroll {rows:,} images", "scroll")
     jumps = [page.evaluate(JUMP, share) for share in (0.3, 0.9, 0.5, 0.1, 0.7)]
-    tiles = page.locator(".grid .cell").count()
+    results.append(Result("thumbnails after a jump", "ms", jumps))
     begin = time.perf_counter()
     page.goto(f"{url}/{NAME}?view=map")
     page.locator(".legend", has_text="train").wait_for(timeout=120_000)
-    laid_out = time.perf_counter() - begin
+    results.append(Result("open the map, first time", "s", [time.perf_counter() - begin]))
     page.wait_for_timeout(500)
-    report(f"pan {rows:,} points", *page.evaluate(RECORD, ["pan", FRAMES]))
+    results += frames(page, f"pan {rows:,} points", "pan")
     page.get_by_role("button", name="Zoom in").click()
     page.get_by_role("button", name="Zoom in").click()
-    report("pan, zoomed in", *page.evaluate(RECORD, ["pan", FRAMES]))
-    click.echo(f"opened in {opened:.1f} s; the map, first time, in {laid_out:.1f} s")
-    click.echo(f"{tiles} tiles exist; a jump shows its thumbnails in {np.median(jumps):,.0f} ms")
+    return results + frames(page, "pan, zoomed in", "pan")
 
 
-@click.command(context_settings={"show_default": True})
-@click.option("--rows", default=100_000, help="Images in the made-up dataset.")
-@click.option(
-    "--work_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the made-up dataset is written, 14 kB an image; a temporary directory otherwise.",
-)
-def main(rows: int, work_dir: Path | None) -> None:
-    """Time the frames of the page while it scrolls, pans and zooms, drawn in software.
-
-    \b
-    Example:
-        python -m bench.page --rows 100000
-    """
+def in_browser(directory: Path, rows: int) -> list[Result]:
+    """`measure` in a headless Chromium, drawn in software."""
     from playwright.sync_api import sync_playwright
 
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
         raise click.ClickException("There is no chromium on the path: apt-get install chromium.")
-    directory = Path(tempfile.mkdtemp(dir=work_dir))
-    command = [sys.executable, "-m", "local_forager", "--port", "0", "--data_dir", str(directory)]
-    try:
+    with (
+        local_forager(directory, directory / "log") as server,
+        sync_playwright() as starter,
+    ):
+        browser = starter.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        results = measure(page, server.url, rows)
+        browser.close()
+    return results
+
+
+@click.command()
+@click.option("--rows", default=100_000, show_default=True, help="Images in the made-up dataset.")
+@click.option("--queries", default=20, show_default=True, help="Searches by each embedding.")
+@click.option(
+    "--work_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to write the made-up dataset, 14 kB per image.  [default: a temporary directory]",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
+def main(rows: int, queries: int, work_dir: Path | None, json_file: Path | None) -> None:
+    """Time searches for neighbours, and the frames of the page while it scrolls and pans."""
+    with tempfile.TemporaryDirectory(dir=work_dir) as name:
+        directory = Path(name)
         make_dataset(directory, rows)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            found = re.search(r"http://\S+", server.stdout.readline())
-            assert found is not None
-            try:
-                with sync_playwright() as starter:
-                    browser = starter.chromium.launch(executable_path=chromium, args=FLAGS)
-                    page = browser.new_page(viewport={"width": 1280, "height": 800})
-                    measure(page, found[0], rows)
-                    browser.close()
-            finally:
-                server.terminate()
-    finally:
-        shutil.rmtree(directory)
+        copy = directory / "indexes" / index_id(rows)
+        results = neighbours(copy, rows, queries) + in_browser(directory, rows)
+    show(f"The page over {rows:,} made-up images", results, json_file)
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m bench.page")
+    main()

@@ -1,8 +1,8 @@
 """What does Ray cost on one machine, and what do more workers give? `python -m bench.ray_engine`
 
-Both engines embed the same images with a stub that sleeps as long as a model would compute; rates
-count from the first tenth of the rows on, when every part has started. Then 1, 2 and 4 embedders
-with a CPU each, and the rows a second that the driver can write.
+Both engines embed the same images with an embedder that sleeps as long as a model would compute.
+Rates are counted from the first tenth of the rows on, when every part has started. Then come 1, 2
+and 4 embedders with a CPU each, and the rows per second that the driver can write.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from bench.measure import Result, options, photograph, ratio, show, storage_server
-from bench.scale import PATHS, TrivialEmbedder
+from bench.measure import Result, options, ratio, show, storage_server
+from bench.scale import PATHS
+from testing.embedders import CONSTANT, FakeEmbedder
+from testing.photographs import photograph
 
 STARTED = 0.1  # of the rows: from there on every part runs
 DRIVER_ROWS = 50_000  # 700 MB
@@ -30,22 +30,15 @@ PACK_ROWS = 32
 UNITS = {"images": "images/s", "CPU": "ms/image"}
 
 
-class SleepingEmbedder(TrivialEmbedder):
-    """Takes as long as told for an image, and no processor."""
-
-    def __init__(self, seconds: float, workers: int) -> None:
-        self._seconds, self.workers = seconds, workers
-
-    def resnet_batch_size(self, height: int, width: int) -> int:
-        return 1
-
-    def start_resnet(self, images: Sequence[np.ndarray]) -> Callable[[], Any]:
-        time.sleep(self._seconds * len(images))
-        return super().start_resnet(images)
+def sleeping_embedder(seconds: float, workers: int) -> FakeEmbedder:
+    """An embedder that sleeps for each image instead of using the CPU."""
+    return FakeEmbedder(
+        seconds=seconds, constant=True, workers=workers, batch_size=1, makes_clip_inputs=True
+    )
 
 
 def one_run(setting: dict[str, Any]) -> dict[str, float]:
-    """One engine over all rows, in this process: images a second, and processor time an image."""
+    """One engine over all rows, in this process: images per second, and CPU time per image."""
     from dataset.arrays import Arrays
     from engine import checkpoint as recording
     from preflight import checks
@@ -81,7 +74,7 @@ def run_here(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
     from engine.local import Pipeline
 
     async def embed() -> None:
-        embedder = SleepingEmbedder(setting["seconds"], setting["threads"])
+        embedder = sleeping_embedder(setting["seconds"], setting["threads"])
         pipeline = Pipeline(
             state, arrays, embedder, image_bucket="bench", index_bucket="bench", decode_workers=2
         )
@@ -98,7 +91,7 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
     from engine.ray.cluster import Cluster, Pool, cpu_pool
     from engine.ray.driver import RayPipeline
 
-    for module in ("bench.scale", __name__):  # bench/ is not sent to workers
+    for module in ("testing.embedders", __name__):  # workers get the program alone
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     embedders, threads, seconds = setting["embedders"], setting["threads"], setting["seconds"]
     with Cluster(None, num_cpus=setting["cpus"]) as cluster:
@@ -110,7 +103,7 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
             lambda: pool,
             state,
             arrays,
-            lambda: SleepingEmbedder(seconds, threads),
+            lambda: sleeping_embedder(seconds, threads),
             image_bucket="bench",
             index_bucket="bench",
             max_pixels=10**8,
@@ -149,15 +142,14 @@ def in_own_process(rows: int, image: Path, **setting: Any) -> dict[str, float]:
 
 
 def driver_rate() -> float:
-    """Rows a second from tables of results to marked rows, with a checkpoint every two seconds."""
+    """Rows per second from tables of results to marked rows, a checkpoint every two seconds."""
     from dataset.arrays import Arrays, Embedding
     from dataset.rows import TRAIN, State
     from engine.checkpoint import Recorder
     from engine.ray import workers as ray_stages
     from gcs import ListedObject
 
-    vectors = Embedding(*TrivialEmbedder._vectors[0][None, :].repeat(3, 0))
-    embedded = Embedding(vectors[0], vectors[1][:1024], vectors[2][:512]), 1
+    embedded = CONSTANT, 1
 
     async def take() -> None:
         for start in range(0, DRIVER_ROWS, PACK_ROWS):
@@ -188,7 +180,7 @@ def driver_rate() -> float:
 
 @click.command()
 @click.option("--rows", default=2_000, show_default=True)
-@click.option("--seconds", default=0.2, show_default=True, help="That the stub sleeps an image.")
+@click.option("--seconds", default=0.2, show_default=True, help="Sleep per image.")
 @click.option("--one", hidden=True, help="The setting of one run in this process, as JSON.")
 @options
 def main(rows: int, seconds: float, one: str | None, runs: int, json_file: Path) -> None:

@@ -1,8 +1,8 @@
-"""Does a large dataset cost more than its share? `python -m bench.scale`
+"""Does the cost per row grow with the dataset? `python -m bench.scale`
 
-The whole pipeline with a trivial embedder, once with few rows and once with many, each in a process
-of its own: time and processor time a row, the largest resident memory, and what listing and
-checking the names take.
+The whole pipeline with an embedder that does nothing, once with few rows and once with many, each
+in a process of its own: time and CPU time per row, the largest resident memory, and the CPU time of
+listing and checking the names.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 
-from bench.measure import Result, options, photograph, show, storage_server
+from bench.measure import Result, options, show, storage_server
 from common.findings import Findings
 from common.names import GsPath
 from common.options import default_decode_workers
@@ -29,34 +26,11 @@ from dataset.arrays import Arrays
 from dataset.rows import State
 from engine.local import WINDOW_CPU, Pipeline
 from preflight import checks
+from testing.embedders import FakeEmbedder
+from testing.photographs import photograph
 
 PATHS = GsPath("bench", "d/train/"), GsPath("bench", "d/val/")
 NAMES_ONLY = "names only"
-
-
-class TrivialEmbedder:
-    """The same vectors for every image, at once; CLIP's inputs are its own affair, as a GPU's."""
-
-    device = "cpu"
-    workers = 1
-    clip_batch_size = 256
-    makes_clip_inputs = True
-    _vectors = np.full((256, 2048), 2048**-0.5, np.float32)
-
-    def resnet_batch_size(self, height: int, width: int) -> int:
-        return 256
-
-    def start_resnet(self, images: Sequence[np.ndarray]) -> Callable[[], Any]:
-        n = len(images)
-        rows = self._vectors[:n], self._vectors[:n, :1024], np.zeros(n, np.int64)
-        return lambda: rows
-
-    def start_clip(self, inputs: Sequence[np.ndarray]) -> Callable[[], Any]:
-        return lambda: self._vectors[: len(inputs), :512]
-
-    def start_both(self, images: Sequence[np.ndarray]) -> Callable[[], Any]:
-        rows = *self.start_resnet(images)(), self.start_clip(images)()
-        return lambda: rows
 
 
 def one_run(rows: int, embed: bool) -> dict[str, float]:
@@ -75,8 +49,13 @@ def one_run(rows: int, embed: bool) -> dict[str, float]:
     return figures
 
 
+def idle_embedder() -> FakeEmbedder:
+    """An embedder that does nothing, with batches as on a GPU."""
+    return FakeEmbedder(constant=True, batch_size=256, clip_batch_size=256, makes_clip_inputs=True)
+
+
 def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:
-    """Milliseconds a row that the pipeline takes with a trivial embedder, and of all processors."""
+    """Milliseconds per row that the pipeline takes without models, and of CPU time."""
     state.set_options({"index_id": "bench"})
     rows = state.counts().images
     wall, processor = time.perf_counter(), time.process_time()
@@ -85,7 +64,7 @@ def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:
         pipeline = Pipeline(
             state,
             arrays,
-            TrivialEmbedder(),
+            idle_embedder(),
             image_bucket="bench",
             index_bucket="bench",
             decode_workers=default_decode_workers(),
@@ -98,15 +77,15 @@ def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:
         asyncio.run(embed())
     assert state.counts().done == rows
     return {
-        "a row": (time.perf_counter() - wall) / rows * 1000,
-        "a row, CPU": (time.process_time() - processor) / rows * 1000,
+        "per row": (time.perf_counter() - wall) / rows * 1000,
+        "per row, CPU": (time.process_time() - processor) / rows * 1000,
     }
 
 
 UNITS = {
     "list and check, CPU": "s",
-    "a row": "ms",
-    "a row, CPU": "ms",
+    "per row": "ms",
+    "per row, CPU": "ms",
     "resident memory": "MB",
 }
 
@@ -118,7 +97,7 @@ UNITS = {
 @click.option("--one", hidden=True, help="Rows of one run in this process.")
 @options
 def main(few: int, many: int, names: int, one: str | None, runs: int, json_file: Path) -> None:
-    """Time a row and resident memory with few and with many rows."""
+    """Time per row and resident memory with few and with many rows."""
     if one:
         count, _, what = one.partition(":")
         click.echo(json.dumps(one_run(int(count), what != NAMES_ONLY)))
@@ -134,7 +113,7 @@ def main(few: int, many: int, names: int, one: str | None, runs: int, json_file:
     by_name = {result.name: result.median for result in results}
     grown = by_name[f"{many:,} rows: resident memory"] - by_name[f"{few:,} rows: resident memory"]
     results.append(Result("memory above few rows", "MB", [grown]))
-    show("Rows listed and run through the pipeline with a trivial embedder", results, json_file)
+    show("Rows listed, and run through the pipeline without models", results, json_file)
 
 
 if __name__ == "__main__":

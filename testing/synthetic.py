@@ -1,8 +1,7 @@
-"""Made-up datasets in the real formats: for benchmarks of the page and for its tests."""
+"""Made-up datasets in the real formats, for the benchmarks and the tests of the page."""
 
 import colorsys
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -15,32 +14,33 @@ from google.cloud import storage
 from PIL import Image, ImageDraw
 
 from common.names import identifier
-from local_forager.analysis.index_copy import DIMENSIONS
+from dataset.arrays import DIMENSIONS
+from testing.photographs import encoded
 
 CLUSTERS = 12  # kinds of images
-SPREAD = 0.6  # how far an image lies from the middle of its kind, as a share of the vector
+SPREAD = 0.6  # distance of an image from the centre of its kind, as a share of the vector
 CHUNK_ROWS = 10_000
 
 
 def kind_of(rows: np.ndarray) -> np.ndarray:
-    """The kind of each row: int64 (n,), mixed well and the same on every run."""
+    """The kind of each row, int64 (n,): well mixed, and the same in every run."""
     return rows.astype(np.int64) * 2_654_435_761 % 2**32 * CLUSTERS >> 32
 
 
 def vectors(rows: int, dimensions: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Unit vectors around the middles of their kinds, float32, in chunks of up to CHUNK_ROWS."""
+    """Unit vectors around the centres of their kinds, float32, in chunks of up to CHUNK_ROWS."""
     rng = np.random.default_rng((seed, dimensions))
-    middles = rng.standard_normal((CLUSTERS, dimensions), dtype=np.float32)
-    middles /= np.linalg.norm(middles, axis=1, keepdims=True)
+    centres = rng.standard_normal((CLUSTERS, dimensions), dtype=np.float32)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     for start in range(0, rows, CHUNK_ROWS):
         kinds = kind_of(np.arange(start, min(start + CHUNK_ROWS, rows)))
         noise = rng.standard_normal((len(kinds), dimensions), dtype=np.float32)
         noise *= SPREAD / np.sqrt(dimensions)
-        chunk = middles[kinds] + noise
+        chunk = centres[kinds] + noise
         yield chunk / np.linalg.norm(chunk, axis=1, keepdims=True)
 
 
-def picture(row: int, width: int = 200, height: int = 150) -> bytes:
+def landscape(row: int, width: int = 200, height: int = 150) -> bytes:
     """A JPEG of a made-up landscape; images of one kind share their colours."""
     kind = int(kind_of(np.array([row]))[0])
     rng = np.random.default_rng(row)
@@ -63,9 +63,7 @@ def picture(row: int, width: int = 200, height: int = 150) -> bytes:
             [(0, height), *points, (width, height)],
             fill=color(0, 0.3 + 0.2 * layer, 0.8 - 0.22 * layer),
         )
-    output = io.BytesIO()
-    image.save(output, "JPEG", quality=80)
-    return output.getvalue()
+    return encoded(image, quality=80)
 
 
 def lists(names: list[str], num_train: int) -> dict[str, object]:
@@ -79,7 +77,7 @@ def lists(names: list[str], num_train: int) -> dict[str, object]:
 
 
 def write_copy(data_dir: Path, index_id: str, names: list[str], num_train: int) -> None:
-    """A whole index as local_forager keeps it, without a bucket: 14 kB an image."""
+    """A complete index as local_forager stores it, without a bucket: 14 kB per image."""
     directory = data_dir / "indexes" / index_id
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in lists(names, num_train).items():
@@ -104,13 +102,15 @@ def publish(
     failed: Collection[int] = (),
     same: Mapping[int, int] = MappingProxyType({}),
 ) -> None:
-    """Put images and a whole index into buckets; rows in failed have no vectors and no thumbnail.
+    """Put images and a complete index into buckets.
 
-    same: rows that get the picture and the vectors of another row.
+    Args:
+        failed: rows without vectors and without thumbnail.
+        same: rows that get the image and the vectors of another row.
     """
     images, index = client.bucket(image_bucket), client.bucket(index_bucket)
     for row, name in enumerate(names):
-        data = picture(same.get(row, row))
+        data = landscape(same.get(row, row))
         images.blob(name).upload_from_string(b"" if row in failed else data, "image/jpeg")
         if row not in failed:
             thumbnail = f"thumbnails/{index_id}/{identifier(name)}.jpg"
@@ -134,7 +134,7 @@ def publish(
 
 
 def write_thumbnails(data_dir: Path, index_id: str, names: list[str], different: int = 240) -> None:
-    """Thumbnails as local_forager keeps them; there are as many different ones as told."""
+    """Thumbnails as local_forager stores them: `different` images, linked for all the rows."""
     pictures: dict[int, Path] = {}
     by_kind: dict[int, list[int]] = {}
     for row in range(different):
@@ -148,7 +148,7 @@ def write_thumbnails(data_dir: Path, index_id: str, names: list[str], different:
         path = data_dir / "thumbnails" / digest[:2] / f"{digest}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         if shown not in pictures:
-            path.write_bytes(picture(shown))
+            path.write_bytes(landscape(shown))
             pictures[shown] = path
         elif not path.exists():
             os.link(pictures[shown], path)

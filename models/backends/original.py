@@ -1,11 +1,10 @@
-"""The same weights through the original packages: Detectron2 and OpenAI's clip, where installed.
+"""The backend `original`: the same weights in Detectron2 and OpenAI's clip, where installed.
 
-They are the yardstick, run as they come: batch norm as a layer, channels first.
+Both run as they come, for comparison: batch norm as a layer, channels first.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -36,7 +35,8 @@ def load(
 ) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], Callable[..., torch.Tensor]]:
     """ResNet-50 and CLIP's image tower as functions of uint8 pixels (see embeddings.Models).
 
-    Raises ClickException where a package is not installed, or another one has its name.
+    Raises:
+        ClickException: a package is not installed, or another package has its name.
     """
     try:
         from clip.model import VisionTransformer
@@ -56,16 +56,17 @@ def load(
         224, 32, CLIP_WIDTH, CLIP_LAYERS, CLIP_WIDTH // 64, CLIP_DIMENSIONS
     ).eval()
     tower.load_state_dict(_openai_names(clip / "model.safetensors"))
-    return _functions(backbone.to(device, dtype), tower.to(device, dtype), arrays, device, dtype)
+    return as_functions(backbone.to(device, dtype), tower.to(device, dtype), arrays, device, dtype)
 
 
-def _functions(
-    backbone: Any,
-    tower: Any,
+def as_functions(
+    backbone: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    tower: Callable[[torch.Tensor], torch.Tensor],
     arrays: dict[str, np.ndarray],
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], Callable[..., torch.Tensor]]:
+    """What is around the two networks: normalised pixels, means over space, unit vectors."""
     classes_weight = torch.tensor(arrays["fc1000_w"], device=device)
     classes_bias = torch.tensor(arrays["fc1000_b"], device=device)
     means, clip_means, deviations = (

@@ -1,4 +1,4 @@
-"""Both models as transformers' modules, batch norm folded: slower to import and to run."""
+"""The backend `transformers`: both models as its modules, batch norm folded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +18,10 @@ def load(
     arrays: dict[str, np.ndarray], clip: Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], Callable[..., torch.Tensor]]:
     """ResNet-50 and CLIP's image tower as functions of uint8 pixels (see embeddings.Models)."""
-    model = _resnet(arrays).to(device, dtype, memory_format=torch.channels_last)
+    model = resnet(arrays, fold=True).to(device, dtype, memory_format=torch.channels_last)
     classes_weight = torch.tensor(arrays["fc1000_w"], device=device)
     classes_bias = torch.tensor(arrays["fc1000_b"], device=device)
-    tower = _vision_tower(clip / "model.safetensors").to(device, dtype)
+    tower = vision_tower(clip / "model.safetensors").to(device, dtype)
     means, clip_means, deviations = (
         torch.tensor(values, device=device)
         for values in (PIXEL_MEANS, CLIP_MEANS, PIXEL_DEVIATIONS)
@@ -42,7 +42,8 @@ def load(
     return resnet_features, clip_features
 
 
-def _resnet(arrays: dict[str, np.ndarray]) -> Any:
+def resnet(arrays: dict[str, np.ndarray], fold: bool) -> Any:
+    """transformers' ResNetModel, each batch norm folded into its convolution or as a layer."""
     from transformers import ResNetConfig, ResNetModel
 
     config = ResNetConfig(
@@ -53,33 +54,37 @@ def _resnet(arrays: dict[str, np.ndarray]) -> Any:
         downsample_in_bottleneck=True,
     )
     model = ResNetModel(config).eval()
-    _fill(model.embedder.embedder, arrays, "conv1", "res_conv1")
+    _fill(model.embedder.embedder, arrays, "conv1", "res_conv1", fold)
     for stage, (blocks, _) in enumerate(RESNET_STAGES, start=2):
         for block in range(blocks):
             layer = model.encoder.stages[stage - 2].layers[block]
             name = f"res{stage}_{block}_branch"
             if block == 0:
-                _fill(layer.shortcut, arrays, name + "1", name + "1")
+                _fill(layer.shortcut, arrays, name + "1", name + "1", fold)
             for part, branch in zip(layer.layer, ("2a", "2b", "2c"), strict=True):
-                _fill(part, arrays, name + branch, name + branch)
+                _fill(part, arrays, name + branch, name + branch, fold)
     return model
 
 
-def _fill(module: Any, arrays: dict[str, np.ndarray], convolution: str, norm: str) -> None:
-    """Load one convolution with its batch norm, then fold the norm into the convolution."""
+def _fill(
+    module: Any, arrays: dict[str, np.ndarray], convolution: str, norm: str, fold: bool
+) -> None:
+    """Load one convolution with its batch norm."""
     module.convolution.weight.data = torch.tensor(arrays[convolution + "_w"])
     values = [torch.tensor(arrays[f"{norm}_bn_{part}"]) for part in ("gamma", "beta")]
     module.normalization.weight.data, module.normalization.bias.data = values
     module.normalization.running_mean = torch.tensor(arrays[norm + "_bn_running_mean"])
     module.normalization.running_var = torch.tensor(arrays[norm + "_bn_running_var"])
     module.normalization.eps = BATCH_NORM_EPSILON
-    module.convolution = torch.nn.utils.fusion.fuse_conv_bn_eval(
-        module.convolution, module.normalization
-    )
-    module.normalization = torch.nn.Identity()
+    if fold:
+        module.convolution = torch.nn.utils.fusion.fuse_conv_bn_eval(
+            module.convolution, module.normalization
+        )
+        module.normalization = torch.nn.Identity()
 
 
-def _vision_tower(path: Path) -> torch.nn.Module:
+def vision_tower(path: Path) -> torch.nn.Module:
+    """transformers' CLIPVisionModelWithProjection with the weights of a safetensors file."""
     from safetensors import safe_open
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 

@@ -209,7 +209,7 @@ def test_pictures(server):
     for path, row in (("thumbnail/1", 1), ("original/1", 1), ("cover/0", 0)):
         status, headers, body = fetch(f"{server}/page/d/{path}?v={INDEX_ID}")
         assert (status, headers["Content-Type"]) == (200, "image/jpeg")
-        assert body == synthetic.picture(row)
+        assert body == synthetic.landscape(row)
         assert "immutable" in headers["Cache-Control"]
         assert "sandbox" in headers["Content-Security-Policy"]
     assert fetch(f"{server}/page/d/thumbnail/{FAILED}")[0] == 204
@@ -219,7 +219,7 @@ def test_pictures(server):
 def test_thumbnails_are_kept(server, data_dir):
     fetch(f"{server}/page/d/thumbnail/1")
     kept = [path.read_bytes() for path in (data_dir / "thumbnails").rglob("*.jpg")]
-    assert synthetic.picture(1) in kept
+    assert synthetic.landscape(1) in kept
 
 
 @pytest.mark.parametrize(

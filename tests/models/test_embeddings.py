@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import embeddings
+from bench import original
 from embeddings import Embedder
 from engine.decode import open_image, prepare
 from models import convolutions, devices
@@ -125,6 +126,18 @@ def test_original_packages_agree(weights, photographs, embedder):
         np.testing.assert_array_equal(ours.classes, theirs.classes)
         ours, theirs = (e.start_clip([photograph.clip_input])() for e in (embedder, original))
         assert abs(ours - theirs).max() < TOLERANCE
+
+
+def test_the_original_way_of_the_benchmarks_gives_the_same_numbers(
+    weights_dir, photographs, expected
+):
+    models = original.load(weights_dir, torch.device("cpu"))
+    pixels, inputs = (torch.from_numpy(np.array(part)[None]) for part in photographs[7][:2])
+    with torch.inference_mode():
+        imagenet, early, *_ = models.resnet(pixels)
+        clip = models.clip(inputs)
+    for name, rows in (("imagenet", imagenet), ("imagenet_early", early), ("clip", clip)):
+        assert abs(rows[0].numpy() - expected[name][7]).max() < TOLERANCE
 
 
 def test_original_packages_missing_names_the_commands(weights, monkeypatch):
