@@ -328,7 +328,8 @@ async def register(request: Request, checked: Plan, state: State) -> StageTime:
     from common.terminal import duration
     from dataset.rows import TRAIN, VAL
     from engine.stages import StageTime
-    from forager.client import DatasetInfo, Forager
+    from forager.answers import DatasetInfo
+    from forager.client import Forager
 
     start = time.monotonic()
     wanted = DatasetInfo(state.index_id, state.counts(TRAIN).images, state.counts(VAL).images)
@@ -352,7 +353,7 @@ def print_summary(request: Request, state: State, times: list[StageTime], wall_s
     from common.terminal import duration
     from dataset.rows import TRAIN, VAL
     from engine.stages import limit, stage_table
-    from forager.client import dataset_page
+    from forager.addresses import dataset_page
 
     click.echo(stage_table(times, wall_s))
     if sentence := limit(times, wall_s, request.decode_workers):

@@ -1,7 +1,7 @@
-"""Names of datasets, images and gs:// paths: what is allowed, and how to print what is not.
+"""Names of datasets and images, gs:// paths, and texts that the server stores: what is valid.
 
-The limits are those of the Forager server: a longer name is a 500 there and leaves an empty dataset
-that blocks the name.
+The limits are those of the Forager server. Beyond them it answers with status 500; a dataset whose
+images exceed them stays empty there and blocks its name.
 """
 
 import re
@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from common.terminal import printable
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the server takes these, in lower case, and no others
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the only ones that the server accepts
 DATASET_NAME = re.compile(r"[-a-zA-Z0-9_]{1,50}")
 BUCKET_NAME = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
 MAX_IDENTIFIER_LENGTH = 300  # characters
 MAX_OBJECT_NAME_LENGTH = 600  # characters
+MAX_TEXT_LENGTH = 300  # characters of a category, a mode or an e-mail address
 
 
 class GsPath(NamedTuple):
@@ -27,10 +28,10 @@ class GsPath(NamedTuple):
 
 
 def parse_gs_path(text: str) -> GsPath:
-    """The bucket and the prefix of `gs://bucket/directory`, however many slashes it ends with.
+    """The bucket and the prefix of `gs://bucket/directory`, with any number of final slashes.
 
-    The server lists by plain string prefix: `d/train` would take `d/train2/x.jpg` too, and
-    `d/train//` nothing, hence exactly one slash.
+    The prefix ends with exactly one slash, because the server lists by plain string prefix:
+    `d/train` would include `d/train2/x.jpg`, and `d/train//` would match nothing.
 
     Raises:
         ValueError: with one sentence for the user.
@@ -65,9 +66,9 @@ def dataset_name_error(name: str) -> str | None:
 def identifier(object_name: str) -> str:
     """The basename without its last extension, as the server computes it.
 
-    `a/img.v1.jpg` is `img.v1`; a name that is all extension keeps it: `a/.jpg` is `.jpg`.
+    `a/img.v1.jpg` is `img.v1`; a name that is only an extension keeps it: `a/.jpg` is `.jpg`.
     """
-    # os.path.splitext(os.path.basename(...)), five times as fast: a million names are common.
+    # Five times as fast as os.path.splitext(os.path.basename(...)), for millions of names.
     base = object_name.rpartition("/")[2]
     stem = base.rpartition(".")[0]
     return stem if stem.strip(".") else base
@@ -80,3 +81,12 @@ def encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def text_problem(text: str) -> str:
+    """What keeps the server's database from storing this text, or ""."""
+    if text.isascii() and text.isprintable():
+        return ""
+    if "\0" in text:
+        return "holds a NUL character"
+    return "" if encodable(text) else "holds half of a surrogate pair, which is no character"

@@ -1,1 +1,1 @@
-"""The Forager server as a client sees it: its calls, and what its answers mean."""
+"""The client of the Forager server: its address, its calls, and what its answers mean."""

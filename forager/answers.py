@@ -1,4 +1,4 @@
-"""What a Forager server answers, and what to say to the user of an answer that is no use."""
+"""The answers of a Forager server, and the messages for those that are of no use."""
 
 import asyncio
 import html
@@ -12,27 +12,28 @@ import click
 from common import retries
 from common.terminal import printable
 
-FIRST_CONNECT_ATTEMPTS = 3  # a mistyped address should not take as long as a restarting server
+FIRST_CONNECT_ATTEMPTS = 3  # a mistyped address fails sooner than a server that restarts
 VIEWER_PORT = 4000
-# The body was not processed if the server answers one of these: a proxy refused to pass it on, or
-# the view failed and its one INSERT with it.
+MAX_PAGE_BYTES = 200_000  # of a web page that are searched for its title
+MAX_TITLE_LENGTH = 2_000  # characters, with tags
+# With one of these statuses the request was not carried out: a proxy did not pass it on, or the
+# view failed, and its single INSERT with it.
 NOT_DONE_STATUSES = {408, 425, 429, 500, 503}
 
 
 class ForagerError(click.ClickException):
-    """What went wrong with the server, in a sentence with the next step."""
+    """What went wrong with the server, in one sentence with the next step."""
 
 
 class AnswerLost(ForagerError):
-    """A request that must not be repeated was sent, and may or may not have been carried out."""
+    """A request that must not be repeated was sent, and it may have been carried out."""
 
 
 class Unreachable(retries.TransientError):
-    """No connection: the server has not seen the request."""
+    """There was no connection, so the server did not get the request."""
 
     def __init__(self, message: str, reached_before: bool) -> None:
-        super().__init__(message)
-        self.attempts = None if reached_before else FIRST_CONNECT_ATTEMPTS
+        super().__init__(message, attempts=None if reached_before else FIRST_CONNECT_ATTEMPTS)
 
 
 class DatasetInfo(NamedTuple):
@@ -42,25 +43,25 @@ class DatasetInfo(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One whole answer; `content` is its JSON, or None for what is not JSON."""
+    """One answer of the server."""
 
     status: int
-    content: Any
-    title: str  # "" or the title of an HTML page, printable
-    location: str
+    content: Any  # the JSON; None if the body is not JSON
+    title: str  # the printable title of an HTML page, or ""
+    location: str  # where a redirect points, or ""
 
 
 def certainly_not_done(error: BaseException) -> bool:
-    """Whether the failure says that the server did not carry the request out."""
+    """Whether this failure means that the server did not carry out the request."""
     if isinstance(error, Unreachable):
         return True
     return isinstance(error, retries.TransientError) and error.status in NOT_DONE_STATUSES
 
 
-def difference(
+def registration_mismatch(
     name: str, found: DatasetInfo, wanted: DatasetInfo, failure: Exception | None
 ) -> str:
-    """What differs between the dataset on the server and the one that was to be there."""
+    """How the dataset on the server differs from the one that was to be registered."""
     said = f" (and answered: {retries.reason(failure)})" if failure else ""
     if found.index_id != wanted.index_id:
         return (
@@ -84,6 +85,7 @@ def difference(
 
 
 def refusal(server: str, method: str, route: str, answer: Answer) -> ForagerError:
+    """The error for an answer with a status that is not 200."""
     if 300 <= answer.status < 400:
         return ForagerError(
             f"{server} redirects {method} api/{route} to {answer.location or 'nowhere'} "
@@ -92,9 +94,9 @@ def refusal(server: str, method: str, route: str, answer: Answer) -> ForagerErro
         )
     said = answer.title or (printable(json.dumps(answer.content)) if answer.content else "")
     hint = {
-        401: "it wants a login, which Forager servers do not have: check SERVER_URL",
-        403: "access is not allowed: check SERVER_URL and the proxy before the server",
-        413: "the proxy before the server takes smaller requests only",
+        401: "it asks for a login, which Forager servers do not have: check SERVER_URL",
+        403: "access is not allowed: check SERVER_URL and the proxy in front of the server",
+        413: "the proxy in front of the server only accepts smaller requests",
     }.get(answer.status, "check SERVER_URL and the server's log")
     return ForagerError(
         f"{server} answered {method} api/{route} with HTTP {answer.status}"
@@ -111,7 +113,7 @@ def no_answer(
     timeout_s: float,
     attempts: int,
 ) -> ForagerError:
-    """The sentence for a request that got no usable answer at all."""
+    """The error for a request that got no usable answer."""
     request = f"{method} api/{route}"
     if isinstance(error, Unreachable):
         return ForagerError(
@@ -133,6 +135,7 @@ def no_answer(
 
 
 def other_shape(server: str, route: str) -> ForagerError:
+    """The error for JSON that does not have the expected fields."""
     return ForagerError(
         f"{server} answered api/{route} with JSON of another shape than a Forager server: "
         "check SERVER_URL."
@@ -140,6 +143,7 @@ def other_shape(server: str, route: str) -> ForagerError:
 
 
 def parsed(data: bytes) -> Any:
+    """The JSON in a body, or None if it is not JSON."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -147,12 +151,23 @@ def parsed(data: bytes) -> Any:
 
 
 def page_title(data: bytes) -> str:
-    """The title of an HTML page, or its first heading, on one line; "" where there is none.
+    """The title of an HTML page, or its first heading, on one line; "" if it has neither.
 
-    With it comes what Django's debug page calls the exception's value.
+    For Django's debug page, the exception's message follows. The time is linear in the length of
+    the page, whatever it contains.
     """
-    text = data[:200_000].decode(errors="replace")
-    title = re.search(r"<(?:title|h1)\b[^>]*>(.*?)</(?:title|h1)", text, re.I | re.DOTALL)
-    value = re.search(r'<pre class="exception_value">(.*?)</pre>', text, re.DOTALL)
-    parts = [html.unescape(re.sub(r"<[^>]*>", " ", found[1])) for found in (title, value) if found]
-    return printable(": ".join(" ".join(part.split()) for part in parts if part.strip()), 200)
+    page = data[:MAX_PAGE_BYTES].decode(errors="replace")
+    title = _text_between(page, r"<title\b", "</title") or _text_between(page, r"<h1\b", "</h1")
+    parts = title, _text_between(page, '<pre class="exception_value"', "</pre")
+    return printable(": ".join(part for part in parts if part), 200)
+
+
+def _text_between(page: str, start: str, end: str) -> str:
+    """The text of the element with this start and end, without the tags inside it."""
+    opened = re.search(start, page, re.I)
+    inside = page.find(">", opened.end()) + 1 if opened else 0
+    closed = re.compile(end, re.I).search(page, inside)
+    if not inside or not closed:
+        return ""
+    text = page[inside : min(closed.start(), inside + MAX_TITLE_LENGTH)]
+    return " ".join(html.unescape(re.sub(r"<[^<>]*>", " ", text)).split())

@@ -1,1 +1,1 @@
-"""The label file, the requests made from it, the journal of what was sent, and the report."""
+"""The way of a label from the label file to the server."""

@@ -1,23 +1,18 @@
-"""The label file: parse, check, group, and cut into requests that the server takes."""
+"""Reads a label file: parses it, checks it, and groups its labels by category and mode."""
 
-import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from common.names import MAX_IDENTIFIER_LENGTH, encodable, identifier
+from common.names import MAX_IDENTIFIER_LENGTH, MAX_TEXT_LENGTH, identifier, text_problem
 from common.terminal import printable
+from labels.requests import Group
 
 DEFAULT_MODE = "POSITIVE"
-MAX_TEXT_LENGTH = 300  # characters of a category, a mode or an e-mail address: a 500 beyond
-# Django refuses a body over 2,621,440 bytes, and nginx, which often stands before it, by default
-# one over 1,048,576.
-MAX_BODY_BYTES = 1_000_000
 ANNOTATION_KEYS = {"category", "value", "mode", "is_box"}
 
 Report = Callable[[str], None]
-Group = tuple[str, str]  # category, mode
 Problem = tuple[str, str]  # where in an annotation, what
 
 
@@ -135,15 +130,6 @@ def _image_problem(path: str, image: str) -> str:
     return text_problem(image)
 
 
-def text_problem(text: str) -> str:
-    """What keeps the server's database from storing this text, or ""."""
-    if text.isascii() and text.isprintable():
-        return ""
-    if "\0" in text:
-        return "holds a NUL character"
-    return "" if encodable(text) else "holds half of a surrogate pair, which is no character"
-
-
 def _check_annotations(
     path: str, image: str, annotations: Any, groups: dict[Group, list[str]], report: Report
 ) -> None:
@@ -233,37 +219,3 @@ def _got(value: Any) -> str:
     if isinstance(value, str):
         return f'"{printable(value, 40)}"'
     return printable(json.dumps(value), 40)
-
-
-def chunk(images: Iterable[str], empty_body_bytes: int) -> Iterator[list[str]]:
-    """The identifiers in lists whose request bodies are of at most MAX_BODY_BYTES.
-
-    Args:
-        images: identifiers, in the order in which they are sent.
-        empty_body_bytes: size of the encoded body without identifiers.
-    """
-    room = MAX_BODY_BYTES - empty_body_bytes
-    part: list[str] = []
-    left = room
-    for image in images:
-        size = len(json.dumps(image)) + 1  # and the comma
-        if size > left and part:
-            yield part
-            part, left = [], room
-        part.append(image)
-        left -= size
-    if part:
-        yield part
-
-
-def split_unknown(
-    groups: dict[Group, list[str]], known: set[str]
-) -> tuple[dict[Group, list[str]], list[str]]:
-    """The groups without images that are not known, and those images, sorted."""
-    wanted = set(itertools.chain.from_iterable(groups.values()))
-    if wanted <= known:
-        return groups, []
-    kept = {
-        group: [image for image in images if image in known] for group, images in groups.items()
-    }
-    return {group: images for group, images in kept.items() if images}, sorted(wanted - known)

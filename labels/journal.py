@@ -6,40 +6,22 @@ and `created`, or `refused`, after its answer. A request that is `sent` and no m
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
+from common.files import sync_directory
 from common.terminal import printable
+from labels.requests import LabelRequest
 
 FORMAT = 1
 
 
 class JournalError(click.ClickException):
     """The journal cannot be used, and what to do about it."""
-
-
-class LabelRequest(NamedTuple):
-    """One request: the images that get this category with this mode."""
-
-    category: str
-    mode: str
-    images: list[str]
-
-    def key(self) -> str:
-        """The same for the same labels, whatever the server's generation."""
-        return hashlib.sha256(json.dumps(self).encode()).hexdigest()
-
-    def __str__(self) -> str:
-        first, last = printable(self.images[0], 40), printable(self.images[-1], 40)
-        which = first if len(self.images) == 1 else f"{first} to {last}"
-        return (
-            f"{len(self.images):,} x {printable(self.category)!r} ({printable(self.mode)}), {which}"
-        )
 
 
 class Journal:
@@ -90,7 +72,7 @@ class Journal:
         self._file.truncate(whole)
         if not whole:
             self._write(belongs_to)
-            self._sync_directory()
+            sync_directory(self.path.parent)
             return
         try:
             header, *lines = [json.loads(line) for line in data[:whole].splitlines()]
@@ -161,13 +143,6 @@ class Journal:
                 f"Cannot write the journal {printable(str(self.path))} ({error.strerror}): "
                 "nothing more is sent; the same command continues."
             ) from error
-
-    def _sync_directory(self) -> None:
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
     def check_fits(self, requests: list[LabelRequest]) -> None:
         """Raise JournalError if something was sent that is not among the requests of this run."""

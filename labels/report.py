@@ -1,16 +1,13 @@
-"""What ingest_labels.py says of labels: the table, what differs, long lists cut short."""
+"""What ingest_labels.py prints about labels: tables, mismatches, shortened lists."""
 
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import click
+from common.terminal import printable, table
+from labels.requests import Group, LabelRequest
 
-from common.terminal import printable
-from labels.file import Group
-from labels.journal import LabelRequest
-
-SHOWN_FINDINGS = 10  # on the screen; all of them go to a file
+SHOWN_LINES = 10  # of a list, on the screen; all of them go to a file
 
 
 def count_asked(requests: Iterable[LabelRequest]) -> Counter[Group]:
@@ -21,35 +18,36 @@ def count_asked(requests: Iterable[LabelRequest]) -> Counter[Group]:
     return asked
 
 
-def difference(asked: Counter[Group], created: Counter[Group], index_known: bool) -> str:
-    """Where the server stored another number of labels than it was asked to, or ""."""
+def count_mismatch(asked: Counter[Group], created: Counter[Group], index_known: bool) -> str:
+    """The categories of which the server stored more or fewer labels than asked, or ""."""
     wrong = [group for group in asked if created[group] != asked[group]]
     if not wrong:
         return ""
     lines = [
         f"  {printable(category)!r} ({printable(mode)}): "
         f"{created[category, mode]:,} of {asked[category, mode]:,}"
-        for category, mode in wrong[:SHOWN_FINDINGS]
+        for category, mode in wrong[:SHOWN_LINES]
     ]
-    if len(wrong) > SHOWN_FINDINGS:
-        lines.append(f"  and {len(wrong) - SHOWN_FINDINGS:,} more, in the table")
+    if len(wrong) > SHOWN_LINES:
+        lines.append(f"  and {len(wrong) - SHOWN_LINES:,} more, in the table")
     why = (
-        "More than asked means that the dataset has two images of one identifier, less that images "
-        "of its index are missing on the server."
+        "More labels than asked: two images of the dataset have the same identifier. Fewer: the "
+        "server lacks images that are in the index."
         if index_known
-        else "The dataset does not have all of these images; only its index could tell which."
+        else "The dataset does not have all of these images. Only its index would tell which."
     )
-    return "The server did not store as many labels as asked:\n" + "\n".join([*lines, why])
+    return "The server stored another number of labels than asked:\n" + "\n".join([*lines, why])
 
 
-def show_plan(requests: list[LabelRequest]) -> None:
+def plan_table(requests: list[LabelRequest]) -> str:
+    """Labels and requests by category and mode."""
     per_group = Counter((request.category, request.mode) for request in requests)
-    show_table(("category", "mode", "labels", "requests"), count_asked(requests), per_group)
+    return group_table(("category", "mode", "labels", "requests"), count_asked(requests), per_group)
 
 
-def show_table(header: tuple[str, ...], first: Counter[Group], second: Counter[Group]) -> None:
-    """Two numbers for each category and mode, on stdout."""
-    rows = [header] + [
+def group_table(header: tuple[str, ...], first: Counter[Group], second: Counter[Group]) -> str:
+    """Two numbers for each category and mode."""
+    rows = [
         (
             printable(group[0], 60),
             printable(group[1], 60),
@@ -58,20 +56,18 @@ def show_table(header: tuple[str, ...], first: Counter[Group], second: Counter[G
         )
         for group in first
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for category, mode, asked, created in rows:
-        click.echo(
-            f"{category:<{widths[0]}}  {mode:<{widths[1]}}  "
-            f"{asked:>{widths[2]}}  {created:>{widths[3]}}"
-        )
+    return table(header, rows, text_columns=2)
 
 
 def shortened(lines: list[str], list_file: Path, always: bool = False) -> str:
-    """The first lines, indented, and where all of them are."""
-    shown = "\n".join(f"      {line}" for line in lines[:SHOWN_FINDINGS])
-    if len(lines) <= SHOWN_FINDINGS and not always:
+    """The first lines, indented, and the file to which all of them are written.
+
+    The file is written if there are more lines than shown, or `always`.
+    """
+    shown = "\n".join(f"      {line}" for line in lines[:SHOWN_LINES])
+    if len(lines) <= SHOWN_LINES and not always:
         return shown
-    more = len(lines) - SHOWN_FINDINGS
+    more = len(lines) - SHOWN_LINES
     end = f"      ... and {more:,} more; all" if more > 0 else "      All"
     try:
         list_file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -80,8 +76,3 @@ def shortened(lines: list[str], list_file: Path, always: bool = False) -> str:
     else:
         where = f"are in {printable(str(list_file))}"
     return f"{shown}\n{end} {where}"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 label`, `1,234 labels`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

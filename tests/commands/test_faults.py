@@ -8,7 +8,8 @@ import pytest
 
 import gcs
 from dataset.lists import IndexFile
-from forager.client import DatasetInfo, Forager
+from forager.answers import DatasetInfo
+from forager.client import Forager
 from storage.async_client import AsyncStorage, ObjectUnusable
 from storage.uploads import upload_files
 from tests.fault_proxy import KINDS, FaultProxy, Rule

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labels.journal import Journal, JournalError, LabelRequest
+from labels.journal import Journal, JournalError
+from labels.requests import LabelRequest
 
 HEADER = {"dataset": "d", "user": "u"}
 FIRST = LabelRequest("cat", "POSITIVE", ["a", "b"])
@@ -103,14 +104,3 @@ def test_a_crash_at_any_byte_loses_no_confirmation_before_it(tmp_path_factory, c
     with Journal(path, HEADER) as journal:
         assert journal.created == ({FIRST.key(): 2} if cut >= sizes[1] else {})
         assert (FIRST.key() in journal.uncertain) == (sizes[0] <= cut < sizes[1])
-
-
-@pytest.mark.parametrize(
-    ("request_", "text"),
-    [
-        (FIRST, "2 x 'cat' (POSITIVE), a to b"),
-        (LabelRequest("\x1b", "m", ["c\u202e"]), r"1 x '\\x1b' (m), c\u202e"),
-    ],
-)
-def test_a_request_in_words(request_, text):
-    assert str(request_) == text

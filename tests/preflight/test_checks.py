@@ -3,7 +3,6 @@
 import json
 import shutil
 import socket
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from click.testing import CliRunner
 import ingest
 from common.findings import Findings
 from engine import loading
-from forager import client as forager
 from tests.front import Answer, Front
 from tests.world import FastEmbedder
 from weights import resnet50
@@ -110,18 +108,6 @@ def test_the_later_server_from_pypi(ready):
         ready.server = server.url
         message = refusal(ready.run())
     assert "is the later forager-server from PyPI, which takes local directories" in message
-
-
-def test_a_server_that_does_not_answer(ready, monkeypatch):
-    ended = threading.Event()
-    # READ_TIMEOUT_S: the default of an argument is bound when the function is made.
-    monkeypatch.setattr(forager.Forager._ask, "__defaults__", (None, 0.2, ""))
-    with Front(rule=lambda asked: ended.wait(20) and None) as server:
-        ready.server = server.url
-        message = refusal(ready.run())
-        ended.set()
-    assert message.startswith(f"The Forager server at {server.url} did not answer GET api/get_d")
-    assert "check SERVER_URL, and that the server is not overloaded" in message
 
 
 def test_dataset_is_there_already(ready):

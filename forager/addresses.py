@@ -1,0 +1,76 @@
+"""The address of the Forager server: what is valid, how to print it, and where the web page is."""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from yarl import URL
+
+from common.terminal import printable
+from forager.answers import VIEWER_PORT, ForagerError
+
+FORM = "write it as http://HOST:PORT"
+MAX_HOST_LENGTH = 253  # characters, by the rules of the domain name system
+
+
+def check_server_url(server_url: str) -> str:
+    """The URL without trailing slashes.
+
+    Raises:
+        ForagerError: it cannot be the address of a server.
+    """
+    shown = shown_address(server_url)
+    if not _is_address(server_url):
+        raise ForagerError(f"SERVER_URL {shown!r} is not an address: {FORM}.")
+    parts = urlsplit(server_url)
+    if parts.query or parts.fragment or not server_url.isprintable() or " " in server_url:
+        raise ForagerError(f"SERVER_URL {shown!r} is more than an address: {FORM}.")
+    return server_url.rstrip("/")
+
+
+def _is_address(server_url: str) -> bool:
+    """Whether aiohttp can connect to this URL, as far as its form tells."""
+    try:
+        parts = urlsplit(server_url)
+        host, port = parts.hostname or "", parts.port
+        URL(server_url)  # aiohttp parses the address with yarl
+        return parts.scheme in ("http", "https") and port != 0 and _is_host(host)
+    except ValueError:
+        return False
+
+
+def _is_host(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return 0 < len(host.encode("idna")) <= MAX_HOST_LENGTH
+    except UnicodeError:  # an empty label, or one of more than 63 characters
+        return False
+
+
+def shown_address(server_url: str) -> str:
+    """The address as it may be printed: without a password, whatever its form.
+
+    All text up to the last @ is left out, and so is what follows a ?, a # or a colon that no port
+    number follows: each may hold a password or a token.
+    """
+    scheme, separator, rest = server_url.rpartition("://")
+    if not separator or scheme not in ("http", "https") or "@" in scheme:
+        scheme, separator, rest = "", "", server_url
+    rest = rest.rpartition("@")[2]
+    for mark in "?#":
+        before, found, _ = rest.partition(mark)
+        rest = f"{before}{mark}..." if found else rest
+    host, colon, port = rest.partition(":")
+    if colon and not rest.startswith("[") and not port.split("/")[0].isdigit():
+        rest = f"{host}:..."
+    return printable(scheme + separator + rest)
+
+
+def dataset_page(server_url: str, viewer_url: str | None, name: str) -> str:
+    """The page of a dataset: on port 4000 of the server's host, or below `viewer_url`."""
+    if viewer_url:
+        return f"{shown_address(viewer_url).rstrip('/')}/{name}"
+    host = urlsplit(server_url).hostname or "localhost"
+    return f"http://{f'[{host}]' if ':' in host else host}:{VIEWER_PORT}/{name}"

@@ -1,0 +1,156 @@
+"""Requests to one Forager server: timeouts, retries, and answers of bounded size."""
+
+import asyncio
+from typing import NamedTuple
+
+import aiohttp
+
+from common import retries
+from common.terminal import printable
+from forager.addresses import check_server_url, shown_address
+from forager.answers import (
+    Answer,
+    AnswerLost,
+    ForagerError,
+    Unreachable,
+    certainly_not_done,
+    no_answer,
+    page_title,
+    parsed,
+)
+
+MAX_ANSWER_BYTES = 16_000_000  # the longest known answer, all datasets' names, has some 100 kB
+REQUEST_ERRORS = (
+    aiohttp.ClientError,
+    retries.TransientError,
+    asyncio.TimeoutError,
+    TimeoutError,
+    OSError,
+)
+
+
+class Timeouts(NamedTuple):
+    """How long to wait for a server, in seconds."""
+
+    connect: float = 10
+    read: float = 60
+    labels: float = 600  # for one request, up to 50,000 rows for the server to write
+    create: float = 3600  # the server lists both paths before it answers: minutes for millions
+    settle: float | None = None  # until a dataset appears after a lost answer; 120 first waits
+
+
+class Connection:
+    """A session with one server; use it as an async context manager.
+
+    Attributes:
+        shown: the server's address as it may be printed, without a password.
+    """
+
+    def __init__(self, server_url: str, timeouts: Timeouts, retrying: retries.Retries) -> None:
+        self._url = check_server_url(server_url)
+        self.shown = shown_address(self._url)
+        self._timeouts = timeouts
+        self._retrying = retrying
+        self._reached = False
+
+    async def __aenter__(self) -> "Connection":
+        # One connection per request. A reset on a reused connection does not tell whether the
+        # server closed it before or read the request, and there are few requests.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True), trust_env=True
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def ask(
+        self,
+        method: str,
+        route: str,
+        body: bytes | None = None,
+        timeout_s: float | None = None,
+        once: str = "",
+    ) -> Answer:
+        """The answer, after retries of transient failures.
+
+        Args:
+            timeout_s: for the whole answer; by default `timeouts.read`.
+            once: what the request stores, if it must not be carried out twice.
+
+        Raises:
+            AnswerLost: a request of that kind was sent and may have been carried out.
+            ForagerError: there was no usable answer.
+        """
+        timeout_s = timeout_s or self._timeouts.read
+        send = self._send_once if once else self.send
+        try:
+            return await self._retrying.call(
+                f"{method} {self.shown}/api/{route}", send, method, route, body, timeout_s
+            )
+        except AnswerLost as error:
+            raise AnswerLost(f"The server may or may not have stored {once}: {error}.") from error
+        except REQUEST_ERRORS as error:
+            attempts = self._retrying.attempts
+            raise no_answer(self.shown, method, route, error, timeout_s, attempts) from error
+
+    async def _send_once(
+        self, method: str, route: str, body: bytes | None, timeout_s: float
+    ) -> Answer:
+        """`send`, but a failure after which the work may be done is not transient."""
+        try:
+            answer = await self.send(method, route, body, timeout_s)
+        except REQUEST_ERRORS as error:
+            if retries.is_transient(error) and not certainly_not_done(error):
+                raise AnswerLost(retries.reason(error)) from error
+            raise
+        if answer.status == 200 and answer.content is None:
+            raise AnswerLost("the answer is not JSON")
+        return answer
+
+    async def send(self, method: str, route: str, body: bytes | None, timeout_s: float) -> Answer:
+        """One attempt. Transient statuses are raised, all others returned."""
+        # No Accept header: a server in debug mode then names the error in the title of a page.
+        headers = {"Accept-Encoding": "identity"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._timeouts.connect)
+        try:
+            async with self._session.request(
+                method,
+                f"{self._url}/api/{route}",
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+            ) as response:
+                data = await read_body(response)
+        except aiohttp.ClientSSLError as error:
+            raise ForagerError(
+                f"No TLS connection to {self.shown} ({printable(str(error))}): check the "
+                "certificate, or whether SERVER_URL should begin with http://."
+            ) from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise Unreachable(retries.reason(error), self._reached) from error
+        self._reached = True
+        title = page_title(data)
+        status = response.status
+        if status in retries.TRANSIENT_STATUSES:
+            raise retries.TransientError(
+                f"HTTP {status}" + (f" ({title})" if title else ""),
+                status,
+                response.headers.get("Retry-After"),
+            )
+        location = printable(response.headers.get("Location", ""))
+        return Answer(status, parsed(data), title, location)
+
+
+async def read_body(response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
+    """The first `limit` bytes of the body. What is cut off there is no JSON any more."""
+    blocks: list[bytes] = []
+    async for block in response.content.iter_any():
+        blocks.append(block[:limit])
+        limit -= len(block)
+        if limit <= 0:
+            break
+    return b"".join(blocks)

@@ -1,0 +1,34 @@
+"""The bodies of the requests that store data on a Forager server, as all-ASCII JSON."""
+
+import json
+
+
+def create_body(name: str, train_path: str, val_path: str, index_id: str) -> bytes:
+    """The body that registers a dataset."""
+    return _encoded(
+        {
+            "dataset": name,
+            "train_path": train_path,
+            "val_path": val_path,
+            "index_id": index_id,
+        }
+    )
+
+
+def label_body(
+    generation: str, identifiers: list[str], user: str, category: str, mode: str
+) -> bytes:
+    """The body that stores `category` with `mode` for these images.
+
+    The generations name the mode differently. B accepts the body of A, but stores a wrong mode.
+    """
+    fields = (
+        {"value": mode, "mode": "ingest"}
+        if generation == "A"
+        else {"mode": mode, "created_by": "ingest"}
+    )
+    return _encoded({"identifiers": identifiers, "user": user, "category": category, **fields})
+
+
+def _encoded(payload: dict[str, object]) -> bytes:
+    return json.dumps(payload, separators=(",", ":")).encode("ascii")
