@@ -159,7 +159,7 @@ def main(serve: bool, port: int, screenshots: str | None, generation: str) -> No
         run(["ingest_labels.py", NAME, _shown(labels), *user, *viewer], settings)
         show_results(client, server)
         if screenshots:
-            page = ["-m", "local_forager.screenshots", f"{server}/{NAME}", "--out", screenshots]
+            page = ["-m", "testing.screenshots", f"{server}/{NAME}", "--out", screenshots]
             run(page, {})
         if serve:
             click.secho(f"\nLook at {server}/{NAME} - Ctrl-C ends this.", bold=True)

@@ -4,8 +4,6 @@ Searches for neighbours, and the frames of the page in a headless Chromium, over
 """
 
 import asyncio
-import os
-import shutil
 import tempfile
 import time
 import uuid
@@ -17,15 +15,12 @@ import numpy as np
 
 from bench.measure import Result, show
 from dataset.arrays import DIMENSIONS
-from local_forager.analysis.neighbours import Embedding
+from local_forager.analysis.vectors import Vectors
 from local_forager.server.database import Database
 from testing import synthetic
+from testing.browser import chromium
 from testing.servers import local_forager
 
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 FRAMES = 240
 NEIGHBOURS = 24  # per search, as the page asks for
 NAME = "made-up"
@@ -111,11 +106,11 @@ def neighbours(directory: Path, rows: int, queries: int) -> list[Result]:
     """Milliseconds of each search for the neighbours of one image, by each embedding."""
     results, failed = [], np.zeros(rows, bool)
     for name, dimensions in DIMENSIONS.items():
-        embedding = Embedding(directory / f"{name}.f32", rows, dimensions)
+        vectors = Vectors(directory / f"{name}.f32", rows, dimensions)
         times = []
         for row in np.random.default_rng(1).integers(0, rows, queries + 1):
             begin = time.perf_counter()
-            embedding.neighbours(int(row), NEIGHBOURS, failed)
+            vectors.neighbours(int(row), NEIGHBOURS, failed)
             times.append(1000 * (time.perf_counter() - begin))
         results.append(Result(f"neighbours by {name}: first search", "ms", times[:1]))
         results.append(Result(f"neighbours by {name}: later ones", "ms", times[1:]))
@@ -157,20 +152,9 @@ def measure(page: Any, url: str, rows: int) -> list[Result]:
 
 def in_browser(directory: Path, rows: int) -> list[Result]:
     """`measure` in a headless Chromium, drawn in software."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        raise click.ClickException("There is no chromium on the path: apt-get install chromium.")
-    with (
-        local_forager(directory, directory / "log") as server,
-        sync_playwright() as starter,
-    ):
-        browser = starter.chromium.launch(executable_path=chromium, args=FLAGS)
+    with local_forager(directory, directory / "log") as server, chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
-        results = measure(page, server.url, rows)
-        browser.close()
-    return results
+        return measure(page, server.url, rows)
 
 
 @click.command()

@@ -1,7 +1,6 @@
 """The command that starts the local Forager."""
 
 import asyncio
-import ipaddress
 import os
 import signal
 import sys
@@ -10,51 +9,23 @@ from pathlib import Path
 import click
 from aiohttp import web
 
-from local_forager.page.api import add_page
-from local_forager.page.page import PAGE, Page
-from local_forager.server.api import (
-    BUCKETS,
-    CHUNKED_LIMIT,
-    DATABASE,
-    GENERATION,
-    Endpoint,
-    add_api,
-    answer_errors,
-    html_page,
-)
+from local_forager.page.routes import add_page
+from local_forager.page.state import PAGE, Page
+from local_forager.server.access import is_loopback, refuse_other_hosts, refuse_other_sites
+from local_forager.server.api import BUCKETS, CHUNKED_LIMIT, DATABASE, GENERATION, add_api
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database
+from local_forager.server.errors import answer_errors
 
-SHUTDOWN_TIMEOUT = 2.0  # seconds that open requests get when the server is told to stop
-
-
-def is_loopback(host: str) -> bool:
-    """Whether host, a name or an address without port, can only be this machine."""
-    host = host.strip("[]").rstrip(".").lower()
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-@web.middleware
-async def refuse_other_hosts(request: web.Request, handler: Endpoint) -> web.StreamResponse:
-    """Only requests addressed to this machine, not to another site's name that resolves to it.
-
-    Real servers refuse such a Host header too; here it keeps other web pages from reading data.
-    """
-    if not is_loopback(request.url.host or ""):
-        title = f"DisallowedHost at {request.path}"
-        return html_page(400, title, "Unknown host in the Host header.")
-    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") == "cross-site":
-        return html_page(403, "Forbidden", "The page of another site sent this request.")
-    return await handler(request)
+SHUTDOWN_TIMEOUT = 2.0  # seconds for open requests to finish when the server is told to stop
 
 
 def make_app(
     data_dir: Path, generation: str, bucket: str, loopback: bool, clip_weights: Path | None
 ) -> web.Application:
-    middlewares = [refuse_other_hosts, answer_errors] if loopback else [answer_errors]
+    middlewares = [refuse_other_sites, answer_errors]
+    if loopback:
+        middlewares.insert(0, refuse_other_hosts)
     app = web.Application(middlewares=middlewares, client_max_size=CHUNKED_LIMIT)
     data_dir.mkdir(parents=True, exist_ok=True)
     app[GENERATION] = generation
@@ -73,7 +44,7 @@ async def close(app: web.Application) -> None:
 
 
 async def serve(app: web.Application, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM, after one line on stdout with the address."""
+    """Print one line with the address, then serve until SIGINT or SIGTERM."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -98,20 +69,20 @@ async def serve(app: web.Application, host: str, port: int) -> None:
 
 @click.command(context_settings={"show_default": True})
 @click.option(
-    "--port", default=8000, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
+    "--port", default=8000, type=click.IntRange(0, 65535), help="Port; 0 chooses a free one."
 )
 @click.option(
     "--data_dir",
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
     default="forager-data",
-    help="Directory for the database and for copies of what the page shows.",
+    help="Directory for the database and for copies of indexes and thumbnails.",
 )
 @click.option(
     "--generation",
     type=click.Choice(["A", "B"]),
     default="B",
-    help="Which generation of Forager servers to answer like.",
+    help="Generation of Forager servers to imitate.",
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--bucket", default="foragerml", envvar="FORAGER_BUCKET", help="Index bucket.")
@@ -124,7 +95,7 @@ async def serve(app: web.Application, host: str, port: int) -> None:
 def main(
     port: int, data_dir: Path, generation: str, host: str, bucket: str, clip_weights: Path | None
 ) -> None:
-    """Serve a small Forager on this machine, for trying things and tests: no replacement for one.
+    """Serve a small Forager on this machine, for trying things and tests. It replaces no Forager.
 
     \b
     Example:
@@ -132,7 +103,7 @@ def main(
     """
     app = make_app(data_dir, generation, bucket, is_loopback(host), clip_weights)
     asyncio.run(serve(app, host, port))
-    # The database is closed; a thread may still lay out a map, which is not worth waiting for.
+    # The database is closed. A thread may still compute a map; do not wait for it.
     sys.stdout.flush()
     os._exit(0)
 

@@ -1,7 +1,7 @@
-"""What the page's API answers, in one place: JSON objects as typed dicts, arrays as bytes.
+"""The answers of the page's API: JSON objects as typed dicts.
 
 docs/page-api.md lists the addresses. A row is a position in the index: 0 is the first image. A
-split is "train" or "val"; `by` is the embedding that is compared: "imagenet", "imagenet_early" or
+split is "train" or "val"; `by` names the embedding to compare by: "imagenet", "imagenet_early" or
 "clip". A distance is 1 - cosine: 0 is the same direction, 2 the opposite one.
 """
 
@@ -9,7 +9,7 @@ from typing import TypedDict
 
 
 class Problem(TypedDict):
-    """Every answer with a status of 400 and more."""
+    """Every answer with a status of 400 or more."""
 
     error: str  # one sentence for the person at the page
 
@@ -18,7 +18,7 @@ class DatasetCard(TypedDict):
     name: str
     num_train: int
     num_val: int
-    opens: bool  # False for a name that no Forager can open, though it could be created
+    opens: bool  # False if the name can be created, but no Forager can open it
 
 
 class DatasetList(TypedDict):
@@ -29,9 +29,9 @@ class DatasetList(TypedDict):
 
 class IndexState(TypedDict):
     state: str  # "ready", "copying" or "missing"
-    detail: str  # why it is missing, else ""
+    detail: str  # why it is missing, or ""
     done: int  # bytes copied from the bucket
-    total: int  # bytes to copy; 0 while unknown
+    total: int  # bytes to copy; 0 until this is known
 
 
 class ModeCount(TypedDict):
@@ -41,39 +41,48 @@ class ModeCount(TypedDict):
 
 class CategoryCount(TypedDict):
     category: str
-    count: int  # images with a label of this category, in any mode
+    count: int  # images with a label of this category in any mode
     modes: list[ModeCount]
 
 
 class Feature(TypedDict):
     available: bool
-    reason: str  # why not, else ""
+    reason: str  # why it is not available, or ""
 
 
 class EmbeddingInfo(TypedDict):
     by: str
     dimensions: int
+    about: str  # what it compares
+
+
+class SetTitle(TypedDict):
+    """A set of images that a health check finds."""
+
+    set: str
+    title: str
 
 
 class DatasetPage(TypedDict):
-    """One dataset. What comes from the index is 0 or empty until index.state is "ready"."""
+    """One dataset. What is read from the index is 0 or empty until index.state is "ready"."""
 
     name: str
     index_id: str
     train_path: str
     val_path: str
-    num_train: int  # images, as the server counts them
+    num_train: int  # images according to the server
     num_val: int
     index: IndexState
-    rows: int  # images, as the index has them
+    rows: int  # images in the index
     rows_train: int
     failed: int
-    labelled: int  # images with any label
+    labelled: int  # images with at least one label
     categories: list[CategoryCount]
-    embeddings: list[EmbeddingInfo]
+    embeddings: list[EmbeddingInfo]  # the default first
+    sets: list[SetTitle]
     text_search: Feature
     umap: Feature
-    version: int  # changes when labels do
+    version: int  # of the labels: it increases whenever labels are written
     warnings: list[str]
 
 
@@ -88,7 +97,7 @@ class ImageSummary(TypedDict):
     name: str  # object name in the bucket
     identifier: str
     split: str
-    failed: bool  # no vectors and no thumbnail
+    failed: bool  # at ingest: it has no vectors and no thumbnail
     imagenet_class: int | None
     labels: list[LabelText]
 
@@ -99,10 +108,10 @@ class ImageList(TypedDict):
 
 class ImageDetail(ImageSummary):
     path: str  # gs:// address
-    bytes: int | None  # None where the image cannot be fetched or read, as problem says
+    bytes: int | None  # None, like width and height, if the image cannot be read; see problem
     width: int | None
     height: int | None
-    problem: str
+    problem: str  # why the image cannot be read, or ""
 
 
 class Neighbour(TypedDict):
@@ -112,24 +121,24 @@ class Neighbour(TypedDict):
 
 class NeighbourList(TypedDict):
     by: str
-    milliseconds: float  # that the search took
+    milliseconds: float  # the search took
     neighbours: list[Neighbour]
 
 
 class Working(TypedDict):
-    """Status 202: the answer is being computed; ask again."""
+    """Status 202: the answer is still being computed. Ask again."""
 
     working: str
 
 
 class Finding(TypedDict):
-    set: str  # what to ask the list of rows for: set=...
+    set: str  # for set=... in a request for rows
     title: str
     about: str
     state: str  # "ready", "working", or "waiting" for start=1
     progress: float  # 0 to 1
     images: int
-    groups: int  # 0 where the images do not form groups
+    groups: int  # 0 if the images do not form groups
 
 
 class HealthReport(TypedDict):

@@ -1,148 +1,132 @@
-"""What may be wrong with a dataset: duplicates, leakage, labels that neighbours contradict."""
+"""The health report of a dataset: each check's title, explanation, state and findings."""
 
-import hashlib
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
-import numpy as np
+from local_forager.analysis.health_checks import (
+    LABELLED_NEIGHBOURS,
+    NEAR_SHARE,
+    PAIR_LIMIT,
+    Groups,
+    Near,
+    disagreeing,
+    exact_duplicates,
+    leaks,
+    near_duplicates,
+)
+from local_forager.analysis.index import Index
+from local_forager.analysis.jobs import Job, Jobs
+from local_forager.analysis.label_table import LabelTable
+from local_forager.types import Finding
 
-from local_forager.analysis.index_copy import Index
-from local_forager.analysis.neighbours import Embedding
+AUTOMATIC_ROWS = 20_000  # images up to which every check starts by itself: 7 seconds of work
+PAIRS_A_SECOND = 3e7  # measured on 2 cores with 512 numbers per image
 
-NEAR_FRACTION = (
-    1 / 20
-)  # of the typical distance between two images: closer ones are near duplicates
-SAMPLED_PAIRS = 4_000  # pairs of images that tell the typical distance
-PAIR_LIMIT = 1_000_000  # near pairs after which the search stops: nearly all images are alike then
-BLOCK_ROWS = 2_048  # rows against rows in one product: 16 MiB of similarities
-DISAGREEING_NEIGHBOURS = 5
-SEED = 0
-
-Progress = Callable[[float], None]  # told the share of the work that is done, 0 to 1
-Groups = list[list[int]]
-
-
-class Near(NamedTuple):
-    groups: Groups
-    distance: float  # cosine distance up to which two images count as near duplicates
-    complete: bool  # False where the search stopped at PAIR_LIMIT
-
-
-class Union:
-    """Which rows belong together: union-find over row numbers."""
-
-    def __init__(self) -> None:
-        self._parent: dict[int, int] = {}
-
-    def find(self, row: int) -> int:
-        root = row
-        while (parent := self._parent.setdefault(root, root)) != root:
-            root = parent
-        while self._parent[row] != root:
-            self._parent[row], row = root, self._parent[row]
-        return root
-
-    def join(self, pairs: Iterable[tuple[int, int]]) -> None:
-        for one, other in pairs:
-            a, b = self.find(one), self.find(other)
-            self._parent[max(a, b)] = min(a, b)
-
-    def groups(self) -> Groups:
-        """Groups of two and more, rows ascending, by first row."""
-        members: dict[int, list[int]] = {}
-        for row in sorted(self._parent):
-            members.setdefault(self.find(row), []).append(row)
-        return [rows for rows in members.values() if len(rows) > 1]
+TITLES = {
+    "failed": "Failed images",
+    "exact": "Exact duplicates",
+    "near": "Near duplicates",
+    "leak": "In train and validation",
+    "disagree": "Labels that contradict neighbours",
+}
+GROUPED = ("exact", "near", "leak")
+ABOUT = {
+    "failed": "Images that could not be read at ingest. They have no vectors and no thumbnail.",
+    "exact": "Groups of images with identical vectors.",
+    "near": "Groups of almost identical images, exact duplicates included.",
+    "leak": "Groups of almost identical images with images of both splits. "
+    "They make validation results look better than they are.",
+    "disagree": f"Images whose {LABELLED_NEIGHBOURS} nearest labelled images share none of their "
+    "positive labels.",
+}
 
 
-def exact_duplicates(embedding: Embedding, failed: np.ndarray) -> Groups:
-    """Groups of images with the same vector to the bit."""
-    rows_of: dict[bytes, list[int]] = {}
-    for start, block in embedding.blocks():
-        for row, vector in enumerate(block, start):
-            if not failed[row]:
-                digest = hashlib.blake2b(vector.tobytes(), digest_size=16).digest()
-                rows_of.setdefault(digest, []).append(row)
-    return [rows for rows in rows_of.values() if len(rows) > 1]
+def duration(index: Index, by: str) -> str:
+    """About how long comparing all pairs takes, in words."""
+    pairs = len(index.names) ** 2 / 2 * index.embeddings[by].dimensions / 512
+    minutes = pairs / PAIRS_A_SECOND / 60
+    return f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "about a minute"
 
 
-def near_distance(embedding: Embedding, good: np.ndarray) -> float:
-    """The cosine distance that counts as near: it adapts to models whose vectors all lie close."""
-    rng = np.random.default_rng(SEED)
-    if len(good) < 2:
-        return 0.0
-    one, other = rng.choice(good, SAMPLED_PAIRS), rng.choice(good, SAMPLED_PAIRS)
-    one, other = one[one != other], other[one != other]
-    vectors = embedding.vectors
-    cosine = np.einsum("ij,ij->i", vectors[one], vectors[other])
-    return float(np.median(1 - cosine)) * NEAR_FRACTION
+class Health:
+    """The findings for one index and embedding, with one version of the labels."""
 
+    def __init__(self, jobs: Jobs, index_id: str, index: Index, by: str) -> None:
+        self._jobs, self._index_id, self._index, self._by = jobs, index_id, index, by
 
-def near_duplicates(embedding: Embedding, failed: np.ndarray, progress: Progress) -> Near:
-    """Groups of images closer than near_distance, by comparing every pair."""
-    good = np.flatnonzero(~failed)
-    distance = near_distance(embedding, good)
-    union, pairs, blocks = Union(), 0, -(-len(good) // BLOCK_ROWS)
-    for number in range(blocks):
-        rows = good[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS]
-        vectors = embedding.vectors[rows]
-        for start in range(number * BLOCK_ROWS, len(good), BLOCK_ROWS):
-            others = good[start : start + BLOCK_ROWS]
-            similarity = vectors @ embedding.vectors[others].T
-            one, other = np.nonzero(similarity >= 1 - distance)
-            one, other = rows[one], others[other]
-            ahead = one < other
-            pairs += int(ahead.sum())
-            union.join(zip(one[ahead].tolist(), other[ahead].tolist(), strict=True))
-            if pairs > PAIR_LIMIT:
-                return Near(union.groups(), distance, complete=False)
-        left = (blocks - number - 1) / blocks
-        progress(1 - left * left)
-    return Near(union.groups(), distance, complete=True)
+    def _job(self, kind: str, version: int, start: bool, function: Any) -> Job | None:
+        key = (kind, self._index_id, self._by, version)
+        if start or len(self._index.names) <= AUTOMATIC_ROWS:
+            return self._jobs.start(key, function)
+        return self._jobs.get(key)
 
+    def exact(self) -> Job | None:
+        vectors, failed = self._index.embeddings[self._by], self._index.failed
+        return self._job("exact", 0, True, lambda report: exact_duplicates(vectors, failed))
 
-def leaks(index: Index, groups: Groups) -> Groups:
-    """The groups that have images of both splits."""
-    return [rows for rows in groups if rows[0] < index.num_train <= rows[-1]]
+    def near(self, start: bool) -> Job | None:
+        vectors, failed = self._index.embeddings[self._by], self._index.failed
+        return self._job("near", 0, start, partial(near_duplicates, vectors, failed))
 
+    def disagree(self, table: LabelTable, version: int, start: bool) -> Job | None:
+        vectors, failed = self._index.embeddings[self._by], self._index.failed
+        check = partial(disagreeing, vectors, table.positive(), failed)
+        return self._job("disagree", version, start, check)
 
-def disagreeing(
-    embedding: Embedding, positive: dict[str, np.ndarray], failed: np.ndarray, progress: Progress
-) -> list[int]:
-    """Labelled images whose nearest labelled images share none of their categories.
+    def groups(
+        self, name: str, table: LabelTable, version: int, start: bool = False
+    ) -> Groups | None:
+        """The images of a finding, single images as groups of one; None until they are known."""
+        if name == "failed":
+            return [[row] for row in self._index.failed.nonzero()[0].tolist()]
+        if name == "exact":
+            job = self.exact()
+            return job.result() if job else None
+        if name == "disagree":
+            job = self.disagree(table, version, start)
+            rows = job.result() if job else None
+            return None if rows is None else [[row] for row in rows]
+        job = self.near(start)
+        near: Near | None = job.result() if job else None
+        if near is None:
+            return None
+        return near.groups if name == "near" else leaks(self._index, near.groups)
 
-    positive: the rows with a POSITIVE label, by category. The nearest DISAGREEING_NEIGHBOURS count.
-    """
-    marks = {category: rows[~failed[rows]] for category, rows in positive.items()}
-    labelled = np.unique(np.concatenate([np.zeros(0, np.int64), *marks.values()]))
-    if len(labelled) <= DISAGREEING_NEIGHBOURS or len(marks) < 2:
-        return []
-    member = np.zeros((len(labelled), len(marks)), bool)
-    for column, rows in enumerate(marks.values()):
-        member[np.searchsorted(labelled, rows), column] = True
-    found: list[int] = []
-    for start in range(0, len(labelled), BLOCK_ROWS):
-        block = np.arange(start, min(start + BLOCK_ROWS, len(labelled)))
-        near = _nearest_within(embedding, labelled, block)
-        shared = (member[near] & member[block][:, None, :]).any(axis=(1, 2))
-        found.extend(labelled[block[~shared]].tolist())
-        progress((start + len(block)) / len(labelled))
-    return found
+    def findings(self, table: LabelTable, version: int, start: bool) -> list[Finding]:
+        jobs = {
+            "exact": self.exact(),
+            "near": self.near(start),
+            "disagree": self.disagree(table, version, start),
+        }
+        jobs["leak"] = jobs["near"]
+        found: list[Finding] = []
+        for name, title in TITLES.items():
+            groups = self.groups(name, table, version)
+            job = jobs.get(name)
+            state = "ready" if groups is not None else "working" if job else "waiting"
+            found.append(
+                {
+                    "set": name,
+                    "title": title,
+                    "about": self._about(name, jobs["near"]),
+                    "state": state,
+                    "progress": 1.0 if state == "ready" else job.progress if job else 0.0,
+                    "images": sum(map(len, groups or ())),
+                    "groups": len(groups or ()) if name in GROUPED else 0,
+                }
+            )
+        return found
 
-
-def _nearest_within(embedding: Embedding, labelled: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """For positions block of labelled, the positions of the nearest others: int64 (b, k)."""
-    count = DISAGREEING_NEIGHBOURS
-    queries = embedding.vectors[labelled[block]]
-    best = np.full((len(block), count), -np.inf, np.float32)
-    where = np.zeros((len(block), count), np.int64)
-    for start in range(0, len(labelled), BLOCK_ROWS):
-        others = np.arange(start, min(start + BLOCK_ROWS, len(labelled)))
-        similarity = queries @ embedding.vectors[labelled[others]].T
-        similarity[block[:, None] == others[None, :]] = -np.inf
-        values = np.concatenate([best, similarity], axis=1)
-        positions = np.concatenate([where, np.broadcast_to(others, similarity.shape)], axis=1)
-        top = np.argpartition(-values, count - 1, axis=1)[:, :count]
-        best = np.take_along_axis(values, top, axis=1)
-        where = np.take_along_axis(positions, top, axis=1)
-    return where
+    def _about(self, name: str, near_job: Job | None) -> str:
+        about = ABOUT[name]
+        near: Near | None = near_job.result() if near_job else None
+        if name in ("near", "leak") and near:
+            about += (
+                f" Their distance is at most {near.distance:.3g}, {NEAR_SHARE:.0%} of the median "
+                "distance between two images."
+            )
+            if not near.complete:
+                about += f" The search stopped after {PAIR_LIMIT:,} such pairs; there are more."
+        elif name in ("near", "leak") and near_job is None:
+            about += f" Comparing all pairs takes {duration(self._index, self._by)}."
+        return about

@@ -1,10 +1,10 @@
-"""The labels of a dataset by the rows of its index."""
+"""The labels of a dataset, by row of its index."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from local_forager.analysis.index_copy import Index
+from local_forager.analysis.index import Index
 from local_forager.server.database import Label
 from local_forager.types import CategoryCount, LabelText
 
@@ -16,7 +16,7 @@ class LabelTable(NamedTuple):
     rows: dict[str, dict[str, np.ndarray]]  # category -> mode -> rows, int64 ascending
 
     def select(self, category: str, mode: str | None) -> np.ndarray:
-        """Rows with a label of the category, in one mode or, for None, in any."""
+        """Rows with a label of the category in this mode; None is any mode."""
         modes = self.rows.get(category, {})
         chosen = [rows for name, rows in modes.items() if mode is None or name == mode]
         return np.unique(np.concatenate([np.zeros(0, np.int64), *chosen]))
@@ -27,7 +27,7 @@ class LabelTable(NamedTuple):
         }
 
     def counts(self) -> list[CategoryCount]:
-        """Categories by name, each with its modes: the positive first, the others by name."""
+        """Categories sorted by name, each with its modes: POSITIVE first, the others by name."""
         return [
             {
                 "category": category,
@@ -42,14 +42,14 @@ class LabelTable(NamedTuple):
 
 
 def table_of(labels: list[Label], index: Index) -> LabelTable:
-    """Labels of images that are not in the index are left out."""
+    """The labels of the images in the index; other images have no row."""
     of_row: dict[int, list[LabelText]] = {}
     rows: dict[str, dict[str, set[int]]] = {}
     for label in labels:
         text: LabelText = {"category": label.category, "mode": label.mode, "user": label.user}
         for row in index.rows_of.get(label.identifier, ()):
             found = of_row.setdefault(row, [])
-            if text not in found:  # the images of one identifier, on A, have each label twice
+            if text not in found:  # on A, images that share an identifier have each label twice
                 found.append(text)
             rows.setdefault(label.category, {}).setdefault(label.mode, set()).add(row)
     return LabelTable(

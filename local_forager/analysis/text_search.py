@@ -1,18 +1,18 @@
-"""CLIP's text tower, where its weights are at hand: a text to the vector its images lie near."""
+"""Text search: CLIP's text tower turns a text into a vector near the images that show it."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dataset.arrays import DIMENSIONS
 from weights.files import safetensors_header
 
-DIMENSIONS = 512
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
 def why_not(directory: Path | None) -> str | None:
-    """Why there can be no text search with these weights, in one sentence; None where there can."""
+    """Why text search is not possible with these weights, in one sentence; None if it is."""
     if directory is None:
         return "Start local_forager with --clip_weights DIRECTORY to search by text."
     path = directory / "model.safetensors"
@@ -23,14 +23,14 @@ def why_not(directory: Path | None) -> str | None:
     except ValueError as error:
         return f"The CLIP weights {path} cannot be read: the file {error}."
     if not any(name.startswith("text_model.") for name in names):
-        return f"The CLIP weights in {directory} have the image tower only, no text tower."
+        return f"The CLIP weights in {directory} have no text tower, only the image tower."
     if not any(all((directory / name).exists() for name in files) for files in TOKENIZERS):
-        return f"The CLIP weights in {directory} come without tokenizer (tokenizer.json)."
+        return f"The CLIP weights in {directory} have no tokenizer (tokenizer.json)."
     return None
 
 
 class TextTower:
-    """transformers' CLIP text model, loaded at the first search."""
+    """transformers' CLIP text model, loaded when it is first used."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = str(directory)
@@ -53,6 +53,8 @@ class TextTower:
         inputs = tokenizer([text], truncation=True, max_length=77, return_tensors="pt")
         with torch.inference_mode():
             (vector,) = model(**inputs).text_embeds.numpy()
-        if vector.shape != (DIMENSIONS,):
-            raise ValueError(f"the text tower makes {len(vector)} numbers, not {DIMENSIONS}")
+        if vector.shape != (DIMENSIONS["clip"],):
+            raise ValueError(
+                f"the text tower makes {len(vector)} numbers, not {DIMENSIONS['clip']}"
+            )
         return vector / np.linalg.norm(vector)

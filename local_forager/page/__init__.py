@@ -1,1 +1,1 @@
-"""The JSON API behind the web page."""
+"""The page and its API: what the browser asks for, answered from database, index and buckets."""

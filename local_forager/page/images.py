@@ -1,115 +1,125 @@
-"""Thumbnails and full images for the page, fetched from the buckets and kept."""
+"""One or more images: what is known about them, their neighbours and their pictures."""
 
-import hashlib
-import io
-import os
-from collections import OrderedDict
-from pathlib import Path
+import asyncio
+import time
+from functools import partial
 
 from aiohttp import web
-from google.api_core.exceptions import NotFound
-from PIL import Image
 
-from local_forager.server.buckets import STORAGE_ERRORS, Buckets
+from common.names import identifier
+from local_forager.page.query import PageError, embedding_choice, number, row_in_path
+from local_forager.page.state import PAGE, View, index_of, view_of
+from local_forager.page.stored_images import FOREVER, ImageMissing, image_response, image_size
+from local_forager.server.api import dataset_of
+from local_forager.server.database import Dataset
+from local_forager.types import ImageDetail, ImageList, ImageSummary, NeighbourList
 
-KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
-FOREVER = "private, max-age=31536000, immutable"
-SIGNATURES = {
-    b"\xff\xd8\xff": "image/jpeg",
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"GIF8": "image/gif",
-    b"BM": "image/bmp",
-}
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # whatever a name ending in .jpg may hold
+ROWS_A_REQUEST = 500
+MAX_NEIGHBOURS = 1_000
+COVERS = 4  # thumbnails per dataset in the list of datasets
 
 
-class ImageMissing(Exception):
-    """Why an image cannot be shown, in one sentence; status is 404 where it is not there."""
+def summary(view: View, row: int) -> ImageSummary:
+    name, number = view.index.names[row], int(view.index.classes[row])
+    return {
+        "row": row,
+        "name": name,
+        "identifier": identifier(name),
+        "split": view.index.split(row),
+        "failed": bool(view.index.failed[row]),
+        "imagenet_class": number if number >= 0 else None,
+        "labels": view.table.of_row.get(row, []),
+    }
 
-    def __init__(self, sentence: str, status: int) -> None:
-        super().__init__(sentence)
-        self.status = status
+
+async def images(request: web.Request) -> ImageList:
+    view = await view_of(request)
+    texts = request.query.get("rows", "").split(",")
+    wanted = [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) < 12]
+    if len(wanted) != len(texts) or len(wanted) > ROWS_A_REQUEST:
+        raise PageError(400, f"rows is not a list of up to {ROWS_A_REQUEST:,} numbers.")
+    return {"images": [summary(view, row) for row in wanted if row < len(view.index.names)]}
 
 
-async def fetch(buckets: Buckets, bucket: str, name: str) -> bytes:
+async def image(request: web.Request) -> ImageDetail:
+    view = await view_of(request)
+    row = row_in_path(request, view.index)
+    bucket = training_bucket(view.dataset)
+    detail: ImageDetail = {
+        **summary(view, row),
+        "path": f"gs://{bucket}/{view.index.names[row]}",
+        "bytes": None,
+        "width": None,
+        "height": None,
+        "problem": "",
+    }
     try:
-        return await buckets.read(bucket, name)
-    except NotFound:
-        raise ImageMissing("It is not in the bucket.", 404) from None
-    except (*STORAGE_ERRORS, OSError, ValueError) as error:
-        raise ImageMissing(f"It cannot be fetched: {error}.", 502) from error
+        data = await request.app[PAGE].originals.get(bucket, view.index.names[row])
+        detail["bytes"] = len(data)
+        detail["width"], detail["height"] = await asyncio.to_thread(image_size, data)
+    except (ImageMissing, ValueError) as error:
+        detail["problem"] = str(error)
+    return detail
 
 
-class Thumbnails:
-    """The index bucket's thumbnails, each kept as a file under data_dir once it was asked for."""
-
-    def __init__(self, buckets: Buckets, bucket: str, data_dir: Path) -> None:
-        self._buckets, self._bucket = buckets, bucket
-        self._data_dir = data_dir / "thumbnails"
-
-    def path(self, index_id: str, identifier: str) -> Path:
-        """Names from the bucket never become paths: a digest of both does."""
-        text = f"{index_id}\0{identifier}".encode(errors="surrogatepass")
-        digest = hashlib.sha256(text).hexdigest()
-        return self._data_dir / digest[:2] / f"{digest}.jpg"
-
-    async def get(self, index_id: str, identifier: str) -> Path:
-        """The file with a thumbnail; ImageMissing where there is none."""
-        path = self.path(index_id, identifier)
-        if not path.exists():
-            name = f"thumbnails/{index_id}/{identifier}.jpg"
-            data = await fetch(self._buckets, self._bucket, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{id(data)}")
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        return path
+def training_bucket(dataset: Dataset) -> str:
+    """The bucket of all images: Forager's page builds every address from the training path."""
+    return dataset.train_path.removeprefix("gs://").partition("/")[0]
 
 
-class Originals:
-    """Full images of the training bucket, the last ones kept in memory."""
-
-    def __init__(self, buckets: Buckets) -> None:
-        self._buckets = buckets
-        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        self._kept_bytes = 0
-
-    async def get(self, bucket: str, name: str) -> bytes:
-        key = (bucket, name)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        data = await fetch(self._buckets, bucket, name)
-        if key not in self._kept:
-            self._kept[key] = data
-            self._kept_bytes += len(data)
-        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
-            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
-        return data
+async def neighbours(request: web.Request) -> NeighbourList:
+    view = await view_of(request)
+    row, by = row_in_path(request, view.index), embedding_choice(request)
+    if view.index.failed[row]:
+        raise PageError(409, "This image failed at ingest: it has no vector to compare.")
+    count = number(request, "count", 24, 1, MAX_NEIGHBOURS)
+    begin = time.perf_counter()
+    search = partial(view.index.embeddings[by].neighbours, row, count, view.index.failed)
+    found = await request.app[PAGE].compute(search)
+    return {
+        "by": by,
+        "milliseconds": round(1000 * (time.perf_counter() - begin), 2),
+        "neighbours": [
+            {"distance": round(float(distance), 6), "image": summary(view, int(near))}
+            for near, distance in zip(found.rows, found.distances, strict=True)
+        ],
+    }
 
 
-def content_type(data: bytes) -> str:
-    """By what the bytes are: a page must never be shown in an image's name."""
-    for signature, kind in SIGNATURES.items():
-        if data.startswith(signature):
-            return kind
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return "application/octet-stream"
+async def thumbnail(request: web.Request) -> web.StreamResponse:
+    dataset, index = await index_of(request)
+    name = identifier(index.names[row_in_path(request, index)])
+    return await thumbnail_response(request, dataset.index_id, name)
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, from the header; ValueError for what is no image."""
+async def thumbnail_response(request: web.Request, index_id: str, name: str) -> web.StreamResponse:
+    """The thumbnail; 204 if there is none, since browsers report a 404 as an error of the page."""
+    if request.transport is None or request.transport.is_closing():
+        raise PageError(499, "The browser no longer needs the thumbnail.")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.size
-    except Image.DecompressionBombError as error:
-        raise ValueError("It is larger than Pillow measures, 179 million pixels.") from error
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        raise ValueError("It is not a readable image.") from error
+        path = await request.app[PAGE].thumbnails.get(index_id, name)
+    except ImageMissing as error:
+        if error.status != 404:
+            raise
+        return web.Response(status=204, headers={"Cache-Control": "no-cache"})
+    data = await asyncio.to_thread(path.read_bytes)
+    lasting = request.query.get("v") == index_id
+    return image_response(data, FOREVER if lasting else "no-cache")
 
 
-def image_response(data: bytes, cache: str) -> web.Response:
-    """Bytes of an image for the browser, which is told not to guess at what they are."""
-    headers = {"Cache-Control": cache, "Content-Security-Policy": "default-src 'none'; sandbox"}
-    return web.Response(body=data, content_type=content_type(data), headers=headers)
+async def cover(request: web.Request) -> web.StreamResponse:
+    """One of COVERS thumbnails for the list of datasets. It does not need a copy of the index."""
+    dataset = await dataset_of(request)
+    names = await request.app[PAGE].database.sample(dataset.id, COVERS)
+    place = int(request.match_info["place"])
+    if place >= len(names):
+        raise PageError(404, "The dataset has no such image.")
+    return await thumbnail_response(request, dataset.index_id, names[place])
+
+
+async def original(request: web.Request) -> web.Response:
+    dataset, index = await index_of(request)
+    name = index.names[row_in_path(request, index)]
+    data = await request.app[PAGE].originals.get(training_bucket(dataset), name)
+    lasting = request.query.get("v") == dataset.index_id
+    return image_response(data, FOREVER if lasting else "no-cache")

@@ -1,9 +1,6 @@
-"""The calls of a Forager server that an ingest makes, answered as generation A or B does."""
+"""The calls of a Forager server that the two commands make, answered as generation A or B does."""
 
-import html
 import json
-import sys
-from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from aiohttp import web
@@ -11,56 +8,18 @@ from aiohttp import web
 from common.names import IMAGE_SUFFIXES
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import MAX_TEXT_LENGTH, Database, Dataset, fit
+from local_forager.server.errors import Endpoint, NoSuchDataset, RequestDataTooBig, html_page
 
-BODY_LIMIT = 2_621_440  # bytes, where the request says its length; real servers refuse more
-CHUNKED_LIMIT = 64 * 1024 * 1024  # bytes, where it does not say
+BODY_LIMIT = 2_621_440  # bytes of a request with a Content-Length; real servers refuse more
+CHUNKED_LIMIT = 64 * 1024 * 1024  # bytes of a request without a Content-Length
 SLUG = "[-a-zA-Z0-9_]+"
 GENERATION: web.AppKey[str] = web.AppKey("generation", str)
 DATABASE: web.AppKey[Database] = web.AppKey("database", Database)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 
-Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class RequestDataTooBig(Exception):
-    """A body that real servers refuse with status 400 before they look into it."""
-
-
-class NoSuchDataset(Exception):
-    """An unknown dataset: a 404 in JSON, unlike that of an unknown address."""
-
-
-def html_page(status: int, title: str, detail: str) -> web.Response:
-    """An error as real servers send it: a page whose title names the exception and the address."""
-    text = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title></head>\n"
-        f"<body><h1>{html.escape(title)}</h1><pre>{html.escape(detail)}</pre></body></html>\n"
-    )
-    return web.Response(status=status, text=text, content_type="text/html")
-
-
-@web.middleware
-async def answer_errors(request: web.Request, handler: Endpoint) -> web.StreamResponse:
-    """Every error of the API and every unknown address as a real server answers it."""
-    try:
-        return await handler(request)
-    except web.HTTPNotFound:
-        return html_page(404, f"Page not found at {request.path}", "There is no such address here.")
-    except web.HTTPException:
-        raise
-    except NoSuchDataset:
-        return web.json_response({"detail": "Not found."}, status=404)
-    except RequestDataTooBig as error:
-        return html_page(400, f"RequestDataTooBig at {request.path}", str(error))
-    except Exception as error:
-        name = type(error).__name__
-        print(f"{request.method} {request.path!a} 500 {name}: {error!a}", file=sys.stderr)
-        return html_page(500, f"{name} at {request.path}", str(error))
-
 
 def api_view(method: str, handler: Endpoint) -> Endpoint:
-    """handler for one method, with the answers to OPTIONS and to any other method around it."""
+    """Answer one method with handler, OPTIONS with a description, and other methods with 405."""
 
     async def view(request: web.Request) -> web.StreamResponse:
         if request.method == method:
@@ -75,7 +34,7 @@ def api_view(method: str, handler: Endpoint) -> Endpoint:
     return view
 
 
-async def read_json(request: web.Request) -> Any:
+async def read_body(request: web.Request) -> Any:
     """The body as JSON, whatever its Content-Type says."""
     if (request.content_length or 0) > BODY_LIMIT:
         raise RequestDataTooBig(f"Request body exceeded {BODY_LIMIT:,} bytes.")
@@ -103,7 +62,7 @@ async def get_dataset_info(request: web.Request) -> web.Response:
 
 
 async def list_images(buckets: Buckets, path: str) -> list[str]:
-    """Object names of images whose names start with the rest of a gs:// path, as plain text."""
+    """Object names of the images under a gs:// path, which counts as a plain string prefix."""
     if not path.startswith("gs://"):
         raise AssertionError(f"not a gs:// path: {path!r}")
     bucket, _, prefix = path.removeprefix("gs://").partition("/")
@@ -111,8 +70,8 @@ async def list_images(buckets: Buckets, path: str) -> list[str]:
 
 
 async def create_dataset(request: web.Request) -> web.Response:
-    """List both prefixes, save the dataset, then its images: where these fail it stays empty."""
-    payload = await read_json(request)
+    """List both prefixes, save the dataset, then its images; if they do not fit, it stays empty."""
+    payload = await read_body(request)
     name, index_id = payload["dataset"], payload["index_id"]
     train_path, val_path = payload["train_path"], payload["val_path"]
     train = await list_images(request.app[BUCKETS], train_path)
@@ -124,10 +83,10 @@ async def create_dataset(request: web.Request) -> web.Response:
 
 
 def read_annotation(payload: Any, generation: str, images: int) -> tuple[str, str, str, str]:
-    """user, category, mode and created_by of a label payload, as the generation reads it.
+    """(user, category, mode, created_by) of a label payload, as the generation reads it.
 
-    B reads mode where A reads value, and A takes mode for what created the label: so A's payload
-    goes through on B and stores the mode "ingest".
+    A reads the label's mode from "value", and "mode" as created_by. B reads "mode" and
+    "created_by". So B accepts A's payload, but stores the mode "ingest".
     """
     created_by = "tag" if images == 1 else "tag-bulk"
     if generation == "A":
@@ -144,7 +103,7 @@ def read_annotation(payload: Any, generation: str, images: int) -> tuple[str, st
 
 async def add_annotations(request: web.Request) -> web.Response:
     dataset = await dataset_of(request)
-    payload = await read_json(request)
+    payload = await read_body(request)
     generation = request.app[GENERATION]
     created = await request.app[DATABASE].add_labels(
         dataset.id,
@@ -155,7 +114,7 @@ async def add_annotations(request: web.Request) -> web.Response:
 
 
 async def add_annotations_multi(request: web.Request) -> web.Response:
-    """Generation B has this call, and is told from A by it; the ingest never uses it."""
+    """Only generation B has this call, so clients recognize it by this. It stores nothing here."""
     title = f"NotImplementedError at {request.path}"
     return html_page(501, title, "The local Forager does not offer this call.")
 

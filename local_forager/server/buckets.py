@@ -1,48 +1,30 @@
-"""The buckets, seen from the local Forager: list names and read objects, in threads."""
+"""Reads buckets for the local Forager: object names and contents, in threads."""
+
+from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from google.api_core.exceptions import GoogleAPIError
-from google.auth.credentials import AnonymousCredentials
-from google.auth.exceptions import DefaultCredentialsError, TransportError
-from google.cloud import storage
-from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-from google.cloud.storage.retry import DEFAULT_RETRY
-from requests import RequestException
+import gcs
+from common.names import GsPath
 
-READERS = (
-    6  # requests to storage at a time; gcp-storage-emulator answers one after the other anyway
-)
-TIMEOUT = 30  # seconds, for connecting and for each read
-RETRY = DEFAULT_RETRY.with_timeout(20)  # seconds until the last try begins
-STORAGE_ERRORS = (
-    GoogleAPIError,
-    RequestException,
-    TransportError,
-    DataCorruption,
-    InvalidResponse,
-)
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+READERS = 6  # concurrent requests; gcp-storage-emulator answers one at a time anyway
 
 Result = TypeVar("Result")
 
 
-def storage_client() -> storage.Client:
-    """For the emulator where STORAGE_EMULATOR_HOST is set, else with the credentials at hand."""
-    if os.environ.get("STORAGE_EMULATOR_HOST"):
-        return storage.Client(project="demo", credentials=AnonymousCredentials())
-    try:
-        return storage.Client()
-    except (DefaultCredentialsError, OSError):
-        return storage.Client.create_anonymous_client()
-
-
 class Buckets:
-    """Reads buckets with at most READERS requests at a time; the client is made at the first."""
+    """Reads buckets with up to READERS requests at a time; the first one makes the client.
+
+    Every method raises gcs.StorageError, with status 404 if the bucket or object does not exist.
+    """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(READERS, thread_name_prefix="storage")
@@ -51,41 +33,36 @@ class Buckets:
     async def _call(self, function: Callable[[storage.Client], Result]) -> Result:
         def call() -> Result:
             if self._client is None:
-                self._client = storage_client()
+                self._client = gcs.make_client(anonymous_allowed=True)
             return function(self._client)
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     async def names(self, bucket: str, prefix: str) -> list[str]:
-        """Names of all objects that start with prefix, as plain text, in the bucket's order."""
+        """Names of all objects whose names start with prefix, in name order."""
 
         def listing(client: storage.Client) -> list[str]:
-            blobs = client.list_blobs(
-                bucket,
-                prefix=prefix,
-                fields="items(name),nextPageToken",
-                timeout=TIMEOUT,
-                retry=RETRY,
-            )
-            return [blob.name for blob in blobs]
+            pages = gcs.list_pages(client, GsPath(bucket, prefix), "name")
+            return [item["name"] for page in pages for item in page]
 
         return await self._call(listing)
 
     async def read(self, bucket: str, name: str) -> bytes:
-        """The bytes of one object; google.api_core's NotFound where it is absent."""
-        return await self._call(
-            lambda client: (
-                client.bucket(bucket).blob(name).download_as_bytes(timeout=TIMEOUT, retry=RETRY)
-            )
-        )
+        """The content of one object."""
+        return await self._call(lambda client: gcs.read_bytes(bucket, name, client))
 
     async def download(self, bucket: str, name: str, path: Path) -> None:
-        """Write one object to path, under a temporary name first: a file there is always whole."""
+        """Write one object to path. The file appears there only once it is complete."""
 
         def fetch(client: storage.Client) -> None:
             partial = path.with_name(path.name + ".part")
-            client.bucket(bucket).blob(name).download_to_filename(
-                str(partial), timeout=TIMEOUT, retry=RETRY
+            blob = client.bucket(bucket).blob(name)
+            gcs.call(
+                f"Reading gs://{bucket}/{name}",
+                blob.download_to_filename,
+                str(partial),
+                timeout=gcs.TIMEOUT,
+                retry=None,
             )
             os.replace(partial, path)
 

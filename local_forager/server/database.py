@@ -1,4 +1,4 @@
-"""Datasets, their images and labels in SQLite, with the limits observed on real servers."""
+"""Datasets, their images and their labels in SQLite, with the limits observed on real servers."""
 
 import asyncio
 import sqlite3
@@ -12,7 +12,7 @@ from common.names import MAX_IDENTIFIER_LENGTH, MAX_OBJECT_NAME_LENGTH, identifi
 MAX_NAME_LENGTH = 50  # characters
 MAX_TEXT_LENGTH = 300  # characters of a category, mode, e-mail address or index_id
 BUILTIN_MODES = frozenset({"POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE"})
-REMOVED_MODE = "TOMBSTONE"  # how Forager marks a label as taken back
+REMOVED_MODE = "TOMBSTONE"  # Forager stores this mode when a label is removed
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS dataset (
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 
 class DataError(Exception):
-    """A value that does not fit the column it is for, in the words of a database."""
+    """The value does not fit its column; the message is worded as the database's own."""
 
 
 class Dataset(NamedTuple):
@@ -61,7 +61,10 @@ class Label(NamedTuple):
 
 
 def fit(what: str, value: object, length: int) -> str:
-    """value as text of at most length characters, else DataError."""
+    """value as text of up to length characters; `what` names the column.
+
+    Raises DataError, ValueError or sqlite3.IntegrityError where a real database would.
+    """
     if value is None:
         raise sqlite3.IntegrityError(f"NOT NULL constraint failed: {what}")
     text = str(value)
@@ -75,7 +78,7 @@ def fit(what: str, value: object, length: int) -> str:
 def item_rows(
     dataset: int, train: Iterable[str], val: Iterable[str], unique: bool
 ) -> list[tuple[int, str, str, bool]]:
-    """Rows of the item table for the object names of both splits; raises where one does not fit."""
+    """Rows of the item table for the object names of both splits; raises if one does not fit."""
     rows, seen = [], set()
     for names, is_val in ((train, False), (val, True)):
         for name in names:
@@ -93,7 +96,8 @@ def item_rows(
 class Database:
     """One SQLite file in WAL mode, used from one thread; every public method is a coroutine.
 
-    generation "A" keeps images of one identifier and appends labels; "B" refuses and replaces them.
+    Generation "A" keeps several images with one identifier, and appends labels. "B" refuses such
+    images, and replaces labels.
     """
 
     def __init__(self, path: Path, generation: str) -> None:
@@ -126,7 +130,7 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
 
     async def create_dataset(self, name: object, train: object, val: object, index: object) -> int:
-        """The id of the new dataset, without images yet."""
+        """Create a dataset without images; returns its id."""
         values = (
             fit("name", name, MAX_NAME_LENGTH),
             fit("train_directory", train, MAX_OBJECT_NAME_LENGTH),
@@ -137,7 +141,7 @@ class Database:
         return await self._call(lambda db: int(db.execute(statement, values).lastrowid or 0))
 
     async def add_items(self, dataset: int, train: list[str], val: list[str]) -> None:
-        """Add all images of a dataset or, where one does not fit, none."""
+        """Add all images of a dataset, or none if one does not fit."""
         statement = "INSERT INTO item (dataset, identifier, path, is_val) VALUES (?, ?, ?, ?)"
 
         def insert(db: sqlite3.Connection) -> None:
@@ -159,13 +163,13 @@ class Database:
         return None if row is None else Dataset(*row)
 
     async def counts(self, dataset: int) -> Counts:
-        """Images by split, counted: 5 ms for 100,000."""
+        """Number of images per split; takes 5 ms for 100,000 images."""
         statement = "SELECT is_val, count(*) FROM item WHERE dataset = ? GROUP BY is_val"
         found = dict(await self._call(lambda db: db.execute(statement, (dataset,)).fetchall()))
         return Counts(found.get(0, 0), found.get(1, 0))
 
     async def custom_modes(self, dataset: int) -> dict[str, list[str]]:
-        """For each category with labels, the modes in it that are not built in."""
+        """Category -> its modes that are not built in; every category with labels is a key."""
         modes: dict[str, list[str]] = {}
         for category, mode in sorted(
             {(label.category, label.mode) for label in await self.labels(dataset)}
@@ -179,10 +183,10 @@ class Database:
         identifiers: Iterable[str],
         annotation: Callable[[int], tuple[str, str, str, str]],
     ) -> int:
-        """How many images were labelled; unknown identifiers are not counted.
+        """Label the images with these identifiers; returns how many are known.
 
-        annotation(number of images) gives user, category, mode and created_by. It is called only
-        where there are images: real servers look no further at a payload without a known one.
+        annotation(number of images) returns (user, category, mode, created_by). It is called only
+        if an image is known: real servers read the rest of the payload only then.
         """
 
         def insert(db: sqlite3.Connection) -> int:
@@ -210,7 +214,7 @@ class Database:
         return await self._call(insert)
 
     async def labels(self, dataset: int) -> list[Label]:
-        """For each image and category the newest label, which counts, unless it was taken back."""
+        """Per image and category the newest label, which counts, unless it was removed."""
         statement = """
             SELECT item.identifier, label.category, label.mode, label.user
             FROM label JOIN item ON item.id = label.item
@@ -224,21 +228,22 @@ class Database:
         return [Label(*row) for row in rows]
 
     async def label_version(self) -> int:
-        """A number that grows whenever labels are written."""
+        """A number that increases whenever labels are written."""
         statement = "SELECT seq FROM sqlite_sequence WHERE name = 'label'"
         row = await self._call(lambda db: db.execute(statement).fetchone())
         return int(row[0]) if row else 0
 
     async def sample(self, dataset: int, count: int) -> list[str]:
-        """Identifiers of up to count images, spread over the dataset."""
+        """Identifiers of up to count images, evenly spaced over the dataset."""
 
         def select(db: sqlite3.Connection) -> list[str]:
             bounds = "SELECT min(id), max(id) FROM item WHERE dataset = ?"
             first, last = db.execute(bounds, (dataset,)).fetchone()
             if first is None:
                 return []
-            # The images of a dataset are inserted together, so their ids follow each other.
-            ids = sorted({first + (last - first) * place // count for place in range(count)})
+            # The images of a dataset are inserted in one transaction, so their ids are consecutive.
+            steps = max(1, min(count - 1, last - first))
+            ids = sorted({first + (last - first) * step // steps for step in range(steps + 1)})
             marks = ", ".join("?" * len(ids))
             rows = db.execute(f"SELECT identifier FROM item WHERE id IN ({marks}) ORDER BY id", ids)
             return [identifier for (identifier,) in rows]

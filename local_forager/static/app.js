@@ -1,4 +1,4 @@
-// The page: finds out what the address asks for and shows it.
+// The page: reads the address and shows what it asks for.
 
 import { showDetail } from "./detail.js";
 import { askJson, count, h, own, pause, Problem } from "./dom.js";
@@ -10,7 +10,7 @@ import { PointMap } from "./map.js";
 import { Rows } from "./rows.js";
 import { changed, current, onChange, onLink } from "./state.js";
 
-const POLL = 3000; // milliseconds between looks for new labels
+const POLL = 3000; // milliseconds between checks for new labels
 const VIEWS = { grid: "Images", map: "Map", health: "Health" };
 const main = document.getElementById("main");
 const where = document.getElementById("where");
@@ -52,7 +52,7 @@ class Session {
     this.watch();
   }
 
-  // New labels appear by themselves: the version of the dataset tells when there are any.
+  // Shows new labels without a reload: the version of the dataset changes with them.
   async watch() {
     while (!this.ended.signal.aborted) {
       await pause(POLL);
@@ -61,7 +61,7 @@ class Session {
         const info = await this.ask("dataset");
         if (info.version === this.info.version) continue;
         this.info = info;
-        this.rows.forget();
+        this.rows.clear();
         await this.show(current(), null);
       } catch (error) {
         if (!(error instanceof Problem)) return;
@@ -124,7 +124,20 @@ function showTabs(kind) {
   if (focused >= 0) tabs.children[focused].focus();
 }
 
+let shows = 0;
+
+// Shows a state of the page; main is aria-busy until all of it is there.
 async function show(state, before, scroll) {
+  const turn = (shows += 1);
+  main.ariaBusy = "true";
+  try {
+    await showNow(state, scroll);
+  } finally {
+    if (turn === shows) main.ariaBusy = "false";
+  }
+}
+
+async function showNow(state, scroll) {
   try {
     if (session?.ready && session.name === state.name) {
       await session.show(state, scroll);

@@ -1,15 +1,12 @@
-// One image: the picture, what is known of it, and its neighbours to walk on to.
+// One image: the picture, what is known about it, and its nearest neighbours.
 
-import { basename, bytes, count, h, labelText, modeKind, own, Problem, splitName } from "./dom.js";
+import {
+  basename, bytes, count, embeddingOf, h, labelText, modeKind, Problem, splitName,
+} from "./dom.js";
 import { changed, go, onLink } from "./state.js";
 
 const COUNT = 24; // neighbours shown
 const dialog = document.getElementById("detail");
-const ABOUT = {
-  clip: "what is in the picture, as CLIP sees it",
-  imagenet: "objects, by ResNet-50's last stage",
-  imagenet_early: "textures and shapes, by the stage before",
-};
 let shown = null; // what the dialog shows, as text
 let returnFocus = null;
 
@@ -18,7 +15,7 @@ dialog.addEventListener("click", (event) => { if (event.target === dialog) close
 dialog.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
-  if (event.target.closest("fieldset")) return; // the arrows choose among its buttons
+  if (event.target.closest("fieldset")) return; // there the arrow keys choose a button
   dialog.querySelector(step < 0 ? "[data-previous]" : "[data-next]")?.click();
 });
 
@@ -34,7 +31,7 @@ export async function showDetail(session, state) {
     }
     return;
   }
-  const by = own(ABOUT, state.by) ? state.by : "clip";
+  const by = embeddingOf(session.info, state);
   const key = JSON.stringify([state, session.info.version]);
   if (key === shown) return;
   shown = key;
@@ -60,7 +57,7 @@ export async function showDetail(session, state) {
   open(picture(session, image),
     h("div", { class: "facts" },
       heading(basename(image.name)), steps(rows, place), facts(session, image, size), labels(image),
-      neighbourhood(image, by, near)));
+      neighbourhood(session, image, by, near)));
   measure(session, image, size);
   if (!image.failed) await neighbours(session, image, by, near, key);
 }
@@ -131,7 +128,7 @@ function facts(session, image, size) {
     image.failed ? fact("Problem", "It failed at ingest: no vectors and no thumbnail.") : []);
 }
 
-// Width, height and bytes: known once the image has come from its bucket, which can take a while.
+// Shows width, height and bytes. The server first downloads the image, which can take a while.
 async function measure(session, image, size) {
   try {
     const detail = await session.ask(`image/${image.row}`);
@@ -154,24 +151,26 @@ function labels(image) {
       : h("li", { class: "quiet" }, "No labels"));
 }
 
-function neighbourhood(image, by, near) {
+function neighbourhood(session, image, by, near) {
   if (image.failed) return null;
+  const { embeddings } = session.info;
   return h("section", { "aria-labelledby": "near-title" },
     h("div", { class: "near-head" },
       h("h3", { id: "near-title" }, "Nearest"),
       h("fieldset", { class: "segments" },
         h("legend", { class: "hidden" }, "Compare by"),
-        Object.keys(ABOUT).map((name) => h("label", { title: ABOUT[name] },
+        embeddings.map(({ by: name, about }) => h("label", { title: about },
           h("input", {
             type: "radio", name: "by", value: name, checked: name === by, "data-focus": `by-${name}`,
             onchange: () => go({ by: name === "clip" ? null : name }, { replace: true }),
           }),
           h("span", {}, name))))),
-    h("p", { class: "quiet" }, `By ${ABOUT[by]}.`),
+    h("p", { class: "quiet" },
+      `Compares ${embeddings.find((one) => one.by === by).about}.`),
     near,
     h("p", {}, h("a", {
       onclick: onLink, href: changed({ image: null, like: image.row, text: null, set: null, view: null }),
-    }, "Sort all images by likeness to this one")));
+    }, "Sort all images by similarity to this one")));
 }
 
 async function neighbours(session, image, by, near, key) {

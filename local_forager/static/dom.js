@@ -1,4 +1,4 @@
-// Building blocks: elements, numbers, questions to the page's API. Text is only ever set as text.
+// Building blocks: elements, numbers, requests to the page's API. Text is never set as HTML.
 
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -47,7 +47,7 @@ async function ask(path, parameters, signal) {
 export const askJson = async (path, parameters = {}, signal = undefined) =>
   (await ask(path, parameters, signal)).json();
 
-// An array; while it is being computed the answer is 202 and the question is put again.
+// An array. While the server is computing it, the answer is 202 and the request is repeated.
 export async function askArray(Type, path, parameters = {}, signal = undefined) {
   for (;;) {
     const response = await ask(path, parameters, signal);
@@ -58,7 +58,7 @@ export async function askArray(Type, path, parameters = {}, signal = undefined) 
 
 export const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
-// What an object has under a name that may come from anywhere: "constructor" is not among it.
+// An object's own property. The name may be anything, such as "constructor".
 export const own = (object, name) => (Object.hasOwn(object, name ?? "") ? object[name] : undefined);
 
 const MODE_NAMES = {
@@ -70,3 +70,7 @@ export const splitName = (split) => (split === "val" ? "validation" : "train");
 export const basename = (name) => name.slice(name.lastIndexOf("/") + 1) || name;
 export const labelText = (label) =>
   label.mode === "POSITIVE" ? label.category : `${label.category}: ${modeName(label.mode)}`;
+
+// The embedding to compare by: the one in the address, or the first.
+export const embeddingOf = (info, state) =>
+  (info.embeddings.find(({ by }) => by === state.by) ?? info.embeddings[0]).by;

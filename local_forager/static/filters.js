@@ -1,10 +1,10 @@
-// The filters beside the images: text, split, labels with counts, and what is in force.
+// The filters beside the images: text search, split and labels, each with its number of images.
 
-import { count, h, modeKind, modeName, own, plural, splitName } from "./dom.js";
+import { count, h, modeKind, modeName, plural, splitName } from "./dom.js";
 import { changed, go, onLink } from "./state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
-const MANY = 12; // categories from which there is a box to find one
+const MANY = 12; // categories; from here on there is a box to find one
 
 export class Filters {
   constructor() {
@@ -116,19 +116,14 @@ function categoryChoice({ category, count: number, modes }, state) {
   return item;
 }
 
-// The health of a dataset is that of all its images: a filter chosen there shows the images.
+// The health report is of all images, so a filter that is chosen there leads to the images.
 const leaveHealth = (state) => (state.view === "health" ? { view: null } : {});
 
-// A sentence of the server's, in which the options to type do not break across lines.
+// A sentence of the server, in which an option to type is never broken across lines.
 const withOptions = (text) => text.split(/(--\w+)/).map((part) =>
   (part.startsWith("--") ? h("code", { class: "whole" }, part) : part));
 
-const SETS = {
-  failed: "Failed images", exact: "Exact duplicates", near: "Near duplicates",
-  leak: "In train and validation", disagree: "Labels that neighbours contradict",
-};
-
-// What is shown, in words and with a way to take each filter off.
+// How many images are shown, and each filter with a link that removes it.
 export function summary(info, state, shown) {
   const chips = [];
   const chip = (text, changes) => chips.push(h("a", {
@@ -142,9 +137,11 @@ export function summary(info, state, shown) {
   }
   if (state.labelled) chip(state.labelled === "no" ? "no label" : "any label", { labelled: null });
   if (state.class !== null) chip(`ImageNet class ${state.class}`, { class: null });
-  if (state.set) chip(own(SETS, state.set) ?? state.set, { set: null });
+  if (state.set) {
+    chip(info.sets.find(({ set }) => set === state.set)?.title ?? state.set, { set: null });
+  }
   if (state.text) chip(`by text: ${state.text}`, { text: null });
-  if (state.like !== null) chip(`by likeness to image ${count(Number(state.like))}`, { like: null });
+  if (state.like !== null) chip(`by similarity to image ${count(Number(state.like))}`, { like: null });
   return h("div", { class: "summary" },
     h("p", { role: "status", class: "total" }, shown === info.rows ? plural(shown, "image")
       : `${count(shown)} of ${plural(info.rows, "image")}`),

@@ -1,16 +1,16 @@
-// The grid of thumbnails: only the tiles on the screen exist, however many images there are.
+// The grid of thumbnails. Only the tiles on the screen exist, whatever the number of images.
 
 import { basename, h, labelText, modeKind, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
 import { changed, onLink } from "./state.js";
 
-const SIZES = { small: 104, medium: 160, large: 240 }; // pixels a tile is wide at least
+const SIZES = { small: 104, medium: 160, large: 240 }; // minimum width of a tile in pixels
 const GAP = 6; // pixels
-const OVERSCAN = 400; // pixels above and below the screen that have tiles
-const MAX_HEIGHT = 8_000_000; // pixels; browsers end at some 16 to 33 million
-const FAST = 3; // pixels a millisecond: scrolling faster than this fetches nothing until it slows
-const SETTLE = 90; // milliseconds without scrolling after which all is fetched
-const MARKS = 4; // labels of an image that get a dot
+const OVERSCAN = 400; // pixels above and below the screen that also have tiles
+const MAX_HEIGHT = 8_000_000; // pixels; browsers allow about 16 to 33 million
+const FAST = 3; // pixels per millisecond; nothing is requested while scrolling faster
+const SETTLE = 90; // milliseconds after the last scroll event until everything is requested
+const MARKS = 4; // dots per image, one per label
 
 let size = "medium";
 
@@ -83,7 +83,8 @@ export class Grid {
     }
   }
 
-  // Pixels of the list above the screen, and how much longer the list is than its element.
+  // Pixels of the list above the screen, and how far its tiles are shifted where the list is
+  // higher than MAX_HEIGHT.
   position() {
     const above = -this.list.getBoundingClientRect().top;
     const scale = this.total > this.height
@@ -171,7 +172,7 @@ export class Grid {
     }
   }
 
-  // Groups of duplicates are told apart by two tints, and the first of each has its number.
+  // Marks every other group of duplicates, and numbers the first image of each.
   mark(tile, place) {
     const group = this.groups?.[place] ?? 0;
     tile.item.dataset.group = group ? String(group % 2) : "";

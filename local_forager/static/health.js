@@ -1,10 +1,9 @@
-// What may be wrong with the dataset, each finding a link to its images.
+// The health report: what may be wrong with the dataset. Each finding links to its images.
 
-import { count, h, plural } from "./dom.js";
+import { count, embeddingOf, h, plural } from "./dom.js";
 import { changed, go, onLink } from "./state.js";
 
 const POLL = 700; // milliseconds while a check is running
-const EMBEDDINGS = ["clip", "imagenet", "imagenet_early"];
 
 export class Health {
   constructor(session) {
@@ -20,7 +19,7 @@ export class Health {
 
   async show(state) {
     const turn = (this.turn += 1);
-    const by = EMBEDDINGS.includes(state.by) ? state.by : "clip";
+    const by = embeddingOf(this.session.info, state);
     await this.refresh(turn, by, 0);
     scrollTo(0, 0);
   }
@@ -43,7 +42,7 @@ export class Health {
         h("h2", {}, "Health"),
         h("fieldset", { class: "segments" },
           h("legend", { class: "hidden" }, "Compare by"),
-          EMBEDDINGS.map((name) => h("label", {},
+          this.session.info.embeddings.map(({ by: name, about }) => h("label", { title: about },
             h("input", {
               type: "radio", name: "health-by", id: `health-${name}`, checked: name === report.by,
               onchange: () => go({ by: name === "clip" ? null : name }, { replace: true }),

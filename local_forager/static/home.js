@@ -3,7 +3,7 @@
 import { askJson, count, h, pause, plural } from "./dom.js";
 import { current, onLink } from "./state.js";
 
-const POLL = 4000; // milliseconds between looks for new datasets
+const POLL = 4000; // milliseconds between checks for new datasets
 const COVERS = 4;
 
 export async function home(main) {
@@ -20,6 +20,7 @@ export async function home(main) {
       if (list && text !== shown) {
         shown = text;
         main.replaceChildren(listing(list));
+        main.ariaBusy = "false";
       }
     }
     await pause(POLL);
@@ -46,7 +47,7 @@ function card(dataset) {
       : "no images"),
   ];
   if (!dataset.opens) {
-    body.push(h("span", { class: "quiet" }, "Its name cannot be opened by any Forager."));
+    body.push(h("span", { class: "quiet" }, "No Forager can open a dataset of this name."));
     return h("li", {}, h("span", { class: "card closed" }, body));
   }
   return h("li", {}, h("a", { class: "card", href: `/${dataset.name}`, onclick: onLink }, body));

@@ -1,22 +1,21 @@
-// The map: every image a point, near what it resembles.
+// The map: a point per image; similar images are close together.
 
-import { askArray, basename, count, h, labelText, own, splitName } from "./dom.js";
+import { askArray, basename, count, embeddingOf, h, labelText, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
 import { FEW, Pictures } from "./pictures.js";
 import { pointIndex } from "./points.js";
 import { disc, drawingOrder, scatter, scatterSmooth } from "./scatter.js";
 import { go } from "./state.js";
 
-const EMBEDDINGS = ["clip", "imagenet", "imagenet_early"];
 const COLORS = { split: "split", label: "label", class: "ImageNet class" };
 const LIGHT = ["#2f6f4f", "#d1603d", "#3f6fc4", "#c29211", "#8b53ad", "#1f9aa0", "#b53b74", "#6f7f1f",
   "#8f5a34", "#50607f"];
 const DARK = ["#6fcf9b", "#f08b68", "#7fa8f5", "#e6bd4f", "#c092e0", "#5ccfd3", "#ee7fae", "#b6c95a",
   "#cf9a72", "#9fb0d4"];
 const LEGEND = 10; // entries
-const NEAR = 14; // CSS pixels within which a point is under the pointer
+const NEAR = 14; // CSS pixels; a point within this distance counts as under the pointer
 const MAX_ZOOM = 400;
-const SMOOTH = 6000; // points up to which their edges are smoothed and others show through
+const SMOOTH = 6000; // points; up to here they have smooth edges and are slightly transparent
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export class PointMap {
@@ -72,7 +71,7 @@ export class PointMap {
   async show(state) {
     const { name, ended, info, rows } = this.session;
     this.state = state;
-    const by = EMBEDDINGS.includes(state.by) ? state.by : "clip";
+    const by = embeddingOf(info, state);
     const method = state.method === "umap" && info.umap.available ? "umap" : "pca";
     const color = own(COLORS, state.color) ? state.color : "split";
     this.by = by;
@@ -109,11 +108,11 @@ export class PointMap {
     this.controls.replaceChildren(
       select("map-color", "Colour by", COLORS, color, (value) =>
         go({ color: value === "split" ? null : value }, { replace: true })),
-      select("map-by", "Embedding", Object.fromEntries(EMBEDDINGS.map((one) => [one, one])), by,
+      select("map-by", "Embedding", Object.fromEntries(this.session.info.embeddings.map((one) => [one.by, one.by])), by,
         (value) => go({ by: value === "clip" ? null : value }, { replace: true })),
       select("map-method", "Layout", { pca: "PCA", umap: umap.available ? "UMAP" : "UMAP: needs umap-learn" },
         method, (value) => go({ method: value === "pca" ? null : value }, { replace: true })),
-      h("label", { for: "map-pictures", title: `Where no more than ${FEW} images are in view` },
+      h("label", { for: "map-pictures", title: `When up to ${FEW} images are in view` },
         h("input", {
           type: "checkbox", id: "map-pictures", checked: this.withPictures,
           onchange: (event) =>
@@ -123,7 +122,7 @@ export class PointMap {
     if (focused) document.getElementById(focused)?.focus();
   }
 
-  // Colours: one 32-bit pixel for each point, and the order to draw them in: chosen ones last.
+  // Computes a 32-bit pixel per point, and the drawing order: chosen images last.
   paint() {
     if (!this.column) return;
     const palette = dark.matches ? DARK : LIGHT;
@@ -187,7 +186,7 @@ export class PointMap {
     this.request();
   }
 
-  // Device pixels for a distance of 1 on the map.
+  // Device pixels per unit of the map.
   scale() {
     return 0.46 * Math.min(this.canvas.width, this.canvas.height) * this.zoom;
   }
@@ -199,9 +198,11 @@ export class PointMap {
   }
 
   request() {
+    this.box.ariaBusy = "true";
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
       this.draw();
+      if (!this.pictures.loading) this.box.ariaBusy = "false";
     });
   }
 
@@ -226,7 +227,7 @@ export class PointMap {
     this.pictures.draw(this.context, rows, place, (row) => css(this.pixels[row]), this.ratio);
   }
 
-  // The chosen rows on the screen, null where they are too many for pictures.
+  // The chosen rows on the screen; null if they are too many for pictures.
   inView() {
     const [left, top] = this.toMap(0, 0);
     const [right, bottom] = this.toMap(this.width, this.height);
@@ -394,7 +395,7 @@ export class PointMap {
 
 const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
 
-// A CSS colour as the canvas stores it in a pixel.
+// A CSS colour as a pixel of a canvas.
 function pixel(color) {
   probe.fillStyle = color;
   probe.fillRect(0, 0, 1, 1);
@@ -406,6 +407,6 @@ function css(value) {
   return `rgb(${red}, ${green}, ${blue})`;
 }
 
-// Colours far apart for numbers close together: the golden angle around the wheel.
+// Close numbers get very different hues: steps of the golden angle.
 const classColor = (number) =>
   `hsl(${(number * 137.508) % 360} 58% ${dark.matches ? 68 : 44}%)`;

@@ -1,19 +1,19 @@
-// Small pictures at the points of the map, where so few are in view that there is room for some.
+// Small pictures at the points of the map, when few enough points are in view.
 
-export const FEW = 400; // points in view up to which pictures are drawn
+export const FEW = 400; // points in view; pictures are drawn up to here
 const SIDE = 44; // CSS pixels of the longer side
-const LOADING = 6; // thumbnails asked for at a time
+const LOADING = 6; // concurrent requests for thumbnails
 const KEPT = 1500; // pictures in memory
 
 export class Pictures {
   constructor(address, arrived) {
     this.address = address;
     this.arrived = arrived;
-    this.known = new Map(); // row -> ImageBitmap, or null while it is on its way or absent
+    this.known = new Map(); // row -> ImageBitmap, or null while it is loading or if there is none
     this.loading = 0;
   }
 
-  // Draws what is there of the rows, in this order, none over another; asks for what is missing.
+  // Draws pictures of the rows, in this order and without overlap; requests missing ones.
   draw(context, rows, place, color, ratio) {
     const taken = [];
     const side = SIDE * ratio;
@@ -51,7 +51,7 @@ export class Pictures {
       if (this.known.size > KEPT) this.known.clear();
       this.known.set(row, picture);
     } catch {
-      // There is no thumbnail of this image: its point stays a point.
+      // This image has no thumbnail and stays a point.
     } finally {
       this.loading -= 1;
       this.arrived();

@@ -1,4 +1,4 @@
-// Which point is nearest: a grid of cells over -1..1, each with its points.
+// Finds the nearest point with a grid of cells over -1 to 1, each listing its points.
 
 const POINTS_A_CELL = 4;
 
@@ -20,7 +20,7 @@ export function pointIndex(points) {
     if (cells[row] >= 0) members[next[cells[row]]++] = row;
   }
 
-  // The nearest point of those chosen within a distance, -1 where there is none.
+  // The nearest chosen point within a distance, or -1.
   function nearest(x, y, distance, chosen) {
     let found = -1;
     let best = distance * distance;

@@ -1,25 +1,25 @@
-// Which images the filters leave, and what is known of each: asked for once, kept until labels change.
+// The images that pass the filters, and what is known about each. Kept until labels change.
 
 import { askArray } from "./dom.js";
 import { FILTERS } from "./state.js";
 
-const BATCH = 200; // images asked about at once; the server takes 500
+const BATCH = 200; // images per request; the server accepts 500
 const KEPT = 20000; // summaries in memory
 
 export class Rows {
   constructor(session) {
     this.session = session;
-    this.forget();
+    this.clear();
   }
 
-  forget() {
+  clear() {
     this.key = null;
     this.answer = null;
     this.summaries = new Map();
     this.asked = new Set();
   }
 
-  // { rows: Int32Array, groups: Int32Array or null }; groups number rows of duplicates from 1.
+  // { rows: Int32Array, groups: Int32Array or null }: the group of each row, from 1.
   async select(state) {
     const parameters = Object.fromEntries(FILTERS.map((field) => [field, state[field]]));
     if (state.set || state.like !== null) parameters.by = state.by;
@@ -37,7 +37,7 @@ export class Rows {
     return this.summaries.get(row);
   }
 
-  // Asks about those of the rows that are not known yet; told is called when answers are there.
+  // Requests the rows that are not known yet; calls told after each answer.
   async learn(rows, told) {
     const wanted = [...new Set(rows)].filter((row) => !this.summaries.has(row) && !this.asked.has(row));
     for (let start = 0; start < wanted.length; start += BATCH) {

@@ -1,10 +1,10 @@
-// Points written into a canvas's pixels directly: 100,000 of them take a few milliseconds so, also
-// where the browser draws in software.
+// Writes points directly into the pixels of a canvas: 100,000 take a few milliseconds, also
+// where the browser renders in software.
 
 const OPACITY = 0.8; // of points with smooth edges
 
-// Rows that have a place, those outside the filters first; each part shuffled with a fixed seed, so
-// that no split or label lies over the others only because it comes later.
+// The rows with a place on the map, those outside the filters first. Each part is shuffled with a
+// fixed seed, so that later rows do not cover earlier ones systematically.
 export function drawingOrder(points, chosen) {
   const parts = [[], []];
   for (let row = 0; row < chosen.length; row += 1) {
@@ -21,7 +21,7 @@ export function drawingOrder(points, chosen) {
   return Int32Array.from([...parts[0], ...parts[1]]);
 }
 
-// A filled circle: its pixels as offsets in a buffer of this width, with how much of each it covers.
+// A filled circle: offsets of its pixels in a buffer of this width, and how much of each it covers.
 export function disc(radius, width) {
   const reach = Math.ceil(radius);
   const offsets = [];
@@ -37,7 +37,7 @@ export function disc(radius, width) {
   return { reach, offsets: Int32Array.from(offsets), cover: Int32Array.from(cover) };
 }
 
-// Each point as a disc of its colour; the inner loop does no more than write pixels.
+// Draws each point as a disc of its colour. The inner loop only writes pixels.
 export function scatter(buffer, width, height, points, order, pixels, { reach, offsets, cover }, scale, left, top) {
   const solid = offsets.filter((_, part) => cover[part] >= 0.5 * OPACITY * 256);
   const right = width - reach;
@@ -54,7 +54,7 @@ export function scatter(buffer, width, height, points, order, pixels, { reach, o
   }
 }
 
-// The same with smooth edges, each pixel mixed by how much of it the disc covers.
+// The same with smooth edges: each pixel is mixed according to how much the disc covers.
 export function scatterSmooth(buffer, width, height, points, order, pixels, { reach, offsets, cover }, scale, left, top) {
   for (const row of order) {
     const x = (points[2 * row] * scale + left) | 0;
@@ -68,7 +68,7 @@ export function scatterSmooth(buffer, width, height, points, order, pixels, { re
   }
 }
 
-// Two pixels mixed, channel pairs at a time: share 256 is all of the second.
+// Mixes two pixels, two channels at a time; share is from 0 (under) to 256 (over).
 function mix(under, over, share) {
   const rest = 256 - share;
   const even = (((under & 0xff00ff) * rest + (over & 0xff00ff) * share) >>> 8) & 0xff00ff;

@@ -1,4 +1,4 @@
-// What is shown, as the address bar holds it: /NAME?view=...&split=... and so on.
+// What is shown, as stated in the address: /NAME?view=...&split=... and so on.
 
 const FIELDS = [
   "view", "split", "category", "mode", "labelled", "class", "set", "text", "like", "by", "color",
@@ -29,7 +29,7 @@ export function address(state) {
 
 export const changed = (changes) => address({ ...current(), ...changes });
 
-// A link that works as one (new tab, copied address) and moves within the page when clicked.
+// For a link that can be copied or opened in a new tab; a plain click stays on the page.
 export function onLink(event) {
   if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) {
     return;

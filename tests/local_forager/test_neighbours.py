@@ -1,4 +1,4 @@
-"""Exact neighbours against a plain product; the checks of health and the map on made-up vectors."""
+"""Exact neighbours, health checks and the map's layout on made-up vectors."""
 
 import sys
 from types import SimpleNamespace
@@ -6,18 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from local_forager.analysis import health, neighbours, projection
-from local_forager.analysis.index_copy import Index
-from local_forager.analysis.neighbours import Embedding
+from local_forager.analysis import health_checks, projection
+from local_forager.analysis.index import Index
+from local_forager.analysis.vectors import Vectors
 from testing import synthetic
 
 ROWS, DIMENSIONS = 500, 64
 
 
-def write(tmp_path, vectors):
+def write(tmp_path, vectors, **options):
     path = tmp_path / "array.f32"
     vectors.astype("<f4").tofile(path)
-    return Embedding(path, *vectors.shape)
+    return Vectors(path, *vectors.shape, **options)
 
 
 @pytest.fixture
@@ -35,10 +35,9 @@ def ignore(progress):
 
 @pytest.mark.parametrize("block_bytes", [1, 5_000, 10**9])
 @pytest.mark.parametrize("keep_mapped", [0, 10**12])
-def test_neighbours_are_exact(tmp_path, vectors, monkeypatch, block_bytes, keep_mapped):
-    monkeypatch.setattr(neighbours, "KEEP_MAPPED_BYTES", keep_mapped)
-    monkeypatch.setattr(Embedding.blocks, "__defaults__", (block_bytes,))
-    embedding = write(tmp_path, vectors)
+def test_neighbours_are_exact(tmp_path, vectors, block_bytes, keep_mapped):
+    options = {"block_bytes": block_bytes, "keep_mapped_bytes": keep_mapped}
+    embedding = write(tmp_path, vectors, **options)
     found = embedding.neighbours(7, 10, none_failed())
     distance = 1 - vectors.astype(float) @ vectors[7].astype(float)
     distance[7] = np.inf
@@ -71,53 +70,54 @@ def test_exact_and_near_duplicates(tmp_path, vectors):
     vectors[8:10] = 0
     failed = ~vectors.any(axis=1)
     embedding = write(tmp_path, vectors)
-    assert health.exact_duplicates(embedding, failed) == [[3, 20]]
-    near = health.near_duplicates(embedding, failed, ignore)
+    assert health_checks.exact_duplicates(embedding, failed) == [[3, 20]]
+    near = health_checks.near_duplicates(embedding, failed, ignore)
     assert near.complete
     assert near.groups == [[3, 20, 450]]
 
 
 @pytest.mark.parametrize("block", [50, 2048])
-def test_near_duplicates_agree_with_all_pairs(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(health, "BLOCK_ROWS", block)
+def test_near_duplicates_agree_with_all_pairs(tmp_path, block):
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((300, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    near = health.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore)
-    union = health.Union()
+    near = health_checks.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore, block)
+    union = health_checks.Union()
     for one, other in np.argwhere(1 - vectors @ vectors.T <= near.distance):
         if one < other:
             union.join([(int(one), int(other))])
     assert near.groups == union.groups() != []
 
 
-def test_near_duplicates_stop_where_all_are_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(health, "PAIR_LIMIT", 1000)
+def test_near_duplicates_stop_where_all_are_alike(tmp_path):
     vectors = np.tile(np.eye(1, 8, dtype=np.float32), (200, 1))
-    near = health.near_duplicates(write(tmp_path, vectors), none_failed(200), ignore)
+    near = health_checks.near_duplicates(
+        write(tmp_path, vectors), none_failed(200), ignore, pair_limit=1000
+    )
     assert not near.complete
 
 
 def test_leaks_are_groups_of_both_splits(tmp_path, vectors):
     index = Index(tmp_path, ["x"] * 10, 6, np.zeros(10), none_failed(10), {}, {})
-    assert health.leaks(index, [[0, 5], [5, 6], [6, 9], [1, 2, 9]]) == [[5, 6], [1, 2, 9]]
+    assert health_checks.leaks(index, [[0, 5], [5, 6], [6, 9], [1, 2, 9]]) == [[5, 6], [1, 2, 9]]
 
 
 @pytest.mark.parametrize("block", [7, 2048])
-def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, monkeypatch, block):
-    monkeypatch.setattr(health, "BLOCK_ROWS", block)
+def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, block):
     kinds = synthetic.kind_of(np.arange(ROWS))
     one, other = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
     positive = {"one": np.append(one, other[0]), "other": other[1:]}
     embedding = write(tmp_path, vectors)
-    assert health.disagreeing(embedding, positive, none_failed(), ignore) == [other[0]]
+    assert health_checks.disagreeing(embedding, positive, none_failed(), ignore, block) == [
+        other[0]
+    ]
 
 
 def test_disagreeing_needs_two_categories_and_enough_labels(tmp_path, vectors):
     embedding = write(tmp_path, vectors)
-    assert health.disagreeing(embedding, {"a": np.arange(50)}, none_failed(), ignore) == []
+    assert health_checks.disagreeing(embedding, {"a": np.arange(50)}, none_failed(), ignore) == []
     few = {"a": np.arange(3), "b": np.arange(3, 5)}
-    assert health.disagreeing(embedding, few, none_failed(), ignore) == []
+    assert health_checks.disagreeing(embedding, few, none_failed(), ignore) == []
 
 
 def test_map_keeps_kinds_together_and_leaves_failed_out(tmp_path, vectors):

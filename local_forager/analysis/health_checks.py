@@ -1,0 +1,161 @@
+"""What may be wrong with a dataset: duplicates, leakage, labels that contradict neighbours."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from local_forager.analysis.index import Index
+from local_forager.analysis.jobs import Progress
+from local_forager.analysis.vectors import Vectors
+
+NEAR_SHARE = 0.05  # near duplicates: a distance of up to this share of the median distance
+SAMPLED_PAIRS = 4_000  # random pairs of images that estimate the median distance
+PAIR_LIMIT = 1_000_000  # near pairs after which the search stops: then most images are alike
+BLOCK_ROWS = 2_048  # rows per side of one matrix product: 16 MiB of similarities
+LABELLED_NEIGHBOURS = 5  # nearest labelled images that an image's labels are compared with
+SEED = 0
+
+Groups = list[list[int]]
+
+
+class Near(NamedTuple):
+    groups: Groups
+    distance: float  # cosine distance up to which two images count as near duplicates
+    complete: bool  # False if the search stopped at the pair limit
+
+
+class Union:
+    """Union-find over row numbers: which rows are connected."""
+
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+
+    def find(self, row: int) -> int:
+        root = row
+        while (parent := self._parent.setdefault(root, root)) != root:
+            root = parent
+        while self._parent[row] != root:
+            self._parent[row], row = root, self._parent[row]
+        return root
+
+    def join(self, pairs: Iterable[tuple[int, int]]) -> None:
+        for one, other in pairs:
+            a, b = self.find(one), self.find(other)
+            self._parent[max(a, b)] = min(a, b)
+
+    def groups(self) -> Groups:
+        """Groups of two or more, rows ascending, sorted by first row."""
+        members: dict[int, list[int]] = {}
+        for row in sorted(self._parent):
+            members.setdefault(self.find(row), []).append(row)
+        return [rows for rows in members.values() if len(rows) > 1]
+
+
+def exact_duplicates(vectors: Vectors, failed: np.ndarray) -> Groups:
+    """Groups of images with bit-identical vectors."""
+    rows_of: dict[bytes, list[int]] = {}
+    for start, block in vectors.blocks():
+        for row, vector in enumerate(block, start):
+            if not failed[row]:
+                digest = hashlib.blake2b(vector.tobytes(), digest_size=16).digest()
+                rows_of.setdefault(digest, []).append(row)
+    return [rows for rows in rows_of.values() if len(rows) > 1]
+
+
+def near_distance(vectors: Vectors, good: np.ndarray) -> float:
+    """The distance up to which two images count as near duplicates.
+
+    It is relative to the dataset's median distance, because some models place all images close
+    together.
+    """
+    rng = np.random.default_rng(SEED)
+    if len(good) < 2:
+        return 0.0
+    one, other = rng.choice(good, SAMPLED_PAIRS), rng.choice(good, SAMPLED_PAIRS)
+    one, other = one[one != other], other[one != other]
+    cosine = np.einsum("ij,ij->i", vectors.array[one], vectors.array[other])
+    return float(np.median(1 - cosine)) * NEAR_SHARE
+
+
+def near_duplicates(
+    vectors: Vectors,
+    failed: np.ndarray,
+    progress: Progress,
+    block_rows: int = BLOCK_ROWS,
+    pair_limit: int = PAIR_LIMIT,
+) -> Near:
+    """Groups of images within near_distance of each other, found by comparing all pairs."""
+    good = np.flatnonzero(~failed)
+    distance = near_distance(vectors, good)
+    union, pairs, blocks = Union(), 0, -(-len(good) // block_rows)
+    for number in range(blocks):
+        rows = good[number * block_rows : (number + 1) * block_rows]
+        block = vectors.array[rows]
+        for start in range(number * block_rows, len(good), block_rows):
+            others = good[start : start + block_rows]
+            similarity = block @ vectors.array[others].T
+            one, other = np.nonzero(similarity >= 1 - distance)
+            one, other = rows[one], others[other]
+            ahead = one < other
+            pairs += int(ahead.sum())
+            union.join(zip(one[ahead].tolist(), other[ahead].tolist(), strict=True))
+            if pairs > pair_limit:
+                return Near(union.groups(), distance, complete=False)
+        left = (blocks - number - 1) / blocks
+        progress(1 - left * left)
+    return Near(union.groups(), distance, complete=True)
+
+
+def leaks(index: Index, groups: Groups) -> Groups:
+    """The groups with images of both splits."""
+    return [rows for rows in groups if rows[0] < index.num_train <= rows[-1]]
+
+
+def disagreeing(
+    vectors: Vectors,
+    positive: dict[str, np.ndarray],
+    failed: np.ndarray,
+    progress: Progress,
+    block_rows: int = BLOCK_ROWS,
+) -> list[int]:
+    """Labelled images that share no category with their LABELLED_NEIGHBOURS nearest labelled ones.
+
+    positive: the rows with a POSITIVE label, by category.
+    """
+    marks = {category: rows[~failed[rows]] for category, rows in positive.items()}
+    labelled = np.unique(np.concatenate([np.zeros(0, np.int64), *marks.values()]))
+    if len(labelled) <= LABELLED_NEIGHBOURS or len(marks) < 2:
+        return []
+    member = np.zeros((len(labelled), len(marks)), bool)
+    for column, rows in enumerate(marks.values()):
+        member[np.searchsorted(labelled, rows), column] = True
+    found: list[int] = []
+    for start in range(0, len(labelled), block_rows):
+        block = np.arange(start, min(start + block_rows, len(labelled)))
+        near = _nearest_within(vectors, labelled, block, block_rows)
+        shared = (member[near] & member[block][:, None, :]).any(axis=(1, 2))
+        found.extend(labelled[block[~shared]].tolist())
+        progress((start + len(block)) / len(labelled))
+    return found
+
+
+def _nearest_within(
+    vectors: Vectors, labelled: np.ndarray, block: np.ndarray, block_rows: int
+) -> np.ndarray:
+    """For each position of block in labelled, the positions of the nearest others: int64 (b, k)."""
+    count = LABELLED_NEIGHBOURS
+    queries = vectors.array[labelled[block]]
+    best = np.full((len(block), count), -np.inf, np.float32)
+    where = np.zeros((len(block), count), np.int64)
+    for start in range(0, len(labelled), block_rows):
+        others = np.arange(start, min(start + block_rows, len(labelled)))
+        similarity = queries @ vectors.array[labelled[others]].T
+        similarity[block[:, None] == others[None, :]] = -np.inf
+        values = np.concatenate([best, similarity], axis=1)
+        positions = np.concatenate([where, np.broadcast_to(others, similarity.shape)], axis=1)
+        top = np.argpartition(-values, count - 1, axis=1)[:, :count]
+        best = np.take_along_axis(values, top, axis=1)
+        where = np.take_along_axis(positions, top, axis=1)
+    return where

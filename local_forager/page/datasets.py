@@ -1,0 +1,113 @@
+"""The list of datasets, one dataset's description and its health report."""
+
+import asyncio
+
+from aiohttp import web
+
+from common.names import DATASET_NAME
+from dataset.arrays import DIMENSIONS
+from local_forager.analysis.health import TITLES, Health
+from local_forager.analysis.index import Index
+from local_forager.analysis.projection import umap_installed
+from local_forager.page.map import UMAP_MISSING
+from local_forager.page.query import choice, embedding_choice
+from local_forager.page.state import PAGE, view_of
+from local_forager.server.api import GENERATION, dataset_of
+from local_forager.server.database import Counts
+from local_forager.types import (
+    DatasetCard,
+    DatasetList,
+    DatasetPage,
+    Feature,
+    HealthReport,
+    IndexState,
+)
+
+QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
+ABOUT = {  # what each embedding compares; the page offers them in this order
+    "clip": "what the picture shows, by CLIP",
+    "imagenet": "objects, by ResNet-50's last stage",
+    "imagenet_early": "textures and shapes, by ResNet-50's third stage",
+}
+
+
+async def datasets(request: web.Request) -> DatasetList:
+    page = request.app[PAGE]
+    cards: list[DatasetCard] = []
+    for name in await page.database.dataset_names():
+        if dataset := await page.database.dataset(name):
+            opens = DATASET_NAME.fullmatch(name) is not None
+            num_train, num_val = await page.database.counts(dataset.id)
+            cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
+    return {
+        "generation": request.app[GENERATION],
+        "bucket": page.bucket,
+        "datasets": cards,
+    }
+
+
+def feature(problem: str | None) -> Feature:
+    return {"available": problem is None, "reason": problem or ""}
+
+
+def warnings_of(counts: Counts, index: Index) -> list[str]:
+    """A sentence if the server and the index have different numbers of images."""
+    index_val = len(index.names) - index.num_train
+    if counts == (index.num_train, index_val):
+        return []
+    return [
+        f"The server has {counts.num_train:,} training and {counts.num_val:,} validation images, "
+        f"but the index has {index.num_train:,} and {index_val:,}: it belongs to other images."
+    ]
+
+
+async def dataset_page(request: web.Request) -> DatasetPage:
+    page = request.app[PAGE]
+    dataset = await dataset_of(request)
+    counts = await page.database.counts(dataset.id)
+    copy = page.copies.get(dataset.index_id)
+    if copy.index is None and not copy.task.done():
+        await asyncio.wait([copy.task], timeout=QUICK_COPY)
+    state: IndexState = {
+        "state": "ready" if copy.index else "missing" if copy.problem else "copying",
+        "detail": copy.problem,
+        "done": copy.done() if copy.index is None else copy.total,
+        "total": copy.total,
+    }
+    answer: DatasetPage = {
+        "name": dataset.name,
+        "index_id": dataset.index_id,
+        "train_path": dataset.train_path,
+        "val_path": dataset.val_path,
+        "num_train": counts.num_train,
+        "num_val": counts.num_val,
+        "index": state,
+        "rows": 0,
+        "rows_train": 0,
+        "failed": 0,
+        "labelled": 0,
+        "categories": [],
+        "embeddings": [
+            {"by": by, "dimensions": DIMENSIONS[by], "about": about} for by, about in ABOUT.items()
+        ],
+        "sets": [{"set": name, "title": title} for name, title in TITLES.items()],
+        "text_search": feature(page.no_text_search),
+        "umap": feature(None if umap_installed() else UMAP_MISSING),
+        "version": 0,
+        "warnings": [],
+    }
+    if copy.index is not None:
+        table, answer["version"] = await page.table(dataset, copy.index)
+        answer["rows"], answer["rows_train"] = len(copy.index.names), copy.index.num_train
+        answer["failed"] = int(copy.index.failed.sum())
+        answer["labelled"], answer["categories"] = len(table.of_row), table.counts()
+        answer["warnings"] = warnings_of(counts, copy.index)
+    return answer
+
+
+async def health(request: web.Request) -> HealthReport:
+    view = await view_of(request)
+    by = embedding_choice(request)
+    checks = Health(request.app[PAGE].jobs, view.dataset.index_id, view.index, by)
+    start = choice(request, "start", ("0", "1")) == "1"
+    return {"by": by, "findings": checks.findings(view.table, view.version, start)}

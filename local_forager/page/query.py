@@ -1,0 +1,45 @@
+"""Reads the parameters of the page's requests; a wrong one is a PageError."""
+
+from aiohttp import web
+
+from dataset.arrays import DIMENSIONS
+from local_forager.analysis.index import Index
+
+DEFAULT_EMBEDDING = "clip"
+
+
+class PageError(Exception):
+    """The request cannot be answered: a status and one sentence for the person at the page."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def number(request: web.Request, name: str, default: int, low: int, high: int) -> int:
+    """A whole number between low and high."""
+    text = request.query.get(name, str(default))
+    if not text.isascii() or not text.isdigit() or not low <= int(text[:12]) <= high:
+        raise PageError(400, f"{name} is not a number from {low:,} to {high:,}.")
+    return int(text[:12])
+
+
+def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:
+    """One of the allowed words; the first if the parameter is absent."""
+    word = request.query.get(name, allowed[0])
+    if word not in allowed:
+        words = ", ".join(word for word in allowed if word)
+        raise PageError(400, f"{name} is none of {words}.")
+    return word
+
+
+def embedding_choice(request: web.Request) -> str:
+    others = (name for name in DIMENSIONS if name != DEFAULT_EMBEDDING)
+    return choice(request, "by", (DEFAULT_EMBEDDING, *others))
+
+
+def row_in_path(request: web.Request, index: Index) -> int:
+    row = int(request.match_info["row"])
+    if row >= len(index.names):
+        raise PageError(404, f"There is no row {row:,}: the index has {len(index.names):,} images.")
+    return row

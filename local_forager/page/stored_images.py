@@ -1,0 +1,117 @@
+"""Thumbnails and full images from the buckets; kept on disk and in memory, respectively."""
+
+import hashlib
+import io
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+from aiohttp import web
+from PIL import Image
+
+import gcs
+from local_forager.server.buckets import Buckets
+
+KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
+FOREVER = "private, max-age=31536000, immutable"
+SIGNATURES = {
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"GIF8": "image/gif",
+    b"BM": "image/bmp",
+}
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # content of files whatever their names
+
+
+class ImageMissing(Exception):
+    """Why an image cannot be shown, in one sentence; status 404 if there is no such object."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+async def fetch(buckets: Buckets, bucket: str, name: str) -> bytes:
+    try:
+        return await buckets.read(bucket, name)
+    except gcs.StorageError as error:
+        if error.status == 404:
+            raise ImageMissing("It is not in the bucket.", 404) from None
+        raise ImageMissing(f"It cannot be downloaded. {error}", 502) from error
+    except ValueError as error:  # an object name that no request can hold
+        raise ImageMissing(f"It cannot be downloaded: {error}.", 502) from error
+
+
+class Thumbnails:
+    """The index bucket's thumbnails; each is kept as a file under data_dir after its first use."""
+
+    def __init__(self, buckets: Buckets, bucket: str, data_dir: Path) -> None:
+        self._buckets, self._bucket = buckets, bucket
+        self._data_dir = data_dir / "thumbnails"
+
+    def path(self, index_id: str, identifier: str) -> Path:
+        """The file of a thumbnail: a digest, since names from the bucket are no safe paths."""
+        text = f"{index_id}\0{identifier}".encode(errors="surrogatepass")
+        digest = hashlib.sha256(text).hexdigest()
+        return self._data_dir / digest[:2] / f"{digest}.jpg"
+
+    async def get(self, index_id: str, identifier: str) -> Path:
+        """The file with a thumbnail, downloaded if needed; ImageMissing if there is none."""
+        path = self.path(index_id, identifier)
+        if not path.exists():
+            name = f"thumbnails/{index_id}/{identifier}.jpg"
+            data = await fetch(self._buckets, self._bucket, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{id(data)}")
+            partial.write_bytes(data)
+            os.replace(partial, path)
+        return path
+
+
+class Originals:
+    """Full images of the training bucket; the most recent ones are kept in memory."""
+
+    def __init__(self, buckets: Buckets) -> None:
+        self._buckets = buckets
+        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._kept_bytes = 0
+
+    async def get(self, bucket: str, name: str) -> bytes:
+        key = (bucket, name)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        data = await fetch(self._buckets, bucket, name)
+        if key not in self._kept:
+            self._kept[key] = data
+            self._kept_bytes += len(data)
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+        return data
+
+
+def content_type(data: bytes) -> str:
+    """The media type of these bytes, by their signature: a web page must not pass for an image."""
+    for signature, kind in SIGNATURES.items():
+        if data.startswith(signature):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    return "application/octet-stream"
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the header; ValueError if this is no readable image."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    except Image.DecompressionBombError as error:
+        raise ValueError("It has more than 179 million pixels, Pillow's limit.") from error
+    except Exception as error:  # Pillow raises many types for damaged files
+        raise ValueError("It is not a readable image.") from error
+
+
+def image_response(data: bytes, cache: str) -> web.Response:
+    """An image for the browser, which may not run anything in it."""
+    headers = {"Cache-Control": cache, "Content-Security-Policy": "default-src 'none'; sandbox"}
+    return web.Response(body=data, content_type=content_type(data), headers=headers)

@@ -1,0 +1,81 @@
+"""A local Forager with made-up datasets, and pages of it in a real headless Chromium."""
+
+import uuid
+
+import pytest
+
+from testing.browser import chromium, chromium_path
+from tests.local_forager.page_server import COPY, FAILED, NAMES, TIMEOUT_S, page_server
+
+
+@pytest.fixture(scope="session")
+def storage(emulator_url):
+    """The storage emulator, for fixtures that outlive a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
+        yield emulator_url
+
+
+@pytest.fixture(scope="session")
+def server(storage, tmp_path_factory):
+    """A server for all tests. Its dataset "d" is read only; tests that write publish their own."""
+    with page_server(tmp_path_factory.mktemp("page")) as server:
+        server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2})
+        server.label("d", ["t00", "t01", "t02", "v00"], "bird")
+        server.label("d", ["t03"], "bird", "NEGATIVE")
+        server.label("d", ["t01", "t07"], "sky", "far away")
+        yield server
+
+
+@pytest.fixture
+def dataset_name():
+    """A dataset name that no other test uses."""
+    return f"d-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One browser for all tests; they are skipped where there is no Playwright or no Chromium."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install playwright to test the page"
+    )
+    if chromium_path() is None:
+        pytest.skip("no chromium: apt-get install chromium to test the page")
+    playwright.expect.set_options(timeout=1000 * TIMEOUT_S)
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tabs(browser):
+    """Open a page: tabs(url, **options of the browser context).
+
+    After the test: no console message, no error, no dialog, no request that left this machine.
+    """
+    contexts, problems = [], []
+
+    def watch_request(request):
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            problems.append(f"left the machine: {request.url}")
+
+    def watch_console(message):
+        if message.type in ("error", "warning"):
+            problems.append(f"{message.text} ({message.location['url']})")
+
+    def open_page(url, **options):
+        context = browser.new_context(**({"viewport": {"width": 1200, "height": 800}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(1000 * TIMEOUT_S)
+        page.on("console", watch_console)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append(f"dialog {dialog.message}"))
+        page.on("request", watch_request)
+        page.goto(url)
+        page.problems = problems
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []

@@ -1,0 +1,149 @@
+"""A local Forager with buckets of its own, and what the page's tests wait for in a browser."""
+
+import json
+import re
+import time
+import uuid
+from contextlib import contextmanager
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import gcs
+from testing import synthetic
+from testing.servers import local_forager
+
+TIMEOUT_S = 60  # the longest wait for anything; a loaded machine is slow
+NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
+    f"d/val/v{row:02}.jpg" for row in range(20)
+]
+FAILED, COPY = 4, 65  # rows of NAMES; COPY, in validation, has the picture of row 2
+
+
+def fetch(url, headers=None):
+    """(status, headers, body) of a GET request, whatever the status."""
+    try:
+        response = urlopen(Request(url, headers=headers or {}), timeout=TIMEOUT_S)
+    except HTTPError as error:
+        response = error
+    with response:
+        return response.status, response.headers, response.read()
+
+
+def get(url):
+    """(status, parsed body) of a GET request that is answered in JSON."""
+    status, headers, body = fetch(url)
+    assert headers["Content-Type"].startswith("application/json"), (url, status, body[:200])
+    return status, json.loads(body)
+
+
+def post(url, payload):
+    with urlopen(Request(url, json.dumps(payload).encode()), timeout=TIMEOUT_S) as response:
+        return json.loads(response.read())
+
+
+def wait_for(condition, what):
+    """Wait until condition() is true and return its value."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {TIMEOUT_S} s: {what}"
+        time.sleep(0.05)
+    return value
+
+
+class PageServer:
+    """A server at url, its image bucket, its index bucket and its data directory."""
+
+    def __init__(self, url, images, index, data_dir):
+        self.url, self.images, self.index, self.data_dir = url, images, index, data_dir
+
+    def publish(self, name, names, num_train, **more):
+        """Put images and index into the buckets, create the dataset, wait for the index copy."""
+        index_id = str(uuid.uuid4())
+        client = gcs.make_client()
+        synthetic.publish(client, self.images, self.index, index_id, names, num_train, **more)
+        directory = names[0].partition("/")[0] if names else name
+        self.create(name, index_id, directory)
+        self.wait_until_copied(name)
+        return index_id
+
+    def create(self, name, index_id, directory):
+        base = f"gs://{self.images}/{directory}"
+        paths = {"train_path": f"{base}/train/", "val_path": f"{base}/val/"}
+        payload = {"dataset": name, "index_id": index_id, **paths}
+        post(f"{self.url}/api/create_dataset_v2", payload)
+
+    def dataset(self, name):
+        return get(f"{self.url}/page/{name}/dataset")[1]
+
+    def wait_until_copied(self, name):
+        """The dataset's description once its index is no longer being copied."""
+
+        def described():
+            dataset = self.dataset(name)
+            return dataset["index"]["state"] != "copying" and dataset
+
+        return wait_for(described, f"the index copy of {name}")
+
+    def label(self, name, identifiers, category, mode="POSITIVE", user="a@b.c"):
+        payload = {"identifiers": identifiers, "user": user, "category": category, "mode": mode}
+        path = f"api/add_annotations_by_internal_identifiers_v2/{name}"
+        assert post(f"{self.url}/{path}", payload)["created"] == len(identifiers)
+
+
+@contextmanager
+def page_server(directory, *options):
+    """A PageServer of generation B; STORAGE_EMULATOR_HOST must be set."""
+    client = gcs.make_client()
+    images, index = (client.create_bucket(f"page-{uuid.uuid4()}").name for _ in range(2))
+    service = local_forager(directory, directory / "log", "--bucket", index, *options)
+    with service:
+        yield PageServer(service.url, images, index, directory)
+
+
+# In a browser. The page's policy forbids Playwright's wait_for_function, hence until().
+
+
+def until(page, expression, argument=None):
+    """Wait until a JavaScript expression is true, or a function of argument returns true."""
+    wait_for(lambda: page.evaluate(expression, argument), expression)
+
+
+def complete(page):
+    """Wait until the page shows all of its view, pictures on the map included."""
+    until(
+        page,
+        """() => document.querySelector('main').ariaBusy === 'false'
+                 && !document.querySelector('[aria-busy=true]')""",
+    )
+
+
+def total(page, text):
+    """Wait until the page says how many images it shows."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(".total")).to_have_text(re.compile(f"^{text}$"))
+    complete(page)
+
+
+def wait_for_pictures(page, selector=".grid .tile"):
+    """Wait for all thumbnails on the screen, except those of failed images."""
+    until(
+        page,
+        """selector => {
+          const tiles = [...document.querySelectorAll(selector)].filter(tile =>
+            !tile.closest('[hidden]') && tile.getBoundingClientRect().top < innerHeight);
+          return tiles.length && tiles.every(tile => tile.textContent.includes('failed')
+            || tile.querySelector('img').naturalWidth > 0); }""",
+        selector,
+    )
+
+
+def shown_rows(page):
+    """Rows of the visible tiles, ascending."""
+    links = page.locator(".grid .cell:not([hidden]) a").evaluate_all("as => as.map(a => a.href)")
+    return sorted(int(match[1]) for link in links if (match := re.search(r"image=(\d+)", link)))
+
+
+def shows_rows(page, rows):
+    """Wait until the visible tiles are those of rows."""
+    wait_for(lambda: shown_rows(page) == sorted(rows), f"rows {rows}, last {shown_rows(page)}")

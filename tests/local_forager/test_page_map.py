@@ -1,0 +1,136 @@
+"""The map and the health report."""
+
+import re
+
+import pytest
+
+from tests.local_forager.page_server import (
+    COPY,
+    FAILED,
+    complete,
+    shows_rows,
+    total,
+    until,
+    wait_for,
+)
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+expect = playwright.expect
+
+
+def drawn(page):
+    """The canvas as text: equal only if the same is drawn."""
+    complete(page)
+    return page.evaluate("document.querySelector('canvas').toDataURL()")
+
+
+def wait_until_drawn(page, condition):
+    """Wait until condition(drawn(page)) is true, and return that drawing."""
+    return wait_for(lambda: condition(text := drawn(page)) and text, "the map's drawing")
+
+
+def point_on_map(page, row):
+    """The place of a row on the screen, computed from the API's points as documented."""
+    return page.evaluate(
+        """async row => { const answer = await fetch('/page/d/map?by=clip&method=pca');
+          const points = new Float32Array(await answer.arrayBuffer());
+          const box = document.querySelector('canvas').getBoundingClientRect();
+          const scale = 0.46 * Math.min(box.width, box.height);
+          return [box.left + box.width / 2 + points[2 * row] * scale,
+                  box.top + box.height / 2 - points[2 * row + 1] * scale]; }""",
+        row,
+    )
+
+
+def test_map_hovers_and_opens(server, tabs):
+    page = tabs(f"{server.url}/d?view=map")
+    expect(page.locator(".legend")).to_contain_text("train")
+    complete(page)
+    x, y = point_on_map(page, 10)
+    page.mouse.move(x, y)
+    expect(page.locator(".tip img")).to_be_visible()
+    until(page, "document.querySelector('.tip img').naturalWidth > 0")
+    page.mouse.click(x, y)
+    expect(page.get_by_role("dialog")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"image=\d+"))
+    page.go_back()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.locator("canvas")).to_be_visible()
+
+
+def test_map_colours_and_filters(server, tabs):
+    page = tabs(f"{server.url}/d?view=map&color=label")
+    expect(page.locator(".legend li")).to_have_text(["no positive label75", "bird4"])
+    page.get_by_label("Colour by").select_option("class")
+    expect(page.locator(".legend")).to_contain_text("class ")
+    expect(page).to_have_url(re.compile("color=class$"))
+    page.locator(".filters").get_by_role("link", name="Validation").click()
+    total(page, "20 of 80 images")
+    page.go_back()
+    total(page, "80 images")
+
+
+def test_map_pans_and_zooms(server, tabs):
+    page = tabs(f"{server.url}/d?view=map&pictures=no")
+    expect(page.locator(".legend")).to_contain_text("train")
+    first = last = drawn(page)
+
+    def changed():
+        nonlocal last
+        previous = last
+        last = wait_until_drawn(page, lambda text: text != previous)
+
+    box = page.locator("canvas").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -200)
+    changed()
+    page.mouse.down()
+    page.mouse.move(x + 60, y + 30, steps=4)
+    page.mouse.up()
+    changed()
+    assert "image=" not in page.url  # a drag is no click
+    page.locator("canvas").focus()
+    for key in ("+", "ArrowLeft", "ArrowUp"):
+        page.keyboard.press(key)
+        changed()
+    page.get_by_role("button", name="Show all").click()
+    page.mouse.move(5, 5)
+    page.evaluate("document.activeElement.blur()")
+    wait_until_drawn(page, lambda text: text == first)
+
+
+def test_map_shows_pictures_when_few_points_are_in_view(server, tabs):
+    page = tabs(f"{server.url}/d?view=map&pictures=no")
+    expect(page.locator(".legend")).to_contain_text("train")
+    plain = drawn(page)
+    page.get_by_label("Pictures").check()
+    wait_until_drawn(page, lambda text: len(text) > 1.2 * len(plain))  # pictures compress less
+    expect(page).to_have_url(f"{server.url}/d?view=map")
+
+
+def test_map_says_that_umap_is_not_installed(server, tabs):
+    if server.dataset("d")["umap"]["available"]:
+        pytest.skip("umap-learn is installed")
+    page = tabs(f"{server.url}/d?view=map")
+    option = page.locator("#map-method option", has_text="umap-learn")
+    expect(option).to_be_disabled()
+
+
+def test_health_links_to_the_images(server, tabs):
+    page = tabs(f"{server.url}/d?view=health")
+    page.locator("[data-set=leak]").get_by_role("link", name="Show 2 images in 1 group").click()
+    total(page, "2 of 80 images")
+    expect(page.locator(".badge:visible")).to_have_text(["Group 1"])
+    shows_rows(page, [2, COPY])
+    page.go_back()
+    page.locator("[data-set=failed]").get_by_role("link", name="Show 1 image").click()
+    total(page, "1 of 80 images")
+    expect(page.locator(".chip")).to_contain_text("Failed images")
+    shows_rows(page, [FAILED])
+
+
+def test_set_in_the_address(server, tabs):
+    page = tabs(f"{server.url}/d?set=near&by=imagenet")
+    total(page, "2 of 80 images")
+    expect(page.locator(".chip")).to_contain_text("Near duplicates")
