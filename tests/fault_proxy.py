@@ -115,29 +115,24 @@ class FaultProxy:
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        self._connections: set[asyncio.Task[None]] = set()
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._started.set()
         await self._end.wait()
         server.close()
-        await asyncio.sleep(0.05)  # connections that were just accepted begin, to be ended too
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        await asyncio.sleep(0.05)  # aborted transports close their sockets
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
+        await asyncio.sleep(0)  # aborted transports close their sockets
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 while request := await _read(reader):
                     if not await self._answer(request, writer):
                         break
         finally:
-            self._connections.discard(task)
             if self._end.is_set():
                 writer.transport.abort()  # nobody reads what is left to send
             else:
@@ -209,7 +204,7 @@ class FaultProxy:
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
             return None
         finally:
-            writer.close()
+            writer.transport.abort()
 
     def _flipped(self, body: bytes) -> bytes:
         if not body:

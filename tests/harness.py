@@ -242,22 +242,22 @@ def start(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(**guarded(command), env=env, text=True, stdout=pipe, stderr=pipe)
 
 
-def ended(process: subprocess.Popen[str], timeout: float = 60) -> Done:
-    """How a process ended that is ending by now."""
+def ended(process: subprocess.Popen[str], timeout: float = 100) -> Done:
+    """How a process ended; it ends within the timeout."""
     out, err = process.communicate(timeout=timeout)
     assert "Traceback" not in err, err
     return Done(process.returncode, out, err)
 
 
-def wait_for(condition: Callable[[], object], timeout: float = 30) -> None:
-    """Return once a condition holds; where it cannot be told yet it does not."""
+def wait_for(condition: Callable[[], object], timeout: float = 100) -> None:
+    """Wait until a condition holds; it does not where a file or a table is not there yet."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(sqlite3.OperationalError, OSError):
             if condition():
                 return
         time.sleep(0.02)
-    raise AssertionError("it never came to that")
+    raise AssertionError(f"not fulfilled within {timeout} s")
 
 
 def is_running(pid: int) -> bool:

