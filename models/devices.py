@@ -13,7 +13,6 @@ import torch
 # Live activations of ResNet-50 at their peak, in res2: input, shortcut, inner and output are 52
 # values a pixel, and workspace.
 VALUES_PER_PIXEL = 65
-CPU_LAYOUT_BYTES = 720 << 20  # weights laid out for the sizes kept: packing.py, convolutions.py
 CPU_BYTES_PER_PIXEL = 200  # in float32, where sums overwrite the shortcut: measured 173
 MEMORY_SHARE = 0.6  # of what is free, for one batch
 # 16 values a pixel leave the stem: beyond this a tensor has 2**31 values, which cuDNN refuses.
@@ -152,5 +151,4 @@ def pixels_that_fit(device: torch.device, dtype: torch.dtype) -> int:
     """How many pixels ResNet-50 can take at once in the free memory of `device`."""
     on_cpu = device.type == "cpu"
     per_pixel = CPU_BYTES_PER_PIXEL if on_cpu else VALUES_PER_PIXEL * dtype.itemsize
-    free = free_memory(device) - (CPU_LAYOUT_BYTES if on_cpu else 0)
-    return min(LARGEST_PIXELS, max(0, int(MEMORY_SHARE * free)) // per_pixel)
+    return min(LARGEST_PIXELS, int(MEMORY_SHARE * free_memory(device)) // per_pixel)

@@ -1,10 +1,9 @@
-"""ResNet-50's forward pass for inference, written out: Detectron2's variant, batch norm folded.
+"""ResNet-50's forward pass for inference: Detectron2's variant, with batch norm folded.
 
-The pass is the same everywhere; what computes a convolution with its bias, addition and ReLU is
-chosen by the device (`convolutions.py`).
+The pass is the same on every device. convolutions.py chooses what computes a convolution with its
+bias, addition and ReLU.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from models.convolutions import Convolution, Operations
 from weights.resnet50 import BATCH_NORM_EPSILON, RESNET_STAGES
 
-# Red, green, blue: the means of Caffe2's ImageNet models, which take blue, green, red.
+# Red, green, blue. Caffe2's ImageNet models, from which these means are, take blue, green, red.
 PIXEL_MEANS = (123.675, 116.28, 103.53)
 
 
@@ -50,14 +49,12 @@ def fold_batch_norm(
 def build_resnet(arrays: dict[str, np.ndarray], device: torch.device, dtype: torch.dtype) -> ResNet:
     """ResNet-50 from the arrays of read_resnet_weights, ready for `resnet_features`."""
 
-    def convolution(name: str, norm: str, stride: int, padding: int, scale: int) -> Convolution:
+    def convolution(name: str, norm: str, stride: int = 1, padding: int = 0) -> Convolution:
         weight, bias = fold_batch_norm(arrays, name, norm)
         if name == "conv1":  # pixels come as red, green, blue
             weight = weight[:, ::-1].copy()
         laid_out = torch.from_numpy(weight).to(device, dtype, memory_format=torch.channels_last)
-        return Convolution(
-            laid_out, torch.from_numpy(bias).to(device, dtype), stride, padding, scale
-        )
+        return Convolution(laid_out, torch.from_numpy(bias).to(device, dtype), stride, padding)
 
     stages = []
     for stage, (blocks, _) in enumerate(RESNET_STAGES, start=2):
@@ -65,37 +62,22 @@ def build_resnet(arrays: dict[str, np.ndarray], device: torch.device, dtype: tor
         for block in range(blocks):
             branch = f"res{stage}_{block}_branch"
             stride = 2 if block == 0 and stage > 2 else 1
-            after = 2**stage  # pixels of the image for one of this stage, along a side
-            before = after // stride
             built.append(
                 Block(
-                    convolution(branch + "2a", branch + "2a", stride, 0, before),
-                    convolution(branch + "2b", branch + "2b", 1, 1, after),
-                    convolution(branch + "2c", branch + "2c", 1, 0, after),
-                    convolution(branch + "1", branch + "1", stride, 0, before)
-                    if block == 0
-                    else None,
+                    convolution(branch + "2a", branch + "2a", stride),
+                    convolution(branch + "2b", branch + "2b", padding=1),
+                    convolution(branch + "2c", branch + "2c"),
+                    convolution(branch + "1", branch + "1", stride) if block == 0 else None,
                 )
             )
         stages.append(built)
     return ResNet(
         torch.tensor(PIXEL_MEANS, device=device),
-        convolution("conv1", "res_conv1", 2, 3, 1),
+        convolution("conv1", "res_conv1", 2, 3),
         stages,
         torch.tensor(arrays["fc1000_w"], device=device),
         torch.tensor(arrays["fc1000_b"], device=device),
     )
-
-
-def map_convolutions(model: ResNet, change: Callable[[Convolution], Convolution]) -> ResNet:
-    """The model with every convolution replaced by change(convolution)."""
-
-    def changed(block: Block) -> Block:
-        reduce, spread, expand = (change(part) for part in block[:3])
-        return Block(reduce, spread, expand, block.shortcut and change(block.shortcut))
-
-    stages = [[changed(block) for block in stage] for stage in model.stages]
-    return model._replace(stem=change(model.stem), stages=stages)
 
 
 def resnet_features(

@@ -1,4 +1,4 @@
-"""The default backend: both models' forward passes written out for inference."""
+"""The default backend: the forward passes of both models, written for inference."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from models.convolutions import choose_operations
-from models.layouts import PackedResNet, Size
 from models.resnet import build_resnet, resnet_features
 from models.vision_tower import build_vision_tower, clip_features
 
@@ -20,14 +19,4 @@ def load(
     operations = choose_operations(device, dtype)
     model = build_resnet(arrays, device, dtype)
     tower = build_vision_tower(clip / "model.safetensors", device, dtype)
-    if device.type == "cuda":
-        return partial(resnet_features, model, operations), partial(clip_features, tower)
-    packed = PackedResNet(model, operations)
-
-    def features(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Image by image: a batch is no faster on a CPU, and so any batch gives the same bits."""
-        laid_out = packed.for_size(Size(*pixels.shape[1:3]))
-        rows = [resnet_features(laid_out, operations, image[None]) for image in pixels]
-        return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
-
-    return features, partial(clip_features, tower)
+    return partial(resnet_features, model, operations), partial(clip_features, tower)

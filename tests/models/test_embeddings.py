@@ -16,10 +16,8 @@ from bench import original
 from embeddings import Embedder
 from engine.decode import open_image, prepare
 from models import convolutions, devices
-from models.convolutions import Convolution, OneDnnOperations, PlainOperations
+from models.convolutions import OneDnnOperations, PlainOperations
 from models.devices import DeviceError
-from models.layouts import LAYOUTS_KEPT, PackedResNet, Size
-from models.resnet import ResNet
 from weights.files import WeightsError
 from weights.resnet50 import read_resnet_weights
 
@@ -249,13 +247,6 @@ def test_plain_torch_replaces_operations_that_fail(operations, monkeypatch):
     assert isinstance(chosen, PlainOperations)
 
 
-@pytest.mark.parametrize("wrong", [lambda *_: torch.zeros(1), lambda x, *_: x.no_such_attribute])
-def test_plain_torch_replaces_fewer_products_that_fail(wrong, monkeypatch):
-    monkeypatch.setattr("models.winograd.convolve_relu", wrong)
-    chosen = convolutions.choose_operations(torch.device("cpu"), torch.float32)
-    assert isinstance(chosen, PlainOperations)
-
-
 def test_plain_torch_agrees_too(weights, photographs, expected, monkeypatch):
     monkeypatch.setattr(convolutions, "OneDnnOperations", Missing)
     monkeypatch.setattr("models.vision_tower.onednn_linear_agrees", lambda dtype: False)
@@ -264,48 +255,6 @@ def test_plain_torch_agrees_too(weights, photographs, expected, monkeypatch):
     assert abs(rows.imagenet[0] - expected["imagenet"][7]).max() < TOLERANCE
     vector = embedder.start_clip([photographs[7].clip_input])()
     assert abs(vector[0] - expected["clip"][7]).max() < TOLERANCE
-
-
-def packed_resnet():
-    stem = Convolution(torch.zeros(1, 3, 1, 1), torch.zeros(1), 1, 0, 1)
-    laid_out = []
-
-    class Recording(PlainOperations):
-        def packed(self, convolution, height, width):
-            laid_out.append((height, width))
-            return convolution._replace(padding=height)
-
-    model = ResNet(torch.zeros(3), stem, [], torch.zeros(1), torch.zeros(1))
-    return PackedResNet(model, Recording()), laid_out
-
-
-def test_every_size_is_laid_out_and_those_that_recur_are_kept():
-    packed, laid_out = packed_resnet()
-    for _ in range(4):
-        for side in range(1, 30):
-            assert packed.for_size(Size(side, 1)).stem.padding == side
-    assert len(packed._kept) == LAYOUTS_KEPT
-    for _ in range(6):
-        assert packed.for_size(Size(99, 1)).stem.padding == 99
-    assert Size(99, 1) in packed._kept and len(packed._kept) == LAYOUTS_KEPT
-    assert laid_out.count((99, 1)) == 5  # then it had come more often than another that was kept
-
-
-def test_a_size_laid_out_twice_at_once_replaces_one_layout():
-    packed, _ = packed_resnet()
-    for side in (1, 2, 3, 4, 5, 5):
-        packed.for_size(Size(side, 1))
-    assert Size(5, 1) in packed._kept
-    packed._keep(Size(5, 1), packed._model)  # another thread began before it was kept
-    assert len(packed._kept) == LAYOUTS_KEPT
-
-
-def test_counts_of_sizes_are_bounded(monkeypatch):
-    monkeypatch.setattr("models.layouts.SIZES_COUNTED", 50)
-    packed, _ = packed_resnet()
-    for side in range(1000):
-        packed.for_size(Size(side, 1))
-    assert len(packed._counts) <= 50
 
 
 # Devices, precision and memory.
