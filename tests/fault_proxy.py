@@ -9,6 +9,7 @@ it can do to a request:
     reset                        resets the connection and forwards nothing
     truncate                     forwards, then ends in the middle of the answer
     delay                        waits DELAY_S, then forwards
+    hold                         waits until release() is called, then forwards
     flip                         flips one bit of the file that is sent or received
     lost                         forwards, and resets the connection instead of answering
     kill-before, kill-after      kills the process `victim`, before or after forwarding; resets
@@ -99,6 +100,10 @@ class FaultProxy:
     def counts(self) -> collections.Counter[str]:
         return collections.Counter(seen.fault for seen in self.seen)
 
+    def release(self) -> None:
+        """Forward the requests that were held, and hold no more."""
+        self._loop.call_soon_threadsafe(self._released.set)
+
     def requests(self, pattern: str) -> list[Seen]:
         """The requests that a pattern finds."""
         return [seen for seen in self.seen if re.search(pattern, f"{seen.method} {seen.target}")]
@@ -114,7 +119,8 @@ class FaultProxy:
         self._thread.join()
 
     async def _serve(self) -> None:
-        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._end, self._released = asyncio.Event(), asyncio.Event()
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._started.set()
@@ -165,6 +171,8 @@ class FaultProxy:
             return True
         if fault == "delay":
             await asyncio.sleep(self.delay_s)
+        if fault == "hold":
+            await self._released.wait()
         if fault == "flip" and _is_file(request):
             start, end = _content(request)
             body, content = request.body, self._flipped(request.body[start:end])

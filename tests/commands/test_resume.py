@@ -1,5 +1,6 @@
 """Stopping in every way and at every moment: the same command goes on, and nothing is lost."""
 
+import contextlib
 import json
 import os
 import random
@@ -32,19 +33,18 @@ from tests.harness import (
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 FILE, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
 SMALL_STEPS = {"FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
-HANGS_S = 200  # a delay that is longer than any test waits
 INTERRUPTED = "Interrupted: the same command continues where this one stopped.\n"
 
 
 @pytest.fixture
 def storage(emulator_url):
-    with FaultProxy(emulator_url, delay_s=HANGS_S) as proxy:
+    with FaultProxy(emulator_url) as proxy:
         yield proxy
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_with_130_and_one_line(undisturbed, fresh, storage, servers, number):
-    storage.rules = [Rule(DOWNLOAD, "delay", after=12)]
+    storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
     process = start(fresh.command(), environment(storage.url, servers["B"], **SMALL_STEPS))
     wait_for(lambda: len(fresh.done()) >= 4)
     process.send_signal(number)
@@ -69,10 +69,10 @@ def test_interrupt_ends_with_130_and_one_line(undisturbed, fresh, storage, serve
 def test_interrupt_does_not_wait_for_a_network_that_hangs(
     undisturbed, fresh, emulator_url, servers, pattern, after
 ):
-    rules = [Rule(pattern, "delay", after=after)]
-    with FaultProxy(emulator_url, rules=rules, delay_s=HANGS_S) as storage:
+    rules = [Rule(pattern, "hold", after=after)]
+    with FaultProxy(emulator_url, rules=rules) as storage:
         process = start(fresh.command(), environment(storage.url, servers["B"]))
-        wait_for(lambda: storage.counts["delay"])
+        wait_for(lambda: storage.counts["hold"])
         process.send_signal(signal.SIGINT)
         stopped = ended(process)
     assert stopped.returncode == 130 and stopped.stderr.endswith(INTERRUPTED)
@@ -201,29 +201,48 @@ def can_mount(directory):
     return subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("kilobytes", [60, 460])
-def test_full_disk_is_one_sentence_and_the_next_run_goes_on(
-    undisturbed, fresh, storage, servers, kilobytes
-):
+@pytest.fixture
+def small_disk(fresh):
+    """A file system of its own for the work directory; returns a function that sets its size."""
     if not can_mount(fresh.work):
-        pytest.skip("needs the right to mount a tmpfs")
+        pytest.skip("no right to mount a tmpfs: run the tests as root to test full disks")
 
     def resize(kilobytes):
         command = ["mount", "-o", f"remount,size={kilobytes}k", str(fresh.work)]
         subprocess.run(command, check=True)
 
-    try:
-        resize(kilobytes)
-        env = environment(storage.url, servers["B"], FAKE_CHECKPOINT_S="0.02", FAKE_WINDOW="4")
-        stopped = run(fresh.command(), env)
-        assert stopped.returncode == 1
-        assert re.search(r"Error: .*(full|No space|GB are free)", stopped.stderr), stopped.stderr
-        resize(8000)
-        done = run_here(fresh.command(), env)
-        assert done.returncode == 0, done.stderr
-        fresh.assert_same(undisturbed, servers["B"])
-    finally:
-        subprocess.run(["umount", "--lazy", str(fresh.work)], check=True)
+    yield resize
+    subprocess.run(["umount", "--lazy", str(fresh.work)], check=True)
+
+
+def assert_stopped_by_full_disk(done):
+    assert done.returncode == 1
+    assert re.search(r"Error: .*(full|No space|GB are free)", done.stderr), done.stderr
+
+
+def test_disk_that_is_too_small_is_one_sentence(undisturbed, fresh, storage, servers, small_disk):
+    small_disk(60)
+    env = environment(storage.url, servers["B"])
+    assert_stopped_by_full_disk(run(fresh.command(), env))
+    small_disk(8000)
+    assert run_here(fresh.command(), env).returncode == 0
+    fresh.assert_same(undisturbed, servers["B"])
+
+
+def test_disk_that_fills_up_is_one_sentence(undisturbed, fresh, storage, servers, small_disk):
+    storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
+    env = environment(storage.url, servers["B"], **SMALL_STEPS)
+    process = start(fresh.command(), env)
+    wait_for(lambda: storage.counts["hold"])
+    ballast = fresh.work / "ballast"
+    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    storage.release()
+    assert_stopped_by_full_disk(ended(process))
+    ballast.unlink()
+    assert run_here(fresh.command(), env).returncode == 0
+    fresh.assert_same(undisturbed, servers["B"])
 
 
 def full_pwrite(file, data, offset):
@@ -401,10 +420,10 @@ def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, copied, emul
 
 
 def test_two_ingests_in_one_directory(undisturbed, fresh, storage, emulator_url, servers):
-    storage.rules = [Rule(DOWNLOAD, "delay")]
+    storage.rules = [Rule(DOWNLOAD, "hold")]
     first = start(fresh.command(), environment(storage.url, servers["B"]))
     try:
-        wait_for(lambda: storage.counts["delay"])
+        wait_for(lambda: storage.counts["hold"])
         second = run_here(fresh.command(), environment(emulator_url, servers["B"]))
         assert second.returncode == 1
         assert f"Error: Another ingest is running in {fresh.work}" in second.stderr
