@@ -1,17 +1,22 @@
-"""The two models: pixels in, unit vectors out. The one module of the ingest that needs torch."""
+"""Both models on one device: pixels in, unit vectors out. No other module of an ingest needs torch.
 
+An image's vectors depend on that image alone, however images are batched.
+"""
+
+import contextlib
 import functools
 import importlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from common.memory import ask_for_large_pages
+from dataset.arrays import Embedding
 from models import devices, resize
 from models.clip_crop import CLIP_SIDE
 from weights.clip import check_clip_weights
@@ -22,20 +27,18 @@ BACKENDS = {
     "transformers": "models.backends.transformers",
     "original": "models.backends.original",
 }
-MIN_COSINE = 0.99995  # of the 0.9999 that auto promises: one image stands for all
+# Smallest cosine to float32 on the sample image. `auto` promises 0.9999 for every image; the margin
+# is there because the sample is only one.
+MIN_COSINE = 0.99995
 CLIP_BATCH_CPU, CLIP_BATCH_GPU = 4, 128
 RECURRING = 8  # batches of one shape after which cuDNN may spend time on choosing its algorithms
 SHAPES_KEPT = 1000
-RESIZES_KEPT = 64  # sizes whose weights for CLIP's input are kept, some 1 MB each
+RESIZES_KEPT = 64  # image sizes whose resize weights for CLIP are kept, about 1 MB each
 
-Result = TypeVar("Result")
 Tensors = tuple[torch.Tensor, ...]
-
-
-class ResNetRows(NamedTuple):
-    imagenet: np.ndarray  # float32 (n, 2048), unit length: res5
-    imagenet_early: np.ndarray  # float32 (n, 1024), unit length: res4
-    classes: np.ndarray  # int64 (n,): ImageNet class
+Rows = tuple[np.ndarray, ...]  # (n, dimension) per entry of EMBEDDINGS, then the classes (n,)
+Pixels = Sequence[np.ndarray]  # uint8 (height, width, 3), RGB
+ClipInputs = Sequence[np.ndarray | None]  # uint8 (224, 224, 3), RGB; None: made on the device
 
 
 class Models(NamedTuple):
@@ -52,13 +55,13 @@ def load_models(
     device: torch.device,
     precision: str,
 ) -> tuple[Models, str]:
-    """The two models of a backend and their precision, which for auto is the fastest good one.
+    """The two models of a backend, and their precision: for auto, the fastest that is exact enough.
 
-    `arrays` are those of read_resnet_weights. Good is a precision in which a sample image's
-    vectors, by these very weights, keep MIN_COSINE to those of float32. The original backend exists
-    for comparison and takes float32.
+    `arrays` come from read_resnet_weights. A precision is exact enough if the vectors of a sample
+    image, computed with these weights, keep MIN_COSINE to those of float32. The original backend is
+    for comparison: auto is float32 there.
     """
-    module = importlib.import_module(BACKENDS[backend])  # only what is used: some take seconds
+    module = importlib.import_module(BACKENDS[backend])  # only the one in use: some take seconds
 
     def load(name: str) -> Models:
         return Models(*module.load(arrays, clip, device, devices.PRECISIONS[name]))
@@ -89,13 +92,45 @@ def cosine_on_sample(models: Models, exact: Models, device: torch.device) -> flo
     return min(float((one * other).sum()) for one, other in pairs)
 
 
-class Embedder:
-    """Both models on one device, to be called by `workers` threads at once.
+class Batch:
+    """A batch under way: Embedder.start began it, `finish` waits for it."""
 
-    `start_resnet` and `start_clip` return a function that waits for the device and returns the
-    rows; on a GPU that leaves time to prepare the next batch. An image's vectors depend on that
-    image alone, however images are batched.
-    """
+    def __init__(
+        self,
+        embedder: "Embedder",
+        images: Pixels,
+        clip_inputs: ClipInputs,
+        rows: Rows,
+        done: torch.cuda.Event | None = None,
+    ) -> None:
+        self._embedder, self._images, self._clip_inputs = embedder, images, clip_inputs
+        self._rows, self._done = rows, done
+
+    def finish(self) -> list[Embedding]:
+        """The embedding of each image, in order.
+
+        An image whose values overflow in half precision is computed again in float32.
+        """
+        if self._done is not None:
+            self._done.synchronize()
+        if self._embedder.dtype != torch.float32:
+            for row in self._overflown():
+                image, clip_input = self._images[row], self._clip_inputs[row]
+                exact = self._embedder.compute_in_float32([image], [clip_input])
+                for array, again in zip(self._rows, exact, strict=True):
+                    array[row] = again[0]
+        *vectors, classes = self._rows
+        return [
+            Embedding(rows, int(number)) for *rows, number in zip(*vectors, classes, strict=True)
+        ]
+
+    def _overflown(self) -> list[int]:
+        finite = [np.isfinite(array).reshape(len(array), -1).all(1) for array in self._rows]
+        return np.flatnonzero(~np.logical_and.reduce(finite)).tolist()
+
+
+class Embedder:
+    """Both models on one device, to be called by `workers` threads at once."""
 
     def __init__(
         self,
@@ -109,7 +144,7 @@ class Embedder:
         clip_batch_size: int | None = None,
         resnet_arrays: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Load both models; `resnet_arrays` are the file's, where it was read already.
+        """Load both models. `resnet_arrays` are those of the file, if it was read already.
 
         Raises:
             WeightsError, DeviceError: they cannot be loaded.
@@ -124,18 +159,17 @@ class Embedder:
         self._clip_weights = check_clip_weights(str(clip_weights))
         self._on_gpu = self._device.type == "cuda"
         self._resnet_batch_size = resnet_batch_size
-        self.clip_batch_size = clip_batch_size or (
+        self._clip_batch_size = clip_batch_size or (
             CLIP_BATCH_GPU if self._on_gpu else CLIP_BATCH_CPU
         )
-        # Each core computes an image of its own: on 2 free cores as fast as both on one image, and
-        # 1.4 times as fast when decoding and other processes want the cores too (nobody waits for
-        # the slower half).
+        # On a CPU each core computes an image of its own. On 2 free cores that is as fast as both
+        # on one image, and 1.4 times as fast when other work wants the cores too.
         self.workers = 1 if self._on_gpu else devices.cores()
-        self._threads_of_an_image = torch.get_num_threads() if self._on_gpu else 1
-        torch.set_num_threads(self._threads_of_an_image)
+        self._threads_per_image = torch.get_num_threads() if self._on_gpu else 1
+        torch.set_num_threads(self._threads_per_image)
         self._resize_weights = functools.lru_cache(RESIZES_KEPT)(resize.weights_for)
         self._shapes: Counter[tuple[int, ...]] = Counter()
-        self._fallback: Models | None = None
+        self._cpu_models: Models | None = None  # in float32, for what a GPU cannot compute
         self._lock = threading.Lock()
         if self._on_gpu:
             self._copies = torch.cuda.Stream(self._device)
@@ -148,156 +182,140 @@ class Embedder:
                 backend, arrays, self._clip_weights, self._device, precision
             )
         self.dtype = devices.PRECISIONS[self.precision]
-        # A CPU is no faster at it than Pillow; in float32 the numbers are those of Pillow's pixels.
+        # A CPU is no faster at it than Pillow, and float32 promises the numbers of Pillow's pixels.
         self.makes_clip_inputs = self._on_gpu and self.dtype != torch.float32
         self._budget = devices.PixelBudget(
             devices.pixels_that_fit(torch.device("cpu"), torch.float32)
         )
 
     @property
+    def bfloat16_would_be_faster(self) -> bool:
+        """Whether this CPU computes in float32 what it could compute faster in bfloat16."""
+        in_use = self.backend, self._device.type, self.precision
+        return in_use == ("fused", "cpu", "float32") and devices.bfloat16_is_faster()
+
+    @property
     def max_pixels(self) -> int:
-        """The largest image that fits in memory; one too large for the GPU runs on the CPU."""
+        """Pixels of the largest image that fits in memory; the CPU takes what the GPU cannot."""
         on_gpu = devices.pixels_that_fit(self._device, self.dtype) if self._on_gpu else 0
         return max(self._budget.capacity, on_gpu)
 
-    def resnet_batch_size(self, height: int, width: int) -> int:
-        """How many images of a size to give to start_resnet at once; what was asked for, or less.
+    def group(self, height: int, width: int) -> Hashable:
+        """Images of equal groups may share a batch: on a GPU those of one size, on a CPU all."""
+        return (height, width) if self._on_gpu else None
 
-        On a GPU BATCH_PIXELS, if they fit into MEMORY_SHARE of its free memory. On a CPU 1.
+    def batch_size(self, height: int, width: int) -> int:
+        """How many images of a size to give to `start` at once: what was asked for, or less.
+
+        On a GPU BATCH_PIXELS, if they fit into MEMORY_SHARE of its free memory. On a CPU ResNet
+        takes one image at a time, and the batch is CLIP's.
         """
         if not self._on_gpu:
-            return self._resnet_batch_size or 1
+            return self._clip_batch_size
         fitting = devices.pixels_that_fit(self._device, self.dtype) // (height * width)
         wanted = self._resnet_batch_size or min(
             devices.LARGEST_BATCH, devices.BATCH_PIXELS // (height * width)
         )
         return max(1, min(wanted, fitting))
 
-    def start_resnet(self, images: Sequence[np.ndarray]) -> Callable[[], ResNetRows]:
-        """Begin with n uint8 (height, width, 3) RGB images of one size."""
-        finish = self._begin(lambda models, pixels: models.resnet(pixels), images)
-        return lambda: ResNetRows(*finish())
+    def start(self, images: Pixels, clip_inputs: ClipInputs) -> Batch:
+        """Begin with images of one group.
 
-    def start_clip(self, inputs: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
-        """Begin with n uint8 (224, 224, 3) RGB images; the result is float32 (n, 512)."""
-        finish = self._begin(lambda models, pixels: (models.clip(pixels),), inputs)
-        return lambda: finish()[0]
+        On a GPU this returns at once, which leaves time to prepare the next batch. Where the memory
+        of the GPU is short, the batch is computed in halves, and a single image on the CPU.
 
-    def start_both(self, images: Sequence[np.ndarray]) -> Callable[[], tuple[np.ndarray, ...]]:
-        """Begin with n images as for start_resnet; the result is its rows and start_clip's.
-
-        CLIP's inputs are made on the device, of images not taller than images.TALL widths.
+        Raises:
+            MemoryError: main memory is too small.
         """
-        return self._begin(self._both, images)
-
-    def _begin(
-        self, compute: Callable[[Models, torch.Tensor], Tensors], images: Sequence[np.ndarray]
-    ) -> "Pending":
-        def start(part: Sequence[np.ndarray], models: Models, device: torch.device) -> Pending:
-            return self._start(functools.partial(compute, models), part, device)
-
-        return self._finite(start, images, self._with_memory(start, images))
-
-    def _both(self, models: Models, pixels: torch.Tensor) -> Tensors:
-        weights = self._resize_weights(*pixels.shape[1:3], pixels.device)
-        inputs = resize.clip_inputs(pixels, weights).split(self.clip_batch_size)
-        return *models.resnet(pixels), torch.cat([models.clip(part) for part in inputs])
-
-    def _finite(
-        self, start: "Starter", images: Sequence[np.ndarray], finish: "Pending"
-    ) -> "Pending":
-        """The same, with rows that overflow in half precision computed again in float32."""
-        if self.dtype == torch.float32:
-            return finish
-
-        def finite() -> tuple[np.ndarray, ...]:
-            arrays = finish()
-            overflown = {row for array in arrays for row in np.argwhere(~np.isfinite(array))[:, 0]}
-            for row in overflown:
-                again = start([images[row]], self._cpu_models(), torch.device("cpu"))()
-                for array, exact in zip(arrays, again, strict=True):
-                    array[row] = exact[0]
-            return arrays
-
-        return finite
-
-    def _with_memory(self, start: "Starter", images: Sequence[np.ndarray]) -> "Pending":
-        """Start on the device; where its memory is short in halves, and one image on the CPU."""
+        if not self._on_gpu:
+            rows = self._compute_on_cpu(self._models, images, clip_inputs)
+            return Batch(self, images, clip_inputs, rows)
         try:
-            return start(images, self._models, self._device)
+            return Batch(self, images, clip_inputs, *self._launch(images, clip_inputs))
         except RuntimeError as error:
-            if not self._on_gpu or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         torch.cuda.empty_cache()
         if len(images) == 1:
-            return start(images, self._cpu_models(), torch.device("cpu"))
+            return Batch(self, images, clip_inputs, self.compute_in_float32(images, clip_inputs))
         half = len(images) // 2
         # One half after the other: together they would need the memory that was not there.
-        parts = [self._with_memory(start, part)() for part in (images[:half], images[half:])]
-        joined = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return lambda: joined
+        halves = [
+            self.start(images[part], clip_inputs[part]).finish()
+            for part in (slice(half), slice(half, None))
+        ]
+        return Batch(self, images, clip_inputs, _rows_of([*halves[0], *halves[1]]))
 
-    def _cpu_models(self) -> Models:
+    def compute_in_float32(self, images: Pixels, clip_inputs: ClipInputs) -> Rows:
+        """The rows of images on the CPU in float32, whatever the device and precision in use."""
         with self._lock, torch.inference_mode():
-            if self._fallback is None:
+            if self._cpu_models is None:
                 arrays = read_resnet_weights(self._resnet_weights)
-                self._fallback, _ = load_models(
+                self._cpu_models, _ = load_models(
                     self.backend, arrays, self._clip_weights, torch.device("cpu"), "float32"
                 )
-            return self._fallback
+        return self._compute_on_cpu(self._cpu_models, images, clip_inputs)
 
-    def _start(
-        self,
-        model: Callable[[torch.Tensor], Tensors],
-        images: Sequence[np.ndarray],
-        device: torch.device,
-    ) -> "Pending":
-        with torch.inference_mode():
-            if device.type == "cuda":
-                return self._start_on_gpu(model, images)
-            height, width, _ = images[0].shape
-            with self._budget.spend(height * width):
-                torch.set_num_threads(self._threads_of_an_image)  # the setting is a thread's own
-                try:
-                    tensors = model(torch.from_numpy(np.stack(images)))
-                except RuntimeError as error:
-                    if "DefaultCPUAllocator" in str(error):  # torch has no type for it
-                        raise MemoryError("main memory is too small") from error
-                    raise
-            arrays = tuple(tensor.numpy() for tensor in tensors)
-            return lambda: arrays
+    def _compute_on_cpu(self, models: Models, images: Pixels, clip_inputs: ClipInputs) -> Rows:
+        """ResNet image by image, which on a CPU is as fast as a batch, then CLIP for all."""
+        torch.set_num_threads(self._threads_per_image)  # a setting of each thread
+        resnet, inputs = [], []
+        with torch.inference_mode(), _memory_errors():
+            for image, clip_input in zip(images, clip_inputs, strict=True):
+                pixels = torch.tensor(image)[None]
+                with self._budget.spend(image.shape[0] * image.shape[1]):
+                    resnet.append(models.resnet(pixels))
+                    inputs.append(self._clip_input(pixels, clip_input))
+            clip = self._clip_in_parts(models, torch.cat(inputs))
+        *vectors, classes = (torch.cat(parts) for parts in zip(*resnet, strict=True))
+        return tuple(tensor.numpy() for tensor in (*vectors, clip, classes))
 
-    def _start_on_gpu(
-        self, model: Callable[[torch.Tensor], Tensors], images: Sequence[np.ndarray]
-    ) -> "Pending":
-        """Copy from pinned memory on a stream of its own, compute, copy back; return at once."""
-        height, width, channels = images[0].shape
-        shape = (len(images), height, width, channels)
-        host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        np.stack(images, out=host.numpy())
-        with torch.cuda.device(self._device):
+    def _clip_input(self, pixels: torch.Tensor, clip_input: np.ndarray | None) -> torch.Tensor:
+        if clip_input is not None:
+            return torch.tensor(clip_input)[None]
+        return resize.clip_inputs(
+            pixels, resize.weights_for(pixels.shape[1], pixels.shape[2], pixels.device)
+        )
+
+    def _clip_in_parts(self, models: Models, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat([models.clip(part) for part in inputs.split(self._clip_batch_size)])
+
+    def _launch(self, images: Pixels, clip_inputs: ClipInputs) -> tuple[Rows, torch.cuda.Event]:
+        """Copy from pinned memory on a stream of its own, compute, copy back; return at once.
+
+        The rows hold numbers once the event has happened.
+        """
+        with torch.inference_mode(), torch.cuda.device(self._device):
             compute = torch.cuda.current_stream()
-            with torch.cuda.stream(self._copies):
-                pixels = host.to(self._device, non_blocking=True)
-            compute.wait_stream(self._copies)
-            pixels.record_stream(compute)
+            pixels = self._copied(images, compute)
             with torch.backends.cudnn.flags(
-                enabled=True, benchmark=self._recurs(shape), allow_tf32=False
+                enabled=True, benchmark=self._recurs(tuple(pixels.shape)), allow_tf32=False
             ):
-                tensors = model(pixels)
+                *vectors, classes = self._models.resnet(pixels)
+                given = [clip_input for clip_input in clip_inputs if clip_input is not None]
+                if len(given) == len(images):
+                    inputs = self._copied(given, compute)
+                else:
+                    weights = self._resize_weights(pixels.shape[1], pixels.shape[2], self._device)
+                    inputs = resize.clip_inputs(pixels, weights)
+                clip = self._clip_in_parts(self._models, inputs)
             results = [
                 torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
                     tensor, non_blocking=True
                 )
-                for tensor in tensors
+                for tensor in (*vectors, clip, classes)
             ]
-            done = compute.record_event()
+            return tuple(result.numpy() for result in results), compute.record_event()
 
-        def finish() -> tuple[np.ndarray, ...]:
-            done.synchronize()
-            return tuple(result.numpy() for result in results)
-
-        return finish
+    def _copied(self, images: Pixels, compute: torch.cuda.Stream) -> torch.Tensor:
+        """Images of one size as one tensor on the GPU, by way of pinned memory."""
+        host = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
+        np.stack(images, out=host.numpy())
+        with torch.cuda.stream(self._copies):
+            pixels = host.to(self._device, non_blocking=True)
+        compute.wait_stream(self._copies)
+        pixels.record_stream(compute)
+        return pixels
 
     def _recurs(self, shape: tuple[int, ...]) -> bool:
         """Whether batches of this shape have come RECURRING times; remembers SHAPES_KEPT shapes."""
@@ -308,8 +326,20 @@ class Embedder:
             return self._shapes[shape] > RECURRING
 
 
-Pending = Callable[[], tuple[np.ndarray, ...]]
-Starter = Callable[[Sequence[np.ndarray], Models, torch.device], Pending]
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Raise torch's error of a full main memory, for which it has no type, as MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise MemoryError("main memory is too small") from error
+        raise
+
+
+def _rows_of(embeddings: Sequence[Embedding]) -> Rows:
+    vectors = (np.stack(rows) for rows in zip(*(e.vectors for e in embeddings), strict=True))
+    return *vectors, np.array([e.imagenet_class for e in embeddings])
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -17,7 +17,7 @@ import torch
 
 from bench import original
 from bench.measure import Result, interleave, options, ratio, show
-from embeddings import Embedder
+from embeddings import Batch, Embedder
 from models import devices
 from testing.weights import seeded_weights
 from weights.clip import CLIP_LAYERS, CLIP_WIDTH
@@ -78,17 +78,14 @@ def synchronize(device: torch.device) -> None:
 
 def embed(embedder: Embedder, images: list[np.ndarray], inputs: list[np.ndarray]) -> None:
     """Embed all images as the pipeline does: in batches, from as many threads."""
-    step = embedder.resnet_batch_size(*images[0].shape[:2])
-    resnet_parts = [images[i : i + step] for i in range(0, len(images), step)]
-    step = embedder.clip_batch_size
-    clip_parts = [inputs[i : i + step] for i in range(0, len(inputs), step)]
+    step = embedder.batch_size(*images[0].shape[:2])
+
+    def start(first: int) -> Batch:
+        return embedder.start(images[first : first + step], inputs[first : first + step])
+
     with ThreadPoolExecutor(embedder.workers) as pool:
-        started: list[Callable[[], object]] = [
-            *pool.map(embedder.start_resnet, resnet_parts),
-            *pool.map(embedder.start_clip, clip_parts),
-        ]
-        for finish in started:
-            finish()
+        for batch in pool.map(start, range(0, len(images), step)):
+            batch.finish()
 
 
 def compare_rates(

@@ -20,6 +20,7 @@ import click
 from bench.measure import Result, interleave, options, ratio, show, storage_server
 from bench.scale import PATHS, embed_all
 from common.memory import keep_freed_memory
+from dataset.work_directory import WorkDirectory
 from engine import decode
 from engine.local import WINDOW_GPU
 from preflight import checks
@@ -44,10 +45,12 @@ def decode_all(files: list[bytes], count: int, with_clip_input: bool) -> dict[st
 
 def stream(files: list[Path], count: int) -> dict[str, float]:
     """Images per second of the stream, and CPU time per image in this process."""
-    with storage_server(count, files), tempfile.TemporaryDirectory() as directory:
-        state = checks.list_images(PATHS, Path(directory, "state.sqlite"))
-        figures = embed_all(state, WINDOW_GPU)
-        state.close()
+    with (
+        storage_server(count, files),
+        tempfile.TemporaryDirectory() as directory,
+        WorkDirectory(Path(directory, "work")) as work,
+    ):
+        figures = embed_all(checks.list_images(PATHS, work), WINDOW_GPU)
     return {"rate": 1000 / figures["per row"], "CPU": figures["per row, CPU"]}
 
 

@@ -40,6 +40,7 @@ def sleeping_embedder(seconds: float, workers: int) -> FakeEmbedder:
 def one_run(setting: dict[str, Any]) -> dict[str, float]:
     """One engine over all rows, in this process: images per second, and CPU time per image."""
     from dataset.arrays import Arrays
+    from dataset.work_directory import WorkDirectory
     from engine import checkpoint as recording
     from preflight import checks
 
@@ -55,15 +56,17 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
             marks.append((time.perf_counter(), processor_time()))
 
     recording.Recorder.done = marking  # type: ignore
-    with tempfile.TemporaryDirectory() as directory:
-        state = checks.list_images(PATHS, Path(directory, "state.sqlite"))
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        WorkDirectory(Path(directory, "work")) as work,
+    ):
+        state = checks.list_images(PATHS, work)
         state.set_options({"index_id": "bench"})
         rows = state.counts().images
         start = int(STARTED * rows)
         with Arrays(Path(directory), rows) as arrays:
             (run_on_ray if setting["engine"] == "ray" else run_here)(state, arrays, setting)
         assert state.counts().done == rows
-        state.close()
     (begun, used_before), (ended, used) = marks
     count = rows - start
     return {"images": count / (ended - begun), "CPU": (used - used_before) / count * 1000}
@@ -149,16 +152,15 @@ def driver_rate() -> float:
     from engine.ray import workers as ray_stages
     from gcs import ListedObject
 
-    embedded = CONSTANT, 1
-
     async def take() -> None:
         for start in range(0, DRIVER_ROWS, PACK_ROWS):
             numbers = range(start, min(start + PACK_ROWS, DRIVER_ROWS))
             rows = [{"row": n, "name": f"t/{n}.jpg", "size": 1, "reason": None} for n in numbers]
-            table = ray_stages.results(rows, [embedded] * len(rows), [0.0] * 10)
+            table = ray_stages.results(rows, [CONSTANT] * len(rows), [0.0] * 8)
             begun = time.perf_counter()
-            for row, arrays_of_row, imagenet_class, _ in ray_stages.read_results(table):
-                recorder.done(row, Embedding(*arrays_of_row), imagenet_class)
+            for row, embedding in ray_stages.read_results(table):
+                assert isinstance(embedding, Embedding)
+                recorder.done(row, embedding)
             spent.append(time.perf_counter() - begun)
             await asyncio.sleep(0)
 

@@ -24,6 +24,7 @@ from common.names import GsPath
 from common.options import default_decode_workers
 from dataset.arrays import Arrays
 from dataset.rows import State
+from dataset.work_directory import WorkDirectory
 from engine.local import WINDOW_CPU, Pipeline
 from preflight import checks
 from testing.embedders import FakeEmbedder
@@ -36,22 +37,24 @@ NAMES_ONLY = "names only"
 def one_run(rows: int, embed: bool) -> dict[str, float]:
     """List and check `rows` names and, if asked, run the pipeline over them, in this process."""
     processor = time.process_time()
-    with tempfile.TemporaryDirectory() as directory:
-        state = checks.list_images(PATHS, Path(directory, "state.sqlite"))
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        WorkDirectory(Path(directory, "work")) as work,
+    ):
+        state = checks.list_images(PATHS, work)
         findings = Findings()
         checks.check_images(findings, state, PATHS, False)
         findings.raise_if_any()
         figures = {"list and check, CPU": time.process_time() - processor}
         if embed:
             figures |= embed_all(state)
-        state.close()
     figures["resident memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return figures
 
 
 def idle_embedder() -> FakeEmbedder:
     """An embedder that does nothing, with batches as on a GPU."""
-    return FakeEmbedder(constant=True, batch_size=256, clip_batch_size=256, makes_clip_inputs=True)
+    return FakeEmbedder(constant=True, batch_size=256, makes_clip_inputs=True)
 
 
 def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:

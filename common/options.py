@@ -1,9 +1,8 @@
-"""Options of both commands, and what ingest.py's become."""
+"""Command-line options that both commands share, and the types of their values."""
 
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -42,7 +41,7 @@ _SHARED = (
 
 
 def default_decode_workers() -> int:
-    """Half as many again as there are cores: some of the threads wait for the interpreter."""
+    """1.5 per CPU core: some of the threads wait for the interpreter."""
     return 3 * (os.cpu_count() or 1) // 2
 
 
@@ -92,30 +91,3 @@ class BatchSizeType(click.ParamType[int]):
         if size < 1:
             self.fail(f"{printable(str(value))!r} is neither auto nor a positive number.")
         return size
-
-
-class Request(NamedTuple):
-    """What the command line of ingest.py asks for."""
-
-    name: str
-    train_path: str
-    val_path: str
-    server_url: str
-    bucket: str
-    viewer_url: str | None
-    dry_run: bool
-    resnet_batch_size: int | None
-    clip_batch_size: int | None
-    resnet_weights: Path
-    clip_weights: str
-    backend: str
-    device: str
-    precision: str
-    work_dir: Path | None
-    decode_workers: int
-    allow_empty_val: bool
-    skip_bad_images: bool
-    max_bad: Limit | None
-    restart: bool
-    engine: str
-    ray_address: str | None

@@ -1,14 +1,15 @@
-"""The index of a dataset on disk: the embedding arrays while they fill, and the lists beside them.
+"""The embeddings that an index holds, and their arrays on disk while they fill.
 
-The arrays are headerless: little-endian float32, C order, one row an image, in spite of `.npy`; the
-server opens them with numpy.memmap. They are written with pwrite, not through a mapping: pages of a
-mapping would count as this process's memory.
+The arrays have no header, in spite of `.npy`: little-endian float32, C order, one row per image.
+The server opens them with numpy.memmap. They are written with pwrite, not through a mapping: pages
+of a mapping would count as this process's memory.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +18,26 @@ import numpy as np
 
 from common.files import sync_directory
 
-DIMENSIONS = {"imagenet": 2048, "imagenet_early": 1024, "clip": 512}
+
+class EmbeddingKind(NamedTuple):
+    """One kind of vector that every image gets."""
+
+    name: str  # of its directory under indexes/<index_id>/local/
+    dimension: int
+    model: str
+    shows: str  # which images are close to each other
+
+
+# The order of vectors and arrays everywhere; the README's table names the same.
+EMBEDDINGS = (
+    EmbeddingKind("imagenet", 2048, "ResNet-50, res5", "images of the same things"),
+    EmbeddingKind("imagenet_early", 1024, "ResNet-50, res4", "images of the same textures"),
+    EmbeddingKind("clip", 512, "CLIP ViT-B/32", "images with the same caption"),
+)
+DIMENSIONS = {kind.name: kind.dimension for kind in EMBEDDINGS}
 DTYPE = np.dtype("<f4")
-BYTES_A_ROW = sum(DIMENSIONS.values()) * DTYPE.itemsize
+BYTES_PER_ROW = sum(DIMENSIONS.values()) * DTYPE.itemsize
+ZEROS = tuple(np.zeros(dimension, DTYPE) for dimension in DIMENSIONS.values())
 
 
 class DiskFull(click.ClickException):
@@ -27,15 +45,14 @@ class DiskFull(click.ClickException):
 
 
 class Embedding(NamedTuple):
-    """The three vectors of one image, float32, of unit length."""
+    """What the models make of one image."""
 
-    imagenet: np.ndarray  # (2048,)
-    imagenet_early: np.ndarray  # (1024,)
-    clip: np.ndarray  # (512,)
+    vectors: Sequence[np.ndarray]  # float32 of unit length, in the order of EMBEDDINGS
+    imagenet_class: int
 
 
 def array_path(directory: Path, name: str) -> Path:
-    """Where the array of one embedding lies under a work directory."""
+    """The file of one embedding's array under a work directory."""
     return directory / "index" / "local" / name / "embeddings.npy"
 
 
@@ -87,18 +104,14 @@ class Arrays:
             os.close(file)
         self._files.clear()
 
-    def write(self, row: int, embedding: Embedding) -> None:
-        """Put one image's vectors into their rows; durable only after `sync`."""
-        for (name, file), vector in zip(self._files.items(), embedding, strict=True):
+    def write(self, row: int, vectors: Sequence[np.ndarray]) -> None:
+        """Put the vectors of one image into their rows; durable only after `sync`."""
+        for (name, file), vector in zip(self._files.items(), vectors, strict=True):
             data = np.ascontiguousarray(vector, dtype=DTYPE).tobytes()
             if len(data) != DIMENSIONS[name] * DTYPE.itemsize:
                 raise ValueError(f"{name}: {len(data)} bytes are no vector of {DIMENSIONS[name]}")
-            if os.pwrite(file, data, row * len(data)) != len(data):  # the disk took a part of it
+            if os.pwrite(file, data, row * len(data)) != len(data):  # the disk took only a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def clear(self, row: int) -> None:
-        """Put zeros into one row: it failed."""
-        self.write(row, Embedding(*(np.zeros(d, DTYPE) for d in DIMENSIONS.values())))
 
     def sync(self) -> None:
         """Wait until everything written is on the disk."""

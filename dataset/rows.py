@@ -1,11 +1,4 @@
-"""The durable state of one ingest: what is listed, what is done, what the numbers depend on.
-
-A work directory holds
-
-    lock            held while an ingest runs; the lock goes with the process
-    state.sqlite    this module
-    index/, aux/    what is uploaded in the end (index.py)
-    failed.json     the images that could not be embedded, with the reason
+"""The state of one ingest in SQLite: what is listed, what is done, what the numbers depend on.
 
 SQLite keeps a million rows out of memory, and its commits survive a power cut.
 """
@@ -27,8 +20,9 @@ from common.terminal import printable
 from gcs import ListedObject
 
 TRAIN, VAL = 0, 1
+SPLITS = {TRAIN: "training", VAL: "validation"}
 PENDING, DONE, FAILED = 0, 1, 2
-ROWS_A_QUERY = 1000
+ROWS_PER_QUERY = 1000
 SCHEMA = """
 CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE skipped (kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL);
@@ -89,8 +83,7 @@ class State:
     @classmethod
     def create(cls, path: Path) -> State:
         """A new, empty state; what was there is removed."""
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        remove_state(path)
         state = cls(path)
         state._db.executescript(SCHEMA)
         return state
@@ -102,14 +95,14 @@ class State:
 
     @property
     def index_id(self) -> str:
-        """The UUID under which everything of this ingest lies in the index bucket."""
+        """The UUID in the names of everything that this ingest uploads."""
         return self.option("index_id") or ""
 
     def close(self) -> None:
         self._db.close()
 
     def move(self, path: Path) -> State:
-        """Close, rename and open again: from now on this is the state of the work directory."""
+        """Close this, rename its file, and open it there."""
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.close()
         for suffix in ("-wal", "-shm"):
@@ -119,7 +112,7 @@ class State:
         return State(path)
 
     def add(self, split: int, objects: Iterable[ListedObject]) -> None:
-        """Take a page of a listing: images become rows, everything else is counted by kind."""
+        """Add a page of a listing: images become rows, everything else is counted by kind."""
         images, others = [], []
         for o in objects:
             if not encodable(o.name):
@@ -165,7 +158,7 @@ class State:
         ]
 
     def skipped(self) -> list[tuple[str, int, str]]:
-        """What is no image here: kind (".JPG", ".txt"), how many, and one of them."""
+        """What is not taken as an image: kind (".JPG", ".txt"), how many, and one of them."""
         return self._db.execute("SELECT * FROM skipped ORDER BY objects DESC, kind").fetchall()
 
     def counts(self, split: int | None = None) -> Counts:
@@ -189,6 +182,22 @@ class State:
             self._db.execute("BEGIN")
             self._db.executemany("INSERT OR REPLACE INTO options VALUES (?, ?)", options.items())
 
+    @property
+    def is_registered(self) -> bool:
+        """Whether the server was told of this index."""
+        return self.option("registered") is not None
+
+    def mark_registered(self) -> None:
+        self.set_options({"registered": "yes"})
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether a --restart has begun to delete what belongs to this state."""
+        return self.option("abandoned") is not None
+
+    def mark_abandoned(self) -> None:
+        self.set_options({"abandoned": "yes"})
+
     def first(self, split: int) -> Row | None:
         """The first image of a split, or None."""
         return next(self._rows("split = ?", (split,), "LIMIT 1"), None)
@@ -200,7 +209,9 @@ class State:
     def pending(self) -> Iterator[Row]:
         """The rows still to embed, in order; safe to use while `record` runs."""
         last = -1
-        while page := list(self._rows("row > ? AND status = 0", (last,), f"LIMIT {ROWS_A_QUERY}")):
+        while page := list(
+            self._rows("row > ? AND status = 0", (last,), f"LIMIT {ROWS_PER_QUERY}")
+        ):
             yield from page
             last = page[-1].row
 
@@ -308,6 +319,12 @@ class State:
             yield
         finally:
             self._db.execute("DETACH new")
+
+
+def remove_state(path: Path) -> None:
+    """Remove a database with the files that SQLite keeps beside it."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def _kind(name: str) -> str:

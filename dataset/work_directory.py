@@ -1,13 +1,10 @@
-"""The durable state of one ingest: what is listed, what is done, what the numbers depend on.
+"""The directory of one ingest on disk: locked while it runs, and the databases in it.
 
-A work directory holds
-
-    lock            held while an ingest runs; the lock goes with the process
-    state.sqlite    this module
-    index/, aux/    what is uploaded in the end (index.py)
-    failed.json     the images that could not be embedded, with the reason
-
-SQLite keeps a million rows out of memory, and its commits survive a power cut.
+lock            held while an ingest runs; the lock is released with the process
+state.sqlite    rows and options (rows.py)
+listing.sqlite  the same, of a listing that is being checked
+index/, aux/    what is uploaded in the end (arrays.py, lists.py)
+failed.json     the images that could not be embedded, with the reason
 """
 
 from __future__ import annotations
@@ -19,63 +16,68 @@ from pathlib import Path
 
 import click
 
-from dataset.rows import State
+from dataset.rows import State, remove_state
 
-OURS = ("lock", "state.sqlite", "listing.sqlite")  # with any of them a directory is one of ours
+STATE, LISTING = "state.sqlite", "listing.sqlite"
+OURS = ("lock", STATE, LISTING)  # a directory with any of them is one of an ingest
 
 
-class StateError(click.ClickException):
+class WorkDirectoryError(click.ClickException):
     """The work directory cannot be used; the message says why and what to do."""
 
 
 class WorkDirectory:
-    """A directory locked for one ingest; a context manager.
+    """A directory locked for one ingest; a context manager, which closes the databases it opened.
+
+    A run that begins nothing leaves nothing behind.
 
     Raises:
-        StateError: another ingest holds it, or it cannot be written.
+        WorkDirectoryError: another ingest holds it, or it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._states: list[State] = []
+        self._state: State | None = None
+        self._listing: State | None = None
 
     def __enter__(self) -> WorkDirectory:
         try:
-            self.is_new = not self.path.exists()
+            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             there = os.listdir(self.path)
             if there and not any(name.startswith(OURS) for name in there):
-                raise StateError(
+                raise WorkDirectoryError(
                     f"The directory {self.path} holds other files: name one for this ingest "
                     "with --work_dir."
                 )
             self._lock = open(self.path / "lock", "w")  # noqa: SIM115 - open as long as we run
         except OSError as error:
-            raise StateError(
+            raise WorkDirectoryError(
                 f"The work directory {self.path} cannot be written ({error.strerror}): "
                 "choose another with --work_dir."
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self._is_the_lock():  # the run that held it removed it just now
+            if not self._is_the_lock():  # the run that held it has just removed it
                 raise BlockingIOError
         except OSError as error:
             self._lock.close()
-            raise StateError(
+            raise WorkDirectoryError(
                 f"Another ingest is running in {self.path}: wait for it, end it, or choose "
                 "another directory with --work_dir."
             ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        for state in self._states:
-            state.close()
+        for state in (self._state, self._listing):
+            if state is not None:
+                state.close()
+        remove_state(self.path / LISTING)
+        if self._is_new and os.listdir(self.path) == ["lock"]:
+            (self.path / "lock").unlink()
+            with contextlib.suppress(OSError):  # after Ctrl-C a listing may still be under way
+                self.path.rmdir()
         self._lock.close()
-
-    def keep(self, state: State) -> State:
-        """The state, which is closed with this directory."""
-        self._states.append(state)
-        return state
 
     def _is_the_lock(self) -> bool:
         path = self.path / "lock"
@@ -83,14 +85,19 @@ class WorkDirectory:
 
     def state(self) -> State | None:
         """The state of an earlier run here, if there was one."""
-        path = self.path / "state.sqlite"
-        return self.keep(State(path)) if path.exists() else None
+        path = self.path / STATE
+        if self._state is None and path.exists():
+            self._state = State(path)
+        return self._state
 
-    def remove_if_unused(self) -> None:
-        """Leave nothing behind of a run that only looked."""
-        for suffix in ("", "-wal", "-shm"):
-            (self.path / f"listing.sqlite{suffix}").unlink(missing_ok=True)
-        if self.is_new and os.listdir(self.path) == ["lock"]:
-            (self.path / "lock").unlink()
-            with contextlib.suppress(OSError):  # interrupted, with a listing still under way
-                self.path.rmdir()
+    def new_listing(self) -> State:
+        """An empty state for a listing that is to be checked."""
+        self._listing = State.create(self.path / LISTING)
+        return self._listing
+
+    def adopt(self, listing: State) -> State:
+        """Make a listing the state of this directory, instead of an earlier one."""
+        if self._state is not None:
+            self._state.close()
+        self._state, self._listing = listing.move(self.path / STATE), None
+        return self._state

@@ -1,6 +1,7 @@
-"""What every engine hands its results to: vectors to the disk, then the rows' state, and progress.
+"""The last step of an image's path, the same for every engine: record what became of each row.
 
-Vectors reach the disk before their rows are marked, so whatever stops a run, a marked row is done.
+Vectors reach the disk before their rows are marked done. So whatever stops a run, the vectors of
+every row that is marked are there.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ import numpy as np
 from tqdm import tqdm
 
 from common.terminal import printable
-from dataset.arrays import Arrays, Embedding
+from dataset.arrays import ZEROS, Arrays, Embedding
 from dataset.rows import Outcome, Row, State
 
-CHECKPOINT_S = 2.0  # seconds of work that a power cut can cost
+CHECKPOINT_S = 2.0  # seconds of work that a power cut can lose
 FAILURES_SHOWN = 10
-BAR_INTERVAL_S = (0.2, 30.0)  # between two states of the progress bar: on a terminal, in a log
+BAR_INTERVAL_S = (0.2, 30.0)  # between updates of the progress bar: on a terminal, in a log
 
 
 class Recorder:
-    """Writes the vectors of rows, and records what became of them every CHECKPOINT_S."""
+    """Writes the vectors of rows, and every `checkpoint_s` records what became of them."""
 
-    def __init__(self, state: State, arrays: Arrays) -> None:
-        self._state, self._arrays = state, arrays
+    def __init__(self, state: State, arrays: Arrays, *, checkpoint_s: float = CHECKPOINT_S) -> None:
+        self._state, self._arrays, self._checkpoint_s = state, arrays, checkpoint_s
         self._outcomes: deque[Outcome] = deque()  # of rows whose vectors are written but not synced
-        self._committing = threading.Lock()  # a checkpoint may be in its thread when the end comes
+        self._committing = threading.Lock()  # the last commit may meet one in a thread
         self._failures = self._bytes = 0
 
     async def during(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Await the work of an engine; what is done when it stops, however it stops, is recorded.
+        """Await the work of an engine. What is done when it stops, whatever stops it, is recorded.
 
         Raises:
             Exception: what the work raised.
@@ -60,17 +61,17 @@ class Recorder:
                 await asyncio.gather(*both, return_exceptions=True)
                 self.commit()
 
-    def done(self, row: Row, embedding: Embedding, imagenet_class: int) -> None:
-        """Take the vectors of one row."""
-        if not all(np.isfinite(vector).all() for vector in embedding):
+    def done(self, row: Row, embedding: Embedding) -> None:
+        """Take the embedding of one row."""
+        if not all(np.isfinite(vector).all() for vector in embedding.vectors):
             self.failed(row, "the models make no finite numbers of it")
             return
-        self._arrays.write(row.row, embedding)
-        self._add(row, Outcome(row.row, imagenet_class, None))
+        self._arrays.write(row.row, embedding.vectors)
+        self._add(row, Outcome(row.row, embedding.imagenet_class, None))
 
     def failed(self, row: Row, reason: str) -> None:
-        """Take the reason why the image of one row cannot be embedded: its vectors are zeros."""
-        self._arrays.clear(row.row)
+        """Take the reason why the image of one row cannot be embedded; its vectors become zeros."""
+        self._arrays.write(row.row, ZEROS)
         self._failures += 1
         if self._failures <= FAILURES_SHOWN:
             name = printable(row.listed.name)
@@ -85,19 +86,19 @@ class Recorder:
         self._bar.update()
 
     async def _checkpoints(self) -> None:
-        """Record what is done every CHECKPOINT_S, and show the bytes a second."""
+        """Record what is done from time to time, and show the bytes per second."""
         start = time.monotonic()
         while True:
-            await asyncio.sleep(CHECKPOINT_S)
+            await asyncio.sleep(self._checkpoint_s)
             rate = self._bytes / (time.monotonic() - start) / 1e6
             self._bar.set_postfix_str(f"{rate:.1f} MB/s, {self._failures} failed", refresh=False)
             await asyncio.to_thread(self.commit)
 
     def commit(self) -> None:
-        """Vectors to the disk first, then the rows are marked: never the other way round.
+        """Wait until the vectors are on the disk, then mark their rows.
 
-        Outcomes are taken here, not by the caller: a checkpoint whose turn never comes, because the
-        run ends first, then leaves them to the last commit.
+        Outcomes are taken here, not by the caller: if the run ends before a checkpoint gets its
+        thread, the last commit still finds them.
         """
         with self._committing:
             outcomes = [self._outcomes.popleft() for _ in range(len(self._outcomes))]

@@ -1,4 +1,4 @@
-"""The models load in a thread of their own, while other checks wait for the network."""
+"""The models of a run on this machine: check their device and weights, load them in a thread."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from common.options import Request
+from weights.reader import WeightsReader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,61 +16,114 @@ if TYPE_CHECKING:
     from embeddings import Embedder
 
 
-def start_loading(
-    request: Request,
-    precision: str,
-    clip_directory: Path,
-    resnet_arrays: dict[str, np.ndarray] | None = None,
-) -> asyncio.Future[Embedder]:
-    """Begin to load both models; the future has the embedder, or the error that loading raised.
+class ModelOptions(NamedTuple):
+    """What the command line says of the models."""
 
-    The thread is a daemon: a check that fails meanwhile ends the command without waiting for it.
+    resnet_weights: Path
+    clip_weights: str  # a hub id or a directory
+    backend: str
+    device: str
+    precision: str
+    resnet_batch_size: int | None
+    clip_batch_size: int | None
+
+
+class ModelLoader:
+    """Checks and loads the models that ModelOptions describe; a context manager.
+
+    The weights are read from when the `with` block begins. The methods that check block; call them
+    in threads, in the order in which they stand here.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Embedder] = loop.create_future()
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "unheard"
 
-    def settle(embedder: Embedder | None, error: Exception | None) -> None:
-        if future.cancelled():
+    def __init__(self, options: ModelOptions) -> None:
+        self._options = options
+        self._clip_directory: Path | None = None
+        self._arrays: dict[str, np.ndarray] | None = None
+        self._loading: asyncio.Future[Embedder] | None = None
+
+    def __enter__(self) -> ModelLoader:
+        self._reader = WeightsReader(self._options.resnet_weights, self._options.clip_weights)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def check_device(self) -> None:
+        """Raises DeviceError unless this machine has the device and computes in the precision."""
+        from models import devices
+
+        device = devices.choose_device(self._options.device)
+        devices.check_precision(self._options.precision, device)
+
+    def find_clip(self) -> Path:
+        """The local directory of the CLIP weights. Raises WeightsError."""
+        self._clip_directory = self._reader.clip_directory()
+        return self._clip_directory
+
+    def read_resnet(self) -> Path:
+        """Read the arrays of ResNet-50; returns their file. Raises WeightsError."""
+        self._arrays = self._reader.resnet_arrays()
+        return self._options.resnet_weights
+
+    def digests(self) -> tuple[str, str]:
+        """The SHA-256 of R-50.pkl and of CLIP's file, in hexadecimal."""
+        return self._reader.digests()
+
+    def start(self, precision: str) -> None:
+        """Begin to load both models in a thread, unless that has begun already.
+
+        The thread is a daemon: a check that fails meanwhile ends the command without waiting.
+        """
+        if self._loading is not None:
             return
-        if error:
-            future.set_exception(error)
-        elif embedder:
-            future.set_result(embedder)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Embedder] = loop.create_future()
+        # Marks an error as retrieved: if another check fails first, nobody awaits the future.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._loading = future
 
-    def load() -> None:
-        embedder, failure = None, None
-        try:
-            embedder = load_models(request, precision, clip_directory, resnet_arrays)
-        except Exception as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
-            loop.call_soon_threadsafe(settle, embedder, failure)
+        def settle(embedder: Embedder | None, error: Exception | None) -> None:
+            if future.cancelled():
+                return
+            if error:
+                future.set_exception(error)
+            elif embedder:
+                future.set_result(embedder)
 
-    threading.Thread(target=load, name="load-models", daemon=True).start()
-    return future
+        def load() -> None:
+            embedder, failure = None, None
+            try:
+                embedder = self.load(precision)
+            except Exception as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+                loop.call_soon_threadsafe(settle, embedder, failure)
 
+        threading.Thread(target=load, name="load-models", daemon=True).start()
 
-def load_models(
-    request: Request,
-    precision: str,
-    clip_directory: Path,
-    resnet_arrays: dict[str, np.ndarray] | None,
-) -> Embedder:
-    """Both models as the command line asks for them, in a precision that may be settled before.
+    async def embedder(self, precision: str) -> Embedder:
+        """Both models, once they are loaded.
 
-    Raises:
-        WeightsError, DeviceError: they cannot be loaded.
-    """
-    from embeddings import Embedder
+        Raises:
+            WeightsError, DeviceError: they cannot be loaded.
+        """
+        self.start(precision)
+        assert self._loading is not None
+        return await self._loading
 
-    return Embedder(
-        request.resnet_weights,
-        clip_directory,
-        backend=request.backend,
-        device=request.device,
-        precision=precision,
-        resnet_batch_size=request.resnet_batch_size,
-        clip_batch_size=request.clip_batch_size,
-        resnet_arrays=resnet_arrays,
-    )
+    def load(self, precision: str) -> Embedder:
+        """Load both models, which blocks. Raises WeightsError or DeviceError."""
+        from embeddings import Embedder
+
+        arrays, self._arrays = self._arrays, None  # a tenth of a gigabyte
+        options = self._options
+        return Embedder(
+            options.resnet_weights,
+            self._clip_directory or Path(options.clip_weights),
+            backend=options.backend,
+            device=options.device,
+            precision=precision,
+            resnet_batch_size=options.resnet_batch_size,
+            clip_batch_size=options.clip_batch_size,
+            resnet_arrays=arrays,
+        )

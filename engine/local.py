@@ -1,7 +1,7 @@
-"""The stream on one machine: fetch -> decode -> embed and upload the thumbnail -> write -> mark.
+"""The engine on one machine: fetch -> decode -> embed and upload the thumbnail -> record.
 
-Each image is fetched once and decoded once. Many travel at the same time; everything they hold is
-bounded by count and by bytes, so memory does not grow with the dataset.
+Each image is fetched once and decoded once. Many images are under way at the same time. Everything
+they hold is bounded by count and by bytes, so memory does not grow with the dataset.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from types import TracebackType
 from dataset.arrays import Arrays, Embedding
 from dataset.rows import Row, State
 from engine import decode
-from engine.batches import Batches, Embedder, together
-from engine.checkpoint import Recorder
-from engine.prepare import Intake
-from engine.stages import StageTime
+from engine.batches import BatchEmbedder, Batches
+from engine.checkpoint import CHECKPOINT_S, Recorder
+from engine.prepare import MAX_OBJECT_BYTES, Preparation
+from engine.stages import StageTime, together
 from storage.async_client import ObjectUnusable
 
 WINDOW_CPU, WINDOW_GPU = 48, 1024  # images between listing and index at once
@@ -29,28 +29,31 @@ class Pipeline:
         self,
         state: State,
         arrays: Arrays,
-        embedder: Embedder,
+        embedder: BatchEmbedder,
         *,
         image_bucket: str,
         index_bucket: str,
         decode_workers: int,
-        max_pixels: int = decode.MAX_PIXELS,
-        window: int = WINDOW_CPU,
+        window: int | None = None,
+        checkpoint_s: float = CHECKPOINT_S,
+        max_object_bytes: int = MAX_OBJECT_BYTES,
     ) -> None:
-        self._state, self._embedder, self._window = state, embedder, window
-        self._recorder = Recorder(state, arrays)
+        self._state = state
+        self._window = window or (WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU)
+        self._recorder = Recorder(state, arrays, checkpoint_s=checkpoint_s)
         self._batches = Batches(embedder)
-        self._intake = Intake(
+        self._preparation = Preparation(
             image_bucket,
             index_bucket,
             state.index_id,
             decode_workers=decode_workers,
-            max_pixels=max_pixels,
+            max_pixels=embedder.max_pixels,
+            max_object_bytes=max_object_bytes,
             with_clip_inputs=not embedder.makes_clip_inputs,
         )
 
     async def __aenter__(self) -> Pipeline:
-        await self._intake.__aenter__()
+        await self._preparation.__aenter__()
         await self._batches.__aenter__()
         return self
 
@@ -60,13 +63,13 @@ class Pipeline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._intake.__aexit__(kind, error, traceback)
+        await self._preparation.__aexit__(kind, error, traceback)
         # After Ctrl-C the process ends at once: an image in a model can take minutes.
         if kind is not asyncio.CancelledError:
             await self._batches.__aexit__()
 
     async def run(self) -> None:
-        """Embed every pending row; what is done when this stops, however it stops, is recorded.
+        """Embed every pending row. What is done when this stops, for whatever reason, is recorded.
 
         Raises:
             StorageError: storage refuses or cannot be reached.
@@ -78,30 +81,30 @@ class Pipeline:
         await self._recorder.during(together(*(self._travel(rows) for _ in range(window))))
 
     def times(self) -> list[StageTime]:
-        """What each stage did, in the order of an image's way."""
-        fetch, decode, thumbnails = self._intake.times()
-        return [fetch, decode, *self._batches.times(), thumbnails]
+        """What each stage did, in the order of an image's path."""
+        fetch, decode, thumbnails = self._preparation.times()
+        return [fetch, decode, self._batches.time(), thumbnails]
 
     async def _travel(self, rows: Iterator[Row]) -> None:
-        """Take one image after the other all the way."""
+        """Take one image after the other through all stages."""
         for row in rows:
             try:
-                embedding, imagenet_class = await self._embed(row)
+                embedding = await self._embed(row)
             except (decode.BadImage, ObjectUnusable) as error:
                 self._recorder.failed(row, str(error))
             else:
-                self._recorder.done(row, embedding, imagenet_class)
+                self._recorder.done(row, embedding)
 
-    async def _embed(self, row: Row) -> tuple[Embedding, int]:
-        """Everything that happens to one image.
+    async def _embed(self, row: Row) -> Embedding:
+        """Everything that happens to one image, except for recording it.
 
         Raises:
             BadImage, ObjectUnusable: the reason why this image cannot be embedded.
             StorageError: the run cannot go on.
         """
-        async with self._intake.prepared(row) as prepared:
-            _, embedded = await together(
-                self._intake.upload_thumbnail(row, prepared.thumbnail),
+        async with self._preparation.prepared(row) as prepared:
+            _, embedding = await together(
+                self._preparation.upload_thumbnail(row, prepared.thumbnail),
                 self._batches.embed(prepared),
             )
-        return embedded
+            return embedding

@@ -1,20 +1,23 @@
-"""What the commands print at the end: plain tables, amounts for people."""
+"""The stages of an image's path: what bounds them, what they count, what limits a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, NamedTuple
 
 from common.terminal import table
 
-LIMITING_SHARE = 0.7  # of the time, from which on a stage is said to limit the others
+FETCH, DECODE, MODELS, THUMBNAILS = "fetch", "decode", "models", "thumbnails"
+BUSY_SHARE = 0.7  # of the time: a stage that is busier is called the bottleneck
 ADVICE = {
-    "fetch": "the network or the bucket limits: run closer to the bucket",
-    "decode": "decoding limits: try --decode_workers {more} on a machine with more cores",
-    "ResNet": "the model limits: a faster GPU, or --engine ray on several, would help",
-    "models": "the models limit: a faster GPU, or --engine ray on several, would help",
-    "CLIP": "the model limits: a faster GPU, or --engine ray on several, would help",
-    "thumbnails": "uploading thumbnails limits: run closer to the index bucket",
+    FETCH: "Run closer to the bucket.",
+    DECODE: "Try --decode_workers {more} on a machine with more cores.",
+    MODELS: "A faster GPU, or --engine ray on several, would help.",
+    THUMBNAILS: "Run closer to the index bucket.",
 }
 
 
@@ -41,10 +44,89 @@ def stage_table(times: Sequence[StageTime], wall_s: float) -> str:
     return table(("stage", "images", "seconds busy", "images/s", "busy"), rows)
 
 
-def limit(times: Sequence[StageTime], wall_s: float, decode_workers: int) -> str | None:
-    """One sentence on the stage that limits the others, if one does."""
+def bottleneck(times: Sequence[StageTime], wall_s: float, decode_workers: int) -> str | None:
+    """The stage that slows the others down, and what would help. None if there is no such stage."""
     busiest = max(times, key=lambda stage: stage.busy_s)
-    if busiest.name not in ADVICE or busiest.busy_s < LIMITING_SHARE * wall_s:
+    if busiest.name not in ADVICE or busiest.busy_s < BUSY_SHARE * wall_s:
         return None
     advice = ADVICE[busiest.name].format(more=2 * decode_workers)
-    return f"{busiest.name} was busy {busiest.busy_s / wall_s:.0%} of the time: {advice}."
+    return f"Bottleneck: {busiest.name} ({busiest.busy_s / wall_s:.0%} busy). {advice}"
+
+
+class Stage:
+    """Lets up to `slots` images in at once, in order of arrival; counts them and their time."""
+
+    def __init__(self, name: str, slots: int) -> None:
+        self.name, self.slots = name, slots
+        self.images, self.seconds = 0, 0.0
+        self._free = asyncio.Semaphore(slots)
+
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        async with self._free:
+            start = time.perf_counter()
+            try:
+                yield
+                self.images += 1
+            finally:
+                self.seconds += time.perf_counter() - start
+
+    def time(self) -> StageTime:
+        return StageTime(self.name, self.images, self.seconds / self.slots)
+
+
+class Budget:
+    """A quantity (bytes, pixels) that may be held at once, granted in order of arrival.
+
+    A request for more than the limit is granted when nothing else is held.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, amount: int) -> AsyncIterator[None]:
+        amount = min(amount, self._limit)
+        await self._take(amount)
+        try:
+            yield
+        finally:
+            self._left += amount
+            self._hand_out()
+
+    async def _take(self, amount: int) -> None:
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((amount, granted))
+        self._hand_out()
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():
+                self._left += amount
+            self._hand_out()
+            raise
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            amount, granted = self._waiting[0]
+            if granted.cancelled():
+                self._waiting.popleft()
+            elif amount <= self._left:
+                self._waiting.popleft()
+                self._left -= amount
+                granted.set_result(None)
+            else:
+                return
+
+
+async def together(*coroutines: Awaitable[Any]) -> list[Any]:
+    """The results of all. When one fails, the others are cancelled before its error is raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

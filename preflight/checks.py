@@ -16,13 +16,13 @@ from common.findings import Findings
 from common.names import GsPath
 from common.terminal import printable
 from dataset import arrays
-from dataset.rows import TRAIN, VAL, State
+from dataset.rows import SPLITS, TRAIN, VAL, State
+from dataset.work_directory import WorkDirectory
 from forager.client import Forager
 from storage.async_client import AsyncStorage
 
 SHOWN = 10  # of a long list of objects; the rest goes to a file
-SPLITS = {TRAIN: "training", VAL: "validation"}
-STATE_BYTES_A_ROW = 400  # of state.sqlite and the lists, generously
+STATE_BYTES_PER_ROW = 400  # of state.sqlite and the lists; an upper bound
 ANY_NAME = "-"  # asked for where the name is not valid: does the server answer at all?
 PUBLIC_COMMAND = (
     "gcloud storage buckets add-iam-policy-binding gs://{bucket} "
@@ -81,23 +81,19 @@ async def check_server(
         )
 
 
-def list_images(paths: tuple[GsPath, GsPath], listing: Path) -> State:
-    """All images of both splits, in row order, in a new state at `listing`.
+def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> State:
+    """All images of both splits, in row order, in a new listing of the work directory.
 
     Raises:
         StorageError: a directory cannot be listed.
     """
     client = gcs.make_client()
-    state = State.create(listing)
-    try:
-        for split, path in zip((TRAIN, VAL), paths, strict=True):
-            for page in gcs.list_objects(client, path):
-                state.add(split, page)
-    except gcs.StorageError:
-        state.close()
-        raise
-    state.number_rows()
-    return state
+    listing = work.new_listing()
+    for split, path in zip((TRAIN, VAL), paths, strict=True):
+        for page in gcs.list_objects(client, path):
+            listing.add(split, page)
+    listing.number_rows()
+    return listing
 
 
 def check_images(
@@ -189,7 +185,7 @@ def check_disk(findings: Findings, state: State, work_dir: Path) -> None:
         for name in arrays.DIMENSIONS
         if (path := arrays.array_path(work_dir, name)).exists()
     )
-    needed = rows * (arrays.BYTES_A_ROW + STATE_BYTES_A_ROW) - there
+    needed = rows * (arrays.BYTES_PER_ROW + STATE_BYTES_PER_ROW) - there
     free = shutil.disk_usage(work_dir).free
     if needed > free:
         findings.add(

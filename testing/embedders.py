@@ -1,35 +1,47 @@
-"""A stand-in for embeddings.Embedder that has no models and needs no torch."""
+"""Stand-ins for both models: for tests and benchmarks of everything around the numbers."""
 
 from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataset.arrays import DIMENSIONS, Embedding
+from engine.loading import ModelLoader, ModelOptions
+from weights.files import digest
 
 CLIP_SHAPE = (224, 224, 3)
+CONSTANT = Embedding([np.full(d, d**-0.5, np.float32) for d in DIMENSIONS.values()], 0)
+NOT_NUMBERS = Embedding([np.full(d, np.nan, np.float32) for d in DIMENSIONS.values()], 0)
 
 
-def vectors_of(pixels: np.ndarray) -> tuple[Embedding, int]:
-    """Vectors and class that look random and depend on the pixels alone."""
+def embedding_of(pixels: np.ndarray) -> Embedding:
+    """Unit vectors and a class that look random and depend on the pixels alone."""
     rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(pixels).data))
     rows = [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
-    return Embedding(*(row / np.linalg.norm(row) for row in rows)), int(rng.integers(1000))
+    return Embedding([row / np.linalg.norm(row) for row in rows], int(rng.integers(1000)))
 
 
-CONSTANT = Embedding(*(np.full(d, d**-0.5, np.float32) for d in DIMENSIONS.values()))
-NOT_NUMBERS = Embedding(*(np.full(d, np.nan, np.float32) for d in DIMENSIONS.values()))
+class FinishedBatch:
+    """A batch whose embeddings are known when it starts."""
+
+    def __init__(self, embeddings: Sequence[Embedding]) -> None:
+        self._embeddings = embeddings
+
+    def finish(self) -> Sequence[Embedding]:
+        return self._embeddings
 
 
 class FakeEmbedder:
-    """Gives the vectors of `vectors_of`; `batches` has the number of images of each batch."""
+    """Gives the embeddings of `embedding_of`; `batches` has the number of images of each batch."""
 
     device, precision = "cpu", "float32"
     max_pixels = 100_000_000
+    bfloat16_would_be_faster = False
 
     def __init__(
         self,
@@ -39,50 +51,71 @@ class FakeEmbedder:
         nan_size: tuple[int, int] | None = None,
         workers: int = 1,
         batch_size: int = 4,
-        clip_batch_size: int = 8,
         makes_clip_inputs: bool = False,
     ) -> None:
         """
         Args:
-            seconds: how long ResNet-50 takes per image; it sleeps.
+            seconds: how long an image takes; it sleeps.
             constant: the same vectors for every image, which costs no time.
             nan_size: (width, height) of the images whose vectors are NaN.
-            workers, batch_size, clip_batch_size, makes_clip_inputs: as of embeddings.Embedder.
+            workers, batch_size, makes_clip_inputs: as of embeddings.Embedder.
         """
         self._seconds, self._constant, self._nan_size = seconds, constant, nan_size
         self._batch_size = batch_size
-        self.workers, self.clip_batch_size = workers, clip_batch_size
-        self.makes_clip_inputs = makes_clip_inputs
+        self.workers, self.makes_clip_inputs = workers, makes_clip_inputs
         self.batches: list[int] = []
 
-    def resnet_batch_size(self, height: int, width: int) -> int:
+    def group(self, height: int, width: int) -> Hashable:
+        return height, width
+
+    def batch_size(self, height: int, width: int) -> int:
         return self._batch_size
 
-    def start_resnet(self, images: Sequence[np.ndarray]) -> Callable[[], Any]:
-        if len({image.shape for image in images}) != 1:
-            raise ValueError("a batch has images of different sizes")
+    def start(
+        self, images: Sequence[np.ndarray], clip_inputs: Sequence[np.ndarray | None]
+    ) -> FinishedBatch:
+        if len({self.group(*image.shape[:2]) for image in images}) != 1:
+            raise ValueError("a batch has images of different groups")
+        if any(given is not None and given.shape != CLIP_SHAPE for given in clip_inputs):
+            raise ValueError(f"an input of CLIP is not of the shape {CLIP_SHAPE}")
         self.batches.append(len(images))
         time.sleep(self._seconds * len(images))
-        embeddings, classes = zip(*map(self._vectors, images), strict=True)
-        imagenet, early, _ = map(np.stack, zip(*embeddings, strict=True))
-        return lambda: (imagenet, early, np.array(classes))
+        return FinishedBatch([self._embedding(pixels) for pixels in images])
 
-    def start_clip(self, inputs: Sequence[np.ndarray]) -> Callable[[], Any]:
-        if {image.shape for image in inputs} != {CLIP_SHAPE}:
-            raise ValueError(f"an input of CLIP is not of the shape {CLIP_SHAPE}")
-        rows = self._clip_rows(inputs)
-        return lambda: rows
-
-    def start_both(self, images: Sequence[np.ndarray]) -> Callable[[], Any]:
-        rows = *self.start_resnet(images)(), self._clip_rows(images)
-        return lambda: rows
-
-    def _clip_rows(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([self._vectors(image)[0].clip for image in images])
-
-    def _vectors(self, pixels: np.ndarray) -> tuple[Embedding, int]:
+    def _embedding(self, pixels: np.ndarray) -> Embedding:
         if self._constant:
-            return CONSTANT, 0
+            return CONSTANT
         if self._nan_size == (pixels.shape[1], pixels.shape[0]):
-            return NOT_NUMBERS, 0
-        return vectors_of(pixels)
+            return NOT_NUMBERS
+        return embedding_of(pixels)
+
+
+class LoaderWithoutModels(ModelLoader):
+    """As ModelLoader, for an embedder that needs no weights: any two files pass for weights."""
+
+    def __init__(self, options: ModelOptions, embedder: Any = None) -> None:
+        super().__init__(options)
+        self._embedder = embedder or FakeEmbedder()
+
+    def __enter__(self) -> LoaderWithoutModels:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def check_device(self) -> None:
+        pass
+
+    def find_clip(self) -> Path:
+        return Path(self._options.clip_weights)
+
+    def read_resnet(self) -> Path:
+        return self._options.resnet_weights
+
+    def digests(self) -> tuple[str, str]:
+        paths = self._options.resnet_weights, Path(self._options.clip_weights)
+        resnet, clip = (digest(path) if path.exists() else "0" * 64 for path in paths)
+        return resnet, clip
+
+    def load(self, precision: str) -> Any:
+        return self._embedder

@@ -16,10 +16,11 @@ from hypothesis import settings
 
 os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # short waits
 
+from testing.embedders import FakeEmbedder
 from testing.servers import local_forager, storage_emulator
 from testing.weights import seeded_weights
 from tests.harness import TRAIN, VAL, Dataset, Emulated, dataset, environment, pictures, run_here
-from tests.world import FastEmbedder, World, use_fast_models
+from tests.world import World
 
 MAX_WORKERS = 4  # of `make test`
 
@@ -143,9 +144,10 @@ def world(
 
 
 @pytest.fixture
-def fast_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FastEmbedder:
-    """Models that take no time."""
-    return use_fast_models(monkeypatch, tmp_path)
+def fast_models(world: World) -> FakeEmbedder:
+    """Models that take no time, in the place of the real ones."""
+    world.embedder = FakeEmbedder()
+    return world.embedder
 
 
 @pytest.fixture(scope="session")

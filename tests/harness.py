@@ -29,7 +29,7 @@ import ingest
 from common.names import identifier
 from dataset import arrays
 from testing.guarded import guarded
-from tests.fake_ingest import fake_models
+from tests.fake_ingest import make_loader, settings
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
 JSON = "application/json"
@@ -212,8 +212,8 @@ class Done(NamedTuple):
 
 def run_here(command: list[str], env: dict[str, str]) -> Done:
     """ingest.py with the fake models in this process, which saves the imports."""
-    with mock.patch.dict(os.environ, env, clear=True), fake_models():
-        result = CliRunner().invoke(ingest.main, command[len(FAKE) :])
+    with mock.patch.dict(os.environ, env, clear=True), settings():
+        result = CliRunner().invoke(ingest.main, command[len(FAKE) :], obj=make_loader)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Done(result.exit_code, result.stdout, result.stderr)

@@ -29,7 +29,6 @@ IMPORT_LOCAL_FORAGER = {"testing", "demo", "bench", "tests"}
 # (importing file, imported part) that break the order and are still to be removed. Remove each
 # entry with its import: the test fails for an entry that is no longer true.
 EXPECTED = {
-    ("engine/ray/driver.py", "preflight"),
     ("storage/uploads.py", "dataset"),
 }
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import uuid
 import zlib
+from functools import partial
 
 import numpy as np
 from click.testing import CliRunner
@@ -15,8 +16,8 @@ import gcs
 import ingest
 from common.names import GsPath
 from dataset.arrays import DIMENSIONS
-from engine import loading
 from storage.async_client import AsyncStorage
+from testing.embedders import LoaderWithoutModels
 
 
 def picture(seed, width=40, height=30, kind="JPEG"):
@@ -29,73 +30,6 @@ def picture(seed, width=40, height=30, kind="JPEG"):
 
 def pixels_of(data):
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def unit_vectors(pixels):
-    """Random but for the pixels: three unit vectors and a class."""
-    rng = np.random.default_rng(zlib.crc32(pixels.tobytes()))
-    rows = [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
-    return [row / np.linalg.norm(row) for row in rows], int(rng.integers(1000))
-
-
-class FastEmbedder:
-    """As embeddings.Embedder, in no time; remembers the sizes of the batches it was given."""
-
-    workers = 1
-    clip_batch_size = 8
-    makes_clip_inputs = False
-    device, precision = "cpu", "float32"
-    max_pixels = 100_000_000
-
-    def __init__(self):
-        self.batches = []
-
-    def resnet_batch_size(self, height, width):
-        return 4
-
-    def start_resnet(self, images):
-        assert len({image.shape for image in images}) == 1
-        self.batches.append(len(images))
-        rows = [unit_vectors(image) for image in images]
-        arrays = [np.stack([vectors[i] for vectors, _ in rows]) for i in range(2)]
-        return lambda: (*arrays, np.array([number for _, number in rows]))
-
-    def start_clip(self, inputs):
-        assert {image.shape for image in inputs} == {(224, 224, 3)}
-        rows = np.stack([unit_vectors(image)[0][2] for image in inputs])
-        return lambda: rows
-
-    def start_both(self, images):
-        rows = *self.start_resnet(images)(), np.stack([unit_vectors(i)[0][2] for i in images])
-        return lambda: rows
-
-
-def use_fast_models(monkeypatch, tmp_path):
-    """Put FastEmbedder in the place of both models, and of the checks of their weights."""
-    embedder = FastEmbedder()
-    monkeypatch.setattr(loading, "load_models", lambda *_: embedder)
-    reader = FoundWeights(tmp_path)
-    monkeypatch.setattr("preflight.plan.WeightsReader", lambda *_: reader)
-    return embedder
-
-
-class FoundWeights:
-    """Stands for a WeightsReader that found nothing wrong."""
-
-    def __init__(self, clip):
-        self.clip_directory, self.arrays = lambda: clip, {}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def resnet_arrays(self):
-        return self.arrays
-
-    def digests(self):
-        return "0" * 64, "0" * 64
 
 
 def put(bucket, *names, data=b"data"):
@@ -125,6 +59,7 @@ class World:
         self.bucket, self.index, self.server = bucket, index, server
         self.name = f"set-{uuid.uuid4().hex[:12]}"
         self.client = gcs.make_client()
+        self.embedder = None  # the real models
 
     def put(self, *names, **contents):
         """Put objects into the image bucket, an image of its own where no content is given."""
@@ -143,7 +78,11 @@ class World:
 
     def run(self, *options, **paths):
         """The command in this process: exit_code, stdout, stderr."""
-        result = CliRunner().invoke(ingest.main, self.arguments(*options, **paths))
+        return self.invoke(self.arguments(*options, **paths))
+
+    def invoke(self, arguments):
+        loader = self.embedder and partial(LoaderWithoutModels, embedder=self.embedder)
+        result = CliRunner().invoke(ingest.main, arguments, obj=loader)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result

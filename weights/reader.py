@@ -46,6 +46,10 @@ class WeightsReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
         self._process.kill()
         with self._process:  # closes its pipes and waits for it
             pass

@@ -23,6 +23,7 @@ import click
 
 import gcs
 from common.program import ROOT, program_files
+from engine.loading import ModelLoader, ModelOptions
 from weights import files
 
 if TYPE_CHECKING:
@@ -338,25 +339,24 @@ def on_this_node(file: WeightFile) -> Path:
     return path
 
 
-class Models(NamedTuple):
+class ShippedModels(NamedTuple):
     """What a worker needs to load the models."""
 
     resnet: WeightFile
     clip: list[WeightFile]  # the files of its directory
-    options: dict[str, Any]  # of embeddings.Embedder
+    options: ModelOptions
 
     def load(self) -> Embedder:
-        """Called on a worker. Raises what Embedder raises."""
-        # Ray sets it to the CPUs reserved; what the machine has is as right as without Ray.
+        """Load the models on a worker. Raises what Embedder raises."""
+        # Ray sets it to the CPUs reserved; the count of the machine is as right as without Ray.
         os.environ.pop("OMP_NUM_THREADS", None)
-        from embeddings import Embedder
-
         resnet = on_this_node(self.resnet)
-        clip = [on_this_node(file) for file in self.clip]
-        return Embedder(resnet, _together(clip), **self.options)
+        clip = _in_one_directory([on_this_node(file) for file in self.clip])
+        options = self.options._replace(resnet_weights=resnet, clip_weights=str(clip))
+        return ModelLoader(options).load(options.precision)
 
 
-def _together(files: list[Path]) -> Path:
+def _in_one_directory(files: list[Path]) -> Path:
     """A directory that holds these files: that of the first, or one of links to them all."""
     if len({file.parent for file in files}) == 1:
         return files[0].parent

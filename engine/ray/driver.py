@@ -1,6 +1,6 @@
 """The stream on a Ray cluster: the stages of pipeline.py on its workers, the index written here.
 
-Ray Data moves rows through two stages (ray_stages.py) and bounds what is on the way; what comes
+Ray Data moves rows through two stages (workers.py) and bounds what is on the way; what comes
 back goes through the same recorder as on one machine, so resuming, failures and all that follows
 are the same. Ray starts a killed worker again and repeats its task.
 """
@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -21,18 +21,14 @@ from ray.data.exceptions import ExecutionTimeoutError, UserCodeException
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dataset.arrays import Arrays, Embedding
+from dataset.arrays import Arrays
 from dataset.rows import State
 from engine.checkpoint import Recorder
-from engine.ray import workers as ray_stages
-from engine.ray.cluster import Cluster, ClusterError, Models, Pool, ship
-from engine.stages import StageTime
-from preflight.plan import precision_of
+from engine.loading import ModelOptions
+from engine.ray import workers
+from engine.ray.cluster import Cluster, ClusterError, Pool, ShippedModels, ship
+from engine.stages import MODELS, StageTime
 from weights.clip import CLIP_FILES
-
-if TYPE_CHECKING:
-    from common.options import Request
-    from preflight.plan import Plan
 
 PREPARE_CPUS = 1  # of a task that fetches and decodes; as ray.data.range, which it is joined with
 BLOCK_ROWS = 960  # at most, of a task: some 10 s of work, which a killed worker costs
@@ -66,7 +62,7 @@ class RayPipeline:
         self._cluster, self._choose_pool = cluster, choose_pool
         self._state, self._load = state, load
         self._recorder = Recorder(state, arrays)
-        self._job = ray_stages.Job(
+        self._job = workers.Job(
             image_bucket,
             index_bucket,
             state.index_id,
@@ -76,9 +72,9 @@ class RayPipeline:
         )
         left = max(0.0, cluster.cpus() - pool.size * pool.cpus)
         self._prepare_slots = max(1, int(left / PREPARE_CPUS))
-        self._slots = dict.fromkeys(ray_stages.STAGES, self._prepare_slots)
-        self._slots |= dict.fromkeys(("ResNet", "CLIP"), pool.size * embedder_workers)
-        self._times = np.zeros((len(ray_stages.STAGES), 2))  # images, seconds busy
+        self._slots = dict.fromkeys(workers.STAGES, self._prepare_slots)
+        self._slots[MODELS] = pool.size * embedder_workers
+        self._times = np.zeros((len(workers.STAGES), 2))  # images, seconds busy
         self._reported = 0
         self._taking = threading.Lock()
         self._stopped = False
@@ -98,10 +94,10 @@ class RayPipeline:
                 self._stopped = True
 
     def times(self) -> list[StageTime]:
-        """What each stage did, in the order of an image's way."""
+        """What each stage did, in the order of an image's path."""
         return [
             StageTime(name, int(images), busy_s / self._slots[name])
-            for name, (images, busy_s) in zip(ray_stages.STAGES, self._times, strict=True)
+            for name, (images, busy_s) in zip(workers.STAGES, self._times, strict=True)
         ]
 
     async def _passes(self) -> None:
@@ -168,7 +164,7 @@ class RayPipeline:
         blocks = -(-len(numbers) // block_rows)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         rows = (
-            ray.remote(ray_stages.Rows)
+            ray.remote(workers.Rows)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
             .remote(self._state.path.absolute(), ray.put(numbers), block_rows)
         )
@@ -182,14 +178,14 @@ class RayPipeline:
         return (
             ray.data.range(blocks, override_num_blocks=blocks)
             .map_batches(
-                ray_stages.prepare,
+                workers.prepare,
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=PREPARE_CPUS,
                 fn_kwargs={"rows": rows, "job": self._job},
             )
             .map_batches(
-                ray_stages.Embed,
+                workers.Embed,
                 batch_size=1,  # of packs
                 batch_format="pyarrow",
                 compute=embedders,
@@ -205,16 +201,16 @@ class RayPipeline:
         for pairs in table["times"].to_pylist():
             if pairs:
                 self._times += np.reshape(pairs, self._times.shape)
-        for row, vectors, imagenet_class, reason in ray_stages.read_results(table):
+        for row, outcome in workers.read_results(table):
             position = int(np.searchsorted(numbers, row.row))
             if not waiting[position]:
                 continue
             waiting[position] = False
             self._reported += 1
-            if reason is None:
-                self._recorder.done(row, Embedding(*vectors), imagenet_class)
+            if isinstance(outcome, str):
+                self._recorder.failed(row, outcome)
             else:
-                self._recorder.failed(row, reason)
+                self._recorder.done(row, outcome)
 
 
 def _configure(pool: Pool) -> None:
@@ -243,38 +239,40 @@ def click_error(error: BaseException) -> click.ClickException | None:
 
 
 async def embed_on_ray(
-    request: Request, checked: Plan, state: State, arrays: Arrays, say: Callable[[str], None]
+    state: State,
+    arrays: Arrays,
+    models: ModelOptions,
+    clip_directory: Path,
+    *,
+    address: str | None,
+    image_bucket: str,
+    index_bucket: str,
+    say: Callable[[str], None],
 ) -> list[StageTime]:
-    """Embed every pending image on the cluster of --ray_address, or on one of this machine.
+    """Embed every pending image on the cluster at `address`, or on one of this machine.
 
     Raises:
         click.ClickException: there is no cluster, its versions differ, or what stopped the run.
     """
-    cluster = Cluster(request.ray_address)
+    cluster = Cluster(address)
     await asyncio.to_thread(cluster.__enter__)
     try:
         await asyncio.to_thread(cluster.check_versions)
-        pool = cluster.pool(request.device)
-        options = {
-            "backend": request.backend,
-            "device": "cuda" if pool.gpus else "cpu",
-            "precision": precision_of(request, state),
-            "resnet_batch_size": request.resnet_batch_size,
-            "clip_batch_size": request.clip_batch_size,
-        }
-        load = await asyncio.to_thread(_models, request.resnet_weights, checked, cluster, options)
-        loaded = await asyncio.to_thread(_probe, pool, load)
-        # One precision for all rows: what auto comes to is decided on one worker, once.
-        load.options["precision"] = loaded.precision
+        pool = cluster.pool(models.device)
+        options = models._replace(device="cuda" if pool.gpus else "cpu")
+        shipped = await asyncio.to_thread(_ship, options, clip_directory, cluster)
+        loaded = await asyncio.to_thread(_probe, pool, shipped)
+        # One precision for all rows: one worker decides once what auto means.
+        shipped = shipped._replace(options=options._replace(precision=loaded.precision))
         state.set_options({"precision": loaded.precision})
         pipeline = RayPipeline(
             cluster,
-            lambda: cluster.pool(request.device),
+            lambda: cluster.pool(models.device),
             state,
             arrays,
-            load.load,
-            image_bucket=checked.train.bucket,
-            index_bucket=request.bucket,
+            shipped.load,
+            image_bucket=image_bucket,
+            index_bucket=index_bucket,
             max_pixels=loaded.max_pixels,
             embedder_workers=loaded.workers,
         )
@@ -289,17 +287,17 @@ async def embed_on_ray(
     return pipeline.times()
 
 
-def _models(resnet: Path, checked: Plan, cluster: Cluster, options: dict[str, Any]) -> Models:
+def _ship(options: ModelOptions, clip_directory: Path, cluster: Cluster) -> ShippedModels:
     to_others = not cluster.is_local
-    clip = [checked.clip_weights / name for name in CLIP_FILES]
-    (resnet_file,) = ship([resnet], to_others=to_others)
-    return Models(resnet_file, ship(clip, to_others=to_others), options)
+    (resnet,) = ship([options.resnet_weights], to_others=to_others)
+    clip = ship([clip_directory / name for name in CLIP_FILES], to_others=to_others)
+    return ShippedModels(resnet, clip, options)
 
 
-def _probe(pool: Pool, models: Models) -> ray_stages.Loaded:
-    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_calls=1)(ray_stages.probe)
+def _probe(pool: Pool, shipped: ShippedModels) -> workers.Loaded:
+    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_calls=1)(workers.probe)
     try:
-        loaded: ray_stages.Loaded = ray.get(task.remote(models.load))
+        loaded: workers.Loaded = ray.get(task.remote(shipped.load))
     except RayError as error:
         if (cause := click_error(error)) is not None:
             raise cause from error

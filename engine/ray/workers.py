@@ -12,7 +12,7 @@ import functools
 import hashlib
 import platform
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +22,12 @@ import pyarrow as pa
 import ray
 
 from common.program import ROOT, program_files
-from dataset.arrays import DIMENSIONS
+from dataset.arrays import DIMENSIONS, ZEROS, Embedding
 from dataset.rows import Row, State
-from engine.batches import MODELS, Batches, Embedder
+from engine.batches import BatchEmbedder, Batches
 from engine.decode import BadImage, Prepared
-from engine.prepare import Intake
-from engine.stages import StageTime
+from engine.prepare import Preparation
+from engine.stages import DECODE, FETCH, MODELS, THUMBNAILS, StageTime
 from gcs import ListedObject
 from models.clip_crop import CLIP_SIDE
 from storage.async_client import ObjectUnusable
@@ -36,7 +36,7 @@ FETCHED_AT_ONCE = 32  # images of one task; they wait for the bucket, not for th
 DECODED_PIXELS = 40_000_000  # of one task: 3 bytes each, some 10 while decoding
 PREPARED_AT_ONCE = 2  # images that are decoded and wait to be packed, beside the pack
 PACKAGES = ("ray", "torch", "numpy", "Pillow")  # whose versions numbers and protocols depend on
-STAGES = ("fetch", "decode", "ResNet", "CLIP", "thumbnails")
+STAGES = (FETCH, DECODE, MODELS, THUMBNAILS)
 ROW = pa.struct(
     [
         ("row", pa.int64()),
@@ -122,7 +122,7 @@ class _Station:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._loop = _Loop()
-        self._intake = Intake(
+        self._preparation = Preparation(
             job.image_bucket,
             job.index_bucket,
             job.index_id,
@@ -130,8 +130,8 @@ class _Station:
             max_pixels=job.max_pixels,
             decoded_pixels=DECODED_PIXELS,
         )
-        self._loop.wait_for(self._intake.__aenter__())
-        self._times = self._intake.times()
+        self._loop.wait_for(self._preparation.__aenter__())
+        self._times = self._preparation.times()
 
     def packs(self, rows: list[Row]) -> Iterator[pa.Table]:
         """The prepared rows, in packs of up to so many images or somewhat more than so many bytes.
@@ -153,7 +153,7 @@ class _Station:
             self._loop.wait_for(results.aclose())
 
     def _new_times(self) -> list[StageTime]:
-        before, self._times = self._times, self._intake.times()
+        before, self._times = self._times, self._preparation.times()
         return [
             StageTime(new.name, new.images - old.images, new.busy_s - old.busy_s)
             for old, new in zip(before, self._times, strict=True)
@@ -179,8 +179,8 @@ class _Station:
         try:
             for row in rows:
                 try:
-                    async with self._intake.prepared(row) as prepared:
-                        await self._intake.upload_thumbnail(row, prepared.thumbnail)
+                    async with self._preparation.prepared(row) as prepared:
+                        await self._preparation.upload_thumbnail(row, prepared.thumbnail)
                         await results.put((row, prepared._replace(thumbnail=b"")))
                 except (BadImage, ObjectUnusable) as error:
                     await results.put((row, str(error)))
@@ -213,12 +213,12 @@ def packed(images: list[tuple[Row, Prepared | str]], times: list[StageTime]) -> 
 class Embed:
     """An actor with both models; its calls run at the same time, and their images share batches."""
 
-    def __init__(self, load: Callable[[], Embedder]) -> None:
+    def __init__(self, load: Callable[[], BatchEmbedder]) -> None:
         self._loop = _Loop()
         self._batches = Batches(load())
         self._loop.wait_for(self._batches.__aenter__())
         self._lock = threading.Lock()
-        self._counted = {name: (0, 0.0) for name in MODELS}
+        self._time = self._batches.time()
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """One row an image: its vectors and class, or the reason why there are none."""
@@ -227,13 +227,13 @@ class Embed:
             prepared = _unpacked(rows, packs["pixels"][i].values, packs["clip_inputs"][i].values)
             embedded = self._loop.wait_for(self._embed(prepared))
             fetch, decode, thumbnails = np.reshape(packs["times"][i].as_py(), (3, 2)).tolist()
-            times = [fetch, decode, *self._new_times(), thumbnails]
+            times = [fetch, decode, self._new_time(), thumbnails]
             yield results(rows, embedded, [number for pair in times for number in pair])
 
-    async def _embed(self, prepared: list[Prepared | None]) -> list[Any]:
+    async def _embed(self, prepared: list[Prepared | None]) -> list[Embedding | str | None]:
         return await asyncio.gather(*(self._embed_one(one) for one in prepared))
 
-    async def _embed_one(self, prepared: Prepared | None) -> Any:
+    async def _embed_one(self, prepared: Prepared | None) -> Embedding | str | None:
         if prepared is None:
             return None
         try:
@@ -241,16 +241,11 @@ class Embed:
         except BadImage as error:
             return str(error)
 
-    def _new_times(self) -> list[tuple[float, float]]:
-        """Images and seconds of ResNet and CLIP since the last call of this."""
+    def _new_time(self) -> tuple[int, float]:
+        """Images done and seconds busy since the last call."""
         with self._lock:
-            before = self._counted
-            batches = self._batches
-            self._counted = {n: (batches.images[n], batches.busy_s[n]) for n in before}
-            return [
-                (now[0] - before[name][0], now[1] - before[name][1])
-                for name, now in self._counted.items()
-            ]
+            before, self._time = self._time, self._batches.time()
+            return self._time.images - before.images, self._time.busy_s - before.busy_s
 
 
 def _unpacked(rows: list[dict[str, Any]], pixels: Any, clip_inputs: Any) -> list[Prepared | None]:
@@ -269,33 +264,33 @@ def _unpacked(rows: list[dict[str, Any]], pixels: Any, clip_inputs: Any) -> list
     return images
 
 
-def results(rows: list[dict[str, Any]], embedded: list[Any], times: list[float]) -> pa.Table:
-    """A table with a line for each row; the first carries what the stages did."""
+def results(
+    rows: list[dict[str, Any]], embedded: Sequence[Embedding | str | None], times: list[float]
+) -> pa.Table:
+    """A table with a line per row; the first line carries what the stages did."""
     reasons = [row["reason"] for row in rows]
-    vectors = {name: np.zeros((len(rows), d), np.float32) for name, d in DIMENSIONS.items()}
-    classes = [0] * len(rows)
-    for i, result in enumerate(embedded):
-        if isinstance(result, str):
-            reasons[i] = result
-        elif result is not None:
-            embedding, classes[i] = result
-            for array, vector in zip(vectors.values(), embedding, strict=True):
-                array[i] = vector
+    embeddings = []
+    for i, outcome in enumerate(embedded):
+        if isinstance(outcome, str):
+            reasons[i] = outcome
+        embeddings.append(outcome if isinstance(outcome, Embedding) else Embedding(ZEROS, 0))
     columns = {
         "row": pa.array([row["row"] for row in rows], pa.int64()),
         "name": pa.array([row["name"] for row in rows], pa.large_string()),
         "size": pa.array([row["size"] for row in rows], pa.int64()),
         "reason": pa.array(reasons, pa.large_string()),
-        "imagenet_class": pa.array(classes, pa.int64()),
+        "imagenet_class": pa.array([e.imagenet_class for e in embeddings], pa.int64()),
         "times": pa.array([times, *[None] * (len(rows) - 1)], pa.list_(pa.float64())),
     }
-    for name, array in vectors.items():
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
+    vectors = zip(*(e.vectors for e in embeddings), strict=True)
+    for (name, dimension), column in zip(DIMENSIONS.items(), vectors, strict=True):
+        values = pa.array(np.concatenate(column, dtype=np.float32))
+        columns[name] = pa.FixedSizeListArray.from_arrays(values, dimension)
     return pa.table(columns)
 
 
-def read_results(table: pa.Table) -> Iterator[tuple[Row, Any, int, str | None]]:
-    """(row, three vectors, ImageNet class, reason or None) of each line of `results`."""
+def read_results(table: pa.Table) -> Iterator[tuple[Row, Embedding | str]]:
+    """Each row of `results` with its embedding, or the reason why it has none."""
     arrays = [
         np.concatenate([c.flatten().to_numpy() for c in table[name].chunks]).reshape(-1, dimension)
         for name, dimension in DIMENSIONS.items()
@@ -304,7 +299,8 @@ def read_results(table: pa.Table) -> Iterator[tuple[Row, Any, int, str | None]]:
     lines = zip(*(table[column].to_pylist() for column in columns), strict=True)
     for i, (number, name, size, imagenet_class, reason) in enumerate(lines):
         row = Row(number, ListedObject(name, size, 0, 0))
-        yield row, [array[i] for array in arrays], imagenet_class, reason
+        embedding = Embedding([array[i] for array in arrays], imagenet_class)
+        yield row, embedding if reason is None else reason
 
 
 class Loaded(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gcs
-from dataset.arrays import BYTES_A_ROW, DIMENSIONS
+from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from local_forager.analysis.index import (
     CLASSES,
     LISTS,
@@ -90,7 +90,7 @@ class IndexCopies:
             path = copy.directory / name
             await self._buckets.download(self._bucket, f"indexes/{index_id}/{name}", path)
         names, _ = await asyncio.to_thread(read_names, copy.directory)
-        copy.total = len(names) * BYTES_A_ROW
+        copy.total = len(names) * BYTES_PER_ROW
         for name in DIMENSIONS:
             array = f"indexes/{index_id}/local/{name}/embeddings.npy"
             path = vectors_path(copy.directory, name)

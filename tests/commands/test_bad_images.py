@@ -11,12 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dataset import arrays
 from dataset.rows import State
-from embeddings import Embedder
 from storage.async_client import ObjectUnusable
 from storage.gzipped import unzipped, unzipped_size
 from tests.harness import (
@@ -225,42 +223,6 @@ def test_rows_that_do_not_add_up_are_never_uploaded(emulator_url, servers, tmp_p
     with pytest.raises(RuntimeError, match="do not add up"):
         run_here(made.command(), environment(emulator_url, servers["B"]))
     assert not any(name.startswith("indexes/") for name in made.left_behind())
-
-
-class HalfPrecision(Embedder):
-    """An embedder whose models overflow for bright images, and whose float32 ones do not."""
-
-    def __init__(self, dtype):
-        self.dtype, self.asked = dtype, []
-
-    def _with_memory(self, start, images):
-        bright = [image.mean() > 200 for image in images]
-        rows = np.array([[np.nan if b else 1.0, 0.5] for b in bright], np.float32)
-        return lambda: (rows, rows.copy(), np.zeros(len(rows), np.int64))
-
-    def _cpu_models(self):
-        return "exact"
-
-    def _start(self, model, images, device):
-        self.asked.append(len(images))
-        exact = np.array([[3.0, 4.0]], np.float32)
-        return lambda: (exact, exact, np.array([7]))
-
-
-def test_overflow_in_half_precision_is_computed_again_in_float32(monkeypatch):
-    embedder = HalfPrecision(torch.float16)
-    images = [np.full((4, 4, 3), value, np.uint8) for value in (10, 255, 20)]
-    monkeypatch.setattr(HalfPrecision, "_cpu_models", lambda self: torch.nn.Module())
-    monkeypatch.setattr(torch.nn.Module, "resnet", None, raising=False)
-    found = embedder.start_resnet(images)()
-    assert found.imagenet.tolist() == [[1, 0.5], [3, 4], [1, 0.5]]
-    assert found.classes.tolist() == [0, 7, 0] and embedder.asked == [1]
-
-
-def test_float32_is_never_computed_twice():
-    embedder = HalfPrecision(torch.float32)
-    assert np.isnan(embedder.start_resnet([np.full((4, 4, 3), 255, np.uint8)])().imagenet).any()
-    assert embedder.asked == []
 
 
 def test_budgets_bound_what_is_unpacked():

@@ -19,8 +19,11 @@ from PIL import Image
 
 import gcs
 import ingest
+from engine.loading import ModelLoader, ModelOptions
+from testing.embedders import embedding_of
 from tests.front import Answer, Front
-from tests.world import FoundWeights, Index, picture, pixels_of, unit_vectors
+from tests.world import Index, picture, pixels_of
+from weights.resnet50 import resnet_shapes
 
 ROOT = Path(__file__).parents[2]
 EXPECTED = ROOT / "tests" / "reference" / "expected"
@@ -50,9 +53,10 @@ def test_every_object_of_the_index(world, servers, fast_models, generation):
     assert (index.train, index.val) == ({"a": 0, "b.v1": 1, "c": 2}, {"0": 3})
     pixels = [pixels_of(files[name]) for name in index.labels]
     for row in range(4):
-        (imagenet, early, _), number = unit_vectors(pixels[row])
+        (imagenet, early, clip), number = embedding_of(pixels[row])
         assert (index.arrays["imagenet"][row] == imagenet).all()
         assert (index.arrays["imagenet_early"][row] == early).all()
+        assert (index.arrays["clip"][row] == clip).all()
         assert index.classes[index.labels[row].rpartition("/")[2]] == number
     assert np.allclose(np.linalg.norm(index.arrays["clip"], axis=1), 1)
     assert set(index.thumbnails) == {"a.jpg", "b.v1.jpg", "c.jpg", "0.jpg"}
@@ -142,8 +146,8 @@ def test_paths_are_registered_with_one_slash(world, fast_models, slashes):
 def test_messages_and_tally(world, fast_models):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
     result = world.run()
-    assert [line.split()[0] for line in result.stdout.splitlines()[:8]] == [
-        *("stage", "fetch", "decode", "ResNet", "CLIP", "thumbnails", "upload", "register")
+    assert [line.split()[0] for line in result.stdout.splitlines()[:7]] == [
+        *("stage", "fetch", "decode", "models", "thumbnails", "upload", "register")
     ]
     assert re.search(r"Listed 2 training and 1 validation images \(\d\.\d kB\)\.", result.stderr)
     assert "Embedded 3 images in" in result.stderr
@@ -163,13 +167,6 @@ def test_viewer_url(world, fast_models):
     assert result.stdout.endswith(f"Look at https://forager.example/{world.name}\n")
 
 
-def test_images_of_one_size_share_a_batch(world, fast_models):
-    world.put("v/v.jpg", *(f"t/{number}.jpg" for number in range(20)))
-    assert world.run().exit_code == 0
-    assert sum(fast_models.batches) == 21
-    assert max(fast_models.batches) > 1
-
-
 def test_dry_run_leaves_nothing_behind(world, fast_models, tmp_path):
     world.put("t/a.jpg", "t/b.png", "v/c.jpg", **{"t/d.JPG": b"x"})
     result = world.run("--dry-run")
@@ -182,7 +179,7 @@ def test_dry_run_leaves_nothing_behind(world, fast_models, tmp_path):
     assert f"keep 43.0 kB on this disk, and upload about 67.6 kB to gs://{world.index}" in (
         result.stdout
     )
-    assert "Every check passed; this was a dry run, and nothing was changed." in result.stdout
+    assert "Every check passed. This was a dry run: nothing was changed." in result.stdout
     assert world.objects() == {}
     assert dataset(world) is None
     assert list(tmp_path.iterdir()) == []
@@ -224,7 +221,7 @@ def test_second_ingest_of_a_name_is_refused_with_its_counts(world, fast_models, 
 def test_work_directory_is_named_after_the_dataset(world, fast_models, tmp_path):
     world.put("t/a.jpg", "v/c.jpg")
     arguments = [text for text in world.arguments() if text not in ("--work_dir", "work")]
-    assert CliRunner().invoke(ingest.main, arguments).exit_code == 0
+    assert world.invoke(arguments).exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == [world.name]
 
 
@@ -360,15 +357,15 @@ def test_numbers_depend_on_no_batch_size_and_no_order(world, weights_dir, photog
 
 LOADING_CODE = """
 import runpy, sys
-from engine import loading
+from engine.loading import ModelLoader
 
-def load_for_ever(*arguments):
+def load_for_ever(self, precision):
     import torch
     image, weight = torch.ones(1, 64, 64, 64), torch.ones(64, 64, 3, 3)
     while True:
         torch.nn.functional.conv2d(image, weight)
 
-loading.load_models = load_for_ever
+ModelLoader.load = load_for_ever
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -416,28 +413,30 @@ def test_closed_streams_change_no_exit_code():
     assert subprocess.run(["sh", "-c", command], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "advised"),
-    [([], True), (["--precision", "float32"], False), (["--backend", "original"], False)],
-)
-def test_a_faster_precision_is_named(world, fast_models, monkeypatch, options, advised):
-    monkeypatch.setattr("models.devices.bfloat16_is_faster", lambda: True)
+@pytest.mark.parametrize(("options", "advised"), [([], True), (["--precision", "float32"], False)])
+def test_a_faster_precision_is_named(world, fast_models, options, advised):
+    fast_models.bfloat16_would_be_faster = True
     world.put("t/a.jpg", "v/b.jpg")
     result = world.run(*options)
     assert result.exit_code == 0, result.output
     assert ("--precision bfloat16" in result.stderr) is advised
 
 
-def test_the_weights_that_were_checked_are_those_that_are_loaded(world, fast_models, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(
-        "engine.loading.load_models", lambda *given: loaded.append(given) or fast_models
+def test_the_weights_that_were_checked_are_those_that_are_loaded(weights_dir, monkeypatch):
+    """The arrays are read once, and given up once the models have them."""
+    clip = weights_dir / "clip-vit-base-patch32"
+    options = ModelOptions(
+        weights_dir / "R-50.pkl", str(clip), "fused", "cpu", "float32", None, None
     )
-    found = FoundWeights(Path("clip"))
-    monkeypatch.setattr("preflight.plan.WeightsReader", lambda *_: found)
-    world.put("t/a.jpg", "v/b.jpg")
-    assert world.run().exit_code == 0
-    assert loaded[0][-1] is found.arrays
+    given = []
+    monkeypatch.setattr("embeddings.Embedder", lambda *_, **named: given.append(named))
+    with ModelLoader(options) as loader:
+        assert loader.find_clip() == clip
+        loader.read_resnet()
+        loader.load("float32")
+        loader.load("float32")
+    assert len(given[0]["resnet_arrays"]) == len(resnet_shapes())
+    assert given[1]["resnet_arrays"] is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,7 +3,6 @@
 import pytest
 
 from common.terminal import count, duration, size, table
-from engine.stages import StageTime, limit, stage_table
 
 
 @pytest.mark.parametrize(
@@ -63,31 +62,3 @@ def test_count():
         "1 label",
         "1,234 labels",
     ]
-
-
-def test_stage_table():
-    times = [StageTime("fetch", 1200, 6.0), StageTime("register", 1200, 0.0)]
-    assert [line.split() for line in stage_table(times, 8.0).splitlines()] == [
-        ["stage", "images", "seconds", "busy", "images/s", "busy"],
-        ["fetch", "1,200", "6.0", "200.0", "75%"],
-        ["register", "1,200", "0.0", "-", "0%"],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("busy", "begin"),
-    [
-        ({"fetch": 9, "ResNet": 2}, "fetch was busy 90% of the time: the network or the bucket"),
-        ({"fetch": 2, "ResNet": 9}, "ResNet was busy 90% of the time: the model limits"),
-        ({"decode": 8}, "decode was busy 80% of the time: decoding limits: try --decode_workers 8"),
-        ({"thumbnails": 9}, "thumbnails was busy 90% of the time: uploading thumbnails"),
-    ],
-)
-def test_the_stage_that_limits_is_named(busy, begin):
-    times = [StageTime(name, 10, seconds) for name, seconds in busy.items()]
-    assert limit(times, 10, decode_workers=4).startswith(begin)
-
-
-@pytest.mark.parametrize("busy", [{"fetch": 6.9}, {"upload": 9.5, "fetch": 8}])
-def test_no_advice_where_nothing_limits(busy):
-    assert limit([StageTime(name, 10, s) for name, s in busy.items()], 10, 4) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dataset.rows import TRAIN, VAL, Counts, Outcome, State
-from dataset.work_directory import StateError, WorkDirectory
+from dataset.work_directory import WorkDirectory, WorkDirectoryError
 from gcs import ListedObject
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +164,7 @@ def test_move_takes_everything_along(make_state, tmp_path):
 
 
 def test_second_ingest_in_a_work_directory_is_refused(tmp_path):
-    refused = pytest.raises(StateError, match=r"Another ingest is running in .*--work_dir")
+    refused = pytest.raises(WorkDirectoryError, match=r"Another ingest is running in .*--work_dir")
     with WorkDirectory(tmp_path / "work"), refused:
         WorkDirectory(tmp_path / "work").__enter__()
     with WorkDirectory(tmp_path / "work") as work:
@@ -184,26 +184,24 @@ def test_the_lock_goes_with_its_process(tmp_path):
 
 def test_a_directory_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(StateError, match=r"holds other files: name one .*--work_dir"):
+    with pytest.raises(WorkDirectoryError, match=r"holds other files: name one .*--work_dir"):
         WorkDirectory(tmp_path).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StateError, match=r"cannot be written \(.*: choose another"):
+    with pytest.raises(WorkDirectoryError, match=r"cannot be written \(.*: choose another"):
         WorkDirectory(tmp_path / "file" / "work").__enter__()
 
 
 def test_an_unused_work_directory_leaves_nothing_behind(tmp_path):
     with WorkDirectory(tmp_path / "work") as work:
-        (work.path / "listing.sqlite").touch()
-        work.remove_if_unused()
+        work.new_listing()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_used_work_directory_stays(tmp_path):
     with WorkDirectory(tmp_path / "work") as work:
-        State.create(work.path / "state.sqlite").close()
-        work.remove_if_unused()
+        work.adopt(work.new_listing())
     assert (tmp_path / "work" / "state.sqlite").exists()

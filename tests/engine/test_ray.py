@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from common.program import ROOT
-from tests import world as world_module
-from tests.world import FastEmbedder, Index
+from testing import embedders
+from testing.embedders import FakeEmbedder
+from tests.world import Index
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
 
@@ -26,7 +27,7 @@ import gcs  # noqa: E402
 from common.program import program_files  # noqa: E402
 from dataset.arrays import Arrays, Embedding  # noqa: E402
 from dataset.rows import Row, State  # noqa: E402
-from engine import checkpoint as recording  # noqa: E402
+from engine.checkpoint import Recorder  # noqa: E402
 from engine.decode import Prepared  # noqa: E402
 from engine.ray import cluster as ray_cluster  # noqa: E402
 from engine.ray import driver as ray_pipeline  # noqa: E402
@@ -47,37 +48,35 @@ NAMES = [f"t/{i}.jpg" for i in range(24)]
 POOL = ray_cluster.Pool(2, 0.4, 0, calls=2, pack_images=4, pack_bytes=4 << 20)
 
 
-class SlowEmbedder(FastEmbedder):
+class SlowEmbedder(FakeEmbedder):
     """Long enough that a worker can be killed meanwhile."""
 
-    def start_resnet(self, images):
+    def start(self, images, clip_inputs):
         time.sleep(0.15 * len(images))
-        return super().start_resnet(images)
+        return super().start(images, clip_inputs)
 
 
-class FastModels:
-    """In the place of ray_cluster.Models."""
+class FastModels(ray_cluster.ShippedModels):
+    """In the place of the real models."""
 
-    load = staticmethod(FastEmbedder)
-
-    def __init__(self):
-        self.options = {}
+    def load(self):
+        return FakeEmbedder()
 
 
 @pytest.fixture
 def by_value():
     """What tests/ holds is pickled whole: the program alone is sent to workers."""
-    for module in (world_module, sys.modules[__name__]):
+    for module in (embedders, sys.modules[__name__]):
         ray.cloudpickle.register_pickle_by_value(module)
     yield
-    for module in (world_module, sys.modules[__name__]):
+    for module in (embedders, sys.modules[__name__]):
         ray.cloudpickle.unregister_pickle_by_value(module)
 
 
 @pytest.fixture
 def fast_ray(fast_models, by_value, monkeypatch):
     """Both engines with models that take no time."""
-    monkeypatch.setattr(ray_pipeline, "_models", lambda *_: FastModels())
+    monkeypatch.setattr(ray_pipeline, "_ship", lambda options, *_: FastModels(None, None, options))
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ def a_state(world, directory):
     return state
 
 
-def a_pipeline(cluster, state, arrays, world, load=FastEmbedder, pool=POOL):
+def a_pipeline(cluster, state, arrays, world, load=FakeEmbedder, pool=POOL):
     return ray_pipeline.RayPipeline(
         cluster,
         lambda: pool,
@@ -157,9 +156,9 @@ def test_what_the_local_engine_began_ends_on_ray(world, fast_ray, monkeypatch):
             raise RuntimeError("a broken machine")
         before(self, row, *rest)
 
-    before, recorded = recording.Recorder.done, []
+    before, recorded = Recorder.done, []
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken machine"):
-        patch.setattr(recording.Recorder, "done", break_after_some)
+        patch.setattr(Recorder, "done", break_after_some)
         world.run()
     done = State(Path("work/state.sqlite")).counts().done
     assert done == 9
@@ -423,8 +422,8 @@ def test_packs_and_results_keep_every_number():
     )
     assert nothing is None
     assert (image.pixels == pixels).all() and (image.clip_input == clip).all()
-    embedding = Embedding(*(np.full(d, d, np.float32) for d in (2048, 1024, 512)))
-    table = ray_stages.results(described, [None, (embedding, 7)], [0.0] * 10)
+    embedding = Embedding([np.full(d, d, np.float32) for d in (2048, 1024, 512)], 7)
+    table = ray_stages.results(described, [None, embedding], [0.0] * 8)
     failed, done = ray_stages.read_results(table)
     assert (failed[0].row, failed[3]) == (4, "broken")
     assert (done[0].row, done[0].listed.name, done[0].listed.size, done[2]) == (9, "t/9.jpg", 19, 7)

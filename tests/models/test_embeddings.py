@@ -10,11 +10,13 @@ import click
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import embeddings
 from bench import original
+from dataset.arrays import DIMENSIONS
 from embeddings import Embedder
-from engine.decode import open_image, prepare
+from engine.decode import clip_input, open_image, prepare
 from models import convolutions, devices
 from models.convolutions import OneDnnOperations, PlainOperations
 from models.devices import DeviceError
@@ -48,49 +50,47 @@ def embedder(weights):
     return Embedder(*weights, device="cpu", precision="float32")
 
 
-def resnet_rows(embedder, images):
-    """The rows of images of any sizes, in their order, by batches of one size."""
-    rows = {}
-    sizes = {image.shape[:2] for image in images}
-    for size in sizes:
-        group = [i for i, image in enumerate(images) if image.shape[:2] == size]
-        step = embedder.resnet_batch_size(*size)
+def embed(embedder, images, clip_inputs=None):
+    """{name: rows} of images of any sizes, in their order, and their classes as "classes"."""
+    clip_inputs = clip_inputs or [None] * len(images)
+    found = {}
+    groups = {}
+    for i, image in enumerate(images):
+        groups.setdefault(embedder.group(*image.shape[:2]), []).append(i)
+    for group in groups.values():
+        step = embedder.batch_size(*images[group[0]].shape[:2])
         for start in range(0, len(group), step):
             batch = group[start : start + step]
-            result = embedder.start_resnet([images[i] for i in batch])()
-            rows.update(zip(batch, zip(*result, strict=True), strict=True))
-    return [np.stack(parts) for parts in zip(*(rows[i] for i in range(len(images))), strict=True)]
+            started = embedder.start([images[i] for i in batch], [clip_inputs[i] for i in batch])
+            found.update(zip(batch, started.finish(), strict=True))
+    in_order = [found[i] for i in range(len(images))]
+    rows = zip(*(embedding.vectors for embedding in in_order), strict=True)
+    arrays = {name: np.stack(row) for name, row in zip(DIMENSIONS, rows, strict=True)}
+    return {**arrays, "classes": np.array([e.imagenet_class for e in in_order])}
 
 
-@pytest.mark.parametrize(("batch_size", "reverse"), [(1, False), (4, True), (None, True)])
-def test_resnet_agrees_with_detectron2(
-    batch_size, reverse, embedder, photographs, expected, monkeypatch
-):
-    monkeypatch.setattr(embedder, "_resnet_batch_size", batch_size)
-    step = -1 if reverse else 1
-    imagenet, early, classes = resnet_rows(embedder, [p.pixels for p in photographs][::step])
-    assert abs(imagenet - expected["imagenet"][::step]).max() < TOLERANCE
-    assert abs(early - expected["imagenet_early"][::step]).max() < TOLERANCE
-    assert imagenet.dtype == early.dtype == np.float32 and classes.dtype == np.int64
+def embed_photographs(embedder, photographs):
+    return embed(embedder, [p.pixels for p in photographs], [p.clip_input for p in photographs])
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 12])
-def test_clip_agrees_with_openai(batch_size, embedder, photographs, expected):
-    inputs = [photograph.clip_input for photograph in photographs]
-    parts = [
-        embedder.start_clip(inputs[start : start + batch_size])()
-        for start in range(0, len(inputs), batch_size)
-    ]
-    assert abs(np.concatenate(parts) - expected["clip"]).max() < TOLERANCE
-    assert parts[0].dtype == np.float32
+def assert_expected(rows, expected, order=slice(None)):
+    for name in DIMENSIONS:
+        assert rows[name].dtype == np.float32
+        assert abs(rows[name] - expected[name][order]).max() < TOLERANCE, name
+
+
+@pytest.mark.parametrize(("batch_size", "reverse"), [(1, False), (5, True), (12, True)])
+def test_reference_photographs(batch_size, reverse, embedder, photographs, expected, monkeypatch):
+    monkeypatch.setattr(embedder, "_clip_batch_size", batch_size)
+    order = slice(None, None, -1 if reverse else 1)
+    assert_expected(embed_photographs(embedder, photographs[order]), expected, order)
 
 
 def test_clip_inputs_made_on_the_device_give_the_same_vectors(embedder, photographs, expected):
-    for i, photograph in enumerate(photographs):
-        *resnet, clip = embedder.start_both([photograph.pixels] * 2)()
-        assert abs(clip - expected["clip"][i]).max() < 1e-5
-        for rows, others in zip(resnet, embedder.start_resnet([photograph.pixels])(), strict=True):
-            np.testing.assert_array_equal(rows[1], others[0])
+    rows = embed(embedder, [photograph.pixels for photograph in photographs])
+    assert abs(rows["clip"] - expected["clip"]).max() < 1e-5
+    given = embed_photographs(embedder, photographs)
+    np.testing.assert_array_equal(rows["imagenet"], given["imagenet"])
 
 
 def test_class_is_of_the_mean_before_scaling(embedder, photographs, weights, monkeypatch):
@@ -98,32 +98,24 @@ def test_class_is_of_the_mean_before_scaling(embedder, photographs, weights, mon
     arrays = read_resnet_weights(weights[0])
     monkeypatch.setattr(torch.nn.functional, "normalize", lambda x: x)
     for photograph in photographs[5:8]:
-        rows = embedder.start_resnet([photograph.pixels])()
-        logits = rows.imagenet @ arrays["fc1000_w"].T + arrays["fc1000_b"]
-        assert logits.argmax() == rows.classes[0]
+        rows = embed_photographs(embedder, [photograph])
+        logits = rows["imagenet"] @ arrays["fc1000_w"].T + arrays["fc1000_b"]
+        assert logits.argmax() == rows["classes"][0]
 
 
 def test_other_backend_agrees(weights, photographs, expected):
     pytest.importorskip("transformers")
     embedder = Embedder(*weights, backend="transformers", device="cpu", precision="float32")
-    rows = embedder.start_resnet([photographs[7].pixels])()
-    vector = embedder.start_clip([photographs[7].clip_input])()
-    assert abs(rows.imagenet[0] - expected["imagenet"][7]).max() < TOLERANCE
-    assert abs(rows.imagenet_early[0] - expected["imagenet_early"][7]).max() < TOLERANCE
-    assert abs(vector[0] - expected["clip"][7]).max() < TOLERANCE
+    assert_expected(embed_photographs(embedder, photographs[7:8]), expected, slice(7, 8))
 
 
 def test_original_packages_agree(weights, photographs, embedder):
     pytest.importorskip("detectron2.modeling")
     pytest.importorskip("clip")
     original = Embedder(*weights, backend="original", device="cpu")
-    for photograph in photographs[6:8]:
-        ours, theirs = (e.start_resnet([photograph.pixels])() for e in (embedder, original))
-        assert abs(ours.imagenet - theirs.imagenet).max() < TOLERANCE
-        assert abs(ours.imagenet_early - theirs.imagenet_early).max() < TOLERANCE
-        np.testing.assert_array_equal(ours.classes, theirs.classes)
-        ours, theirs = (e.start_clip([photograph.clip_input])() for e in (embedder, original))
-        assert abs(ours - theirs).max() < TOLERANCE
+    ours, theirs = (embed_photographs(e, photographs[6:8]) for e in (embedder, original))
+    np.testing.assert_array_equal(ours.pop("classes"), theirs.pop("classes"))
+    assert_expected(ours, theirs)
 
 
 def test_the_original_way_of_the_benchmarks_gives_the_same_numbers(
@@ -154,11 +146,10 @@ needs_bfloat16 = pytest.mark.skipif(
 @needs_bfloat16
 def test_bfloat16_keeps_the_cosine(weights, photographs, expected):
     embedder = Embedder(*weights, device="cpu", precision="bfloat16")
-    imagenet, early, _ = resnet_rows(embedder, [p.pixels for p in photographs])
-    clip = embedder.start_clip([p.clip_input for p in photographs])()
-    for name, rows in (("imagenet", imagenet), ("imagenet_early", early), ("clip", clip)):
-        assert (rows * expected[name]).sum(1).min() >= 0.9999
-        assert np.allclose((rows**2).sum(1), 1, atol=1e-6)
+    found = embed_photographs(embedder, photographs)
+    for name in DIMENSIONS:
+        assert (found[name] * expected[name]).sum(1).min() >= 0.9999
+        assert np.allclose((found[name] ** 2).sum(1), 1, atol=1e-6)
 
 
 def test_auto_on_a_cpu_is_float32(weights):
@@ -193,25 +184,24 @@ def test_arrays_that_were_read_are_not_read_again(weights, monkeypatch):
 
 def test_threads_may_share_an_embedder(embedder, photographs, expected):
     with ThreadPoolExecutor(4) as pool:
-        rows = list(pool.map(lambda p: embedder.start_resnet([p.pixels])(), photographs[4:9]))
-    for i, row in enumerate(rows, start=4):
-        assert abs(row.imagenet[0] - expected["imagenet"][i]).max() < TOLERANCE
+        rows = pool.map(lambda p: embed_photographs(embedder, [p]), photographs[4:9])
+        for i, row in enumerate(rows, start=4):
+            assert_expected(row, expected, slice(i, i + 1))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (17, 33), (31, 2)])
 def test_tiny_images_have_vectors(shape, embedder):
     image = np.full((*shape, 3), 200, np.uint8)
-    rows = embedder.start_resnet([image, image])()
-    assert np.allclose((rows.imagenet**2).sum(1), 1, atol=1e-6)
-    assert np.allclose((rows.imagenet_early**2).sum(1), 1, atol=1e-6)
-    np.testing.assert_array_equal(rows.imagenet[0], rows.imagenet[1])
+    rows = embed(embedder, [image, image], [clip_input(Image.fromarray(image))] * 2)
+    for name in DIMENSIONS:
+        assert np.allclose((rows[name] ** 2).sum(1), 1, atol=1e-6)
+    np.testing.assert_array_equal(rows["imagenet"][0], rows["imagenet"][1])
 
 
 def test_read_only_pixels_are_left_alone(embedder):
     image = np.zeros((40, 50, 3), np.uint8)
     image.flags.writeable = False
-    embedder.start_resnet([image])()
-    embedder.start_clip([np.broadcast_to(np.uint8(3), (224, 224, 3))])()
+    embed(embedder, [image], [np.broadcast_to(np.uint8(3), (224, 224, 3))])
     assert not image.any()
 
 
@@ -251,10 +241,7 @@ def test_plain_torch_agrees_too(weights, photographs, expected, monkeypatch):
     monkeypatch.setattr(convolutions, "OneDnnOperations", Missing)
     monkeypatch.setattr("models.vision_tower.onednn_linear_agrees", lambda dtype: False)
     embedder = Embedder(*weights, device="cpu", precision="float32")
-    rows = embedder.start_resnet([photographs[7].pixels])()
-    assert abs(rows.imagenet[0] - expected["imagenet"][7]).max() < TOLERANCE
-    vector = embedder.start_clip([photographs[7].clip_input])()
-    assert abs(vector[0] - expected["clip"][7]).max() < TOLERANCE
+    assert_expected(embed_photographs(embedder, photographs[7:8]), expected, slice(7, 8))
 
 
 # Devices, precision and memory.
@@ -355,58 +342,90 @@ def test_batch_size_follows_memory_on_a_gpu(embedder, monkeypatch):
     monkeypatch.setattr(embedder, "_on_gpu", True)
     monkeypatch.setattr(embedder, "dtype", torch.float16)
     monkeypatch.setattr(devices, "pixels_that_fit", lambda device, dtype: 10_000_000)
-    assert embedder.resnet_batch_size(480, 640) == 32
-    assert embedder.resnet_batch_size(5000, 5000) == 1
+    assert embedder.batch_size(480, 640) == 32
+    assert embedder.batch_size(5000, 5000) == 1
     monkeypatch.setattr(embedder, "_resnet_batch_size", 8)
-    assert embedder.resnet_batch_size(480, 640) == 8
+    assert embedder.batch_size(480, 640) == 8
     monkeypatch.setattr(devices, "pixels_that_fit", lambda device, dtype: 10**9)
     monkeypatch.setattr(embedder, "_resnet_batch_size", None)
-    assert embedder.resnet_batch_size(480, 640) == devices.BATCH_PIXELS // (480 * 640)
+    assert embedder.batch_size(480, 640) == devices.BATCH_PIXELS // (480 * 640)
+
+
+class EmulatedGpu(Embedder):
+    """An embedder that computes on the CPU what it would launch on a GPU of little memory."""
+
+    def __init__(self, weights, largest):
+        super().__init__(*weights, device="cpu", precision="float32")
+        self.largest, self.sizes = largest, []
+        self._on_gpu, self._device = True, torch.device("cuda:0")
+
+    def _launch(self, images, clip_inputs):
+        self.sizes.append(len(images))
+        if len(images) > self.largest:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self._compute_on_cpu(self._models, images, clip_inputs), None
 
 
 @pytest.mark.parametrize("largest", [0, 1, 3])
-def test_gpu_out_of_memory_splits_the_batch_then_takes_the_cpu(largest, weights, monkeypatch):
-    embedder = Embedder(*weights, device="cpu", precision="float32")
-    sizes = []
-
-    def start_on_gpu(model, images):
-        sizes.append(len(images))
-        if len(images) > largest:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        arrays = tuple(tensor.numpy() for tensor in model(torch.from_numpy(np.stack(images))))
-        return lambda: arrays
-
-    images = [np.full((32, 32, 3), value, np.uint8) for value in range(0, 250, 50)]
-    expected_rows = embedder.start_resnet(images)()
-    monkeypatch.setattr(embedder, "_on_gpu", True)
-    monkeypatch.setattr(embedder, "_device", torch.device("cuda:0"))
-    monkeypatch.setattr(embedder, "_start_on_gpu", start_on_gpu)
+def test_gpu_out_of_memory_splits_the_batch_then_takes_the_cpu(
+    largest, embedder, weights, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    rows = embedder.start_resnet(images)()
-    assert abs(rows.imagenet - expected_rows.imagenet).max() < TOLERANCE
-    np.testing.assert_array_equal(rows.classes, expected_rows.classes)
-    assert sizes[0] == 5 and (embedder._fallback is not None) == (largest == 0)
+    images = [np.full((32, 32, 3), value, np.uint8) for value in range(0, 250, 50)]
+    gpu = EmulatedGpu(weights, largest)
+    monkeypatch.setattr(gpu, "batch_size", lambda height, width: 5)
+    rows, exact = embed(gpu, images), embed(embedder, images)
+    np.testing.assert_array_equal(rows.pop("classes"), exact.pop("classes"))
+    assert_expected(rows, exact)
+    assert gpu.sizes[0] == 5 and (gpu._cpu_models is not None) == (largest == 0)
 
 
 def test_other_errors_of_a_gpu_are_not_hidden(embedder, monkeypatch):
-    def broken(model, images):
+    def broken(images, clip_inputs):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(embedder, "_on_gpu", True)
-    monkeypatch.setattr(embedder, "_device", torch.device("cuda:0"))
-    monkeypatch.setattr(embedder, "_start_on_gpu", broken)
+    monkeypatch.setattr(embedder, "_launch", broken)
     with pytest.raises(RuntimeError, match="illegal"):
-        embedder.start_resnet([np.zeros((8, 8, 3), np.uint8)])
+        embedder.start([np.zeros((8, 8, 3), np.uint8)], [None])
+
+
+def test_overflow_in_half_precision_is_computed_again_in_float32(embedder, monkeypatch):
+    """Two of three images overflow: those two are computed again, by the models in float32."""
+    images = [np.full((32, 32, 3), value, np.uint8) for value in (10, 255, 20)]
+    exact = embed(embedder, images)
+    rows = embedder._compute_on_cpu(embedder._models, images, [None] * 3)
+    rows[0][1], rows[2][2] = np.nan, np.inf
+    again = []
+    compute = embedder.compute_in_float32
+    monkeypatch.setattr(
+        embedder,
+        "compute_in_float32",
+        lambda *given: again.append(len(given[0])) or compute(*given),
+    )
+    monkeypatch.setattr(embedder, "dtype", torch.float16)
+    finished = embeddings.Batch(embedder, images, [None] * 3, rows).finish()
+    assert again == [1, 1]
+    for i, embedding in enumerate(finished):
+        for name, vector in zip(DIMENSIONS, embedding.vectors, strict=True):
+            assert abs(vector - exact[name][i]).max() < TOLERANCE
+
+
+def test_float32_is_never_computed_twice(embedder):
+    images = [np.full((32, 32, 3), 10, np.uint8)]
+    rows = embedder._compute_on_cpu(embedder._models, images, [None])
+    rows[0][0] = np.nan
+    (embedding,) = embeddings.Batch(embedder, images, [None], rows).finish()
+    assert np.isnan(embedding.vectors[0]).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_gpu_agrees(weights, photographs, expected):
     for precision, least in (("float32", 1 - 1e-6), ("auto", 0.9999)):
         embedder = Embedder(*weights, device="cuda", precision=precision)
-        imagenet, early, _ = resnet_rows(embedder, [p.pixels for p in photographs])
-        clip = embedder.start_clip([p.clip_input for p in photographs])()
-        both = np.concatenate([embedder.start_both([p.pixels])()[3] for p in photographs])
-        named = ("imagenet", imagenet), ("imagenet_early", early), ("clip", clip), ("clip", both)
+        given = embed_photographs(embedder, photographs)
+        made = embed(embedder, [photograph.pixels for photograph in photographs])
+        named = *((name, given[name]) for name in DIMENSIONS), ("clip", made["clip"])
         for name, rows in named:
             assert (rows * expected[name]).sum(1).min() >= least
             if precision == "float32":

@@ -6,13 +6,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-import ingest
 from common.findings import Findings
-from engine import loading
+from engine.loading import ModelLoader
+from testing.embedders import FakeEmbedder
 from tests.front import Answer, Front
-from tests.world import FastEmbedder
 from weights import resnet50
 
 JSON = {"Content-Type": "application/json"}
@@ -40,7 +38,7 @@ def test_nothing_in_the_way(ready):
 @pytest.mark.parametrize("name", ["my birds", "x" * 51, "a/b", "été", "../up", ""])
 def test_dataset_name(ready, name, tmp_path):
     arguments = [name, *ready.arguments()[1:]]
-    message = refusal(CliRunner().invoke(ingest.main, arguments))
+    message = refusal(ready.invoke(arguments))
     assert message == (
         f"The dataset name {name!r} is not valid: use 1 to 50 letters, digits, dashes and "
         "underscores."
@@ -299,7 +297,7 @@ def test_disk_space(ready, monkeypatch):
 def real_weights(world, monkeypatch, weights_dir):
     """A world with the seeded weights and the real checks of them; no model is ever loaded."""
     world.put("t/a.jpg", "v/b.jpg")
-    monkeypatch.setattr(loading, "load_models", lambda *_: FastEmbedder())
+    monkeypatch.setattr(ModelLoader, "load", lambda *_: FakeEmbedder())
     return world
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from common.names import GsPath
-from common.options import Limit, Request
+from common.options import Limit
 from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from gcs import ListedObject
-from preflight import plan
+from preflight.describe import describe_plan, describe_skipped
+from preflight.plan import Plan, work_directory
+from preflight.resume import begin_or_continue
 
 OPTIONS = {"dataset": "birds", "bucket": "index-bucket"}
 
@@ -29,19 +31,8 @@ def listing(tmp_path):
     state.close()
 
 
-def request(**changes):
-    fields = dict.fromkeys(Request._fields)
-    return Request(**{**fields, "name": "birds", "bucket": "index-bucket", **changes})
-
-
-def planned(listing):
-    return plan.Plan(
-        *(GsPath("images", "t/"), GsPath("images", "v/"), listing, OPTIONS, Path("clip"), None)
-    )
-
-
 def test_the_plan_in_numbers(listing):
-    lines = plan.describe(request(), planned(listing)).splitlines()
+    lines = describe_plan(listing, "images", "index-bucket").splitlines()
     assert [line.split() for line in lines[:4]] == [
         ["objects", "number", "size"],
         ["training", "1", "1.0", "MB"],
@@ -55,14 +46,15 @@ def test_the_plan_in_numbers(listing):
 
 
 def test_what_is_skipped_is_named_with_what_would_help(listing):
-    said = dict(line.split(" (", 1) for line in plan.describe_skipped(listing, "images"))
-    rename = "such as t/{0}): the server takes lower-case names only; rename them, such as "
+    said = dict(line.split(" (", 1) for line in describe_skipped(listing, "images"))
+    rename = "such as t/{0}): the server takes lower-case names only. Rename them, such as "
     assert said["Skipped 1 .JPG"] == (
         rename.format("b.JPG") + "`gcloud storage mv gs://images/t/b.JPG gs://images/t/b.jpg`."
     )
     assert said["Skipped 1 .Jpeg"].endswith("gs://images/t/c.jpeg`.")
     assert said["Skipped 1 .webp"] == (
-        "such as t/d.webp): the server takes .jpg, .jpeg and .png only; convert them to join."
+        "such as t/d.webp): the server takes .jpg, .jpeg and .png only. Convert them to include "
+        "them."
     )
     assert said["Skipped 2 .txt"] == "such as t/e.txt)."
     assert said["Skipped 1 directory"] == "such as t/g/)."
@@ -73,22 +65,26 @@ def test_the_rename_is_safe_to_paste_into_a_shell(tmp_path):
     state = State.create(tmp_path / "listing.sqlite")
     state.add(TRAIN, [ListedObject("t/it's; rm -rf $HOME.JPG", 1, 0, 1)])
     state.number_rows()
-    (line,) = plan.describe_skipped(state, "images")
+    (line,) = describe_skipped(state, "images")
     state.close()
     command = line[line.index("`") + 1 : line.rindex("`")]
     source = "gs://images/t/it's; rm -rf $HOME"
     assert shlex.split(command) == ["gcloud", "storage", "mv", f"{source}.JPG", f"{source}.jpg"]
 
 
-def test_a_new_ingest_gets_an_id_and_keeps_what_it_depends_on(listing, tmp_path):
-    with WorkDirectory(tmp_path / "work2") as work:
-        state = asyncio.run(plan.begin(request(), work, planned(listing)))
-        assert state.path == tmp_path / "work2" / "state.sqlite"
+def test_a_new_ingest_gets_an_id_and_keeps_what_it_depends_on(tmp_path):
+    with WorkDirectory(tmp_path / "work") as work:
+        listing = work.new_listing()
+        listing.add(TRAIN, [ListedObject("t/a.jpg", 1, 0, 1)])
+        listing.number_rows()
+        paths = GsPath("images", "t/"), GsPath("images", "v/")
+        made = Plan(*paths, listing, None, False, OPTIONS, "auto", Path("clip"))
+        state = asyncio.run(begin_or_continue(made, work, retry_failed=True))
+        assert state.path == tmp_path / "work" / "state.sqlite"
         assert str(uuid.UUID(state.index_id, version=4)) == state.index_id
         assert (state.option("dataset"), state.option("bucket")) == ("birds", "index-bucket")
-        assert state.counts().images == 1201
-        state.close()
-    assert not listing.path.exists()
+        assert state.counts().images == 1
+        assert not listing.path.exists()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +93,7 @@ def test_a_new_ingest_gets_an_id_and_keeps_what_it_depends_on(listing, tmp_path)
 )
 def test_where_an_ingest_works(monkeypatch, tmp_path, name, work_dir, expected):
     monkeypatch.chdir(tmp_path)
-    with plan.work_directory(request(name=name, work_dir=work_dir)) as work:
+    with work_directory(name, work_dir) as work:
         assert work.path == Path(expected)
         assert work.path.is_dir()
     assert list(tmp_path.iterdir()) == []
@@ -106,7 +102,7 @@ def test_where_an_ingest_works(monkeypatch, tmp_path, name, work_dir, expected):
 @pytest.mark.parametrize("name", ["../up", "a b", "/etc/x", "con\0trol"])
 def test_an_invalid_name_becomes_no_path(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    with plan.work_directory(request(name=name)) as work:
+    with work_directory(name, None) as work:
         assert work.path.name == "work"
         assert tmp_path not in work.path.parents
     assert not work.path.exists()

@@ -1,0 +1,57 @@
+"""What the commands say of a listing and a plan before anything is done."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from common.names import IMAGE_SUFFIXES
+from common.terminal import printable, size, table
+from dataset.arrays import BYTES_PER_ROW
+from dataset.rows import SPLITS, State
+
+THUMBNAIL_BYTES = 8_000  # of a usual thumbnail
+LISTED_BYTES = 200  # of a usual image in the lists
+CONVERTIBLE = (".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
+
+
+def describe_plan(listing: State, image_bucket: str, index_bucket: str) -> str:
+    """What an ingest would read, store and upload, for --dry_run."""
+    total = listing.counts()
+    array_bytes = total.images * BYTES_PER_ROW
+    upload = array_bytes + total.images * (THUMBNAIL_BYTES + LISTED_BYTES)
+    rows = [
+        (name, f"{counts.images:,}", size(counts.size))
+        for split, name in SPLITS.items()
+        for counts in [listing.counts(split)]
+    ]
+    skipped = [(f"skipped: {printable(kind)}", f"{n:,}", "-") for kind, n, _ in listing.skipped()]
+    return "\n".join(
+        (
+            table(("objects", "number", "size"), [*rows, *skipped]),
+            f"Would read {size(total.size)} from gs://{image_bucket}, keep {size(array_bytes)} on "
+            f"this disk, and upload about {size(upload)} to gs://{index_bucket}.",
+            "Every check passed. This was a dry run: nothing was changed.",
+        )
+    )
+
+
+def describe_skipped(listing: State, bucket: str) -> Iterator[str]:
+    """A line for each kind of object that is not taken as an image, with what would change that."""
+    for kind, objects, example in listing.skipped():
+        line = f"Skipped {objects:,} {printable(kind)} (such as {printable(example)})"
+        renamed = kind.lower()
+        if renamed in IMAGE_SUFFIXES:
+            stem = example.removesuffix(kind)
+            # Quoted: a name may hold a whole shell command.
+            old, new = (
+                shlex.quote(f"gs://{bucket}/{printable(name)}")
+                for name in (example, stem + renamed)
+            )
+            line += (
+                ": the server takes lower-case names only. Rename them, such as "
+                f"`gcloud storage mv {old} {new}`"
+            )
+        elif renamed in CONVERTIBLE:
+            line += ": the server takes .jpg, .jpeg and .png only. Convert them to include them"
+        yield line + "."

@@ -1,0 +1,28 @@
+"""What the command line of ingest.py asks for."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from common.options import Limit
+from engine.loading import ModelOptions
+
+
+class Request(NamedTuple):
+    """One ingest, as the user describes it."""
+
+    name: str
+    train_path: str
+    val_path: str
+    server_url: str
+    bucket: str
+    models: ModelOptions
+    work_dir: Path | None = None
+    allow_empty_val: bool = False
+    skip_bad_images: bool = False
+    max_bad: Limit | None = None
+    restart: bool = False
+    dry_run: bool = False
+    viewer_url: str | None = None
+    decode_workers: int = 1
+    engine: str = "local"
+    ray_address: str | None = None
