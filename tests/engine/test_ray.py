@@ -424,10 +424,11 @@ def test_packs_and_results_keep_every_number():
     assert (image.pixels == pixels).all() and (image.clip_input == clip).all()
     embedding = Embedding([np.full(d, d, np.float32) for d in (2048, 1024, 512)], 7)
     table = ray_stages.results(described, [None, embedding], [0.0] * 8)
-    failed, done = ray_stages.read_results(table)
-    assert (failed[0].row, failed[3]) == (4, "broken")
-    assert (done[0].row, done[0].listed.name, done[0].listed.size, done[2]) == (9, "t/9.jpg", 19, 7)
-    assert [vector[0] for vector in done[1]] == [2048, 1024, 512]
+    (failed, reason), (done, found) = ray_stages.read_results(table)
+    assert (failed.row, reason) == (4, "broken")
+    assert (done.row, done.listed.name, done.listed.size) == (9, "t/9.jpg", 19)
+    assert [vector[0] for vector in found.vectors] == [2048, 1024, 512]
+    assert found.imagenet_class == 7
 
 
 def test_one_embedder_a_gpu_or_a_node():
