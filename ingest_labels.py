@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 import sys
-from collections import Counter
 from email.utils import parseaddr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +22,8 @@ if TYPE_CHECKING:  # imported by the functions that use them, so that --help is 
     from forager.answers import DatasetInfo
     from forager.client import Forager
     from labels.file import Labels
+    from labels.journal import Journal
+    from labels.requests import LabelRequest
 
 SHOWN_NAMES = 20
 MAX_EMAIL_LENGTH_B = 254  # characters; a longer one is a 500 there (A accepts 300)
@@ -42,10 +43,23 @@ class LabelOptions(NamedTuple):
     dry_run: bool
     uncertain: str
     restart: bool
+    again: bool
 
     def file_beside(self, suffix: str) -> Path:
         """A file of this command: in --work_dir, or beside the label file."""
         return (self.work_dir or self.label_file.parent) / f"{self.label_file.name}{suffix}"
+
+
+class Plan(NamedTuple):
+    """What is to be sent."""
+
+    requests: list[LabelRequest]
+    unknown: int  # images that are skipped, because the dataset does not have them
+    index_known: bool  # whether the dataset's images are known
+
+    def skipped(self) -> str:
+        """The skipped images in words, or ""."""
+        return f"; labels of {count(self.unknown, 'unknown image')} skipped" if self.unknown else ""
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -61,7 +75,18 @@ class LabelOptions(NamedTuple):
     show_default=True,
     help="What to do if the answer to a request was lost and the server would store it twice.",
 )
-@click.option("--restart", is_flag=True, help="Start over: ignore what an interrupted run sent.")
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Start over after an interrupted run. A server of generation A then stores what that run "
+    "sent a second time.",
+)
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Send labels again that an earlier run finished sending. A server of generation A then "
+    "stores them a second time.",
+)
 @click.option(
     "--work_dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -75,7 +100,8 @@ def main(**parameters: Any) -> None:
     Example:
       SERVER_URL=http://host:8000 python ingest_labels.py birds labels.json --user ann@example.org
 
-    The same command continues a run that was interrupted.
+    The same command continues a run that was interrupted. For a long run, use tmux or nohup: it
+    ends when its terminal closes.
     """
     from common.signals import until_interrupted
 
@@ -94,28 +120,16 @@ async def ingest(options: LabelOptions) -> bool:
         click.ClickException: what stopped it, for the user.
     """
     from forager.client import Forager
-    from labels.images import known_images
     from labels.journal import Journal
-    from labels.report import plan_table
-    from labels.requests import make_requests
     from labels.sending import send_all
 
     labels, digest = await asyncio.to_thread(check_arguments, options)
     async with Forager(options.server_url) as server:
         info = await find_dataset(server, options.name)
         await check_user_length(server, options.user)
-        known = await asyncio.to_thread(known_images, options.bucket, info.index_id)
-        groups, unknown = leave_out_unknown(options, labels, known)
-        requests = make_requests(groups, options.user)
-        skipped = f"; labels of {count(unknown, 'unknown image')} skipped" if unknown else ""
         if options.dry_run:
-            click.echo(plan_table(requests))
-            number = sum(len(request.images) for request in requests)
-            click.echo(
-                f"\n{count(number, 'label')} in {count(len(requests), 'request')} would be sent to "
-                f"{server.shown}{skipped}. This was a dry run: nothing was sent."
-            )
-            return True
+            plan = await asyncio.to_thread(make_plan, options, labels, info.index_id)
+            return report_plan(plan, server.shown)
         belongs_to = {
             "server": server.shown,
             "dataset": options.name,
@@ -124,12 +138,44 @@ async def ingest(options: LabelOptions) -> bool:
             "label_file_sha256": digest,
         }
         path = options.file_beside(f".{options.name}.journal")
-        with Journal(path, belongs_to, options.restart) as journal:
-            created = await send_all(
-                server, options.name, options.user, requests, journal, options.uncertain
+        with await asyncio.to_thread(Journal, path, belongs_to) as journal:
+            if journal.finished and not options.again:
+                return report_finished(options, journal, await server.generation())
+            plan = await asyncio.to_thread(make_plan, options, labels, info.index_id)
+            await begin(options, journal, plan, server)
+            await send_all(
+                server, options.name, options.user, plan.requests, journal, options.uncertain
             )
-            journal.remove()
-    return report(options, requests, created, known is not None, skipped)
+            return report(options, journal, plan)
+
+
+def make_plan(options: LabelOptions, labels: Labels, index_id: str) -> Plan:
+    """The requests for the labels of images that the dataset has. This function blocks.
+
+    Raises:
+        click.ClickException: there are labels of other images, and no --skip_unknown.
+    """
+    from labels.images import known_images
+    from labels.requests import make_requests
+
+    known = known_images(options.bucket, index_id)
+    groups, unknown = leave_out_unknown(options, labels, known)
+    return Plan(make_requests(groups, options.user), unknown, known is not None)
+
+
+async def begin(options: LabelOptions, journal: Journal, plan: Plan, server: Forager) -> None:
+    """Prepare the journal; say what starting over means for labels of an earlier run."""
+    start_over = options.restart or options.again
+    earlier = journal.possibly_stored()
+    everything = journal.damaged and not journal.entries
+    if start_over and (earlier or everything) and await server.generation() == "A":
+        click.echo(
+            f"Starting over: {'all labels' if everything else count(earlier, 'label')} that an "
+            "earlier run stored, or may have stored, are sent again. This server then has them "
+            "twice; the newest counts.",
+            err=True,
+        )
+    await asyncio.to_thread(journal.begin, plan.requests, start_over)
 
 
 def check_arguments(options: LabelOptions) -> tuple[Labels, str]:
@@ -218,10 +264,10 @@ async def check_user_length(server: Forager, user: str) -> None:
 def leave_out_unknown(
     options: LabelOptions, labels: Labels, known: set[str] | None
 ) -> tuple[dict[tuple[str, str], list[str]], int]:
-    """The groups of labels without images that the dataset does not have, and their number.
+    """The labels of images that the dataset has, and the number of other images.
 
     Raises:
-        click.ClickException: there are such images, and no --skip_unknown.
+        click.ClickException: there are other images, and no --skip_unknown.
     """
     from labels.images import split_unknown
     from labels.report import shortened
@@ -245,29 +291,65 @@ def leave_out_unknown(
     return groups, len(unknown)
 
 
-def report(
-    options: LabelOptions,
-    requests: list[Any],
-    created: Counter[tuple[str, str]],
-    index_known: bool,
-    skipped: str,
-) -> bool:
-    """Print what was stored. Returns whether that is all labels that were sent."""
-    from forager.addresses import dataset_page
-    from labels.report import count_asked, count_mismatch, group_table
+def report_plan(plan: Plan, server: str) -> bool:
+    """Print what would be sent."""
+    from labels.report import plan_table
 
-    asked = count_asked(requests)
-    click.echo(group_table(("category", "mode", "asked", "created"), asked, created))
-    problem = count_mismatch(asked, created, index_known)
+    labels = sum(request.size() for request in plan.requests)
+    click.echo(plan_table(plan.requests))
+    click.echo(
+        f"\n{count(labels, 'label')} in {count(len(plan.requests), 'request')} would be sent to "
+        f"{server}{plan.skipped()}. This was a dry run: nothing was sent."
+    )
+    return True
+
+
+def report_finished(options: LabelOptions, journal: Journal, generation: str) -> bool:
+    """Say that an earlier run sent these labels. Returns whether the server stored all."""
+    asked = sum(entry.labels for entry in journal.entries)
+    created = sum(entry.created for entry in journal.entries)
+    twice = "; this server then stores them a second time" if generation == "A" else ""
+    click.echo(
+        f"An earlier run finished sending {printable(str(options.label_file))}: {created:,} of "
+        f"{count(asked, 'label')} created. Nothing was sent now. To send them again, add "
+        f"--again{twice}.",
+        err=True,
+    )
+    return created == asked
+
+
+def report(options: LabelOptions, journal: Journal, plan: Plan) -> bool:
+    """Print what was stored. Returns whether that is all labels that were sent.
+
+    Raises:
+        click.ClickException: everything is recorded, but standard output cannot be written.
+    """
+    from forager.addresses import dataset_page
+    from labels.report import count_asked, count_created, count_mismatch, group_table
+
+    asked, created = count_asked(plan.requests), count_created(plan.requests, journal.entries)
+    problem = count_mismatch(asked, created, plan.index_known)
     if problem:
         click.echo(f"Error: {problem}", err=True)
     page = dataset_page(options.server_url, options.viewer_url, options.name)
-    click.echo(
-        f"\n{created.total():,} of {count(asked.total(), 'label')} created in "
-        f"{count(len(requests), 'request')}{skipped}. Look at them at {page}"
-    )
+    try:
+        click.echo(group_table(("category", "mode", "asked", "created"), asked, created))
+        click.echo(
+            f"\n{created.total():,} of {count(asked.total(), 'label')} created in "
+            f"{count(len(plan.requests), 'request')}{plan.skipped()}. Look at them at {page}"
+        )
+    except OSError as error:
+        raise click.ClickException(
+            f"{created.total():,} of {count(asked.total(), 'label')} were created, which the "
+            f"journal records, but the table cannot be printed ({error.strerror})."
+        ) from error
     return not problem
 
 
 if __name__ == "__main__":
-    main()
+    from common.signals import leave
+
+    try:
+        main()
+    except SystemExit as ended:
+        leave(int(ended.code or 0))

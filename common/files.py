@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,14 @@ DISK_ERRNOS = {
 # SQLite's messages about the disk; Python 3.10 does not give its error codes.
 DAMAGE_WORDS = ("malformed", "not a database", "no such table")
 DISK_WORDS = ("disk is full", "disk I/O error", "readonly database", "unable to open database")
+KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 BLOCK_BYTES = 4 << 20  # read at once for a checksum
 
 
@@ -56,6 +65,14 @@ def disk_errors(directory: Path) -> Iterator[None]:
         f"Writing to {printable(str(where))} failed ({reason}): free space or repair the disk; "
         "the same command then continues where this one stopped."
     ) from None
+
+
+def file_kind(mode: int) -> str:
+    """The kind of a file that is not a regular file, such as "a FIFO"; "" for a regular file.
+
+    `mode` comes from os.stat, or from os.lstat to tell symbolic links.
+    """
+    return next((kind for is_kind, kind in KINDS if is_kind(mode)), "")
 
 
 def write_atomically(path: Path, pieces: Iterable[bytes]) -> None:

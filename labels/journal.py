@@ -1,158 +1,305 @@
-"""What was sent and what was confirmed of a run of labels, on disk, so that it can go on.
+"""The record on disk of what was sent and what was stored, so that no label is stored twice.
 
-One JSON object a line: first what the journal belongs to, then for each request `sent` before it
-and `created`, or `refused`, after its answer. A request that is `sent` and no more is uncertain.
+The first line says what the journal belongs to. One line per request follows, and a last line says
+whether the run is finished. All lines are written before the first request is sent; later their
+states are replaced in place. Each line has its number and a checksum that includes the checksum of
+the first line. A line that is missing, repeated, damaged or from another journal is therefore
+noticed, wherever the file was cut, and its request counts as uncertain.
 """
 
+from __future__ import annotations
+
+import contextlib
 import errno
-import fcntl
+import hashlib
 import json
 import os
+import secrets
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import click
 
 from common.files import sync_directory
-from common.terminal import printable
-from labels.requests import LabelRequest
+from common.terminal import count, printable
+from labels.locking import lock_existing, lock_new
 
-FORMAT = 1
+FORMAT = 2
+WAITING, SENT, STORED = "waiting", "sent", "stored"  # states of a request
+UNFINISHED, FINISHED = "unfinished", "finished"  # states of the run
+CHECK_LENGTH = 16  # hexadecimal digits of SHA-256
 
 
 class JournalError(click.ClickException):
-    """The journal cannot be used, and what to do about it."""
+    """The journal cannot be used; the message says what to do."""
+
+
+class Request(Protocol):
+    """What the journal needs to know about a request."""
+
+    def key(self) -> str:
+        """A digest of the labels."""
+
+    def size(self) -> int:
+        """The number of labels."""
+
+
+class Entry(NamedTuple):
+    """What is known about one request."""
+
+    key: str
+    labels: int
+    state: str  # WAITING; SENT without an answer, which is uncertain; or STORED
+    created: int  # how many labels the server stored
 
 
 class Journal:
     """The journal at `path`, locked; a context manager.
 
+    Nothing is changed on the disk before the first request is recorded.
+
     Attributes:
-        created: how many labels the server stored, by the key of a request that is confirmed.
-        uncertain: keys of requests that were sent and not answered.
+        entries: by request; before `begin`, those of an earlier run.
+        finished: whether an earlier run of the same labels is finished.
+        damaged: whether the file has missing or damaged lines.
     """
 
-    def __init__(self, path: Path, belongs_to: dict[str, str], restart: bool = False) -> None:
+    def __init__(self, path: Path, belongs_to: dict[str, str]) -> None:
         self.path = path
-        self.created: dict[str, int] = {}
-        self.uncertain: set[str] = set()
-        try:
-            self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - held until close()
-        except OSError as error:
-            raise JournalError(
-                f"Cannot write the journal {printable(str(path))} ({error.strerror}): "
-                "name a directory for it with --work_dir."
-            ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise JournalError(
-                f"Another ingest_labels.py is at work on these labels: it holds "
-                f"{printable(str(path))}."
-            ) from None
-        try:
-            if restart:
-                self._file.truncate(0)
-            self._read({"format": str(FORMAT), **belongs_to})
-        except BaseException:
-            self._file.close()
-            raise
+        self.entries: list[Entry] = []
+        self.finished = self.damaged = False
+        self._belongs_to = belongs_to
+        self._header: dict[str, Any] | None = None  # the first line, if it is readable
+        self._start_bytes = 0  # its length, if the file has exactly the lines that it should
+        self._run_finished = False  # of the earlier run, whatever it belongs to
+        self._new_path = path.with_name(path.name + ".new")
+        self._file, self._is_new = self._open()
+        if not self._is_new:
+            with open(self._file, "rb", closefd=False) as file:
+                self._read(file.read())
 
-    def __enter__(self) -> "Journal":
+    def _open(self) -> tuple[int, bool]:
+        """The locked file, and whether it is a new one under the temporary name."""
+        while True:
+            if (found := lock_existing(self.path)) is not None:
+                return found, False
+            new = lock_new(self._new_path)
+            if new is not None and not os.path.lexists(self.path):
+                return new, True
+            if new is not None:  # meanwhile another run made the journal
+                os.close(new)
+
+    def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        if self._is_new:
+            with contextlib.suppress(OSError):
+                self._new_path.unlink()
+        os.close(self._file)
 
-    def _read(self, belongs_to: dict[str, str]) -> None:
-        self._file.seek(0)
-        data = self._file.read()
-        whole = data.rfind(b"\n") + 1  # a line cut off by a crash was never acted on
-        self._file.truncate(whole)
-        if not whole:
-            self._write(belongs_to)
-            sync_directory(self.path.parent)
+    def _read(self, data: bytes) -> None:
+        """Read what the file says about the earlier run."""
+        first, *rest = data.splitlines(keepends=True) or [b""]
+        header = _decoded(first, "")
+        if header is None or header["format"] != FORMAT:
+            self.damaged = True
             return
-        try:
-            header, *lines = [json.loads(line) for line in data[:whole].splitlines()]
-            for line in lines:
-                self._apply(line)
-            differences = [
-                f"{key.replace('_', ' ')} {printable(str(header[key]))!r}, now {printable(value)!r}"
-                for key, value in belongs_to.items()
-                if header[key] != value
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise JournalError(
-                f"{printable(str(self.path))} is not a journal of this program, or damaged: "
-                "remove it, or forget it with --restart."
-            ) from None
-        if differences and not self.created and not self.uncertain:
-            self._file.truncate(0)  # nothing was stored: nothing to go on with
-            self._write(belongs_to)
-        elif differences:
-            raise JournalError(
-                f"An interrupted run left {printable(str(self.path))}, which belongs to something "
-                f"else: {'; '.join(differences)}. Repeat that run to finish it, or forget it with "
-                "--restart."
-            )
+        lines = [_decoded(line, header["check"]) for line in rest]
+        known: dict[int, dict[str, Any]] = {}
+        for fields in filter(None, lines):
+            repeated = fields["line"] in known
+            known[fields["line"]] = {} if repeated else fields
+        number = header["requests"]
+        self.entries = [_entry(known.get(place) or {}) for place in range(1, number + 1)]
+        self._run_finished = known.get(number + 1, {}).get("state") == FINISHED
+        self._header = header
+        self.finished = self._run_finished and not self._differences()
+        places = [fields["line"] if fields else 0 for fields in lines]
+        self.damaged = places != list(range(1, number + 2))
+        self._start_bytes = 0 if self.damaged else len(first)
 
-    def _apply(self, line: dict[str, Any]) -> None:
-        key = line["request"]
-        if line["event"] == "sent":
-            self.uncertain.add(key)
-            return
-        if line["event"] == "created":
-            self.created[key] = int(line["created"])
-        self.uncertain.discard(key)
-
-    def sent(self, request: LabelRequest) -> None:
-        """Note that the request is about to be sent."""
-        self._note(
-            request,
-            event="sent",
-            category=request.category,
-            mode=request.mode,
-            asked=len(request.images),
-            first=request.images[0],
-            last=request.images[-1],
+    def _differences(self) -> str:
+        """How the earlier run differs from this one, or ""."""
+        earlier = self._header or {}
+        return "; ".join(
+            f"{key.replace('_', ' ')} {printable(earlier[key])!r}, now {printable(value)!r}"
+            for key, value in self._belongs_to.items()
+            if earlier[key] != value
         )
 
-    def confirm(self, request: LabelRequest, created: int) -> None:
-        """Note that the server stored so many labels."""
-        self._note(request, event="created", created=created)
+    def begin(self, requests: Sequence[Request], start_over: bool = False) -> None:
+        """Prepare to send these requests: go on with the earlier run, or start over.
 
-    def refuse(self, request: LabelRequest) -> None:
-        """Note that the server certainly stored nothing."""
-        self._note(request, event="refused")
+        After damage, a request is SENT unless its line is readable.
 
-    def _note(self, request: LabelRequest, **fields: Any) -> None:
-        line = {"request": request.key(), **fields}
-        self._write(line)
-        self._apply(line)
+        Raises:
+            JournalError: an unfinished run of other labels stored labels, or may have.
+        """
+        waiting = [Entry(request.key(), request.size(), WAITING, 0) for request in requests]
+        if self._is_new or start_over:
+            self._start(waiting)
+        elif self._header is None:
+            self.entries = [entry._replace(state=SENT) for entry in waiting]
+        elif self._differences() or self._header["requests_sha256"] != _digest(waiting):
+            self._refuse_to_replace()
+            self._start(waiting)
+        else:
+            self.entries = [
+                earlier if earlier.key else entry._replace(state=SENT)
+                for earlier, entry in zip(self.entries, waiting, strict=True)
+            ]
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _start(self, entries: list[Entry]) -> None:
+        self.entries = entries
+        self.finished = self.damaged = False
+        self._start_bytes = 0
+
+    def _refuse_to_replace(self) -> None:
+        """Raise JournalError unless the earlier run is finished or stored nothing."""
+        if self._run_finished or all(entry.state == WAITING for entry in self.entries):
+            return
+        differences = self._differences()
+        what = (
+            f"belongs to something else: {differences}"
+            if differences
+            else "sent other images than this run would (because of --skip_unknown, or because "
+            "the index has become readable)"
+        )
+        raise JournalError(
+            f"An interrupted run left {printable(str(self.path))}, which {what}. That run stored, "
+            f"or may have stored, {count(self.possibly_stored(), 'label')}. Repeat it to finish "
+            "it, or send all labels of this run with --restart."
+        )
+
+    def possibly_stored(self) -> int:
+        """How many labels were stored or may have been."""
+        return sum(entry.labels for entry in self.entries if entry.state != WAITING)
+
+    def uncertain(self) -> list[int]:
+        """The numbers of the requests that may have been carried out."""
+        return [n for n, entry in enumerate(self.entries) if entry.state == SENT]
+
+    def sent(self, number: int) -> None:
+        """Record that a request is about to be sent; `number` is its place in `entries`."""
+        self._record(number, SENT, 0)
+
+    def stored(self, number: int, created: int) -> None:
+        """Record that the server stored `created` labels."""
+        self._record(number, STORED, created)
+
+    def refused(self, number: int) -> None:
+        """Record that the server certainly stored nothing."""
+        self._record(number, WAITING, 0)
+
+    def finish(self) -> None:
+        """Record that all requests are stored."""
+        self.finished = True
+        self._write(len(self.entries) + 1)
+
+    def _record(self, number: int, state: str, created: int) -> None:
+        self.entries[number] = self.entries[number]._replace(state=state, created=created)
+        self._write(number + 1)
+
+    def _write(self, place: int) -> None:
+        """Write one line to the disk, or all of them if the file does not have them."""
         try:
-            data = json.dumps(line).encode() + b"\n"
-            if self._file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
+            if not self._start_bytes:
+                self._write_all()
+                return
+            line = self._line(place)
+            offset = self._start_bytes + (place - 1) * len(self._line(1))
+            _write_at(self._file, line, offset)
         except OSError as error:
             raise JournalError(
                 f"Cannot write the journal {printable(str(self.path))} ({error.strerror}): "
                 "nothing more is sent; the same command continues."
             ) from error
 
-    def check_fits(self, requests: list[LabelRequest]) -> None:
-        """Raise JournalError if something was sent that is not among the requests of this run."""
-        if (self.created.keys() | self.uncertain) - {request.key() for request in requests}:
-            raise JournalError(
-                f"An interrupted run left {printable(str(self.path))}, and it sent other images "
-                "than this run would (--skip_unknown, or the index became readable since). Repeat "
-                "that run to finish it, or forget it with --restart."
-            )
+    def _write_all(self) -> None:
+        """Write the journal under a temporary name, then rename it. Keeps the lock throughout."""
+        header = {
+            "line": 0,
+            "format": FORMAT,
+            "run": secrets.token_hex(8),
+            **self._belongs_to,
+            "requests": len(self.entries),
+            "labels": sum(entry.labels for entry in self.entries),
+            "requests_sha256": _digest(self.entries),
+        }
+        first = _encoded(json.dumps(header), "")
+        self._header = _decoded(first, "")
+        lines = [first, *(self._line(place) for place in range(1, len(self.entries) + 2))]
+        new = self._file if self._is_new else lock_new(self._new_path)
+        if new is None:
+            raise OSError(errno.EAGAIN, "another process replaced it")
+        os.ftruncate(new, 0)
+        _write_at(new, b"".join(lines), 0)
+        os.replace(self._new_path, self.path)
+        sync_directory(self.path.parent)
+        if not self._is_new:
+            os.close(self._file)
+        self._file, self._is_new, self.damaged = new, False, False
+        self._start_bytes = len(first)
 
-    def remove(self) -> None:
-        """The run is over: every request is answered."""
-        self.path.unlink(missing_ok=True)
+    def _line(self, place: int) -> bytes:
+        """Line `place` of the file, after the first. The lines of requests have one length."""
+        seal = (self._header or {})["check"]
+        if place > len(self.entries):
+            state = FINISHED if self.finished else UNFINISHED
+            return _encoded(f'{{"line": {place:8}, "state": {_padded(state)}}}', seal)
+        key, labels, state, created = self.entries[place - 1]
+        return _encoded(
+            f'{{"line": {place:8}, "request": "{key}", "labels": {labels:8}, '
+            f'"state": {_padded(state)}, "created": {created:10}}}',
+            seal,
+        )
+
+
+def _padded(state: str) -> str:
+    return f'"{state}"'.ljust(len(UNFINISHED) + 2)
+
+
+def _write_at(file: int, data: bytes, offset: int) -> None:
+    """Write all of the data and wait until it is on the disk."""
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+    os.fsync(file)
+
+
+def _encoded(text: str, seal: str) -> bytes:
+    """A JSON object as a line that ends with a checksum; `seal` is the one of the first line."""
+    return f'{text[:-1]}, "check": "{_check(text[:-1].encode(), seal)}"}}\n'.encode()
+
+
+def _decoded(line: bytes, seal: str) -> dict[str, Any] | None:
+    """The object in a line, or None if the checksum does not fit."""
+    text, _, check = line.rpartition(b', "check": "')
+    if check != f'{_check(text, seal)}"}}\n'.encode():
+        return None
+    fields: dict[str, Any] = json.loads(line)
+    return fields
+
+
+def _check(text: bytes, seal: str) -> str:
+    return hashlib.sha256(seal.encode() + text).hexdigest()[:CHECK_LENGTH]
+
+
+def _entry(fields: dict[str, Any]) -> Entry:
+    """The entry of a line; without a readable line it is SENT and has no key."""
+    return Entry(
+        fields.get("request", ""),
+        fields.get("labels", 0),
+        fields.get("state", SENT),
+        fields.get("created", 0),
+    )
+
+
+def _digest(entries: Iterable[Entry]) -> str:
+    """A digest of what is sent."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(entry.key.encode())
+    return digest.hexdigest()

@@ -1,10 +1,11 @@
 """What ingest_labels.py prints about labels: tables, mismatches, shortened lists."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.terminal import printable, table
+from labels.journal import Entry
 from labels.requests import Group, LabelRequest
 
 SHOWN_LINES = 10  # of a list, on the screen; all of them go to a file
@@ -16,6 +17,14 @@ def count_asked(requests: Iterable[LabelRequest]) -> Counter[Group]:
     for request in requests:
         asked[request.category, request.mode] += len(request.images)
     return asked
+
+
+def count_created(requests: Sequence[LabelRequest], entries: Sequence[Entry]) -> Counter[Group]:
+    """Labels that the server stored, by category and mode."""
+    created: Counter[Group] = Counter()
+    for request, entry in zip(requests, entries, strict=True):
+        created[request.category, request.mode] += entry.created
+    return created
 
 
 def count_mismatch(asked: Counter[Group], created: Counter[Group], index_known: bool) -> str:

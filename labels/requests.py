@@ -26,6 +26,10 @@ class LabelRequest(NamedTuple):
         """A digest of the labels; it does not depend on the server's generation."""
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()
 
+    def size(self) -> int:
+        """The number of labels."""
+        return len(self.images)
+
     def __str__(self) -> str:
         first, last = printable(self.images[0], 40), printable(self.images[-1], 40)
         which = first if len(self.images) == 1 else f"{first} to {last}"

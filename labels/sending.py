@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections import Counter
+from collections.abc import Sequence
 
 import click
 from tqdm import tqdm
@@ -10,61 +10,58 @@ from tqdm import tqdm
 from common.terminal import count
 from forager.answers import AnswerLost, ForagerError
 from forager.client import Forager
-from labels.journal import Journal
+from labels.journal import SENT, STORED, Journal
 from labels.report import SHOWN_LINES
-from labels.requests import Group, LabelRequest
+from labels.requests import LabelRequest
 
-CHOICE = (
-    "This server stores labels twice if they are sent twice (the newest counts, so Forager still "
-    "shows the right ones). Look at the category in Forager. Then run the same command with "
-    "--uncertain assume_stored if the labels are there, or else with --uncertain resend."
-)
+STOP, RESEND, ASSUME_STORED = "stop", "resend", "assume_stored"  # values of --uncertain
 
 
 async def send_all(
     server: Forager,
     dataset: str,
     user: str,
-    requests: list[LabelRequest],
+    requests: Sequence[LabelRequest],
     journal: Journal,
     uncertain: str,
-) -> Counter[Group]:
-    """Labels created by category and mode, including those of an interrupted run."""
-    generation = await server.generation()
-    journal.check_fits(requests)
-    if journal.created:
+) -> None:
+    """Send all requests that the journal does not have as stored.
+
+    Raises:
+        click.ClickException: the server failed, or the user must decide on a lost answer.
+    """
+    appends = await server.generation() == "A"
+    stored = _stored(journal)
+    if stored:
         click.echo(
-            f"{len(journal.created):,} of {count(len(requests), 'request')} were stored by an "
-            "interrupted run.",
+            f"{stored:,} of {count(len(requests), 'request')} were stored by an interrupted run.",
             err=True,
         )
-    settle_uncertain(generation, requests, journal, uncertain)
-    todo = [request for request in requests if request.key() not in journal.created]
-    labels = sum(len(request.images) for request in todo)
+    settle_uncertain(appends, requests, journal, uncertain)
+    todo = [n for n, entry in enumerate(journal.entries) if entry.state != STORED]
+    labels = sum(requests[n].size() for n in todo)
     with tqdm(total=labels, unit=" labels", file=sys.stderr, disable=None) as progress:
-        for request in todo:
-            await asyncio.to_thread(journal.sent, request)
+        for number in todo:
+            request = requests[number]
+            await asyncio.to_thread(journal.sent, number)
             try:
                 created = await _send(server, dataset, user, request, uncertain)
             except AnswerLost as error:
                 raise click.ClickException(
-                    f"{error.message}\n{len(journal.created):,} of "
-                    f"{count(len(requests), 'request')} stored so far; no answer came to:\n"
-                    f"  {request}\n{CHOICE}"
+                    f"{error.message}\n{_stored(journal):,} of {count(len(requests), 'request')} "
+                    f"stored so far; no answer came to:\n  {request}\n{_choice(request.size())}"
                 ) from error
             except ForagerError as error:
-                if generation == "B" or uncertain != "resend":
-                    journal.refuse(request)  # on B, storing it again would change nothing
+                if not appends or uncertain != RESEND:
+                    # Nothing was stored, or it does not matter: sent again, it is replaced.
+                    await asyncio.to_thread(journal.refused, number)
                 raise click.ClickException(
-                    f"{error.message}\n{len(journal.created):,} of "
-                    f"{count(len(requests), 'request')} stored so far; the same command continues."
+                    f"{error.message}\n{_stored(journal):,} of {count(len(requests), 'request')} "
+                    "stored so far; the same command continues."
                 ) from error
-            await asyncio.to_thread(journal.confirm, request, created)
-            progress.update(len(request.images))
-    total: Counter[Group] = Counter()
-    for request in requests:
-        total[request.category, request.mode] += journal.created[request.key()]
-    return total
+            await asyncio.to_thread(journal.stored, number, created)
+            progress.update(request.size())
+    await asyncio.to_thread(journal.finish)
 
 
 async def _send(
@@ -78,35 +75,56 @@ async def _send(
             user,
             request.category,
             request.mode,
-            resend=uncertain == "resend",
+            resend=uncertain == RESEND,
         )
     except AnswerLost as error:
-        if uncertain != "assume_stored":
+        if uncertain != ASSUME_STORED:
             raise
         tqdm.write(f"{error.message} Assumed to be stored, as asked.", file=sys.stderr)
-        return len(request.images)
+        return request.size()
 
 
 def settle_uncertain(
-    generation: str, requests: list[LabelRequest], journal: Journal, uncertain: str
+    appends: bool, requests: Sequence[LabelRequest], journal: Journal, uncertain: str
 ) -> None:
-    """Decide what to do with requests that an interrupted run sent without getting an answer.
+    """Decide what to do with the requests of an earlier run that may have been carried out.
 
     Raises:
-        click.ClickException: the user must decide.
+        click.ClickException: the server appends labels, and the user must decide.
     """
-    unanswered = [request for request in requests if request.key() in journal.uncertain]
-    if not unanswered:
+    numbers = [n for n, entry in enumerate(journal.entries) if entry.state == SENT]
+    if not numbers:
         return
-    which = "\n".join(f"  {request}" for request in unanswered[:SHOWN_LINES])
-    lost = f"No answer came to {count(len(unanswered), 'request')} of an interrupted run:\n{which}"
-    if uncertain == "assume_stored":
-        for request in unanswered:
-            journal.confirm(request, len(request.images))
-        click.echo(f"{lost}\nAssumed to be stored, as asked.", err=True)
-    elif generation == "B":
-        click.echo(f"{lost}\nSent again: this server replaces labels sent before.", err=True)
-    elif uncertain == "resend":
-        click.echo(f"{lost}\nSent again, as asked.", err=True)
+    labels = sum(requests[n].size() for n in numbers)
+    shown = [f"  {requests[n]}" for n in numbers[:SHOWN_LINES]]
+    if len(numbers) > SHOWN_LINES:
+        shown.append(f"  and {len(numbers) - SHOWN_LINES:,} more")
+    why = f"{journal.path.name} is damaged. " if journal.damaged else ""
+    said = (
+        f"{why}An interrupted run may have stored {count(len(numbers), 'request')} with "
+        f"{count(labels, 'label')}:\n" + "\n".join(shown)
+    )
+    if uncertain == ASSUME_STORED:
+        for number in numbers:
+            journal.stored(number, requests[number].size())
+        click.echo(f"{said}\nAssumed to be stored, as asked.", err=True)
+    elif not appends:
+        click.echo(f"{said}\nSent again: this server replaces labels that it has.", err=True)
+    elif uncertain == RESEND:
+        click.echo(f"{said}\nSent again, as asked.", err=True)
     else:
-        raise click.ClickException(f"{lost}\n{CHOICE}")
+        raise click.ClickException(f"{said}\n{_choice(labels)}")
+
+
+def _choice(labels: int) -> str:
+    """What the user can do about labels that may be stored on a server that appends."""
+    return (
+        "This server stores labels twice if they are sent twice (the newest counts, so Forager "
+        "still shows the right ones). Look at the category in Forager. Then run the same command "
+        "with --uncertain assume_stored if the labels are there, or else with --uncertain resend, "
+        f"which may store {count(labels, 'label')} a second time."
+    )
+
+
+def _stored(journal: Journal) -> int:
+    return sum(entry.state == STORED for entry in journal.entries)

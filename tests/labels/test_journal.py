@@ -1,13 +1,23 @@
+"""The journal of what was sent, also after crashes and damage."""
+
+import os
+import random
+
 import pytest
+from click import ClickException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labels.journal import Journal, JournalError
+from labels.journal import SENT, STORED, WAITING, Journal, JournalError
 from labels.requests import LabelRequest
+from tests.damage import damaged_in_some_way
 
 HEADER = {"dataset": "d", "user": "u"}
-FIRST = LabelRequest("cat", "POSITIVE", ["a", "b"])
-SECOND = LabelRequest("cat", "NEGATIVE", ["c"])
+REQUESTS = [
+    LabelRequest("cat", "POSITIVE", ["a", "b"]),
+    LabelRequest("cat", "NEGATIVE", ["c"]),
+    LabelRequest("dog", "NEGATIVE", ["c", "d", "e"]),
+]
 
 
 @pytest.fixture
@@ -15,92 +25,192 @@ def path(tmp_path):
     return tmp_path / "x.journal"
 
 
-def test_what_was_sent_and_confirmed_is_known_again(path):
-    with Journal(path, HEADER) as journal:
-        journal.sent(FIRST)
-        journal.confirm(FIRST, 2)
-        journal.sent(SECOND)
-    with Journal(path, HEADER) as journal:
-        assert journal.created == {FIRST.key(): 2}
-        assert journal.uncertain == {SECOND.key()}
-        journal.refuse(SECOND)
-    with Journal(path, HEADER) as journal:
-        assert journal.uncertain == set()
-        journal.remove()
-    assert not path.exists()
+def states(journal):
+    return [entry.state for entry in journal.entries]
 
 
-def test_every_line_is_on_disk_before_the_call_returns(path):
+def make(path, requests=REQUESTS, belongs_to=HEADER, steps="ss"):
+    """A journal whose first request is stored and whose second is sent, unless told otherwise.
+
+    In `steps`, s stands for the next event of the sequence: sent, stored, sent, stored ...
+    """
+    with Journal(path, belongs_to) as journal:
+        journal.begin(requests)
+        for number, step in enumerate(steps):
+            if step == "r":
+                journal.refused(number // 2)
+            elif number % 2:
+                journal.stored(number // 2, requests[number // 2].size())
+            else:
+                journal.sent(number // 2)
+
+
+def reopen(path, requests=REQUESTS, belongs_to=HEADER, **options):
+    with Journal(path, belongs_to) as journal:
+        journal.begin(requests, **options)
+    return journal
+
+
+def test_what_was_sent_and_stored_is_known_again(path):
+    make(path, steps="sss")
+    journal = reopen(path)
+    assert states(journal) == [STORED, SENT, WAITING]
+    assert [entry.created for entry in journal.entries] == [2, 0, 0]
+    assert not journal.finished
+    assert not journal.damaged
     with Journal(path, HEADER) as journal:
-        journal.sent(FIRST)
-        assert path.read_text().splitlines()[-1].startswith(f'{{"request": "{FIRST.key()}", "event')
+        journal.begin(REQUESTS)
+        journal.refused(1)
+    assert states(reopen(path)) == [STORED, WAITING, WAITING]
+
+
+def test_a_finished_run_is_known_again(path):
+    with Journal(path, HEADER) as journal:
+        journal.begin(REQUESTS)
+        for number in range(3):
+            journal.sent(number)
+            journal.stored(number, 1)
+        journal.finish()
+    with Journal(path, HEADER) as journal:
+        assert journal.finished
+        assert journal.possibly_stored() == 6
+    assert '"finished"' in path.read_text().splitlines()[-1]
+    with Journal(path, HEADER | {"user": "v"}) as journal:
+        assert not journal.finished
+        journal.begin(REQUESTS)
+        assert states(journal) == [WAITING] * 3
+
+
+def test_no_request_at_all(path):
+    with Journal(path, HEADER) as journal:
+        journal.begin([])
+        journal.finish()
+    with Journal(path, HEADER) as journal:
+        assert journal.finished
+
+
+def test_every_line_is_on_disk_before_the_first_request(path):
+    with Journal(path, HEADER) as journal:
+        journal.begin(REQUESTS)
+        assert not path.exists()
+        journal.sent(0)
+        lines = path.read_text().splitlines()
+        assert len(lines) == 5
+        assert '"sent"' in lines[1]
+        assert len({len(line) for line in lines[1:4]}) == 1
+
+
+def test_a_run_that_sends_nothing_leaves_nothing(path):
+    reopen(path)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_journal_is_locked_while_in_use(path):
-    with Journal(path, HEADER), pytest.raises(JournalError, match="Another"):
-        Journal(path, HEADER)
-    Journal(path, HEADER).__exit__()
+    with Journal(path, HEADER) as journal:
+        with pytest.raises(ClickException, match="Another"):
+            Journal(path, HEADER)
+        journal.begin(REQUESTS)
+        journal.sent(0)
+        with pytest.raises(ClickException, match="Another"):
+            Journal(path, HEADER)
+        journal.begin(REQUESTS, start_over=True)
+        journal.sent(0)
+        with pytest.raises(ClickException, match="Another"):
+            Journal(path, HEADER)
+    reopen(path)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_another_run_is_told_what_differs(path):
-    with Journal(path, HEADER) as journal:
-        journal.sent(FIRST)
-    with pytest.raises(JournalError, match="user 'u', now 'v'. Repeat .* --restart"):
-        Journal(path, HEADER | {"user": "v"})
-    with Journal(path, HEADER | {"user": "v"}, restart=True) as journal:
-        assert journal.created == {}
+    make(path, steps="sss")
+    with pytest.raises(JournalError) as caught:
+        reopen(path, belongs_to=HEADER | {"user": "v"})
+    assert "user 'u', now 'v'. That run stored, or may have stored, 3 labels." in str(caught.value)
+    assert "--restart" in str(caught.value)
+    journal = reopen(path, belongs_to=HEADER | {"user": "v"}, start_over=True)
+    assert states(journal) == [WAITING] * 3
 
 
 def test_a_journal_of_nothing_stored_is_no_obstacle(path):
-    with Journal(path, HEADER) as journal:
-        journal.sent(FIRST)
-        journal.refuse(FIRST)
-    with Journal(path, HEADER | {"user": "v"}) as journal:
-        journal.sent(FIRST)
-    with Journal(path, HEADER | {"user": "v"}) as journal:
-        assert journal.uncertain == {FIRST.key()}
+    make(path, steps="sr")
+    assert states(reopen(path, belongs_to=HEADER | {"user": "v"})) == [WAITING] * 3
 
 
 def test_requests_of_another_run_are_noticed(path):
-    with Journal(path, HEADER) as journal:
-        journal.sent(FIRST)
-        journal.check_fits([FIRST, SECOND])
-        with pytest.raises(JournalError, match="sent other images"):
-            journal.check_fits([SECOND])
+    make(path, steps="s")
+    with pytest.raises(JournalError, match="sent other images"):
+        reopen(path, REQUESTS[:2])
 
 
-@pytest.mark.parametrize(
-    "damage", ["not JSON\n", '{"dataset": "d"}\n', "[]\n", "{}\n{}\n", "\0\n", "\n", "[[[1]]]\n1\n"]
-)
-def test_a_damaged_journal_is_refused(path, damage):
-    path.write_text(damage)
-    with pytest.raises(JournalError, match="not a journal"):
+NOT_A_JOURNAL = ["", "not JSON\n", "{}\n{}\n", "\0\n", "\n", "[[[1]]]\n1\n", '{"format": "1"}\n']
+
+
+@pytest.mark.parametrize("content", NOT_A_JOURNAL)
+def test_what_is_no_journal_makes_everything_uncertain(path, content):
+    path.write_text(content)
+    journal = reopen(path)
+    assert journal.damaged
+    assert states(journal) == [SENT] * 3
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("make_special", [os.mkfifo, os.mkdir, lambda path: os.symlink("y", path)])
+def test_what_is_no_regular_file(path, make_special):
+    make_special(path)
+    with pytest.raises(ClickException, match="where the journal should be: move it away"):
         Journal(path, HEADER)
+
+
+def test_a_directory_that_is_not_there(path):
+    with pytest.raises(ClickException, match="--work_dir"):
+        Journal(path / "x", HEADER)
 
 
 def test_a_disk_that_cannot_be_written(path, monkeypatch):
     with Journal(path, HEADER) as journal:
+        journal.begin(REQUESTS)
 
         def full(fd):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("os.fsync", full)
         with pytest.raises(JournalError, match="No space left on device"):
-            journal.sent(FIRST)
+            journal.sent(0)
 
 
-@given(cut=st.integers(0), junk=st.binary(max_size=5))
-def test_a_crash_at_any_byte_loses_no_confirmation_before_it(tmp_path_factory, cut, junk):
+@given(st.integers(0, 6), st.integers(0))
+def test_damage_never_turns_what_was_sent_into_nothing_sent(tmp_path_factory, steps, seed):
+    """Nor what was stored into anything but stored or uncertain; and the file is repaired."""
     path = tmp_path_factory.mktemp("journal") / "x"
-    sizes = []
+    make(path, steps="s" * steps)
+    if not steps:
+        return
+    true = states(reopen(path))
+    path.write_bytes(damaged_in_some_way(path.read_bytes(), random.Random(seed)))
+    journal = reopen(path)
+    for before, after in zip(true, states(journal), strict=True):
+        assert after in (before, SENT)
+    with Journal(path, HEADER) as again:
+        again.begin(REQUESTS)
+        again.stored(0, 2)
+    repaired = reopen(path)
+    assert not repaired.damaged
+    assert states(repaired) == [STORED, *states(journal)[1:]]
+
+
+@given(st.integers(0, 6), st.integers(0))
+def test_a_crash_while_a_line_is_replaced(tmp_path_factory, steps, seed):
+    """Half of the new line is on the disk: then the request is uncertain, the others are not."""
+    path = tmp_path_factory.mktemp("journal") / "x"
+    make(path, steps="s" * max(1, steps))
+    before = path.read_bytes()
+    true = states(reopen(path))
     with Journal(path, HEADER) as journal:
-        journal.sent(FIRST)
-        sizes.append(path.stat().st_size)
-        journal.confirm(FIRST, 2)
-        sizes.append(path.stat().st_size)
-        journal.sent(SECOND)
-    cut %= path.stat().st_size + 1
-    path.write_bytes(path.read_bytes()[:cut] + junk.replace(b"\n", b""))
-    with Journal(path, HEADER) as journal:
-        assert journal.created == ({FIRST.key(): 2} if cut >= sizes[1] else {})
-        assert (FIRST.key() in journal.uncertain) == (sizes[0] <= cut < sizes[1])
+        journal.begin(REQUESTS)
+        journal.sent(2)
+    after = path.read_bytes()
+    cut = seed % len(before)
+    path.write_bytes(after[:cut] + before[cut:])
+    journal = reopen(path)
+    assert states(journal)[:2] == true[:2]
+    assert states(journal)[2] in (true[2], SENT)

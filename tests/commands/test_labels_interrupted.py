@@ -1,0 +1,289 @@
+"""Labels whose requests fail or whose run is interrupted: none is lost, and none stored twice."""
+
+import os
+import random
+import signal
+
+import pytest
+
+from tests.damage import damaged_in_some_way
+from tests.label_command import (
+    GOOD,
+    STORED,
+    Proxy,
+    begin,
+    bucket,
+    label_servers,
+    run,
+    run_process,
+    serve,
+    server,
+    server_a,
+    server_b,
+)
+
+__all__ = [  # fixtures
+    "begin",
+    "bucket",
+    "label_servers",
+    "run",
+    "run_process",
+    "server",
+    "server_a",
+    "server_b",
+]
+
+
+def test_faults_before_b_change_nothing(server_b, run):
+    faults = [None, 503, 500, 429, "lost", "reset", 502]
+    with serve(Proxy(server_b.url, faults).handle) as url:
+        code, out, err = run(url, GOOD)
+    assert code == 0
+    assert "attempt 7 of 8" in err
+    assert "5 of 5 labels created" in out
+    assert server_b.stored() == STORED
+
+
+def test_one_fault_in_ten_changes_nothing(server_b, run):
+    source = random.Random(0)
+    kinds = [503, 429, 500, 502, "lost", "reset"]
+    faults = [source.choice(kinds) if source.random() < 0.1 else None for _ in range(200)]
+    document = {"a.jpg": [f"category {number}" for number in range(60)]}
+    with serve(Proxy(server_b.url, faults).handle) as url:
+        code, out, err = run(url, document)
+    assert code == 0
+    assert "attempt 2 of 8" in err
+    assert "60 of 60 labels created in 60 requests" in out
+    assert server_b.stored() == sorted(
+        ("a", f"category {number}", "POSITIVE") for number in range(60)
+    )
+
+
+def test_refused_requests_to_a_are_repeated(server_a, run):
+    with serve(Proxy(server_a.url, [None, 503, 500, 429]).handle) as url:
+        code, out, _ = run(url, GOOD)
+    assert code == 0
+    assert server_a.stored() == STORED
+
+
+@pytest.mark.parametrize(
+    ("fault", "choice", "again"),
+    [
+        ("lost", "assume-stored", []),
+        ("lost", "resend", STORED[2:3]),
+        ("reset", "resend", []),
+    ],
+)
+def test_a_lost_answer_of_a_is_for_the_user_to_settle(
+    server_a, run, tmp_path, fault, choice, again
+):
+    proxy = Proxy(server_a.url, [None, fault])
+    with serve(proxy.handle) as url:
+        code, out, err = run(url, GOOD)
+        assert (code, out) == (1, "")
+        assert "may or may not have stored 1 label 'cat' (far away)" in err
+        assert "1 of 3 requests stored so far" in err
+        assert "--uncertain resend, which may store 1 label a second time." in err
+        assert (tmp_path / "labels.json.birds.journal").exists()
+        code, out, err = run(url, GOOD)
+        assert (code, out) == (1, "")
+        assert "An interrupted run may have stored 1 request with 1 label:\n" in err
+        assert "  1 x 'cat' (far away), b.v1\n" in err
+        assert len(proxy.bodies) == 2
+        code, out, err = run(url, GOOD, "--uncertain", choice)
+    assert code == 0
+    assert "5 of 5 labels created" in out
+    assert server_a.stored() == sorted(STORED + again)
+    assert '"finished"' in (tmp_path / "labels.json.birds.journal").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("choice", "again"), [("assume_stored", []), ("resend", STORED[2:3])])
+def test_a_lost_answer_of_a_can_be_settled_before(server_a, run, choice, again):
+    with serve(Proxy(server_a.url, [None, "lost"]).handle) as url:
+        code, out, _ = run(url, GOOD, "--uncertain", choice)
+    assert code == 0
+    assert server_a.stored() == sorted(STORED + again)
+
+
+def test_all_requests_fail(server, run, tmp_path):
+    with serve(Proxy(server.url, [503] * 8).handle) as url:
+        code, out, err = run(url, GOOD)
+        assert (code, out) == (1, "")
+        assert "in 8 attempts: HTTP 503 (fault)" in err
+        assert "0 of 3 requests stored so far; the same command continues." in err
+        assert run(url, GOOD)[0] == 0  # what was refused is not uncertain, on A either
+    assert server.stored() == STORED
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)],
+)
+def test_an_interrupted_run_continues(server_b, begin, run, number, code):
+    proxy = Proxy(server_b.url, [None, "hang"])
+    with serve(proxy.handle) as url:
+        with begin(url, GOOD) as process:
+            assert proxy.hanging.wait(100)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=100)
+            assert process.returncode == code
+            if number != signal.SIGKILL:
+                assert err == "Interrupted: the same command continues where this one stopped.\n"
+        code, out, err = run(url, GOOD)
+    assert code == 0
+    assert "1 of 3 requests were stored by an interrupted run" in err
+    assert "5 of 5 labels created" in out
+    assert [body["category"] + " " + body["mode"] for body in proxy.bodies] == [
+        "cat POSITIVE",
+        "cat far away",
+        "cat far away",
+        "dog NEGATIVE",
+    ]
+    assert server_b.stored() == STORED
+
+
+def test_two_at_once(server_b, begin, run):
+    proxy = Proxy(server_b.url, ["hang"])
+    with serve(proxy.handle) as url, begin(url, GOOD) as first:
+        assert proxy.hanging.wait(100)
+        code, _, err = run(url, GOOD)
+        assert code == 1
+        assert "Another ingest_labels.py is sending these labels" in err
+        first.kill()
+        first.communicate()
+
+
+def test_a_journal_of_something_else_is_refused(server_a, run):
+    with serve(Proxy(server_a.url, [None, 400]).handle) as url:
+        assert run(url, GOOD)[0] == 1
+        code, _, err = run(url, GOOD | {"c.jpeg": ["cat"]}, "--user", "bob@x.org")
+        assert code == 1
+        assert "user 'ann@x.org', now 'bob@x.org'; label file sha256" in err
+        assert "--restart" in err
+        assert run(url, GOOD, "--restart")[0] == 0
+    assert server_a.stored() == sorted([*STORED, *(STORED[i] for i in (0, 3, 4))])
+
+
+def test_starting_over_says_what_is_stored_twice(server_a, run):
+    with serve(Proxy(server_a.url, [None, None, 400]).handle) as url:
+        assert run(url, GOOD)[0] == 1
+        code, _, err = run(url, GOOD, "--restart")
+    assert code == 0
+    assert "Starting over: 4 labels that an earlier run stored, or may have stored, are" in err
+    assert server_a.stored() == sorted([*STORED, *(STORED[i] for i in (0, 2, 3, 4))])
+
+
+def test_a_finished_run_is_not_repeated(server, run):
+    assert run(server.url, GOOD)[0] == 0
+    for options in ([], ["--restart"], ["--uncertain", "resend"]):
+        code, out, err = run(server.url, GOOD, *options)
+        assert (code, out) == (0, "")
+        assert err.startswith("An earlier run finished sending ")
+        assert "5 of 5 labels created. Nothing was sent now. To send them again, add --again" in err
+        assert ("a second time" in err) == (server.generation == "A")
+    assert server.count() == 5
+    code, out, err = run(server.url, GOOD, "--again")
+    assert code == 0
+    assert "5 of 5 labels created" in out
+    assert ("Starting over: 5 labels" in err) == (server.generation == "A")
+    assert server.stored() == sorted(STORED * (2 if server.generation == "A" else 1))
+
+
+def test_a_changed_label_file_is_sent(server_b, run):
+    assert run(server_b.url, GOOD)[0] == 0
+    code, out, _ = run(server_b.url, GOOD | {"a.jpg": ["cow"]})
+    assert code == 1  # two paths of one image
+    code, out, _ = run(server_b.url, {"a.jpg": ["cow"]})
+    assert code == 0
+    assert "1 of 1 label created" in out
+    assert server_b.stored() == sorted([*STORED, ("a", "cow", "POSITIVE")])
+
+
+def test_a_finished_run_that_stored_too_few_stays_an_error(server_a, run):
+    document = {"a.jpg": ["cat"], "nowhere.jpg": ["cat"]}
+    for words in ("1 of 2", "1 of 2 labels created. Nothing was sent now."):
+        code, _, err = run(server_a.url, document, name="noindex")
+        assert code == 1
+        assert words in err
+    assert server_a.stored() == STORED[:1]
+
+
+@pytest.mark.parametrize("ending", ["closed", "full"])
+def test_output_that_cannot_be_printed_changes_nothing(server_a, begin, run, ending):
+    """As after `| true`, or when the disk behind standard output is full."""
+    if ending == "full":
+        target = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, target = os.pipe()
+        os.close(reading)
+    with begin(server_a.url, GOOD, stdout=target) as process:
+        os.close(target)
+        _, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "5 of 5 labels were created, which the journal records, but the table cannot be" in err
+    assert "Traceback" not in err
+    assert "continue" not in err
+    assert run(server_a.url, GOOD)[0] == 0
+    assert server_a.stored() == STORED
+
+
+def test_a_journal_that_is_no_file(server_b, begin, tmp_path):
+    os.mkfifo(tmp_path / "labels.json.birds.journal")
+    with begin(server_b.url, GOOD) as process:
+        _, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "labels.json.birds.journal is a FIFO, where the journal should be: move it away" in err
+    assert server_b.stored() == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}\n{}\n"])
+def test_a_damaged_journal_is_uncertain(server, run, tmp_path, damage):
+    (tmp_path / "labels.json.birds.journal").write_bytes(damage)
+    code, _, err = run(server.url, GOOD)
+    assert "journal is damaged. An interrupted run may have stored 3 requests with 5 labels" in err
+    if server.generation == "A":
+        assert code == 1
+        assert "--uncertain resend, which may store 5 labels a second time." in err
+        assert server.stored() == []
+        assert run(server.url, GOOD, "--uncertain", "resend")[0] == 0
+    else:
+        assert code == 0
+    assert server.stored() == STORED
+
+
+MANY = {f"{stem}.jpg": [f"c{number}" for number in range(4)] for stem in ("a", "b.v1", "c", "d")}
+
+
+def damage_and_repeat(server, run, tmp_path, seed):
+    """Stop a run at a random request, damage its journal, and run the same command again."""
+    source = random.Random(seed)
+    faults = [None] * source.randrange(4) + [source.choice(["lost", "reset", 400])]
+    journal = tmp_path / "labels.json.birds.journal"
+    journal.unlink(missing_ok=True)
+    with serve(Proxy(server.url, faults).handle) as url:
+        run(url, MANY)
+        for _ in range(3):
+            if journal.exists():
+                journal.write_bytes(damaged_in_some_way(journal.read_bytes(), source))
+            code, _, err = run(url, MANY)
+            assert code == 0 or "interrupted run" in err or "earlier run" in err
+            if code == 0:
+                assert server.count() == 16
+            else:
+                assert server.generation == "A"
+            assert server.duplicates() == []
+        if code:
+            code, _, _ = run(url, MANY, "--uncertain", "resend")
+            assert code == 0
+    assert len(set(server.stored())) == 16
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damage_of_the_journal_never_doubles_a_label(server, run, tmp_path, seed):
+    damage_and_repeat(server, run, tmp_path, seed)
+
+
+@pytest.mark.soak
+def test_damage_of_the_journal_in_200_ways(server, run, tmp_path):
+    for seed in range(100, 300):
+        damage_and_repeat(server, run, tmp_path, seed)
