@@ -33,9 +33,13 @@ def dataset_name():
     return f"d-{uuid.uuid4().hex}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """One browser for all tests; they are skipped where there is no Playwright or no Chromium."""
+    """One browser for the tests of a module; skipped where there is no Playwright or no Chromium.
+
+    Not for the session: Playwright keeps an event loop running in this thread until the browser
+    ends, and tests of other modules call asyncio.run.
+    """
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="no playwright: pip install playwright to test the page"
     )
