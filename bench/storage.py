@@ -111,9 +111,10 @@ def upload_array(path: Path, in_parts: bool) -> dict[str, float]:
     """MB/s of one upload under a new name, verification included."""
     size = path.stat().st_size
     file = IndexFile(path, f"arrays/{uuid.uuid4()}", "application/octet-stream")
-    uploads.MIN_PART_BYTES = (16 << 20) if in_parts else size
+    part = uploads.MIN_PART_BYTES if in_parts else size
     start = time.perf_counter()
-    asyncio.run(uploads.upload_files(gcs.make_client(), "bench", [file]))
+    client = gcs.make_client()
+    asyncio.run(uploads.upload_files(client, "bench", [file], min_part_bytes=part))
     return {"speed": size / (time.perf_counter() - start) / 1e6}
 
 

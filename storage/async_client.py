@@ -12,7 +12,7 @@ import json
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 from yarl import URL
@@ -20,12 +20,13 @@ from yarl import URL
 import gcs
 from common import resources, retries
 from common.files import crc32c_of_bytes
+from common.names import GsPath
 from common.retries import TransientError
 from common.terminal import duration, printable
 from gcs import DamagedContent, ListedObject, Refused
 from storage.access_token import AccessToken
 
-MAX_ANSWER_BYTES = 1 << 20  # of JSON
+MAX_ANSWER_BYTES = 8 << 20  # of JSON: a page of a listing has up to 1,000 long names
 SLOW_ATTEMPTS = 2  # a slow transfer is long: eight would take hours
 
 P = ParamSpec("P")
@@ -38,6 +39,13 @@ class ObjectUnusable(Exception):
 
 class ObjectChanged(ObjectUnusable):
     """The object was replaced or deleted after it was listed."""
+
+
+class Page(NamedTuple):
+    """A page of a listing, and the token of the next one; "" if this was the last."""
+
+    objects: list[ListedObject]
+    token: str
 
 
 class Limits(NamedTuple):
@@ -80,6 +88,36 @@ class AsyncStorage:
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+
+    async def list_page(
+        self, path: GsPath, *, start: str = "", end: str = "", token: str = ""
+    ) -> Page:
+        """A page of the objects in a directory, in the order of their names.
+
+        With `start` and `end`, only names from `start` on and before `end`.
+
+        Raises:
+            StorageError: no such bucket, no access, or storage cannot be reached.
+        """
+        query = {
+            "prefix": path.prefix,
+            "fields": f"items({gcs.LISTED_FIELDS}),nextPageToken",
+            "startOffset": start,
+            "endOffset": end,
+            "pageToken": token,
+        }
+        what = f"Listing {printable(str(path))}"
+        return await self._call(what, self._list_once, path.bucket, query)
+
+    async def _list_once(self, bucket: str, query: dict[str, str]) -> Page:
+        given = urlencode({key: value for key, value in query.items() if value}, quote_via=quote)
+        address = f"{self._api}/storage/v1/b/{bucket}/o?{given}"
+        async with self._request("GET", address, {}) as response:
+            content = await _read_json(response)
+        if not isinstance(content, dict):
+            raise TransientError("the answer is not a listing")
+        objects = [gcs.listed_object(item) for item in content.get("items", ())]
+        return Page(objects, str(content.get("nextPageToken", "")))
 
     async def fetch(self, bucket: str, listed: ListedObject) -> bytes:
         """The bytes of the object as listed: what is stored gzip-compressed is not unpacked.

@@ -1,6 +1,6 @@
 """A storage server that is faster than what it measures: canned answers, straight from asyncio.
 
-    python -m bench.storage_server --images 2000 --image FILE [--delay_ms 50]
+    python -m testing.storage_server --images 2000 --image FILE [--delay_ms 50]
 
 It speaks as much of Cloud Storage's JSON API as the ingest uses. Every image is the same file under
 another name; uploads are counted and their checksum is sent back, their bytes are forgotten.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import bisect
 import itertools
 import json
 from pathlib import Path
@@ -36,27 +37,26 @@ class Objects:
         self.parts: dict[str, bytearray] = {}
         self.sessions = itertools.count()
 
-    def listing(self, prefix: str, start: int) -> dict[str, object]:
-        """A page of the images; nine of ten are for training."""
-        first, last = (
-            (0, self.count * 9 // 10)
-            if "train" in prefix
-            else (
-                self.count * 9 // 10,
-                self.count,
-            )
-        )
-        numbers = range(first + start, min(last, first + start + PAGE))
+    def listing(self, query: dict[str, str]) -> dict[str, object]:
+        """A page of the images; nine of ten are for training. A page token is the next name."""
+        prefix, split = query.get("prefix", ""), self.count * 9 // 10
+        numbers = range(0, split) if "train" in prefix else range(split, self.count)
+
+        def name(number: int) -> str:
+            return f"{prefix}{number:09}.jpg"
+
+        first = query.get("pageToken", query.get("startOffset", ""))
+        numbers = numbers[bisect.bisect_left(numbers, first, key=name) :]
+        if "endOffset" in query:
+            numbers = numbers[: bisect.bisect_left(numbers, query["endOffset"], key=name)]
         items = []
-        for number in numbers:
+        for number in numbers[:PAGE]:
             data, crc32c = self.images[number % len(self.images)]
-            name = f"{prefix}{number:09}.jpg"
-            items.append(
-                {"name": name, "size": str(len(data)), "crc32c": crc32c, "generation": "1"}
-            )
+            item = {"name": name(number), "size": str(len(data)), "crc32c": crc32c}
+            items.append({**item, "generation": "1"})
         page: dict[str, object] = {"items": items}
-        if first + start + PAGE < last:
-            page["nextPageToken"] = str(start + PAGE)
+        if len(numbers) > PAGE:
+            page["nextPageToken"] = name(numbers[PAGE])
         return page
 
     def image(self, name: str) -> bytes:
@@ -115,8 +115,7 @@ class Connection(asyncio.Protocol):
             asked = parse_qs(url.query).get("permissions", [])
             return _json({"permissions": asked})
         if method == "GET" and url.path.endswith("/o"):
-            start = int(query.get("pageToken", 0))
-            return _json(self.objects.listing(query.get("prefix", ""), start))
+            return _json(self.objects.listing(query))
         if url.path.startswith("/upload/"):
             return self.upload(method, url.path, query, headers, body)
         if url.path.endswith("/compose"):

@@ -31,6 +31,7 @@ class Answer(NamedTuple):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: 40 ms otherwise
 
     def _answer(self):
         headers = {name.lower(): value for name, value in self.headers.items()}

@@ -1,0 +1,153 @@
+"""List a directory of many objects quickly: disjoint ranges of names at once.
+
+A page holds at most 1,000 names and takes as long as a round trip. A range that takes more than one
+page is divided among the workers that are idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from common.names import GsPath, encodable
+from gcs import ListedObject, StorageError
+from storage.async_client import AsyncStorage
+
+WORKERS = 32  # requests at once
+EXPIRED = 410  # HTTP status of a page token that is too old
+EMPTY_PAGES = 4  # per worker, beyond as many as pages with names; then no range is divided
+TAIL = 3  # characters after those that all names of a page share, from which others are guessed
+GUESSED = "05AMZagmrtz"  # beside the characters that were seen
+
+
+class Range(NamedTuple):
+    """Names from `start` on and before `end`; "" is no bound."""
+
+    start: str
+    end: str
+
+
+async def list_directory(
+    objects: AsyncStorage,
+    path: GsPath,
+    add: Callable[[list[ListedObject]], None],
+    *,
+    workers: int = WORKERS,
+) -> None:
+    """Call `add` with every object under a directory once, a page at a time, in any order.
+
+    Raises:
+        StorageError: no such bucket, no access, or storage cannot be reached.
+    """
+    listing = _Listing(objects, path, add, workers)
+    tasks = [asyncio.create_task(listing.work()) for _ in range(workers)]
+    end = asyncio.create_task(listing.ranges.join())
+    try:
+        ended, _ = await asyncio.wait({end, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()  # raises what stopped a worker
+    finally:
+        for task in (end, *tasks):
+            task.cancel()
+        await asyncio.gather(end, *tasks, return_exceptions=True)
+
+
+class _Listing:
+    """The ranges that are still to be listed, and what was learned about the names."""
+
+    def __init__(
+        self,
+        objects: AsyncStorage,
+        path: GsPath,
+        add: Callable[[list[ListedObject]], None],
+        workers: int,
+    ) -> None:
+        self._objects, self._path, self._add = objects, path, add
+        self._workers, self._busy = workers, 0
+        self._characters: set[str] = set()
+        self._full = self._empty = 0  # pages with and without new names
+        self.ranges: asyncio.Queue[Range] = asyncio.Queue()
+        self.ranges.put_nowait(Range("", ""))
+
+    async def work(self) -> None:
+        """List one range after the other."""
+        while True:
+            names = await self.ranges.get()
+            self._busy += 1
+            try:
+                await self._list(names)
+            finally:
+                self._busy -= 1
+            self.ranges.task_done()
+
+    async def _list(self, names: Range) -> None:
+        start, end = names
+        token = last = ""
+        while True:
+            try:
+                page = await self._objects.list_page(self._path, start=start, end=end, token=token)
+            except StorageError as error:
+                if error.status != EXPIRED or not token:
+                    raise
+                start, token = last, ""
+                continue
+            # A repeated name is dropped, and what a server without ranges sends too much.
+            found = [
+                o
+                for o in page.objects
+                if o.name > last and o.name >= names.start and (not end or o.name < end)
+            ]
+            self._add(found)
+            self._full, self._empty = self._full + bool(found), self._empty + (not found)
+            if not page.token:
+                return
+            token = page.token
+            if not found:
+                continue
+            last = found[-1].name
+            if points := self._divide(found, end):
+                for bounds in pairwise([*points, end]):
+                    self.ranges.put_nowait(Range(*bounds))
+                start, end, token = last, points[0], ""
+
+    def _divide(self, page: Sequence[ListedObject], end: str) -> list[str]:
+        """Names at which to divide what follows the page, one for each idle worker."""
+        idle = self._workers - self._busy - self.ranges.qsize()
+        if idle <= 0 or self._empty > self._full + EMPTY_PAGES * self._workers:
+            return []  # no idle worker, or names that are hard to divide
+        first, last, skip = page[0].name, page[-1].name, len(self._path.prefix)
+        shared = len(os.path.commonprefix([first, last]))
+        seen = "".join(o.name[skip : shared + TAIL] for o in page)
+        if not encodable(seen + last):
+            return []
+        self._characters.update(seen)
+        points = split_points(last, end, skip, shared, sorted(self._characters), idle)
+        if len(points) < idle:
+            characters = sorted(self._characters.union(GUESSED))
+            points = split_points(last, end, skip, shared, characters, idle)
+        return points
+
+
+def split_points(
+    last: str, end: str, skip: int, shared: int, characters: Sequence[str], count: int
+) -> list[str]:
+    """Up to `count` names after `last` and before `end`, in order, at which to divide that range.
+
+    Each is a beginning of `last` with its final character replaced by a later one. A short
+    beginning leads far away, a long one stays near: some divide the range well, whatever the
+    names are like. The first `skip` characters are those of the directory. A name that differs
+    from `last` only after the first `shared` characters is on the next page anyway.
+    """
+    points = [
+        point
+        for depth in range(min(shared, len(last) - 1), skip - 1, -1)
+        for character in characters
+        if character > last[depth]
+        for point in [last[:depth] + character]
+        if not end or point < end
+    ]
+    count = min(count, len(points))
+    return [points[(number + 1) * len(points) // (count + 1)] for number in range(count)]
