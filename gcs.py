@@ -73,6 +73,11 @@ class Refused(Exception):
         super().__init__(reason)
         self.status = status
 
+    @property
+    def is_requester_pays(self) -> bool:
+        """Whether the bucket's readers are to pay, and no project was named that does."""
+        return self.status == 400 and "requester pays" in str(self).lower().replace("-", " ")
+
 
 class DamagedContent(TransientError):
     """Other bytes arrived than were listed or sent."""
@@ -208,7 +213,7 @@ def storage_error(what: str, error: TransientError | Refused) -> StorageError:
     elif error.status == 403:
         detail = f": {reason}" if reason else " with the credentials in use"
         message = f"{what}: access is denied (403){detail}."
-    elif error.status == 400 and "requester pays" in reason.lower().replace("-", " "):
+    elif isinstance(error, Refused) and error.is_requester_pays:
         message = f"{what}: {REQUESTER_PAYS}"
     elif error.status == 404:
         message = f"{what}: there is no such bucket or object (404)."

@@ -17,7 +17,7 @@ import numpy as np
 from common.files import sync_directory
 from common.names import IMAGE_SUFFIXES, encodable, identifier
 from common.terminal import printable
-from gcs import ListedObject
+from gcs import NO_CRC32C, ListedObject
 
 TRAIN, VAL = 0, 1
 SPLITS = {TRAIN: "training", VAL: "validation"}
@@ -157,6 +157,11 @@ class State:
             )
         ]
 
+    def without_crc32c(self) -> list[str]:
+        """Images whose checksum the listing does not give, in row order."""
+        query = "SELECT object FROM rows WHERE crc32c = ? ORDER BY row"
+        return [name for (name,) in self._db.execute(query, (NO_CRC32C,))]
+
     def skipped(self) -> list[tuple[str, int, str]]:
         """What is not taken as an image: kind (".JPG", ".txt"), how many, and one of them."""
         return self._db.execute("SELECT * FROM skipped ORDER BY objects DESC, kind").fetchall()
@@ -199,8 +204,8 @@ class State:
         self.set_options({"abandoned": "yes"})
 
     def first(self, split: int) -> Row | None:
-        """The first image of a split, or None."""
-        return next(self._rows("split = ?", (split,), "LIMIT 1"), None)
+        """The first image of a split that is not an empty file, or None."""
+        return next(self._rows("split = ? AND size > 0", (split,), "LIMIT 1"), None)
 
     def has_pending(self) -> bool:
         """Whether any row is still to embed."""

@@ -5,8 +5,10 @@ Each check adds a finding, one sentence for the user, or none; nothing stops at 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from dataset.rows import SPLITS, TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from forager.client import Forager
 from storage.async_client import AsyncStorage
+from storage.listing import WORKERS as LISTING_WORKERS
+from storage.listing import list_directory
 
 SHOWN = 10  # of a long list of objects; the rest goes to a file
 STATE_BYTES_PER_ROW = 400  # of state.sqlite and the lists; an upper bound
@@ -87,11 +91,14 @@ def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> State:
     Raises:
         StorageError: a directory cannot be listed.
     """
-    client = gcs.make_client()
     listing = work.new_listing()
-    for split, path in zip((TRAIN, VAL), paths, strict=True):
-        for page in gcs.list_objects(client, path):
-            listing.add(split, page)
+
+    async def list_both() -> None:
+        async with AsyncStorage(LISTING_WORKERS) as objects:
+            for split, path in zip((TRAIN, VAL), paths, strict=True):
+                await list_directory(objects, path, partial(listing.add, split))
+
+    asyncio.run(list_both())
     listing.number_rows()
     return listing
 
@@ -129,6 +136,15 @@ def check_images(
             f"{names.MAX_OBJECT_NAME_LENGTH} characters, and {names.MAX_IDENTIFIER_LENGTH} in "
             f"basenames: rename them.{examples}{rest}"
         )
+    unchecked = state.without_crc32c()
+    if unchecked:
+        examples = "".join(f"\n      {printable(name)}" for name in unchecked[:SHOWN])
+        rest = _all_in_file("without_crc32c.json", unchecked, len(unchecked))
+        findings.add(
+            f"{len(unchecked):,} images have no crc32c in the listing, so what is read cannot be "
+            "checked. Objects that are encrypted with a key of your own have none: copy them "
+            f"without such a key.{examples}{rest}"
+        )
 
 
 def _all_in_file(name: str, content: Any, items: int) -> str:
@@ -148,17 +164,22 @@ async def check_public(findings: Findings, state: State, bucket: str) -> None:
             if first is None:
                 continue
             name = first.listed.name
-            status = await findings.gather(objects.public_status(bucket, name))
-            if status in (401, 403):
+            refused = await findings.gather(objects.public_refusal(bucket, name))
+            if refused is None:
+                continue
+            reason = f" ({refused})" if str(refused) else ""
+            if refused.status in (401, 403):
                 findings.add(
-                    f"gs://{bucket}/{printable(name)} cannot be read without credentials, which "
-                    "the web page needs. To make the bucket public: "
+                    f"gs://{bucket}/{printable(name)} cannot be read without credentials{reason}, "
+                    "which the web page needs. To make the bucket public: "
                     + PUBLIC_COMMAND.format(bucket=bucket)
                 )
-            elif status is not None and status not in (200, 206):
+            elif refused.is_requester_pays:
+                findings.add(f"gs://{bucket}: {gcs.REQUESTER_PAYS}")
+            else:
                 findings.add(
-                    f"gs://{bucket}/{printable(name)} gives HTTP {status} without credentials, and "
-                    "the web page needs it: open "
+                    f"gs://{bucket}/{printable(name)} gives HTTP {refused.status}{reason} without "
+                    "credentials, and the web page needs it: open "
                     f"{printable(gcs.public_address(bucket, name), 1000)} in a browser."
                 )
 

@@ -27,6 +27,7 @@ from gcs import DamagedContent, ListedObject, Refused
 from storage.access_token import AccessToken
 
 MAX_ANSWER_BYTES = 8 << 20  # of JSON: a page of a listing has up to 1,000 long names
+EMPTY = 416  # HTTP status of any range of an object without bytes
 SLOW_ATTEMPTS = 2  # a slow transfer is long: eight would take hours
 
 P = ParamSpec("P")
@@ -201,25 +202,25 @@ class AsyncStorage:
         if (stored.size, stored.crc32c) != (len(data), crc32c_of_bytes(data)):
             raise DamagedContent("storage holds other bytes than were sent")
 
-    async def public_status(self, bucket: str, name: str) -> int:
-        """The HTTP status that a browser without credentials gets for the object.
+    async def public_refusal(self, bucket: str, name: str) -> Refused | None:
+        """Why a browser without credentials cannot read the object; None if it can.
 
         Raises:
             StorageError: storage cannot be reached.
         """
         what = f"Reading {gcs.public_address(bucket, name)} without credentials"
-        return await self._call(what, self._public_status_once, bucket, name)
+        return await self._call(what, self._public_refusal_once, bucket, name)
 
-    async def _public_status_once(self, bucket: str, name: str) -> int:
+    async def _public_refusal_once(self, bucket: str, name: str) -> Refused | None:
         address = gcs.public_address(bucket, name)
         headers = {"Range": "bytes=0-0"}
         try:
-            async with self._request("GET", address, headers, public=True) as response:
-                return response.status
+            async with self._request("GET", address, headers, public=True):
+                return None
         except Refused as error:
             if error.status is None:
                 raise
-            return error.status
+            return None if error.status == EMPTY else error
 
     async def _call(
         self, what: str, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -476,7 +476,7 @@ def test_a_proxy_from_the_environment_sees_every_request(world, fast_models, mon
     assert {path.split("/")[2] for path in paths} == {
         host.removeprefix("http://") for host in (storage, world.server)
     }
-    for part in ("/o?projection", "/t%2Fa.jpg?alt=media", "/upload/", "testPermissions"):
+    for part in ("/o?prefix", "/t%2Fa.jpg?alt=media", "/upload/", "testPermissions"):
         assert any(path.startswith(storage) and part in path for path in paths), part
     assert any("create_dataset_v2" in path for path in paths)
     # Only what was asked for: google-cloud-storage would ask for the buckets' metadata too.

@@ -4,6 +4,8 @@ import json
 import shutil
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 
@@ -84,7 +86,7 @@ PAGE = b"<html><head><title>Forager &amp; friends</title></head></html>"
         ),
         (Answer(404, PAGE), "is not a Forager server that this program can talk to"),
         (Answer(200, b'{"a": 1}', JSON), "JSON of another shape than a Forager server"),
-        (Answer(401, b""), "with HTTP 401: it wants a login"),
+        (Answer(401, b""), "with HTTP 401: it asks for a login"),
         (Answer(500, PAGE), "HTTP 500 (Forager & friends)"),
     ],
 )
@@ -230,6 +232,65 @@ def test_a_bucket_that_is_not_public(ready, emulator, monkeypatch, status):
         "--role=roles/storage.objectViewer"
     ) in message
     assert not any(asked.path.startswith("/upload/") for asked in storage.asked)
+
+
+PAYS = b"<Message>Bucket is a requester pays bucket but no user project provided.</Message>"
+
+
+def test_a_requester_pays_bucket_is_refused(ready, emulator, monkeypatch):
+    """Its owner can list it; a browser cannot read it."""
+
+    def rule(asked):
+        return Answer(400, PAYS) if asked.path.startswith(f"/{ready.bucket}/") else None
+
+    with Front(emulator, rule) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        message = refusal(ready.run())
+    assert f"gs://{ready.bucket}: the bucket is requester pays. Forager cannot use such" in message
+
+
+@pytest.mark.parametrize("others", [[], ["t/c.jpg"]])
+def test_an_empty_first_image_is_not_called_private(ready, emulator, monkeypatch, others):
+    def rule(asked):
+        return Answer(416) if asked.path == f"/{ready.bucket}/t/0.jpg" else None
+
+    ready.put(*others, **{"t/0.jpg": b""})
+    with Front(emulator, rule) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        assert ready.run("--dry_run").exit_code == 0
+
+
+def without_crc32c(emulator, names):
+    """A storage that lists these objects without crc32c and, as if they were empty, size."""
+
+    def rule(asked):
+        if not urlsplit(asked.path).path.endswith("/o"):
+            return None
+        page = json.loads(urlopen(emulator + asked.path).read())
+        for item in page["items"]:
+            if item["name"] in names:
+                del item["crc32c"], item["size"]
+        return Answer(200, json.dumps(page).encode(), JSON)
+
+    return Front(emulator, rule)
+
+
+def test_images_without_crc32c_are_one_finding(ready, emulator, monkeypatch, tmp_path):
+    encrypted = [f"t/{number:02}.jpg" for number in range(12)]
+    ready.put(*encrypted)
+    with without_crc32c(emulator, encrypted) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        message = refusal(ready.run())
+    assert message.startswith("12 images have no crc32c in the listing")
+    assert message.count("\n      t/") == 10
+    assert json.loads((tmp_path / "without_crc32c.json").read_text()) == encrypted
+
+
+def test_a_skipped_object_needs_no_crc32c(ready, emulator, monkeypatch):
+    ready.put(**{"t/notes.txt": b"x"})
+    with without_crc32c(emulator, ["t/notes.txt"]) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        assert ready.run("--dry_run").exit_code == 0
 
 
 def test_one_split_that_is_not_public(ready, emulator, monkeypatch):

@@ -37,7 +37,7 @@ def test_any_name_is_written_listed_and_read(make_bucket, name):
     (listed,) = listing(bucket)
     assert listed.name == name
     assert with_objects("fetch", bucket, listed) == b"content"
-    assert with_objects("public_status", bucket, name) in (200, 206)
+    assert with_objects("public_refusal", bucket, name) is None
     assert gcs.read_bytes(bucket, name) == b"content"
     assert gcs.make_client().bucket(bucket).get_blob(name).content_type == "image/jpeg"
 
@@ -222,11 +222,21 @@ def test_other_bytes_stored_than_sent_stops(monkeypatch):
             with_objects("put", "bucket", "a.jpg", b"data", "image/jpeg")
 
 
-@pytest.mark.parametrize("status", [200, 206, 403, 404])
-def test_public_status_is_asked_without_credentials(monkeypatch, status):
+@pytest.mark.parametrize("status", [200, 206, 416])
+def test_a_public_object_is_asked_for_without_credentials(monkeypatch, status):
+    """416 is the answer for an object without bytes."""
     with Front(rule=lambda asked: Answer(status)) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        assert with_objects("public_status", "bucket", "a #.jpg") == status
+        assert with_objects("public_refusal", "bucket", "a #.jpg") is None
         (asked,) = storage.asked
     assert (asked.method, asked.path) == ("GET", "/bucket/a%20%23.jpg")
     assert "authorization" not in asked.headers
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_a_refused_public_object_comes_with_the_reason(monkeypatch, status):
+    body = b"<?xml version='1.0'?><Error><Code>X</Code><Message>No billing.</Message></Error>"
+    with Front(rule=lambda asked: Answer(status, body)) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        refused = with_objects("public_refusal", "bucket", "a.jpg")
+    assert (refused.status, str(refused)) == (status, "No billing")
