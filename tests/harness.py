@@ -17,7 +17,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 from urllib.parse import quote
 
@@ -236,10 +236,13 @@ def run(command: list[str], env: dict[str, str], timeout: float = 120) -> Done:
     return done
 
 
-def start(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
-    """A command in a process of its own, under way."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen(**guarded(command), env=env, text=True, stdout=pipe, stderr=pipe)
+def start(command: list[str], env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
+    """A command in a process of its own, under way; it ends with the run of the tests.
+
+    `options` are more arguments of Popen.
+    """
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(**guarded(command), env=env, text=True, **{**pipes, **options})
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 100) -> Done:

@@ -6,10 +6,9 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,8 @@ from PIL import Image
 from common.program import ROOT
 from testing import embedders
 from testing.embedders import FakeEmbedder
+from tests.fault_proxy import FaultProxy, Rule
+from tests.harness import ended, run, start, wait_for
 from tests.world import Index
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
@@ -45,15 +46,8 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 NAMES = [f"t/{i}.jpg" for i in range(24)]
+DOWNLOAD = r"GET /storage/.*alt=media"
 POOL = ray_cluster.Pool(2, 0.4, 0, calls=2, pack_images=4, pack_bytes=4 << 20)
-
-
-class SlowEmbedder(FakeEmbedder):
-    """Long enough that a worker can be killed meanwhile."""
-
-    def start(self, images, clip_inputs):
-        time.sleep(0.15 * len(images))
-        return super().start(images, clip_inputs)
 
 
 class FastModels(ray_cluster.ShippedModels):
@@ -77,6 +71,14 @@ def by_value():
 def fast_ray(fast_models, by_value, monkeypatch):
     """Both engines with models that take no time."""
     monkeypatch.setattr(ray_pipeline, "_ship", lambda options, *_: FastModels(None, None, options))
+
+
+@pytest.fixture
+def storage(emulator, monkeypatch):
+    """The emulator behind a proxy that can hold requests."""
+    with FaultProxy(emulator) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        yield proxy
 
 
 @pytest.fixture
@@ -134,13 +136,13 @@ def test_same_index_as_the_local_engine_with_the_real_models(world, weights_dir)
     command = [sys.executable, str(ROOT / "ingest.py")]
     command += world.arguments(*models, "--engine", "ray", "--work_dir", "2", name="on-" + "ray")
     command[2] += f"-{world.name}"
-    run = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert run.returncode == 0, run.stderr
+    done = run(command, dict(os.environ), timeout=250)
+    assert done.returncode == 0, done.stderr
     same_index(index, Index(world.objects()))
-    said = [line for line in run.stderr.split("\n") if line and "%|" not in line]
+    said = [line for line in done.stderr.split("\n") if line and "%|" not in line]
     steps = ["Listed", "Embedding", "Embedded", "Uploaded", "Registered"]
-    assert [line.split()[0] for line in said] == steps, run.stderr
-    assert "8 images (7 training, 1 validation), 0 failed, 8 embedded now" in run.stdout
+    assert [line.split()[0] for line in said] == steps, done.stderr
+    assert "8 images (7 training, 1 validation), 0 failed, 8 embedded now" in done.stdout
 
 
 def test_what_the_local_engine_began_ends_on_ray(world, fast_ray, monkeypatch):
@@ -201,56 +203,45 @@ def _ancestors(pid, parents):
         yield pid
 
 
-def kill_when_there(title, count):
-    """Kill -9 the first process of each title as soon as `count()` is true."""
-    for _ in range(2000):
-        if count() and (pids := processes(title)):
-            os.kill(pids[0], signal.SIGKILL)
-            return pids[0]
-        time.sleep(0.02)
-    raise AssertionError(f"no process {title}")
-
-
-def test_killed_workers_cost_no_row_and_count_none_twice(world, cluster, tmp_path):
+def test_killed_workers_cost_no_row_and_count_none_twice(world, storage, cluster, tmp_path):
+    """A worker that embeds and one that fetches are killed while downloads are held."""
     world.put(*NAMES)
+    storage.rules = [Rule(DOWNLOAD, "hold", after=16)]
     state = a_state(world, tmp_path)
-    killed = []
     with Arrays(tmp_path, len(NAMES)) as arrays:
-        pipeline = a_pipeline(cluster, state, arrays, world, SlowEmbedder)
+        pipeline = a_pipeline(cluster, state, arrays, world)
         recorded = []
         take = pipeline._recorder.done
         pipeline._recorder.done = lambda row, *rest: (recorded.append(row.row), take(row, *rest))
 
         def kill():
-            killed.append(kill_when_there("ray::MapWorker(MapBatches(Embed))", lambda: recorded))
-            with contextlib.suppress(AssertionError):
-                killed.append(kill_when_there("ray::ReadRange", lambda: True))
+            wait_for(lambda: recorded and storage.counts["hold"])
+            for title in ("ray::MapWorker(MapBatches(Embed))", "ray::ReadRange"):
+                wait_for(lambda title=title: processes(title))
+                os.kill(processes(title)[0], signal.SIGKILL)
+            storage.release()
 
-        killer = threading.Thread(target=kill, daemon=True)
-        killer.start()
-        asyncio.run(pipeline.run())
-        killer.join(0.1)
-    assert killed
+        with ThreadPoolExecutor(1) as threads:
+            killed = threads.submit(kill)
+            asyncio.run(pipeline.run())
+            killed.result()
     assert sorted(recorded) == list(range(len(NAMES)))
     assert state.counts().done == len(NAMES)
     state.close()
 
 
-def test_ctrl_c_ends_it_with_130(world, weights_dir):
+def test_ctrl_c_ends_it_with_130(world, storage, weights_dir):
     world.put(*NAMES, "v/val.jpg")
+    storage.rules = [Rule(DOWNLOAD, "hold")]
     command = [sys.executable, str(ROOT / "ingest.py"), *world.arguments("--engine", "ray")]
     command += ["--resnet_weights", str(weights_dir / "R-50.pkl")]
     command += ["--clip_weights", str(weights_dir / "clip-vit-base-patch32")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    for line in process.stderr:
-        if line.startswith("Embedding on"):
-            break
-    time.sleep(1)
+    process = start(command, dict(os.environ), start_new_session=True)
+    wait_for(lambda: storage.counts["hold"] or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    rest = process.stderr.read()
-    assert process.wait(60) == 130, rest
-    assert rest.endswith("Interrupted: the same command continues where this one stopped.\n")
-    assert "Traceback" not in rest
+    done = ended(process)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith("Interrupted: the same command continues where this one stopped.\n")
 
 
 def test_slow_driver_fills_no_object_store(world, by_value, tmp_path):
@@ -291,10 +282,11 @@ def test_each_gpu_of_a_machine_gets_an_embedder(world, by_value, tmp_path):
 
 
 @pytest.mark.soak
-def test_lost_machine_costs_no_row(world, by_value, tmp_path, monkeypatch):
+def test_lost_machine_costs_no_row(world, storage, by_value, tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     world.put(*NAMES)
+    storage.rules = [Rule(DOWNLOAD, "hold", after=16)]
     state = a_state(world, tmp_path)
     monkeypatch.setattr(ray_pipeline, "NO_PROGRESS_S", 20)
     machine = {"num_cpus": 2, "node_ip_address": "127.0.0.1"}
@@ -303,21 +295,23 @@ def test_lost_machine_costs_no_row(world, by_value, tmp_path, monkeypatch):
     pools = []
 
     def lose_one():
-        while not recorded:
-            time.sleep(0.1)
+        wait_for(lambda: recorded and storage.counts["hold"])
         machines.remove_node(second, allow_graceful=False)
+        storage.release()
 
     with (
         ray_cluster.Cluster(machines.address) as cluster,
         Arrays(tmp_path, len(NAMES)) as arrays,
     ):
-        pipeline = a_pipeline(cluster, state, arrays, world, SlowEmbedder)
+        pipeline = a_pipeline(cluster, state, arrays, world)
         pipeline._choose_pool = lambda: (pools.append(cluster.pool("auto")), pools[-1])[1]
         recorded = []
         take = pipeline._recorder.done
         pipeline._recorder.done = lambda row, *rest: (recorded.append(row.row), take(row, *rest))
-        threading.Thread(target=lose_one, daemon=True).start()
-        asyncio.run(pipeline.run())
+        with ThreadPoolExecutor(1) as threads:
+            lost = threads.submit(lose_one)
+            asyncio.run(pipeline.run())
+            lost.result()
     machines.shutdown()
     assert sorted(recorded) == list(range(len(NAMES)))
     assert [pool.size for pool in pools] in ([2], [2, 1])
