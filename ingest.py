@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 import gcs
-from common.files import disk_errors
+from common.files import disk_errors, write_atomically
 from common.memory import keep_freed_memory
 from common.options import (
     CONTEXT_SETTINGS,
@@ -26,16 +27,18 @@ from common.terminal import duration, printable, size
 from dataset.arrays import Arrays
 from dataset.lists import index_files, write_lists
 from dataset.rows import TRAIN, VAL, State
+from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader, ModelOptions
 from engine.local import Pipeline
 from engine.stages import MODELS, StageTime, bottleneck, stage_table
 from forager.addresses import dataset_page
 from forager.answers import DatasetInfo
 from forager.client import Forager
+from preflight.checks import list_images
 from preflight.describe import describe_plan
 from preflight.plan import Plan, make_plan, work_directory
 from preflight.request import Request
-from preflight.resume import begin_or_continue
+from preflight.resume import begin_or_continue, compare_with_bucket, reopen_damaged
 from storage.uploads import upload_files
 
 RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
@@ -182,8 +185,9 @@ async def ingest(request: Request, loader: ModelLoader) -> None:
         times = await embed(request, plan, state, loader) if state.has_pending() else []
         refuse_failures(state, request.skip_bad_images, request.max_bad)
         times.append(await upload(state, request.bucket))
-        times.append(await register(plan, state, request.server_url, request.name))
-        print_summary(request, state, times, time.monotonic() - start)
+        times.append(await register(plan, state, work, request.server_url, request.name))
+        summary = summarize(request, state, times, time.monotonic() - start)
+    print_summary(request.name, summary)
 
 
 async def embed(request: Request, plan: Plan, state: State, loader: ModelLoader) -> list[StageTime]:
@@ -248,7 +252,7 @@ def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) 
         return
     failed = state.failed()
     listed = [{"object": name, "reason": reason} for name, reason in failed]
-    path.write_text(json.dumps(listed, indent=1) + "\n")
+    write_atomically(path, [json.dumps(listed, indent=1).encode() + b"\n"])
     allowed = max_bad.of(counts.images) if max_bad else counts.images
     if skip_bad_images and counts.failed <= allowed:
         _say(f"Skipped {counts.failed:,} images that cannot be embedded: see {path}.")
@@ -268,11 +272,21 @@ def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) 
 
 
 async def upload(state: State, bucket: str) -> StageTime:
-    """Upload the index and verify every object of it."""
+    """Upload the index and verify every object of it.
+
+    Raises:
+        click.ClickException: an array is damaged on the disk, or an object cannot be written.
+    """
     start = time.monotonic()
+    checksums = await asyncio.to_thread(reopen_damaged, state)
+    if state.has_pending():
+        raise click.ClickException(
+            "Nothing was registered. Run the same command again: it embeds the images whose "
+            "vectors are damaged, and continues."
+        )
     await asyncio.to_thread(write_lists, state, state.directory)
     client = await asyncio.to_thread(gcs.make_client)
-    files = index_files(state.directory, state.index_id)
+    files = index_files(state.directory, state.index_id, checksums)
     volume = await upload_files(client, bucket, files)
     seconds = time.monotonic() - start
     _say(
@@ -282,15 +296,35 @@ async def upload(state: State, bucket: str) -> StageTime:
     return StageTime("upload", state.counts().images, seconds)
 
 
-async def register(plan: Plan, state: State, server_url: str, name: str) -> StageTime:
-    """Create the dataset and read its counts back."""
+async def register(
+    plan: Plan, state: State, work: WorkDirectory, server_url: str, name: str
+) -> StageTime:
+    """Create the dataset and read its counts back; the bucket must not have changed meanwhile.
+
+    The server lists the bucket itself, at some time between the two comparisons here.
+
+    Raises:
+        click.ClickException: the bucket changed, or the server did not register the dataset.
+    """
     start = time.monotonic()
     wanted = DatasetInfo(state.index_id, state.counts(TRAIN).images, state.counts(VAL).images)
     async with Forager(server_url) as forager:
         # Without this question, a lost answer to an earlier run would lead to a second dataset.
         if await forager.dataset(name) != wanted:
+            if changes := await changes_in_bucket(plan, state, work):
+                raise click.ClickException(
+                    f"The images in the bucket changed since they were listed; nothing was "
+                    f"registered.{changes}\nUndo these changes and run the same command again, or "
+                    "start over with --restart, which deletes what was uploaded."
+                )
             await forager.create_dataset(name, str(plan.train), str(plan.val), *wanted)
     state.mark_registered()
+    if changes := await changes_in_bucket(plan, state, work):
+        raise click.ClickException(
+            f"{name} is registered, but the images in the bucket changed while the server listed "
+            f"them, so it may show images that the index does not have.{changes}\nRemove the "
+            "dataset on the server, or ingest the images under another name."
+        )
     seconds = time.monotonic() - start
     _say(
         f"Registered {name} with {wanted.num_train:,} training and {wanted.num_val:,} validation "
@@ -299,19 +333,37 @@ async def register(plan: Plan, state: State, server_url: str, name: str) -> Stag
     return StageTime("register", wanted.num_train + wanted.num_val, seconds)
 
 
-def print_summary(request: Request, state: State, times: list[StageTime], wall_s: float) -> None:
+async def changes_in_bucket(plan: Plan, state: State, work: WorkDirectory) -> str:
+    """What changed in the bucket since the images were listed, in lines; "" if nothing."""
+    listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
+    return await asyncio.to_thread(compare_with_bucket, state, listing)
+
+
+def summarize(request: Request, state: State, times: list[StageTime], wall_s: float) -> str:
     """The table of stages, the bottleneck, the tally, and where to look."""
-    click.echo(stage_table(times, wall_s))
+    lines = [stage_table(times, wall_s)]
     if sentence := bottleneck(times, wall_s, request.decode_workers):
-        click.echo(sentence)
+        lines.append(sentence)
     counts = state.counts()
     embedded = next((stage.images for stage in times if stage.name == MODELS), 0)
-    click.echo(
+    lines.append(
         f"{request.name}: {counts.images:,} images ({state.counts(TRAIN).images:,} training, "
         f"{state.counts(VAL).images:,} validation), {counts.failed:,} failed, {embedded:,} "
         f"embedded now, in {duration(wall_s)}. "
         f"Look at {dataset_page(request.server_url, request.viewer_url, request.name)}"
     )
+    return "\n".join(lines)
+
+
+def print_summary(name: str, summary: str) -> None:
+    """Print it. Everything else is done by now, whatever happens to the output."""
+    try:
+        click.echo(summary)
+        sys.stdout.flush()
+    except OSError as error:
+        raise click.ClickException(
+            f"{name} is registered. Only the summary could not be printed ({error.strerror})."
+        ) from error
 
 
 def _say(message: str) -> None:

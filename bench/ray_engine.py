@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
         WorkDirectory(Path(directory, "work")) as work,
     ):
         state = checks.list_images(PATHS, work)
-        state.set_options({"index_id": "bench"})
+        state.set_options({"index_id": str(uuid.uuid4())})
         rows = state.counts().images
         start = int(STARTED * rows)
         with Arrays(Path(directory), rows) as arrays:

@@ -37,6 +37,13 @@ class DiskError(click.ClickException):
     """The disk is full, fails or holds damaged files; the message says what to do."""
 
 
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an exception says that the disk is full or fails, and not that a file is damaged."""
+    if isinstance(error, sqlite3.DatabaseError):
+        return any(words in str(error) for words in DISK_WORDS)
+    return isinstance(error, OSError) and error.errno in DISK_ERRNOS
+
+
 @contextlib.contextmanager
 def disk_errors(directory: Path) -> Iterator[None]:
     """Turn errors of a full, failing or damaged disk within a `with` block into one sentence.
@@ -75,12 +82,27 @@ def file_kind(mode: int) -> str:
     return next((kind for is_kind, kind in KINDS if is_kind(mode)), "")
 
 
+def refuse_irregular(path: Path) -> None:
+    """Raise DiskError if something else than a regular file has this name, such as a named pipe."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if kind := file_kind(mode):
+        raise DiskError(
+            f"{printable(str(path))} is {kind}, not a regular file: remove it, or choose another "
+            "directory with --work_dir."
+        )
+
+
 def write_atomically(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file so that after a crash or power cut `path` is either the old file or the new.
 
     The pieces go to a temporary name, are flushed to the disk, and the file is renamed.
     """
     temporary = path.with_name(path.name + ".tmp")
+    for used in (path, temporary):
+        refuse_irregular(used)
     with open(temporary, "wb") as file:
         for piece in pieces:
             file.write(piece)

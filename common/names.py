@@ -11,6 +11,7 @@ from common.terminal import printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the only ones that the server accepts
 DATASET_NAME = re.compile(r"[-a-zA-Z0-9_]{1,50}")
+INDEX_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 BUCKET_NAME = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
 MAX_IDENTIFIER_LENGTH = 300  # characters
 MAX_OBJECT_NAME_LENGTH = 600  # characters
@@ -72,6 +73,17 @@ def identifier(object_name: str) -> str:
     base = object_name.rpartition("/")[2]
     stem = base.rpartition(".")[0]
     return stem if stem.strip(".") else base
+
+
+def checked_index_id(text: str) -> str:
+    """The text, if it is a UUID as an index has it. Raises ValueError otherwise.
+
+    Everything of an index has this id in its object name: without it, one index would overwrite or
+    delete what belongs to others.
+    """
+    if not INDEX_ID.fullmatch(text):
+        raise ValueError(f"{printable(text)!r} is no index id")
+    return text
 
 
 def encodable(text: str) -> bool:

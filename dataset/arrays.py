@@ -7,16 +7,18 @@ of a mapping would count as this process's memory.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import click
+import google_crc32c
 import numpy as np
 
-from common.files import sync_directory
+from common.files import refuse_irregular, sync_directory
 
 
 class EmbeddingKind(NamedTuple):
@@ -37,6 +39,7 @@ EMBEDDINGS = (
 DIMENSIONS = {kind.name: kind.dimension for kind in EMBEDDINGS}
 DTYPE = np.dtype("<f4")
 BYTES_PER_ROW = sum(DIMENSIONS.values()) * DTYPE.itemsize
+ROWS_PER_READ = 1000
 ZEROS = tuple(np.zeros(dimension, DTYPE) for dimension in DIMENSIONS.values())
 
 
@@ -80,6 +83,7 @@ class Arrays:
         for name, dimension in DIMENSIONS.items():
             path = array_path(directory, name)
             path.parent.mkdir(parents=True, exist_ok=True)
+            refuse_irregular(path)
             self._files[name] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             size = rows * dimension * DTYPE.itemsize
             try:
@@ -104,19 +108,67 @@ class Arrays:
             os.close(file)
         self._files.clear()
 
-    def write(self, row: int, vectors: Sequence[np.ndarray]) -> None:
-        """Put the vectors of one image into their rows; durable only after `sync`."""
+    def write(self, row: int, vectors: Sequence[np.ndarray]) -> int:
+        """Put the vectors of one image into their rows; durable only after `sync`.
+
+        Returns the crc32c of what was written, over all arrays in the order of EMBEDDINGS.
+        """
+        checksum = 0
         for (name, file), vector in zip(self._files.items(), vectors, strict=True):
             data = np.ascontiguousarray(vector, dtype=DTYPE).tobytes()
             if len(data) != DIMENSIONS[name] * DTYPE.itemsize:
                 raise ValueError(f"{name}: {len(data)} bytes are no vector of {DIMENSIONS[name]}")
             if os.pwrite(file, data, row * len(data)) != len(data):  # the disk took only a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            checksum = google_crc32c.extend(checksum, data)
+        return int(checksum)
 
     def sync(self) -> None:
         """Wait until everything written is on the disk."""
         for file in self._files.values():
             os.fsync(file)
+
+
+class Verified(NamedTuple):
+    """What a look at every row of the arrays found."""
+
+    damaged: list[int]  # rows whose vectors are not those that were written
+    checksums: dict[str, int]  # crc32c of each whole array, by name
+
+
+def verify_arrays(
+    directory: Path, rows: int, expected: Iterator[tuple[int, int | None]]
+) -> Verified:
+    """Compare the arrays with the crc32c of each row that `expected` gives, in row order.
+
+    Raises:
+        OSError: an array cannot be read.
+    """
+    damaged: list[int] = []
+    checksums = dict.fromkeys(DIMENSIONS, 0)
+    wanted = next(expected, None)
+    with contextlib.ExitStack() as stack:
+        files = {
+            name: stack.enter_context(open(array_path(directory, name), "rb"))
+            for name in DIMENSIONS
+        }
+        for first in range(0, rows, ROWS_PER_READ):
+            count = min(ROWS_PER_READ, rows - first)
+            blocks = []
+            for name, file in files.items():
+                size = DIMENSIONS[name] * DTYPE.itemsize
+                data = file.read(count * size)
+                checksums[name] = google_crc32c.extend(checksums[name], data)
+                blocks.append((size, data))
+            while wanted is not None and wanted[0] < first + count:
+                row, checksum = wanted
+                found, place = 0, row - first
+                for size, data in blocks:
+                    found = google_crc32c.extend(found, data[place * size : (place + 1) * size])
+                if found != checksum:
+                    damaged.append(row)
+                wanted = next(expected, None)
+    return Verified(damaged, checksums)
 
 
 def _allocate(file: int, size: int) -> None:

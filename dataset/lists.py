@@ -1,21 +1,17 @@
-"""The index of a dataset on disk: the embedding arrays while they fill, and the lists beside them.
-
-The arrays are headerless: little-endian float32, C order, one row an image, in spite of `.npy`; the
-server opens them with numpy.memmap. They are written with pwrite, not through a mapping: pages of a
-mapping would count as this process's memory.
-"""
+"""The lists of an index beside its arrays, and the objects that all its files become."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from common.files import write_atomically
-from common.names import identifier
+from common.names import checked_index_id, identifier
 from dataset.arrays import DIMENSIONS, array_path
 from dataset.rows import TRAIN, VAL, State
 
@@ -28,6 +24,7 @@ class IndexFile(NamedTuple):
     path: Path
     object_name: str
     content_type: str
+    crc32c: int | None = None  # where it is known already
 
 
 def write_lists(state: State, directory: Path) -> None:
@@ -42,13 +39,23 @@ def write_lists(state: State, directory: Path) -> None:
     write_atomically(directory / "aux" / "imagenet.pickle", pickled_dict(classes))
 
 
-def index_files(directory: Path, index_id: str) -> list[IndexFile]:
-    """All files of the index except the thumbnails, with their object names; largest first."""
-    prefix = f"indexes/{index_id}"
+def index_files(
+    directory: Path, index_id: str, checksums: Mapping[str, int] = MappingProxyType({})
+) -> list[IndexFile]:
+    """All files of the index except the thumbnails, with their object names; largest first.
+
+    `checksums` has the crc32c of arrays by name, where it is known.
+    """
+    prefix = f"indexes/{checked_index_id(index_id)}"
     binary, text = "application/octet-stream", "application/json"
     return [
         *(
-            IndexFile(array_path(directory, name), f"{prefix}/local/{name}/embeddings.npy", binary)
+            IndexFile(
+                array_path(directory, name),
+                f"{prefix}/local/{name}/embeddings.npy",
+                binary,
+                checksums.get(name),
+            )
             for name in DIMENSIONS
         ),
         *(
@@ -63,7 +70,12 @@ def index_files(directory: Path, index_id: str) -> list[IndexFile]:
 
 def thumbnail_name(index_id: str, object_name: str) -> str:
     """The object that holds the thumbnail of an image."""
-    return f"thumbnails/{index_id}/{identifier(object_name)}.jpg"
+    return f"{thumbnail_directory(index_id)}{identifier(object_name)}.jpg"
+
+
+def thumbnail_directory(index_id: str) -> str:
+    """How the names of all thumbnails of an index begin."""
+    return f"thumbnails/{checked_index_id(index_id)}/"
 
 
 def pickled_dict(entries: Iterable[tuple[str, int]]) -> Iterator[bytes]:

@@ -1,21 +1,28 @@
 """The state of one ingest in SQLite: what is listed, what is done, what the numbers depend on.
 
-SQLite keeps a million rows out of memory, and its commits survive a power cut.
+SQLite keeps a million rows out of memory, and its commits survive a power cut. What SQLite does not
+notice, such as a byte that changes inside a value, is found by checksums: one over the options, and
+one per row.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import mmap
 import os
+import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 
-from common.files import sync_directory
-from common.names import IMAGE_SUFFIXES, encodable, identifier
+from common.files import is_disk_error, sync_directory
+from common.names import IMAGE_SUFFIXES, checked_index_id, encodable, identifier
 from common.terminal import printable
 from gcs import NO_CRC32C, ListedObject
 
@@ -23,6 +30,9 @@ TRAIN, VAL = 0, 1
 SPLITS = {TRAIN: "training", VAL: "validation"}
 PENDING, DONE, FAILED = 0, 1, 2
 ROWS_PER_QUERY = 1000
+VERSION = 2  # of the tables, as SQLite's user_version
+OPTIONS_CHECKSUM = "checksum"  # the option that holds the checksum over all others
+INDEX_ID_ON_DISK = re.compile(rb"index_id([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 SCHEMA = """
 CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE skipped (kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL);
@@ -36,12 +46,23 @@ CREATE TABLE rows (
     row INTEGER PRIMARY KEY, split INTEGER NOT NULL, object TEXT NOT NULL,
     identifier TEXT NOT NULL, size INTEGER NOT NULL, crc32c INTEGER NOT NULL,
     generation INTEGER NOT NULL, status INTEGER NOT NULL DEFAULT 0,
-    imagenet_class INTEGER, reason TEXT
+    imagenet_class INTEGER, reason TEXT, vectors_crc32c INTEGER, checksum INTEGER NOT NULL
 );
-INSERT INTO rows (row, split, object, identifier, size, crc32c, generation)
-    SELECT row_number() OVER (ORDER BY split, object) - 1, * FROM listed;
+INSERT INTO rows
+    SELECT *, 0, NULL, NULL, NULL, checksum(row, split, object, identifier, size, crc32c,
+        generation, 0, NULL, NULL, NULL)
+    FROM (SELECT row_number() OVER (ORDER BY split, object) - 1 AS row, * FROM listed)
+    ORDER BY row;
 DROP TABLE listed;
 """
+LISTED = "row, split, object, identifier, size, crc32c, generation"
+OUTCOME = "status, imagenet_class, reason, vectors_crc32c"
+NEW_OUTCOME = ":status, :imagenet_class, :reason, :vectors_crc32c"
+SET_OUTCOME = (
+    f"UPDATE rows SET ({OUTCOME}, checksum) = ({NEW_OUTCOME}, checksum({LISTED}, {NEW_OUTCOME}))"
+)
+PENDING_AGAIN = dict.fromkeys(("imagenet_class", "reason", "vectors_crc32c")) | {"status": PENDING}
+WRONG_ROW = f"checksum IS NOT checksum({LISTED}, {OUTCOME})"
 
 
 class Row(NamedTuple):
@@ -52,11 +73,12 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one row: its ImageNet class, or the reason why it failed."""
+    """What became of one row: its ImageNet class and a checksum of its vectors, or a reason."""
 
     row: int
     imagenet_class: int | None
-    reason: str | None
+    reason: str | None  # why it failed
+    vectors_crc32c: int | None = None  # of the vectors in the order of EMBEDDINGS
 
 
 class Counts(NamedTuple):
@@ -68,6 +90,19 @@ class Counts(NamedTuple):
     failed: int
 
 
+class DamagedState(click.ClickException):
+    """The file of a state is damaged; the message says what to do."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        index_id = index_id_on_disk(path)
+        uploaded = f"its index id is {index_id}" if index_id else "its index id cannot be read"
+        super().__init__(
+            f"The state in {path.parent} is damaged ({printable(reason)}): remove that directory, "
+            f"or choose another with --work_dir. What it uploaded stays in the index bucket; "
+            f"{uploaded}."
+        )
+
+
 class State:
     """The rows of one ingest in SQLite.
 
@@ -77,8 +112,51 @@ class State:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.create_function("checksum", -1, _checksum, deterministic=True)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
+
+    @classmethod
+    def open_checked(cls, path: Path) -> State:
+        """An earlier state, after a check of all that is in it.
+
+        Raises:
+            DamagedState: it is not as it was written.
+            OSError, sqlite3.OperationalError: the disk fails.
+        """
+        state: State | None = None
+        try:
+            state = cls(path)
+            problem = state._problem()
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:  # text that is not UTF-8
+            if is_disk_error(error):
+                raise
+            problem = str(error)
+        if problem:
+            if state:
+                state.close()
+            raise DamagedState(path, problem)
+        assert state
+        return state
+
+    def _problem(self) -> str:
+        """What is wrong with the content, or ""."""
+        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            return str(found)
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            return f"its tables have version {version}, not {VERSION} as in this program"
+        if _schema_of(self._db) != _expected_schema():
+            return "its tables are not those of an ingest"
+        options = dict(self._db.execute("SELECT name, value FROM options"))
+        if options.pop(OPTIONS_CHECKSUM, None) != _options_checksum(options):
+            return "its options do not match their checksum"
+        count, last = self._db.execute("SELECT count(*), max(row) FROM rows").fetchone()
+        if count and last != count - 1:
+            return f"{count:,} rows, the last of them {last:,}"
+        wrong = self._db.execute(f"SELECT row FROM rows WHERE {WRONG_ROW} LIMIT 1").fetchone()
+        return f"row {wrong[0]:,} does not match its checksum" if wrong else ""
 
     @classmethod
     def create(cls, path: Path) -> State:
@@ -86,6 +164,8 @@ class State:
         remove_state(path)
         state = cls(path)
         state._db.executescript(SCHEMA)
+        state._db.execute(f"PRAGMA user_version = {VERSION}")
+        state.set_options({})
         return state
 
     @property
@@ -95,8 +175,12 @@ class State:
 
     @property
     def index_id(self) -> str:
-        """The UUID in the names of everything that this ingest uploads."""
-        return self.option("index_id") or ""
+        """The UUID in the names of everything that this ingest uploads.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return checked_index_id(self.option("index_id") or "")
 
     def close(self) -> None:
         self._db.close()
@@ -185,7 +269,11 @@ class State:
         """Record options, durably."""
         with self._db:
             self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO options VALUES (?, ?)", options.items())
+            insert = "INSERT OR REPLACE INTO options VALUES (?, ?)"
+            self._db.executemany(insert, options.items())
+            all_options = dict(self._db.execute("SELECT name, value FROM options"))
+            all_options.pop(OPTIONS_CHECKSUM, None)
+            self._db.execute(insert, (OPTIONS_CHECKSUM, _options_checksum(all_options)))
 
     @property
     def is_registered(self) -> bool:
@@ -244,12 +332,22 @@ class State:
         with self._db:
             self._db.execute("BEGIN")
             self._db.executemany(
-                "UPDATE rows SET status = ?, imagenet_class = ?, reason = ? WHERE row = ?",
-                [
-                    (DONE if o.reason is None else FAILED, o.imagenet_class, o.reason, o.row)
-                    for o in outcomes
-                ],
+                f"{SET_OUTCOME} WHERE row = :row",
+                [{"status": DONE if o.reason is None else FAILED, **o._asdict()} for o in outcomes],
             )
+
+    def reopen(self, rows: Iterable[int]) -> None:
+        """Make rows pending again, durably: what was computed for them is lost."""
+        with self._db:
+            self._db.execute("BEGIN")
+            values = ({**PENDING_AGAIN, "row": row} for row in rows)
+            self._db.executemany(f"{SET_OUTCOME} WHERE row = :row", values)
+
+    def vector_checksums(self) -> Generator[tuple[int, int | None], None, None]:
+        """(row, crc32c of its vectors) of the rows that are done, in row order."""
+        yield from self._db.execute(
+            "SELECT row, vectors_crc32c FROM rows WHERE status = 1 ORDER BY row"
+        )
 
     def failed(self) -> list[tuple[str, str]]:
         """Objects that could not be embedded, with the reason, in row order."""
@@ -259,9 +357,7 @@ class State:
 
     def retry_failed(self) -> int:
         """Make the failed rows pending again; returns how many."""
-        return self._db.execute(
-            "UPDATE rows SET status = 0, reason = NULL WHERE status = 2"
-        ).rowcount
+        return self._db.execute(f"{SET_OUTCOME} WHERE status = 2", PENDING_AGAIN).rowcount
 
     def objects(self) -> Iterator[str]:
         """All object names, in row order."""
@@ -281,33 +377,50 @@ class State:
         )
 
     def take_replaced(self, listing: Path) -> int:
-        """Accept new versions of objects whose rows failed: they have no numbers yet.
+        """Accept new versions of objects whose rows are not done; returns how many have new bytes.
 
-        Only for a listing of the same paths: see `changes`.
+        A new generation of the same bytes (size and crc32c) is accepted for every row. Only for a
+        listing of the same paths: see `changes`.
         """
-        with self._attached(listing):
-            replaced = self._db.execute(
-                "UPDATE rows SET (size, crc32c, generation, status, reason) = ("
-                "    SELECT new.size, new.crc32c, new.generation, 0, NULL FROM new.rows new"
-                "    WHERE new.split = rows.split AND new.object = rows.object)"
-                " WHERE status = 2 AND EXISTS ("
-                "    SELECT 1 FROM new.rows new WHERE new.split = rows.split"
-                "    AND new.object = rows.object AND new.generation <> rows.generation)"
-            )
-            return replaced.rowcount
+        same = "new.size = old.size AND new.crc32c = old.crc32c"
+        with self._attached(listing), self._db:
+            self._db.execute("BEGIN")
+            newer = self._db.execute(
+                "SELECT new.size, new.crc32c, new.generation, "
+                f"{same} OR old.status = 1, old.row FROM main.rows old "
+                "JOIN new.rows new USING (split, object) "
+                f"WHERE new.generation <> old.generation AND ({same} OR old.status <> 1)"
+            ).fetchall()
+            for size, crc32c, generation, keeps_outcome, row in newer:
+                self._db.execute(
+                    "UPDATE rows SET size = ?, crc32c = ?, generation = ? WHERE row = ?",
+                    (size, crc32c, generation, row),
+                )
+                if keeps_outcome:
+                    self._db.execute(
+                        f"UPDATE rows SET checksum = checksum({LISTED}, {OUTCOME}) WHERE row = ?",
+                        (row,),
+                    )
+                else:
+                    values = {**PENDING_AGAIN, "row": row}
+                    self._db.execute(f"{SET_OUTCOME} WHERE row = :row", values)
+            return sum(not keeps_outcome for *_, keeps_outcome, _ in newer)
 
-    def changes(self, listing: Path) -> dict[str, list[str]]:
+    def changes(self, listing: Path, *, of_done_rows_only: bool = True) -> dict[str, list[str]]:
         """What differs in a newer listing: object names that appeared, vanished or changed.
 
-        A new version of an object whose row failed is no difference: it is what was asked for.
+        An object has changed if its size or crc32c differs. Where nothing is computed for a row
+        yet, a new version of its object is no difference, unless `of_done_rows_only` is false.
         """
+        which = " AND old.status = 1" if of_done_rows_only else ""
         queries = {
             "appeared": "SELECT split, object FROM new.rows "
             "EXCEPT SELECT split, object FROM main.rows",
             "vanished": "SELECT split, object FROM main.rows "
             "EXCEPT SELECT split, object FROM new.rows",
             "changed": "SELECT split, object FROM main.rows old JOIN new.rows new "
-            "USING (split, object) WHERE new.generation <> old.generation AND old.status <> 2",
+            "USING (split, object) WHERE (new.size <> old.size OR new.crc32c <> old.crc32c)"
+            + which,
         }
         with self._attached(listing):
             return {
@@ -315,6 +428,20 @@ class State:
                 for what, query in queries.items()
                 if (objects := [name for _, name in self._db.execute(query)])
             }
+
+    def without_thumbnail(self, pages: Iterable[Iterable[str]]) -> list[int]:
+        """The rows that are done and whose identifier is in none of the pages."""
+        self._db.execute("CREATE TEMP TABLE thumbnails (identifier TEXT PRIMARY KEY) WITHOUT ROWID")
+        try:
+            for page in pages:
+                names = [(name,) for name in page]
+                self._db.executemany("INSERT OR IGNORE INTO thumbnails VALUES (?)", names)
+            missing = self._db.execute(
+                "SELECT row FROM rows WHERE status = 1 AND identifier NOT IN thumbnails"
+            )
+            return [row for (row,) in missing]
+        finally:
+            self._db.execute("DROP TABLE thumbnails")
 
     @contextlib.contextmanager
     def _attached(self, listing: Path) -> Iterator[None]:
@@ -330,6 +457,43 @@ def remove_state(path: Path) -> None:
     """Remove a database with the files that SQLite keeps beside it."""
     for suffix in ("", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def index_id_on_disk(path: Path) -> str | None:
+    """The index id in the bytes of a state's files, however damaged they are; None without one."""
+    for suffix in ("", "-wal"):
+        with (
+            contextlib.suppress(OSError, ValueError),  # it is not there, or empty
+            open(f"{path}{suffix}", "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if found := INDEX_ID_ON_DISK.search(content):
+                return found[1].decode()
+    return None
+
+
+def _checksum(*values: object) -> int:
+    """CRC-32 of some values of SQLite."""
+    return zlib.crc32(repr(values).encode(errors="replace"))
+
+
+def _options_checksum(options: dict[str, str]) -> str:
+    return str(_checksum(*sorted(options.items())))
+
+
+@functools.cache
+def _expected_schema() -> list[tuple[str, str]]:
+    """What `_schema` gives for a state whose rows are numbered."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.create_function("checksum", -1, _checksum, deterministic=True)
+        db.executescript(SCHEMA)
+        db.executescript(ROWS)
+        return _schema_of(db)
+
+
+def _schema_of(db: sqlite3.Connection) -> list[tuple[str, str]]:
+    query = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    return db.execute(query).fetchall()
 
 
 def _kind(name: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from common.files import refuse_irregular
 from dataset.rows import State, remove_state
 
 STATE, LISTING = "state.sqlite", "listing.sqlite"
@@ -50,7 +51,11 @@ class WorkDirectory:
                     f"The directory {self.path} holds other files: name one for this ingest "
                     "with --work_dir."
                 )
-            self._lock = open(self.path / "lock", "w")  # noqa: SIM115 - open as long as we run
+            for name in OURS:
+                refuse_irregular(self.path / name)
+            # Without following links, and without waiting for the other end of a named pipe.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self._lock = os.open(self.path / "lock", flags, 0o644)
         except OSError as error:
             raise WorkDirectoryError(
                 f"The work directory {self.path} cannot be written ({error.strerror}): "
@@ -61,7 +66,7 @@ class WorkDirectory:
             if not self._is_the_lock():  # the run that held it has just removed it
                 raise BlockingIOError
         except OSError as error:
-            self._lock.close()
+            os.close(self._lock)
             raise WorkDirectoryError(
                 f"Another ingest is running in {self.path}: wait for it, end it, or choose "
                 "another directory with --work_dir."
@@ -77,23 +82,32 @@ class WorkDirectory:
             (self.path / "lock").unlink()
             with contextlib.suppress(OSError):  # after Ctrl-C a listing may still be under way
                 self.path.rmdir()
-        self._lock.close()
+        os.close(self._lock)
 
     def _is_the_lock(self) -> bool:
         path = self.path / "lock"
-        return path.exists() and os.path.samestat(os.fstat(self._lock.fileno()), path.stat())
+        return path.exists() and os.path.samestat(os.fstat(self._lock), path.stat())
 
     def state(self) -> State | None:
         """The state of an earlier run here, if there was one."""
         path = self.path / STATE
         if self._state is None and path.exists():
-            self._state = State(path)
+            self._state = State.open_checked(path)
         return self._state
 
     def new_listing(self) -> State:
         """An empty state for a listing that is to be checked."""
+        if self._listing is not None:
+            self._listing.close()
         self._listing = State.create(self.path / LISTING)
         return self._listing
+
+    def forget_state(self) -> None:
+        """Remove the state of an earlier run; what it belongs to was deleted."""
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+        remove_state(self.path / STATE)
 
     def adopt(self, listing: State) -> State:
         """Make a listing the state of this directory, instead of an earlier one."""

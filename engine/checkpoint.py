@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
+import click
 import numpy as np
 from tqdm import tqdm
 
@@ -26,6 +27,19 @@ FAILURES_SHOWN = 10
 BAR_INTERVAL_S = (0.2, 30.0)  # between updates of the progress bar: on a terminal, in a log
 
 
+class ImagesChanged(click.ClickException):
+    """Images changed in the bucket after they were listed; their rows are still pending."""
+
+    def __init__(self, count: int, examples: list[str]) -> None:
+        shown = "".join(f"\n  {example}" for example in examples)
+        more = f"\n  and {count - len(examples):,} more" if count > len(examples) else ""
+        super().__init__(
+            f"{count:,} images changed in the bucket since they were listed; nothing was "
+            f"registered.{shown}{more}\nRun the same command again: it lists the bucket again and "
+            "embeds what was replaced."
+        )
+
+
 class Recorder:
     """Writes the vectors of rows, and every `checkpoint_s` records what became of them."""
 
@@ -33,7 +47,8 @@ class Recorder:
         self._state, self._arrays, self._checkpoint_s = state, arrays, checkpoint_s
         self._outcomes: deque[Outcome] = deque()  # of rows whose vectors are written but not synced
         self._committing = threading.Lock()  # the last commit may meet one in a thread
-        self._failures = self._bytes = 0
+        self._failures = self._bytes = self._changed = 0
+        self._changes: list[str] = []  # the first of them
 
     async def during(self, work: Coroutine[Any, Any, Any]) -> None:
         """Await the work of an engine. What is done when it stops, whatever stops it, is recorded.
@@ -41,6 +56,7 @@ class Recorder:
         Raises:
             Exception: what the work raised.
             OSError, sqlite3.OperationalError: the disk is full or fails.
+            ImagesChanged: everything else is done.
         """
         counts = self._state.counts()
         with tqdm(
@@ -60,14 +76,16 @@ class Recorder:
                     task.cancel()
                 await asyncio.gather(*both, return_exceptions=True)
                 self.commit()
+        if self._changed:
+            raise ImagesChanged(self._changed, self._changes)
 
     def done(self, row: Row, embedding: Embedding) -> None:
         """Take the embedding of one row."""
         if not all(np.isfinite(vector).all() for vector in embedding.vectors):
             self.failed(row, "the models make no finite numbers of it")
             return
-        self._arrays.write(row.row, embedding.vectors)
-        self._add(row, Outcome(row.row, embedding.imagenet_class, None))
+        checksum = self._arrays.write(row.row, embedding.vectors)
+        self._add(row, Outcome(row.row, embedding.imagenet_class, None, checksum))
 
     def failed(self, row: Row, reason: str) -> None:
         """Take the reason why the image of one row cannot be embedded; its vectors become zeros."""
@@ -79,6 +97,12 @@ class Recorder:
         if self._failures == FAILURES_SHOWN:
             tqdm.write("Further failures are listed at the end.", file=sys.stderr)
         self._add(row, Outcome(row.row, None, reason))
+
+    def changed(self, row: Row, reason: str) -> None:
+        """Leave a row pending whose object is not the listed one any more."""
+        self._changed += 1
+        if self._changed <= FAILURES_SHOWN:
+            self._changes.append(f"{printable(row.listed.name)}: {printable(reason)}")
 
     def _add(self, row: Row, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

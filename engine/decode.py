@@ -19,7 +19,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever the name say
 THUMBNAIL_HEIGHT = 200  # pixels at most; the width follows
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
-MAX_JPEG_SCANS = 500  # libjpeg-turbo's own limit in its tests; a usual progressive file has 10
+# Every scan of a progressive JPEG passes over all pixels. A usual file has 10 scans; libjpeg-turbo
+# advises a limit, and has 500 in its own tests.
+MAX_JPEG_SCANS = 500
+MAX_SCANNED_PIXELS = 4_000_000_000  # scans times pixels: some 5 s of one core
+SCAN_MARKER = b"\xff\xda"  # in compressed data, FF is always followed by 00 or by RST0 to RST7
 TALL = 2  # heights for a width, from which on Pillow may scale along the columns first
 Image.MAX_IMAGE_PIXELS = None  # the limits here are checked before any pixel is decoded
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -62,8 +66,12 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             f"{width} x {height} is {width * height / 1e6:,.1f} megapixels; "
             f"at most {max_pixels / 1e6:,.1f} fit in memory here"
         )
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise BadImage(f"a JPEG of more than {MAX_JPEG_SCANS} scans, made to take for ever")
+    scans = data.count(SCAN_MARKER) if image.format in ("JPEG", "MPO") else 1
+    if scans > MAX_JPEG_SCANS or scans * width * height > MAX_SCANNED_PIXELS:
+        raise BadImage(
+            f"a JPEG of {scans:,} scans over {width * height / 1e6:,.1f} megapixels, which takes "
+            "too long to decode"
+        )
     return image
 
 

@@ -17,7 +17,7 @@ from engine.batches import BatchEmbedder, Batches
 from engine.checkpoint import CHECKPOINT_S, Recorder
 from engine.prepare import MAX_OBJECT_BYTES, Preparation
 from engine.stages import StageTime, together
-from storage.async_client import ObjectUnusable
+from storage.async_client import ObjectChanged, ObjectUnusable
 
 WINDOW_CPU, WINDOW_GPU = 48, 1024  # images between listing and index at once
 
@@ -90,6 +90,8 @@ class Pipeline:
         for row in rows:
             try:
                 embedding = await self._embed(row)
+            except ObjectChanged as error:
+                self._recorder.changed(row, str(error))
             except (decode.BadImage, ObjectUnusable) as error:
                 self._recorder.failed(row, str(error))
             else:

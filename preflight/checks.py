@@ -62,14 +62,15 @@ def check_paths(findings: Findings, train: str, val: str) -> tuple[GsPath, GsPat
 
 async def check_server(
     findings: Findings, server_url: str, name: str, index_id: str | None
-) -> None:
+) -> bool:
     """That the server answers as a Forager server does, and has no other dataset of this name.
 
     `index_id` is that of an earlier run of this ingest, which may have registered it already.
+    Returns whether the name is taken.
     """
     if not server_url:
         findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
-        return
+        return False
     asked = ANY_NAME if names.dataset_name_error(name) else name
 
     async def ask() -> Any:
@@ -77,12 +78,14 @@ async def check_server(
             return await forager.dataset(asked)
 
     found = await findings.gather(ask())
-    if found is not None and asked == name and found.index_id != index_id:
+    is_taken = found is not None and asked == name and found.index_id != index_id
+    if is_taken:
         findings.add(
             f"The dataset {name} is already there, with {found.num_train:,} training and "
             f"{found.num_val:,} validation images (index {printable(found.index_id)}): "
             "choose another name."
         )
+    return is_taken
 
 
 def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> State:
@@ -109,7 +112,7 @@ def check_images(
     """That there are images, that no identifier is there twice, and that the server takes all."""
     for split, path in zip((TRAIN, VAL), paths, strict=True):
         if state.counts(split).images == 0 and not (split == VAL and allow_empty_val):
-            hint = "; --allow_empty_val goes on without" if split == VAL else ""
+            hint = "; --allow_empty_val continues without them" if split == VAL else ""
             findings.add(
                 f"No {SPLITS[split]} images under {printable(str(path))}: images are objects that "
                 f"end in {', '.join(names.IMAGE_SUFFIXES)}, in lower case{hint}."
@@ -123,9 +126,9 @@ def check_images(
         most = max(len(duplicates), *map(len, duplicates.values()))
         rest = _all_in_file("duplicates.json", duplicates, most)
         findings.add(
-            f"{len(duplicates):,} basenames are there more than once, and each must be unique over "
-            f"training and validation (without the extension): rename or remove all but one "
-            f"of each.{examples}{rest}"
+            f"{len(duplicates):,} duplicate basenames: each must be unique over training and "
+            "validation, without the extension. Rename or remove all but one of "
+            f"each.{examples}{rest}"
         )
     too_long = state.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH)
     if too_long:

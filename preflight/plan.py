@@ -20,7 +20,7 @@ from engine.loading import ModelLoader
 from preflight import checks
 from preflight.describe import describe_skipped
 from preflight.request import Request
-from preflight.resume import check_same
+from preflight.resume import check_same, settle_taken_name
 
 
 class Plan(NamedTuple):
@@ -70,12 +70,14 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     machine = await findings.gather_in_thread(_check_machine(request, loader))
     unfinished = continued is None or continued.counts().done < continued.counts().images
     load = request.engine == "local" and not request.dry_run and unfinished and machine
-    listing, weights, *_ = await asyncio.gather(
+    listing, weights, _, is_taken = await asyncio.gather(
         _list_and_check(findings, work, paths, request.allow_empty_val),
         _check_weights(findings, loader, precision if load else None),
         findings.gather_in_thread(checks.check_write_access, request.bucket),
         checks.check_server(findings, request.server_url, request.name, ours),
     )
+    if is_taken and earlier and not earlier.is_registered:
+        await settle_taken_name(findings, earlier, work, delete=start_over and not request.dry_run)
     if paths and listing and weights:
         identity = {
             "dataset": request.name,

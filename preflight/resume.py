@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import uuid
 from typing import TYPE_CHECKING
@@ -11,8 +12,10 @@ import click
 
 import gcs
 from common.findings import Findings
+from common.names import GsPath, identifier
 from common.terminal import printable
 from dataset import arrays
+from dataset.lists import thumbnail_directory
 from dataset.rows import State
 from dataset.work_directory import WorkDirectory
 from preflight.checks import SHOWN
@@ -53,30 +56,82 @@ def check_same(
         )
 
 
+async def settle_taken_name(
+    findings: Findings, earlier: State, work: WorkDirectory, *, delete: bool
+) -> None:
+    """Another ingest has taken the name of an earlier run: say what that uploaded, or delete it."""
+    bucket, index_id = earlier.option("bucket"), earlier.index_id
+    if delete:
+        await _delete_earlier(earlier)
+        work.forget_state()
+        findings.add(f"The earlier run in {work.path} was deleted, here and in gs://{bucket}.")
+    else:
+        findings.add(
+            f"What the earlier run in {work.path} uploaded is left in gs://{bucket}, under "
+            f"indexes/{index_id}/, aux_labels/{index_id}/ and thumbnails/{index_id}/: the same "
+            "command with --restart deletes it."
+        )
+
+
 async def begin_or_continue(plan: Plan, work: WorkDirectory, *, retry_failed: bool) -> State:
     """The state to go on with: the earlier run's, or a new one from the listing."""
     if plan.earlier and not plan.start_over:
-        return _continue(plan.earlier, plan.listing, retry_failed)
+        return await _continue(plan.earlier, plan.listing, retry_failed)
     if plan.earlier:
-        await _delete_earlier(plan.earlier, plan.identity["bucket"])
+        await _delete_earlier(plan.earlier)
     plan.listing.set_options({**plan.identity, "index_id": str(uuid.uuid4())})
     return work.adopt(plan.listing)
 
 
-def _continue(earlier: State, listing: State, retry_failed: bool) -> State:
+async def _continue(earlier: State, listing: State, retry_failed: bool) -> State:
     replaced = earlier.take_replaced(listing.path)
     if retry_failed:
         earlier.retry_failed()
+    if earlier.counts().done:
+        await asyncio.to_thread(reopen_damaged, earlier)
+        await asyncio.to_thread(_reopen_without_thumbnail, earlier)
     counts = earlier.counts()
     click.echo(
         f"Continuing in {earlier.directory}: {counts.done:,} of {counts.images:,} images are done"
-        + (f", {replaced:,} that failed were replaced." if replaced else "."),
+        + (f", {replaced:,} that were not done were replaced." if replaced else "."),
         err=True,
     )
     return earlier
 
 
-async def _delete_earlier(earlier: State, bucket: str) -> None:
+def reopen_damaged(state: State) -> dict[str, int]:
+    """Make the rows pending again whose vectors on the disk are not those that were written.
+
+    Returns the crc32c of each array by name.
+    """
+    images = state.counts().images
+    with contextlib.closing(state.vector_checksums()) as checksums:
+        found = arrays.verify_arrays(state.directory, images, checksums)
+    if found.damaged:
+        state.reopen(found.damaged)
+        click.echo(
+            f"The vectors of {len(found.damaged):,} images in {state.directory} are damaged: these "
+            "images are embedded again. Check the disk.",
+            err=True,
+        )
+    return found.checksums
+
+
+def _reopen_without_thumbnail(state: State) -> None:
+    """Make the rows pending again whose thumbnails are gone from the index bucket."""
+    directory = thumbnail_directory(state.index_id)
+    path = GsPath(state.option("bucket") or "", directory)
+    pages = gcs.list_objects(gcs.make_client(), path)
+    missing = state.without_thumbnail((identifier(o.name) for o in page) for page in pages)
+    if missing:
+        state.reopen(missing)
+        click.echo(
+            f"{len(missing):,} thumbnails are gone from {path}: their images are embedded again.",
+            err=True,
+        )
+
+
+async def _delete_earlier(earlier: State) -> None:
     """Delete what an earlier run made, here and, unless it was registered, in the index bucket.
 
     It is marked first: were this interrupted, its rows would count as done without thumbnails.
@@ -84,8 +139,17 @@ async def _delete_earlier(earlier: State, bucket: str) -> None:
     earlier.mark_abandoned()
     if not earlier.is_registered:
         client = await asyncio.to_thread(gcs.make_client)
-        with Bucket(client, earlier.option("bucket") or bucket) as calls:
-            deleted = await calls.delete_index(earlier.index_id)
+        with Bucket(client, earlier.option("bucket") or "") as bucket:
+            deleted = await bucket.delete_index(earlier.index_id)
         click.echo(f"Deleted {deleted:,} objects of the earlier run.", err=True)
     for name in ("index", "aux"):
         shutil.rmtree(earlier.directory / name, ignore_errors=True)
+
+
+def compare_with_bucket(state: State, listing: State) -> str:
+    """What differs between the images of an ingest and a newer listing, in lines; "" if nothing."""
+    return "".join(
+        f"\n  {len(objects):,} {what}: {', '.join(map(printable, objects[:SHOWN]))}"
+        + (", ..." if len(objects) > SHOWN else "")
+        for what, objects in state.changes(listing.path, of_done_rows_only=False).items()
+    )

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import gcs
-from common.names import GsPath
+from common.names import GsPath, checked_index_id
 from common.terminal import printable
 
 if TYPE_CHECKING:
@@ -72,7 +72,12 @@ class Bucket:
         await asyncio.gather(*map(delete, names))
 
     async def delete_index(self, index_id: str) -> int:
-        """Delete everything that an abandoned ingest uploaded; returns the number of objects."""
+        """Delete everything that an abandoned ingest uploaded; returns the number of objects.
+
+        Raises:
+            ValueError: the id is no index id.
+        """
+        checked_index_id(index_id)
         deleted = 0
         for directory in INDEX_DIRECTORIES:
             pages = gcs.list_objects(self._client, GsPath(self.name, f"{directory}/{index_id}/"))

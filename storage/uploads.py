@@ -69,7 +69,9 @@ class Upload:
     async def file(self, file: IndexFile) -> int:
         """Upload and verify one file; returns its size."""
         size = file.path.stat().st_size
-        checksum = await asyncio.to_thread(crc32c_of_file, file.path)
+        checksum = file.crc32c
+        if checksum is None:
+            checksum = await asyncio.to_thread(crc32c_of_file, file.path)
         parts = self._parts(file, size)
         if not await self._bucket.holds(file.object_name, size, checksum):
             if len(parts) < 2:

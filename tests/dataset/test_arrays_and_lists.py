@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.files import crc32c_of_file
 from dataset.arrays import (
     BYTES_PER_ROW,
     DIMENSIONS,
@@ -18,10 +19,13 @@ from dataset.arrays import (
     DiskFull,
     array_path,
     arrays_complete,
+    verify_arrays,
 )
 from dataset.lists import index_files, pickled_dict, thumbnail_name, write_lists
 from dataset.rows import TRAIN, VAL, Outcome, State
 from gcs import ListedObject
+
+INDEX_ID = "12345678-1234-4234-8234-123456789abc"
 
 
 def vectors(seed):
@@ -125,17 +129,19 @@ def test_lists_without_validation_images(tmp_path):
 
 
 def test_files_become_the_objects_of_the_specification(tmp_path):
-    files = {file.object_name: file.path for file in index_files(tmp_path, "ID")}
+    files = {file.object_name: file.path for file in index_files(tmp_path, INDEX_ID)}
     assert files == {
-        "indexes/ID/local/imagenet/embeddings.npy": array_path(tmp_path, "imagenet"),
-        "indexes/ID/local/imagenet_early/embeddings.npy": array_path(tmp_path, "imagenet_early"),
-        "indexes/ID/local/clip/embeddings.npy": array_path(tmp_path, "clip"),
-        "indexes/ID/labels.json": tmp_path / "index" / "labels.json",
-        "indexes/ID/identifiers.json": tmp_path / "index" / "identifiers.json",
-        "indexes/ID/val_identifiers.json": tmp_path / "index" / "val_identifiers.json",
-        "aux_labels/ID/imagenet.pickle": tmp_path / "aux" / "imagenet.pickle",
+        f"indexes/{INDEX_ID}/local/imagenet/embeddings.npy": array_path(tmp_path, "imagenet"),
+        f"indexes/{INDEX_ID}/local/imagenet_early/embeddings.npy": array_path(
+            tmp_path, "imagenet_early"
+        ),
+        f"indexes/{INDEX_ID}/local/clip/embeddings.npy": array_path(tmp_path, "clip"),
+        f"indexes/{INDEX_ID}/labels.json": tmp_path / "index" / "labels.json",
+        f"indexes/{INDEX_ID}/identifiers.json": tmp_path / "index" / "identifiers.json",
+        f"indexes/{INDEX_ID}/val_identifiers.json": tmp_path / "index" / "val_identifiers.json",
+        f"aux_labels/{INDEX_ID}/imagenet.pickle": tmp_path / "aux" / "imagenet.pickle",
     }
-    assert thumbnail_name("ID", "t/x/b.v1.jpg") == "thumbnails/ID/b.v1.jpg"
+    assert thumbnail_name(INDEX_ID, "t/x/b.v1.jpg") == f"thumbnails/{INDEX_ID}/b.v1.jpg"
 
 
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
@@ -147,3 +153,24 @@ def test_pickle_of_any_length(count):
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(0, 999)))
 def test_pickle_of_any_names(expected):
     assert pickle.loads(b"".join(pickled_dict(expected.items()))) == expected
+
+
+def test_every_row_that_differs_is_found(tmp_path):
+    with Arrays(tmp_path, 2100) as arrays:
+        written = {row: arrays.write(row, vectors(row)) for row in (0, 5, 1000, 2099)}
+    path = array_path(tmp_path, "imagenet_early")
+    with open(path, "r+b") as file:
+        file.seek(1000 * 1024 * 4 + 17)
+        file.write(b"\1")
+    found = verify_arrays(tmp_path, 2100, iter(written.items()))
+    assert found.damaged == [1000]
+    assert found.checksums == {n: crc32c_of_file(array_path(tmp_path, n)) for n in DIMENSIONS}
+    assert verify_arrays(tmp_path, 2100, iter([(3, 1), (2099, None)])).damaged == [3, 2099]
+
+
+@pytest.mark.parametrize("index_id", ["", "ID", "../x", INDEX_ID.upper(), INDEX_ID + "/"])
+def test_a_malformed_index_id_is_never_part_of_a_name(tmp_path, index_id):
+    with pytest.raises(ValueError, match="is no index id"):
+        index_files(tmp_path, index_id)
+    with pytest.raises(ValueError, match="is no index id"):
+        thumbnail_name(index_id, "t/a.jpg")

@@ -11,6 +11,7 @@ from dataset.rows import TRAIN, VAL, Counts, Outcome, State
 from dataset.work_directory import WorkDirectory, WorkDirectoryError
 from gcs import ListedObject
 
+INDEX_ID = "12345678-1234-4234-8234-123456789abc"
 ROOT = Path(__file__).parents[2]
 
 
@@ -120,37 +121,47 @@ def test_an_outcome_survives_the_process(make_state, tmp_path):
     make_state(["a.jpg", "b.jpg"])
     code = (
         "import os, sys; from pathlib import Path; from dataset.rows import Outcome, State\n"
-        "state = State(Path(sys.argv[1])); state.set_options({'index_id': 'ID'})\n"
+        "state = State(Path(sys.argv[1])); state.set_options({'index_id': sys.argv[2]})\n"
         "state.record([Outcome(1, 42, None)]); os._exit(9)"
     )
     path = str(tmp_path / "state.sqlite")
-    assert subprocess.run([sys.executable, "-c", code, path], cwd=ROOT).returncode == 9
+    assert subprocess.run([sys.executable, "-c", code, path, INDEX_ID], cwd=ROOT).returncode == 9
     state = State(tmp_path / "state.sqlite")
-    assert (state.index_id, list(state.imagenet_classes())) == ("ID", [("b.jpg", 42)])
+    assert (state.index_id, list(state.imagenet_classes())) == (INDEX_ID, [("b.jpg", 42)])
     state.close()
 
 
 def test_changes_since_the_listing(make_state):
-    old = make_state(["same.jpg", "gone.jpg", "new.jpg", "moved.jpg"])
-    new = make_state(["same.jpg", listed("new.jpg", 10, 2), "more.jpg"], ["moved.jpg"], "l.sqlite")
-    assert old.changes(new.path) == {
+    """A new generation of the same bytes is no change, nor are new bytes where nothing is done."""
+    old = make_state(["same.jpg", "gone.jpg", "new.jpg", "pending.jpg", "moved.jpg"])
+    old.record(Outcome(row, 1, None) for row in (2, 4))
+    newer = [listed("same.jpg", 10, 2), listed("new.jpg", 11, 2), listed("pending.jpg", 11, 2)]
+    new = make_state([*newer, "more.jpg"], ["moved.jpg"], "l.sqlite")
+    changes = {
         "appeared": ["more.jpg", "moved.jpg"],
         "vanished": ["gone.jpg", "moved.jpg"],
         "changed": ["new.jpg"],
     }
+    assert old.changes(new.path) == changes
+    changes["changed"] = ["new.jpg", "pending.jpg"]
+    assert old.changes(new.path, of_done_rows_only=False) == changes
     assert old.changes(old.path) == {}
 
 
-def test_a_replaced_object_is_taken_only_where_its_row_failed(make_state):
-    old = make_state(["done.jpg", "failed.jpg", "still.jpg"])
-    old.record([Outcome(0, 1, None), Outcome(1, None, "bad"), Outcome(2, None, "bad")])
-    new = make_state(
-        [listed("done.jpg", 1, 2), listed("failed.jpg", 99, 2), "still.jpg"], name="listing.sqlite"
-    )
-    assert old.take_replaced(new.path) == 1
-    assert [row.listed for row in old.pending()] == [listed("failed.jpg", 99, 2)]
+def test_a_replaced_object_is_taken_only_where_its_row_is_not_done(make_state, tmp_path):
+    old = make_state(["done.jpg", "failed.jpg", "pending.jpg", "same.jpg", "still.jpg"])
+    old.record([Outcome(0, 1, None), Outcome(1, None, "bad"), Outcome(3, 4, None, 5)])
+    old.record([Outcome(4, None, "bad")])
+    replaced = [listed(f"{name}.jpg", 99, 2) for name in ("done", "failed", "pending")]
+    new = make_state([*replaced, listed("same.jpg", 10, 2), "still.jpg"], name="listing.sqlite")
+    assert old.take_replaced(new.path) == 2
+    assert [row.listed for row in old.pending()] == replaced[1:]
     assert old.changes(new.path) == {"changed": ["done.jpg"]}
     assert old.failed() == [("still.jpg", "bad")]
+    assert list(old.vector_checksums()) == [(0, None), (3, 5)]
+    assert old.rows([3])[0].listed.generation == 2
+    old.close()
+    State.open_checked(tmp_path / "state.sqlite").close()
 
 
 def test_move_takes_everything_along(make_state, tmp_path):

@@ -176,3 +176,21 @@ def test_thumbnail_wider_than_a_jpeg_can_be():
 
 def test_prepare_leaves_the_full_resolution_alone():
     assert prepare(open_image(file_of(noise(300, 400)))).pixels.shape == (400, 300, 3)
+
+
+def progressive(scans, width, height):
+    """The beginning of a progressive JPEG of so many scans, enough to be opened."""
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "JPEG", progressive=True)
+    return file.getvalue() + b"\xff\xda" * (scans - file.getvalue().count(b"\xff\xda"))
+
+
+@pytest.mark.parametrize(("scans", "side"), [(490, 9_900), (501, 10), (41, 9_900)])
+def test_a_jpeg_made_to_take_long_is_refused_before_it_is_decoded(scans, side):
+    with pytest.raises(BadImage, match=rf"a JPEG of {scans} scans over .* takes too long"):
+        open_image(progressive(scans, side, side))
+
+
+@pytest.mark.parametrize(("scans", "side"), [(10, 9_900), (490, 2_000)])
+def test_a_large_progressive_jpeg_is_opened(scans, side):
+    assert open_image(progressive(scans, side, side)).size == (side, side)

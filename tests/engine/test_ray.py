@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def a_state(world, directory):
     state = State.create(directory / "state.sqlite")
     state.add(0, listed_objects(world))
     state.number_rows()
-    state.set_options({"index_id": "i"})
+    state.set_options({"index_id": str(uuid.uuid4())})
     return state
 
 

@@ -154,7 +154,10 @@ def test_both_paths_wrong_are_two_findings(ready):
 
 def test_an_empty_validation_path_says_how_to_go_on(ready):
     message = refusal(ready.run(val=f"gs://{ready.bucket}/none"))
-    assert "end in .jpg, .jpeg, .png, in lower case; --allow_empty_val goes on without" in message
+    assert (
+        "end in .jpg, .jpeg, .png, in lower case; --allow_empty_val continues without them"
+        in message
+    )
 
 
 def test_upper_case_images_alone_are_no_images(world, fast_models):

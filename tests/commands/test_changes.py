@@ -1,0 +1,271 @@
+"""What changes behind an ingest's back: the bucket, the name on the server, the disk."""
+
+import json
+import os
+import shutil
+import uuid
+
+import pytest
+
+from dataset.arrays import DIMENSIONS, array_path
+from dataset.rows import State, remove_state
+from tests.fault_proxy import FaultProxy, Rule
+from tests.front import Front
+from tests.harness import (
+    Emulated,
+    ask,
+    dataset,
+    environment,
+    picture,
+    pictures,
+    run,
+    run_here,
+)
+
+DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
+LAST_LIST = "val_identifiers.json"
+
+
+@pytest.fixture
+def storage(emulator_url):
+    return Emulated(emulator_url)
+
+
+@pytest.fixture
+def made(storage, tmp_path):
+    return dataset(storage, tmp_path / "made", pictures(4, 2))
+
+
+def rename(made):
+    made.storage.delete(made.images, "train/t0001.jpg")
+    made.storage.put(made.images, "train/another.jpg", picture(7))
+
+
+def replace(made):
+    made.storage.put(made.images, "train/t0001.jpg", picture(7))
+
+
+def remove(made):
+    made.storage.delete(made.images, "train/t0001.jpg")
+
+
+def add(made):
+    made.storage.put(made.images, "val/another.jpg", picture(7))
+
+
+CHANGES = [
+    (rename, ["1 appeared: train/another.jpg", "1 vanished: train/t0001.jpg"]),
+    (replace, ["1 changed: train/t0001.jpg"]),
+    (remove, ["1 vanished: train/t0001.jpg"]),
+    (add, ["1 appeared: val/another.jpg"]),
+]
+
+
+def once(pattern, change):
+    """A rule for Front that changes something just before a request is forwarded, once."""
+    todo = [change]
+
+    def rule(asked):
+        if pattern in asked.path and todo:
+            todo.pop()()
+
+    return rule
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES)
+def test_a_bucket_that_changed_before_the_dataset_is_registered(
+    made, emulator_url, servers, change, said
+):
+    with Front(emulator_url, once(LAST_LIST, lambda: change(made))) as front:
+        done = run_here(made.command(), environment(front.url, servers["B"]))
+    assert done.returncode == 1
+    assert "The images in the bucket changed since they were listed; nothing was" in done.stderr
+    assert all(f"\n  {line}" in done.stderr for line in said) and "--restart" in done.stderr
+    with pytest.raises(OSError, match="404"):
+        made.registered(servers["B"])
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES[:2])
+def test_a_bucket_that_changed_while_the_server_listed_it(
+    made, emulator_url, servers, change, said
+):
+    with Front(servers["B"], once("create_dataset", lambda: change(made))) as server:
+        done = run_here(made.command(), environment(emulator_url, server.url))
+    assert done.returncode == 1
+    assert f"{made.name} is registered, but the images in the bucket changed" in done.stderr
+    assert all(f"\n  {line}" in done.stderr for line in said)
+
+
+def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh, emulator_url, servers):
+    """A copy that is repeated while an ingest is interrupted gives new generations only."""
+    with FaultProxy(emulator_url) as proxy:
+        proxy.rules = [Rule(THUMBNAIL, "503", after=10)]
+        assert run_here(fresh.command(), environment(proxy.url, servers["B"])).returncode == 1
+    assert 0 < len(fresh.done()) < 24
+    for name in list(fresh.storage.contents(fresh.images)):
+        fresh.storage.put(fresh.images, name, fresh.storage.get(fresh.images, name))
+    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    fresh.assert_same(undisturbed, servers["B"])
+
+
+@pytest.mark.parametrize("options", [[], ["--skip_bad_images"]])
+def test_an_image_replaced_after_it_was_listed_is_taken_up_by_a_second_run(
+    made, emulator_url, servers, options
+):
+    with Front(emulator_url, once("t0001.jpg?alt=media", lambda: replace(made))) as front:
+        done = run_here(made.command(*options), environment(front.url, servers["B"]))
+        fetched = [asked for asked in front.asked if "t0001.jpg?alt=media" in asked.path]
+    assert done.returncode == 1 and len(fetched) == 1
+    assert "1 images changed in the bucket since they were listed; nothing was" in done.stderr
+    assert "\n  train/t0001.jpg: it was replaced after it was listed\n" in done.stderr
+    assert made.statuses()["train/t0001.jpg"] == 0 and len(made.done()) == 5
+    assert not (made.work / "failed.json").exists()
+    done = run_here(made.command(*options), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert "1 that were not done were replaced" in done.stderr
+    assert len(made.done()) == 6
+
+
+def test_thumbnails_deleted_between_two_runs_are_uploaded_again(
+    undisturbed, fresh, emulator_url, servers
+):
+    with FaultProxy(emulator_url) as proxy:
+        proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
+        assert run_here(fresh.command(), environment(proxy.url, servers["B"])).returncode == 1
+    thumbnails = [n for n in fresh.storage.contents(fresh.bucket) if n.startswith("thumbnails/")]
+    for name in thumbnails[:3]:
+        fresh.storage.delete(fresh.bucket, name)
+    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert "3 thumbnails are gone from gs://" in done.stderr
+    fresh.assert_same(undisturbed, servers["B"])
+
+
+def test_the_loser_of_two_ingests_of_one_name_can_clean_up(made, emulator_url, servers, tmp_path):
+    with Front(servers["B"], once("create_dataset", lambda: take_name(made, servers))) as server:
+        lost = run_here(made.command(), environment(emulator_url, server.url))
+    assert lost.returncode == 1
+    index_id = made.index_id()
+    again = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert again.returncode == 1
+    assert f"The dataset {made.name} is already there" in again.stderr
+    assert f"indexes/{index_id}/, aux_labels/{index_id}/ and thumbnails/{index_id}/" in again.stderr
+    cleaned = run_here(made.command("--restart"), environment(emulator_url, servers["B"]))
+    assert cleaned.returncode == 1
+    assert f"The earlier run in {made.work} was deleted, here and in" in cleaned.stderr
+    assert made.storage.contents(made.bucket) == {}
+    assert not (made.work / "state.sqlite").exists()
+
+
+def take_name(made, servers):
+    paths = {f"{split}_path": f"gs://{made.images}/{split}/" for split in ("train", "val")}
+    payload = {"dataset": made.name, "index_id": str(uuid.uuid4()), **paths}
+    ask(f"{servers['B']}/api/create_dataset_v2", "POST", json.dumps(payload).encode(), "text/json")
+
+
+def test_a_flipped_bit_in_an_array_is_found_and_computed_again(
+    undisturbed, fresh, emulator_url, servers
+):
+    with FaultProxy(emulator_url) as proxy:
+        proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
+        assert run_here(fresh.command(), environment(proxy.url, servers["B"])).returncode == 1
+    for number, (name, dimension) in enumerate(DIMENSIONS.items()):
+        flip(array_path(fresh.work, name), (2 + number) * dimension * 4 + 5)
+    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert f"The vectors of 3 images in {fresh.work} are damaged" in done.stderr
+    assert "21 of 24 images are done" in done.stderr
+    fresh.assert_same(undisturbed, servers["B"])
+
+
+def test_a_bit_that_flips_before_the_upload_is_found(undisturbed, fresh, emulator_url, servers):
+    """The last thumbnail is uploaded after the vectors of others are on the disk."""
+
+    def damage():
+        flip(array_path(fresh.work, "clip"), 0)
+
+    with Front(emulator_url, once("v0005.jpg", damage)) as front:
+        small = {"FAKE_WINDOW": "1", "FAKE_CHECKPOINT_S": "0.01"}
+        done = run_here(fresh.command(), environment(front.url, servers["B"], **small))
+    assert done.returncode == 1
+    assert "The vectors of 1 images" in done.stderr and "Nothing was registered." in done.stderr
+    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    fresh.assert_same(undisturbed, servers["B"])
+
+
+def flip(path, place):
+    with open(path, "r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 4]))
+
+
+def in_place_of(name):
+    return [
+        (name, os.mkfifo, "a FIFO"),
+        (name, os.mkdir, "a directory"),
+        (name, lambda path: os.symlink("/dev/null", path), "a symbolic link"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "kind"),
+    [
+        *in_place_of("lock"),
+        *in_place_of("state.sqlite"),
+        *in_place_of("index/labels.json"),
+        *in_place_of("index/labels.json.tmp"),
+        *in_place_of("index/local/clip/embeddings.npy"),
+    ],
+)
+def test_what_is_not_a_regular_file_is_said_to_be_that(
+    made, emulator_url, servers, name, make, kind
+):
+    path = made.work / name
+    path.parent.mkdir(parents=True)
+    (made.work / "lock").touch()
+    path.unlink(missing_ok=True)
+    make(path)
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 1
+    assert f"{path} is {kind}, not a regular file: remove it" in done.stderr
+
+
+def test_a_summary_that_cannot_be_printed_is_said_after_everything_is_done(
+    made, emulator_url, servers
+):
+    command = ["sh", "-c", '"$@" > /dev/full', "sh", *made.command()]
+    done = run(command, environment(emulator_url, servers["B"]))
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"Error: {made.name} is registered. Only the summary could not be printed (No space left "
+        "on device).\n"
+    )
+    assert made.registered(servers["B"])[1:] == (4, 2)
+
+
+def test_a_state_without_index_id_uploads_nothing(made, emulator_url, servers):
+    with FaultProxy(emulator_url) as proxy:
+        proxy.rules = [Rule(DOWNLOAD, "404")]
+        run_here(made.command(), environment(proxy.url, servers["B"]))
+    state = State(made.work / "state.sqlite")
+    state._db.execute("DELETE FROM options WHERE name = 'index_id'")
+    state.close()
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 1 and "its options do not match their checksum" in done.stderr
+    assert made.storage.contents(made.bucket) == {}
+
+
+def test_a_state_of_other_tables_is_one_sentence(made, emulator_url, servers):
+    made.work.mkdir(parents=True)
+    state = State(made.work / "state.sqlite")
+    state._db.execute("CREATE TABLE options (name TEXT, value TEXT)")
+    state.close()
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 1
+    assert f"The state in {made.work} is damaged (its tables have version 0" in done.stderr
+    remove_state(made.work / "state.sqlite")
+    shutil.rmtree(made.work)

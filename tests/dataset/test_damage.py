@@ -1,0 +1,119 @@
+"""A state whose bytes changed on the disk is found to be damaged, or nothing of it differs."""
+
+import random
+import shutil
+import sqlite3
+import uuid
+from pathlib import Path
+
+import click
+import pytest
+
+from common.files import disk_errors
+from dataset.rows import DamagedState, Outcome, State, index_id_on_disk
+from gcs import ListedObject
+
+INDEX_ID = str(uuid.UUID(int=2**127 + 5, version=4))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A state of 300 images, two thirds of them done or failed, and everything that is in it."""
+    state = State.create(tmp_path_factory.mktemp("sound") / "state.sqlite")
+    state.add(0, [ListedObject(f"t/{i:03}.jpg", 10 + i, 2**31 + i, 7) for i in range(250)])
+    state.add(1, [ListedObject(f"v/{i:03}.png", 20 + i, i, 8) for i in range(50)])
+    state.number_rows()
+    state.set_options({"dataset": "birds", "index_id": INDEX_ID, "bucket": "foragerml"})
+    state.record(Outcome(row, row % 1000, None, row * 7) for row in range(150))
+    state.record(Outcome(row, None, "truncated") for row in range(150, 200))
+    state._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    state.close()
+    return state.path
+
+
+def content(path):
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+        found = [
+            db.execute(f"SELECT * FROM {t} ORDER BY 1").fetchall() for t in ("options", "rows")
+        ]
+    db.close()
+    return found
+
+
+def damaged(sound, path, seed):
+    """A copy with some bytes changed at random places."""
+    shutil.copy(sound, path)
+    rng = random.Random(seed)
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.choice((1, 1, 3, 30))):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    path.write_bytes(data)
+
+
+def try_damage(sound, tmp_path, seed):
+    path = tmp_path / "state.sqlite"
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    damaged(sound, path, seed)
+    try:
+        with disk_errors(tmp_path):
+            state = State.open_checked(path)
+    except click.ClickException as error:
+        assert f"The state in {tmp_path} is damaged (" in error.message, seed
+        assert "What it uploaded stays in the index bucket; its index id " in error.message
+        return True
+    state.close()
+    assert content(path) == content(sound), seed
+    return False
+
+
+def test_damage_is_found_or_changes_nothing(sound, tmp_path):
+    found = sum(try_damage(sound, tmp_path, seed) for seed in range(60))
+    assert found > 30
+
+
+@pytest.mark.soak
+def test_damage_is_found_or_changes_nothing_500_times(sound, tmp_path):
+    for seed in range(1000, 1500):
+        try_damage(sound, tmp_path, seed)
+
+
+def test_a_sound_state_is_opened(sound, tmp_path):
+    path = Path(shutil.copy(sound, tmp_path))
+    state = State.open_checked(path)
+    assert state.counts()[0:1] == (300,) and state.index_id == INDEX_ID
+    state.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE options SET value = 'cats' WHERE name = 'dataset'", "options do not match"),
+        ("DELETE FROM options WHERE name = 'index_id'", "options do not match"),
+        ("UPDATE rows SET identifier = 'other' WHERE row = 7", "row 7 does not match"),
+        ("UPDATE rows SET imagenet_class = 5 WHERE row = 8", "row 8 does not match"),
+        ("UPDATE rows SET status = 1 WHERE row = 299", "row 299 does not match"),
+        ("UPDATE rows SET size = 'many' WHERE row = 9", "row 9 does not match"),
+        ("DELETE FROM rows WHERE row = 10", "299 rows, the last of them 299"),
+        ("DROP TABLE skipped", "its tables are not those of an ingest"),
+        ("PRAGMA user_version = 9", "its tables have version 9"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_index_id(sound, tmp_path, statement, said):
+    path = Path(shutil.copy(sound, tmp_path))
+    with sqlite3.connect(path) as db:
+        db.execute(statement)
+    db.close()
+    with pytest.raises(DamagedState, match=said):
+        State.open_checked(path)
+    if "index_id" not in statement:
+        with pytest.raises(DamagedState, match=f"its index id is {INDEX_ID}"):
+            State.open_checked(path)
+
+
+def test_the_index_id_is_read_from_a_file_that_is_no_database_any_more(sound, tmp_path):
+    path = tmp_path / "state.sqlite"
+    path.write_bytes(b"x" * 100 + sound.read_bytes()[100:])
+    assert index_id_on_disk(path) == INDEX_ID
+    path.write_bytes(b"")
+    assert index_id_on_disk(path) is None and index_id_on_disk(tmp_path / "none") is None
