@@ -33,9 +33,12 @@ ROWS_PER_QUERY = 1000
 VERSION = 2  # of the tables, as SQLite's user_version
 OPTIONS_CHECKSUM = "checksum"  # the option that holds the checksum over all others
 INDEX_ID_ON_DISK = re.compile(rb"index_id([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+# No table has an index beside it, in which damage would go unnoticed.
 SCHEMA = """
-CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE skipped (kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL);
+CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE skipped (
+    kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE listed (
     split INTEGER NOT NULL, object TEXT NOT NULL, identifier TEXT NOT NULL,
     size INTEGER NOT NULL, crc32c INTEGER NOT NULL, generation INTEGER NOT NULL
