@@ -22,6 +22,7 @@ from common.options import (
     default_decode_workers,
     shared_options,
 )
+from common.resources import raise_open_file_limit
 from common.signals import leave, until_interrupted
 from common.terminal import duration, printable, size
 from dataset.arrays import Arrays
@@ -176,6 +177,7 @@ async def ingest(request: Request, loader: ModelLoader) -> None:
     """
     start = time.monotonic()
     keep_freed_memory()
+    raise_open_file_limit()
     with work_directory(request.name, request.work_dir) as work, disk_errors(work.path), loader:
         plan = await make_plan(request, work, loader)
         if request.dry_run:

@@ -47,7 +47,7 @@ def shortage(error: BaseException) -> ShortageError | None:
 
 
 _ADVICE = {
-    errno.EMFILE: "This process may open {limit:,} files, too few: raise the limit with "
+    errno.EMFILE: "This process may have {limit:,} open: raise the limit, such as with "
     "`ulimit -n 65536`;",
     errno.ENFILE: "All programs on this machine together have too many files open: close some;",
     errno.ENOMEM: "There is not enough memory: free some, or lower --decode_workers;",

@@ -25,6 +25,7 @@ MAX_JPEG_SCANS = 500
 MAX_SCANNED_PIXELS = 4_000_000_000  # scans times pixels: some 5 s of one core
 SCAN_MARKER = b"\xff\xda"  # in compressed data, FF is always followed by 00 or by RST0 to RST7
 TALL = 2  # heights for a width, from which on Pillow may scale along the columns first
+Image.init()  # all plugins now: a plugin that cannot be opened later would make a good image bad
 Image.MAX_IMAGE_PIXELS = None  # the limits here are checked before any pixel is decoded
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Pixels of more than 8 megapixels in pieces so large that memory.py does not keep them when freed.
@@ -90,8 +91,6 @@ def decode(image: Image.Image) -> Image.Image:
             values = np.asarray(image).clip(0, 65_535)
             image = Image.fromarray((values >> 8).astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
-    except MemoryError as error:
-        raise BadImage("not enough memory to decode it") from error
     except Exception as error:  # Pillow's decoders raise what they meet: OSError, SyntaxError...
         raise BadImage(f"it cannot be decoded ({_reason(error)})") from error
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from common.memory import keep_freed_memory
+from common.resources import raise_open_file_limit, shortage
 from dataset.lists import thumbnail_name
 from dataset.rows import Row
 from engine import decode
@@ -57,6 +58,7 @@ class Preparation:
 
     async def __aenter__(self) -> Preparation:
         keep_freed_memory()
+        raise_open_file_limit()
         await self._objects.__aenter__()
         return self
 
@@ -76,7 +78,7 @@ class Preparation:
 
         Raises:
             BadImage, ObjectUnusable: the reason why this image cannot be embedded.
-            StorageError: the run cannot go on.
+            StorageError, ShortageError: the run cannot go on.
         """
         if row.listed.size > self._max_object_bytes:
             raise decode.BadImage(f"{row.listed.size / 1e9:,.1f} GB is too large for an image")
@@ -104,5 +106,14 @@ class Preparation:
         return [self._fetching.time(), self._decoding.time(), self._uploading.time()]
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Run Pillow or zlib outside the event loop: a hostile header can take seconds to read."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        """Run Pillow or zlib outside the event loop: a hostile header can take seconds to read.
+
+        Raises:
+            ShortageError: what failed is the process or the machine, not this image.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        except Exception as error:
+            if found := shortage(error):
+                raise found from error
+            raise

@@ -13,7 +13,7 @@ from forager.client import Forager
 from storage.async_client import AsyncStorage, ObjectUnusable
 from storage.uploads import upload_files
 from tests.fault_proxy import KINDS, FaultProxy, Rule
-from tests.harness import TRAIN, VAL, Emulated, environment, picture, run_here
+from tests.harness import TRAIN, VAL, Emulated, environment, picture, run, run_here
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 ARRAY, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
@@ -235,3 +235,18 @@ def test_lost_answer_is_settled_though_asking_fails_too(servers, emulator, make_
     with FaultProxy(servers["A"], rules=rules) as server:
         assert asyncio.run(create()) == DatasetInfo("some-id", 1, 0)
         assert len(server.requests(CREATE)) == 1
+
+
+@pytest.mark.parametrize("files", [20, 30])
+def test_too_few_open_files_stop_the_run_and_make_no_image_bad(
+    undisturbed, fresh, emulator_url, servers, files
+):
+    limited = ["bash", "-c", f'ulimit -n {files} && exec "$@"', "-"]
+    env = environment(emulator_url, servers["B"])
+    stopped = run([*limited, *fresh.command("--skip_bad_images")], env)
+    assert stopped.returncode == 1
+    assert f"Too many open files. This process may have {files} open" in stopped.stderr
+    assert "Failed: " not in stopped.stderr
+    done = run_here(fresh.command("--skip_bad_images"), env)
+    assert done.returncode == 0, done.stderr
+    assert fresh.left_behind() == undisturbed.left_behind()
