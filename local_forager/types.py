@@ -111,6 +111,7 @@ class ImageDetail(ImageSummary):
     bytes: int | None  # None, like width and height, if the image cannot be read; see problem
     width: int | None
     height: int | None
+    orientation: int  # EXIF: 1 is upright; the models and thumbnails ignore it
     problem: str  # why the image cannot be read, or ""
 
 

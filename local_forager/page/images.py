@@ -9,7 +9,13 @@ from aiohttp import web
 from common.names import identifier
 from local_forager.page.query import PageError, embedding_choice, number, row_in_path
 from local_forager.page.state import PAGE, View, index_of, view_of
-from local_forager.page.stored_images import FOREVER, ImageMissing, image_response, image_size
+from local_forager.page.stored_images import (
+    FOREVER,
+    ImageMissing,
+    decoding_problem,
+    image_facts,
+    image_response,
+)
 from local_forager.server.api import dataset_of
 from local_forager.server.database import Dataset
 from local_forager.types import ImageDetail, ImageList, ImageSummary, NeighbourList
@@ -51,12 +57,16 @@ async def image(request: web.Request) -> ImageDetail:
         "bytes": None,
         "width": None,
         "height": None,
+        "orientation": 1,
         "problem": "",
     }
     try:
         data = await request.app[PAGE].originals.get(bucket, view.index.names[row])
         detail["bytes"] = len(data)
-        detail["width"], detail["height"] = await asyncio.to_thread(image_size, data)
+        facts = await asyncio.to_thread(image_facts, data)
+        detail["width"], detail["height"], detail["orientation"] = facts
+        if view.index.failed[row]:
+            detail["problem"] = await asyncio.to_thread(decoding_problem, data)
     except (ImageMissing, ValueError) as error:
         detail["problem"] = str(error)
     return detail

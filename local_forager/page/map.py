@@ -11,6 +11,7 @@ from local_forager.page.rows import WAIT, array_response
 from local_forager.page.state import PAGE, view_of
 from local_forager.types import Working
 
+MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 UMAP_MISSING = "Install umap-learn beside local_forager for a UMAP layout."
 
 
@@ -37,8 +38,14 @@ async def column(request: web.Request) -> web.Response:
         values[: view.index.num_train] = 0
     elif kind == "class":
         values[:] = view.index.classes
+    elif kind == "category":
+        modes = view.table.rows.get(request.query.get("category", ""), {})
+        for mode, rows in modes.items():
+            values[rows] = MODES.index(mode) if mode in MODES else len(MODES)
     else:
         positive = view.table.positive()
-        for place, category in reversed(list(enumerate(sorted(view.table.rows)))):
-            values[positive.get(category, [])] = place
+        places = {category: place for place, category in enumerate(sorted(view.table.rows))}
+        # The commonest first: the rarest label of an image, which says most about it, counts.
+        for category in sorted(positive, key=lambda category: -len(positive[category])):
+            values[positive[category]] = places[category]
     return array_response(values)

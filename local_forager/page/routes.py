@@ -11,7 +11,7 @@ from local_forager.page.datasets import dataset_page, datasets, health
 from local_forager.page.images import cover, image, images, neighbours, original, thumbnail
 from local_forager.page.map import column, map_points
 from local_forager.page.query import PageError
-from local_forager.page.rows import rows
+from local_forager.page.rows import distances, rows
 from local_forager.page.state import PAGE, Page
 from local_forager.page.stored_images import ImageMissing
 from local_forager.server.api import SLUG
@@ -74,11 +74,12 @@ def add_page(app: web.Application, page: Page) -> None:
         "/page/datasets": datasets,
         f"{name}/dataset": dataset_page,
         f"{name}/rows": rows,
+        f"{name}/distances": distances,
         f"{name}/images": images,
         f"{name}/image/{row}": image,
         f"{name}/neighbours/{row}": neighbours,
         f"{name}/map": map_points,
-        f"{name}/column/{{column:split|class|label}}": column,
+        f"{name}/column/{{column:split|class|label|category}}": column,
         f"{name}/health": health,
         f"{name}/thumbnail/{row}": thumbnail,
         f"{name}/original/{row}": original,

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from typing import NamedTuple
 
 import numpy as np
 from aiohttp import web
 
 from local_forager.analysis.health import TITLES, Health
-from local_forager.analysis.health_checks import Groups
+from local_forager.analysis.health_checks import BLOCK_ROWS, Groups
+from local_forager.analysis.vectors import Vectors
 from local_forager.page.query import choice, embedding_choice, number
 from local_forager.page.state import PAGE, View, view_of
 from local_forager.types import Working
@@ -67,23 +69,69 @@ async def finding(request: web.Request, view: View, name: str) -> Groups | None:
         await asyncio.sleep(POLL)
 
 
-async def rows(request: web.Request) -> web.Response | Working:
-    """The rows of a view: int32, little-endian; the first row of each group is sent as -1 - row."""
-    view = await view_of(request)
+class Listing(NamedTuple):
+    """The images of a view in the order in which it shows them."""
+
+    rows: np.ndarray  # int64
+    leads: np.ndarray  # bool: the first image shown of a group
+    distances: np.ndarray | None  # float32 to what the view compares with; None if it does not
+
+
+async def listing(request: web.Request, view: View) -> Listing | None:
+    """The images that the request asks for; None while a health check is still running."""
     chosen = chosen_rows(request, view)
     name = choice(request, "set", ("", *TITLES))
     if name:
         groups = await finding(request, view, name)
         if groups is None:
-            return {"working": "The images are being compared."}
-        found: list[int] = []
-        for group in groups:
-            left = [row for row in group if chosen[row]]
-            found += [-1 - row if len(group) > 1 and row == left[0] else row for row in left]
-        return array_response(np.array(found, "<i4"))
+            return None
+        vectors = view.index.embeddings[embedding_choice(request)]
+        return await request.app[PAGE].compute(grouped, groups, chosen, vectors)
     cosine = await likeness(request, view)
     order = np.flatnonzero(chosen)
-    if cosine is not None:
-        order = order[~view.index.failed[order]]
-        order = order[np.argsort(-cosine[order], kind="stable")]
-    return array_response(order.astype("<i4"))
+    if cosine is None:
+        return Listing(order, np.zeros(len(order), bool), None)
+    order = order[~view.index.failed[order]]
+    order = order[np.argsort(-cosine[order], kind="stable")]
+    return Listing(order, np.zeros(len(order), bool), np.maximum(1 - cosine[order], 0))
+
+
+def grouped(groups: Groups, chosen: np.ndarray, vectors: Vectors) -> Listing:
+    """The chosen images of each group; distances are to the first one of the group."""
+    left = [[row for row in group if chosen[row]] for group in groups]
+    rows = np.array([row for group in left for row in group], np.int64)
+    firsts = np.array([group[0] for group in left for _ in group], np.int64)
+    leads = np.array(
+        [
+            len(group) > 1 and row == kept[0]
+            for group, kept in zip(groups, left, strict=True)
+            for row in kept
+        ],
+        bool,
+    )
+    if not leads.any():
+        return Listing(rows, leads, None)
+    distances = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        pairs = vectors.array[rows[part]], vectors.array[firsts[part]]
+        distances[part] = 1 - np.einsum("ij,ij->i", *pairs)
+    distances[rows == firsts] = 0
+    return Listing(rows, leads, np.maximum(distances, 0))
+
+
+async def rows(request: web.Request) -> web.Response | Working:
+    """The rows of a view: int32; the first row of a group of two or more is sent as -1 - row."""
+    found = await listing(request, await view_of(request))
+    if found is None:
+        return {"working": "The images are being compared."}
+    return array_response(np.where(found.leads, -1 - found.rows, found.rows).astype("<i4"))
+
+
+async def distances(request: web.Request) -> web.Response | Working:
+    """The distance of each row of a view: float32, in the order of `rows`; empty if it has none."""
+    found = await listing(request, await view_of(request))
+    if found is None:
+        return {"working": "The images are being compared."}
+    none = np.zeros(0, np.float32)
+    return array_response((none if found.distances is None else found.distances).astype("<f4"))

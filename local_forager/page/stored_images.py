@@ -5,9 +5,10 @@ import io
 import os
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 from aiohttp import web
-from PIL import Image
+from PIL import ExifTags, Image
 
 import gcs
 from local_forager.server.buckets import Buckets
@@ -100,15 +101,35 @@ def content_type(data: bytes) -> str:
     return "application/octet-stream"
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, from the header; ValueError if this is no readable image."""
+class ImageFacts(NamedTuple):
+    width: int  # pixels, before any rotation
+    height: int
+    orientation: int  # EXIF, 1 to 8; 1 is upright
+
+
+def image_facts(data: bytes) -> ImageFacts:
+    """What the header says; ValueError if this is no readable image."""
+    if not data:
+        raise ValueError("The object is empty.")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.size
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            known = isinstance(orientation, int) and 1 <= orientation <= 8
+            return ImageFacts(*image.size, orientation if known else 1)
     except Image.DecompressionBombError as error:
         raise ValueError("It has more than 179 million pixels, Pillow's limit.") from error
     except Exception as error:  # Pillow raises many types for damaged files
         raise ValueError("It is not a readable image.") from error
+
+
+def decoding_problem(data: bytes) -> str:
+    """Why the image cannot be decoded, in one sentence."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
+    except Exception as error:  # Pillow raises many types for damaged files
+        return f"It cannot be decoded: {error}."
+    return "It can be decoded now. Perhaps it has been replaced since the ingest."
 
 
 def image_response(data: bytes, cache: str) -> web.Response:

@@ -8,6 +8,7 @@ import { Health } from "./health.js";
 import { home } from "./home.js";
 import { PointMap } from "./map.js";
 import { Rows } from "./rows.js";
+import { watchShortcuts } from "./shortcuts.js";
 import { changed, current, onChange, onLink } from "./state.js";
 
 const POLL = 3000; // milliseconds between checks for new labels
@@ -47,7 +48,7 @@ class Session {
     }
     this.rows = new Rows(this);
     main.replaceChildren(h("div", { class: "workspace" }, this.filters.element, this.stage));
-    await this.show(current(), null);
+    await this.show(current(), { scroll: null, back: false });
     this.ready = true;
     this.watch();
   }
@@ -62,15 +63,17 @@ class Session {
         if (info.version === this.info.version) continue;
         this.info = info;
         this.rows.clear();
-        await this.show(current(), null);
+        await this.show(current(), { scroll: null, back: false });
       } catch (error) {
         if (!(error instanceof Problem)) return;
       }
     }
   }
 
-  async show(state, scroll) {
+  async show(asked, how) {
+    const state = this.possible(asked);
     const kind = own(VIEWS, state.view) ? state.view : "grid";
+    await this.nameQuery(state);
     this.filters.show(this.info, state);
     showTabs(kind);
     if (kind !== this.kind) {
@@ -80,8 +83,22 @@ class Session {
       this.kind = kind;
       this.stage.replaceChildren(this.view.element);
     }
-    await this.view.show(state, scroll);
+    await this.view.show(state, how);
     await showDetail(this, state);
+  }
+
+  // A shared address may search by text where this server cannot: show the images all the same.
+  possible(state) {
+    const { available, reason } = this.info.text_search;
+    if (!state.text || available) return state;
+    return { ...state, text: null, note: `They are not sorted by the text “${state.text}”. ${reason}` };
+  }
+
+  // The chip of a sort by similarity names the image, so it must be known before it is shown.
+  async nameQuery(state) {
+    if (state.like !== null && /^\d{1,9}$/.test(state.like)) {
+      await this.rows.learn([Number(state.like)], () => {});
+    }
   }
 
   end() {
@@ -127,20 +144,20 @@ function showTabs(kind) {
 let shows = 0;
 
 // Shows a state of the page; main is aria-busy until all of it is there.
-async function show(state, before, scroll) {
+async function show(state, how) {
   const turn = (shows += 1);
   main.ariaBusy = "true";
   try {
-    await showNow(state, scroll);
+    await showNow(state, how);
   } finally {
     if (turn === shows) main.ariaBusy = "false";
   }
 }
 
-async function showNow(state, scroll) {
+async function showNow(state, how) {
   try {
     if (session?.ready && session.name === state.name) {
-      await session.show(state, scroll);
+      await session.show(state, how);
       return;
     }
     session?.end();
@@ -163,5 +180,6 @@ async function showNow(state, scroll) {
 }
 
 document.querySelector("[data-home]").addEventListener("click", onLink);
+watchShortcuts();
 onChange(show);
-show(current(), null, null);
+show(current(), { scroll: null, back: false });

@@ -3,12 +3,12 @@
 import {
   basename, bytes, count, embeddingOf, h, labelText, modeKind, Problem, splitName,
 } from "./dom.js";
-import { changed, go, onLink } from "./state.js";
+import { changed, closeImage, go, onLink } from "./state.js";
 
 const COUNT = 24; // neighbours shown
 const dialog = document.getElementById("detail");
 let shown = null; // what the dialog shows, as text
-let returnFocus = null;
+let lastRow = null; // the row it showed last
 
 dialog.addEventListener("cancel", (event) => { event.preventDefault(); close(); });
 dialog.addEventListener("click", (event) => { if (event.target === dialog) close(); });
@@ -19,7 +19,7 @@ dialog.addEventListener("keydown", (event) => {
   dialog.querySelector(step < 0 ? "[data-previous]" : "[data-next]")?.click();
 });
 
-const close = () => go({ image: null });
+const close = closeImage;
 
 export async function showDetail(session, state) {
   if (state.image === null) {
@@ -27,7 +27,7 @@ export async function showDetail(session, state) {
     if (dialog.open) {
       dialog.close();
       dialog.replaceChildren();
-      returnFocus?.focus?.({ preventScroll: true });
+      session.view.focusRow?.(lastRow);
     }
     return;
   }
@@ -47,30 +47,34 @@ export async function showDetail(session, state) {
     rows = selected.rows;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    if (shown === key) open(h("div", { class: "facts" }, heading("No such image"), h("p", {}, error.message)));
+    if (shown === key) {
+      open("message", h("div", { class: "facts" }, heading("No such image"), h("p", {}, error.message),
+        h("p", {}, h("button", { type: "button", onclick: close }, "Back to the images"))));
+    }
     return;
   }
   if (shown !== key) return;
   const place = rows.indexOf(image.row);
   const near = h("div", { class: "near" });
   const size = h("dd", { class: "quiet" }, "…");
-  open(picture(session, image),
+  lastRow = image.row;
+  const figure = picture(session, image);
+  const problem = h("dd", { class: "warning" }, "It failed at ingest: no vectors and no thumbnail.");
+  open("sheet", figure.element,
     h("div", { class: "facts" },
-      heading(basename(image.name)), steps(rows, place), facts(session, image, size), labels(image),
-      neighbourhood(session, image, by, near)));
-  measure(session, image, size);
+      heading(basename(image.name)), steps(rows, place), facts(session, image, size, problem),
+      labels(image), neighbourhood(session, image, by, near)));
+  measure(session, image, size, problem, figure);
   if (!image.failed) await neighbours(session, image, by, near, key);
 }
 
-function open(...content) {
+function open(kind, ...content) {
   const focus = dialog.open && dialog.contains(document.activeElement)
     ? document.activeElement.getAttribute("data-focus") : null;
-  dialog.replaceChildren(h("div", { class: "sheet" }, ...content));
+  dialog.replaceChildren(h("div", { class: kind }, ...content));
+  dialog.classList.toggle("small", kind === "message");
   dialog.scrollTop = 0;
-  if (!dialog.open) {
-    returnFocus = document.activeElement;
-    dialog.showModal();
-  }
+  if (!dialog.open) dialog.showModal();
   const target = focus && dialog.querySelector(`[data-focus="${CSS.escape(focus)}"]`);
   (target ?? dialog.querySelector("[data-focus=close]")).focus({ preventScroll: true });
 }
@@ -98,23 +102,34 @@ function steps(rows, place) {
       : h("span", { class: "button off" }, "Next ›"));
 }
 
+// The thumbnail at once, the original in its place when it has come; or why it cannot be shown.
 function picture(session, image) {
-  const full = h("img", {
-    class: "full", alt: basename(image.name), src: session.rows.original(image.row),
+  const caption = h("figcaption", { class: "quiet", role: "status" }, "Loading the original…");
+  const name = basename(image.name);
+  const full = h("img", { class: "full", alt: name, src: session.rows.original(image.row) });
+  const small = h("img", { class: "full preview", alt: "", src: session.rows.thumbnail(image.row) });
+  const frame = h("div", { class: "frame" });
+  if (!image.failed) {
+    small.addEventListener("load", () => { if (!frame.childElementCount) frame.append(small); });
+  }
+  full.addEventListener("load", () => {
+    frame.replaceChildren(full);
+    caption.hidden = true;
   });
-  const figure = h("figure", { class: "picture" }, full);
-  full.addEventListener("load", () => figure.classList.add("here"));
-  full.addEventListener("error", () => {
-    const small = h("img", { class: "full", alt: basename(image.name), src: session.rows.thumbnail(image.row) });
-    small.addEventListener("load", () => figure.classList.add("here"));
-    small.addEventListener("error", () => small.replaceWith(
-      h("p", { class: "quiet" }, "This image cannot be shown.")));
-    full.replaceWith(small);
-  });
-  return figure;
+  let reason = "";
+  const fail = (why) => {
+    reason ||= why;
+    if (full.isConnected) return;
+    small.alt = name;
+    const shown = small.isConnected ? "This is the thumbnail. The original cannot be shown"
+      : "This image cannot be shown";
+    caption.textContent = reason ? `${shown}. ${reason}` : `${shown}.`;
+  };
+  full.addEventListener("error", () => fail(""));
+  return { element: h("figure", { class: "picture" }, frame, caption), fail };
 }
 
-function facts(session, image, size) {
+function facts(session, image, size, problem) {
   const fact = (name, ...value) => [h("dt", {}, name), h("dd", {}, ...value)];
   const { train_path: train } = session.info;
   const number = image.imagenet_class;
@@ -125,17 +140,21 @@ function facts(session, image, size) {
     fact("ImageNet class", number === null ? "none" : h("a", {
       href: changed({ image: null, class: number, view: null }), onclick: onLink,
     }, String(number))),
-    image.failed ? fact("Problem", "It failed at ingest: no vectors and no thumbnail.") : []);
+    image.failed ? [h("dt", {}, "Problem"), problem] : []);
 }
 
 // Shows width, height and bytes. The server first downloads the image, which can take a while.
-async function measure(session, image, size) {
+async function measure(session, image, size, problem, figure) {
   try {
     const detail = await session.ask(`image/${image.row}`);
     const text = [detail.width ? `${count(detail.width)} × ${count(detail.height)} pixels` : null,
-      detail.bytes !== null ? bytes(detail.bytes) : null, detail.problem].filter(Boolean).join(" · ");
-    size.replaceChildren(text);
-    size.className = detail.problem ? "warning" : "";
+      detail.bytes !== null ? bytes(detail.bytes) : null].filter(Boolean).join(" · ");
+    const turned = detail.orientation === 1 ? null : h("p", { class: "quiet" },
+      "The file asks viewers to turn it. It is shown as the models see it.");
+    size.replaceChildren(text || "unknown", ...(turned ? [turned] : []));
+    size.className = "";
+    if (image.failed) problem.textContent = `It failed at ingest. ${detail.problem}`;
+    if (detail.problem) figure.fail(detail.problem);
   } catch (error) {
     if (!(error instanceof Problem)) return;
     size.replaceChildren(error.message);

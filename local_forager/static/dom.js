@@ -8,7 +8,7 @@ export function h(tag, properties = {}, ...children) {
     else if (name in element && name !== "list" && typeof value !== "string") element[name] = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
@@ -57,6 +57,23 @@ export async function askArray(Type, path, parameters = {}, signal = undefined) 
 }
 
 export const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
+// Text that the browser keeps for this server; null where it keeps nothing.
+export function kept(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+export function keep(name, text) {
+  try {
+    localStorage.setItem(name, text);
+  } catch {
+    // Without storage, the choice lasts until the page is closed.
+  }
+}
 
 // An object's own property. The name may be anything, such as "constructor".
 export const own = (object, name) => (Object.hasOwn(object, name ?? "") ? object[name] : undefined);

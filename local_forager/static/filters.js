@@ -1,6 +1,6 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
-import { count, h, modeKind, modeName, plural, splitName } from "./dom.js";
+import { basename, count, h, modeKind, modeName, plural, splitName } from "./dom.js";
 import { changed, go, onLink } from "./state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
@@ -124,7 +124,8 @@ const withOptions = (text) => text.split(/(--\w+)/).map((part) =>
   (part.startsWith("--") ? h("code", { class: "whole" }, part) : part));
 
 // How many images are shown, and each filter with a link that removes it.
-export function summary(info, state, shown) {
+export function summary(session, state, shown) {
+  const { info } = session;
   const chips = [];
   const chip = (text, changes) => chips.push(h("a", {
     class: "chip", href: changed({ image: null, ...changes }), onclick: onLink,
@@ -141,10 +142,14 @@ export function summary(info, state, shown) {
     chip(info.sets.find(({ set }) => set === state.set)?.title ?? state.set, { set: null });
   }
   if (state.text) chip(`by text: ${state.text}`, { text: null });
-  if (state.like !== null) chip(`by similarity to image ${count(Number(state.like))}`, { like: null });
+  if (state.like !== null) {
+    const known = session.rows.known(Number(state.like));
+    chip(`by similarity to ${known ? basename(known.name) : state.like}`, { like: null });
+  }
   return h("div", { class: "summary" },
     h("p", { role: "status", class: "total" }, shown === info.rows ? plural(shown, "image")
       : `${count(shown)} of ${plural(info.rows, "image")}`),
     ...chips,
-    ...info.warnings.map((warning) => h("p", { class: "warning", role: "alert" }, warning)));
+    ...[...info.warnings, ...(state.note ? [state.note] : [])].map((warning) =>
+      h("p", { class: "warning", role: "alert" }, withOptions(warning))));
 }

@@ -1,6 +1,6 @@
 // The grid of thumbnails. Only the tiles on the screen exist, whatever the number of images.
 
-import { basename, h, labelText, modeKind, own, splitName } from "./dom.js";
+import { basename, h, kept, keep, labelText, modeKind, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
 import { changed, onLink } from "./state.js";
 
@@ -12,7 +12,7 @@ const FAST = 3; // pixels per millisecond; nothing is requested while scrolling 
 const SETTLE = 90; // milliseconds after the last scroll event until everything is requested
 const MARKS = 4; // dots per image, one per label
 
-let size = "medium";
+const SIZE = "forager-thumbnail-size"; // where the browser keeps the chosen size
 
 export class Grid {
   constructor(session) {
@@ -22,6 +22,8 @@ export class Grid {
     this.none = h("p", { class: "note", hidden: true });
     this.element = h("div", {}, this.head, this.none, this.list);
     this.tiles = [];
+    this.size = own(SIZES, kept(SIZE)) ? kept(SIZE) : "medium";
+    this.distances = null;
     this.rows = new Int32Array();
     this.groups = null;
     this.focus = 0;
@@ -41,29 +43,31 @@ export class Grid {
     clearTimeout(this.settling);
   }
 
-  async show(state, scroll) {
+  async show(state, { scroll }) {
     const before = this.rows;
-    const { rows, groups } = await this.session.rows.select(state);
+    const { rows, groups, distances } = await this.session.rows.select(state);
     this.rows = rows;
     this.groups = groups;
-    this.head.replaceChildren(summary(this.session.info, state, rows.length), sizes(this));
+    this.distances = distances;
+    this.head.replaceChildren(summary(this.session, state, rows.length), this.sizes());
     this.none.hidden = rows.length > 0;
     this.none.textContent = this.session.info.rows
       ? "No image fits these filters." : "This dataset has no images.";
     if (before !== rows) {
-      this.focus = 0;
+      this.focus = before.length ? 0 : Math.max(0, rows.indexOf(this.session.lastRow ?? -1));
       for (const tile of this.tiles) tile.row = -1;
     }
     this.layout();
     if (scroll !== null) scrollTo(0, scroll);
     else if (before !== rows && before.length) scrollTo(0, 0);
+    else if (this.focus) this.reveal(this.focus); // back from another view
     this.update(true);
   }
 
   layout() {
     const width = this.list.clientWidth;
     if (!width) return;
-    const least = Math.min(SIZES[size], (width - 2 * GAP) / 3);
+    const least = Math.min(SIZES[this.size], (width - 2 * GAP) / 3);
     this.columns = Math.max(1, Math.floor((width + GAP) / (least + GAP)));
     this.tile = (width - GAP * (this.columns - 1)) / this.columns;
     this.step = this.tile + GAP;
@@ -101,7 +105,10 @@ export class Grid {
     const first = Math.max(0, Math.floor((top - OVERSCAN) / this.step) * this.columns);
     const last = Math.min(this.rows.length,
       Math.ceil((top + innerHeight + OVERSCAN) / this.step) * this.columns);
-    this.fit(last - first);
+    // As many tiles as any scroll position needs: with more later, the focused tile would become
+    // another image's.
+    const lines = Math.ceil((innerHeight + 2 * OVERSCAN) / this.step) + 1;
+    this.fit(Math.min(this.rows.length, lines * this.columns));
     const pool = this.tiles.length;
     for (let place = first; place < last; place += 1) {
       this.put(this.tiles[place % pool], place, offset, fetchAll);
@@ -125,7 +132,10 @@ export class Grid {
     while (this.tiles.length < needed) {
       const tile = makeTile();
       tile.link.addEventListener("click", onLink);
-      tile.link.addEventListener("focus", () => { this.focus = tile.place; });
+      tile.link.addEventListener("focus", () => {
+        this.focus = tile.place;
+        this.session.lastRow = tile.row;
+      });
       this.tiles.push(tile);
       this.list.append(tile.item);
       for (const other of this.tiles) other.place = -1; // place modulo pool has changed
@@ -179,6 +189,15 @@ export class Grid {
     const starts = group && this.groups[place - 1] !== group;
     tile.badge.textContent = starts ? `Group ${group}` : "";
     tile.badge.hidden = !starts;
+    const distance = this.distances && !starts ? this.distances[place] : null;
+    tile.far.hidden = distance === null;
+    tile.far.textContent = distance === null ? "" : distance.toFixed(3);
+  }
+
+  // Focuses the tile of a row, scrolled into view; nothing if the view does not have it.
+  focusRow(row) {
+    const place = this.rows.indexOf(row);
+    if (place >= 0) this.focusOn(place);
   }
 
   learn(first, last) {
@@ -190,6 +209,23 @@ export class Grid {
     for (const tile of this.tiles) {
       if (!tile.hidden) describe(tile, this.session.rows.known(tile.row));
     }
+  }
+
+  sizes() {
+    const choose = (name) => {
+      this.size = name;
+      keep(SIZE, name);
+      this.layout();
+      this.update(true);
+    };
+    return h("fieldset", { class: "segments" },
+      h("legend", { class: "hidden" }, "Size of the thumbnails"),
+      Object.keys(SIZES).map((name) => h("label", {},
+        h("input", {
+          type: "radio", name: "size", value: name, checked: name === this.size,
+          onchange: () => choose(name),
+        }),
+        h("span", {}, name))));
   }
 
   onKey(event) {
@@ -204,8 +240,8 @@ export class Grid {
     this.focusOn(place);
   }
 
-  focusOn(place) {
-    this.focus = place;
+  // Scrolls as far as needed to have a place on the screen.
+  reveal(place) {
     const y = Math.floor(place / this.columns) * this.step;
     const { above, offset } = this.position();
     const edge = 90; // pixels for the header
@@ -217,6 +253,11 @@ export class Grid {
       const target = from < edge ? y - edge : y + this.step + GAP - innerHeight;
       scrollTo(0, start + target / scale);
     }
+  }
+
+  focusOn(place) {
+    this.focus = place;
+    this.reveal(place);
     for (const tile of this.tiles) tile.link.tabIndex = -1;
     this.update(true);
     const tile = this.tiles.find((other) => other.place === place && !other.hidden);
@@ -232,9 +273,10 @@ function makeTile() {
   const badge = h("span", { class: "badge", hidden: true });
   const dots = h("span", { class: "dots", "aria-hidden": "true" });
   const text = h("span", { class: "tile-text" });
-  const link = h("a", { class: "tile" }, image, text, dots, badge);
+  const far = h("span", { class: "badge far", hidden: true, title: "Distance" });
+  const link = h("a", { class: "tile" }, image, text, dots, badge, far);
   const item = h("li", { class: "cell" }, link);
-  const tile = { item, link, image, badge, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
+  const tile = { item, link, image, badge, far, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
   image.addEventListener("load", () => link.classList.add("here"));
   image.addEventListener("error", () => {
     if (!image.getAttribute("src")) return;
@@ -262,15 +304,4 @@ function describe(tile, known) {
   tile.image.alt = about;
   tile.link.title = about;
   if (known?.failed) tile.image.removeAttribute("src");
-}
-
-function sizes(grid) {
-  return h("fieldset", { class: "segments" },
-    h("legend", { class: "hidden" }, "Size of the thumbnails"),
-    Object.keys(SIZES).map((name) => h("label", {},
-      h("input", {
-        type: "radio", name: "size", value: name, checked: name === size,
-        onchange: () => { size = name; grid.layout(); grid.update(true); },
-      }),
-      h("span", {}, name))));
 }

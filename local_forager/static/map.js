@@ -1,23 +1,18 @@
 // The map: a point per image; similar images are close together.
 
-import { askArray, basename, count, embeddingOf, h, labelText, own, splitName } from "./dom.js";
+import { askArray, basename, embeddingOf, h, labelText, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
+import { chosenColor, colorChoices, columnColors, css, dark, legend, pixel } from "./colors.js";
 import { FEW, Pictures } from "./pictures.js";
 import { pointIndex } from "./points.js";
 import { disc, drawingOrder, scatter, scatterSmooth } from "./scatter.js";
-import { go } from "./state.js";
+import { go, note } from "./state.js";
 
-const COLORS = { split: "split", label: "label", class: "ImageNet class" };
-const LIGHT = ["#2f6f4f", "#d1603d", "#3f6fc4", "#c29211", "#8b53ad", "#1f9aa0", "#b53b74", "#6f7f1f",
-  "#8f5a34", "#50607f"];
-const DARK = ["#6fcf9b", "#f08b68", "#7fa8f5", "#e6bd4f", "#c092e0", "#5ccfd3", "#ee7fae", "#b6c95a",
-  "#cf9a72", "#9fb0d4"];
-const LEGEND = 10; // entries
+const NOTE_AFTER = 300; // milliseconds after the last move until the address has the place
 const NEAR = 14; // CSS pixels; a point within this distance counts as under the pointer
+const LEAST_ZOOM = 0.5;
 const MAX_ZOOM = 400;
 const SMOOTH = 6000; // points; up to here they have smooth edges and are slightly transparent
-const dark = matchMedia("(prefers-color-scheme: dark)");
-
 export class PointMap {
   constructor(session) {
     this.session = session;
@@ -39,6 +34,7 @@ export class PointMap {
     this.element = h("div", { class: "map" }, this.head, this.controls, this.box, this.legend);
     this.center = [0, 0];
     this.zoom = 1;
+    this.pointer = null; // where the mouse is, for the tooltip
     this.pointers = new Map();
     this.hovered = -1;
     this.pictures = new Pictures((row) => session.rows.thumbnail(row), () => this.request());
@@ -51,7 +47,7 @@ export class PointMap {
     on("pointermove", this.onMove);
     on("pointerup", this.onUp);
     on("pointercancel", this.onUp);
-    on("pointerleave", () => this.hover(-1));
+    on("pointerleave", () => { this.pointer = null; this.hover(-1); });
     on("keydown", this.onKey);
     on("focus", this.request);
     on("blur", this.request);
@@ -66,14 +62,39 @@ export class PointMap {
     this.observer.disconnect();
     dark.removeEventListener("change", this.onTheme);
     cancelAnimationFrame(this.frame);
+    clearTimeout(this.noting);
+    this.session.mapPlace = this.place();
   }
 
-  async show(state) {
+  // Centre and zoom as the address has them: "x,y,zoom"; null for the whole map.
+  place() {
+    if (this.zoom === 1 && this.center[0] === 0 && this.center[1] === 0) return null;
+    return [...this.center, this.zoom].map((number) => Number(number.toFixed(4))).join(",");
+  }
+
+  goTo(place) {
+    const [x, y, zoom] = (place ?? "").split(",").map(Number);
+    const valid = Number.isFinite(x) && Number.isFinite(y) && zoom > 0;
+    this.center = valid ? [x, y] : [0, 0];
+    this.zoom = valid ? Math.max(LEAST_ZOOM, Math.min(MAX_ZOOM, zoom)) : 1;
+    this.request();
+  }
+
+  moved() {
+    this.hover(this.pointer ? this.nearest(...this.pointer) : -1);
+    this.request();
+    clearTimeout(this.noting);
+    this.noting = setTimeout(() => note({ at: this.place() }), NOTE_AFTER);
+  }
+
+  async show(state, { back }) {
     const { name, ended, info, rows } = this.session;
+    if (!this.state) this.goTo(state.at ?? this.session.mapPlace);
+    else if (back) this.goTo(state.at);
     this.state = state;
     const by = embeddingOf(info, state);
     const method = state.method === "umap" && info.umap.available ? "umap" : "pca";
-    const color = own(COLORS, state.color) ? state.color : "split";
+    const { color, kind, category } = chosenColor(state.color, info.categories);
     this.by = by;
     this.withPictures = state.pictures !== "no";
     this.drawControls(by, method, color);
@@ -83,14 +104,13 @@ export class PointMap {
       this.key = `${by} ${method}`;
       this.points = points;
       this.index = pointIndex(points);
-      this.all();
     }
     const [column, selected] = await Promise.all([
-      askArray(Int32Array, `/page/${name}/column/${color}`, {}, ended.signal),
+      askArray(Int32Array, `/page/${name}/column/${kind}`, { category }, ended.signal),
       rows.select(state),
     ]);
-    this.head.replaceChildren(summary(info, state, selected.rows.length));
-    this.color = color;
+    this.head.replaceChildren(summary(this.session, state, selected.rows.length));
+    this.color = kind;
     this.column = column;
     this.chosen = new Uint8Array(column.length);
     for (const row of selected.rows) this.chosen[row] = 1;
@@ -106,7 +126,7 @@ export class PointMap {
     }, title))));
     const focused = this.controls.contains(document.activeElement) ? document.activeElement.id : null;
     this.controls.replaceChildren(
-      select("map-color", "Colour by", COLORS, color, (value) =>
+      select("map-color", "Colour by", colorChoices(this.session.info.categories), color, (value) =>
         go({ color: value === "split" ? null : value }, { replace: true })),
       select("map-by", "Embedding", Object.fromEntries(this.session.info.embeddings.map((one) => [one.by, one.by])), by,
         (value) => go({ by: value === "clip" ? null : value }, { replace: true })),
@@ -125,53 +145,23 @@ export class PointMap {
   // Computes a 32-bit pixel per point, and the drawing order: chosen images last.
   paint() {
     if (!this.column) return;
-    const palette = dark.matches ? DARK : LIGHT;
-    const faint = pixel(dark.matches ? "#39413c" : "#d9d8d0");
     this.paper = pixel(getComputedStyle(this.box).backgroundColor);
-    const plain = pixel(dark.matches ? "#77817a" : "#a3a69e");
-    const colors = new Map();
+    const faint = pixel(dark.matches ? "#39413c" : "#d9d8d0");
+    const { colors, others } = columnColors(this.column, this.color);
     const counts = new Map();
-    const categories = this.session.info.categories.length;
-    const colorOf = (value) => {
-      if (this.color === "class") return value < 0 ? plain : pixel(classColor(value));
-      if (value < 0 || (this.color === "label" && categories > palette.length && value >= palette.length)) {
-        return plain;
-      }
-      return pixel(palette[value % palette.length]);
-    };
     const total = this.column.length;
     this.pixels = new Uint32Array(total);
     for (let row = 0; row < total; row += 1) {
       const value = this.column[row];
-      let color = colors.get(value);
-      if (color === undefined) colors.set(value, (color = colorOf(value)));
-      this.pixels[row] = this.chosen[row] ? color : faint;
+      this.pixels[row] = this.chosen[row] ? colors.get(value) : faint;
       if (this.chosen[row] && !Number.isNaN(this.points[2 * row])) {
         counts.set(value, (counts.get(value) ?? 0) + 1);
       }
     }
     this.order = drawingOrder(this.points, this.chosen);
-    this.drawLegend(counts, colors);
-    this.request();
-  }
-
-  drawLegend(counts, colors) {
     const { categories } = this.session.info;
-    const title = (value) => ({
-      split: () => splitName(value ? "val" : "train"),
-      label: () => (value < 0 ? "no positive label" : categories[value]?.category ?? ""),
-      class: () => (value < 0 ? "no class" : `class ${value}`),
-    }[this.color]());
-    const entries = [...counts].sort((one, other) => other[1] - one[1]);
-    const items = entries.slice(0, LEGEND).map(([value, number]) => {
-      const swatch = h("span", { class: "swatch" });
-      swatch.style.background = css(colors.get(value));
-      return h("li", {}, swatch, h("bdi", {}, title(value)), h("span", { class: "number" }, count(number)));
-    });
-    if (entries.length > LEGEND) {
-      items.push(h("li", { class: "quiet" }, `and ${count(entries.length - LEGEND)} more`));
-    }
-    this.legend.replaceChildren(...items);
+    this.legend.replaceChildren(...legend(this.color, categories, counts, colors, others));
+    this.request();
   }
 
   resize() {
@@ -192,9 +182,8 @@ export class PointMap {
   }
 
   all() {
-    this.center = [0, 0];
-    this.zoom = 1;
-    this.request();
+    this.goTo(null);
+    this.moved();
   }
 
   request() {
@@ -286,16 +275,16 @@ export class PointMap {
 
   zoomBy(factor, x = this.width / 2, y = this.height / 2) {
     const before = this.toMap(x, y);
-    this.zoom = Math.max(0.5, Math.min(MAX_ZOOM, this.zoom * factor));
+    this.zoom = Math.max(LEAST_ZOOM, Math.min(MAX_ZOOM, this.zoom * factor));
     const after = this.toMap(x, y);
     this.center = [this.center[0] + before[0] - after[0], this.center[1] + before[1] - after[1]];
-    this.request();
+    this.moved();
   }
 
   panBy(x, y) {
     const scale = this.scale() / this.ratio;
     this.center = [this.center[0] - x / scale, this.center[1] + y / scale];
-    this.request();
+    this.moved();
   }
 
   at(event) {
@@ -312,25 +301,25 @@ export class PointMap {
   onDown(event) {
     this.canvas.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, this.at(event));
-    this.moved = false;
+    this.dragged = false;
     this.start = this.at(event);
   }
 
   onMove(event) {
     const place = this.at(event);
+    this.pointer = event.pointerType === "mouse" && !this.pointers.size ? place : null;
     const last = this.pointers.get(event.pointerId);
     if (!last) {
       this.hover(this.nearest(...place));
       return;
     }
-    if (Math.hypot(place[0] - this.start[0], place[1] - this.start[1]) > 4) this.moved = true;
+    if (Math.hypot(place[0] - this.start[0], place[1] - this.start[1]) > 4) this.dragged = true;
     const others = [...this.pointers].filter(([id]) => id !== event.pointerId);
     if (others.length) {
       const [, other] = others[0];
       const spread = (one) => Math.hypot(one[0] - other[0], one[1] - other[1]) || 1;
       this.zoomBy(spread(place) / spread(last), ...other);
-    } else if (this.moved) {
-      this.hover(-1);
+    } else if (this.dragged) {
       this.panBy(place[0] - last[0], place[1] - last[1]);
     }
     this.pointers.set(event.pointerId, place);
@@ -338,7 +327,7 @@ export class PointMap {
 
   onUp(event) {
     const known = this.pointers.delete(event.pointerId);
-    if (!known || this.moved || event.type === "pointercancel") return;
+    if (!known || this.dragged || event.type === "pointercancel") return;
     const row = this.nearest(...this.at(event));
     if (row >= 0) go({ image: row });
   }
@@ -366,7 +355,10 @@ export class PointMap {
   }
 
   hover(row) {
-    if (row === this.hovered) return;
+    if (row === this.hovered) {
+      if (row >= 0) this.placeTip(row);
+      return;
+    }
     this.hovered = row;
     this.canvas.classList.toggle("over", row >= 0);
     this.tip.hidden = row < 0;
@@ -386,27 +378,13 @@ export class PointMap {
     this.tip.replaceChildren(h("img", { src: rows.thumbnail(row), alt: "" }), text);
     tell();
     rows.learn([row], () => { if (this.hovered === row) tell(); });
+    this.placeTip(row);
+  }
+
+  placeTip(row) {
     const [x, y] = this.toScreen(row);
     const left = x > this.width / 2 ? x - 196 : x + 16;
     const top = Math.max(4, Math.min(this.height - 190, y - 80));
     this.tip.style.transform = `translate(${Math.max(4, left)}px, ${top}px)`;
   }
 }
-
-const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-
-// A CSS colour as a pixel of a canvas.
-function pixel(color) {
-  probe.fillStyle = color;
-  probe.fillRect(0, 0, 1, 1);
-  return new Uint32Array(probe.getImageData(0, 0, 1, 1).data.buffer)[0];
-}
-
-function css(value) {
-  const [red, green, blue] = new Uint8Array(new Uint32Array([value]).buffer);
-  return `rgb(${red}, ${green}, ${blue})`;
-}
-
-// Close numbers get very different hues: steps of the golden angle.
-const classColor = (number) =>
-  `hsl(${(number * 137.508) % 360} 58% ${dark.matches ? 68 : 44}%)`;

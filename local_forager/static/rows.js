@@ -19,15 +19,20 @@ export class Rows {
     this.asked = new Set();
   }
 
-  // { rows: Int32Array, groups: Int32Array or null }: the group of each row, from 1.
+  // { rows: Int32Array, groups: the group of each row from 1, or null, distances: of each row to the
+  // first of its group or to what the view is sorted by, or null }
   async select(state) {
     const parameters = Object.fromEntries(FILTERS.map((field) => [field, state[field]]));
     if (state.set || state.like !== null) parameters.by = state.by;
     const key = JSON.stringify(parameters);
     if (key !== this.key) {
       const { name, ended } = this.session;
-      const coded = await askArray(Int32Array, `/page/${name}/rows`, parameters, ended.signal);
-      this.answer = decode(coded);
+      const compares = state.set || state.text || state.like !== null;
+      const [coded, distances] = await Promise.all([
+        askArray(Int32Array, `/page/${name}/rows`, parameters, ended.signal),
+        compares ? askArray(Float32Array, `/page/${name}/distances`, parameters, ended.signal) : [],
+      ]);
+      this.answer = { ...decode(coded), distances: distances.length ? distances : null };
       this.key = key;
     }
     return this.answer;

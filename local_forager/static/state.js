@@ -2,7 +2,7 @@
 
 const FIELDS = [
   "view", "split", "category", "mode", "labelled", "class", "set", "text", "like", "by", "color",
-  "method", "pictures", "image",
+  "method", "pictures", "at", "image",
 ];
 export const FILTERS = ["split", "category", "mode", "labelled", "class", "set", "text", "like"];
 const listeners = new Set();
@@ -38,20 +38,36 @@ export function onLink(event) {
   moveTo(event.currentTarget.getAttribute("href"));
 }
 
+// Each history entry keeps its scroll position and, as depth, the number of entries back to the
+// view from which an image was opened; 0 where that view is not in the history.
 export function moveTo(target, { replace = false } = {}) {
-  history.replaceState({ scroll: scrollY }, "");
   const before = current();
-  history[replace ? "replaceState" : "pushState"]({ scroll: null }, "", target);
-  notify(before, null);
+  const depth = history.state?.depth ?? 0;
+  history.replaceState({ scroll: scrollY, depth }, "");
+  if (replace) history.replaceState({ scroll: null, depth }, "", target);
+  else {
+    const opens = new URL(target, location.href).searchParams.has("image");
+    const next = opens && (before.image === null || depth > 0) ? depth + 1 : 0;
+    history.pushState({ scroll: null, depth: next }, "", target);
+  }
+  notify({ scroll: null, back: false });
 }
 
 export const go = (changes, options) => moveTo(changed(changes), options);
 export const onChange = (listener) => listeners.add(listener);
 
-let shown = current();
-addEventListener("popstate", (event) => notify(shown, event.state?.scroll ?? null));
+// Closes an image by going back to the view it was opened from, so that Back does not reopen it.
+export function closeImage() {
+  const depth = history.state?.depth ?? 0;
+  if (depth > 0) history.go(-depth);
+  else go({ image: null }, { replace: true });
+}
 
-function notify(before, scroll) {
-  shown = current();
-  for (const listener of listeners) listener(shown, before, scroll);
+// Changes the address of the present history entry without showing anything anew.
+export const note = (changes) => history.replaceState(history.state, "", changed(changes));
+
+addEventListener("popstate", (event) => notify({ scroll: event.state?.scroll ?? null, back: true }));
+
+function notify(how) {
+  for (const listener of listeners) listener(current(), how);
 }

@@ -127,6 +127,25 @@ def test_rows_by_likeness(url):
     ][:4]
 
 
+def test_distances_of_rows(url):
+    def distances(query):
+        return array(f"{url}/page/d/distances?{query}", "<f4").tolist()
+
+    assert distances("") == distances("split=val") == distances("set=failed") == []
+    assert distances("set=near") == pytest.approx([0, 0], abs=1e-6)
+    order = distances("like=2&by=clip")
+    assert len(order) == 79 and order == sorted(order)
+    assert order[0] == pytest.approx(0, abs=1e-6) and order[-1] > 0.5
+
+
+def test_column_of_one_category(url):
+    modes = array(f"{url}/page/d/column/category?category=bird", "<i4")
+    assert np.flatnonzero(modes == 0).tolist() == [0, 1, 2, 60]
+    assert np.flatnonzero(modes == 1).tolist() == [3]
+    assert array(f"{url}/page/d/column/category?category=sky", "<i4")[7] == 4
+    assert set(array(f"{url}/page/d/column/category?category=x", "<i4").tolist()) == {-1}
+
+
 def test_rows_of_a_class(url):
     number = get(f"{url}/page/d/image/1")[1]["imagenet_class"]
     classes = array(f"{url}/page/d/column/class", "<i4")

@@ -1,10 +1,13 @@
 """The detail view of one image: facts, neighbours, walking through the view by keyboard."""
 
+import io
 import re
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
+import gcs
 from testing import synthetic
 from tests.local_forager.page_server import (
     COPY,
@@ -56,7 +59,7 @@ def test_compares_by_each_embedding(server, tabs, by):
     expect(page.locator(".strip li")).to_have_count(24)
     page.get_by_role("link", name="Sort all images by similarity").click()
     total(page, "79 of 80 images")  # all but the failed one
-    expect(page.locator(".chip")).to_contain_text("by similarity to image 0")
+    expect(page.locator(".summary .chip")).to_contain_text("by similarity to t00.jpg")
 
 
 def test_walk_by_keyboard(server, tabs):
@@ -70,15 +73,15 @@ def test_walk_by_keyboard(server, tabs):
     expect(title(page)).to_have_text("t03.jpg")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=2')")
+    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=3')")
     page.keyboard.press("End")
     until(page, "document.activeElement.getAttribute('href')?.endsWith('image=79')")
 
 
 def test_failed_image(server, tabs):
     page = tabs(f"{server.url}/d?image={FAILED}")
-    expect(page.get_by_text("It failed at ingest")).to_be_visible()
-    expect(page.get_by_text("This image cannot be shown")).to_be_visible()
+    expect(page.get_by_text("It failed at ingest. The object is empty.")).to_be_visible()
+    expect(page.get_by_text("This image cannot be shown. The object is empty.")).to_be_visible()
     expect(page.locator(".strip")).to_have_count(0)
 
 
@@ -87,14 +90,101 @@ def test_failed_image(server, tabs):
 )
 def test_no_such_image(server, tabs, image, message):
     page = tabs(f"{server.url}/d?image={image}")
-    expect(page.get_by_role("dialog")).to_contain_text(message)
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(message)
+    page.get_by_role("button", name="Back to the images").click()
+    expect(dialog).to_be_hidden()
+    total(page, "80 images")
 
 
 def test_class_link_filters(server, tabs):
     page = tabs(f"{server.url}/d?image=0")
-    page.locator("dl a").click()
-    expect(page.locator(".chip")).to_contain_text("ImageNet class")
+    page.locator("#detail dl a").click()
+    expect(page.locator(".summary .chip")).to_contain_text("ImageNet class")
     kinds = synthetic.kind_of(np.arange(80))
     kinds[COPY] = kinds[2]
     kinds[FAILED] = -1
     shows_rows(page, np.flatnonzero(kinds == kinds[0]).tolist())
+
+
+def test_back_after_closing_does_not_reopen(server, tabs):
+    page = tabs(f"{server.url}/d?split=train")
+    total(page, "60 of 80 images")
+    page.locator(".cell:not([hidden]) a").nth(2).click()
+    expect(title(page)).to_have_text("t02.jpg")
+    page.locator(".strip li a").nth(1).click()
+    expect(title(page)).not_to_have_text("t02.jpg")
+    page.get_by_role("button", name="Close").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page).to_have_url(f"{server.url}/d?split=train")
+    page.locator(".filters").get_by_role("link", name="All 80").click()
+    total(page, "80 images")
+    page.go_back()
+    total(page, "60 of 80 images")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_focus_returns_to_the_image_seen_last(server, tabs):
+    page = tabs(f"{server.url}/d?image=50")
+    expect(title(page)).to_have_text("t50.jpg")
+    page.keyboard.press("ArrowRight")
+    expect(title(page)).to_have_text("t51.jpg")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=51')")
+    page.get_by_role("link", name="Health").click()
+    page.get_by_role("link", name="Images", exact=True).click()
+    total(page, "80 images")
+    until(page, "document.querySelector('.grid a[tabindex=\"0\"]')?.href.endsWith('image=51')")
+
+
+def test_thumbnail_until_the_original_is_here(server, tabs):
+    page = tabs(server.url)
+    release = []
+    page.route("**/original/5*", lambda route: release.append(route))
+    page.goto(f"{server.url}/d?image=5")
+    expect(page.locator(".preview")).to_be_visible()
+    expect(page.locator("figcaption")).to_have_text("Loading the original…")
+    release[0].continue_()
+    expect(page.locator(".preview")).to_have_count(0)
+    expect(page.locator(".full")).to_be_visible()
+    expect(page.locator("figcaption")).to_be_hidden()
+
+
+def test_reason_if_the_original_cannot_be_had(server, tabs, dataset_name):
+    name = f"{dataset_name}/train/a.jpg"
+    server.publish(dataset_name, [name], 1)
+    gcs.make_client().bucket(server.images).blob(name).delete()
+    page = tabs(f"{server.url}/{dataset_name}?image=0")
+    expect(page.locator("figcaption")).to_contain_text("This is the thumbnail.")
+    expect(page.locator("figcaption")).to_contain_text("It is not in the bucket.")
+    expect(page.locator(".preview")).to_be_visible()
+    assert len(page.problems) == 1 and "404" in page.problems.pop()
+
+
+def test_rotated_photograph_is_shown_as_the_models_see_it(server, tabs, dataset_name):
+    name = f"{dataset_name}/train/a.jpg"
+    server.publish(dataset_name, [name], 1)
+    with Image.open(io.BytesIO(synthetic.landscape(0))) as image:
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[ExifTags.Base.Orientation] = 6
+        image.save(file, "JPEG", exif=exif)
+    gcs.make_client().bucket(server.images).blob(name).upload_from_string(file.getvalue())
+    page = tabs(f"{server.url}/{dataset_name}?image=0")
+    expect(page.locator("#detail dl")).to_contain_text("200 × 150 pixels")
+    expect(page.locator("#detail dl")).to_contain_text("as the models see it")
+    until(page, "document.querySelector('.full').complete")
+    full = page.locator(".full").bounding_box()
+    assert full["width"] / full["height"] == pytest.approx(200 / 150, abs=0.02)
+
+
+def test_shortcuts(server, tabs):
+    page = tabs(f"{server.url}/d")
+    total(page, "80 images")
+    page.keyboard.press("?")
+    dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
+    expect(dialog).to_contain_text("open the image nearest to the middle")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    expect(dialog).to_be_visible()

@@ -29,6 +29,11 @@ def wait_until_drawn(page, condition):
     return wait_for(lambda: condition(text := drawn(page)) and text, "the map's drawing")
 
 
+def drawn_without_focus(page):
+    page.evaluate("document.activeElement.blur()")
+    return drawn(page)
+
+
 def point_on_map(page, row):
     """The place of a row on the screen, computed from the API's points as documented."""
     return page.evaluate(
@@ -60,7 +65,8 @@ def test_map_hovers_and_opens(server, tabs):
 
 def test_map_colours_and_filters(server, tabs):
     page = tabs(f"{server.url}/d?view=map&color=label")
-    expect(page.locator(".legend li")).to_have_text(["no positive label75", "bird4"])
+    note = "Of several labels, an image has the colour of the rarest."
+    expect(page.locator(".legend li")).to_have_text(["no positive label75", "bird4", note])
     page.get_by_label("Colour by").select_option("class")
     expect(page.locator(".legend")).to_contain_text("class ")
     expect(page).to_have_url(re.compile("color=class$"))
@@ -68,6 +74,63 @@ def test_map_colours_and_filters(server, tabs):
     total(page, "20 of 80 images")
     page.go_back()
     total(page, "80 images")
+
+
+def test_map_colours_by_the_commonest_labels(server, tabs, dataset_name):
+    names = [f"{dataset_name}/train/{row:02}.jpg" for row in range(40)]
+    server.publish(dataset_name, names, 40)
+    for number in range(12):  # 12 labels; the last ones by name have the most images
+        few = [f"{row:02}" for row in range(number, 40, 13 - number)]
+        server.label(dataset_name, few[: number + 1], f"label{number:02}")
+    server.label(dataset_name, ["39"], "label11", "NEGATIVE")
+    page = tabs(f"{server.url}/{dataset_name}?view=map&color=label")
+    legend = page.locator(".legend")
+    expect(legend).to_contain_text("other label")
+    columns = page.evaluate(
+        """name => fetch(`/page/${name}/column/label`).then(a => a.arrayBuffer())
+                 .then(b => [...new Int32Array(b)])""",
+        dataset_name,
+    )
+    counts = {place: columns.count(place) for place in set(columns) - {-1}}
+    commonest = max(counts, key=lambda place: (counts[place], -place))
+    expect(legend).to_contain_text(f"label{commonest:02}{counts[commonest]}")
+    swatches = "[...document.querySelectorAll('.swatch')].map(one => one.style.background)"
+    colors = page.evaluate(swatches)
+    assert len(set(colors)) == len(colors) == min(len(counts), 10) + 2
+    page.get_by_label("Colour by").select_option("label label11")
+    expect(legend).to_contain_text("negative1")
+
+
+def test_map_keeps_its_place(server, tabs):
+    page = tabs(f"{server.url}/d?view=map&pictures=no")
+    complete(page)
+    page.get_by_role("button", name="Zoom in").click()
+    page.locator("canvas").press("ArrowLeft")
+    expect(page).to_have_url(re.compile("at=-"))
+    place = drawn_without_focus(page)
+    shared = tabs(page.url)
+    complete(shared)
+    wait_until_drawn(shared, lambda text: text == place)
+    page.get_by_role("link", name="Images", exact=True).click()
+    total(page, "80 images")
+    page.get_by_role("link", name="Map", exact=True).click()
+    wait_until_drawn(page, lambda text: text == place)
+    page.get_by_role("button", name="Show all").click()
+    expect(page).not_to_have_url(re.compile("at="))
+
+
+def test_tooltip_follows_the_map(server, tabs):
+    page = tabs(f"{server.url}/d?view=map")
+    complete(page)
+    x, y = point_on_map(page, 10)
+    page.mouse.move(x, y)
+    tip = page.locator(".tip")
+    expect(tip).to_be_visible()
+    page.mouse.wheel(0, -1)  # the point stays under the pointer
+    expect(tip).to_be_visible()
+    for _ in range(3):
+        page.locator("canvas").press("ArrowUp")
+    expect(tip).to_be_hidden()
 
 
 def test_map_pans_and_zooms(server, tabs):
@@ -121,16 +184,16 @@ def test_health_links_to_the_images(server, tabs):
     page = tabs(f"{server.url}/d?view=health")
     page.locator("[data-set=leak]").get_by_role("link", name="Show 2 images in 1 group").click()
     total(page, "2 of 80 images")
-    expect(page.locator(".badge:visible")).to_have_text(["Group 1"])
+    expect(page.locator(".badge:visible")).to_have_text(["Group 1", "0.000"])
     shows_rows(page, [2, COPY])
     page.go_back()
     page.locator("[data-set=failed]").get_by_role("link", name="Show 1 image").click()
     total(page, "1 of 80 images")
-    expect(page.locator(".chip")).to_contain_text("Failed images")
+    expect(page.locator(".summary .chip")).to_contain_text("Failed images")
     shows_rows(page, [FAILED])
 
 
 def test_set_in_the_address(server, tabs):
     page = tabs(f"{server.url}/d?set=near&by=imagenet")
     total(page, "2 of 80 images")
-    expect(page.locator(".chip")).to_contain_text("Near duplicates")
+    expect(page.locator(".summary .chip")).to_contain_text("Near duplicates")

@@ -1,0 +1,35 @@
+// The list of keyboard shortcuts, opened by the question mark or the button in the header.
+
+import { h } from "./dom.js";
+
+const SHORTCUTS = {
+  "Everywhere": [["?", "this list"]],
+  "Images": [
+    ["← → ↑ ↓", "move to another image"], ["Page up, Page down", "move by a screen"],
+    ["Home, End", "move to the first or last image"], ["Enter", "open the image"],
+  ],
+  "One image": [["← →", "previous or next image of the view"], ["Esc", "close"]],
+  "Map": [
+    ["← → ↑ ↓", "move the map"], ["+ −", "zoom in or out"], ["0", "show all"],
+    ["Enter", "open the image nearest to the middle"],
+  ],
+};
+const dialog = document.getElementById("shortcuts");
+
+export function watchShortcuts() {
+  const close = h("button", {
+    type: "button", class: "round", "aria-label": "Close", onclick: () => dialog.close(),
+  }, "×");
+  dialog.replaceChildren(
+    h("div", { class: "detail-head" }, h("h2", { id: "shortcuts-title" }, "Keyboard shortcuts"), close),
+    ...Object.entries(SHORTCUTS).map(([place, keys]) => h("section", {}, h("h3", {}, place),
+      h("dl", {}, keys.map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, what)])))));
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  document.getElementById("show-shortcuts").addEventListener("click", () => dialog.showModal());
+  addEventListener("keydown", (event) => {
+    const typing = event.target.closest?.("input, textarea, select");
+    if (event.key !== "?" || typing || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    if (!dialog.open) dialog.showModal();
+  });
+}
