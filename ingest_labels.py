@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import re
 import sys
@@ -21,10 +20,11 @@ from common.terminal import count, printable
 if TYPE_CHECKING:  # imported by the functions that use them, so that --help is fast
     from forager.answers import DatasetInfo
     from forager.client import Forager
-    from labels.file import Labels
+    from labels.file.collector import Labels
     from labels.journal import Journal
-    from labels.requests import LabelRequest
+    from labels.requests import Plan
 
+FORMATS = ("forager", "coco", "csv")
 SHOWN_NAMES = 20
 MAX_EMAIL_LENGTH_B = 254  # characters; a longer one is a 500 there (A accepts 300)
 
@@ -39,7 +39,10 @@ class LabelOptions(NamedTuple):
     bucket: str
     viewer_url: str | None
     work_dir: Path | None
+    file_format: str
+    as_labels: bool
     skip_unknown: bool
+    skip_boxes: bool
     dry_run: bool
     uncertain: str
     restart: bool
@@ -50,24 +53,28 @@ class LabelOptions(NamedTuple):
         return (self.work_dir or self.label_file.parent) / f"{self.label_file.name}{suffix}"
 
 
-class Plan(NamedTuple):
-    """What is to be sent."""
-
-    requests: list[LabelRequest]
-    unknown: int  # images that are skipped, because the dataset does not have them
-    index_known: bool  # whether the dataset's images are known
-
-    def skipped(self) -> str:
-        """The skipped images in words, or ""."""
-        return f"; labels of {count(self.unknown, 'unknown image')} skipped" if self.unknown else ""
-
-
 @click.command(context_settings=CONTEXT_SETTINGS)
 @click.argument("name")
 @click.argument("label_file", metavar="LABELS.json", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(FORMATS),
+    default=FORMATS[0],
+    show_default=True,
+    help="forager: {path: [annotation, ...]}; coco: instances; csv: path,category[,mode].",
+)
+@click.option(
+    "--as_labels",
+    is_flag=True,
+    help="With --format coco: store categories of whole images instead of boxes.",
+)
 @click.option("--user", required=True, metavar="EMAIL", help="Who made the labels, for the record.")
 @shared_options
 @click.option("--skip_unknown", is_flag=True, help="Skip labels of images not in the dataset.")
+@click.option(
+    "--skip_boxes", is_flag=True, help="Skip boxes, which servers of generation A do not store."
+)
 @click.option(
     "--uncertain",
     type=click.Choice(["stop", "resend", "assume_stored"]),
@@ -106,6 +113,8 @@ def main(**parameters: Any) -> None:
     from common.signals import until_interrupted
 
     options = LabelOptions(**parameters)
+    if options.as_labels and options.file_format != "coco":
+        raise click.UsageError("--as_labels goes with --format coco.")
     options = options._replace(user=parseaddr(options.user)[1] or options.user)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a category that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -119,17 +128,21 @@ async def ingest(options: LabelOptions) -> bool:
     Raises:
         click.ClickException: what stopped it, for the user.
     """
+    from forager.addresses import dataset_page
     from forager.client import Forager
     from labels.journal import Journal
-    from labels.sending import send_all
+    from labels.report import report_finished, report_plan, report_result
+    from labels.sending import Sender
 
     labels, digest = await asyncio.to_thread(check_arguments, options)
     async with Forager(options.server_url) as server:
         info = await find_dataset(server, options.name)
-        await check_user_length(server, options.user)
+        appends = await server.generation() == "A"
+        check_generation(options, labels, appends)
+        plan = await asyncio.to_thread(make_plan, options, labels, info)
         if options.dry_run:
-            plan = await asyncio.to_thread(make_plan, options, labels, info.index_id)
-            return report_plan(plan, server.shown)
+            report_plan(plan, server.shown)
+            return True
         belongs_to = {
             "server": server.shown,
             "dataset": options.name,
@@ -140,42 +153,81 @@ async def ingest(options: LabelOptions) -> bool:
         path = options.file_beside(f".{options.name}.journal")
         with await asyncio.to_thread(Journal, path, belongs_to) as journal:
             if journal.finished and not options.again:
-                return report_finished(options, journal, await server.generation())
-            plan = await asyncio.to_thread(make_plan, options, labels, info.index_id)
-            await begin(options, journal, plan, server)
-            await send_all(
-                server, options.name, options.user, plan.requests, journal, options.uncertain
-            )
-            return report(options, journal, plan)
+                if journal.has(plan.requests):
+                    return report_finished(options.label_file, journal.entries, appends)
+                refuse_other_selection(path, appends)
+            start_over = options.restart or options.again
+            if start_over and appends:
+                warn_of_second_copies(journal)
+            await asyncio.to_thread(journal.begin, plan.requests, start_over)
+            sender = Sender(server, options.name, options.user, appends, options.uncertain)
+            await sender.send_all(plan.requests, journal)
+    page = dataset_page(options.server_url, options.viewer_url, options.name)
+    return report_result(plan, journal.entries, page)
 
 
-def make_plan(options: LabelOptions, labels: Labels, index_id: str) -> Plan:
+def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo) -> Plan:
     """The requests for the labels of images that the dataset has. This function blocks.
 
     Raises:
-        click.ClickException: there are labels of other images, and no --skip_unknown.
+        click.ClickException: there are labels of other images, or boxes outside their images.
     """
-    from labels.images import known_images
-    from labels.requests import make_requests
+    from labels.images import check_boxes, image_sizes, known_images, split_unknown
+    from labels.report import shortened
+    from labels.requests import Plan, make_requests
 
-    known = known_images(options.bucket, index_id)
-    groups, unknown = leave_out_unknown(options, labels, known)
-    return Plan(make_requests(groups, options.user), unknown, known is not None)
+    skipped_boxes = len(labels.boxes) if options.skip_boxes else 0
+    if options.skip_boxes:
+        labels = labels._replace(boxes=[])
+    known = known_images(options.bucket, info.index_id)
+    unknown: list[str] = []
+    if known is not None:
+        labels, unknown = split_unknown(labels, known)
+    if unknown:
+        refuse_unknown(options, [printable(labels.paths[image], 1000) for image in unknown])
+    if labels.boxes:
+        sizes = image_sizes(options.bucket, info.index_id)
+        if not sizes:
+            click.echo(
+                "The index does not tell the sizes of the images, so it is not checked that boxes "
+                "are inside their images.",
+                err=True,
+            )
+        if problems := check_boxes(labels.boxes, sizes):
+            listed = shortened(problems, options.file_beside(".problems.txt"))
+            raise click.ClickException(
+                f"{printable(str(options.label_file))} has {count(len(problems), 'problem')}:\n"
+                f"{listed}"
+            )
+    requests = make_requests(labels.groups, labels.boxes, options.user)
+    return Plan(requests, len(unknown), skipped_boxes, known is not None)
 
 
-async def begin(options: LabelOptions, journal: Journal, plan: Plan, server: Forager) -> None:
-    """Prepare the journal; say what starting over means for labels of an earlier run."""
-    start_over = options.restart or options.again
-    earlier = journal.possibly_stored()
-    everything = journal.damaged and not journal.entries
-    if start_over and (earlier or everything) and await server.generation() == "A":
+def refuse_other_selection(path: Path, appends: bool) -> None:
+    """Raise a ClickException if labels of this file would be stored twice on this server.
+
+    An earlier run finished sending other labels of the same file.
+    """
+    if appends:
+        raise click.ClickException(
+            f"According to {printable(str(path))}, an earlier run finished sending other images of "
+            "this label file (because of --skip_unknown, or because the index has become "
+            "readable). This server would store their labels a second time: add --again if you "
+            "want that."
+        )
+
+
+def warn_of_second_copies(journal: Journal) -> None:
+    """Say how many labels are stored a second time, on a server that appends them."""
+    number = journal.possibly_stored()
+    unreadable = journal.damaged and not journal.entries
+    if number or unreadable:
         click.echo(
-            f"Starting over: {'all labels' if everything else count(earlier, 'label')} that an "
+            f"Starting over: {'all labels' if unreadable else count(number, 'label')} that an "
             "earlier run stored, or may have stored, are sent again. This server then has them "
             "twice; the newest counts.",
             err=True,
         )
-    await asyncio.to_thread(journal.begin, plan.requests, start_over)
 
 
 def check_arguments(options: LabelOptions) -> tuple[Labels, str]:
@@ -199,7 +251,7 @@ def check_arguments(options: LabelOptions) -> tuple[Labels, str]:
             findings.add(error.message)
     if problem := user_error(options.user):
         findings.add(problem)
-    labels, digest = read_label_file(findings, options)
+    labels, digest = collect_labels(findings, options)
     findings.raise_if_any()
     return labels, digest
 
@@ -214,22 +266,23 @@ def user_error(user: str) -> str:
     return ""
 
 
-def read_label_file(findings: Findings, options: LabelOptions) -> tuple[Labels, str]:
+def collect_labels(findings: Findings, options: LabelOptions) -> tuple[Labels, str]:
     """The labels and the digest of the file; adds what is wrong with it to the findings."""
-    from labels.file import LabelFileError, Labels, read_labels
+    from labels.file.collector import Labels
+    from labels.file.describe import LabelFileError
+    from labels.file.read import read_label_file
     from labels.report import shortened
 
     shown = printable(str(options.label_file))
     try:
-        data = options.label_file.read_bytes()
-        return read_labels(data), hashlib.sha256(data).hexdigest()
+        return read_label_file(options.label_file, options.file_format, options.as_labels)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         findings.add(f"Cannot read the label file {shown}: {reason}.")
     except LabelFileError as error:
         problems = shortened(error.findings, options.file_beside(".problems.txt"))
         findings.add(f"{shown} has {count(len(error.findings), 'problem')}:\n{problems}")
-    return Labels({}, {}), ""
+    return Labels({}, [], {}), ""
 
 
 async def find_dataset(server: Forager, name: str) -> DatasetInfo:
@@ -252,32 +305,29 @@ async def find_dataset(server: Forager, name: str) -> DatasetInfo:
     raise click.ClickException(f"There is no dataset {name} on {server.shown}. {hint}")
 
 
-async def check_user_length(server: Forager, user: str) -> None:
-    """Raise a ClickException if this generation of server does not store such a long address."""
-    if len(user) > MAX_EMAIL_LENGTH_B and await server.generation() == "B":
+def check_generation(options: LabelOptions, labels: Labels, appends: bool) -> None:
+    """Raise a ClickException if a server of this generation cannot store what is asked."""
+    if len(options.user) > MAX_EMAIL_LENGTH_B and not appends:
         raise click.ClickException(
-            f"--user {printable(user)} is longer than {MAX_EMAIL_LENGTH_B} characters, "
+            f"--user {printable(options.user)} is longer than {MAX_EMAIL_LENGTH_B} characters, "
             "which this server does not store."
+        )
+    if labels.boxes and appends and not options.skip_boxes:
+        raise click.ClickException(
+            f"This server stores no boxes, and {printable(str(options.label_file))} has "
+            f"{count(len(labels.boxes), 'box', 'boxes')}: add --skip_boxes to store only the "
+            "labels of whole images."
         )
 
 
-def leave_out_unknown(
-    options: LabelOptions, labels: Labels, known: set[str] | None
-) -> tuple[dict[tuple[str, str], list[str]], int]:
-    """The labels of images that the dataset has, and the number of other images.
+def refuse_unknown(options: LabelOptions, paths: list[str]) -> None:
+    """Say which images the dataset does not have.
 
     Raises:
-        click.ClickException: there are other images, and no --skip_unknown.
+        click.ClickException: without --skip_unknown.
     """
-    from labels.images import split_unknown
     from labels.report import shortened
 
-    if known is None:
-        return labels.groups, 0
-    groups, unknown = split_unknown(labels.groups, known)
-    if not unknown:
-        return groups, 0
-    paths = [printable(labels.paths[image], 1000) for image in unknown]
     list_file = options.file_beside(f".{options.name}.unknown.txt")
     message = (
         f"{count(len(paths), 'labelled image')} {'is' if len(paths) == 1 else 'are'} not in the "
@@ -288,62 +338,6 @@ def leave_out_unknown(
             f"{message}\nCorrect the label file, or skip these labels with --skip_unknown."
         )
     click.echo(f"Skipped: {message}", err=True)
-    return groups, len(unknown)
-
-
-def report_plan(plan: Plan, server: str) -> bool:
-    """Print what would be sent."""
-    from labels.report import plan_table
-
-    labels = sum(request.size() for request in plan.requests)
-    click.echo(plan_table(plan.requests))
-    click.echo(
-        f"\n{count(labels, 'label')} in {count(len(plan.requests), 'request')} would be sent to "
-        f"{server}{plan.skipped()}. This was a dry run: nothing was sent."
-    )
-    return True
-
-
-def report_finished(options: LabelOptions, journal: Journal, generation: str) -> bool:
-    """Say that an earlier run sent these labels. Returns whether the server stored all."""
-    asked = sum(entry.labels for entry in journal.entries)
-    created = sum(entry.created for entry in journal.entries)
-    twice = "; this server then stores them a second time" if generation == "A" else ""
-    click.echo(
-        f"An earlier run finished sending {printable(str(options.label_file))}: {created:,} of "
-        f"{count(asked, 'label')} created. Nothing was sent now. To send them again, add "
-        f"--again{twice}.",
-        err=True,
-    )
-    return created == asked
-
-
-def report(options: LabelOptions, journal: Journal, plan: Plan) -> bool:
-    """Print what was stored. Returns whether that is all labels that were sent.
-
-    Raises:
-        click.ClickException: everything is recorded, but standard output cannot be written.
-    """
-    from forager.addresses import dataset_page
-    from labels.report import count_asked, count_created, count_mismatch, group_table
-
-    asked, created = count_asked(plan.requests), count_created(plan.requests, journal.entries)
-    problem = count_mismatch(asked, created, plan.index_known)
-    if problem:
-        click.echo(f"Error: {problem}", err=True)
-    page = dataset_page(options.server_url, options.viewer_url, options.name)
-    try:
-        click.echo(group_table(("category", "mode", "asked", "created"), asked, created))
-        click.echo(
-            f"\n{created.total():,} of {count(asked.total(), 'label')} created in "
-            f"{count(len(plan.requests), 'request')}{plan.skipped()}. Look at them at {page}"
-        )
-    except OSError as error:
-        raise click.ClickException(
-            f"{created.total():,} of {count(asked.total(), 'label')} were created, which the "
-            f"journal records, but the table cannot be printed ({error.strerror})."
-        ) from error
-    return not problem
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from forager.answers import (
     registration_mismatch,
 )
 from forager.connection import REQUEST_ERRORS, Connection, Timeouts
-from forager.payloads import create_body, label_body
+from forager.payloads import Box, box_body, create_body, label_body
 
 CREATE_ATTEMPTS = 4
 SETTLE_IN_BASES = 120  # default of Timeouts.settle, in first waits
@@ -204,6 +204,24 @@ class Forager:
             labels = count(len(identifiers), "label")
             once = f"{labels} {printable(category)!r} ({printable(mode)})"
         answer = await self._connection.ask("POST", route, body, self._timeouts.labels, once)
+        return await self._created(name, route, answer)
+
+    async def add_boxes(self, name: str, boxes: list[Box], user: str, resend: bool = False) -> int:
+        """Store these boxes, in one request; returns how many the server stored.
+
+        Only generation B stores boxes. It stores all of a request or none.
+
+        Raises:
+            AnswerLost: a repeated request would store the boxes twice, unless `resend` allows that.
+        """
+        route = "add_annotations_multi_v2"
+        once = "" if resend else count(len(boxes), "box", "boxes")
+        body = box_body(name, boxes, user)
+        answer = await self._connection.ask("POST", route, body, self._timeouts.labels, once)
+        return await self._created(name, route, answer)
+
+    async def _created(self, name: str, route: str, answer: Answer) -> int:
+        """The number of labels or boxes that the server stored."""
         if answer.status == 404 and answer.content is not None:
             raise ForagerError(f"There is no dataset {name} on {self.shown} any more.")
         content = await self._content("POST", route, answer)

@@ -1,6 +1,19 @@
 """The bodies of the requests that store data on a Forager server, as all-ASCII JSON."""
 
 import json
+from typing import NamedTuple
+
+
+class Box(NamedTuple):
+    """A box on an image, in pixels of the full-size image."""
+
+    identifier: str
+    category: str
+    mode: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
 
 
 def create_body(name: str, train_path: str, val_path: str, index_id: str) -> bytes:
@@ -28,6 +41,17 @@ def label_body(
         else {"mode": mode, "created_by": "ingest"}
     )
     return _encoded({"identifiers": identifiers, "user": user, "category": category, **fields})
+
+
+def box_body(name: str, boxes: list[Box], user: str) -> bytes:
+    """The body that stores these boxes in the dataset `name`, on generation B."""
+    start = _encoded({"dataset": name, "user": user, "created_by": "ingest"})
+    return start[:-1] + b',"annotations":[' + b",".join(map(box_fields, boxes)) + b"]}"
+
+
+def box_fields(box: Box) -> bytes:
+    """One element of `annotations` in that body."""
+    return _encoded({**box._asdict(), "is_box": True})
 
 
 def _encoded(payload: dict[str, object]) -> bytes:

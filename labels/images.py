@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import math
 
 import click
 
 import gcs
 from common.terminal import printable
-from labels.requests import Group
+from forager.payloads import Box
+from labels.file.collector import Labels
+
+ROUNDING = 1.0  # pixel by which coordinates of a box inside its image may exceed it
 
 
 def known_images(bucket: str, index_id: str) -> set[str] | None:
@@ -36,14 +40,47 @@ def known_images(bucket: str, index_id: str) -> set[str] | None:
     return None
 
 
-def split_unknown(
-    groups: dict[Group, list[str]], known: set[str]
-) -> tuple[dict[Group, list[str]], list[str]]:
-    """The groups without unknown images, and the unknown images, sorted."""
-    wanted = set(itertools.chain.from_iterable(groups.values()))
+def image_sizes(bucket: str, index_id: str) -> dict[str, tuple[int, int]]:
+    """Width and height by identifier, from the manifest of the index; {} if there is none.
+
+    This function blocks.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return {}
+    try:
+        data = gcs.read_bytes(bucket, f"indexes/{index_id}/manifest.parquet")
+        columns = ["identifier", "width", "height"]
+        table = parquet.read_table(pyarrow.BufferReader(data), columns=columns)
+    except (gcs.StorageError, pyarrow.ArrowException, OSError):
+        return {}
+    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    return {image: (width, height) for image, width, height in rows if width and height}
+
+
+def check_boxes(boxes: list[Box], sizes: dict[str, tuple[int, int]]) -> list[str]:
+    """A sentence for each box that is not inside its image, as far as the sizes are known."""
+    return [
+        f"The box {box.x1:g}, {box.y1:g}, {box.x2:g}, {box.y2:g} of {printable(box.category)!r} on "
+        f"{printable(box.identifier)} is not inside the image of {width} x {height} pixels."
+        for box in boxes
+        for width, height in [sizes.get(box.identifier, (math.inf, math.inf))]
+        if box.x2 >= width + ROUNDING or box.y2 >= height + ROUNDING
+    ]
+
+
+def split_unknown(labels: Labels, known: set[str]) -> tuple[Labels, list[str]]:
+    """The labels and boxes of known images, and the other images, sorted."""
+    wanted = {box.identifier for box in labels.boxes}
+    wanted.update(itertools.chain.from_iterable(labels.groups.values()))
     if wanted <= known:
-        return groups, []
+        return labels, []
     kept = {
-        group: [image for image in images if image in known] for group, images in groups.items()
+        group: [image for image in images if image in known]
+        for group, images in labels.groups.items()
     }
-    return {group: images for group, images in kept.items() if images}, sorted(wanted - known)
+    groups = {group: images for group, images in kept.items() if images}
+    boxes = [box for box in labels.boxes if box.identifier in known]
+    return labels._replace(groups=groups, boxes=boxes), sorted(wanted - known)

@@ -17,13 +17,14 @@ import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import click
 
 from common.files import sync_directory
 from common.terminal import count, printable
 from labels.locking import lock_existing, lock_new
+from labels.requests import Request
 
 FORMAT = 2
 WAITING, SENT, STORED = "waiting", "sent", "stored"  # states of a request
@@ -33,16 +34,6 @@ CHECK_LENGTH = 16  # hexadecimal digits of SHA-256
 
 class JournalError(click.ClickException):
     """The journal cannot be used; the message says what to do."""
-
-
-class Request(Protocol):
-    """What the journal needs to know about a request."""
-
-    def key(self) -> str:
-        """A digest of the labels."""
-
-    def size(self) -> int:
-        """The number of labels."""
 
 
 class Entry(NamedTuple):
@@ -129,6 +120,10 @@ class Journal:
             if earlier[key] != value
         )
 
+    def has(self, requests: Sequence[Request]) -> bool:
+        """Whether the earlier run sent exactly these requests."""
+        return (self._header or {}).get("requests_sha256") == _digest(_waiting(requests))
+
     def begin(self, requests: Sequence[Request], start_over: bool = False) -> None:
         """Prepare to send these requests: go on with the earlier run, or start over.
 
@@ -137,12 +132,12 @@ class Journal:
         Raises:
             JournalError: an unfinished run of other labels stored labels, or may have.
         """
-        waiting = [Entry(request.key(), request.size(), WAITING, 0) for request in requests]
+        waiting = _waiting(requests)
         if self._is_new or start_over:
             self._start(waiting)
         elif self._header is None:
             self.entries = [entry._replace(state=SENT) for entry in waiting]
-        elif self._differences() or self._header["requests_sha256"] != _digest(waiting):
+        elif self._differences() or not self.has(requests):
             self._refuse_to_replace()
             self._start(waiting)
         else:
@@ -295,6 +290,10 @@ def _entry(fields: dict[str, Any]) -> Entry:
         fields.get("state", SENT),
         fields.get("created", 0),
     )
+
+
+def _waiting(requests: Sequence[Request]) -> list[Entry]:
+    return [Entry(request.key(), request.size(), WAITING, 0) for request in requests]
 
 
 def _digest(entries: Iterable[Entry]) -> str:

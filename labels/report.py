@@ -3,39 +3,68 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from common.terminal import printable, table
+import click
+
+from common.terminal import count, printable, table
 from labels.journal import Entry
-from labels.requests import Group, LabelRequest
+from labels.requests import BoxRequest, Group, LabelRequest, Plan, Request
 
 SHOWN_LINES = 10  # of a list, on the screen; all of them go to a file
 
 
-def count_asked(requests: Iterable[LabelRequest]) -> Counter[Group]:
-    """Labels by category and mode."""
-    asked: Counter[Group] = Counter()
+class Tally(NamedTuple):
+    """Numbers by category and mode."""
+
+    labels: Counter[Group]
+    boxes: Counter[Group]
+
+    def groups(self) -> list[Group]:
+        """All categories and modes."""
+        return sorted(self.labels.keys() | self.boxes.keys())
+
+
+def count_asked(requests: Iterable[Request]) -> Tally:
+    """What the requests ask the server to store."""
+    tally = Tally(Counter(), Counter())
     for request in requests:
-        asked[request.category, request.mode] += len(request.images)
-    return asked
+        counter = tally.boxes if isinstance(request, BoxRequest) else tally.labels
+        counter.update(request.groups())
+    return tally
 
 
-def count_created(requests: Sequence[LabelRequest], entries: Sequence[Entry]) -> Counter[Group]:
-    """Labels that the server stored, by category and mode."""
-    created: Counter[Group] = Counter()
+def count_created(requests: Sequence[Request], entries: Sequence[Entry]) -> Tally:
+    """What the server stored.
+
+    A request of boxes of which the server did not store all counts as nothing: it does not say
+    which boxes it stored.
+    """
+    tally = Tally(Counter(), Counter())
     for request, entry in zip(requests, entries, strict=True):
-        created[request.category, request.mode] += entry.created
-    return created
+        if isinstance(request, LabelRequest):
+            tally.labels[request.category, request.mode] += entry.created
+        elif entry.created == request.size():
+            tally.boxes.update(request.groups())
+    return tally
 
 
-def count_mismatch(asked: Counter[Group], created: Counter[Group], index_known: bool) -> str:
-    """The categories of which the server stored more or fewer labels than asked, or ""."""
-    wrong = [group for group in asked if created[group] != asked[group]]
+def count_mismatch(asked: Tally, created: Tally, index_known: bool) -> str:
+    """The categories of which the server stored more or fewer than asked, or ""."""
+    wrong = [
+        (group, kind, there[group], wanted[group])
+        for kind, there, wanted in (
+            ("", created.labels, asked.labels),
+            (" boxes", created.boxes, asked.boxes),
+        )
+        for group in wanted
+        if there[group] != wanted[group]
+    ]
     if not wrong:
         return ""
     lines = [
-        f"  {printable(category)!r} ({printable(mode)}): "
-        f"{created[category, mode]:,} of {asked[category, mode]:,}"
-        for category, mode in wrong[:SHOWN_LINES]
+        f"  {printable(category)!r} ({printable(mode)}): {there:,} of {wanted:,}{kind}"
+        for (category, mode), kind, there, wanted in wrong[:SHOWN_LINES]
     ]
     if len(wrong) > SHOWN_LINES:
         lines.append(f"  and {len(wrong) - SHOWN_LINES:,} more, in the table")
@@ -48,24 +77,44 @@ def count_mismatch(asked: Counter[Group], created: Counter[Group], index_known: 
     return "The server stored another number of labels than asked:\n" + "\n".join([*lines, why])
 
 
-def plan_table(requests: list[LabelRequest]) -> str:
-    """Labels and requests by category and mode."""
-    per_group = Counter((request.category, request.mode) for request in requests)
-    return group_table(("category", "mode", "labels", "requests"), count_asked(requests), per_group)
-
-
-def group_table(header: tuple[str, ...], first: Counter[Group], second: Counter[Group]) -> str:
-    """Two numbers for each category and mode."""
+def numbers_table(columns: Sequence[tuple[str, Counter[Group]]], groups: list[Group]) -> str:
+    """A column of numbers for each counter, a line for each category and mode."""
+    header = ("category", "mode", *(name for name, _ in columns))
     rows = [
         (
-            printable(group[0], 60),
-            printable(group[1], 60),
-            f"{first[group]:,}",
-            f"{second[group]:,}",
+            *(printable(text, 60) for text in group),
+            *(f"{counter[group]:,}" for _, counter in columns),
         )
-        for group in first
+        for group in groups
     ]
     return table(header, rows, text_columns=2)
+
+
+def result_table(asked: Tally, created: Tally) -> str:
+    """What was asked and what the server stored, by category and mode."""
+    columns = [("asked", asked.labels), ("created", created.labels)]
+    if asked.boxes:
+        columns += [("boxes", asked.boxes), ("boxes created", created.boxes)]
+    return numbers_table(columns, asked.groups())
+
+
+def plan_table(requests: Sequence[Request]) -> str:
+    """Labels, boxes and requests by category and mode."""
+    asked = count_asked(requests)
+    labels = Counter(
+        (request.category, request.mode)
+        for request in requests
+        if isinstance(request, LabelRequest)
+    )
+    columns = [("labels", asked.labels), ("requests", labels)]
+    if asked.boxes:
+        columns += [("boxes", asked.boxes)]
+    return numbers_table(columns, asked.groups())
+
+
+def amount(labels: int, boxes: int) -> str:
+    """Numbers of labels and of boxes in words; boxes only if there are any."""
+    return count(labels, "label") + (f" and {count(boxes, 'box', 'boxes')}" if boxes else "")
 
 
 def shortened(lines: list[str], list_file: Path, always: bool = False) -> str:
@@ -85,3 +134,56 @@ def shortened(lines: list[str], list_file: Path, always: bool = False) -> str:
     else:
         where = f"are in {printable(str(list_file))}"
     return f"{shown}\n{end} {where}"
+
+
+def report_plan(plan: Plan, server: str) -> None:
+    """Print what would be sent."""
+    asked = count_asked(plan.requests)
+    click.echo(plan_table(plan.requests))
+    click.echo(
+        f"\n{amount(asked.labels.total(), asked.boxes.total())} in "
+        f"{count(len(plan.requests), 'request')} would be sent to {server}{plan.skipped()}. "
+        "This was a dry run: nothing was sent."
+    )
+
+
+def report_finished(label_file: Path, entries: Sequence[Entry], appends: bool) -> bool:
+    """Say that an earlier run sent these labels. Returns whether the server stored all."""
+    asked = sum(entry.labels for entry in entries)
+    created = sum(entry.created for entry in entries)
+    twice = "; this server then stores them a second time" if appends else ""
+    click.echo(
+        f"An earlier run finished sending {printable(str(label_file))}: {created:,} of "
+        f"{count(asked, 'label')} created. Nothing was sent now. To send them again, add "
+        f"--again{twice}.",
+        err=True,
+    )
+    return created == asked
+
+
+def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
+    """Print what was stored. Returns whether that is all that was sent.
+
+    Raises:
+        click.ClickException: everything is recorded, but standard output cannot be written.
+    """
+    asked, created = count_asked(plan.requests), count_created(plan.requests, entries)
+    problem = count_mismatch(asked, created, plan.index_known)
+    if problem:
+        click.echo(f"Error: {problem}", err=True)
+    boxes = asked.boxes.total()
+    stored = f"{created.labels.total():,} of {count(asked.labels.total(), 'label')}"
+    if boxes:
+        stored += f" and {created.boxes.total():,} of {count(boxes, 'box', 'boxes')}"
+    try:
+        click.echo(result_table(asked, created))
+        click.echo(
+            f"\n{stored} created in {count(len(plan.requests), 'request')}{plan.skipped()}. "
+            f"Look at them at {page}"
+        )
+    except OSError as error:
+        raise click.ClickException(
+            f"{stored} were created, which the journal records, but the table cannot be printed "
+            f"({error.strerror})."
+        ) from error
+    return not problem

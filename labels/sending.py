@@ -12,118 +12,142 @@ from forager.answers import AnswerLost, ForagerError
 from forager.client import Forager
 from labels.journal import SENT, STORED, Journal
 from labels.report import SHOWN_LINES
-from labels.requests import LabelRequest
+from labels.requests import BoxRequest, Request
 
 STOP, RESEND, ASSUME_STORED = "stop", "resend", "assume_stored"  # values of --uncertain
 
 
-async def send_all(
-    server: Forager,
-    dataset: str,
-    user: str,
-    requests: Sequence[LabelRequest],
-    journal: Journal,
-    uncertain: str,
-) -> None:
-    """Send all requests that the journal does not have as stored.
+class Sender:
+    """Sends the requests of one run to one dataset.
 
-    Raises:
-        click.ClickException: the server failed, or the user must decide on a lost answer.
+    Args:
+        appends: whether the server stores a label twice if it is sent twice (generation A). Boxes
+            are stored twice on every server.
+        uncertain: what to do with a request that may have been carried out.
     """
-    appends = await server.generation() == "A"
-    stored = _stored(journal)
-    if stored:
-        click.echo(
-            f"{stored:,} of {count(len(requests), 'request')} were stored by an interrupted run.",
-            err=True,
+
+    def __init__(
+        self, server: Forager, dataset: str, user: str, appends: bool, uncertain: str
+    ) -> None:
+        self._server = server
+        self._dataset = dataset
+        self._user = user
+        self._appends = appends
+        self._uncertain = uncertain
+
+    async def send_all(self, requests: Sequence[Request], journal: Journal) -> None:
+        """Send all requests that the journal does not have as stored.
+
+        Raises:
+            click.ClickException: the server failed, or the user must decide on a lost answer.
+        """
+        stored = _stored(journal)
+        if stored:
+            click.echo(
+                f"{stored:,} of {count(len(requests), 'request')} were stored by an interrupted "
+                "run.",
+                err=True,
+            )
+        await asyncio.to_thread(self._settle_uncertain, requests, journal)
+        todo = [n for n, entry in enumerate(journal.entries) if entry.state != STORED]
+        labels = sum(requests[n].size() for n in todo)
+        with tqdm(total=labels, unit=" labels", file=sys.stderr, disable=None) as progress:
+            for number in todo:
+                await asyncio.to_thread(journal.sent, number)
+                try:
+                    created = await self._send(requests[number])
+                except ForagerError as error:
+                    await self._stop(error, number, requests, journal)
+                await asyncio.to_thread(journal.stored, number, created)
+                progress.update(requests[number].size())
+        await asyncio.to_thread(journal.finish)
+
+    async def _send(self, request: Request) -> int:
+        """How many labels the server stored for one request."""
+        resend = self._uncertain == RESEND
+        try:
+            if isinstance(request, BoxRequest):
+                return await self._server.add_boxes(
+                    self._dataset, request.boxes, self._user, resend
+                )
+            category, mode, images = request
+            return await self._server.add_labels(
+                self._dataset, images, self._user, category, mode, resend
+            )
+        except AnswerLost as error:
+            if self._uncertain != ASSUME_STORED:
+                raise
+            tqdm.write(f"{error.message} Assumed to be stored, as asked.", file=sys.stderr)
+            return request.size()
+
+    async def _stop(
+        self, error: ForagerError, number: int, requests: Sequence[Request], journal: Journal
+    ) -> None:
+        """Raise a ClickException that says what is stored and what to do about a failure."""
+        request = requests[number]
+        so_far = f"{_stored(journal):,} of {count(len(requests), 'request')} stored so far"
+        if isinstance(error, AnswerLost):
+            raise click.ClickException(
+                f"{error.message}\n{so_far}; no answer came to:\n  {request}\n"
+                f"{self._choice(request.size())}"
+            ) from error
+        if self._uncertain != RESEND or not self._stores_twice(request):
+            # Nothing was stored, or it does not matter because it is replaced.
+            await asyncio.to_thread(journal.refused, number)
+        hint = ""
+        if isinstance(request, BoxRequest):
+            hint = " The server refuses all boxes of a request if the dataset lacks one image."
+        raise click.ClickException(
+            f"{error.message}{hint}\n{so_far}; the same command continues."
+        ) from error
+
+    def _settle_uncertain(self, requests: Sequence[Request], journal: Journal) -> None:
+        """Decide what to do with the requests of an earlier run that may have been carried out.
+
+        Raises:
+            click.ClickException: they would be stored twice, so the user must decide.
+        """
+        numbers = [n for n, entry in enumerate(journal.entries) if entry.state == SENT]
+        if not numbers:
+            return
+        labels = sum(requests[n].size() for n in numbers)
+        shown = [f"  {requests[n]}" for n in numbers[:SHOWN_LINES]]
+        if len(numbers) > SHOWN_LINES:
+            shown.append(f"  and {len(numbers) - SHOWN_LINES:,} more")
+        said = (
+            (f"{journal.path.name} is damaged. " if journal.damaged else "")
+            + f"An interrupted run may have stored {count(len(numbers), 'request')} with "
+            f"{count(labels, 'label')}:\n" + "\n".join(shown)
         )
-    settle_uncertain(appends, requests, journal, uncertain)
-    todo = [n for n, entry in enumerate(journal.entries) if entry.state != STORED]
-    labels = sum(requests[n].size() for n in todo)
-    with tqdm(total=labels, unit=" labels", file=sys.stderr, disable=None) as progress:
-        for number in todo:
-            request = requests[number]
-            await asyncio.to_thread(journal.sent, number)
-            try:
-                created = await _send(server, dataset, user, request, uncertain)
-            except AnswerLost as error:
-                raise click.ClickException(
-                    f"{error.message}\n{_stored(journal):,} of {count(len(requests), 'request')} "
-                    f"stored so far; no answer came to:\n  {request}\n{_choice(request.size())}"
-                ) from error
-            except ForagerError as error:
-                if not appends or uncertain != RESEND:
-                    # Nothing was stored, or it does not matter: sent again, it is replaced.
-                    await asyncio.to_thread(journal.refused, number)
-                raise click.ClickException(
-                    f"{error.message}\n{_stored(journal):,} of {count(len(requests), 'request')} "
-                    "stored so far; the same command continues."
-                ) from error
-            await asyncio.to_thread(journal.stored, number, created)
-            progress.update(request.size())
-    await asyncio.to_thread(journal.finish)
+        twice = sum(requests[n].size() for n in numbers if self._stores_twice(requests[n]))
+        if self._uncertain == ASSUME_STORED:
+            for number in numbers:
+                journal.stored(number, requests[number].size())
+            click.echo(f"{said}\nAssumed to be stored, as asked.", err=True)
+        elif not twice:
+            click.echo(f"{said}\nSent again: this server replaces labels that it has.", err=True)
+        elif self._uncertain == RESEND:
+            click.echo(f"{said}\nSent again, as asked.", err=True)
+        else:
+            raise click.ClickException(f"{said}\n{self._choice(twice)}")
 
+    def _stores_twice(self, request: Request) -> bool:
+        return self._appends or isinstance(request, BoxRequest)
 
-async def _send(
-    server: Forager, dataset: str, user: str, request: LabelRequest, uncertain: str
-) -> int:
-    """How many labels the server stored for one request."""
-    try:
-        return await server.add_labels(
-            dataset,
-            request.images,
-            user,
-            request.category,
-            request.mode,
-            resend=uncertain == RESEND,
+    def _choice(self, labels: int) -> str:
+        """What the user can do about labels that may be stored, on a server that appends them."""
+        what = (
+            "This server stores labels twice if they are sent twice (the newest counts, so "
+            "Forager still shows the right ones)."
+            if self._appends
+            else "This server stores boxes twice if they are sent twice."
         )
-    except AnswerLost as error:
-        if uncertain != ASSUME_STORED:
-            raise
-        tqdm.write(f"{error.message} Assumed to be stored, as asked.", file=sys.stderr)
-        return request.size()
-
-
-def settle_uncertain(
-    appends: bool, requests: Sequence[LabelRequest], journal: Journal, uncertain: str
-) -> None:
-    """Decide what to do with the requests of an earlier run that may have been carried out.
-
-    Raises:
-        click.ClickException: the server appends labels, and the user must decide.
-    """
-    numbers = [n for n, entry in enumerate(journal.entries) if entry.state == SENT]
-    if not numbers:
-        return
-    labels = sum(requests[n].size() for n in numbers)
-    shown = [f"  {requests[n]}" for n in numbers[:SHOWN_LINES]]
-    if len(numbers) > SHOWN_LINES:
-        shown.append(f"  and {len(numbers) - SHOWN_LINES:,} more")
-    why = f"{journal.path.name} is damaged. " if journal.damaged else ""
-    said = (
-        f"{why}An interrupted run may have stored {count(len(numbers), 'request')} with "
-        f"{count(labels, 'label')}:\n" + "\n".join(shown)
-    )
-    if uncertain == ASSUME_STORED:
-        for number in numbers:
-            journal.stored(number, requests[number].size())
-        click.echo(f"{said}\nAssumed to be stored, as asked.", err=True)
-    elif not appends:
-        click.echo(f"{said}\nSent again: this server replaces labels that it has.", err=True)
-    elif uncertain == RESEND:
-        click.echo(f"{said}\nSent again, as asked.", err=True)
-    else:
-        raise click.ClickException(f"{said}\n{_choice(labels)}")
-
-
-def _choice(labels: int) -> str:
-    """What the user can do about labels that may be stored on a server that appends."""
-    return (
-        "This server stores labels twice if they are sent twice (the newest counts, so Forager "
-        "still shows the right ones). Look at the category in Forager. Then run the same command "
-        "with --uncertain assume_stored if the labels are there, or else with --uncertain resend, "
-        f"which may store {count(labels, 'label')} a second time."
-    )
+        number = count(labels, "label") if self._appends else count(labels, "box", "boxes")
+        return (
+            f"{what} Look at the category in Forager. Then run the same command with --uncertain "
+            "assume_stored if they are there, or else with --uncertain resend, which may store "
+            f"{number} a second time."
+        )
 
 
 def _stored(journal: Journal) -> int:

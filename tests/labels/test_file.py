@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.names import identifier
-from labels.file import LabelFileError, check_labels, parse, read_labels
+from forager.payloads import Box
+from labels.file.describe import LabelFileError
+from labels.file.read import decode, read_labels
 
 
 def findings(document):
@@ -15,12 +17,17 @@ def findings(document):
     text = document if isinstance(document, str | bytes) else json.dumps(document)
     if isinstance(text, str):
         text = text.encode(errors="surrogatepass")
+    found = []
     try:
-        found = check_labels(parse(text))[1]
+        read_labels(decode(text))
     except LabelFileError as error:
         found = error.findings
     assert all(finding.isprintable() and finding.endswith(".") for finding in found)
     return found
+
+
+def box(**fields):
+    return {"category": "x", "is_box": True, "x1": 1, "y1": 2, "x2": 3, "y2": 4} | fields
 
 
 def test_the_three_formats():
@@ -30,8 +37,8 @@ def test_the_three_formats():
         "v": [{"category": "cat", "value": "UNSURE", "mode": "UNSURE", "is_box": False}],
         "u.jpg": [],
     }
-    (groups, paths), found = check_labels(document)
-    assert found == []
+    groups, boxes, paths = read_labels(json.dumps(document))
+    assert boxes == []
     assert paths == {"x.v1": "a/x.v1.jpg", "w": "w.png", "v": "v", "u": "u.jpg"}
     assert groups == {
         ("cat", "POSITIVE"): ["w", "x.v1"],
@@ -75,11 +82,22 @@ def test_the_three_formats():
         ({"a.jpg": ["\ud800"]}, "surrogate"),
         (
             {"a.jpg": [{"category": "x", "value": "A", "mode": "B"}]},
-            '["a.jpg"][0]: "value" and "mode" are the same thing, but given as "A" and "B"',
+            '["a.jpg"][0]: "value" and "mode" both name the mode, but differ: "A" and "B"',
         ),
         ({"a.jpg": [{"category": "x", "vlaue": "A"}]}, '["a.jpg"][0].vlaue: unknown'),
         ({"a.jpg": [{"category": "x", "\x1b": 1}]}, r'["a.jpg"][0]["\x1b"]: unknown'),
-        ({"a.jpg": [{"category": "x", "is_box": True}]}, "not for boxes"),
+        ({"a.jpg": [{"category": "x", "is_box": 1}]}, ".is_box: expected true or false, got 1"),
+        ({"a.jpg": [{"category": "x", "is_box": True}]}, "the box has no x1 and no y1 and no x2"),
+        ({"a.jpg": [{"category": "x", "x1": 1}]}, '.x1: belongs to a box, which also has "is_box"'),
+        ({"a.jpg": [box(x1="1")]}, '["a.jpg"][0].x1: expected a number, got "1"'),
+        ({"a.jpg": [box(x1=True)]}, ".x1: expected a number, got true"),
+        ({"a.jpg": [box(y2=float("inf"))]}, ".y2: expected a finite number, got Infinity"),
+        ({"a.jpg": [box(y2=float("nan"))]}, ".y2: expected a finite number, got NaN"),
+        ({"a.jpg": [box(x2=10**400)]}, ".x2: expected a finite number, got 1000"),
+        ({"a.jpg": [box(x1=-0.5)]}, ".x1: expected a number that is not negative, got -0.5"),
+        ({"a.jpg": [box(x1=3)]}, '["a.jpg"][0]: the box has no width: x1 is 3, x2 is 3'),
+        ({"a.jpg": [box(y1=4.5)]}, '["a.jpg"][0]: the box has no height: y1 is 4.5, y2 is 4'),
+        ({"a.jpg": [box(), "x", box(x2=3.0)]}, '["a.jpg"][0] and [2]: the same box twice'),
         (
             {"a.jpg": ["y", "x", {"category": "x", "value": "NEGATIVE"}]},
             '["a.jpg"][1] and [2]: two annotations of the category "x" on one image',
@@ -107,6 +125,22 @@ def test_one_finding(document, words):
     assert words in found[0]
 
 
+def test_boxes():
+    document = {
+        "a/x.jpg": [box(), box(x1=2), box(category="dog"), "x", box(mode="far away", y1=0)],
+        "y.jpg": [box(value="NEGATIVE")],
+    }
+    labels = read_labels(json.dumps(document))
+    assert labels.groups == {("x", "POSITIVE"): ["x"]}
+    assert labels.boxes == [
+        Box("x", "x", "POSITIVE", 1.0, 2.0, 3.0, 4.0),
+        Box("x", "x", "POSITIVE", 2.0, 2.0, 3.0, 4.0),
+        Box("x", "dog", "POSITIVE", 1.0, 2.0, 3.0, 4.0),
+        Box("x", "x", "far away", 1.0, 0.0, 3.0, 4.0),
+        Box("y", "x", "NEGATIVE", 1.0, 2.0, 3.0, 4.0),
+    ]
+
+
 def test_all_findings_are_told():
     document = {"a.jpg": [5, {"category": 5, "mode": 6, "x": 7}], "b.jpg": 8}
     assert len(findings(document)) == 5
@@ -121,16 +155,9 @@ def test_a_byte_order_mark_is_no_error():
     assert findings(b'\xef\xbb\xbf{"a.jpg": ["x"]}') == []
 
 
-def test_read_labels():
-    assert read_labels(b'{"a.jpg": ["x"]}').groups == {("x", "POSITIVE"): ["a"]}
-    with pytest.raises(LabelFileError) as caught:
-        read_labels(b'{"a.jpg": [1, 2]}')
-    assert len(caught.value.findings) == 2
-
-
 texts = st.text(max_size=5) | st.sampled_from(["cat", "POSITIVE", "a.jpg", "x" * 301, "\ud800"])
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
-keys = st.sampled_from(["category", "value", "mode", "is_box"]) | texts
+keys = st.sampled_from(["category", "value", "mode", "is_box", "x1", "y1", "x2", "y2"]) | texts
 annotations = texts | st.dictionaries(keys, scalars, max_size=4) | scalars
 documents = st.dictionaries(texts, st.lists(annotations, max_size=4) | scalars, max_size=4)
 anything = st.recursive(scalars, lambda s: st.lists(s) | st.dictionaries(keys, s), max_leaves=20)
@@ -152,8 +179,7 @@ def test_every_annotation_of_a_correct_file_is_grouped(by_path):
         path: [{"category": category, "value": mode} for category, mode in annotations.items()]
         for path, annotations in by_path.items()
     }
-    (groups, _), found = check_labels(document)
-    assert not found
+    groups = read_labels(json.dumps(document)).groups
     assert sorted((i, c, m) for (c, m), images in groups.items() for i in images) == sorted(
         (identifier(p), c, m) for p, annotations in by_path.items() for c, m in annotations.items()
     )
@@ -171,8 +197,8 @@ def random_value(source, depth):
     if kind == "list":
         return [random_value(source, depth - 1) for _ in range(source.randrange(4))]
     if kind == "dict":
-        keys = ["category", "value", "mode", "is_box", random_text(source)]
-        return {key: random_value(source, depth - 1) for key in source.sample(keys, 2)}
+        keys = ["category", "value", "mode", "is_box", "x1", "y1", "x2", random_text(source)]
+        return {key: random_value(source, depth - 1) for key in source.sample(keys, 3)}
     if kind == "text":
         return source.choice(["cat", "POSITIVE", random_text(source)])
     return source.choice([None, True, 5, -1.5, float("nan"), float("inf"), 10**1000])
@@ -205,7 +231,6 @@ def test_fuzz_10_000_files():
 def test_100_000_images_take_seconds():
     text = json.dumps({f"d/{n}.jpg": ["cat", {"category": "dog"}] for n in range(100_000)})
     start = time.process_time()
-    (groups, _), found = check_labels(parse(text.encode()))
-    assert not found
+    groups = read_labels(text).groups
     assert sum(map(len, groups.values())) == 200_000
     assert time.process_time() - start < 5

@@ -1,9 +1,30 @@
-"""Labels of images that the dataset does not have."""
+"""Labels and boxes of images that the dataset does not have, and boxes outside their images."""
 
-from labels.images import split_unknown
+import pytest
+
+from forager.payloads import Box
+from labels.file.collector import Labels
+from labels.images import check_boxes, split_unknown
+
+
+def box(image, **fields):
+    return Box(image, "c", "P", 1, 2, 3, 4)._replace(**fields)
 
 
 def test_split_unknown():
     groups = {("a", "P"): ["x", "y"], ("b", "P"): ["z"]}
-    assert split_unknown(groups, {"x", "y", "z", "w"}) == (groups, [])
-    assert split_unknown(groups, {"x"}) == ({("a", "P"): ["x"]}, ["y", "z"])
+    labels = Labels(groups, [box("x"), box("v")], {})
+    assert split_unknown(labels, {"x", "y", "z", "w", "v"}) == (labels, [])
+    known, unknown = split_unknown(labels, {"x"})
+    assert known == Labels({("a", "P"): ["x"]}, [box("x")], {})
+    assert unknown == ["v", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "problems"),
+    [({}, 0), ({"x2": 100}, 0), ({"x2": 100.4}, 0), ({"x2": 101}, 1), ({"y2": 51, "x2": 900}, 1)],
+)
+def test_boxes_outside_their_images(fields, problems):
+    found = check_boxes([box("a", **fields), box("b", x2=1e9)], {"a": (100, 50)})
+    assert len(found) == problems
+    assert all("on a is not inside the image of 100 x 50 pixels." in line for line in found)

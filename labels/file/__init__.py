@@ -1,0 +1,1 @@
+"""Reads label files in several formats; all formats share the checks."""
