@@ -141,7 +141,9 @@ async def ingest(options: LabelOptions) -> bool:
         check_generation(options, labels, appends)
         plan = await asyncio.to_thread(make_plan, options, labels, info)
         if options.dry_run:
-            report_plan(plan, server.shown)
+            categories = sorted({category for category, _ in plan.groups()})
+            counts = await server.category_counts(options.name, categories)
+            report_plan(plan, server.shown, counts)
             return True
         belongs_to = {
             "server": server.shown,

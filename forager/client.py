@@ -1,8 +1,10 @@
 """The calls of a Forager server, for generations A and B."""
 
 import asyncio
+import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -90,6 +92,33 @@ class Forager:
                 raise refusal(self.shown, "OPTIONS", route, answer)
             self._generation = "A" if answer.status == 404 else "B"
         return self._generation
+
+    async def category_counts(
+        self, name: str, categories: Sequence[str]
+    ) -> dict[tuple[str, str], int] | None:
+        """The number of rows that the server has, by category and mode.
+
+        It counts boxes and, on generation A, labels that newer ones replace. None if the server
+        does not tell. Some servers tell all categories by GET, others want a list by POST.
+        """
+        route = f"get_category_counts_v2/{quote(name, safe='')}"
+        answer = await self._connection.ask("GET", route)
+        if answer.status == 405:
+            body = json.dumps({"categories": list(categories)}).encode()
+            answer = await self._connection.ask("POST", route, body)
+        content = answer.content
+        if answer.status != 200 or not isinstance(content, dict):
+            return None
+        by_category = content.get("numLabeled", content)
+        if not isinstance(by_category, dict):
+            return None
+        return {
+            (category, mode): number
+            for category, modes in by_category.items()
+            if isinstance(modes, dict)
+            for mode, number in modes.items()
+            if type(number) is int
+        }
 
     async def create_dataset(
         self,

@@ -98,8 +98,8 @@ def result_table(asked: Tally, created: Tally) -> str:
     return numbers_table(columns, asked.groups())
 
 
-def plan_table(requests: Sequence[Request]) -> str:
-    """Labels, boxes and requests by category and mode."""
+def plan_table(requests: Sequence[Request], stored: dict[Group, int] | None = None) -> str:
+    """Labels, boxes and requests by category and mode, and what the server has already."""
     asked = count_asked(requests)
     labels = Counter(
         (request.category, request.mode)
@@ -109,6 +109,8 @@ def plan_table(requests: Sequence[Request]) -> str:
     columns = [("labels", asked.labels), ("requests", labels)]
     if asked.boxes:
         columns += [("boxes", asked.boxes)]
+    if stored is not None:
+        columns += [("on the server", Counter(stored))]
     return numbers_table(columns, asked.groups())
 
 
@@ -136,10 +138,10 @@ def shortened(lines: list[str], list_file: Path, always: bool = False) -> str:
     return f"{shown}\n{end} {where}"
 
 
-def report_plan(plan: Plan, server: str) -> None:
-    """Print what would be sent."""
+def report_plan(plan: Plan, server: str, stored: dict[Group, int] | None) -> None:
+    """Print what would be sent, and what the server has already, if it tells."""
     asked = count_asked(plan.requests)
-    click.echo(plan_table(plan.requests))
+    click.echo(plan_table(plan.requests, stored))
     click.echo(
         f"\n{amount(asked.labels.total(), asked.boxes.total())} in "
         f"{count(len(plan.requests), 'request')} would be sent to {server}{plan.skipped()}. "

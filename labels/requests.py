@@ -76,9 +76,12 @@ class Plan(NamedTuple):
     skipped_boxes: int = 0
     index_known: bool = True  # whether the dataset's images are known
 
-    def size(self) -> int:
-        """The number of labels and boxes."""
-        return sum(request.size() for request in self.requests)
+    def groups(self) -> Counter[Group]:
+        """The number of labels and boxes by category and mode."""
+        groups: Counter[Group] = Counter()
+        for request in self.requests:
+            groups.update(request.groups())
+        return groups
 
     def skipped(self) -> str:
         """What is not sent, in words, or ""."""

@@ -24,6 +24,7 @@ from testing.guarded import guarded
 from testing.servers import local_forager
 
 LABELS = "add_annotations_by_internal_identifiers_v2"
+BOXES = "add_annotations_multi_v2"
 IMAGES = ["t/a.jpg", "t/b.v1.png", "t/c.jpeg", "v/d.jpg", "v/é.jpg"]
 GOOD = {
     "any/where/a.jpg": ["cat", {"category": "dog", "value": "NEGATIVE"}],
@@ -104,11 +105,23 @@ class Server:
         rows = self.ask(
             "SELECT identifier, category, mode FROM label JOIN item ON item.id = label.item"
         )
+        self.remove("label")
+        return sorted(rows)
+
+    def boxes(self):
+        """Every box there is, as a tuple, and the boxes are removed."""
+        rows = self.ask(
+            "SELECT identifier, category, mode, x1, y1, x2, y2"
+            " FROM box JOIN item ON item.id = box.item"
+        )
+        self.remove("box")
+        return sorted(rows)
+
+    def remove(self, table):
         database = sqlite3.connect(self.data_dir / "forager.sqlite3")
         with database:
-            database.execute("DELETE FROM label")
+            database.execute(f"DELETE FROM {table}")
         database.close()
-        return sorted(rows)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +139,7 @@ def label_servers(bucket, tmp_path_factory):
 def server(request, label_servers):
     yield label_servers[request.param]
     label_servers[request.param].stored()
+    label_servers[request.param].boxes()
 
 
 @pytest.fixture
@@ -138,6 +152,7 @@ def server_a(label_servers):
 def server_b(label_servers):
     yield label_servers["B"]
     label_servers["B"].stored()
+    label_servers["B"].boxes()
 
 
 @pytest.fixture
@@ -168,7 +183,8 @@ def run(tmp_path, bucket, monkeypatch):
 
     def finish(url, document, *options, name="birds"):
         path = tmp_path / "labels.json"
-        path.write_text(json.dumps(document), encoding="utf-8")
+        content = document if isinstance(document, str) else json.dumps(document)
+        path.write_text(content, encoding="utf-8")
         result = CliRunner().invoke(
             main,
             [name, str(path), "--user", "ann@x.org", *options],
@@ -209,7 +225,8 @@ class Proxy:
     async def handle(self, request):
         body = await request.read()
         fault = None
-        if LABELS in request.path:
+        route = request.path.removeprefix("/api/")
+        if request.method == "POST" and route.startswith((LABELS, BOXES)):
             self.bodies.append(json.loads(body))
             fault = self.faults.pop(0) if self.faults else None
         if isinstance(fault, int):
@@ -242,13 +259,20 @@ def serve(handle):
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner
 
+    async def stop():
+        await runner.cleanup()
+        handlers = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in handlers:
+            task.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
+
     runner = loop.run_until_complete(start())
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        asyncio.run_coroutine_threadsafe(stop(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

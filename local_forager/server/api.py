@@ -7,8 +7,8 @@ from aiohttp import web
 
 from common.names import IMAGE_SUFFIXES
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import MAX_TEXT_LENGTH, Database, Dataset, fit
-from local_forager.server.errors import Endpoint, NoSuchDataset, RequestDataTooBig, html_page
+from local_forager.server.database import MAX_TEXT_LENGTH, Annotation, Database, Dataset, fit
+from local_forager.server.errors import Endpoint, NoSuchDataset, RequestDataTooBig
 
 BODY_LIMIT = 2_621_440  # bytes of a request with a Content-Length; real servers refuse more
 CHUNKED_LIMIT = 64 * 1024 * 1024  # bytes of a request without a Content-Length
@@ -114,9 +114,41 @@ async def add_annotations(request: web.Request) -> web.Response:
 
 
 async def add_annotations_multi(request: web.Request) -> web.Response:
-    """Only generation B has this call, so clients recognize it by this. It stores nothing here."""
-    title = f"NotImplementedError at {request.path}"
-    return html_page(501, title, "The local Forager does not offer this call.")
+    """Several annotations of one dataset at once, boxes among them; generation B only."""
+    payload = await read_body(request)
+    dataset = await request.app[DATABASE].dataset(payload["dataset"])
+    if dataset is None:
+        raise NoSuchDataset(payload["dataset"])
+    annotations = [
+        Annotation(
+            annotation["identifier"],
+            fit("category", annotation["category"], MAX_TEXT_LENGTH),
+            fit("mode", annotation["mode"], MAX_TEXT_LENGTH),
+            (
+                float(annotation["x1"]),
+                float(annotation["y1"]),
+                float(annotation["x2"]),
+                float(annotation["y2"]),
+            )
+            if annotation.get("is_box", False)
+            else None,
+        )
+        for annotation in payload["annotations"]
+    ]
+    user = fit("user", payload["user"], MAX_TEXT_LENGTH)
+    created_by = str(payload.get("created_by", "tag-bulk"))
+    created = await request.app[DATABASE].add_annotations(dataset.id, user, created_by, annotations)
+    return web.json_response({"created": created})
+
+
+async def get_category_counts(request: web.Request) -> web.Response:
+    """Generation A is asked for categories by POST; B tells all of them by GET."""
+    dataset = await dataset_of(request)
+    counts = await request.app[DATABASE].category_counts(dataset.id)
+    if request.app[GENERATION] == "B":
+        return web.json_response(counts)
+    wanted = (await read_body(request))["categories"]
+    return web.json_response({"numLabeled": {name: counts.get(name, {}) for name in wanted}})
 
 
 def add_api(app: web.Application) -> None:
@@ -130,6 +162,8 @@ def add_api(app: web.Application) -> None:
             add_annotations,
         ),
     ]
+    counts_method = "GET" if app[GENERATION] == "B" else "POST"
+    views.append((counts_method, f"get_category_counts_v2/{{name:{SLUG}}}", get_category_counts))
     if app[GENERATION] == "B":
         views.append(("POST", "add_annotations_multi_v2", add_annotations_multi))
     for method, path, handler in views:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -30,6 +30,11 @@ CREATE TABLE IF NOT EXISTS label (
     category TEXT NOT NULL, mode TEXT NOT NULL, created_by TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS label_item ON label (item, category);
+CREATE TABLE IF NOT EXISTS box (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, item INTEGER NOT NULL REFERENCES item, user TEXT NOT NULL,
+    category TEXT NOT NULL, mode TEXT NOT NULL, created_by TEXT NOT NULL,
+    x1 REAL NOT NULL, y1 REAL NOT NULL, x2 REAL NOT NULL, y2 REAL NOT NULL
+);
 CREATE TEMP TABLE wanted (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
@@ -51,6 +56,15 @@ class Dataset(NamedTuple):
 class Counts(NamedTuple):
     num_train: int
     num_val: int
+
+
+class Annotation(NamedTuple):
+    """One annotation of a request that stores several; `box` is x1, y1, x2, y2 in pixels."""
+
+    identifier: str
+    category: str
+    mode: str
+    box: tuple[float, float, float, float] | None
 
 
 class Label(NamedTuple):
@@ -213,6 +227,42 @@ class Database:
 
         return await self._call(insert)
 
+    async def add_annotations(
+        self, dataset: int, user: str, created_by: str, annotations: Sequence[Annotation]
+    ) -> int:
+        """Store all annotations, or none of them if an identifier is unknown (KeyError).
+
+        Labels of whole images replace earlier ones of the category; boxes are added.
+        """
+
+        def insert(db: sqlite3.Connection) -> int:
+            for name, category, mode, box in annotations:
+                found = db.execute(
+                    "SELECT id FROM item WHERE dataset = ? AND identifier = ?", (dataset, name)
+                ).fetchone()
+                if found is None:
+                    raise KeyError(name)
+                item = found[0]
+                values = (item, user, category, mode, created_by)
+                if box is not None:
+                    db.execute(
+                        "INSERT INTO box (item, user, category, mode, created_by, x1, y1, x2, y2)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        (*values, *box),
+                    )
+                    continue
+                db.execute(
+                    "DELETE FROM label WHERE item = ? AND category = ?", (found[0], category)
+                )
+                db.execute(
+                    "INSERT INTO label (item, user, category, mode, created_by)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    values,
+                )
+            return len(annotations)
+
+        return await self._call(insert)
+
     async def labels(self, dataset: int) -> list[Label]:
         """Per image and category the newest label, which counts, unless it was removed."""
         statement = """
@@ -226,6 +276,20 @@ class Database:
             lambda db: db.execute(statement, (dataset, REMOVED_MODE)).fetchall()
         )
         return [Label(*row) for row in rows]
+
+    async def category_counts(self, dataset: int) -> dict[str, dict[str, int]]:
+        """For each category the number of rows by mode, boxes and replaced labels included."""
+        statement = """
+            SELECT category, mode, count(*) FROM
+                (SELECT item, category, mode FROM label UNION ALL
+                 SELECT item, category, mode FROM box)
+            JOIN item ON item.id = item WHERE dataset = ? GROUP BY category, mode"""
+        counts: dict[str, dict[str, int]] = {}
+        for category, mode, number in await self._call(
+            lambda db: db.execute(statement, (dataset,)).fetchall()
+        ):
+            counts.setdefault(category, {})[mode] = number
+        return counts
 
     async def label_version(self) -> int:
         """A number that increases whenever labels are written."""

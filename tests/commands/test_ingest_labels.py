@@ -95,10 +95,13 @@ def test_without_an_index_the_counts_are_compared(server, run):
 def test_dry_run(server, run, tmp_path):
     code, out, err = run(server.url, GOOD, "--dry_run")
     assert (code, err) == (0, "")
-    assert "cat       POSITIVE       3         1" in out
+    assert "cat       POSITIVE       3         1              0" in out
     assert "5 labels in 3 requests would be sent" in out
     assert server.stored() == []
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
+    assert run(server.url, {"a.jpg": ["cat"]})[0] == 0
+    code, out, err = run(server.url, GOOD, "--dry_run")
+    assert "cat       POSITIVE       3         1              1" in out
 
 
 def test_viewer_url(server_b, run):

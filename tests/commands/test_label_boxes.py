@@ -1,0 +1,227 @@
+"""Boxes, and label files in other formats, against the local Forager."""
+
+import json
+
+import pytest
+
+import gcs
+from tests.label_command import (
+    GOOD,
+    STORED,
+    Proxy,
+    begin,
+    bucket,
+    label_servers,
+    run,
+    serve,
+    server,
+    server_a,
+    server_b,
+)
+
+__all__ = [  # fixtures
+    "begin",
+    "bucket",
+    "label_servers",
+    "run",
+    "server",
+    "server_a",
+    "server_b",
+]
+
+
+def box(category="cat", x2=40.5, **fields):
+    corners = {"x1": 10, "y1": 20, "x2": x2, "y2": 60}
+    return {"category": category, "is_box": True, **corners, **fields}
+
+
+WITH_BOXES = GOOD | {
+    "c.jpeg": [box(), box(x2=41), "cat", box("dog", mode="far away")],
+    "d.jpg": ["cat", box(value="NEGATIVE")],
+}
+BOXES = [
+    ("c", "cat", "POSITIVE", 10, 20, 40.5, 60),
+    ("c", "cat", "POSITIVE", 10, 20, 41, 60),
+    ("c", "dog", "far away", 10, 20, 40.5, 60),
+    ("d", "cat", "NEGATIVE", 10, 20, 40.5, 60),
+]
+LABELS = sorted([*STORED, ("c", "cat", "POSITIVE")])
+JOURNAL = "labels.json.birds.journal"
+
+
+def test_boxes_are_stored(server_b, run):
+    code, out, err = run(server_b.url, WITH_BOXES)
+    assert code == 0
+    assert err.count("not checked that boxes are inside their images") == 1
+    assert out.splitlines() == [
+        "category  mode      asked  created  boxes  boxes created",
+        "cat       NEGATIVE      0        0      1              1",
+        "cat       POSITIVE      4        4      2              2",
+        "cat       far away      1        1      0              0",
+        "dog       NEGATIVE      1        1      0              0",
+        "dog       far away      0        0      1              1",
+        "",
+        "6 of 6 labels and 4 of 4 boxes created in 4 requests. Look at them at "
+        "http://127.0.0.1:4000/birds",
+    ]
+    assert server_b.ask("SELECT DISTINCT user, created_by FROM box") == [("ann@x.org", "ingest")]
+    assert run(server_b.url, WITH_BOXES)[0] == 0  # finished: nothing is sent
+    assert server_b.stored() == LABELS
+    assert server_b.boxes() == BOXES
+
+
+def test_boxes_on_generation_a(server_a, run):
+    code, out, err = run(server_a.url, WITH_BOXES)
+    assert (code, out) == (1, "")
+    assert "This server stores no boxes, and" in err
+    assert "labels.json has 4 boxes: add --skip_boxes" in err
+    code, out, _ = run(server_a.url, WITH_BOXES, "--skip_boxes")
+    assert code == 0
+    assert "6 of 6 labels created in 3 requests; 4 boxes skipped." in out
+    assert server_a.stored() == LABELS
+
+
+def test_boxes_that_were_skipped_are_sent_later(server_b, run):
+    assert run(server_b.url, WITH_BOXES, "--skip_boxes")[0] == 0
+    assert server_b.boxes() == []
+    assert run(server_b.url, WITH_BOXES)[0] == 0
+    assert server_b.boxes() == BOXES
+    assert server_b.stored() == LABELS
+
+
+def test_a_dry_run_counts_boxes(server_b, run):
+    code, out, _ = run(server_b.url, WITH_BOXES, "--dry_run")
+    assert code == 0
+    assert "6 labels and 4 boxes in 4 requests would be sent" in out
+    assert server_b.boxes() == []
+
+
+def test_boxes_on_unknown_images(server_b, run):
+    document = WITH_BOXES | {"z.jpg": [box()]}
+    code, _, err = run(server_b.url, document)
+    assert code == 1
+    assert "1 labelled image is not in the dataset birds:\n      z.jpg\n" in err
+    assert run(server_b.url, document, "--skip_unknown")[0] == 0
+    assert server_b.boxes() == BOXES
+
+
+def test_boxes_on_unknown_images_without_an_index(server_b, run):
+    code, _, err = run(server_b.url, {"a.jpg": [box()], "z.jpg": [box()]}, name="noindex")
+    assert code == 1
+    assert "HTTP 500 (KeyError at /api/add_annotations_multi_v2" in err
+    assert "refuses all boxes of a request if the dataset lacks one image." in err
+    assert server_b.boxes() == []
+
+
+@pytest.mark.parametrize("fault", ["lost", "reset"])
+@pytest.mark.parametrize(("choice", "copies"), [("resend", 2), ("assume_stored", 1)])
+def test_a_lost_answer_to_boxes_is_for_the_user_to_settle(
+    server_b, run, tmp_path, fault, choice, copies
+):
+    copies -= fault == "reset"  # then the request did not arrive
+    proxy = Proxy(server_b.url, [None, None, None, fault])
+    with serve(proxy.handle) as url:
+        code, _, err = run(url, WITH_BOXES)
+        assert code == 1
+        assert "may or may not have stored 4 boxes" in err
+        assert "3 of 4 requests stored so far; no answer came to:\n  4 boxes, d to c\n" in err
+        assert "This server stores boxes twice if they are sent twice." in err
+        code, _, err = run(url, WITH_BOXES)
+        assert code == 1
+        assert "--uncertain resend, which may store 4 boxes a second time." in err
+        assert run(url, WITH_BOXES, "--uncertain", choice)[0] == 0
+    assert server_b.boxes() == sorted(BOXES * copies)
+    assert server_b.stored() == LABELS
+
+
+def test_a_damaged_journal_with_boxes(server_b, run, tmp_path):
+    with serve(Proxy(server_b.url, [None, None, None, None, 400]).handle) as url:
+        assert run(url, WITH_BOXES)[0] == 0
+        (tmp_path / JOURNAL).write_text("{}")
+        code, _, err = run(url, WITH_BOXES)
+    assert code == 1
+    assert "which may store 4 boxes a second time." in err
+    assert server_b.boxes() == BOXES
+
+
+def test_boxes_outside_their_images(server_b, run, bucket, emulator_url, monkeypatch):
+    """The manifest of the index, if there is one, tells the sizes of the images."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
+    columns = {"identifier": ["a", "c", "d"], "width": [99, 41, None], "height": [99, 60, None]}
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table(columns), sink)
+    blob = gcs.make_client().bucket(bucket).blob("indexes/i/manifest.parquet")
+    blob.upload_from_string(sink.getvalue().to_pybytes())
+    try:
+        document = {"a.jpg": [box(x2=900)], "c.jpeg": [box(x2=41)], "d.jpg": [box(x2=1e6)]}
+        code, _, err = run(server_b.url, document)
+        assert code == 1
+        assert "The box 10, 20, 900, 60 of 'cat' on a is not inside the image of 99 x 99" in err
+        assert "labels.json has 1 problem:" in err
+        code, _, err = run(server_b.url, {"c.jpeg": [box(x2=41)]})
+        assert (code, err) == (0, "")
+    finally:
+        blob.delete()
+
+
+COCO = {
+    "info": {"images": []},
+    "categories": [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog", "supercategory": "pet"}],
+    "annotations": [
+        {"image_id": 5, "category_id": 1, "bbox": [10, 20, 30.5, 40], "segmentation": [[1, 2]]},
+        {"image_id": 5, "category_id": 1, "bbox": [10, 20, 31, 40], "iscrowd": 1},
+        {"image_id": 6, "category_id": 7, "bbox": [0, 0, 1, 1]},
+    ],
+    "images": [{"id": 5, "file_name": "t/a.jpg", "width": 640}, {"id": 6, "file_name": "d.jpg"}],
+}
+
+
+def test_coco(server_b, run):
+    code, out, _ = run(server_b.url, COCO, "--format", "coco")
+    assert code == 0
+    assert "0 of 0 labels and 3 of 3 boxes created in 1 request." in out
+    assert server_b.boxes() == [
+        ("a", "cat", "POSITIVE", 10, 20, 40.5, 60),
+        ("a", "cat", "POSITIVE", 10, 20, 41, 60),
+        ("d", "dog", "POSITIVE", 0, 0, 1, 1),
+    ]
+
+
+def test_coco_as_labels(server, run):
+    code, out, _ = run(server.url, COCO, "--format", "coco", "--as_labels")
+    assert code == 0
+    assert server.stored() == [("a", "cat", "POSITIVE"), ("d", "dog", "POSITIVE")]
+
+
+def test_csv(server, run):
+    text = "path,category,mode\r\nx/a.jpg,cat,\r\na.jpg,dog,NEGATIVE\n\n"
+    code, _, err = run(server.url, text + 'b.v1.png,"cat, far"\n', "--format", "csv")
+    assert code == 1  # x/a.jpg and a.jpg
+    text = text.replace("x/", "") + 'b.v1.png,"cat, far"\n'
+    code, _, err = run(server.url, text, "--format", "csv")
+    assert code == 0
+    assert server.stored() == [
+        ("a", "cat", "POSITIVE"),
+        ("a", "dog", "NEGATIVE"),
+        ("b.v1", "cat, far", "POSITIVE"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "words"),
+    [
+        (["--format", "coco"], json.dumps(GOOD), "expected a COCO file of instances"),
+        (["--format", "coco"], "[]", "expected a COCO file of instances"),
+        (["--format", "csv"], json.dumps(GOOD), "line 1: expected path,category"),
+        ([], json.dumps(COCO), '["info"]: expected a list of annotations, got an object'),
+        (["--format", "voc"], "{}", "'voc' is not one of 'forager', 'coco', 'csv'"),
+        (["--as_labels"], "{}", "--as_labels goes with --format coco."),
+    ],
+)
+def test_another_format_than_said(server_b, run, options, text, words):
+    code, out, err = run(server_b.url, text, *options)
+    assert code in (1, 2)
+    assert words in err
+    assert out == ""
