@@ -176,12 +176,10 @@ def reason(error: BaseException | None) -> str:
         return "no reason given"
     if isinstance(error, asyncio.TimeoutError | TimeoutError):
         return "no answer in time"
-    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
-        error, aiohttp.ClientSSLError
-    ):
-        number = error.os_error.errno  # negative for errors of the name resolver
-        text = os.strerror(number) if number and number > 0 else error.os_error.strerror
-        return printable(text or str(error.os_error))
+    if isinstance(error, OSError) and error.errno and not isinstance(error, aiohttp.ClientSSLError):
+        # The number is negative for errors of the name resolver.
+        text = os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+        return printable(text)
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP {error.status} {printable(error.message)}".rstrip()
     return printable(str(error) or type(error).__name__).rstrip(".")

@@ -167,3 +167,19 @@ def test_a_wrong_first_wait_is_one_sentence(monkeypatch, text):
     assert (
         "is not a number of seconds from 0 to 60: correct it or unset it." in caught.value.message
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TimeoutError(), "no answer in time"),
+        (ConnectionResetError(104, "x"), "Connection reset by peer"),
+        (aiohttp.ClientOSError(32, "x"), "Broken pipe"),
+        (OSError(-2, "Name or service not known"), "Name or service not known"),
+        (TransientError("HTTP 503 (busy)."), "HTTP 503 (busy)"),
+        (ValueError(), "ValueError"),
+        (None, "no reason given"),
+    ],
+)
+def test_reasons_are_in_the_systems_words(error, words):
+    assert retries.reason(error) == words
