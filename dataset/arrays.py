@@ -27,14 +27,14 @@ class EmbeddingKind(NamedTuple):
     name: str  # of its directory under indexes/<index_id>/local/
     dimension: int
     model: str
-    shows: str  # which images are close to each other
+    compares: str
 
 
-# The order of vectors and arrays everywhere; the README's table names the same.
+# The order of vectors and arrays everywhere. The page shows this table, and so does the README.
 EMBEDDINGS = (
-    EmbeddingKind("imagenet", 2048, "ResNet-50, res5", "images of the same things"),
-    EmbeddingKind("imagenet_early", 1024, "ResNet-50, res4", "images of the same textures"),
-    EmbeddingKind("clip", 512, "CLIP ViT-B/32", "images with the same caption"),
+    EmbeddingKind("imagenet", 2048, "ResNet-50 res5", "objects"),
+    EmbeddingKind("imagenet_early", 1024, "ResNet-50 res4", "textures and shapes"),
+    EmbeddingKind("clip", 512, "CLIP ViT-B/32", "what the picture shows"),
 )
 DIMENSIONS = {kind.name: kind.dimension for kind in EMBEDDINGS}
 DTYPE = np.dtype("<f4")

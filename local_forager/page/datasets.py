@@ -5,12 +5,12 @@ import asyncio
 from aiohttp import web
 
 from common.names import DATASET_NAME
-from dataset.arrays import DIMENSIONS
+from dataset.arrays import EMBEDDINGS
 from local_forager.analysis.health import TITLES, Health
 from local_forager.analysis.index import Index
 from local_forager.analysis.projection import umap_installed
 from local_forager.page.map import UMAP_MISSING
-from local_forager.page.query import choice, embedding_choice
+from local_forager.page.query import DEFAULT_EMBEDDING, choice, embedding_choice
 from local_forager.page.state import PAGE, view_of
 from local_forager.server.api import GENERATION, dataset_of
 from local_forager.server.database import Counts
@@ -24,11 +24,6 @@ from local_forager.types import (
 )
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
-ABOUT = {  # what each embedding compares; the page offers them in this order
-    "clip": "what the picture shows, by CLIP",
-    "imagenet": "objects, by ResNet-50's last stage",
-    "imagenet_early": "textures and shapes, by ResNet-50's third stage",
-}
 
 
 async def datasets(request: web.Request) -> DatasetList:
@@ -88,7 +83,12 @@ async def dataset_page(request: web.Request) -> DatasetPage:
         "labelled": 0,
         "categories": [],
         "embeddings": [
-            {"by": by, "dimensions": DIMENSIONS[by], "about": about} for by, about in ABOUT.items()
+            {
+                "by": kind.name,
+                "dimensions": kind.dimension,
+                "about": f"{kind.compares}, by {kind.model}",
+            }
+            for kind in sorted(EMBEDDINGS, key=lambda kind: kind.name != DEFAULT_EMBEDDING)
         ],
         "sets": [{"set": name, "title": title} for name, title in TITLES.items()],
         "text_search": feature(page.no_text_search),

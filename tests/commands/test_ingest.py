@@ -19,6 +19,8 @@ from PIL import Image
 
 import gcs
 import ingest
+from common.terminal import size
+from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from engine.loading import ModelLoader, ModelOptions
 from testing.embedders import embedding_of
 from tests.front import Answer, Front
@@ -53,14 +55,13 @@ def test_every_object_of_the_index(world, servers, fast_models, generation):
     assert (index.train, index.val) == ({"a": 0, "b.v1": 1, "c": 2}, {"0": 3})
     pixels = [pixels_of(files[name]) for name in index.labels]
     for row in range(4):
-        (imagenet, early, clip), number = embedding_of(pixels[row])
-        assert (index.arrays["imagenet"][row] == imagenet).all()
-        assert (index.arrays["imagenet_early"][row] == early).all()
-        assert (index.arrays["clip"][row] == clip).all()
+        vectors, number = embedding_of(pixels[row])
+        for name, vector in zip(DIMENSIONS, vectors, strict=True):
+            assert (index.arrays[name][row] == vector).all()
         assert index.classes[index.labels[row].rpartition("/")[2]] == number
     assert np.allclose(np.linalg.norm(index.arrays["clip"], axis=1), 1)
     assert set(index.thumbnails) == {"a.jpg", "b.v1.jpg", "c.jpg", "0.jpg"}
-    assert len(index.names) == 7 + 4
+    assert len(index.names) == len(DIMENSIONS) + 4 + 4  # arrays, lists and classes, thumbnails
     info = dataset(world)
     assert (info["index_id"], info["num_train"], info["num_val"]) == (index.id, 3, 1)
 
@@ -176,9 +177,8 @@ def test_dry_run_leaves_nothing_behind(world, fast_models, tmp_path):
     assert lines[1][:2] == ["training", "2"]
     assert lines[2][:2] == ["validation", "1"]
     assert lines[3] == ["skipped:", ".JPG", "1", "-"]
-    assert f"keep 43.0 kB on this disk, and upload about 67.6 kB to gs://{world.index}" in (
-        result.stdout
-    )
+    assert f"keep {size(3 * BYTES_PER_ROW)} on this disk, and upload about " in result.stdout
+    assert f" to gs://{world.index}.\n" in result.stdout
     assert "Every check passed. This was a dry run: nothing was changed." in result.stdout
     assert world.objects() == {}
     assert dataset(world) is None

@@ -55,16 +55,18 @@ def test_arrays_are_headerless_little_endian_float32(tmp_path):
 
 
 def test_float64_and_strided_vectors_are_written_as_float32(tmp_path):
-    clip = np.arange(1024, dtype=np.float64)[::2]
+    (*_, (last, dimension)) = DIMENSIONS.items()
+    strided = np.arange(2 * dimension, dtype=np.float64)[::2]
     with Arrays(tmp_path, 1) as arrays:
-        arrays.write(0, [*vectors(0)[:2], clip])
-    written = np.fromfile(array_path(tmp_path, "clip"), "<f4")
-    assert (written == clip).all()
+        arrays.write(0, [*vectors(0)[:-1], strided])
+    assert (np.fromfile(array_path(tmp_path, last), "<f4") == strided).all()
 
 
 def test_wrong_dimension_is_refused(tmp_path):
-    with Arrays(tmp_path, 1) as arrays, pytest.raises(ValueError, match="no vector of 512"):
-        arrays.write(0, [*vectors(0)[:2], np.zeros(511, np.float32)])
+    *_, dimension = DIMENSIONS.values()
+    wrong = np.zeros(dimension - 1, np.float32)
+    with Arrays(tmp_path, 1) as arrays, pytest.raises(ValueError, match=f"vector of {dimension}"):
+        arrays.write(0, [*vectors(0)[:-1], wrong])
 
 
 def test_new_arrays_take_their_space_at_once_and_hold_zeros(tmp_path):
@@ -131,11 +133,10 @@ def test_lists_without_validation_images(tmp_path):
 def test_files_become_the_objects_of_the_specification(tmp_path):
     files = {file.object_name: file.path for file in index_files(tmp_path, INDEX_ID)}
     assert files == {
-        f"indexes/{INDEX_ID}/local/imagenet/embeddings.npy": array_path(tmp_path, "imagenet"),
-        f"indexes/{INDEX_ID}/local/imagenet_early/embeddings.npy": array_path(
-            tmp_path, "imagenet_early"
-        ),
-        f"indexes/{INDEX_ID}/local/clip/embeddings.npy": array_path(tmp_path, "clip"),
+        **{
+            f"indexes/{INDEX_ID}/local/{name}/embeddings.npy": array_path(tmp_path, name)
+            for name in DIMENSIONS
+        },
         f"indexes/{INDEX_ID}/labels.json": tmp_path / "index" / "labels.json",
         f"indexes/{INDEX_ID}/identifiers.json": tmp_path / "index" / "identifiers.json",
         f"indexes/{INDEX_ID}/val_identifiers.json": tmp_path / "index" / "val_identifiers.json",

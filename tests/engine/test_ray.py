@@ -27,7 +27,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r re
 
 import gcs  # noqa: E402
 from common.program import program_files  # noqa: E402
-from dataset.arrays import Arrays, Embedding  # noqa: E402
+from dataset.arrays import DIMENSIONS, Arrays, Embedding  # noqa: E402
 from dataset.rows import Row, State  # noqa: E402
 from engine.checkpoint import Recorder  # noqa: E402
 from engine.decode import Prepared  # noqa: E402
@@ -417,12 +417,12 @@ def test_packs_and_results_keep_every_number():
     )
     assert nothing is None
     assert (image.pixels == pixels).all() and (image.clip_input == clip).all()
-    embedding = Embedding([np.full(d, d, np.float32) for d in (2048, 1024, 512)], 7)
+    embedding = Embedding([np.full(d, d, np.float32) for d in DIMENSIONS.values()], 7)
     table = ray_stages.results(described, [None, embedding], [0.0] * 8)
     (failed, reason), (done, found) = ray_stages.read_results(table)
     assert (failed.row, reason) == (4, "broken")
     assert (done.row, done.listed.name, done.listed.size) == (9, "t/9.jpg", 19)
-    assert [vector[0] for vector in found.vectors] == [2048, 1024, 512]
+    assert [vector[0] for vector in found.vectors] == list(DIMENSIONS.values())
     assert found.imagenet_class == 7
 
 

@@ -30,8 +30,7 @@ TOLERANCE = 1e-6  # of elements of unit vectors; the contract is 1e-5
 
 @pytest.fixture(scope="module")
 def expected():
-    names = ("imagenet", "imagenet_early", "clip")
-    return {name: np.load(REFERENCE / "expected" / f"{name}.npy") for name in names}
+    return {name: np.load(REFERENCE / "expected" / f"{name}.npy") for name in DIMENSIONS}
 
 
 @pytest.fixture(scope="module")
