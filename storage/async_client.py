@@ -25,6 +25,7 @@ from common.retries import TransientError
 from common.terminal import duration, printable
 from gcs import DamagedContent, ListedObject, Refused
 from storage.access_token import AccessToken
+from storage.pace import WritePace
 
 MAX_ANSWER_BYTES = 8 << 20  # of JSON: a page of a listing has up to 1,000 long names
 EMPTY = 416  # HTTP status of any range of an object without bytes
@@ -77,6 +78,7 @@ class AsyncStorage:
     def __init__(self, connections: int, *, limits: Limits | None = None) -> None:
         self._connections, self._limits = connections, limits or Limits()
         self._api, self._retries = gcs.api_address(), retries.from_environment()
+        self._pace = WritePace()
         self._token = None if gcs.emulator_host() else AccessToken()
 
     async def __aenter__(self) -> AsyncStorage:
@@ -197,7 +199,10 @@ class AsyncStorage:
         query = f"uploadType=media&name={quote(name, safe='')}"
         address = f"{self._api}/upload/storage/v1/b/{bucket}/o?{query}"
         headers = {"Content-Type": content_type}
-        async with self._request("POST", address, headers, len(data), data) as response:
+        async with (
+            self._pace.turn(),
+            self._request("POST", address, headers, len(data), data) as response,
+        ):
             stored = gcs.listed_object(await _read_json(response))
         if (stored.size, stored.crc32c) != (len(data), crc32c_of_bytes(data)):
             raise DamagedContent("storage holds other bytes than were sent")

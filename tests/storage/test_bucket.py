@@ -1,6 +1,7 @@
 """Deleting objects, and everything an ingest uploaded."""
 
 import asyncio
+import uuid
 
 import pytest
 
@@ -20,12 +21,21 @@ def names(bucket):
 
 
 def test_delete_index_deletes_one_index_only(bucket):
-    kept = ["aux_labels/ID2/imagenet.pickle", "indexes/ID2/labels.json", "thumbnails/ID2/#?.jpg"]
-    for name in kept:
-        for index_id in ("ID", "ID2"):
-            bucket.handle.blob(name.replace("ID2", index_id)).upload_from_string(b"x")
-    assert asyncio.run(bucket.delete_index("ID")) == 3
-    assert names(bucket) == kept
+    index_id, other = str(uuid.uuid4()), str(uuid.uuid4())
+    names_of = ["aux_labels/{}/imagenet.pickle", "indexes/{}/labels.json", "thumbnails/{}/#?.jpg"]
+    for name in names_of:
+        for owner in (index_id, other):
+            bucket.handle.blob(name.format(owner)).upload_from_string(b"x")
+    assert asyncio.run(bucket.delete_index(index_id)) == 3
+    assert names(bucket) == [name.format(other) for name in names_of]
+
+
+@pytest.mark.parametrize("index_id", ["", "..", "ID"])
+def test_a_malformed_index_id_deletes_nothing(bucket, index_id):
+    bucket.handle.blob("indexes//labels.json").upload_from_string(b"x")
+    with pytest.raises(ValueError, match="is no index id"):
+        asyncio.run(bucket.delete_index(index_id))
+    assert names(bucket) == ["indexes//labels.json"]
 
 
 def test_deleting_an_object_that_is_gone_is_no_error(bucket):

@@ -1,0 +1,68 @@
+"""How fast to write new objects: within what storage allows for a fresh prefix, and slower if told.
+
+Google's guidance: begin with up to 1,000 writes per second, double no faster than every 20 minutes.
+Answers 429 and 503 mean that all requests should become fewer, not only the one that got it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from common.retries import TransientError
+
+FIRST_RATE = 1000.0  # writes per second
+DOUBLING_S = 20 * 60.0
+MIN_RATE = 50.0  # writes per second, however many are refused
+INTERVAL_S = 1.0  # between two looks at how many were refused
+REFUSED_SHARE = 0.05  # of the writes in an interval; fewer are left to their retries
+BACK_OFF = 0.95  # of the rate that storage took, if it refused more; at least half of ours
+GROWTH = 1.02  # per interval without
+BURST_S = 0.05  # of writes that were not made in time and may follow at once
+TOO_FAST = (429, 503)
+
+
+class WritePace:
+    """The rate of all writes together. Times are those of the running event loop."""
+
+    def __init__(self, first_rate: float = FIRST_RATE) -> None:
+        self._first_rate = self.rate = first_rate
+        self._taken = self._refused = 0  # in this interval
+        self._start: float | None = None
+        self._next = self._interval = 0.0
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for this write's turn, then count what becomes of it in the `with` block."""
+        await self._wait()
+        try:
+            yield
+        except TransientError as error:
+            self._refused += error.status in TOO_FAST
+            raise
+        self._taken += 1
+
+    async def _wait(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._start is None:
+            self._start = self._interval = self._next = now
+        if now - self._interval >= INTERVAL_S:
+            self._adjust(now)
+        self._next = max(self._next, now - BURST_S)
+        wait = self._next - now
+        self._next += 1 / self.rate
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+    def _adjust(self, now: float) -> None:
+        """Take the lesson of an interval."""
+        assert self._start is not None
+        if self._refused > REFUSED_SHARE * (self._taken + self._refused):
+            taken = self._taken / (now - self._interval)
+            self.rate = max(MIN_RATE, self.rate / 2, BACK_OFF * taken)
+        else:
+            ramp = self._first_rate * 2 ** ((now - self._start) / DOUBLING_S)
+            self.rate = min(ramp, self.rate * GROWTH)
+        self._taken = self._refused = 0
+        self._interval = now
