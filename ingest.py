@@ -17,6 +17,7 @@ from common.memory import keep_freed_memory
 from common.options import (
     CONTEXT_SETTINGS,
     BatchSizeType,
+    GroupedCommand,
     Limit,
     LimitType,
     default_decode_workers,
@@ -35,11 +36,12 @@ from engine.stages import MODELS, StageTime, bottleneck, stage_table
 from forager.addresses import dataset_page
 from forager.answers import DatasetInfo
 from forager.client import Forager
+from preflight.arguments import check_arguments
 from preflight.checks import list_images
 from preflight.describe import describe_plan
-from preflight.plan import Plan, make_plan, work_directory
+from preflight.plan import Plan, make_plan
 from preflight.request import Request
-from preflight.resume import begin_or_continue, compare_with_bucket, reopen_damaged
+from preflight.resume import begin_or_continue, compare_with_bucket, finished, reopen_damaged
 from storage.uploads import upload_files
 
 RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
@@ -49,9 +51,16 @@ BFLOAT16_ADVICE = (
     "This processor multiplies bfloat16 faster: --precision bfloat16 (with --restart, if an ingest "
     "has begun) would take about two thirds of the time, at a cosine of 0.9999 to these vectors."
 )
+OPTION_GROUPS = {
+    "Usual options": ("server_url", "dry_run", "work_dir", "bucket", "viewer_url"),
+    "Failures and starting over": ("skip_bad_images", "max_bad", "allow_empty_val", "restart"),
+    "Models": ("resnet_weights", "clip_weights", "backend", "precision"),
+    "Speed": ("device", "resnet_batch_size", "clip_batch_size", "decode_workers"),
+    "Several GPUs or machines": ("engine", "ray_address"),
+}
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=GroupedCommand, groups=OPTION_GROUPS, context_settings=CONTEXT_SETTINGS)
 @click.argument("name")
 @click.argument("train_path")
 @click.argument("val_path")
@@ -158,7 +167,8 @@ def main(make_loader: Any, **parameters: Any) -> None:
     Example:
       SERVER_URL=http://host:8000 python ingest.py birds gs://bucket/train gs://bucket/val
 
-    The same command again continues an ingest that was interrupted.
+    The same command again continues an ingest that was interrupted. For a long ingest, use tmux
+    or nohup: it ends when its terminal closes.
     """
     models = ModelOptions(*(parameters.pop(name) for name in ModelOptions._fields))
     request = Request(models=models, **parameters)
@@ -178,18 +188,35 @@ async def ingest(request: Request, loader: ModelLoader) -> None:
     start = time.monotonic()
     keep_freed_memory()
     raise_open_file_limit()
-    with work_directory(request.name, request.work_dir) as work, disk_errors(work.path), loader:
+    check_arguments(request, loader)
+    directory = request.work_dir or Path(request.name)
+    with WorkDirectory(directory) as work, disk_errors(work.path):
+        if what_it_holds := finished(request, work.state()):
+            page = dataset_page(request.server_url, request.viewer_url, request.name)
+            click.echo(f"This ingest is finished: {what_it_holds}. Look at {page}")
+            return
+        result = await run(request, work, loader, start)
+    if request.dry_run:
+        click.echo(result)
+    else:
+        print_summary(request.name, result)
+
+
+async def run(request: Request, work: WorkDirectory, loader: ModelLoader, start: float) -> str:
+    """The same in the work directory; returns the plan of a dry run, or the summary.
+
+    `start` is the time.monotonic() of the command's start.
+    """
+    with loader:
         plan = await make_plan(request, work, loader)
         if request.dry_run:
-            click.echo(describe_plan(plan.listing, plan.train.bucket, request.bucket))
-            return
+            return describe_plan(plan.listing, plan.train.bucket, request.bucket)
         state = await begin_or_continue(plan, work, retry_failed=not request.skip_bad_images)
         times = await embed(request, plan, state, loader) if state.has_pending() else []
         refuse_failures(state, request.skip_bad_images, request.max_bad)
         times.append(await upload(state, request.bucket))
         times.append(await register(plan, state, work, request.server_url, request.name))
-        summary = summarize(request, state, times, time.monotonic() - start)
-    print_summary(request.name, summary)
+        return summarize(request, state, times, time.monotonic() - start)
 
 
 async def embed(request: Request, plan: Plan, state: State, loader: ModelLoader) -> list[StageTime]:

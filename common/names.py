@@ -13,6 +13,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the only ones that the server acce
 DATASET_NAME = re.compile(r"[-a-zA-Z0-9_]{1,50}")
 INDEX_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 BUCKET_NAME = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
+# What a browser shows of a directory on Cloud Storage; the group is BUCKET/DIRECTORY.
+WEB_ADDRESS = re.compile(
+    r"https?://(?:storage\.googleapis\.com|storage\.cloud\.google\.com"
+    r"|console\.cloud\.google\.com/storage/browser)/([^;?#]+)"
+)
+BUCKET_NAME_RULE = (
+    "bucket names are 3 to 222 lower-case letters, digits, dashes, underscores and dots"
+)
 MAX_IDENTIFIER_LENGTH = 300  # characters
 MAX_OBJECT_NAME_LENGTH = 600  # characters
 MAX_TEXT_LENGTH = 300  # characters of a category, a mode or an e-mail address
@@ -39,13 +47,18 @@ def parse_gs_path(text: str) -> GsPath:
     """
     shown = printable(text)
     if not text.startswith("gs://"):
-        raise ValueError(f"{shown} is not a Cloud Storage path: write gs://BUCKET/DIRECTORY.")
+        address = WEB_ADDRESS.match(text)
+        form = f"gs://{printable(address[1])}" if address else "gs://BUCKET/DIRECTORY"
+        raise ValueError(f"{shown} is not a Cloud Storage path: write {form}.")
     bucket, _, directory = text.removeprefix("gs://").partition("/")
-    if not BUCKET_NAME.fullmatch(bucket):
+    parent, _, last = directory.rpartition("/")
+    if "*" in last:
         raise ValueError(
-            f"{shown} names no bucket: bucket names are 3 to 222 lower-case letters, digits, "
-            "dashes, underscores and dots."
+            f"{shown} names files by a pattern, where a directory is expected: write "
+            f"{printable(f'gs://{bucket}/{parent}')}."
         )
+    if not BUCKET_NAME.fullmatch(bucket):
+        raise ValueError(f"{shown} names no bucket: {BUCKET_NAME_RULE}.")
     if not encodable(directory):
         raise ValueError(f"{shown} is not valid UTF-8 text: object names on Cloud Storage are.")
     directory = directory.rstrip("/")

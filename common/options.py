@@ -2,11 +2,12 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
 
+from common.names import BUCKET_NAME, BUCKET_NAME_RULE
 from common.terminal import printable
 
 # --skip-unknown is --skip_unknown: every option accepts dashes for underscores.
@@ -15,39 +16,10 @@ CONTEXT_SETTINGS = {
     "max_content_width": 100,
 }
 
-_SHARED = (
-    click.option(
-        "--server_url",
-        envvar="SERVER_URL",
-        default="",
-        metavar="URL",
-        help="The Forager server, as http://HOST:PORT; also SERVER_URL in the environment.",
-    ),
-    click.option(
-        "--bucket",
-        envvar="FORAGER_BUCKET",
-        default="foragerml",
-        show_default=True,
-        metavar="NAME",
-        help="The bucket of indexes and thumbnails; also FORAGER_BUCKET in the environment.",
-    ),
-    click.option(
-        "--viewer_url",
-        metavar="URL",
-        help="The address of Forager's web page.  [default: port 4000 of the server's host]",
-    ),
-    click.option("--dry_run", is_flag=True, help="Check everything, say what would be done, stop."),
-)
-
 
 def default_decode_workers() -> int:
     """1.5 per CPU core: some of the threads wait for the interpreter."""
     return 3 * (os.cpu_count() or 1) // 2
-
-
-def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --server_url, --bucket, --viewer_url and --dry_run to a click command."""
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(_SHARED), command)
 
 
 class Limit(NamedTuple):
@@ -76,6 +48,36 @@ class LimitType(click.ParamType[Limit]):
         return limit
 
 
+class BucketType(click.ParamType[str]):
+    """The name of a bucket, without gs://."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: Any, context: Any) -> str:
+        text = str(value)
+        if BUCKET_NAME.fullmatch(text):
+            return text
+        bucket = text.removeprefix("gs://").partition("/")[0]
+        form = f"write {bucket}" if BUCKET_NAME.fullmatch(bucket) else f"{BUCKET_NAME_RULE}"
+        self.fail(f"{printable(text)!r} is no bucket name: {form}.")
+
+
+class GroupedCommand(click.Command):
+    """A command whose --help shows its options under headings; `groups` is heading -> names."""
+
+    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._groups = groups
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        shown = {p.name: p.get_help_record(context) for p in self.get_params(context)}
+        grouped = {name for names in self._groups.values() for name in names}
+        others = [name for name in shown if name not in grouped]
+        for heading, names in (*self._groups.items(), ("Other options", others)):
+            with formatter.section(heading):
+                formatter.write_dl([record for name in names if (record := shown[name])])
+
+
 class BatchSizeType(click.ParamType[int]):
     """`auto` (None) or a positive number."""
 
@@ -91,3 +93,34 @@ class BatchSizeType(click.ParamType[int]):
         if size < 1:
             self.fail(f"{printable(str(value))!r} is neither auto nor a positive number.")
         return size
+
+
+_SHARED = (
+    click.option(
+        "--server_url",
+        envvar="SERVER_URL",
+        default="",
+        metavar="URL",
+        help="The Forager server, as http://HOST:PORT; also SERVER_URL in the environment.",
+    ),
+    click.option(
+        "--bucket",
+        envvar="FORAGER_BUCKET",
+        default="foragerml",
+        type=BucketType(),
+        show_default=True,
+        metavar="NAME",
+        help="The bucket of indexes and thumbnails; also FORAGER_BUCKET in the environment.",
+    ),
+    click.option(
+        "--viewer_url",
+        metavar="URL",
+        help="The address of Forager's web page.  [default: port 4000 of the server's host]",
+    ),
+    click.option("--dry_run", is_flag=True, help="Check everything, say what would be done, stop."),
+)
+
+
+def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --server_url, --bucket, --viewer_url and --dry_run to a click command."""
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(_SHARED), command)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from weights.clip import require_clip
+from weights.files import WeightsError
 from weights.reader import WeightsReader
+from weights.resnet50 import require_resnet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +51,19 @@ class ModelLoader:
 
     def __exit__(self, *_: object) -> None:
         self._reader.close()
+
+    def missing_files(self) -> list[str]:
+        """A sentence per weights file that is not there, as far as the disk alone tells."""
+        sentences = []
+        for require in (
+            partial(require_resnet, self._options.resnet_weights),
+            partial(require_clip, self._options.clip_weights),
+        ):
+            try:
+                require()
+            except WeightsError as error:
+                sentences.append(error.message)
+        return sentences
 
     def check_device(self) -> None:
         """Raises DeviceError unless this machine has the device and computes in the precision."""

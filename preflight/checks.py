@@ -27,15 +27,14 @@ from storage.listing import list_directory
 
 SHOWN = 10  # of a long list of objects; the rest goes to a file
 STATE_BYTES_PER_ROW = 400  # of state.sqlite and the lists; an upper bound
-ANY_NAME = "-"  # asked for where the name is not valid: does the server answer at all?
 PUBLIC_COMMAND = (
     "gcloud storage buckets add-iam-policy-binding gs://{bucket} "
     "--member=allUsers --role=roles/storage.objectViewer"
 )
 
 
-def check_paths(findings: Findings, train: str, val: str) -> tuple[GsPath, GsPath] | None:
-    """Both paths, if they are well-formed, in one bucket, and neither within the other."""
+def check_paths(findings: Findings, train: str, val: str) -> None:
+    """That both paths are well-formed, in one bucket, and neither within the other."""
     paths = []
     for text in (train, val):
         try:
@@ -43,21 +42,18 @@ def check_paths(findings: Findings, train: str, val: str) -> tuple[GsPath, GsPat
         except ValueError as error:
             findings.add(str(error))
     if len(paths) < 2:
-        return None
+        return
     one, other = paths
     if one.bucket != other.bucket:
         findings.add(
             f"{printable(train)} and {printable(val)} are in two buckets: the web page builds "
             "every image address from the training bucket, so put both in one."
         )
-        return None
-    if one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix):
+    elif one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix):
         findings.add(
             f"{printable(train)} and {printable(val)} overlap: images would be in both splits; "
             "name two directories beside each other."
         )
-        return None
-    return one, other
 
 
 async def check_server(
@@ -68,17 +64,13 @@ async def check_server(
     `index_id` is that of an earlier run of this ingest, which may have registered it already.
     Returns whether the name is taken.
     """
-    if not server_url:
-        findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
-        return False
-    asked = ANY_NAME if names.dataset_name_error(name) else name
 
     async def ask() -> Any:
         async with Forager(server_url) as forager:
-            return await forager.dataset(asked)
+            return await forager.dataset(name)
 
     found = await findings.gather(ask())
-    is_taken = found is not None and asked == name and found.index_id != index_id
+    is_taken = found is not None and found.index_id != index_id
     if is_taken:
         findings.add(
             f"The dataset {name} is already there, with {found.num_train:,} training and "

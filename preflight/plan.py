@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 
 from common.findings import Findings
-from common.names import GsPath, dataset_name_error
+from common.names import GsPath, parse_gs_path
 from common.terminal import size
 from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
@@ -36,29 +34,16 @@ class Plan(NamedTuple):
     clip_directory: Path  # of the CLIP weights
 
 
-@contextlib.contextmanager
-def work_directory(name: str, work_dir: Path | None) -> Iterator[WorkDirectory]:
-    """The locked work directory: `work_dir`, or one named after the dataset.
-
-    A name that is not valid becomes no path. It gets a temporary directory, for the other checks.
-    """
-    with contextlib.ExitStack() as stack:
-        path = work_dir or Path(name)
-        if dataset_name_error(name) and not work_dir:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "work")
-        yield stack.enter_context(WorkDirectory(path))
-
-
 async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) -> Plan:
-    """Make every check, all at once, and begin to load the models where they are needed here.
+    """Make every check that needs the network or the weights, all at once.
+
+    It begins to load the models, if they are needed here. The arguments were checked before.
 
     Raises:
         click.ClickException: everything that is wrong, in one message.
     """
     findings = Findings()
-    if error := dataset_name_error(request.name):
-        findings.add(error)
-    paths = checks.check_paths(findings, request.train_path, request.val_path)
+    paths = parse_gs_path(request.train_path), parse_gs_path(request.val_path)
     earlier = work.state()
     # An interrupted --restart goes on.
     start_over = earlier is not None and (request.restart or earlier.is_abandoned)
@@ -78,7 +63,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     )
     if is_taken and earlier and not earlier.is_registered:
         await settle_taken_name(findings, earlier, work, delete=start_over and not request.dry_run)
-    if paths and listing and weights:
+    if listing and weights:
         identity = {
             "dataset": request.name,
             "train_path": str(paths[0]),
@@ -148,11 +133,9 @@ async def _check_weights(
 async def _list_and_check(
     findings: Findings,
     work: WorkDirectory,
-    paths: tuple[GsPath, GsPath] | None,
+    paths: tuple[GsPath, GsPath],
     allow_empty_val: bool,
 ) -> State | None:
-    if paths is None:
-        return None
     listing: State | None = await findings.gather_in_thread(checks.list_images, paths, work)
     if listing is None:
         return None

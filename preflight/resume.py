@@ -12,13 +12,14 @@ import click
 
 import gcs
 from common.findings import Findings
-from common.names import GsPath, identifier
+from common.names import GsPath, identifier, parse_gs_path
 from common.terminal import printable
 from dataset import arrays
 from dataset.lists import thumbnail_directory
-from dataset.rows import State
+from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from preflight.checks import SHOWN
+from preflight.request import Request
 from storage.bucket import Bucket
 
 if TYPE_CHECKING:
@@ -28,6 +29,29 @@ WAYS_OUT = (
     "start over with --restart, which deletes what the earlier run uploaded, or keep both with "
     "another --work_dir"
 )
+
+
+def finished(request: Request, state: State | None) -> str:
+    """What a work directory holds, if it registered just what is requested; else ""."""
+    if state is None or not state.is_registered or request.restart or request.dry_run:
+        return ""
+    asked = {
+        "dataset": request.name,
+        "train_path": str(parse_gs_path(request.train_path)),
+        "val_path": str(parse_gs_path(request.val_path)),
+        "bucket": request.bucket,
+        "backend": request.models.backend,
+    }
+    if request.models.precision != "auto":
+        asked["precision"] = request.models.precision
+    if any(state.option(name) != value for name, value in asked.items()):
+        return ""
+    train, val, total = state.counts(TRAIN), state.counts(VAL), state.counts()
+    failed = f", of which {total.failed:,} failed" if total.failed else ""
+    return (
+        f"{request.name} was registered with {train.images:,} training and {val.images:,} "
+        f"validation images{failed} (index {state.index_id})"
+    )
 
 
 def check_same(

@@ -103,6 +103,9 @@ class LoaderWithoutModels(ModelLoader):
     def __exit__(self, *_: object) -> None:
         pass
 
+    def missing_files(self) -> list[str]:
+        return []
+
     def check_device(self) -> None:
         pass
 

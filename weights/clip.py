@@ -50,6 +50,7 @@ def check_clip_weights(id_or_dir: str) -> Path:
         WeightsError: the weights cannot be downloaded, are not safetensors, or are not the image
             tower of OpenAI's ViT-B/32.
     """
+    require_clip(id_or_dir)
     directory = Path(id_or_dir).expanduser()
     if not directory.is_dir():
         directory = _download_clip(id_or_dir)
@@ -103,11 +104,17 @@ def _clip_error(path: Path, problem: str) -> WeightsError:
     return WeightsError(f"{path} {problem}, so it is not {CLIP_ID}: download it again.")
 
 
+def require_clip(id_or_dir: str) -> None:
+    """Raise WeightsError if this is neither a directory nor of the form of a hub id."""
+    name = id_or_dir.partition("@")[0]
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
+    if not is_hub_id and not Path(id_or_dir).expanduser().is_dir():
+        raise WeightsError(f"The directory of CLIP weights {id_or_dir!r} does not exist.")
+
+
 def _download_clip(hub_id: str) -> Path:
     """The directory of a hub id (or ID@REVISION) in the local cache, downloaded if necessary."""
     name, _, revision = hub_id.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise WeightsError(f"The directory of CLIP weights {hub_id!r} does not exist.")
     revisions = [revision or "main"]
     if not revision and name in SAFETENSORS_REVISIONS:
         revisions.append(SAFETENSORS_REVISIONS[name])

@@ -62,6 +62,12 @@ def canonical_resnet_names(blobs: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
+def require_resnet(path: Path) -> None:
+    """Raise WeightsError if the file is not there."""
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: get it with `{RESNET_DOWNLOAD}`.")
+
+
 def read_resnet_weights(path: Path) -> dict[str, np.ndarray]:
     """The arrays of R-50.pkl as float32 under the canonical names, each of the expected shape.
 
@@ -70,8 +76,7 @@ def read_resnet_weights(path: Path) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: the file is missing, is not a pickle of arrays, or is not ResNet-50.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing: get it with `{RESNET_DOWNLOAD}`.")
+    require_resnet(path)
     try:
         content = read_pickle(path)
     except UnsafePickleError as error:

@@ -204,18 +204,41 @@ def test_allow_empty_val(world, servers, fast_models, generation):
     assert dataset(world)["num_val"] == 0
 
 
-@pytest.mark.parametrize("work_dir", ["work", "another"])
-def test_second_ingest_of_a_name_is_refused_with_its_counts(world, fast_models, work_dir):
+def test_second_ingest_of_a_name_is_refused_with_its_counts(world, fast_models):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
     assert world.run().exit_code == 0
     before = world.objects()
-    result = world.run("--work_dir", work_dir)
+    result = world.run("--work_dir", "another")
     assert result.exit_code == 1
     assert (
         f"Error: The dataset {world.name} is already there, with 2 training and 1 validation "
         f"images (index {Index(before).id}): choose another name.\n"
     ) in result.stderr
     assert world.objects() == before
+
+
+def test_the_same_command_after_success_says_that_it_is_finished(
+    world, fast_models, emulator, monkeypatch
+):
+    world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
+    assert world.run().exit_code == 0
+    with Front(emulator) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        result = world.run()
+        assert storage.asked == []
+    assert result.exit_code == 0
+    assert result.stdout == (
+        f"This ingest is finished: {world.name} was registered with 2 training and 1 validation "
+        f"images (index {Index(world.objects()).id}). Look at http://127.0.0.1:4000/{world.name}\n"
+    )
+
+
+def test_after_success_another_path_is_named(world, fast_models):
+    world.put("t/a.jpg", "v/c.jpg", "w/d.jpg")
+    assert world.run().exit_code == 0
+    result = world.run(val=f"gs://{world.bucket}/w")
+    assert result.exit_code == 1
+    assert f"holds an ingest with another val_path (gs://{world.bucket}/v/, now" in result.stderr
 
 
 def test_work_directory_is_named_after_the_dataset(world, fast_models, tmp_path):
@@ -284,6 +307,8 @@ def test_more_bad_images_than_allowed_stop(world, fast_models, limit, allowed):
         (["--clip_batch_size", "some"], "'some' is neither auto nor a positive number"),
         (["--backend", "other"], "'other' is not one of"),
         (["--decode_workers", "0"], "0 is not in the range"),
+        (["--bucket", "gs://foragerml"], "'gs://foragerml' is no bucket name: write foragerml."),
+        (["--bucket", "My Bucket"], "'My Bucket' is no bucket name: bucket names are 3 to 222"),
         (["--no_such_option"], "No such option"),
     ],
 )
@@ -440,7 +465,7 @@ def test_the_weights_that_were_checked_are_those_that_are_loaded(weights_dir, mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_is_130_with_one_line(world, emulator, number):
+def test_interrupted_is_130_with_one_line(world, emulator, weights_dir, number):
     waiting, go_on = threading.Event(), threading.Event()
 
     def stall(asked):
@@ -449,7 +474,8 @@ def test_interrupted_is_130_with_one_line(world, emulator, number):
             go_on.wait(60)
 
     with Front(emulator, stall) as storage:
-        command = [sys.executable, str(ROOT / "ingest.py"), *world.arguments()]
+        command = [sys.executable, str(ROOT / "ingest.py")]
+        command += world.arguments(*weight_options(weights_dir))
         environment = {**os.environ, "STORAGE_EMULATOR_HOST": storage.url}
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

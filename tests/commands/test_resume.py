@@ -357,12 +357,12 @@ def test_other_objects_than_before_are_refused(emulator_url, servers, tmp_path, 
         made.storage.delete(made.images, "train/t0003.jpg")
     elif what == "appeared":
         made.storage.put(made.images, "train/new.jpg", picture(3))
-    else:  # with the very same bytes: the generation tells
-        made.storage.put(made.images, "train/t0003.jpg", picture(3))
+    else:
+        made.storage.put(made.images, "train/t0000.jpg", picture(99))
     env = environment(emulator_url, servers["B"])
     done = run_here(made.command(), env)
     assert done.returncode == 1
-    name = "new" if what == "appeared" else "t0003"
+    name = {"appeared": "new", "vanished": "t0003", "changed": "t0000"}[what]
     assert re.search(rf"1 objects {what} in the bucket since(.|\n)*train/{name}.jpg", done.stderr)
     assert "--restart" in done.stderr and "--work_dir" in done.stderr
     assert run_here(made.command("--restart"), env).returncode == 0
@@ -381,11 +381,11 @@ def test_failed_images_that_were_replaced_are_taken(emulator_url, servers, tmp_p
         failed = json.loads((made.work / "failed.json").read_text())
         assert [entry["object"] for entry in failed] == ["train/bad.jpg"]
         made.storage.put(made.images, "train/bad.jpg", picture(5))
-        assert "1 that failed were replaced" not in run_here(made.command("--dry_run"), env).stderr
+        assert "were replaced" not in run_here(made.command("--dry_run"), env).stderr
         storage.seen.clear()
         done = run_here(made.command(), env)
         assert done.returncode == 0, done.stderr
-        assert "6 of 7 images are done, 1 that failed were replaced." in done.stderr
+        assert "6 of 7 images are done, 1 that were not done were replaced." in done.stderr
         assert len(storage.requests(DOWNLOAD)) == 1
     assert not (made.work / "failed.json").exists()
 

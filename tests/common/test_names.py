@@ -1,6 +1,7 @@
 """Names of datasets, images and gs:// paths."""
 
 import posixpath
+import re
 
 import pytest
 from hypothesis import given
@@ -122,3 +123,17 @@ def test_printable_keeps_both_ends_of_a_long_name():
     assert safe.startswith("begin")
     assert safe.endswith("end.jpg")
     assert len(safe) <= 120
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("https://storage.googleapis.com/bucket/train", "gs://bucket/train"),
+        ("https://console.cloud.google.com/storage/browser/bucket/a/b;tab=x?y", "gs://bucket/a/b"),
+        ("gs://bucket/train/*.jpg", "gs://bucket/train"),
+        ("bucket/train", "gs://BUCKET/DIRECTORY"),
+    ],
+)
+def test_a_path_of_another_form_gets_the_one_it_should_have(text, form):
+    with pytest.raises(ValueError, match=rf": write {re.escape(form)}\.$"):
+        parse_gs_path(text)

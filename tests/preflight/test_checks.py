@@ -170,7 +170,7 @@ def test_upper_case_images_alone_are_no_images(world, fast_models):
 def test_duplicates_over_both_splits_are_named(ready, tmp_path):
     ready.put("t/x/a.png", "t/b.jpeg", "v/c.jpg", "t/c.d.jpg")
     message = refusal(ready.run())
-    assert message.startswith("2 basenames are there more than once")
+    assert message.startswith("2 duplicate basenames: each must be unique")
     assert "\n      a: t/a.jpg, t/x/a.png" in message
     assert "\n      b: t/b.jpeg, v/b.jpg" in message
     assert ready.objects() == {}
@@ -392,19 +392,39 @@ def test_weights_wrong(real_weights, weights_dir, tmp_path):
     )
 
 
-def test_findings_of_every_kind_in_one_message(real_weights, monkeypatch, tmp_path):
+def test_what_the_arguments_alone_tell_is_said_before_any_request(real_weights, emulator):
+    with Front() as server:
+        real_weights.server = f"{server.url}?x"
+        options = ["--resnet_weights", "none.pkl", "--clip_weights", "./none"]
+        message = refusal(real_weights.run(*options, name="no name", val="gs://x"))
+        assert server.asked == []
+    assert message.startswith("5 problems found:")
+    for part in (
+        "dataset name 'no name'",
+        "gs://x names no bucket",
+        "is more than an address",
+        "none.pkl is missing",
+        "The directory of CLIP weights './none' does not exist",
+    ):
+        assert part in message
+    assert not Path("work").exists()
+
+
+def test_findings_of_every_kind_in_one_message(real_weights, monkeypatch, weights_dir, tmp_path):
     usage = shutil.disk_usage(".")._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     real_weights.put("t/b.png")
+    wrong = tmp_path / "R-50.pkl"
+    wrong.write_bytes(b"<html>Not found</html>")
     with Front(rule=lambda asked: Answer(200, PAGE)) as server:
         real_weights.server = server.url
-        options = ["--device", "cuda:77", "--resnet_weights", "none.pkl"]
-        message = refusal(real_weights.run(*options, name="no name", val="gs://x"))
+        clip = ["--clip_weights", str(weights_dir / "clip-vit-base-patch32")]
+        options = ["--device", "cuda:77", "--resnet_weights", str(wrong), *clip]
+        message = refusal(real_weights.run(*options))
         said = message.count("\n  - ")
     assert message.startswith(f"{said} problems found:")
-    for part in ("dataset name 'no name'", "gs://x names no bucket", "a web page", "none.pkl is"):
+    for part in ("duplicate basenames", "a web page", f"{wrong} ", "--device", "are free: free"):
         assert part in message
-    assert "--device" in message
     assert not Path("work").exists()
 
 

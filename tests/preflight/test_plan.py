@@ -13,7 +13,7 @@ from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from gcs import ListedObject
 from preflight.describe import describe_plan, describe_skipped
-from preflight.plan import Plan, work_directory
+from preflight.plan import Plan
 from preflight.resume import begin_or_continue
 
 OPTIONS = {"dataset": "birds", "bucket": "index-bucket"}
@@ -85,28 +85,6 @@ def test_a_new_ingest_gets_an_id_and_keeps_what_it_depends_on(tmp_path):
         assert (state.option("dataset"), state.option("bucket")) == ("birds", "index-bucket")
         assert state.counts().images == 1
         assert not listing.path.exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "work_dir", "expected"),
-    [("birds", None, "birds"), ("birds", Path("other"), "other"), ("no name", Path("o"), "o")],
-)
-def test_where_an_ingest_works(monkeypatch, tmp_path, name, work_dir, expected):
-    monkeypatch.chdir(tmp_path)
-    with work_directory(name, work_dir) as work:
-        assert work.path == Path(expected)
-        assert work.path.is_dir()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["../up", "a b", "/etc/x", "con\0trol"])
-def test_an_invalid_name_becomes_no_path(monkeypatch, tmp_path, name):
-    monkeypatch.chdir(tmp_path)
-    with work_directory(name, None) as work:
-        assert work.path.name == "work"
-        assert tmp_path not in work.path.parents
-    assert not work.path.exists()
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""What can be judged from the command line alone, before any request and before torch."""
+
+from __future__ import annotations
+
+from common.findings import Findings
+from common.names import dataset_name_error
+from engine.loading import ModelLoader
+from forager.addresses import check_server_url
+from forager.answers import ForagerError
+from preflight.checks import check_paths
+from preflight.request import Request
+
+
+def check_arguments(request: Request, loader: ModelLoader) -> None:
+    """Check names, paths, addresses, files that must be there, and combinations of options.
+
+    Raises:
+        click.ClickException: everything that is wrong, in one message.
+    """
+    findings = Findings()
+    if error := dataset_name_error(request.name):
+        findings.add(error)
+    check_paths(findings, request.train_path, request.val_path)
+    if not request.server_url:
+        findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
+    else:
+        try:
+            check_server_url(request.server_url)
+        except ForagerError as error:
+            findings.add(error.message)
+    for sentence in loader.missing_files():
+        findings.add(sentence)
+    findings.raise_if_any()
