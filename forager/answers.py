@@ -142,6 +142,11 @@ def other_shape(server: str, route: str) -> ForagerError:
     )
 
 
+def lost_text(what: str, reason: str) -> str:
+    """The message of AnswerLost for a request that stores `what`."""
+    return f"The server may or may not have stored {what}: {reason}"
+
+
 def parsed(data: bytes) -> Any:
     """The JSON in a body, or None if it is not JSON."""
     try:

@@ -16,9 +16,11 @@ from common.terminal import count, printable
 from forager.answers import (
     VIEWER_PORT,
     Answer,
+    AnswerLost,
     DatasetInfo,
     ForagerError,
     certainly_not_done,
+    lost_text,
     no_answer,
     other_shape,
     refusal,
@@ -28,6 +30,7 @@ from forager.connection import REQUEST_ERRORS, Connection, Timeouts
 from forager.payloads import Box, box_body, create_body, label_body
 
 CREATE_ATTEMPTS = 4
+MAX_CREATED = 10**9  # labels of one request, as a server can plausibly count them
 SETTLE_IN_BASES = 120  # default of Timeouts.settle, in first waits
 DEFAULT_TIMEOUTS = Timeouts()
 
@@ -233,7 +236,7 @@ class Forager:
             labels = count(len(identifiers), "label")
             once = f"{labels} {printable(category)!r} ({printable(mode)})"
         answer = await self._connection.ask("POST", route, body, self._timeouts.labels, once)
-        return await self._created(name, route, answer)
+        return await self._created(name, route, answer, once)
 
     async def add_boxes(self, name: str, boxes: list[Box], user: str, resend: bool = False) -> int:
         """Store these boxes, in one request; returns how many the server stored.
@@ -247,17 +250,23 @@ class Forager:
         once = "" if resend else count(len(boxes), "box", "boxes")
         body = box_body(name, boxes, user)
         answer = await self._connection.ask("POST", route, body, self._timeouts.labels, once)
-        return await self._created(name, route, answer)
+        return await self._created(name, route, answer, once)
 
-    async def _created(self, name: str, route: str, answer: Answer) -> int:
-        """The number of labels or boxes that the server stored."""
+    async def _created(self, name: str, route: str, answer: Answer, once: str) -> int:
+        """The number of labels or boxes that the server stored.
+
+        Raises:
+            AnswerLost: the server accepted a request that must not be repeated (`once`), but does
+                not tell a plausible number.
+        """
         if answer.status == 404 and answer.content is not None:
             raise ForagerError(f"There is no dataset {name} on {self.shown} any more.")
         content = await self._content("POST", route, answer)
         created = content.get("created") if isinstance(content, dict) else None
-        if type(created) is not int:
-            raise other_shape(self.shown, route)
-        return created
+        if type(created) is int and 0 <= created <= MAX_CREATED:
+            return created
+        error = other_shape(self.shown, route)
+        raise AnswerLost(lost_text(once, error.message)) if once else error
 
     async def _content(self, method: str, route: str, answer: Answer) -> Any:
         """The JSON of a 200.

@@ -14,6 +14,7 @@ from forager.answers import (
     ForagerError,
     Unreachable,
     certainly_not_done,
+    lost_text,
     no_answer,
     page_title,
     parsed,
@@ -89,7 +90,7 @@ class Connection:
                 f"{method} {self.shown}/api/{route}", send, method, route, body, timeout_s
             )
         except AnswerLost as error:
-            raise AnswerLost(f"The server may or may not have stored {once}: {error}.") from error
+            raise AnswerLost(lost_text(once, f"{error.message}.")) from error
         except REQUEST_ERRORS as error:
             attempts = self._retrying.attempts
             raise no_answer(self.shown, method, route, error, timeout_s, attempts) from error
@@ -106,6 +107,8 @@ class Connection:
             raise
         if answer.status == 200 and answer.content is None:
             raise AnswerLost("the answer is not JSON")
+        if 200 < answer.status < 300:
+            raise AnswerLost(f"the answer is HTTP {answer.status}")
         return answer
 
     async def send(self, method: str, route: str, body: bytes | None, timeout_s: float) -> Answer:

@@ -212,8 +212,8 @@ def run_process(begin):
 class Proxy:
     """Before a server; `faults` says what happens to label requests, in their order.
 
-    "reset" breaks the connection at once, "lost" after the server's answer, "hang" keeps the
-    request, a number is a status; past the end of the list all goes through.
+    "reset" breaks the connection at once, "lost" after the server's answer. "hang" keeps the
+    request, "kept" the answer. A number is a status. Past the end of the list all goes through.
     """
 
     def __init__(self, target, faults):
@@ -233,13 +233,16 @@ class Proxy:
             return web.Response(status=fault, text="<title>fault</title>", content_type="text/html")
         if fault == "hang":
             self.hanging.set()
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
         if fault != "reset":
             async with (
                 aiohttp.ClientSession() as session,
                 session.request(request.method, self.target + request.path, data=body) as answer,
             ):
                 content, kind = await answer.read(), answer.content_type
+            if fault == "kept":
+                self.hanging.set()
+                await asyncio.sleep(3600)
             if fault != "lost":
                 return web.Response(status=answer.status, body=content, content_type=kind)
         request.transport.abort()

@@ -278,6 +278,45 @@ def damage_and_repeat(server, run, tmp_path, seed):
     assert len(set(server.stored())) == 16
 
 
+def kill_until_finished(server, begin, seed, requests=8):
+    """Kill -9 while requests or answers are under way, until the command is finished."""
+    source = random.Random(seed)
+    faults = source.choices([None, "hang", "kept"], k=requests)
+    proxy = Proxy(server.url, faults)
+    held, answer = None, []
+    with serve(proxy.handle) as url:
+        for _ in range(20):
+            with begin(url, MANY, *answer) as process:
+                while process.poll() is None and not proxy.hanging.wait(0.02):
+                    pass
+                process.kill()
+                _, err = process.communicate(timeout=100)
+            assert "Traceback" not in err
+            if proxy.hanging.is_set():
+                proxy.hanging.clear()
+                held, answer = faults[len(proxy.bodies) - 1], []
+            elif process.returncode == 0:
+                break
+            else:
+                assert server.generation == "A"
+                assert "An interrupted run may have stored 1 request with 4 labels:" in err
+                answer = ["--uncertain", "resend" if held == "hang" else "assume_stored"]
+    assert process.returncode == 0
+    assert server.duplicates() == []
+    assert len(server.stored()) == 16
+
+
+def test_kills(server, begin):
+    kill_until_finished(server, begin, 1, requests=4)
+
+
+@pytest.mark.soak
+def test_many_kills(server, begin, tmp_path):
+    for seed in range(2, 12):
+        (tmp_path / "labels.json.birds.journal").unlink(missing_ok=True)
+        kill_until_finished(server, begin, seed)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_damage_of_the_journal_never_doubles_a_label(server, run, tmp_path, seed):
     damage_and_repeat(server, run, tmp_path, seed)

@@ -12,6 +12,7 @@ from common import retries
 from forager.answers import AnswerLost, DatasetInfo, ForagerError
 from forager.client import CREATE_ATTEMPTS, Forager
 from forager.connection import Timeouts
+from forager.payloads import Box
 
 INFO = {"index_id": "i", "num_train": 2, "num_val": 1}
 ABSENT = (404, {"detail": "Not found."})
@@ -20,6 +21,7 @@ DJANGO_500 = (500, "<html><head>\n<title>IntegrityError\n   at /api/x</title></h
 DATASET = "GET get_dataset_info_v2/d"
 CREATE = "POST create_dataset_v2"
 OPTIONS = "OPTIONS add_annotations_multi_v2"
+CAT = "cat", "POSITIVE"
 LABELS = "POST add_annotations_by_internal_identifiers_v2/d"
 
 
@@ -334,7 +336,13 @@ def test_add_labels_to_a_repeats_what_was_refused(failure):
     assert script.count(LABELS) == 2
 
 
-@pytest.mark.parametrize("failure", [reset, truncated, (502, "x"), (504, "x"), (200, "<p>")])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        *(reset, truncated, (502, "x"), (504, "x"), (200, "<p>"), (202, {}), (200, [1])),
+        *((200, {"created": number}) for number in (True, "2", -1, 10**12)),
+    ],
+)
 def test_add_labels_to_a_does_not_repeat_what_may_be_done(failure):
     script = Script({LABELS: [failure, (200, {"created": 2})]})
     with pytest.raises(AnswerLost, match="may or may not have stored 2 labels 'cat'"):
@@ -349,6 +357,64 @@ def test_add_labels_to_a_dataset_that_vanished():
 def test_add_labels_wrong_answer():
     script = Script({OPTIONS: [(200, {})], LABELS: [(200, {"created": True})]})
     assert "another shape" in add(script)
+
+
+BOXES = "POST add_annotations_multi_v2"
+BOX = Box("x", "ü", "POSITIVE", 1.0, 2.5, 3.0, 4.0)
+
+
+def add_boxes(script, finds, resend=False):
+    return finds(script, "add_boxes", "d", [BOX, BOX._replace(x2=9.0)], "u@x", resend)
+
+
+def test_add_boxes():
+    script = Script({BOXES: [(200, {"created": 2})]})
+    assert add_boxes(script, talk) == 2
+    fields = {"category": "ü", "mode": "POSITIVE", "is_box": True, "x1": 1.0, "y1": 2.5, "y2": 4.0}
+    annotations = [{"identifier": "x", "x2": x2, **fields} for x2 in (3.0, 9.0)]
+    assert json.loads(script.requests[0][1]) == {
+        "dataset": "d",
+        "user": "u@x",
+        "created_by": "ingest",
+        "annotations": annotations,
+    }
+
+
+@pytest.mark.parametrize("failure", [reset, truncated, (502, "x"), (504, "x"), (200, "<p>")])
+def test_add_boxes_does_not_repeat_what_may_be_done(failure):
+    script = Script({BOXES: [failure, (200, {"created": 2})]})
+    with pytest.raises(AnswerLost, match="may or may not have stored 2 boxes"):
+        add_boxes(script, talk)
+    assert script.count(BOXES) == 1
+
+
+def test_add_boxes_repeats_if_asked():
+    script = Script({BOXES: [reset, (200, {"created": 2})]})
+    assert add_boxes(script, talk, resend=True) == 2
+
+
+COUNTS = "get_category_counts_v2/d"
+
+
+@pytest.mark.parametrize(
+    ("answers", "counts"),
+    [
+        ({f"GET {COUNTS}": [(200, {"cat": {"POSITIVE": 3}, "dog": {}})]}, {CAT: 3}),
+        (
+            {
+                f"GET {COUNTS}": [(405, {"detail": "not allowed"})],
+                f"POST {COUNTS}": [(200, {"numLabeled": {"cat": {"POSITIVE": 3}}})],
+            },
+            {CAT: 3},
+        ),
+        ({f"GET {COUNTS}": [DJANGO_404]}, None),
+        ({f"GET {COUNTS}": [(200, [])]}, None),
+        ({f"GET {COUNTS}": [(200, {"numLabeled": 5})]}, None),
+        ({f"GET {COUNTS}": [(200, {"cat": 5, "dog": {"POSITIVE": "6"}})]}, {}),
+    ],
+)
+def test_category_counts(answers, counts):
+    assert talk(Script(answers), "category_counts", "d", ["cat"]) == counts
 
 
 def test_proxies_of_the_environment_are_used(monkeypatch):
