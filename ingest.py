@@ -23,7 +23,7 @@ from common.options import (
     default_decode_workers,
     shared_options,
 )
-from common.resources import raise_open_file_limit
+from common.resources import raise_open_file_limit, shortages
 from common.signals import leave, until_interrupted
 from common.terminal import duration, printable, size
 from dataset.arrays import Arrays
@@ -176,7 +176,8 @@ def main(make_loader: Any, **parameters: Any) -> None:
         raise click.UsageError("--max_bad goes with --skip_bad_images.")
     if request.ray_address and request.engine != "ray":
         raise click.UsageError("--ray_address goes with --engine ray.")
-    asyncio.run(until_interrupted(ingest(request, (make_loader or ModelLoader)(models))))
+    with shortages():
+        asyncio.run(until_interrupted(ingest(request, (make_loader or ModelLoader)(models))))
 
 
 async def ingest(request: Request, loader: ModelLoader) -> None:

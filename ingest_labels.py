@@ -110,6 +110,7 @@ def main(**parameters: Any) -> None:
     The same command continues a run that was interrupted. For a long run, use tmux or nohup: it
     ends when its terminal closes.
     """
+    from common.resources import shortages
     from common.signals import until_interrupted
 
     options = LabelOptions(**parameters)
@@ -118,7 +119,8 @@ def main(**parameters: Any) -> None:
     options = options._replace(user=parseaddr(options.user)[1] or options.user)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a category that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    finished = asyncio.run(until_interrupted(ingest(options)))
+    with shortages():
+        finished = asyncio.run(until_interrupted(ingest(options)))
     sys.exit(0 if finished else 1)
 
 

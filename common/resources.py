@@ -5,9 +5,11 @@ A shortage of these fails every image alike. It stops the run; it is never the f
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
+from collections.abc import Iterator
 
 import click
 
@@ -32,6 +34,19 @@ def raise_open_file_limit() -> int:
     return wanted
 
 
+@contextlib.contextmanager
+def shortages() -> Iterator[None]:
+    """Raise an exception that reports a shortage within a `with` block as ShortageError."""
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:
+        if found := shortage(error):
+            raise found from error
+        raise
+
+
 def shortage(error: BaseException) -> ShortageError | None:
     """The shortage that an exception or one of its causes reports, or None."""
     cause: BaseException | None = error
@@ -42,6 +57,11 @@ def shortage(error: BaseException) -> ShortageError | None:
             return ShortageError(_sentence(errno.ENOMEM))
         if isinstance(cause, OSError) and cause.errno in _ADVICE:
             return ShortageError(_sentence(cause.errno))
+        if isinstance(cause, RuntimeError) and "can't start new thread" in str(cause):
+            return ShortageError(
+                "This process cannot start more threads: raise the limit, such as with "
+                f"`ulimit -u`; {CONTINUE}"
+            )
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -517,3 +517,18 @@ def test_no_proxy_is_respected(world, fast_models, monkeypatch):
         result = world.run()
         assert result.exit_code == 0, result.output
         assert proxy.asked == []
+
+
+def test_threads_that_cannot_be_started_are_one_sentence(world, fast_models, monkeypatch):
+    start = threading.Thread.start
+
+    def limited(thread):
+        if thread.name.startswith("embed-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    world.put("t/a.jpg", "v/b.jpg")
+    result = world.run()
+    assert result.exit_code == 1
+    assert "Error: This process cannot start more threads: raise the limit" in result.stderr
