@@ -317,6 +317,27 @@ def list_objects(client: storage.Client, path: GsPath) -> Iterator[list[ListedOb
             raise storage_error(what, error) from error
 
 
+def directories_beside(client: storage.Client, path: GsPath) -> list[str]:
+    """The directories that have the same parent as this one, each as gs://...; up to 1,000.
+
+    Raises:
+        StorageError: no such bucket, no access, or storage cannot be reached.
+    """
+    parent = path.prefix.rstrip("/").rpartition("/")[0]
+    prefix = f"{parent}/" if parent else ""
+
+    def first_page() -> list[str]:
+        iterator = client.list_blobs(
+            path.bucket, prefix=prefix, delimiter="/", max_results=1000, timeout=TIMEOUT, retry=None
+        )
+        for _ in iterator.pages:
+            break
+        return sorted(iterator.prefixes)
+
+    found = call(f"Listing gs://{path.bucket}/{printable(prefix)}", first_page)
+    return [f"gs://{path.bucket}/{name}" for name in found if name != path.prefix]
+
+
 def list_pages(client: storage.Client, path: GsPath, fields: str) -> Iterator[list[dict[str, str]]]:
     """The given fields (such as "name,size") of the objects whose names begin with the prefix.
 

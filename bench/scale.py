@@ -44,7 +44,7 @@ def one_run(rows: int, embed: bool) -> dict[str, float]:
     ):
         state = checks.list_images(PATHS, work)
         findings = Findings()
-        checks.check_images(findings, state, PATHS, False)
+        checks.check_images(findings, state)
         findings.raise_if_any()
         figures = {"list and check, CPU": time.process_time() - processor}
         if embed:

@@ -6,6 +6,7 @@ Each check adds a finding, one sentence for the user, or none; nothing stops at 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 import shutil
 from functools import partial
@@ -25,6 +26,7 @@ from storage.async_client import AsyncStorage
 from storage.listing import WORKERS as LISTING_WORKERS
 from storage.listing import list_directory
 
+SHOWN_DIRECTORIES = 3
 SHOWN = 10  # of a long list of objects; the rest goes to a file
 STATE_BYTES_PER_ROW = 400  # of state.sqlite and the lists; an upper bound
 PUBLIC_COMMAND = (
@@ -98,17 +100,29 @@ def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> State:
     return listing
 
 
-def check_images(
+def check_not_empty(
     findings: Findings, state: State, paths: tuple[GsPath, GsPath], allow_empty_val: bool
 ) -> None:
-    """That there are images, that no identifier is there twice, and that the server takes all."""
+    """That there are images of both splits. Blocks: it may look for directories of like names.
+
+    Raises:
+        StorageError: storage cannot be reached.
+    """
     for split, path in zip((TRAIN, VAL), paths, strict=True):
         if state.counts(split).images == 0 and not (split == VAL and allow_empty_val):
+            beside = gcs.directories_beside(gcs.make_client(), path)
+            near = difflib.get_close_matches(str(path), beside, SHOWN_DIRECTORIES) or beside
+            others = ", ".join(map(printable, near[:SHOWN_DIRECTORIES]))
             hint = "; --allow_empty_val continues without them" if split == VAL else ""
             findings.add(
                 f"No {SPLITS[split]} images under {printable(str(path))}: images are objects that "
                 f"end in {', '.join(names.IMAGE_SUFFIXES)}, in lower case{hint}."
+                + (f" Directories beside it: {others}." if others else "")
             )
+
+
+def check_images(findings: Findings, state: State) -> None:
+    """That no identifier is there twice, and that the server takes all names."""
     duplicates = dict(state.duplicates())
     if duplicates:
         examples = "".join(

@@ -139,7 +139,10 @@ async def _list_and_check(
     listing: State | None = await findings.gather_in_thread(checks.list_images, paths, work)
     if listing is None:
         return None
-    checks.check_images(findings, listing, paths, allow_empty_val)
+    await findings.gather_in_thread(
+        checks.check_not_empty, findings, listing, paths, allow_empty_val
+    )
+    checks.check_images(findings, listing)
     checks.check_disk(findings, listing, work.path)
     await checks.check_public(findings, listing, paths[0].bucket)
     counts = [listing.counts(split) for split in (TRAIN, VAL)]

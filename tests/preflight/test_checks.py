@@ -434,3 +434,9 @@ def test_each_finding_comes_once():
         findings.add(sentence)
     with pytest.raises(Exception, match=r"^2 problems found:\n  - One\.\n  - Two\.$"):
         findings.raise_if_any()
+
+
+def test_an_empty_path_names_the_directories_beside_it(ready):
+    ready.put("sets/training/x.jpg", "sets/val/y.jpg", "sets/z.jpg")
+    message = refusal(ready.run(train=f"gs://{ready.bucket}/sets/train"))
+    assert f"Directories beside it: gs://{ready.bucket}/sets/training/" in message
