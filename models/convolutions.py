@@ -19,7 +19,7 @@ REFUSALS = (RuntimeError, AttributeError, TypeError)
 
 class Convolution(NamedTuple):
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     stride: int
     padding: int
 
@@ -104,10 +104,11 @@ def agree(operations: Operations, device: torch.device, dtype: torch.dtype) -> b
     )
     weight = torch.randn(128, 128, 3, 3, generator=random) / (9 * 128) ** 0.5
     weight = weight.to(memory_format=torch.channels_last)
-    exact = Convolution(weight, torch.randn(128, generator=random), 1, 1)
+    bias = torch.randn(128, generator=random)
+    exact = Convolution(weight, bias, 1, 1)
     plain = PlainOperations()
     try:
-        given = exact._replace(weight=weight.to(device, dtype), bias=exact.bias.to(device, dtype))
+        given = exact._replace(weight=weight.to(device, dtype), bias=bias.to(device, dtype))
         x, on_device = sample.to(device, dtype), residual.to(device, dtype, copy=True)
         pairs = (
             (operations.convolve(x, given), plain.convolve(sample, exact)),
