@@ -4,7 +4,6 @@ An image's vectors depend on that image alone, however images are batched.
 """
 
 import contextlib
-import functools
 import importlib
 import threading
 from collections import Counter
@@ -15,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.memory import ask_for_large_pages
 from dataset.arrays import Embedding
 from models import devices, resize
 from models.clip_crop import CLIP_SIDE
@@ -33,7 +31,6 @@ MIN_COSINE = 0.99995
 CLIP_BATCH_CPU, CLIP_BATCH_GPU = 4, 128
 RECURRING = 8  # batches of one shape after which cuDNN may spend time on choosing its algorithms
 SHAPES_KEPT = 1000
-RESIZES_KEPT = 64  # image sizes whose resize weights for CLIP are kept, about 1 MB each
 
 Tensors = tuple[torch.Tensor, ...]
 Rows = tuple[np.ndarray, ...]  # (n, dimension) per entry of EMBEDDINGS, then the classes (n,)
@@ -150,7 +147,6 @@ class Embedder:
             WeightsError, DeviceError: they cannot be loaded.
             ClickException: `original` is not installed.
         """
-        ask_for_large_pages()
         self._device = devices.choose_device(device)
         self.device = str(self._device)
         devices.check_precision(precision, self._device)
@@ -167,7 +163,6 @@ class Embedder:
         self.workers = 1 if self._on_gpu else devices.cores()
         self._threads_per_image = torch.get_num_threads() if self._on_gpu else 1
         torch.set_num_threads(self._threads_per_image)
-        self._resize_weights = functools.lru_cache(RESIZES_KEPT)(resize.weights_for)
         self._shapes: Counter[tuple[int, ...]] = Counter()
         self._cpu_models: Models | None = None  # in float32, for what a GPU cannot compute
         self._lock = threading.Lock()
@@ -273,9 +268,8 @@ class Embedder:
     def _clip_input(self, pixels: torch.Tensor, clip_input: np.ndarray | None) -> torch.Tensor:
         if clip_input is not None:
             return torch.tensor(clip_input)[None]
-        return resize.clip_inputs(
-            pixels, resize.weights_for(pixels.shape[1], pixels.shape[2], pixels.device)
-        )
+        table = resize.crop_table([(pixels.shape[1], pixels.shape[2])])
+        return resize.clip_inputs(pixels, torch.from_numpy(table))
 
     def _clip_in_parts(self, models: Models, inputs: torch.Tensor) -> torch.Tensor:
         return torch.cat([models.clip(part) for part in inputs.split(self._clip_batch_size)])
@@ -296,8 +290,9 @@ class Embedder:
                 if len(given) == len(images):
                     inputs = self._copied(given, compute)
                 else:
-                    weights = self._resize_weights(pixels.shape[1], pixels.shape[2], self._device)
-                    inputs = resize.clip_inputs(pixels, weights)
+                    table = resize.crop_table([image.shape[:2] for image in images])
+                    crops = torch.from_numpy(table).pin_memory()
+                    inputs = resize.clip_inputs(pixels, crops.to(self._device, non_blocking=True))
                 clip = self._clip_in_parts(self._models, inputs)
             results = [
                 torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(

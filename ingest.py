@@ -13,7 +13,6 @@ import click
 
 import gcs
 from common.files import disk_errors, write_atomically
-from common.memory import keep_freed_memory
 from common.options import (
     CONTEXT_SETTINGS,
     BatchSizeType,
@@ -187,7 +186,6 @@ async def ingest(request: Request, loader: ModelLoader) -> None:
         click.ClickException: what stopped it, for the user.
     """
     start = time.monotonic()
-    keep_freed_memory()
     raise_open_file_limit()
     check_arguments(request, loader)
     directory = request.work_dir or Path(request.name)
@@ -208,16 +206,15 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, start:
 
     `start` is the time.monotonic() of the command's start.
     """
-    with loader:
-        plan = await make_plan(request, work, loader)
-        if request.dry_run:
-            return describe_plan(plan.listing, plan.train.bucket, request.bucket)
-        state = await begin_or_continue(plan, work, retry_failed=not request.skip_bad_images)
-        times = await embed(request, plan, state, loader) if state.has_pending() else []
-        refuse_failures(state, request.skip_bad_images, request.max_bad)
-        times.append(await upload(state, request.bucket))
-        times.append(await register(plan, state, work, request.server_url, request.name))
-        return summarize(request, state, times, time.monotonic() - start)
+    plan = await make_plan(request, work, loader)
+    if request.dry_run:
+        return describe_plan(plan.listing, plan.train.bucket, request.bucket)
+    state = await begin_or_continue(plan, work, retry_failed=not request.skip_bad_images)
+    times = await embed(request, plan, state, loader) if state.has_pending() else []
+    refuse_failures(state, request.skip_bad_images, request.max_bad)
+    times.append(await upload(state, request.bucket))
+    times.append(await register(plan, state, work, request.server_url, request.name))
+    return summarize(request, state, times, time.monotonic() - start)
 
 
 async def embed(request: Request, plan: Plan, state: State, loader: ModelLoader) -> list[StageTime]:

@@ -19,7 +19,6 @@ import click
 
 from bench.measure import Result, interleave, options, ratio, show, storage_server
 from bench.scale import PATHS, embed_all
-from common.memory import keep_freed_memory
 from dataset.work_directory import WorkDirectory
 from engine import decode
 from engine.local import WINDOW_GPU
@@ -73,7 +72,6 @@ def ways(sizes: list[tuple[int, int]], count: int) -> dict[str, Callable[[], dic
 @options
 def main(megapixels: int, runs: int, json_file: Path | None) -> None:
     """Images per second of the stream without models, and of decoding alone."""
-    keep_freed_memory()
     results: list[Result] = []
     for sizes in (*([size] for size in SIZES), MIXED_SIZES):
         pixels = sum(width * height for width, height in sizes) / len(sizes)

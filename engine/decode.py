@@ -28,7 +28,7 @@ TALL = 2  # heights for a width, from which on Pillow may scale along the column
 Image.init()  # all plugins now: a plugin that cannot be opened later would make a good image bad
 Image.MAX_IMAGE_PIXELS = None  # the limits here are checked before any pixel is decoded
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-# Pixels of more than 8 megapixels in pieces so large that memory.py does not keep them when freed.
+# Pillow stores pixels in blocks. glibc returns freed blocks of more than 32 MB to the system.
 Image.core.set_block_size(64 << 20)
 # What Pillow has to say of odd files is of no use to who ingests a million. Once for the process:
 # warnings.catch_warnings is not for threads.

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from weights.clip import require_clip
-from weights.files import WeightsError
-from weights.reader import WeightsReader
-from weights.resnet50 import require_resnet
+from weights.clip import check_clip_weights, require_clip
+from weights.files import WeightsError, digest
+from weights.resnet50 import read_resnet_weights, require_resnet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,10 +32,9 @@ class ModelOptions(NamedTuple):
 
 
 class ModelLoader:
-    """Checks and loads the models that ModelOptions describe; a context manager.
+    """Checks and loads the models that ModelOptions describe.
 
-    The weights are read from when the `with` block begins. The methods that check block; call them
-    in threads, in the order in which they stand here.
+    The methods that check block; call them in threads, in the order in which they stand here.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -44,13 +42,6 @@ class ModelLoader:
         self._clip_directory: Path | None = None
         self._arrays: dict[str, np.ndarray] | None = None
         self._loading: asyncio.Future[Embedder] | None = None
-
-    def __enter__(self) -> ModelLoader:
-        self._reader = WeightsReader(self._options.resnet_weights, self._options.clip_weights)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.close()
 
     def missing_files(self) -> list[str]:
         """A sentence per weights file that is not there, as far as the disk alone tells."""
@@ -74,17 +65,18 @@ class ModelLoader:
 
     def find_clip(self) -> Path:
         """The local directory of the CLIP weights. Raises WeightsError."""
-        self._clip_directory = self._reader.clip_directory()
+        self._clip_directory = check_clip_weights(self._options.clip_weights)
         return self._clip_directory
 
     def read_resnet(self) -> Path:
         """Read the arrays of ResNet-50; returns their file. Raises WeightsError."""
-        self._arrays = self._reader.resnet_arrays()
+        self._arrays = read_resnet_weights(self._options.resnet_weights)
         return self._options.resnet_weights
 
     def digests(self) -> tuple[str, str]:
         """The SHA-256 of R-50.pkl and of CLIP's file, in hexadecimal."""
-        return self._reader.digests()
+        assert self._clip_directory is not None
+        return digest(self._options.resnet_weights), digest(self._clip_directory)
 
     def start(self, precision: str) -> None:
         """Begin to load both models in a thread, unless that has begun already.

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
-from common.memory import keep_freed_memory
 from common.resources import raise_open_file_limit, shortage
 from dataset.lists import thumbnail_name
 from dataset.rows import Row
@@ -57,7 +56,6 @@ class Preparation:
         self._decoded = Budget(decoded_pixels)
 
     async def __aenter__(self) -> Preparation:
-        keep_freed_memory()
         raise_open_file_limit()
         await self._objects.__aenter__()
         return self

@@ -69,5 +69,5 @@ def _region(sizes: Tensor, height: int, width: int) -> Region:
     column = torch.cat([columns.expand(n, width), w.expand(n, height)], 1).clamp(max=width - 1)
     image = torch.arange(n, device=sizes.device)[:, None].expand_as(row)
     outside = (row >= h) | (column >= w)
-    strip = (part.reshape(-1) for part in (image, row, column))
-    return Region(inside[:, None], *strip, outside.reshape(-1, 1))
+    image, row, column = (part.reshape(-1) for part in (image, row, column))
+    return Region(inside[:, None], image, row, column, outside.reshape(-1, 1))

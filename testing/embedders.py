@@ -97,12 +97,6 @@ class LoaderWithoutModels(ModelLoader):
         super().__init__(options)
         self._embedder = embedder or FakeEmbedder()
 
-    def __enter__(self) -> LoaderWithoutModels:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def missing_files(self) -> list[str]:
         return []
 

@@ -455,11 +455,11 @@ def test_the_weights_that_were_checked_are_those_that_are_loaded(weights_dir, mo
     )
     given = []
     monkeypatch.setattr("embeddings.Embedder", lambda *_, **named: given.append(named))
-    with ModelLoader(options) as loader:
-        assert loader.find_clip() == clip
-        loader.read_resnet()
-        loader.load("float32")
-        loader.load("float32")
+    loader = ModelLoader(options)
+    assert loader.find_clip() == clip
+    loader.read_resnet()
+    loader.load("float32")
+    loader.load("float32")
     assert len(given[0]["resnet_arrays"]) == len(resnet_shapes())
     assert given[1]["resnet_arrays"] is None
 

@@ -6,20 +6,20 @@ import torch
 from PIL import Image
 
 from engine.decode import TALL, clip_input, prepare
-from models.resize import bicubic, clip_inputs, weights_for
+from models.resize import axis_weights, bicubic, clip_inputs, crop_table
 
-CPU = torch.device("cpu")
 SIZES = [
     *((640, 480), (480, 640), (224, 224), (1920, 1080), (333, 224), (224, 300), (375, 500)),
     *((97, 131), (800, 120), (7, 3), (1, 1), (500, 1), (30_000, 20), (1000, 2000), (100, 200)),
 ]
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_pixels_are_pillows(size):
-    width, height = size
-    images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
-    ours = clip_inputs(torch.from_numpy(images), weights_for(height, width, CPU)).numpy()
+def check(images, canvas):
+    pixels = np.random.default_rng(1).integers(0, 256, (len(images), *canvas, 3), np.uint8)
+    for place, image in zip(pixels, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    crops = torch.from_numpy(crop_table([image.shape[:2] for image in images]))
+    ours = clip_inputs(torch.from_numpy(pixels), crops).numpy()
     assert ours.dtype == np.uint8
     for image, mine in zip(images, ours, strict=True):
         difference = abs(clip_input(Image.fromarray(image)).astype(int) - mine)
@@ -27,16 +27,31 @@ def test_the_pixels_are_pillows(size):
         assert (difference > 0).mean() < 2e-4  # of noise, which is the hardest
 
 
+def noise(*sizes):
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (height, width, 3), np.uint8) for width, height in sizes]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_pixels_are_pillows(size):
+    check(noise(size, size), (size[1], size[0]))
+
+
+def test_images_of_several_sizes_share_a_canvas():
+    check(noise((640, 480), (480, 640), (224, 224), (97, 131), (3, 7), (1, 1)), (704, 640))
+
+
 def test_weights_sum_to_one_and_are_sparse():
-    across, down = weights_for(480, 640, CPU)
-    assert across.shape == (224, 640) and down.shape == (224, 480)
-    for weights in (across, down):
+    crops = torch.from_numpy(crop_table([(480, 640)]))
+    for table, side in zip(crops, (640, 480), strict=True):
+        (weights,) = axis_weights(table, side, 480 / 223)
+        assert weights.shape == (224, side)
         assert torch.allclose(weights.sum(1), torch.ones(224), atol=1e-5)
         assert (weights != 0).sum(1).max() <= 10
 
 
 def test_bicubic_interpolates():
-    assert bicubic(np.array([0.0, 1.0, -1.0, 2.0, 3.0])).tolist() == [1, 0, 0, 0, 0]
+    assert bicubic(torch.tensor([0.0, 1.0, -1.0, 2.0, 3.0])).tolist() == [1, 0, 0, 0, 0]
 
 
 def test_only_tall_images_have_their_clip_input_from_pillow():

@@ -319,7 +319,7 @@ def test_digest_of_file_and_directory(tmp_path):
 
 
 def test_needs_no_torch():
-    modules = "weights.resnet50, weights.clip, weights.reader"
+    modules = "weights.resnet50, weights.clip"
     command = f"import sys, {modules}; assert 'torch' not in sys.modules"
     cwd = ROOT
     subprocess.run([sys.executable, "-c", command], cwd=cwd, check=True)
