@@ -133,7 +133,7 @@ async def ingest(options: LabelOptions) -> bool:
     from forager.addresses import dataset_page
     from forager.client import Forager
     from labels.journal import Journal
-    from labels.report import report_finished, report_plan, report_result
+    from labels.report import report_finished, report_plan, report_result, stored_twice
     from labels.sending import Sender
 
     labels, digest = await asyncio.to_thread(check_arguments, options)
@@ -156,13 +156,13 @@ async def ingest(options: LabelOptions) -> bool:
         }
         path = options.file_beside(f".{options.name}.journal")
         with await asyncio.to_thread(Journal, path, belongs_to) as journal:
+            twice = stored_twice(journal, plan, appends)
             if journal.finished and not options.again:
                 if journal.has(plan.requests):
-                    return report_finished(options.label_file, journal.entries, appends)
-                refuse_other_selection(path, appends)
+                    return report_finished(options.label_file, journal.entries, twice)
+                refuse_other_selection(path, twice)
             start_over = options.restart or options.again
-            if start_over and appends:
-                warn_of_second_copies(journal)
+            warn_of_second_copies(journal, twice, start_over)
             await asyncio.to_thread(journal.begin, plan.requests, start_over)
             sender = Sender(server, options.name, options.user, appends, options.uncertain)
             await sender.send_all(plan.requests, journal)
@@ -207,29 +207,34 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo) -> Plan:
     return Plan(requests, len(unknown), skipped_boxes, known is not None)
 
 
-def refuse_other_selection(path: Path, appends: bool) -> None:
-    """Raise a ClickException if labels of this file would be stored twice on this server.
+def refuse_other_selection(path: Path, twice: str) -> None:
+    """Raise a ClickException if an earlier run finished sending other labels of the same file.
 
-    An earlier run finished sending other labels of the same file.
+    `twice` is what the server would store a second time; if that is nothing, there is no error.
     """
-    if appends:
+    if twice:
         raise click.ClickException(
-            f"According to {printable(str(path))}, an earlier run finished sending other images of "
-            "this label file (because of --skip_unknown, or because the index has become "
-            "readable). This server would store their labels a second time: add --again if you "
-            "want that."
+            f"According to {printable(str(path))}, an earlier run finished sending other labels of "
+            "this file (because of --skip_unknown or --skip_boxes, or because the index has become "
+            f"readable). This server would store {twice} a second time: add --again if you want "
+            "that."
         )
 
 
-def warn_of_second_copies(journal: Journal) -> None:
-    """Say how many labels are stored a second time, on a server that appends them."""
-    number = journal.possibly_stored()
-    unreadable = journal.damaged and not journal.entries
-    if number or unreadable:
+def warn_of_second_copies(journal: Journal, twice: str, start_over: bool) -> None:
+    """Say what the server stores a second time."""
+    if not twice:
+        return
+    if start_over:
         click.echo(
-            f"Starting over: {'all labels' if unreadable else count(number, 'label')} that an "
-            "earlier run stored, or may have stored, are sent again. This server then has them "
-            "twice; the newest counts.",
+            f"Starting over: {twice} that an earlier run stored, or may have stored, are sent "
+            "again. This server then has them twice; the newest counts.",
+            err=True,
+        )
+    elif journal.other_finished and not journal.differs_in("server", "dataset", "index_id"):
+        click.echo(
+            f"An earlier run finished sending another version of this label file, with {twice}. "
+            "What is in both versions is stored twice by this server; the newest counts.",
             err=True,
         )
 

@@ -9,6 +9,7 @@ from common.terminal import printable
 from forager.answers import VIEWER_PORT, ForagerError
 
 FORM = "write it as http://HOST:PORT"
+HIDDEN = " (shown without the user and password, in which / is written %2F, ? %3F, # %23)"
 MAX_HOST_LENGTH = 253  # characters, by the rules of the domain name system
 
 
@@ -20,7 +21,8 @@ def check_server_url(server_url: str) -> str:
     """
     shown = shown_address(server_url)
     if not _is_address(server_url):
-        raise ForagerError(f"SERVER_URL {shown!r} is not an address: {FORM}.")
+        hint = HIDDEN if "@" in server_url else ""
+        raise ForagerError(f"SERVER_URL {shown!r}{hint} is not an address: {FORM}.")
     parts = urlsplit(server_url)
     if parts.query or parts.fragment or not server_url.isprintable() or " " in server_url:
         raise ForagerError(f"SERVER_URL {shown!r} is more than an address: {FORM}.")

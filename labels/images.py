@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import click
 
@@ -11,6 +12,7 @@ from common.terminal import printable
 from forager.payloads import Box
 from labels.file.collector import Labels
 
+INDEX_ID = re.compile(r"[-\w.]{1,300}")
 ROUNDING = 1.0  # pixel by which coordinates of a box inside its image may exceed it
 
 
@@ -21,6 +23,8 @@ def known_images(bucket: str, index_id: str) -> set[str] | None:
     """
     known: set[str] = set()
     try:
+        if not INDEX_ID.fullmatch(index_id):
+            raise ValueError(f"the server names no valid index ({index_id!r})")
         for file in ("identifiers.json", "val_identifiers.json"):
             rows = json.loads(gcs.read_bytes(bucket, f"indexes/{index_id}/{file}"))
             if not isinstance(rows, dict):

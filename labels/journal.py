@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ import click
 from common.files import sync_directory
 from common.terminal import count, printable
 from labels.locking import lock_existing, lock_new
-from labels.requests import Request
+from labels.requests import LABELS, Request
 
 FORMAT = 2
 WAITING, SENT, STORED = "waiting", "sent", "stored"  # states of a request
@@ -40,6 +41,7 @@ class Entry(NamedTuple):
     """What is known about one request."""
 
     key: str
+    kind: str  # LABELS or BOXES
     labels: int
     state: str  # WAITING; SENT without an answer, which is uncertain; or STORED
     created: int  # how many labels the server stored
@@ -53,17 +55,17 @@ class Journal:
     Attributes:
         entries: by request; before `begin`, those of an earlier run.
         finished: whether an earlier run of the same labels is finished.
+        other_finished: whether the file is of a finished run of other labels.
         damaged: whether the file has missing or damaged lines.
     """
 
     def __init__(self, path: Path, belongs_to: dict[str, str]) -> None:
         self.path = path
         self.entries: list[Entry] = []
-        self.finished = self.damaged = False
+        self.finished = self.other_finished = self.damaged = False
         self._belongs_to = belongs_to
         self._header: dict[str, Any] | None = None  # the first line, if it is readable
         self._start_bytes = 0  # its length, if the file has exactly the lines that it should
-        self._run_finished = False  # of the earlier run, whatever it belongs to
         self._new_path = path.with_name(path.name + ".new")
         self._file, self._is_new = self._open()
         if not self._is_new:
@@ -94,7 +96,7 @@ class Journal:
         """Read what the file says about the earlier run."""
         first, *rest = data.splitlines(keepends=True) or [b""]
         header = _decoded(first, "")
-        if header is None or header["format"] != FORMAT:
+        if header is None or header.get("format") != FORMAT:
             self.damaged = True
             return
         lines = [_decoded(line, header["check"]) for line in rest]
@@ -104,9 +106,10 @@ class Journal:
             known[fields["line"]] = {} if repeated else fields
         number = header["requests"]
         self.entries = [_entry(known.get(place) or {}) for place in range(1, number + 1)]
-        self._run_finished = known.get(number + 1, {}).get("state") == FINISHED
         self._header = header
-        self.finished = self._run_finished and not self._differences()
+        if known.get(number + 1, {}).get("state") == FINISHED:
+            self.other_finished = bool(self._differences())
+            self.finished = not self.other_finished
         places = [fields["line"] if fields else 0 for fields in lines]
         self.damaged = places != list(range(1, number + 2))
         self._start_bytes = 0 if self.damaged else len(first)
@@ -119,6 +122,11 @@ class Journal:
             for key, value in self._belongs_to.items()
             if earlier[key] != value
         )
+
+    def differs_in(self, *keys: str) -> bool:
+        """Whether the earlier run belongs to something else in one of these respects."""
+        earlier = self._header or {}
+        return any(earlier.get(key) != self._belongs_to[key] for key in keys)
 
     def has(self, requests: Sequence[Request]) -> bool:
         """Whether the earlier run sent exactly these requests."""
@@ -148,14 +156,14 @@ class Journal:
 
     def _start(self, entries: list[Entry]) -> None:
         self.entries = entries
-        self.finished = self.damaged = False
+        self.finished = self.other_finished = self.damaged = False
         self._start_bytes = 0
 
     def _refuse_to_replace(self) -> None:
         """Raise JournalError unless the earlier run is finished or stored nothing."""
-        if self._run_finished or all(entry.state == WAITING for entry in self.entries):
+        if self.finished or self.other_finished or not self.possibly_stored():
             return
-        differences = self._differences()
+        differences, stored = self._differences(), self.possibly_stored()
         what = (
             f"belongs to something else: {differences}"
             if differences
@@ -164,13 +172,17 @@ class Journal:
         )
         raise JournalError(
             f"An interrupted run left {printable(str(self.path))}, which {what}. That run stored, "
-            f"or may have stored, {count(self.possibly_stored(), 'label')}. Repeat it to finish "
+            f"or may have stored, {count(sum(stored.values()), 'label')}. Repeat it to finish "
             "it, or send all labels of this run with --restart."
         )
 
-    def possibly_stored(self) -> int:
-        """How many labels were stored or may have been."""
-        return sum(entry.labels for entry in self.entries if entry.state != WAITING)
+    def possibly_stored(self) -> Counter[str]:
+        """How many labels and boxes were stored or may have been, by kind."""
+        stored: Counter[str] = Counter()
+        for entry in self.entries:
+            if entry.state != WAITING:
+                stored[entry.kind] += entry.labels or not entry.key  # at least one, if damaged
+        return stored
 
     def uncertain(self) -> list[int]:
         """The numbers of the requests that may have been carried out."""
@@ -244,16 +256,16 @@ class Journal:
         if place > len(self.entries):
             state = FINISHED if self.finished else UNFINISHED
             return _encoded(f'{{"line": {place:8}, "state": {_padded(state)}}}', seal)
-        key, labels, state, created = self.entries[place - 1]
+        key, kind, labels, state, created = self.entries[place - 1]
         return _encoded(
-            f'{{"line": {place:8}, "request": "{key}", "labels": {labels:8}, '
-            f'"state": {_padded(state)}, "created": {created:10}}}',
+            f'{{"line": {place:8}, "request": "{key}", "kind": {_padded(kind)}, "labels": '
+            f'{labels:8}, "state": {_padded(state)}, "created": {created:10}}}',
             seal,
         )
 
 
-def _padded(state: str) -> str:
-    return f'"{state}"'.ljust(len(UNFINISHED) + 2)
+def _padded(word: str) -> str:
+    return f'"{word}"'.ljust(len(UNFINISHED) + 2)
 
 
 def _write_at(file: int, data: bytes, offset: int) -> None:
@@ -286,6 +298,7 @@ def _entry(fields: dict[str, Any]) -> Entry:
     """The entry of a line; without a readable line it is SENT and has no key."""
     return Entry(
         fields.get("request", ""),
+        fields.get("kind", LABELS),
         fields.get("labels", 0),
         fields.get("state", SENT),
         fields.get("created", 0),
@@ -293,7 +306,7 @@ def _entry(fields: dict[str, Any]) -> Entry:
 
 
 def _waiting(requests: Sequence[Request]) -> list[Entry]:
-    return [Entry(request.key(), request.size(), WAITING, 0) for request in requests]
+    return [Entry(r.key(), r.kind, r.size(), WAITING, 0) for r in requests]
 
 
 def _digest(entries: Iterable[Entry]) -> str:

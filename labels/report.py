@@ -8,8 +8,8 @@ from typing import NamedTuple
 import click
 
 from common.terminal import count, printable, table
-from labels.journal import Entry
-from labels.requests import BoxRequest, Group, LabelRequest, Plan, Request
+from labels.journal import Entry, Journal
+from labels.requests import BOXES, LABELS, BoxRequest, Group, LabelRequest, Plan, Request
 
 SHOWN_LINES = 10  # of a list, on the screen; all of them go to a file
 
@@ -115,8 +115,10 @@ def plan_table(requests: Sequence[Request], stored: dict[Group, int] | None = No
 
 
 def amount(labels: int, boxes: int) -> str:
-    """Numbers of labels and of boxes in words; boxes only if there are any."""
-    return count(labels, "label") + (f" and {count(boxes, 'box', 'boxes')}" if boxes else "")
+    """Numbers of labels and of boxes in words, without one that is zero."""
+    if not boxes:
+        return count(labels, "label")
+    return (f"{count(labels, 'label')} and " if labels else "") + count(boxes, "box", "boxes")
 
 
 def shortened(lines: list[str], list_file: Path, always: bool = False) -> str:
@@ -149,15 +151,31 @@ def report_plan(plan: Plan, server: str, stored: dict[Group, int] | None) -> Non
     )
 
 
-def report_finished(label_file: Path, entries: Sequence[Entry], appends: bool) -> bool:
-    """Say that an earlier run sent these labels. Returns whether the server stored all."""
+def stored_twice(journal: Journal, plan: Plan, appends: bool) -> str:
+    """What an earlier run stored, or may have, and the server would store again; or "".
+
+    A server that `appends` does so with labels, and every server does so with boxes.
+    """
+    if journal.damaged and not journal.entries:
+        return "everything"
+    stored = journal.possibly_stored()
+    labels = stored[LABELS] if appends else 0
+    boxes = stored[BOXES] if any(request.kind == BOXES for request in plan.requests) else 0
+    return amount(labels, boxes) if labels or boxes else ""
+
+
+def report_finished(label_file: Path, entries: Sequence[Entry], twice: str) -> bool:
+    """Say that an earlier run sent these labels. Returns whether the server stored all.
+
+    `twice` is what the server would store a second time.
+    """
     asked = sum(entry.labels for entry in entries)
     created = sum(entry.created for entry in entries)
-    twice = "; this server then stores them a second time" if appends else ""
+    consequence = f": this server then stores {twice} a second time" if twice else ""
     click.echo(
         f"An earlier run finished sending {printable(str(label_file))}: {created:,} of "
         f"{count(asked, 'label')} created. Nothing was sent now. To send them again, add "
-        f"--again{twice}.",
+        f"--again{consequence}.",
         err=True,
     )
     return created == asked

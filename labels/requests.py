@@ -15,6 +15,8 @@ from forager.payloads import Box, box_body, box_fields, label_body
 # refuses bodies over 1,048,576.
 MAX_BODY_BYTES = 1_000_000
 
+LABELS, BOXES = "labels", "boxes"  # kinds of requests
+
 Group = tuple[str, str]  # category, mode
 T = TypeVar("T")
 
@@ -25,6 +27,11 @@ class LabelRequest(NamedTuple):
     category: str
     mode: str
     images: list[str]
+
+    @property
+    def kind(self) -> str:
+        """What is stored."""
+        return LABELS
 
     def key(self) -> str:
         """A digest of the labels; it does not depend on the server's generation."""
@@ -47,6 +54,11 @@ class BoxRequest(NamedTuple):
     """One request: boxes of any categories and modes."""
 
     boxes: list[Box]
+
+    @property
+    def kind(self) -> str:
+        """What is stored."""
+        return BOXES
 
     def key(self) -> str:
         """A digest of the boxes."""

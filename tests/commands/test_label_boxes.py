@@ -81,6 +81,30 @@ def test_boxes_on_generation_a(server_a, run):
     assert server_a.stored() == LABELS
 
 
+def test_boxes_sent_again_are_stored_twice(server_b, run):
+    assert run(server_b.url, WITH_BOXES)[0] == 0
+    code, _, err = run(server_b.url, WITH_BOXES)
+    assert code == 0
+    assert "add --again: this server then stores 4 boxes a second time." in err
+    assert server_b.boxes() == BOXES
+    code, _, err = run(server_b.url, WITH_BOXES, "--again")
+    assert code == 0
+    assert "Starting over: 4 boxes that an earlier run stored" in err
+    code, _, err = run(server_b.url, WITH_BOXES | {"z.jpg": []})
+    assert code == 0
+    assert "another version of this label file, with 4 boxes." in err
+    assert server_b.boxes() == sorted([*BOXES, *BOXES])
+
+
+def test_other_boxes_of_a_finished_file(server_b, run):
+    document = WITH_BOXES | {"z.jpg": ["cat"]}
+    assert run(server_b.url, document, "--skip_unknown")[0] == 0
+    code, _, err = run(server_b.url, document, "--skip_unknown", "--bucket", "no-such-bucket")
+    assert code == 1
+    assert "This server would store 4 boxes a second time: add --again if you want that." in err
+    assert server_b.boxes() == BOXES
+
+
 def test_boxes_that_were_skipped_are_sent_later(server_b, run):
     assert run(server_b.url, WITH_BOXES, "--skip_boxes")[0] == 0
     assert server_b.boxes() == []

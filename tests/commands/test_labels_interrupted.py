@@ -199,6 +199,15 @@ def test_a_changed_label_file_is_sent(server_b, run):
     assert server_b.stored() == sorted([*STORED, ("a", "cow", "POSITIVE")])
 
 
+def test_a_changed_label_file_is_sent_with_a_warning(server_a, run):
+    assert run(server_a.url, {"a.jpg": ["cat"]})[0] == 0
+    code, out, err = run(server_a.url, {"a.jpg": ["cat"], "d.jpg": ["cat"]})
+    assert code == 0
+    assert "another version of this label file, with 1 label." in err
+    assert "2 of 2 labels created" in out
+    assert server_a.stored() == [STORED[0], STORED[0], STORED[3]]
+
+
 def test_a_finished_run_that_stored_too_few_stays_an_error(server_a, run):
     document = {"a.jpg": ["cat"], "nowhere.jpg": ["cat"]}
     for words in ("1 of 2", "1 of 2 labels created. Nothing was sent now."):

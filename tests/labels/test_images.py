@@ -4,7 +4,7 @@ import pytest
 
 from forager.payloads import Box
 from labels.file.collector import Labels
-from labels.images import check_boxes, split_unknown
+from labels.images import check_boxes, known_images, split_unknown
 
 
 def box(image, **fields):
@@ -28,3 +28,9 @@ def test_boxes_outside_their_images(fields, problems):
     found = check_boxes([box("a", **fields), box("b", x2=1e9)], {"a": (100, 50)})
     assert len(found) == problems
     assert all("on a is not inside the image of 100 x 50 pixels." in line for line in found)
+
+
+@pytest.mark.parametrize("index_id", ["", "a/b", "..\n", "x" * 301])
+def test_an_index_id_that_is_no_name(index_id, capsys):
+    assert known_images("bucket", index_id) is None
+    assert "the server names no valid index" in capsys.readouterr().err

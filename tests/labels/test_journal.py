@@ -73,10 +73,11 @@ def test_a_finished_run_is_known_again(path):
         journal.finish()
     with Journal(path, HEADER) as journal:
         assert journal.finished
-        assert journal.possibly_stored() == 6
+        assert journal.possibly_stored() == {"labels": 6}
     assert '"finished"' in path.read_text().splitlines()[-1]
     with Journal(path, HEADER | {"user": "v"}) as journal:
         assert not journal.finished
+        assert journal.other_finished
         journal.begin(REQUESTS)
         assert states(journal) == [WAITING] * 3
 
