@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
-import importlib
-import itertools
 import re
-import shlex
-import tokenize
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import click
-import pytest
 
 import ingest
 import ingest_labels
