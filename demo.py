@@ -151,12 +151,11 @@ def main(serve: bool, port: int, screenshots: str | None, generation: str) -> No
         labels = WORK / "labels.json"
         write_labels(labels)
         settings = {"STORAGE_EMULATOR_HOST": emulator, "SERVER_URL": server}
-        viewer = ["--viewer_url", server]
         paths = [f"gs://{BUCKET}/train", f"gs://{BUCKET}/val"]
         work = ["--work_dir", _shown(WORK / NAME)]
-        run(["ingest.py", NAME, *paths, *weights.ingest, *work, *viewer], settings)
+        run(["ingest.py", NAME, *paths, *weights.ingest, *work], settings)
         user = ["--user", "you@example.org"]
-        run(["ingest_labels.py", NAME, _shown(labels), *user, *viewer], settings)
+        run(["ingest_labels.py", NAME, _shown(labels), *user], settings)
         show_results(client, server)
         if screenshots:
             page = ["-m", "testing.screenshots", f"{server}/{NAME}", "--out", screenshots]

@@ -191,7 +191,7 @@ async def ingest(request: Request, loader: ModelLoader) -> None:
     directory = request.work_dir or Path(request.name)
     with WorkDirectory(directory) as work, disk_errors(work.path):
         if what_it_holds := finished(request, work.state()):
-            page = dataset_page(request.server_url, request.viewer_url, request.name)
+            page = page_of(request, work.state())
             click.echo(f"This ingest is finished: {what_it_holds}. Look at {page}")
             return
         result = await run(request, work, loader, start)
@@ -345,7 +345,7 @@ async def register(
                     "start over with --restart, which deletes what was uploaded."
                 )
             await forager.create_dataset(name, str(plan.train), str(plan.val), *wanted)
-    state.mark_registered()
+        state.mark_registered(viewer_url=forager.viewer_url)
     if changes := await changes_in_bucket(plan, state, work):
         raise click.ClickException(
             f"{name} is registered, but the images in the bucket changed while the server listed "
@@ -377,9 +377,15 @@ def summarize(request: Request, state: State, times: list[StageTime], wall_s: fl
         f"{request.name}: {counts.images:,} images ({state.counts(TRAIN).images:,} training, "
         f"{state.counts(VAL).images:,} validation), {counts.failed:,} failed, {embedded:,} "
         f"embedded now, in {duration(wall_s)}. "
-        f"Look at {dataset_page(request.server_url, request.viewer_url, request.name)}"
+        f"Look at {page_of(request, state)}"
     )
     return "\n".join(lines)
+
+
+def page_of(request: Request, state: State | None) -> str:
+    """The web page of the dataset, on the server that registered it."""
+    viewer_url = request.viewer_url or (state.option("viewer_url") if state else None)
+    return dataset_page(request.server_url, viewer_url, request.name)
 
 
 def print_summary(name: str, summary: str) -> None:

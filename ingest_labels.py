@@ -166,7 +166,8 @@ async def ingest(options: LabelOptions) -> bool:
             await asyncio.to_thread(journal.begin, plan.requests, start_over)
             sender = Sender(server, options.name, options.user, appends, options.uncertain)
             await sender.send_all(plan.requests, journal)
-    page = dataset_page(options.server_url, options.viewer_url, options.name)
+    viewer_url = options.viewer_url or server.viewer_url
+    page = dataset_page(options.server_url, viewer_url, options.name)
     return report_result(plan, journal.entries, page)
 
 

@@ -283,8 +283,9 @@ class State:
         """Whether the server was told of this index."""
         return self.option("registered") is not None
 
-    def mark_registered(self) -> None:
-        self.set_options({"registered": "yes"})
+    def mark_registered(self, *, viewer_url: str | None) -> None:
+        page = {"viewer_url": viewer_url} if viewer_url else {}
+        self.set_options({"registered": "yes", **page})
 
     @property
     def is_abandoned(self) -> bool:

@@ -7,6 +7,7 @@ they hold is bounded by count and by bytes, so memory does not grow with the dat
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -54,7 +55,11 @@ class Pipeline:
 
     async def __aenter__(self) -> Pipeline:
         await self._preparation.__aenter__()
-        await self._batches.__aenter__()
+        try:
+            await self._batches.__aenter__()
+        except BaseException:
+            await self._preparation.__aexit__(*sys.exc_info())
+            raise
         return self
 
     async def __aexit__(

@@ -53,6 +53,11 @@ class Forager:
         self.shown = self._connection.shown
         self._generation = ""
 
+    @property
+    def viewer_url(self) -> str | None:
+        """The address of the web page, if this server told that it serves the page itself."""
+        return self.shown if self._connection.serves_page else None
+
     async def __aenter__(self) -> "Forager":
         await self._connection.__aenter__()
         return self

@@ -30,6 +30,9 @@ REQUEST_ERRORS = (
 )
 
 
+PAGE_HEADER = "Forager-Page"  # local_forager sends it: a real server's page has another port
+
+
 class Timeouts(NamedTuple):
     """How long to wait for a server, in seconds."""
 
@@ -45,6 +48,7 @@ class Connection:
 
     Attributes:
         shown: the server's address as it may be printed, without a password.
+        serves_page: whether an answer said that the web page is at the same address.
     """
 
     def __init__(self, server_url: str, timeouts: Timeouts, retrying: retries.Retries) -> None:
@@ -52,7 +56,7 @@ class Connection:
         self.shown = shown_address(self._url)
         self._timeouts = timeouts
         self._retrying = retrying
-        self._reached = False
+        self._reached = self.serves_page = False
 
     async def __aenter__(self) -> "Connection":
         # One connection per request. A reset on a reused connection does not tell whether the
@@ -128,6 +132,7 @@ class Connection:
                 timeout=timeout,
             ) as response:
                 data = await read_body(response)
+                self.serves_page = PAGE_HEADER in response.headers
         except aiohttp.ClientSSLError as error:
             raise ForagerError(
                 f"No TLS connection to {self.shown} ({printable(str(error))}): check the "

@@ -33,8 +33,14 @@ def make_app(
     app[BUCKETS] = Buckets()
     add_api(app)
     add_page(app, Page(app, data_dir, bucket, clip_weights))
+    app.on_response_prepare.append(announce_page)
     app.on_cleanup.append(close)
     return app
+
+
+async def announce_page(request: web.Request, response: web.StreamResponse) -> None:
+    """Tell clients that the web page is at this address, not on port 4000 as a real Forager's."""
+    response.headers["Forager-Page"] = "/"
 
 
 async def close(app: web.Application) -> None:

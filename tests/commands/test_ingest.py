@@ -159,7 +159,7 @@ def test_messages_and_tally(world, fast_models):
     assert f"Registered {world.name} with 2 training and 1 validation images in" in result.stderr
     last = result.stdout.splitlines()[-1]
     assert last.startswith(f"{world.name}: 3 images (2 training, 1 validation), 0 failed, ")
-    assert last.endswith(f"Look at http://127.0.0.1:4000/{world.name}")
+    assert last.endswith(f"Look at {world.server}/{world.name}")
 
 
 def test_viewer_url(world, fast_models):
@@ -229,7 +229,7 @@ def test_the_same_command_after_success_says_that_it_is_finished(
     assert result.exit_code == 0
     assert result.stdout == (
         f"This ingest is finished: {world.name} was registered with 2 training and 1 validation "
-        f"images (index {Index(world.objects()).id}). Look at http://127.0.0.1:4000/{world.name}\n"
+        f"images (index {Index(world.objects()).id}). Look at {world.server}/{world.name}\n"
     )
 
 
@@ -362,7 +362,7 @@ def test_reference_photographs_as_a_user_runs_it(world, weights_dir, photographs
     assert result.returncode == 0, result.stderr
     assert_expected(Index(world.objects()), {name: row for row, name in enumerate(names)})
     assert (dataset(world)["num_train"], dataset(world)["num_val"]) == (8, 4)
-    assert result.stdout.endswith(f"Look at http://127.0.0.1:4000/{world.name}\n")
+    assert result.stdout.endswith(f"Look at {world.server}/{world.name}\n")
     assert "Warning" not in result.stderr
 
 

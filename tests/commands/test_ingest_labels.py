@@ -46,7 +46,7 @@ def test_labels_are_stored(server, run_process, tmp_path):
         "cat       far away      1        1",
         "dog       NEGATIVE      1        1",
         "",
-        "5 of 5 labels created in 3 requests. Look at them at http://127.0.0.1:4000/birds",
+        f"5 of 5 labels created in 3 requests. Look at them at {server.url}/birds",
     ]
     assert server.ask("SELECT DISTINCT user, created_by FROM label") == [("ann@x.org", "ingest")]
     assert server.stored() == STORED

@@ -62,7 +62,7 @@ def test_boxes_are_stored(server_b, run):
         "dog       far away      0        0      1              1",
         "",
         "6 of 6 labels and 4 of 4 boxes created in 4 requests. Look at them at "
-        "http://127.0.0.1:4000/birds",
+        f"{server_b.url}/birds",
     ]
     assert server_b.ask("SELECT DISTINCT user, created_by FROM box") == [("ann@x.org", "ingest")]
     assert run(server_b.url, WITH_BOXES)[0] == 0  # finished: nothing is sent
