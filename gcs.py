@@ -303,20 +303,6 @@ def crc32c_of_listing(text: str) -> int:
     return int.from_bytes(binascii.a2b_base64(text), "big")
 
 
-def list_objects(client: storage.Client, path: GsPath) -> Iterator[list[ListedObject]]:
-    """The objects under a directory, a page at a time, in no particular order.
-
-    Raises:
-        StorageError: no such bucket, no access, or storage cannot be reached.
-    """
-    what = f"Listing {printable(str(path))}"
-    for page in list_pages(client, path, LISTED_FIELDS):
-        try:
-            yield [listed_object(item) for item in page]
-        except TransientError as error:
-            raise storage_error(what, error) from error
-
-
 def directories_beside(client: storage.Client, path: GsPath) -> list[str]:
     """The directories that have the same parent as this one, each as gs://...; up to 1,000.
 

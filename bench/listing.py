@@ -6,7 +6,6 @@ One worker lists page after page; many list disjoint ranges of names at once.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -14,28 +13,20 @@ import click
 
 from bench.measure import interleave, options, ratio, show, storage_server
 from common.names import GsPath
-from gcs import ListedObject
-from storage.async_client import AsyncStorage
-from storage.listing import WORKERS, list_directory
+from storage.listing import WORKERS, listed
 from testing.photographs import photograph
 
 PATH = GsPath("bench", "train/")
 UNITS = {"rate": "names/s"}
 
 
-def listed(workers: int, names: int) -> dict[str, float]:
+def rate(workers: int, names: int) -> dict[str, float]:
     """Names per second; every name must have come once."""
-    found: list[ListedObject] = []
-
-    async def run() -> None:
-        async with AsyncStorage(workers) as objects:
-            await list_directory(objects, PATH, found.extend, workers=workers)
-
     start = time.perf_counter()
-    asyncio.run(run())
+    found = [o.name for page in listed(PATH, workers=workers) for o in page]
     seconds = time.perf_counter() - start
     expected = [f"{PATH.prefix}{number:09}.jpg" for number in range(names)]
-    if sorted(o.name for o in found) != expected:
+    if sorted(found) != expected:
         raise AssertionError("the listing is not complete")
     return {"rate": names / seconds}
 
@@ -48,7 +39,7 @@ def main(names: int, page_ms: float, runs: int, json_file: Path | None) -> None:
     """Names per second, one page after the other and in ranges at once."""
     objects = -(-names * 10 // 9)  # nine of ten are in the directory
     with storage_server(objects, [photograph(64, 48)], page_ms):
-        ways = {"in ranges": lambda: listed(WORKERS, names), "in turn": lambda: listed(1, names)}
+        ways = {"in ranges": lambda: rate(WORKERS, names), "in turn": lambda: rate(1, names)}
         results = interleave(ways, runs, UNITS)
     results.append(ratio(results, "ranges / turn", "in ranges: rate", "in turn: rate"))
     show(f"{names:,} names, {page_ms:.0f} ms per page of 1,000", results, json_file)

@@ -26,6 +26,7 @@ from dataset.lists import IndexFile
 from engine import decode
 from storage import uploads
 from storage.async_client import AsyncStorage
+from storage.listing import listed
 from testing.photographs import photograph
 
 THREADS = 16
@@ -52,10 +53,10 @@ async def _at_once(count: int, one: Callable[[int], Awaitable[object]]) -> None:
     await asyncio.gather(*(worker() for _ in range(CONNECTIONS)))
 
 
-def fetch(listed: list[gcs.ListedObject]) -> None:
+def fetch(images: list[gcs.ListedObject]) -> None:
     async def run() -> None:
         async with AsyncStorage(CONNECTIONS) as objects:
-            await _at_once(len(listed), lambda i: objects.fetch("bench", listed[i]))
+            await _at_once(len(images), lambda i: objects.fetch("bench", images[i]))
 
     asyncio.run(run())
 
@@ -68,10 +69,10 @@ def put(count: int, data: bytes) -> None:
     asyncio.run(run())
 
 
-def fetch_in_threads(listed: list[gcs.ListedObject]) -> None:
+def fetch_in_threads(images: list[gcs.ListedObject]) -> None:
     bucket = gcs.make_client().bucket("bench")
     with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(lambda o: bucket.blob(o.name).download_as_bytes(checksum=None), listed))
+        list(threads.map(lambda o: bucket.blob(o.name).download_as_bytes(checksum=None), images))
 
 
 def put_in_threads(count: int, data: bytes) -> None:
@@ -91,11 +92,10 @@ def small_objects(count: int, runs: int) -> list[Result]:
     thumbnail = decode.thumbnail(decode.decode(decode.open_image(path.read_bytes())))
     few = max(THREADS, count // 10)
     with storage_server(count, [path]):
-        pages = gcs.list_objects(gcs.make_client(), GsPath("bench", "train/"))
-        listed = [found for page in pages for found in page]
-        some = listed[:few]
+        images = [found for page in listed(GsPath("bench", "train/")) for found in page]
+        some = images[:few]
         ways = {
-            "fetch": lambda: measured(len(listed), lambda: fetch(listed)),
+            "fetch": lambda: measured(len(images), lambda: fetch(images)),
             "fetch in threads": lambda: measured(len(some), lambda: fetch_in_threads(some)),
             "upload": lambda: measured(count, lambda: put(count, thumbnail)),
             "upload in threads": lambda: measured(few, lambda: put_in_threads(few, thumbnail)),

@@ -5,11 +5,9 @@ Each check adds a finding, one sentence for the user, or none; nothing stops at 
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,7 @@ from dataset.rows import SPLITS, TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from forager.client import Forager
 from storage.async_client import AsyncStorage
-from storage.listing import WORKERS as LISTING_WORKERS
-from storage.listing import list_directory
+from storage.listing import listed
 
 SHOWN_DIRECTORIES = 3
 SHOWN = 10  # of a long list of objects; the rest goes to a file
@@ -89,13 +86,9 @@ def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> State:
         StorageError: a directory cannot be listed.
     """
     listing = work.new_listing()
-
-    async def list_both() -> None:
-        async with AsyncStorage(LISTING_WORKERS) as objects:
-            for split, path in zip((TRAIN, VAL), paths, strict=True):
-                await list_directory(objects, path, partial(listing.add, split))
-
-    asyncio.run(list_both())
+    for split, path in zip((TRAIN, VAL), paths, strict=True):
+        for page in listed(path):
+            listing.add(split, page)
     listing.number_rows()
     return listing
 

@@ -21,6 +21,7 @@ from dataset.work_directory import WorkDirectory
 from preflight.checks import SHOWN
 from preflight.request import Request
 from storage.bucket import Bucket
+from storage.listing import listed
 
 if TYPE_CHECKING:
     from preflight.plan import Plan
@@ -145,8 +146,8 @@ def _reopen_without_thumbnail(state: State) -> None:
     """Make the rows pending again whose thumbnails are gone from the index bucket."""
     directory = thumbnail_directory(state.index_id)
     path = GsPath(state.option("bucket") or "", directory)
-    pages = gcs.list_objects(gcs.make_client(), path)
-    missing = state.without_thumbnail((identifier(o.name) for o in page) for page in pages)
+    pages = ((identifier(o.name) for o in page) for page in listed(path))
+    missing = state.without_thumbnail(pages)
     if missing:
         state.reopen(missing)
         click.echo(

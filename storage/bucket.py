@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import gcs
 from common.names import GsPath, checked_index_id
 from common.terminal import printable
+from storage.async_client import AsyncStorage
+from storage.listing import WORKERS, list_directory
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -31,7 +33,6 @@ class Bucket:
     def __init__(self, client: storage.Client, name: str) -> None:
         self.name = name
         self.handle = client.bucket(name)
-        self._client = client
         self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "storage")
 
     def __enter__(self) -> Bucket:
@@ -79,11 +80,12 @@ class Bucket:
         """
         checked_index_id(index_id)
         deleted = 0
-        for directory in INDEX_DIRECTORIES:
-            pages = gcs.list_objects(self._client, GsPath(self.name, f"{directory}/{index_id}/"))
-            while (page := await asyncio.to_thread(next, pages, None)) is not None:
-                await self.delete(listed.name for listed in page)
-                deleted += len(page)
+        async with AsyncStorage(WORKERS) as objects:
+            for directory in INDEX_DIRECTORIES:
+                path = GsPath(self.name, f"{directory}/{index_id}/")
+                async for page in list_directory(objects, path):
+                    await self.delete(listed.name for listed in page)
+                    deleted += len(page)
         return deleted
 
     def address(self, name: str) -> str:

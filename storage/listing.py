@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,58 +30,91 @@ class Range(NamedTuple):
     end: str
 
 
+def listed(path: GsPath, *, workers: int = WORKERS) -> Iterator[list[ListedObject]]:
+    """`list_directory` for code that blocks: each page is waited for where it is asked for.
+
+    Call it in a thread without an event loop.
+    """
+    loop = asyncio.new_event_loop()
+
+    async def all_pages() -> AsyncIterator[list[ListedObject]]:
+        async with AsyncStorage(workers) as objects:
+            async for page in list_directory(objects, path, workers=workers):
+                yield page
+
+    pages = all_pages()
+
+    async def following() -> list[ListedObject] | None:
+        return await anext(pages, None)
+
+    try:
+        while (page := loop.run_until_complete(following())) is not None:
+            yield page
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
 async def list_directory(
-    objects: AsyncStorage,
-    path: GsPath,
-    add: Callable[[list[ListedObject]], None],
-    *,
-    workers: int = WORKERS,
-) -> None:
-    """Call `add` with every object under a directory once, a page at a time, in any order.
+    objects: AsyncStorage, path: GsPath, *, workers: int = WORKERS
+) -> AsyncIterator[list[ListedObject]]:
+    """Every object under a directory once, a page at a time, the pages in any order.
 
     Raises:
         StorageError: no such bucket, no access, or storage cannot be reached.
     """
-    listing = _Listing(objects, path, add, workers)
-    tasks = [asyncio.create_task(listing.work()) for _ in range(workers)]
-    end = asyncio.create_task(listing.ranges.join())
+    listing = _Listing(objects, path, workers)
+    run = asyncio.create_task(listing.run())
     try:
-        ended, _ = await asyncio.wait({end, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        for task in ended:
-            task.result()  # raises what stopped a worker
+        while (page := await listing.pages.get()) is not None:
+            if isinstance(page, Exception):
+                raise page
+            yield page
     finally:
-        for task in (end, *tasks):
-            task.cancel()
-        await asyncio.gather(end, *tasks, return_exceptions=True)
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
 
 
 class _Listing:
     """The ranges that are still to be listed, and what was learned about the names."""
 
-    def __init__(
-        self,
-        objects: AsyncStorage,
-        path: GsPath,
-        add: Callable[[list[ListedObject]], None],
-        workers: int,
-    ) -> None:
-        self._objects, self._path, self._add = objects, path, add
+    def __init__(self, objects: AsyncStorage, path: GsPath, workers: int) -> None:
+        self._objects, self._path = objects, path
         self._workers, self._busy = workers, 0
         self._characters: set[str] = set()
         self._full = self._empty = 0  # pages with and without new names
-        self.ranges: asyncio.Queue[Range] = asyncio.Queue()
-        self.ranges.put_nowait(Range("", ""))
+        self._ranges: asyncio.Queue[Range] = asyncio.Queue()
+        # At the end None, or what went wrong.
+        self.pages: asyncio.Queue[list[ListedObject] | Exception | None] = asyncio.Queue(workers)
 
-    async def work(self) -> None:
+    async def run(self) -> None:
+        """List all ranges."""
+        self._ranges.put_nowait(Range("", ""))
+        tasks = [asyncio.create_task(self._work()) for _ in range(self._workers)]
+        end = asyncio.create_task(self._ranges.join())
+        result = None
+        try:
+            ended, _ = await asyncio.wait({end, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()  # raises what stopped a worker
+        except Exception as error:
+            result = error
+        finally:
+            for task in (end, *tasks):
+                task.cancel()
+            await asyncio.gather(end, *tasks, return_exceptions=True)
+        await self.pages.put(result)
+
+    async def _work(self) -> None:
         """List one range after the other."""
         while True:
-            names = await self.ranges.get()
+            names = await self._ranges.get()
             self._busy += 1
             try:
                 await self._list(names)
             finally:
                 self._busy -= 1
-            self.ranges.task_done()
+            self._ranges.task_done()
 
     async def _list(self, names: Range) -> None:
         start, end = names
@@ -100,7 +133,7 @@ class _Listing:
                 for o in page.objects
                 if o.name > last and o.name >= names.start and (not end or o.name < end)
             ]
-            self._add(found)
+            await self.pages.put(found)
             self._full, self._empty = self._full + bool(found), self._empty + (not found)
             if not page.token:
                 return
@@ -110,12 +143,12 @@ class _Listing:
             last = found[-1].name
             if points := self._divide(found, end):
                 for bounds in pairwise([*points, end]):
-                    self.ranges.put_nowait(Range(*bounds))
+                    self._ranges.put_nowait(Range(*bounds))
                 start, end, token = last, points[0], ""
 
     def _divide(self, page: Sequence[ListedObject], end: str) -> list[str]:
         """Names at which to divide what follows the page, one for each idle worker."""
-        idle = self._workers - self._busy - self.ranges.qsize()
+        idle = self._workers - self._busy - self._ranges.qsize()
         if idle <= 0 or self._empty > self._full + EMPTY_PAGES * self._workers:
             return []  # no idle worker, or names that are hard to divide
         first, last, skip = page[0].name, page[-1].name, len(self._path.prefix)

@@ -17,6 +17,7 @@ import ingest
 from common.names import GsPath
 from dataset.arrays import DIMENSIONS
 from storage.async_client import AsyncStorage
+from storage.listing import listed
 from testing.embedders import LoaderWithoutModels
 
 
@@ -38,8 +39,7 @@ def put(bucket, *names, data=b"data"):
 
 
 def listing(bucket, prefix=""):
-    pages = gcs.list_objects(gcs.make_client(), GsPath(bucket, prefix))
-    return sorted(listed for page in pages for listed in page)
+    return sorted(found for page in listed(GsPath(bucket, prefix)) for found in page)
 
 
 def with_objects(function, *args):

@@ -14,6 +14,7 @@ from storage.async_client import AsyncStorage, ObjectUnusable
 from storage.uploads import upload_files
 from tests.fault_proxy import KINDS, FaultProxy, Rule
 from tests.harness import TRAIN, VAL, Emulated, environment, picture, run, run_here
+from tests.world import listing
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 ARRAY, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
@@ -127,7 +128,7 @@ def store(emulator, make_bucket, monkeypatch):
     Emulated(emulator).put(bucket, "a.jpg", picture(1))
     with FaultProxy(emulator) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-        [[listed]] = gcs.list_objects(gcs.make_client(), gcs.GsPath(bucket, ""))
+        (listed,) = listing(bucket)
         proxy.seen.clear()
         yield proxy, bucket, listed
 
@@ -162,7 +163,7 @@ def test_refusals_are_not_repeated(store, tmp_path, what, status):
     calls = {
         "fetch": lambda: fetched(bucket, listed),
         "put": lambda: put(bucket, "b.jpg", b"data"),
-        "list": lambda: list(gcs.list_objects(gcs.make_client(), gcs.GsPath(bucket, ""))),
+        "list": lambda: listing(bucket),
         "upload": lambda: upload_file(bucket, tmp_path / "array"),
     }
     with pytest.raises((gcs.StorageError, ObjectUnusable)):
@@ -179,7 +180,7 @@ def test_retry_after_is_waited_for(store, what):
     if what == "fetch":
         assert fetched(bucket, listed) == picture(1)
     else:
-        assert list(gcs.list_objects(gcs.make_client(), gcs.GsPath(bucket, ""))) == [[listed]]
+        assert listing(bucket) == [listed]
     first, second = proxy.requests(r"alt=media|/o\?")
     assert first.fault == "429" and second.at - first.at >= 1
 

@@ -109,7 +109,7 @@ def test_refusals_give_storages_own_reason(monkeypatch, status, message, sentenc
     with Front(rule=lambda asked: Answer(status, body)) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         with pytest.raises(StorageError) as caught:
-            list(gcs.list_objects(gcs.make_client(), GsPath("bucket", "t/")))
+            list(gcs.list_pages(gcs.make_client(), GsPath("bucket", "t/"), "name"))
         assert len(storage.asked) == 1
     assert caught.value.status == status
     assert caught.value.message.startswith(f"Listing gs://bucket/t/: {sentence}")

@@ -182,7 +182,7 @@ def test_a_token_is_fetched_once_for_both_libraries(tokens, monkeypatch):
     with Front(rule=lambda asked: Answer(200, b"{}")) as storage:
         client = gcs.make_client()
         client._connection.API_BASE_URL = storage.url
-        assert list(gcs.list_objects(client, GsPath("bucket", ""))) == [[]]
+        assert list(gcs.list_pages(client, GsPath("bucket", ""), "name")) == [[]]
         assert {o.headers["authorization"][:13] for o in storage.asked} == {"Bearer token-"}
     assert b"jwt-bearer" in tokens.asked[0].body
     assert asyncio.run(AccessToken().get()) == client._credentials.token

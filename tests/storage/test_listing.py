@@ -1,6 +1,5 @@
 """Listing a directory in disjoint ranges at once: every object once, whatever the names are."""
 
-import asyncio
 import bisect
 import json
 import random
@@ -12,8 +11,7 @@ import pytest
 import gcs
 from common.names import GsPath
 from gcs import ListedObject, StorageError
-from storage.async_client import AsyncStorage
-from storage.listing import list_directory, split_points
+from storage.listing import listed, split_points
 from tests.front import Answer, Front
 
 PREFIX = "t/"
@@ -45,18 +43,11 @@ class Lister(Front):
         return Answer(200, json.dumps(content).encode())
 
 
-def listed(server, monkeypatch, workers=8):
+def names_on(server, monkeypatch, workers=8):
     """The names in the order in which they came."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-    found = []
-
-    async def run():
-        async with AsyncStorage(workers) as objects:
-            add = found.extend
-            await list_directory(objects, GsPath("bucket", PREFIX), add, workers=workers)
-
-    asyncio.run(run())
-    return [o.name for o in found]
+    pages = listed(GsPath("bucket", PREFIX), workers=workers)
+    return [o.name for page in pages for o in page]
 
 
 SEEDED = random.Random(1)
@@ -83,7 +74,7 @@ NAMES = {
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_every_object_comes_once(monkeypatch, names, workers):
     with Lister(names) as server:
-        found = listed(server, monkeypatch, workers)
+        found = names_on(server, monkeypatch, workers)
     assert sorted(found) == server.names
     assert len(server.pages) <= 4 * len(names) / PAGE + 7 * workers
 
@@ -91,7 +82,7 @@ def test_every_object_comes_once(monkeypatch, names, workers):
 @pytest.mark.parametrize("kind", ["dense numbers", "a long shared prefix", "hexadecimal"])
 def test_a_long_listing_is_divided(monkeypatch, kind):
     with Lister(NAMES[kind]) as server:
-        listed(server, monkeypatch)
+        names_on(server, monkeypatch)
     starts = [asked for asked in server.asked if "pageToken" not in asked.path]
     assert len(starts) >= 8
 
@@ -106,7 +97,7 @@ def test_a_failed_page_is_repeated_and_not_its_range(monkeypatch):
         return None
 
     with Lister(NAMES["dense numbers"], before) as server:
-        found = listed(server, monkeypatch)
+        found = names_on(server, monkeypatch)
     assert sorted(found) == server.names
     assert len(server.asked) == len(server.pages) + 30
 
@@ -121,7 +112,7 @@ def test_an_expired_page_token_continues_after_the_last_name(monkeypatch):
         return None
 
     with Lister(NAMES["one more than a page"] + NAMES["dense numbers"], before) as server:
-        found = listed(server, monkeypatch, workers=1)
+        found = names_on(server, monkeypatch, workers=1)
     assert sorted(found) == server.names and len(expired) == 3
 
 
@@ -139,7 +130,7 @@ def test_an_object_that_two_pages_repeat_counts_once(monkeypatch):
             return Answer(200, json.dumps(content).encode())
 
         server.rule = repeat
-        assert sorted(listed(server, monkeypatch)) == server.names
+        assert sorted(names_on(server, monkeypatch)) == server.names
 
 
 def test_a_refusal_stops_all_workers(monkeypatch):
@@ -148,21 +139,21 @@ def test_a_refusal_stops_all_workers(monkeypatch):
 
     refused = pytest.raises(StorageError, match=r"Listing gs://bucket/t/: access is denied")
     with Lister(NAMES["dense numbers"], before) as server, refused:
-        listed(server, monkeypatch, workers=1)
+        names_on(server, monkeypatch, workers=1)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"items": [1]}', b'{"items": [{"size": "1"}]}'])
 def test_an_answer_that_is_no_listing_stops(monkeypatch, body):
     refused = pytest.raises(StorageError, match="Listing gs://bucket/t/: the answer ")
     with Front(rule=lambda asked: Answer(200, body)) as server, refused:
-        listed(server, monkeypatch)
+        names_on(server, monkeypatch)
 
 
 def test_what_an_object_lacks(monkeypatch):
     item = {"name": "t/a.jpg", "generation": "7"}
     with Front(rule=lambda asked: Answer(200, json.dumps({"items": [item]}).encode())) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        [[found]] = gcs.list_objects(gcs.make_client(), GsPath("bucket", PREFIX))
+        [[found]] = listed(GsPath("bucket", PREFIX))
     assert found == ListedObject("t/a.jpg", 0, gcs.NO_CRC32C, 7)
 
 
