@@ -263,7 +263,7 @@ def test_create_timeout_is_not_repeated():
     script = Script({CREATE: [never], DATASET: [ABSENT]})
     message = create(script, timeouts=Timeouts(create=0.05, settle=0.05))
     assert "run the same command again" in message
-    assert script.count(CREATE) == 1
+    assert script.count(CREATE) <= 1  # on a slow machine the time is over before it is sent
 
 
 def test_create_ends():
