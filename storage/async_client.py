@@ -281,8 +281,8 @@ class AsyncStorage:
             if isinstance(error, aiohttp.ClientResponseError):
                 raise TransientError("the answer is not valid HTTP") from error
             if retries.is_transient(error):
-                raise TransientError(_reason(error)) from error
-            raise Refused(_reason(error)) from error
+                raise TransientError(retries.reason(error)) from error
+            raise Refused(retries.reason(error)) from error
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -303,15 +303,6 @@ async def _read_json(response: aiohttp.ClientResponse) -> Any:
         return json.loads(await _read(response, MAX_ANSWER_BYTES))
     except (ValueError, RecursionError) as error:
         raise TransientError("the answer is not JSON") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The failure of a connection in a few words; aiohttp's own can show its interior."""
-    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
-        return "the connection was closed before the whole answer came"
-    if isinstance(error, aiohttp.ClientSSLError):
-        return f"no TLS connection ({printable(str(error))})"
-    return retries.reason(error)
 
 
 def proxy_for(address: str) -> str | None:
