@@ -145,7 +145,6 @@ def test_dataset_timeout():
     message = refusal(script, "dataset", "d", timeouts=Timeouts(read=0.05))
     assert "did not answer GET api/get_dataset_info_v2/d within 0.05 s, in 8 attempts" in message
     assert "check SERVER_URL, and that the server is not overloaded" in message
-    assert script.count(DATASET) == retries.ATTEMPTS
 
 
 @pytest.mark.parametrize(
