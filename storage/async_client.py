@@ -75,10 +75,12 @@ class AsyncStorage:
     what storage says it stored. Transient failures are tried again (retries.py).
     """
 
-    def __init__(self, connections: int, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self, connections: int, *, limits: Limits | None = None, pace: WritePace | None = None
+    ) -> None:
         self._connections, self._limits = connections, limits or Limits()
         self._api, self._retries = gcs.api_address(), retries.from_environment()
-        self._pace = WritePace()
+        self._pace = pace or WritePace()
         self._token = None if gcs.emulator_host() else AccessToken()
 
     async def __aenter__(self) -> AsyncStorage:
@@ -117,9 +119,10 @@ class AsyncStorage:
         address = f"{self._api}/storage/v1/b/{bucket}/o?{given}"
         async with self._request("GET", address, {}) as response:
             content = await _read_json(response)
-        if not isinstance(content, dict):
+        items = content.get("items", []) if isinstance(content, dict) else None
+        if not isinstance(items, list):
             raise TransientError("the answer is not a listing")
-        objects = [gcs.listed_object(item) for item in content.get("items", ())]
+        objects = [gcs.listed_object(item) for item in items]
         return Page(objects, str(content.get("nextPageToken", "")))
 
     async def fetch(self, bucket: str, listed: ListedObject) -> bytes:
