@@ -349,6 +349,49 @@ def test_add_labels_to_a_does_not_repeat_what_may_be_done(failure):
     assert script.count(LABELS) == 1
 
 
+GARBAGE = [
+    b"\0\0\0",
+    b"SSH-2.0-OpenSSH\r\n",
+    b"HTTP/1.1 999999 OK\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+]
+
+
+async def talk_to_garbage(garbage, method, *arguments):
+    """One method of the client, asked of a server of generation A that answers with garbage."""
+    connections = 0
+
+    async def answer(reader, writer):
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(garbage)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Forager(url, TIMEOUTS) as client:
+            client._generation = "A"
+            with pytest.raises(ForagerError) as caught:
+                await getattr(client, method)(*arguments)
+    assert caught.value.message.isprintable()
+    assert "\\n" not in caught.value.message
+    return caught.value, connections
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_for_an_answer(garbage):
+    error, connections = asyncio.run(talk_to_garbage(garbage, "dataset", "d"))
+    assert "in 3 attempts: the answer is not valid HTTP. Look at" in error.message
+    assert connections == 3
+    arguments = "d", ["x"], "u@x", "cat", "POSITIVE"
+    error, connections = asyncio.run(talk_to_garbage(garbage, "add_labels", *arguments))
+    assert isinstance(error, AnswerLost)
+    assert connections == 1
+
+
 def test_add_labels_to_a_dataset_that_vanished():
     assert "no dataset d" in add(Script({LABELS: [ABSENT]}))
 
