@@ -8,7 +8,7 @@ import shlex
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import pytest
@@ -344,3 +344,13 @@ def test_plain_words():
         if RIDDLES.search(line)
     ]
     assert found == []
+
+
+def test_the_code_in_readme_loads_names_and_vectors(world, fast_models):
+    world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
+    assert world.run("--work_dir", "birds").exit_code == 0
+    (code,) = code_blocks(section("README.md", "## What it leaves behind"))
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["names"] == ["t/a.jpg", "t/b.jpg", "v/c.jpg"]
+    assert found["clip"].shape == (3, 512) and found["similar"][0] == "t/a.jpg"
