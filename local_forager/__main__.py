@@ -1,4 +1,4 @@
-"""The command that starts the local Forager."""
+"""The command that serves the local Forager, with a second one that exports images."""
 
 import asyncio
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from aiohttp import web
 
+from local_forager.export_command import export_set
 from local_forager.page.routes import add_page
 from local_forager.page.state import PAGE, Page
 from local_forager.server.access import is_loopback, refuse_other_hosts, refuse_other_sites
@@ -73,7 +74,7 @@ async def serve(app: web.Application, host: str, port: int) -> None:
         await runner.cleanup()
 
 
-@click.command(context_settings={"show_default": True})
+@click.group(invoke_without_command=True, context_settings={"show_default": True})
 @click.option(
     "--port", default=8000, type=click.IntRange(0, 65535), help="Port; 0 chooses a free one."
 )
@@ -98,8 +99,15 @@ async def serve(app: web.Application, host: str, port: int) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory with CLIP's text tower and tokenizer, for text search on the page.",
 )
+@click.pass_context
 def main(
-    port: int, data_dir: Path, generation: str, host: str, bucket: str, clip_weights: Path | None
+    context: click.Context,
+    port: int,
+    data_dir: Path,
+    generation: str,
+    host: str,
+    bucket: str,
+    clip_weights: Path | None,
 ) -> None:
     """Serve a small Forager on this machine, for trying things and tests. It replaces no Forager.
 
@@ -107,12 +115,16 @@ def main(
     Example:
         python -m local_forager --port 8000 --data_dir forager-data
     """
+    if context.invoked_subcommand:
+        return
     app = make_app(data_dir, generation, bucket, is_loopback(host), clip_weights)
     asyncio.run(serve(app, host, port))
     # The database is closed. A thread may still compute a map; do not wait for it.
     sys.stdout.flush()
     os._exit(0)
 
+
+main.add_command(export_set)
 
 if __name__ == "__main__":
     main(prog_name="python -m local_forager")

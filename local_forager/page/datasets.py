@@ -10,7 +10,7 @@ from local_forager.analysis.health import TITLES, Health
 from local_forager.analysis.index import Index
 from local_forager.analysis.projection import umap_installed
 from local_forager.page.map import UMAP_MISSING
-from local_forager.page.query import DEFAULT_EMBEDDING, choice, embedding_choice
+from local_forager.page.query import COMPARED_BY, choice, embedding_choice
 from local_forager.page.state import PAGE, view_of
 from local_forager.server.api import GENERATION, dataset_of
 from local_forager.server.database import Counts
@@ -88,7 +88,7 @@ async def dataset_page(request: web.Request) -> DatasetPage:
                 "dimensions": kind.dimension,
                 "about": f"{kind.compares}, by {kind.model}",
             }
-            for kind in sorted(EMBEDDINGS, key=lambda kind: kind.name != DEFAULT_EMBEDDING)
+            for kind in sorted(EMBEDDINGS, key=lambda kind: COMPARED_BY.index(kind.name))
         ],
         "sets": [{"set": name, "title": title} for name, title in TITLES.items()],
         "text_search": feature(page.no_text_search),

@@ -5,7 +5,7 @@ from aiohttp import web
 from dataset.arrays import DIMENSIONS
 from local_forager.analysis.index import Index
 
-DEFAULT_EMBEDDING = "clip"
+COMPARED_BY = ("clip", *(name for name in DIMENSIONS if name != "clip"))  # the default first
 
 
 class PageError(Exception):
@@ -34,8 +34,7 @@ def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:
 
 
 def embedding_choice(request: web.Request) -> str:
-    others = (name for name in DIMENSIONS if name != DEFAULT_EMBEDDING)
-    return choice(request, "by", (DEFAULT_EMBEDDING, *others))
+    return choice(request, "by", COMPARED_BY)
 
 
 def row_in_path(request: web.Request, index: Index) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from local_forager.page.datasets import dataset_page, datasets, health
+from local_forager.page.export import export_rows
 from local_forager.page.images import cover, image, images, neighbours, original, thumbnail
 from local_forager.page.map import column, map_points
 from local_forager.page.query import PageError
@@ -87,6 +88,7 @@ def add_page(app: web.Application, page: Page) -> None:
     }
     for path, handler in views.items():
         app.router.add_get(path, page_view(handler))
+    app.router.add_post(f"{name}/export", page_view(export_rows))
     app.router.add_get("/", shell)
     app.router.add_get(f"/{{name:{SLUG}}}", shell)
     app.router.add_static("/static", STATIC)

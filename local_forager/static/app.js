@@ -8,6 +8,7 @@ import { Health } from "./health.js";
 import { home } from "./home.js";
 import { PointMap } from "./map.js";
 import { Rows } from "./rows.js";
+import { Selection } from "./selection.js";
 import { watchShortcuts } from "./shortcuts.js";
 import { changed, current, onChange, onLink } from "./state.js";
 
@@ -47,7 +48,10 @@ class Session {
       return;
     }
     this.rows = new Rows(this);
-    main.replaceChildren(h("div", { class: "workspace" }, this.filters.element, this.stage));
+    this.selection = new Selection(this, this.info.rows);
+    this.selection.watchers.add(() => this.selectionChanged());
+    main.replaceChildren(
+      h("div", { class: "workspace" }, this.filters.element, this.stage), this.selection.element);
     await this.show(current(), { scroll: null, back: false });
     this.ready = true;
     this.watch();
@@ -85,6 +89,11 @@ class Session {
     }
     await this.view.show(state, how);
     await showDetail(this, state);
+  }
+
+  selectionChanged() {
+    this.view.showSelection?.();
+    if (current().selected === "yes") show(current(), { scroll: scrollY, back: false });
   }
 
   // A shared address may search by text where this server cannot: show the images all the same.

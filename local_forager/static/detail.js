@@ -202,7 +202,14 @@ async function neighbours(session, image, by, near, key) {
       h("p", { class: "quiet small" }, answer.neighbours.length
         ? `Cosine distance, 0 is the same; ${count(session.info.rows)} images compared in `
           + `${Math.max(1, Math.round(answer.milliseconds))} ms.`
-        : "There is no other image to compare with."));
+        : "There is no other image to compare with."),
+      h("button", {
+        type: "button", hidden: !answer.neighbours.length, "data-focus": "select-near",
+        onclick: (event) => {
+          session.selection.set(answer.neighbours.map((one) => one.image.row));
+          event.currentTarget.textContent = "Selected";
+        },
+      }, `Select these ${count(answer.neighbours.length)}`));
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     near.replaceChildren(h("p", { class: "warning", role: "alert" }, error.message));

@@ -27,14 +27,14 @@ export function bytes(number) {
 
 export class Problem extends Error {}
 
-async function ask(path, parameters, signal) {
+async function ask(path, parameters, signal, options = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
     if (value !== null && value !== undefined && value !== "") query.set(name, value);
   }
   let response;
   try {
-    response = await fetch(query.size ? `${path}?${query}` : path, { signal });
+    response = await fetch(query.size ? `${path}?${query}` : path, { signal, ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("The local Forager does not answer: is it still running?");
@@ -46,6 +46,10 @@ async function ask(path, parameters, signal) {
 
 export const askJson = async (path, parameters = {}, signal = undefined) =>
   (await ask(path, parameters, signal)).json();
+
+// Posts rows as 32-bit numbers; the answer is a file.
+export const sendRows = async (path, parameters, rows) =>
+  (await ask(path, parameters, undefined, { method: "POST", body: rows })).blob();
 
 // An array. While the server is computing it, the answer is 202 and the request is repeated.
 export async function askArray(Type, path, parameters = {}, signal = undefined) {
@@ -67,11 +71,13 @@ export function kept(name) {
   }
 }
 
+// Keeps it; false if the browser has no room or keeps nothing.
 export function keep(name, text) {
   try {
     localStorage.setItem(name, text);
+    return true;
   } catch {
-    // Without storage, the choice lasts until the page is closed.
+    return false;
   }
 }
 

@@ -138,6 +138,7 @@ export function summary(session, state, shown) {
   }
   if (state.labelled) chip(state.labelled === "no" ? "no label" : "any label", { labelled: null });
   if (state.class !== null) chip(`ImageNet class ${state.class}`, { class: null });
+  if (state.selected === "yes") chip("selected", { selected: null });
   if (state.set) {
     chip(info.sets.find(({ set }) => set === state.set)?.title ?? state.set, { set: null });
   }

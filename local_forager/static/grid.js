@@ -26,6 +26,7 @@ export class Grid {
     this.distances = null;
     this.rows = new Int32Array();
     this.groups = null;
+    this.anchor = null; // the place where a range begins
     this.focus = 0;
     this.frame = 0;
     this.lastScroll = { at: 0, y: 0, speed: 0 };
@@ -49,11 +50,15 @@ export class Grid {
     this.rows = rows;
     this.groups = groups;
     this.distances = distances;
-    this.head.replaceChildren(summary(this.session, state, rows.length), this.sizes());
+    this.head.replaceChildren(summary(this.session, state, rows.length),
+      h("button", {
+        type: "button", disabled: !rows.length, onclick: () => this.session.selection.set(this.rows),
+      }, "Select all"), this.sizes());
     this.none.hidden = rows.length > 0;
     this.none.textContent = this.session.info.rows
       ? "No image fits these filters." : "This dataset has no images.";
     if (before !== rows) {
+      this.anchor = null;
       this.focus = before.length ? 0 : Math.max(0, rows.indexOf(this.session.lastRow ?? -1));
       for (const tile of this.tiles) tile.row = -1;
     }
@@ -131,7 +136,9 @@ export class Grid {
   fit(needed) {
     while (this.tiles.length < needed) {
       const tile = makeTile();
-      tile.link.addEventListener("click", onLink);
+      tile.link.addEventListener("click", (event) => this.onClick(event, tile));
+      tile.check.addEventListener("click", (event) => this.pick(tile.place, event.shiftKey));
+      tile.badge.addEventListener("click", () => this.selectGroup(tile.place));
       tile.link.addEventListener("focus", () => {
         this.focus = tile.place;
         this.session.lastRow = tile.row;
@@ -171,6 +178,7 @@ export class Grid {
     }
     if (tile.row !== row) {
       tile.row = row;
+      this.markSelected(tile);
       tile.loaded = false;
       tile.image.removeAttribute("src");
       describe(tile, this.session.rows.known(row));
@@ -180,6 +188,42 @@ export class Grid {
       tile.link.href = changed({ image: row });
       if (!this.session.rows.known(row)?.failed) tile.image.src = this.session.rows.thumbnail(row);
     }
+  }
+
+  // Shift selects a range from the image that was selected last, Ctrl or Cmd a single image.
+  onClick(event, tile) {
+    if (!event.shiftKey && !event.ctrlKey && !event.metaKey) {
+      onLink(event);
+      return;
+    }
+    event.preventDefault();
+    this.pick(tile.place, event.shiftKey);
+  }
+
+  // Selects the image at a place or takes it away; with range, selects all from the last one to it.
+  pick(place, range) {
+    const { selection } = this.session;
+    const first = range ? this.anchor ?? place : place;
+    const on = first !== place || range || !selection.has(this.rows[place]);
+    if (!range) this.anchor = place;
+    selection.set(this.rows.subarray(Math.min(first, place), Math.max(first, place) + 1), on);
+    this.showSelection();
+    if (this.tiles.some((tile) => tile.place === place)) this.focusOn(place);
+  }
+
+  selectGroup(place) {
+    const group = this.groups[place];
+    this.session.selection.set(this.rows.filter((_, other) => this.groups[other] === group));
+  }
+
+  showSelection() {
+    for (const tile of this.tiles) if (!tile.hidden) this.markSelected(tile);
+  }
+
+  markSelected(tile) {
+    const on = this.session.selection.has(tile.row);
+    tile.item.classList.toggle("selected", on);
+    tile.check.checked = on;
   }
 
   // Marks every other group of duplicates, and numbers the first image of each.
@@ -234,10 +278,22 @@ export class Grid {
       ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.columns, ArrowUp: -this.columns,
       PageDown: page, PageUp: -page, Home: -this.rows.length, End: this.rows.length,
     };
-    if (own(moves, event.key) === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
+    const control = event.ctrlKey || event.metaKey;
+    if (event.key === "a" && control) {
+      event.preventDefault();
+      this.session.selection.set(this.rows);
+    } else if (event.key === " " && !event.target.closest("input, button")) {
+      event.preventDefault();
+      this.pick(this.focus, event.shiftKey);
+    }
+    if (own(moves, event.key) === undefined || event.altKey || control) return;
     event.preventDefault();
     const place = Math.max(0, Math.min(this.rows.length - 1, this.focus + moves[event.key]));
-    this.focusOn(place);
+    if (event.shiftKey) {
+      this.anchor ??= this.focus;
+      this.focusOn(place);
+      this.pick(place, true);
+    } else this.focusOn(place);
   }
 
   // Scrolls as far as needed to have a place on the screen.
@@ -270,13 +326,18 @@ export class Grid {
 
 function makeTile() {
   const image = h("img", { alt: "", decoding: "async", draggable: "false" });
-  const badge = h("span", { class: "badge", hidden: true });
+  const badge = h("button", {
+    type: "button", class: "badge", hidden: true, tabIndex: -1, title: "Select this group",
+  });
+  const check = h("input", {
+    type: "checkbox", class: "check", tabIndex: -1, "aria-label": "Select this image",
+  });
   const dots = h("span", { class: "dots", "aria-hidden": "true" });
   const text = h("span", { class: "tile-text" });
   const far = h("span", { class: "badge far", hidden: true, title: "Distance" });
-  const link = h("a", { class: "tile" }, image, text, dots, badge, far);
-  const item = h("li", { class: "cell" }, link);
-  const tile = { item, link, image, badge, far, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
+  const link = h("a", { class: "tile" }, image, text, dots, far);
+  const item = h("li", { class: "cell" }, link, badge, check);
+  const tile = { item, link, image, badge, check, far, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
   image.addEventListener("load", () => link.classList.add("here"));
   image.addEventListener("error", () => {
     if (!image.getAttribute("src")) return;

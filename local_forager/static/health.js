@@ -1,9 +1,10 @@
 // The health report: what may be wrong with the dataset. Each finding links to its images.
 
 import { count, embeddingOf, h, plural } from "./dom.js";
-import { changed, go, onLink } from "./state.js";
+import { changed, FILTERS, go, onLink } from "./state.js";
 
 const POLL = 700; // milliseconds while a check is running
+const NO_FILTERS = Object.fromEntries(FILTERS.map((field) => [field, null]));
 
 export class Health {
   constructor(session) {
@@ -34,6 +35,11 @@ export class Health {
     }
   }
 
+  async select(set, by) {
+    const { rows } = await this.session.rows.ask({ ...NO_FILTERS, set, by });
+    this.session.selection.set(rows);
+  }
+
   draw(report, turn) {
     const waiting = report.findings.some((finding) => finding.state === "waiting");
     const focused = this.element.contains(document.activeElement) ? document.activeElement.id : null;
@@ -48,7 +54,8 @@ export class Health {
               onchange: () => go({ by: name === "clip" ? null : name }, { replace: true }),
             }),
             h("span", {}, name))))),
-      h("ul", { class: "findings", role: "list" }, report.findings.map((one) => finding(one, report.by))),
+      h("ul", { class: "findings", role: "list" }, report.findings.map((one) =>
+        finding(one, report.by, () => this.select(one.set, report.by)))),
       waiting ? h("p", {}, h("button", {
         type: "button", onclick: () => this.refresh(turn, report.by, 1),
       }, "Compare all pairs")) : "");
@@ -56,7 +63,7 @@ export class Health {
   }
 }
 
-function finding({ set, title, about, state, progress, images, groups }, by) {
+function finding({ set, title, about, state, progress, images, groups }, by, select) {
   const percent = Math.round(100 * progress);
   const result = {
     ready: () => (images ? h("a", {
@@ -72,5 +79,6 @@ function finding({ set, title, about, state, progress, images, groups }, by) {
     h("h3", {}, title),
     h("p", { class: "figure" }, state === "ready" ? count(images) : "…"),
     h("p", { class: "quiet" }, about),
-    h("p", {}, result));
+    h("p", { class: "inline" }, result, state === "ready" && images
+      ? h("button", { type: "button", id: `select-${set}`, onclick: select }, "Select") : null));
 }

@@ -1,14 +1,17 @@
 // The map: a point per image; similar images are close together.
 
-import { askArray, basename, embeddingOf, h, labelText, own, splitName } from "./dom.js";
+import { askArray, basename, count, embeddingOf, h, labelText, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
 import { chosenColor, colorChoices, columnColors, css, dark, legend, pixel } from "./colors.js";
 import { FEW, Pictures } from "./pictures.js";
 import { pointIndex } from "./points.js";
 import { disc, drawingOrder, scatter, scatterSmooth } from "./scatter.js";
-import { go, note } from "./state.js";
+import { drawShape, rowsWithin } from "./shapes.js";
+import { changed, go, note, onLink } from "./state.js";
 
 const NOTE_AFTER = 300; // milliseconds after the last move until the address has the place
+const TOOLS = { move: "Move", rectangle: "Rectangle", lasso: "Lasso" };
+const STRIP = 24; // selected images shown below the map
 const NEAR = 14; // CSS pixels; a point within this distance counts as under the pointer
 const LEAST_ZOOM = 0.5;
 const MAX_ZOOM = 400;
@@ -31,7 +34,11 @@ export class PointMap {
     this.head = h("div", { class: "head" });
     this.controls = h("div", { class: "map-controls" });
     this.legend = h("ul", { class: "legend", role: "list" });
-    this.element = h("div", { class: "map" }, this.head, this.controls, this.box, this.legend);
+    this.strip = h("section", { "aria-label": "Selected images", hidden: true });
+    this.element = h("div", { class: "map" }, this.head, this.controls, this.box, this.legend, this.strip);
+    this.tool = "move";
+    this.removes = false; // whether shapes take images from the selection
+    this.shape = null; // while one is drawn: { kind, path, removes }
     this.center = [0, 0];
     this.zoom = 1;
     this.pointer = null; // where the mouse is, for the tooltip
@@ -69,7 +76,7 @@ export class PointMap {
   // Centre and zoom as the address has them: "x,y,zoom"; null for the whole map.
   place() {
     if (this.zoom === 1 && this.center[0] === 0 && this.center[1] === 0) return null;
-    return [...this.center, this.zoom].map((number) => Number(number.toFixed(4))).join(",");
+    return [...this.center, this.zoom].map((number) => Number(number.toFixed(5))).join(",");
   }
 
   goTo(place) {
@@ -84,7 +91,10 @@ export class PointMap {
     this.hover(this.pointer ? this.nearest(...this.pointer) : -1);
     this.request();
     clearTimeout(this.noting);
-    this.noting = setTimeout(() => note({ at: this.place() }), NOTE_AFTER);
+    this.noting = setTimeout(() => {
+      this.goTo(this.place()); // rounded as in the address, so that both show the same
+      note({ at: this.place() });
+    }, NOTE_AFTER);
   }
 
   async show(state, { back }) {
@@ -124,6 +134,13 @@ export class PointMap {
     }, Object.entries(options).map(([key, title]) => h("option", {
       value: key, selected: key === value, disabled: key === "umap" && !umap.available,
     }, title))));
+    const segments = (name, title, options, value, change) => h("fieldset", { class: "segments" },
+      h("legend", { class: "hidden" }, title),
+      Object.entries(options).map(([key, text]) => h("label", {},
+        h("input", {
+          type: "radio", name, value: key, id: `${name}-${key}`, checked: key === value,
+          onchange: () => change(key),
+        }), h("span", {}, text))));
     const focused = this.controls.contains(document.activeElement) ? document.activeElement.id : null;
     this.controls.replaceChildren(
       select("map-color", "Colour by", colorChoices(this.session.info.categories), color, (value) =>
@@ -137,7 +154,13 @@ export class PointMap {
           type: "checkbox", id: "map-pictures", checked: this.withPictures,
           onchange: (event) =>
             go({ pictures: event.currentTarget.checked ? null : "no" }, { replace: true }),
-        }), "Pictures"));
+        }), "Pictures"),
+      segments("map-tool", "What dragging does", TOOLS, this.tool, (tool) => {
+        this.tool = tool;
+        this.canvas.classList.toggle("drawing", tool !== "move");
+      }),
+      segments("map-removes", "What shapes do", { add: "Add", remove: "Remove" },
+        this.removes ? "remove" : "add", (value) => { this.removes = value === "remove"; }));
     document.getElementById("map-method").title = umap.reason;
     if (focused) document.getElementById(focused)?.focus();
   }
@@ -146,6 +169,7 @@ export class PointMap {
   paint() {
     if (!this.column) return;
     this.paper = pixel(getComputedStyle(this.box).backgroundColor);
+    this.inks = new Uint32Array(this.column.length).fill(pixel(getComputedStyle(this.canvas).color));
     const faint = pixel(dark.matches ? "#39413c" : "#d9d8d0");
     const { colors, others } = columnColors(this.column, this.color);
     const counts = new Map();
@@ -159,8 +183,30 @@ export class PointMap {
       }
     }
     this.order = drawingOrder(this.points, this.chosen);
+    this.showSelection();
     const { categories } = this.session.info;
     this.legend.replaceChildren(...legend(this.color, categories, counts, colors, others));
+    this.request();
+  }
+
+  // Marks the selected points, and shows the first of them below the map.
+  showSelection() {
+    if (!this.order) return;
+    const { rows, selection } = this.session;
+    this.selected = this.order.filter((row) => selection.has(row));
+    const first = selection.rows().subarray(0, STRIP);
+    this.strip.hidden = !selection.count;
+    this.strip.replaceChildren(
+      h("h2", {}, "Selected"),
+      h("ul", { class: "strip", role: "list" }, [...first].map((row) => h("li", {}, h("a", {
+        class: "tile here", href: changed({ image: row }), onclick: onLink, "aria-label": `Image ${row}`,
+      }, h("img", {
+        src: rows.thumbnail(row), alt: "", decoding: "async",
+        onerror: (event) => event.currentTarget.remove(),
+      }))))),
+      selection.count > STRIP ? h("p", {}, h("a", {
+        href: changed({ selected: "yes", view: null, image: null }), onclick: onLink,
+      }, `Show all ${count(selection.count)}`)) : "");
     this.request();
   }
 
@@ -203,10 +249,28 @@ export class PointMap {
     this.buffer.fill(this.paper);
     draw(this.buffer, width, height, this.points, this.order, this.pixels, disc(this.radius(), width),
       scale, width / 2 - this.center[0] * scale, height / 2 + this.center[1] * scale);
+    this.drawSelected(draw, scale);
     this.context.putImageData(this.image, 0, 0);
     if (this.withPictures) this.drawPictures();
     if (this.hovered >= 0) this.ring(this.hovered);
     if (document.activeElement === this.canvas) this.cross();
+    if (this.shape) {
+      const corners = this.shape.path.map((point) => this.toCanvas(...point));
+      const color = getComputedStyle(this.canvas).color;
+      drawShape(this.context, this.shape.kind, corners, color, this.ratio);
+    }
+  }
+
+  // The selected points once more, over the others and with an edge around them.
+  drawSelected(draw, scale) {
+    if (!this.selected.length) return;
+    const { width, height } = this.canvas;
+    const edge = disc(this.radius() + 1.5 * this.ratio, width);
+    const left = width / 2 - this.center[0] * scale;
+    const top = height / 2 + this.center[1] * scale;
+    draw(this.buffer, width, height, this.points, this.selected, this.inks, edge, scale, left, top);
+    draw(this.buffer, width, height, this.points, this.selected, this.pixels,
+      disc(this.radius(), width), scale, left, top);
   }
 
   drawPictures() {
@@ -237,12 +301,18 @@ export class PointMap {
     return base * room * this.ratio * Math.min(2.2, this.zoom ** 0.25);
   }
 
-  toScreen(row) {
+  // Pixels of the canvas of a place on the map.
+  toCanvas(x, y) {
     const scale = this.scale();
     return [
-      (this.canvas.width / 2 + (this.points[2 * row] - this.center[0]) * scale) / this.ratio,
-      (this.canvas.height / 2 - (this.points[2 * row + 1] - this.center[1]) * scale) / this.ratio,
+      this.canvas.width / 2 + (x - this.center[0]) * scale,
+      this.canvas.height / 2 - (y - this.center[1]) * scale,
     ];
+  }
+
+  toScreen(row) {
+    const [x, y] = this.toCanvas(this.points[2 * row], this.points[2 * row + 1]);
+    return [x / this.ratio, y / this.ratio];
   }
 
   toMap(x, y) {
@@ -303,6 +373,12 @@ export class PointMap {
     this.pointers.set(event.pointerId, this.at(event));
     this.dragged = false;
     this.start = this.at(event);
+    const kind = event.shiftKey && this.tool === "move" ? "rectangle" : this.tool;
+    if (kind === "move" || this.pointers.size > 1) this.shape = null;
+    else {
+      const removes = this.removes || event.altKey;
+      this.shape = { kind, removes, path: [this.toMap(...this.start)] };
+    }
   }
 
   onMove(event) {
@@ -314,6 +390,12 @@ export class PointMap {
       return;
     }
     if (Math.hypot(place[0] - this.start[0], place[1] - this.start[1]) > 4) this.dragged = true;
+    if (this.shape && this.dragged) {
+      this.shape.path.push(this.toMap(...place));
+      if (this.shape.kind === "rectangle") this.shape.path.splice(1, this.shape.path.length - 2);
+      this.request();
+      return;
+    }
     const others = [...this.pointers].filter(([id]) => id !== event.pointerId);
     if (others.length) {
       const [, other] = others[0];
@@ -327,6 +409,13 @@ export class PointMap {
 
   onUp(event) {
     const known = this.pointers.delete(event.pointerId);
+    const { shape } = this;
+    this.shape = null;
+    if (shape && this.dragged && event.type !== "pointercancel") {
+      const rows = rowsWithin(this.points, this.chosen, shape.kind, shape.path);
+      this.session.selection.set(rows, !shape.removes);
+    }
+    if (shape) this.request();
     if (!known || this.dragged || event.type === "pointercancel") return;
     const row = this.nearest(...this.at(event));
     if (row >= 0) go({ image: row });

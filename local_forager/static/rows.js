@@ -22,6 +22,28 @@ export class Rows {
   // { rows: Int32Array, groups: the group of each row from 1, or null, distances: of each row to the
   // first of its group or to what the view is sorted by, or null }
   async select(state) {
+    const answer = await this.ask(state);
+    return state.selected === "yes" ? this.onlySelected(answer) : answer;
+  }
+
+  // The selected images of an answer; the same object until answer or selection change.
+  onlySelected(answer) {
+    const { selection } = this.session;
+    if (this.part?.answer !== answer || this.part.version !== selection.version) {
+      const places = [...answer.rows.keys()].filter((place) => selection.has(answer.rows[place]));
+      const take = (array) => array && array.constructor.from(places, (place) => array[place]);
+      this.part = {
+        answer,
+        version: selection.version,
+        rows: take(answer.rows),
+        groups: take(answer.groups),
+        distances: take(answer.distances),
+      };
+    }
+    return this.part;
+  }
+
+  async ask(state) {
     const parameters = Object.fromEntries(FILTERS.map((field) => [field, state[field]]));
     if (state.set || state.like !== null) parameters.by = state.by;
     const key = JSON.stringify(parameters);

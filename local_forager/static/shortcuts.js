@@ -7,11 +7,15 @@ const SHORTCUTS = {
   "Images": [
     ["← → ↑ ↓", "move to another image"], ["Page up, Page down", "move by a screen"],
     ["Home, End", "move to the first or last image"], ["Enter", "open the image"],
+    ["Space", "select the image, or take it away"], ["Shift + ← → ↑ ↓", "select on the way"],
+    ["Ctrl + A", "select all images of the view"],
+    ["Shift or Ctrl + click", "select a range or a single image"],
   ],
   "One image": [["← →", "previous or next image of the view"], ["Esc", "close"]],
   "Map": [
     ["← → ↑ ↓", "move the map"], ["+ −", "zoom in or out"], ["0", "show all"],
     ["Enter", "open the image nearest to the middle"],
+    ["Shift + drag", "select with a rectangle"], ["Alt", "take images away instead"],
   ],
 };
 const dialog = document.getElementById("shortcuts");

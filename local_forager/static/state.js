@@ -2,7 +2,7 @@
 
 const FIELDS = [
   "view", "split", "category", "mode", "labelled", "class", "set", "text", "like", "by", "color",
-  "method", "pictures", "at", "image",
+  "method", "pictures", "at", "selected", "image",
 ];
 export const FILTERS = ["split", "category", "mode", "labelled", "class", "set", "text", "like"];
 const listeners = new Set();

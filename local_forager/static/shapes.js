@@ -1,0 +1,46 @@
+// The shapes that select points on the map: a rectangle or a lasso, in the map's coordinates.
+
+// The chosen rows within a shape. path: corners [x, y]; a rectangle has two opposite ones.
+export function rowsWithin(points, chosen, kind, path) {
+  const xs = path.map(([x]) => x);
+  const ys = path.map(([, y]) => y);
+  const [left, right] = [Math.min(...xs), Math.max(...xs)];
+  const [bottom, top] = [Math.min(...ys), Math.max(...ys)];
+  const rows = [];
+  for (let row = 0; row < chosen.length; row += 1) {
+    const x = points[2 * row];
+    const y = points[2 * row + 1];
+    if (!chosen[row] || !(x >= left && x <= right && y >= bottom && y <= top)) continue;
+    if (kind === "rectangle" || within(x, y, path)) rows.push(row);
+  }
+  return rows;
+}
+
+// Whether a ray to the right crosses the closed path an odd number of times.
+function within(x, y, path) {
+  let inside = false;
+  for (let at = 0, before = path.length - 1; at < path.length; before = at, at += 1) {
+    const [ax, ay] = path[at];
+    const [bx, by] = path[before];
+    if ((ay > y) !== (by > y) && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) inside = !inside;
+  }
+  return inside;
+}
+
+// Draws the outline of a shape; corners in pixels of the canvas.
+export function drawShape(context, kind, corners, color, ratio) {
+  context.beginPath();
+  if (kind === "rectangle") {
+    const [[ax, ay], [bx, by]] = [corners[0], corners[corners.length - 1]];
+    context.rect(Math.min(ax, bx), Math.min(ay, by), Math.abs(bx - ax), Math.abs(by - ay));
+  } else {
+    corners.forEach(([x, y], place) => (place ? context.lineTo(x, y) : context.moveTo(x, y)));
+    context.closePath();
+  }
+  context.strokeStyle = context.fillStyle = color;
+  context.globalAlpha = 0.12;
+  context.fill();
+  context.globalAlpha = 1;
+  context.lineWidth = 1.5 * ratio;
+  context.stroke();
+}

@@ -1,0 +1,164 @@
+"""Exports over HTTP and by the command, with hostile names and a million rows."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+
+from common.program import ROOT
+from local_forager.analysis import export_formats
+from local_forager.analysis.index import Index
+from local_forager.analysis.label_table import LabelTable
+from tests.local_forager.page_server import COPY, FAILED, TIMEOUT_S
+
+HOSTILE = ["=cmd|' /C calc'!A0.jpg", "@SUM(1).jpg", "+1.jpg", "-1.jpg", 'a",b\n.jpg', "\tx.jpg"]
+
+
+def made_index(names):
+    count = len(names)
+    return Index(None, names, count, np.full(count, 3, np.int32), np.zeros(count, bool), {}, {})
+
+
+def text(format_, index, rows, label=None, table=None):
+    table = table or LabelTable({}, {})
+    return "".join(export_formats.export(format_, index, table, rows, label))
+
+
+def test_csv_cells_are_no_formulas():
+    label = {"category": "=1+1", "mode": "POSITIVE", "user": "u"}
+    table = LabelTable({0: [label]}, {})
+    rows = list(csv.reader(io.StringIO(text("csv", made_index(HOSTILE), range(6), table=table))))
+    assert [row[0] for row in rows[1:]] == [
+        name if name.startswith("a") else f"'{name}" for name in HOSTILE
+    ]
+    assert rows[1][2] == "'=1+1=POSITIVE" and rows[1][3] == "3"
+
+
+def test_a_name_is_one_line():
+    assert text("names", made_index(HOSTILE), [4]) == 'a",b\\n.jpg\n'
+
+
+def test_label_file_names_each_image_once():
+    index = made_index(["x/a.jpg", "y/a.png", "b.jpg"])
+    label = export_formats.annotation("c", "POSITIVE")
+    document = json.loads(text("labels", index, range(3), label))
+    assert document == {"x/a.jpg": [{"category": "c"}], "b.jpg": [{"category": "c"}]}
+    assert json.loads(text("labels", index, [], label)) == {}
+
+
+@pytest.mark.parametrize("category", ["", " ", "x" * 301, "\0", "\ud800"])
+def test_category_that_forager_cannot_store(category):
+    with pytest.raises(export_formats.ExportProblem):
+        export_formats.annotation(category, "POSITIVE")
+
+
+@pytest.mark.parametrize("format_", ["names", "csv", "labels"])
+def test_a_million_images_are_streamed(format_):
+    index = made_index([f"d/{row:07}.jpg" for row in range(200_000)] * 5)
+    label = export_formats.annotation("c", "POSITIVE")
+    tracemalloc.start()
+    try:
+        pieces = export_formats.export(format_, index, LabelTable({}, {}), range(1_000_000), label)
+        size = sum(map(len, pieces))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size > 3_000_000
+    assert peak < (60_000_000 if format_ == "labels" else 3_000_000)  # the names written so far
+
+
+def post(url, body):
+    request = Request(url, body, {"Content-Type": "application/octet-stream"})
+    try:
+        response = urlopen(request, timeout=TIMEOUT_S)
+    except HTTPError as error:
+        response = error
+    with response:
+        return response.status, response.headers, response.read()
+
+
+def test_export_over_http(server):
+    url = f"{server.url}/page/d/export?format=names"
+    status, headers, body = post(url, np.array([79, 0, 0], "<i4").tobytes())
+    assert status == 200 and body == b"d/train/t00.jpg\nd/val/v19.jpg\n"
+    assert headers["Content-Disposition"] == 'attachment; filename="d-names.txt"'
+    for wrong in (np.array([80], "<i4"), np.array([-1], "<i4"), np.array([1], "u1")):
+        assert post(url, wrong.tobytes())[0] == 400
+    assert post(f"{server.url}/page/d/export?format=labels", b"")[0] == 400
+    request = Request(url, b"", {"Origin": "http://evil.example"})
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(request, timeout=TIMEOUT_S)
+
+
+def command(server, *arguments):
+    options = "--data_dir", str(server.data_dir), "--bucket", server.index
+    return subprocess.run(
+        [sys.executable, "-m", "local_forager", "export", *arguments, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("which", "rows"),
+    [
+        ("failed", [FAILED]),
+        ("exact-duplicates", [2, COPY]),
+        ("near-duplicates", [2, COPY]),
+        ("leaks", [2, COPY]),
+        ("contradictions", []),
+    ],
+)
+def test_export_command(server, emulator, which, rows):
+    done = command(server, "d", "--set", which, "--by", "imagenet")
+    assert done.returncode == 0, done.stderr
+    names = [f"d/train/t{row:02}.jpg" if row < 60 else f"d/val/v{row - 60:02}.jpg" for row in rows]
+    assert done.stdout.split() == names
+
+
+def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path, dataset_name):
+    names = [f"{dataset_name}/train/{letter}.jpg" for letter in "abcd"]
+    server.publish(dataset_name, names, 4, same={3: 1})
+    out = tmp_path / "twins.json"
+    label = "--format", "labels", "--category", "twin", "--mode", "far away"
+    done = command(server, dataset_name, "--set", "exact-duplicates", *label, "--out", str(out))
+    assert done.returncode == 0 and "Exported 2 images." in done.stderr
+    value = [{"category": "twin", "mode": "far away"}]
+    assert json.loads(out.read_text()) == {names[1]: value, names[3]: value}
+    done = subprocess.run(
+        [sys.executable, ROOT / "ingest_labels.py", dataset_name, out, "--user", "a@b.c"],
+        cwd=tmp_path,
+        env=os.environ | {"SERVER_URL": server.url},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (category,) = server.dataset(dataset_name)["categories"]
+    assert category["category"] == "twin"
+    assert category["modes"] == [{"mode": "far away", "count": 2}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["d", "--format", "labels"], "needs a category"),
+        (["d", "--category", "x"], "--format labels only"),
+        (["nothing"], "no dataset named nothing"),
+    ],
+)
+def test_export_command_refuses(server, emulator, arguments, message):
+    done = command(server, *arguments)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr

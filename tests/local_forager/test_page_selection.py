@@ -1,0 +1,213 @@
+"""Selecting images in every view, and exporting them from the page."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.local_forager.page_server import (
+    COPY,
+    FAILED,
+    complete,
+    shows_rows,
+    total,
+    until,
+    wait_for_pictures,
+)
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+expect = playwright.expect
+
+
+def selected(page, number):
+    """Wait until the bar says how many images are selected."""
+    expect(page.locator(".selected-count")).to_have_text(f"{number} selected")
+
+
+def tile(page, place):
+    return page.locator(f'.cell:not([hidden])[aria-posinset="{place + 1}"]')
+
+
+def open_grid(server, tabs, query=""):
+    page = tabs(f"{server.url}/d{query}", viewport={"width": 1200, "height": 900})
+    complete(page)
+    wait_for_pictures(page)
+    return page
+
+
+def show_selected(page):
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator(".summary .chip")).to_contain_text("selected")
+
+
+def test_boxes_ranges_and_single_images(server, tabs):
+    page = open_grid(server, tabs)
+    expect(page.locator(".selection")).to_be_hidden()
+    tile(page, 2).locator(".check").check()
+    tile(page, 5).locator(".check").click(modifiers=["Shift"])
+    selected(page, 4)
+    tile(page, 3).locator("a").click(modifiers=["ControlOrMeta"])
+    tile(page, 8).locator("a").click(modifiers=["ControlOrMeta"])
+    selected(page, 4)
+    tile(page, 2).locator(".check").uncheck()
+    show_selected(page)
+    total(page, "3 of 80 images")
+    shows_rows(page, [4, 5, 8])
+    tile(page, 0).locator(".check").click()
+    total(page, "2 of 80 images")
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator(".selection")).to_be_hidden()
+
+
+def test_selection_by_keyboard(server, tabs):
+    page = open_grid(server, tabs)
+    tile(page, 0).locator("a").focus()
+    page.keyboard.press(" ")
+    selected(page, 1)
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Shift+ArrowRight")
+    selected(page, 3)
+    page.keyboard.press(" ")
+    selected(page, 2)
+    until(page, "document.activeElement.parentElement.ariaPosInSet === '3'")
+    page.keyboard.press("ControlOrMeta+a")
+    selected(page, 80)
+
+
+def test_selection_by_touch(server, browser):
+    context = browser.new_context(has_touch=True, viewport={"width": 400, "height": 800})
+    page = context.new_page()
+    page.goto(f"{server.url}/d")
+    complete(page)
+    for place in (0, 4):
+        expect(tile(page, place).locator(".check")).to_be_visible()
+        tile(page, place).locator(".check").tap()
+    selected(page, 2)
+    context.close()
+
+
+def test_selection_survives_filters_views_and_back(server, tabs):
+    page = open_grid(server, tabs, "?split=val")
+    page.get_by_role("button", name="Select all").click()
+    selected(page, 20)
+    page.locator(".filters").get_by_role("link", name="bird 5").click()
+    total(page, "1 of 80 images")
+    for view in ("Map", "Health", "Images"):
+        page.get_by_role("link", name=view, exact=True).click()
+        complete(page)
+        selected(page, 20)
+    page.go_back()
+    page.go_back()
+    complete(page)
+    selected(page, 20)
+
+
+def test_selection_is_kept_by_name(server, tabs):
+    page = open_grid(server, tabs)
+    tile(page, 7).locator(".check").check()
+    page.get_by_label("Name of the selection").fill("<b>seven")
+    page.get_by_role("button", name="Keep", exact=True).click()
+    page.get_by_role("button", name="Clear").click()
+    selected(page, 0)
+    page.reload()
+    complete(page)
+    page.get_by_label("Kept selections").select_option("<b>seven")
+    selected(page, 1)
+    show_selected(page)
+    shows_rows(page, [7])
+    page.get_by_role("button", name="Delete kept").click()
+    expect(page.get_by_label("Kept selections")).to_have_count(0)
+
+
+def test_select_a_finding_a_group_and_neighbours(server, tabs):
+    page = tabs(f"{server.url}/d?view=health")
+    page.locator("[data-set=failed]").get_by_role("button", name="Select").click()
+    selected(page, 1)
+    page.locator("[data-set=near]").get_by_role("link").click()
+    total(page, "2 of 80 images")
+    page.get_by_role("button", name="Group 1").click()
+    selected(page, 3)
+    show_selected(page)
+    shows_rows(page, [2, FAILED, COPY])
+    page.goto(f"{server.url}/d?image=0")
+    page.get_by_role("button", name="Select these 24").click()
+    page.keyboard.press("Escape")
+    selected(page, 24)
+
+
+@pytest.mark.parametrize("tool", ["Rectangle", "Lasso", "Shift"])
+def test_shapes_on_the_map(server, tabs, tool):
+    page = tabs(f"{server.url}/d?view=map&pictures=no")
+    complete(page)
+    if tool != "Shift":
+        page.get_by_role("radio", name=tool).check()
+    box = page.locator("canvas").bounding_box()
+    left, top = box["x"] + 5, box["y"] + 5
+    right, bottom = left + box["width"] - 80, top + box["height"] - 10
+
+    def draw(*corners):
+        page.mouse.move(*corners[0])
+        page.keyboard.down("Shift")
+        page.mouse.down()
+        for corner in corners[1:]:
+            page.mouse.move(*corner, steps=4)
+        page.mouse.up()
+        page.keyboard.up("Shift")
+
+    around = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    draw(*(around if tool == "Lasso" else (around[0], around[2])))
+    selected(page, 79)  # all but the failed one
+    expect(page.get_by_label("Selected images").locator("li")).to_have_count(24)
+    expect(page.get_by_role("link", name="Show all 79")).to_be_visible()
+    page.get_by_role("radio", name="Remove").check()
+    middle = (left + right) / 2
+    half = [(middle, top), (right, top), (right, bottom), (middle, bottom)]
+    draw(*(half if tool == "Lasso" else (half[0], half[2])))
+    until(page, "parseInt(document.querySelector('.selected-count').textContent) < 79")
+    show_selected(page)
+
+
+def export(page, format_, **fields):
+    page.get_by_role("button", name="Export…").click()
+    dialog = page.get_by_role("dialog", name="Export")
+    dialog.get_by_text(format_).click()
+    for label, text in fields.items():
+        dialog.get_by_label(label).fill(text)
+    with page.expect_download() as download:
+        dialog.get_by_role("button", name="Download").click()
+    expect(dialog.get_by_role("status")).to_contain_text("Exported")
+    path = Path(download.value.path())
+    return download.value.suggested_filename, path.read_bytes()
+
+
+def test_export(server, tabs):
+    page = open_grid(server, tabs, "?category=bird")
+    page.get_by_role("button", name="Select all").click()
+    name, data = export(page, "Object names")
+    assert name == "d-names.txt"
+    assert data.decode().split() == [*(f"d/train/t0{row}.jpg" for row in range(4)), "d/val/v00.jpg"]
+    page.keyboard.press("Escape")
+    name, data = export(page, "CSV")
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    assert name == "d-csv.csv" and rows[1]["labels"] == "bird=POSITIVE; sky=far away"
+    assert [row["split"] for row in rows] == ["train"] * 4 + ["val"]
+    page.keyboard.press("Escape")
+    name, data = export(page, "Label file", Category="seen", Mode="UNSURE")
+    command = page.locator("#export code").inner_text()
+    assert f"SERVER_URL={server.url} python ingest_labels.py d {name} --user" in command
+    document = json.loads(data)
+    assert len(document) == 5
+    assert document["d/val/v00.jpg"] == [{"category": "seen", "mode": "UNSURE"}]
+
+
+def test_export_needs_a_category(server, tabs):
+    page = open_grid(server, tabs)
+    page.get_by_role("button", name="Select all").click()
+    page.get_by_role("button", name="Export…").click()
+    page.get_by_text("Label file").click()
+    page.get_by_label("Category").fill(" ")
+    page.get_by_role("button", name="Download").click()
+    expect(page.locator("#export [role=status]")).to_have_text("A label file needs a category.")
+    assert len(page.problems) == 1 and "400" in page.problems.pop()
