@@ -14,7 +14,6 @@ import functools
 import json
 import os
 import re
-import ssl
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit
@@ -244,37 +243,20 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, DataCorruption):
         return DamagedContent("other bytes arrived than storage sent")
     if isinstance(error, requests.exceptions.SSLError):
-        return Refused(network_reason(error))
+        return Refused(_connection_reason(error))
     if isinstance(error, requests.exceptions.InvalidJSONError):
         return TransientError("the answer is not JSON")
     if isinstance(error, auth.TransportError):
-        return TransientError(f"Google's token server: {network_reason(error)}")
+        return TransientError(f"Google's token server: {_connection_reason(error)}")
     if isinstance(error, auth.GoogleAuthError):
         return TransientError(str(error)) if error.retryable else Refused(str(error), 401)
     if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
-        return TransientError(network_reason(error))
+        return TransientError(_connection_reason(error))
     return error
 
 
-def network_reason(error: BaseException) -> str:
-    """Why a connection failed, in the operating system's words: from the first cause that has some.
-
-    The libraries' own messages show their interior: addresses of objects, nested exceptions.
-    """
-    import requests
-
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLError):
-            return f"no TLS connection ({cause.reason or 'handshake failed'})"
-        if isinstance(cause, TimeoutError):
-            return "no answer in time"
-        if isinstance(cause, OSError) and cause.errno:
-            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
-        cause = cause.__cause__ or cause.__context__
-    return "the connection was closed before the whole answer came"
+def _connection_reason(error: Exception) -> str:
+    return retries.connection_reason(error) or retries.CLOSED
 
 
 def call(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -11,6 +11,7 @@ import email.utils
 import math
 import os
 import random
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -37,6 +38,7 @@ TRANSIENT_KINDS = (
     ConnectionError,
     asyncio.IncompleteReadError,
 )
+CLOSED = "the connection was closed before the whole answer came"
 PERMANENT_KINDS = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 
 P = ParamSpec("P")
@@ -174,15 +176,40 @@ def reason(error: BaseException | None) -> str:
     """The error in a few printable words, without a final full stop."""
     if error is None:
         return "no reason given"
-    if isinstance(error, asyncio.TimeoutError | TimeoutError):
-        return "no answer in time"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, aiohttp.ClientSSLError):
-        # The number is negative for errors of the name resolver.
-        text = os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
-        return printable(text)
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP {error.status} {printable(error.message)}".rstrip()
-    return printable(str(error) or type(error).__name__).rstrip(".")
+    if not isinstance(error, TransientError) and (words := connection_reason(error)):
+        return words
+    return printable(str(error) or type(error).__name__, 300).rstrip(". ")
+
+
+def connection_reason(error: BaseException) -> str:
+    """Why a connection failed, in the operating system's words; "" for other errors.
+
+    The words are those of the first cause that has some: the messages of HTTP libraries show
+    addresses of objects and exceptions within exceptions.
+    """
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    for cause in causes:
+        if isinstance(cause, aiohttp.ClientError):
+            continue  # aiohttp's errors of TLS lack what ssl's own say
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"no TLS connection ({printable(cause.verify_message)})"
+        if isinstance(cause, ssl.SSLError):
+            words = (cause.reason or "handshake failed").replace("_", " ").lower()
+            return f"no TLS connection ({printable(words)})"
+    for cause in causes:
+        if isinstance(cause, asyncio.TimeoutError | TimeoutError):
+            return "no answer in time"
+        if isinstance(cause, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+            return CLOSED
+        if isinstance(cause, OSError) and cause.errno:
+            # The number is negative for errors of the name resolver.
+            text = os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
+            return printable(text)
+    return ""
 
 
 def retry_after_s(error: BaseException | None) -> float:

@@ -48,8 +48,8 @@ class WorkDirectory:
             there = os.listdir(self.path)
             if there and not any(name.startswith(OURS) for name in there):
                 raise WorkDirectoryError(
-                    f"The directory {self.path} holds other files: name one for this ingest "
-                    "with --work_dir."
+                    f"The directory {self.path} has files that are not of an ingest: choose "
+                    "another with --work_dir."
                 )
             for name in OURS:
                 refuse_irregular(self.path / name)

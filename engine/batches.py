@@ -131,7 +131,7 @@ class Batches:
                 return []
             key = self._next_group()
             group = self._groups[key]
-            # Where one group alone waits, the threads share it: at the end none stands by.
+            # If only one group waits, the threads share it: so none is idle at the end.
             sharing = self._embedder.workers if len(self._groups) == 1 else 1
             size = min(-(-len(group) // sharing), self._size_of(group))
             batch = [group.popleft() for _ in range(size)]

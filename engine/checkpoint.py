@@ -82,7 +82,7 @@ class Recorder:
     def done(self, row: Row, embedding: Embedding) -> None:
         """Take the embedding of one row."""
         if not all(np.isfinite(vector).all() for vector in embedding.vectors):
-            self.failed(row, "the models make no finite numbers of it")
+            self.failed(row, "the models compute no finite numbers for it")
             return
         checksum = self._arrays.write(row.row, embedding.vectors)
         self._add(row, Outcome(row.row, embedding.imagenet_class, None, checksum))

@@ -58,7 +58,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise BadImage("not an image, or of a format that is not read here") from error
+        raise BadImage(f"not an image in a supported format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's parsers raise what they meet: struct.error, KeyError...
         raise BadImage(f"its header cannot be read ({_reason(error)})") from error
     width, height = image.size

@@ -25,7 +25,7 @@ def check_server_url(server_url: str) -> str:
         raise ForagerError(f"SERVER_URL {shown!r}{hint} is not an address: {FORM}.")
     parts = urlsplit(server_url)
     if parts.query or parts.fragment or not server_url.isprintable() or " " in server_url:
-        raise ForagerError(f"SERVER_URL {shown!r} is more than an address: {FORM}.")
+        raise ForagerError(f"SERVER_URL {shown!r} has more than an address: {FORM}.")
     return server_url.rstrip("/")
 
 

@@ -12,7 +12,7 @@ import click
 from common import retries
 from common.terminal import printable
 
-FIRST_CONNECT_ATTEMPTS = 3  # a mistyped address fails sooner than a server that restarts
+FIRST_CONNECT_ATTEMPTS = 3  # a mistyped address or port fails sooner than a restarting server
 VIEWER_PORT = 4000
 MAX_PAGE_BYTES = 200_000  # of a web page that are searched for its title
 MAX_TITLE_LENGTH = 2_000  # characters, with tags

@@ -9,6 +9,7 @@ from common import retries
 from common.terminal import printable
 from forager.addresses import check_server_url, shown_address
 from forager.answers import (
+    FIRST_CONNECT_ATTEMPTS,
     Answer,
     AnswerLost,
     ForagerError,
@@ -96,19 +97,19 @@ class Connection:
         except AnswerLost as error:
             raise AnswerLost(lost_text(once, f"{error.message}.")) from error
         except REQUEST_ERRORS as error:
-            attempts = self._retrying.attempts
+            attempts = self._retrying.attempts_for(error)
             raise no_answer(self.shown, method, route, error, timeout_s, attempts) from error
 
     async def _send_once(
         self, method: str, route: str, body: bytes | None, timeout_s: float
     ) -> Answer:
-        """`send`, but a failure after which the work may be done is not transient."""
+        """`send`, but raises AnswerLost for a failure after which the work may be done."""
         try:
             answer = await self.send(method, route, body, timeout_s)
         except REQUEST_ERRORS as error:
-            if retries.is_transient(error) and not certainly_not_done(error):
-                raise AnswerLost(retries.reason(error)) from error
-            raise
+            if isinstance(error, aiohttp.InvalidURL) or certainly_not_done(error):
+                raise
+            raise AnswerLost(retries.reason(error)) from error
         if answer.status == 200 and answer.content is None:
             raise AnswerLost("the answer is not JSON")
         if 200 < answer.status < 300:
@@ -140,6 +141,15 @@ class Connection:
             ) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unreachable(retries.reason(error), self._reached) from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise ForagerError(
+                f"The proxy in front of {self.shown} refused the connection (HTTP {error.status}): "
+                "check the proxy settings of the environment."
+            ) from error
+        except aiohttp.ClientResponseError as error:
+            raise retries.TransientError(
+                "the answer is not valid HTTP", attempts=FIRST_CONNECT_ATTEMPTS
+            ) from error
         self._reached = True
         title = page_title(data)
         status = response.status

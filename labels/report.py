@@ -74,7 +74,7 @@ def count_mismatch(asked: Tally, created: Tally, index_known: bool) -> str:
         if index_known
         else "The dataset does not have all of these images. Only its index would tell which."
     )
-    return "The server stored another number of labels than asked:\n" + "\n".join([*lines, why])
+    return "The numbers of labels sent and stored differ:\n" + "\n".join([*lines, why])
 
 
 def numbers_table(columns: Sequence[tuple[str, Counter[Group]]], groups: list[Group]) -> str:

@@ -75,10 +75,12 @@ class AsyncStorage:
     what storage says it stored. Transient failures are tried again (retries.py).
     """
 
-    def __init__(self, connections: int, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self, connections: int, *, limits: Limits | None = None, pace: WritePace | None = None
+    ) -> None:
         self._connections, self._limits = connections, limits or Limits()
         self._api, self._retries = gcs.api_address(), retries.from_environment()
-        self._pace = WritePace()
+        self._pace = pace or WritePace()
         self._token = None if gcs.emulator_host() else AccessToken()
 
     async def __aenter__(self) -> AsyncStorage:
@@ -117,9 +119,10 @@ class AsyncStorage:
         address = f"{self._api}/storage/v1/b/{bucket}/o?{given}"
         async with self._request("GET", address, {}) as response:
             content = await _read_json(response)
-        if not isinstance(content, dict):
+        items = content.get("items", []) if isinstance(content, dict) else None
+        if not isinstance(items, list):
             raise TransientError("the answer is not a listing")
-        objects = [gcs.listed_object(item) for item in content.get("items", ())]
+        objects = [gcs.listed_object(item) for item in items]
         return Page(objects, str(content.get("nextPageToken", "")))
 
     async def fetch(self, bucket: str, listed: ListedObject) -> bytes:
@@ -281,8 +284,8 @@ class AsyncStorage:
             if isinstance(error, aiohttp.ClientResponseError):
                 raise TransientError("the answer is not valid HTTP") from error
             if retries.is_transient(error):
-                raise TransientError(_reason(error)) from error
-            raise Refused(_reason(error)) from error
+                raise TransientError(retries.reason(error)) from error
+            raise Refused(retries.reason(error)) from error
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -303,15 +306,6 @@ async def _read_json(response: aiohttp.ClientResponse) -> Any:
         return json.loads(await _read(response, MAX_ANSWER_BYTES))
     except (ValueError, RecursionError) as error:
         raise TransientError("the answer is not JSON") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The failure of a connection in a few words; aiohttp's own can show its interior."""
-    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
-        return "the connection was closed before the whole answer came"
-    if isinstance(error, aiohttp.ClientSSLError):
-        return f"no TLS connection ({printable(str(error))})"
-    return retries.reason(error)
 
 
 def proxy_for(address: str) -> str | None:

@@ -33,5 +33,5 @@ def unzipped(data: bytes) -> bytes:
     except zlib.error as error:
         raise ObjectUnusable(f"its gzip compression is damaged ({error})") from error
     if rest or not decompressor.eof or decompressor.unused_data:
-        raise ObjectUnusable("it is gzip-compressed, and cut short or of several pieces")
+        raise ObjectUnusable("its gzip compression is cut short, or has several members")
     return content

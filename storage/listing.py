@@ -119,13 +119,14 @@ class _Listing:
     async def _list(self, names: Range) -> None:
         start, end = names
         token = last = ""
+        expired_after: str | None = None
         while True:
             try:
                 page = await self._objects.list_page(self._path, start=start, end=end, token=token)
             except StorageError as error:
-                if error.status != EXPIRED or not token:
+                if error.status != EXPIRED or not token or expired_after == last:
                     raise
-                start, token = last, ""
+                start, token, expired_after = last, "", last
                 continue
             # A repeated name is dropped, and what a server without ranges sends too much.
             found = [
@@ -137,6 +138,8 @@ class _Listing:
             self._full, self._empty = self._full + bool(found), self._empty + (not found)
             if not page.token:
                 return
+            if page.token == token and not found:
+                raise StorageError(f"Listing {self._path}: storage repeats a page without end.")
             token = page.token
             if not found:
                 continue

@@ -46,7 +46,7 @@ class Rule(NamedTuple):
     pattern: str
     kind: str
     times: float = float("inf")
-    after: int = 0  # so many of them pass first
+    after: int = 0  # requests that pass before the first fault
 
 
 class Seen(NamedTuple):

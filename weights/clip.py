@@ -109,7 +109,10 @@ def require_clip(id_or_dir: str) -> None:
     name = id_or_dir.partition("@")[0]
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
     if not is_hub_id and not Path(id_or_dir).expanduser().is_dir():
-        raise WeightsError(f"The directory of CLIP weights {id_or_dir!r} does not exist.")
+        raise WeightsError(
+            f"The directory of CLIP weights {id_or_dir!r} does not exist: correct "
+            f"--clip_weights, or leave it out for {CLIP_ID}."
+        )
 
 
 def _download_clip(hub_id: str) -> Path:
@@ -147,7 +150,10 @@ def _snapshot(name: str, revision: str, local_only: bool) -> Path | None:
     except RevisionNotFoundError:
         return None
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise WeightsError(f"The hub has no public model {name!r}.") from error
+        raise WeightsError(
+            f"The hub has no public model {name!r}: correct --clip_weights, or leave it out for "
+            f"{CLIP_ID}."
+        ) from error
     except LocalEntryNotFoundError as error:
         if local_only:
             return None

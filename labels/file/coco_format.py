@@ -72,6 +72,7 @@ def collect(text: str, collector: Collector, progress: Progress, as_labels: bool
         missing.discard(name)
         ids, take = lists[name]
         for number in reader.elements():
+            collector.stop_after_many_findings()
             item = reader.value()
             problem = _item_problem(item, ids) or f".{take(number, item)}"
             if problem != ".":

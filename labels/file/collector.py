@@ -12,6 +12,7 @@ from labels.file.describe import LabelFileError, got, key, quoted
 from labels.requests import Group
 
 DEFAULT_MODE = "POSITIVE"
+MAX_FINDINGS = 100_000
 COORDINATES = ("x1", "y1", "x2", "y2")
 
 
@@ -37,6 +38,7 @@ class Collector:
 
         `once` is for formats in which each image comes once.
         """
+        self.stop_after_many_findings()
         image = identifier(path)
         known = self.paths.get(image)
         if known is None:
@@ -51,6 +53,11 @@ class Collector:
                 "images are known by the file name without directory and extension."
             )
         return image
+
+    def stop_after_many_findings(self) -> None:
+        """Raise LabelFileError if there are so many findings that the file is of another kind."""
+        if len(self.findings) >= MAX_FINDINGS:
+            raise LabelFileError([*self.findings, "The rest of the file was not read."])
 
     def result(self) -> Labels:
         """All labels.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from forager.payloads import Box
@@ -13,11 +14,13 @@ from labels.file.collector import (
     category_problem,
     coordinate_problem,
 )
-from labels.file.describe import got, key, quoted, step
+from labels.file.describe import LabelFileError, got, key, quoted, step
 from labels.file.json_stream import JsonReader, Progress, Repeated
 
 LABEL_KEYS = {"category", "value", "mode", "is_box"}
 BOX_KEYS = {*LABEL_KEYS, *COORDINATES}
+COCO_LISTS = ("images", "annotations", "categories")
+OTHER_OBJECTS = re.compile(r'\[\s*\{\s*"(?!(?:' + "|".join(BOX_KEYS) + r')")')
 
 Problem = tuple[str, str]  # where in an annotation, what
 
@@ -26,7 +29,7 @@ def collect(text: str, collector: Collector, progress: Progress) -> None:
     """Add all labels and boxes of a file in this format to the collector.
 
     Raises:
-        LabelFileError: the text is not valid JSON.
+        LabelFileError: the text is not valid JSON, or of another format.
     """
     reader = JsonReader(text, progress)
     if reader.peek() != "{":
@@ -37,6 +40,8 @@ def collect(text: str, collector: Collector, progress: Progress) -> None:
         )
         return
     for path in reader.members():
+        if path in COCO_LISTS and reader.matches(OTHER_OBJECTS):
+            raise LabelFileError(["this is a COCO file: add --format coco."])
         image = collector.image(path, key(path))
         _collect_annotations(path, image, reader.value(), collector)
     reader.end()

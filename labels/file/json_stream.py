@@ -51,6 +51,10 @@ class JsonReader:
         """The next character that is no white space, or "" at the end."""
         return self._text[self._at : self._at + 1]
 
+    def matches(self, pattern: re.Pattern[str]) -> bool:
+        """Whether the text that comes next matches."""
+        return pattern.match(self._text, self._at) is not None
+
     def value(self) -> Any:
         """The next value, whole."""
         try:

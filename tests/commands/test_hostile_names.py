@@ -59,7 +59,7 @@ def assert_harmless(text):
 
 
 def assert_nothing_outside(directory):
-    """Only what an ingest makes lies in its directory and around it."""
+    """The directory and those around it contain only what an ingest creates."""
     files = (Path(at, name) for at, _, names in os.walk(directory) for name in names)
     found = {str(file.relative_to(directory)) for file in files}
     ours = r"(made/)?(resnet|clip|duplicates\.json|work/(lock|failed\.json|state\.sqlite.*"

@@ -239,7 +239,7 @@ def test_csv(server, run):
         (["--format", "coco"], json.dumps(GOOD), "expected a COCO file of instances"),
         (["--format", "coco"], "[]", "expected a COCO file of instances"),
         (["--format", "csv"], json.dumps(GOOD), "line 1: expected path,category"),
-        ([], json.dumps(COCO), '["info"]: expected a list of annotations, got an object'),
+        ([], json.dumps(COCO), "this is a COCO file: add --format coco."),
         (["--format", "voc"], "{}", "'voc' is not one of 'forager', 'coco', 'csv'"),
         (["--as_labels"], "{}", "--as_labels goes with --format coco."),
     ],

@@ -195,7 +195,7 @@ def test_the_lock_goes_with_its_process(tmp_path):
 
 def test_a_directory_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(WorkDirectoryError, match=r"holds other files: name one .*--work_dir"):
+    with pytest.raises(WorkDirectoryError, match=r"files that are not of an ingest: .*--work_dir"):
         WorkDirectory(tmp_path).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -179,7 +179,7 @@ def test_prepare_leaves_the_full_resolution_alone():
 
 
 def progressive(scans, width, height):
-    """The beginning of a progressive JPEG of so many scans, enough to be opened."""
+    """The beginning of a progressive JPEG with this number of scans, enough to be opened."""
     file = io.BytesIO()
     Image.new("L", (width, height)).save(file, "JPEG", progressive=True)
     return file.getvalue() + b"\xff\xda" * (scans - file.getvalue().count(b"\xff\xda"))

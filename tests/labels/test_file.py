@@ -115,6 +115,7 @@ def test_the_three_formats():
         ({"a/": []}, '["a/"]: names no image'),
         ({"x" * 301 + ".jpg": []}, "longer than 300"),
         ({"a\0.jpg": []}, r'["a\x00.jpg"]: holds a NUL character'),
+        ('{"info": {}, "images": [{"id": 5, ', "this is a COCO file: add --format coco"),
         ({"\u202egpj.a": 1}, r'["\u202egpj.a"]: expected a list'),
     ],
     ids=lambda value: str(value)[:30],
@@ -144,6 +145,20 @@ def test_boxes():
 def test_all_findings_are_told():
     document = {"a.jpg": [5, {"category": 5, "mode": 6, "x": 7}], "b.jpg": 8}
     assert len(findings(document)) == 5
+
+
+def test_very_many_findings_end_the_reading():
+    found = findings({f"{number}.jpg": [1, 2, 3] for number in range(40_000)})
+    assert 100_000 < len(found) < 100_010
+    assert found[-1] == "The rest of the file was not read."
+
+
+def test_an_image_may_be_named_like_a_list_of_coco():
+    document = {"images": [{"category": "x"}], "annotations": ["y"], "categories": []}
+    assert read_labels(json.dumps(document)).groups == {
+        ("x", "POSITIVE"): ["images"],
+        ("y", "POSITIVE"): ["annotations"],
+    }
 
 
 def test_limits_are_inclusive():

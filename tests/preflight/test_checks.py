@@ -372,7 +372,7 @@ def run_with_weights(world, resnet, clip):
 def test_weights_missing(real_weights, tmp_path):
     message = refusal(run_with_weights(real_weights, tmp_path / "R-50.pkl", tmp_path / "clip"))
     assert f"R-50.pkl is missing: get it with `{resnet50.RESNET_DOWNLOAD}`." in message
-    assert f"The directory of CLIP weights '{tmp_path / 'clip'}' does not exist." in message
+    assert f"The directory of CLIP weights '{tmp_path / 'clip'}' does not exist: correct" in message
 
 
 def test_clip_weights_missing(real_weights, weights_dir, tmp_path):
@@ -402,7 +402,7 @@ def test_what_the_arguments_alone_tell_is_said_before_any_request(real_weights, 
     for part in (
         "dataset name 'no name'",
         "gs://x names no bucket",
-        "is more than an address",
+        "has more than an address",
         "none.pkl is missing",
         "The directory of CLIP weights './none' does not exist",
     ):

@@ -1,6 +1,7 @@
 """What storage's and the libraries' errors become: another try, or one sentence for the user."""
 
 import json
+import re
 import socket
 
 import google.cloud.storage.exceptions as storage_errors
@@ -13,6 +14,7 @@ import gcs
 from common.names import GsPath
 from common.retries import TransientError
 from gcs import Refused, StorageError
+from storage.listing import listed
 from tests.front import Answer, Front
 
 
@@ -123,6 +125,20 @@ def test_nobody_listens_is_said_in_the_systems_words(monkeypatch):
     with pytest.raises(StorageError) as caught:
         gcs.read_bytes("bucket", "a.jpg")
     assert caught.value.message == "Reading gs://bucket/a.jpg: Connection refused."
+
+
+@pytest.mark.parametrize("library", ["google-cloud-storage", "aiohttp"])
+def test_a_server_without_tls_is_said_in_few_words(monkeypatch, library):
+    with Front() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url.replace("http://", "https://"))
+        with pytest.raises(StorageError) as caught:
+            if library == "aiohttp":
+                list(listed(GsPath("bucket", "t/")))
+            else:
+                list(gcs.list_pages(gcs.make_client(), GsPath("bucket", "t/"), "name"))
+    assert re.fullmatch(
+        r"Listing gs://bucket/t/: no TLS connection \([a-z ]+\)\.", caught.value.message
+    )
 
 
 def test_a_network_lost_while_renewing_a_token_is_not_called_a_refusal():

@@ -116,6 +116,24 @@ def test_an_expired_page_token_continues_after_the_last_name(monkeypatch):
     assert sorted(found) == server.names and len(expired) == 3
 
 
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ({"items": [{"name": "t/a"}], "nextPageToken": "x"}, "storage repeats a page without end"),
+        ({"nextPageToken": "x"}, "storage repeats a page without end"),
+        (None, r"HTTP 410"),
+    ],
+)
+def test_a_listing_without_an_end_stops(monkeypatch, page, words):
+    def rule(asked):
+        if page is None and "pageToken" in asked.path:
+            return Answer(410)
+        return Answer(200, json.dumps(page or {"nextPageToken": "x"}).encode())
+
+    with Front(rule=rule) as server, pytest.raises(StorageError, match=f"gs://bucket/t/: {words}"):
+        names_on(server, monkeypatch)
+
+
 def test_an_object_that_two_pages_repeat_counts_once(monkeypatch):
     with Lister(NAMES["dense numbers"]) as server:
         serve = server.rule
@@ -142,7 +160,17 @@ def test_a_refusal_stops_all_workers(monkeypatch):
         names_on(server, monkeypatch, workers=1)
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{", b'{"items": [1]}', b'{"items": [{"size": "1"}]}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"{",
+        b'{"items": [1]}',
+        b'{"items": [{"size": "1"}]}',
+        b'{"items": null}',
+        b'{"items": 7}',
+    ],
+)
 def test_an_answer_that_is_no_listing_stops(monkeypatch, body):
     refused = pytest.raises(StorageError, match="Listing gs://bucket/t/: the answer ")
     with Front(rule=lambda asked: Answer(200, body)) as server, refused:
