@@ -228,8 +228,8 @@ def warn_of_second_copies(journal: Journal, twice: str, start_over: bool) -> Non
         return
     if start_over:
         click.echo(
-            f"Starting over: {twice} that an earlier run stored, or may have stored, are sent "
-            "again. This server then has them twice; the newest counts.",
+            f"Starting over: this server stores {twice} of an earlier run a second time, as far as "
+            "that run stored it; the newest counts.",
             err=True,
         )
     elif journal.other_finished and not journal.differs_in("server", "dataset", "index_id"):

@@ -89,7 +89,7 @@ def test_boxes_sent_again_are_stored_twice(server_b, run):
     assert server_b.boxes() == BOXES
     code, _, err = run(server_b.url, WITH_BOXES, "--again")
     assert code == 0
-    assert "Starting over: 4 boxes that an earlier run stored" in err
+    assert "Starting over: this server stores 4 boxes of an earlier run a second time" in err
     code, _, err = run(server_b.url, WITH_BOXES | {"z.jpg": []})
     assert code == 0
     assert "another version of this label file, with 4 boxes." in err

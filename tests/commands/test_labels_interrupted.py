@@ -169,7 +169,7 @@ def test_starting_over_says_what_is_stored_twice(server_a, run):
         assert run(url, GOOD)[0] == 1
         code, _, err = run(url, GOOD, "--restart")
     assert code == 0
-    assert "Starting over: 4 labels that an earlier run stored, or may have stored, are" in err
+    assert "Starting over: this server stores 4 labels of an earlier run a second time" in err
     assert server_a.stored() == sorted([*STORED, *(STORED[i] for i in (0, 2, 3, 4))])
 
 
@@ -185,7 +185,7 @@ def test_a_finished_run_is_not_repeated(server, run):
     code, out, err = run(server.url, GOOD, "--again")
     assert code == 0
     assert "5 of 5 labels created" in out
-    assert ("Starting over: 5 labels" in err) == (server.generation == "A")
+    assert ("Starting over: this server stores 5 labels" in err) == (server.generation == "A")
     assert server.stored() == sorted(STORED * (2 if server.generation == "A" else 1))
 
 
