@@ -76,6 +76,7 @@ class RayPipeline:
         self._slots[MODELS] = pool.size * embedder_workers
         self._times = np.zeros((len(workers.STAGES), 2))  # images, seconds busy
         self._reported = 0
+        self._changed: set[int] = set()  # rows whose objects changed after they were listed
         self._taking = threading.Lock()
         self._stopped = False
 
@@ -106,7 +107,7 @@ class RayPipeline:
         Ray lets what a lost machine had in work wait for another such machine; the next pass does
         with those that are left.
         """
-        while len(numbers := self._state.pending_numbers(ROWS_A_PASS)):
+        while len(numbers := self._pending()):
             before, failure = self._reported, None
             try:
                 await self._pass_in_thread(numbers)
@@ -122,6 +123,11 @@ class RayPipeline:
                     f"The Ray cluster makes no progress ({failure or 'nothing came back'}): look "
                     "at `ray status` on a node of it, then run the same command again."
                 ) from failure
+
+    def _pending(self) -> np.ndarray:
+        """The rows of the next pass: changed objects stay pending, for another run."""
+        numbers = self._state.pending_numbers(ROWS_A_PASS + len(self._changed))
+        return numbers[~np.isin(numbers, list(self._changed))][:ROWS_A_PASS]
 
     async def _pass_in_thread(self, numbers: np.ndarray) -> None:
         """As asyncio.to_thread(self._pass), but the end of the process does not wait for it."""
@@ -207,8 +213,11 @@ class RayPipeline:
                 continue
             waiting[position] = False
             self._reported += 1
-            if isinstance(outcome, str):
-                self._recorder.failed(row, outcome)
+            if isinstance(outcome, workers.NotEmbedded) and outcome.changed:
+                self._changed.add(row.row)
+                self._recorder.changed(row, outcome.reason)
+            elif isinstance(outcome, workers.NotEmbedded):
+                self._recorder.failed(row, outcome.reason)
             else:
                 self._recorder.done(row, outcome)
 

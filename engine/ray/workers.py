@@ -30,7 +30,7 @@ from engine.prepare import Preparation
 from engine.stages import DECODE, FETCH, MODELS, THUMBNAILS, StageTime
 from gcs import ListedObject
 from models.clip_crop import CLIP_SIDE
-from storage.async_client import ObjectUnusable
+from storage.async_client import ObjectChanged, ObjectUnusable
 
 FETCHED_AT_ONCE = 32  # images of one task; they wait for the bucket, not for the processor
 DECODED_PIXELS = 40_000_000  # of one task: 3 bytes each, some 10 while decoding
@@ -43,6 +43,7 @@ ROW = pa.struct(
         ("name", pa.large_string()),
         ("size", pa.int64()),
         ("reason", pa.large_string()),  # why it cannot be embedded, or null
+        ("changed", pa.bool_()),  # whether the reason is that the object changed; null if embedded
         ("height", pa.int32()),
         ("width", pa.int32()),
     ]
@@ -55,6 +56,13 @@ PACK = pa.schema(
         ("times", pa.list_(pa.float64())),  # of fetch, decode, thumbnails: images and seconds busy
     ]
 )
+
+
+class NotEmbedded(NamedTuple):
+    """Why an image has no embedding; `changed` if its object is not the listed one any more."""
+
+    reason: str
+    changed: bool = False
 
 
 class Job(NamedTuple):
@@ -139,7 +147,7 @@ class _Station:
         The event loop goes on while Ray takes a pack: no transfer waits for that.
         """
         results = self._prepared(rows)
-        pack: list[tuple[Row, Prepared | str]] = []
+        pack: list[tuple[Row, Prepared | NotEmbedded]] = []
         try:
             while (result := self._loop.wait_for(_next(results))) is not None:
                 pack.append(result)
@@ -159,7 +167,9 @@ class _Station:
             for old, new in zip(before, self._times, strict=True)
         ]
 
-    async def _prepared(self, rows: list[Row]) -> AsyncGenerator[tuple[Row, Prepared | str], None]:
+    async def _prepared(
+        self, rows: list[Row]
+    ) -> AsyncGenerator[tuple[Row, Prepared | NotEmbedded], None]:
         """Rows as they are done, with their pixels or with the reason why there are none."""
         results: asyncio.Queue[Any] = asyncio.Queue(PREPARED_AT_ONCE)
         left = iter(rows)
@@ -183,7 +193,8 @@ class _Station:
                         await self._preparation.upload_thumbnail(row, prepared.thumbnail)
                         await results.put((row, prepared._replace(thumbnail=b"")))
                 except (BadImage, ObjectUnusable) as error:
-                    await results.put((row, str(error)))
+                    changed = isinstance(error, ObjectChanged)
+                    await results.put((row, NotEmbedded(str(error), changed)))
         except Exception as error:
             await results.put(error)
 
@@ -192,7 +203,7 @@ async def _next(results: AsyncIterator[Any]) -> Any:
     return await anext(results, None)
 
 
-def packed(images: list[tuple[Row, Prepared | str]], times: list[StageTime]) -> pa.Table:
+def packed(images: list[tuple[Row, Prepared | NotEmbedded]], times: list[StageTime]) -> pa.Table:
     """A table of one row: these images, and what the stages did for them."""
     rows, pixels, clip_inputs = [], [], []
     for row, prepared in images:
@@ -203,7 +214,7 @@ def packed(images: list[tuple[Row, Prepared | str]], times: list[StageTime]) -> 
             assert prepared.clip_input is not None
             clip_inputs.append(prepared.clip_input.tobytes())
         else:
-            described["reason"] = prepared
+            described |= prepared._asdict()
         rows.append(described)
     numbers = [number for stage in times for number in (stage.images, stage.busy_s)]
     pack = {"rows": rows, "pixels": pixels, "clip_inputs": clip_inputs, "times": numbers}
@@ -230,16 +241,16 @@ class Embed:
             times = [fetch, decode, self._new_time(), thumbnails]
             yield results(rows, embedded, [number for pair in times for number in pair])
 
-    async def _embed(self, prepared: list[Prepared | None]) -> list[Embedding | str | None]:
+    async def _embed(self, prepared: list[Prepared | None]) -> list[Embedding | NotEmbedded | None]:
         return await asyncio.gather(*(self._embed_one(one) for one in prepared))
 
-    async def _embed_one(self, prepared: Prepared | None) -> Embedding | str | None:
+    async def _embed_one(self, prepared: Prepared | None) -> Embedding | NotEmbedded | None:
         if prepared is None:
             return None
         try:
             return await self._batches.embed(prepared)
         except BadImage as error:
-            return str(error)
+            return NotEmbedded(str(error))
 
     def _new_time(self) -> tuple[int, float]:
         """Images done and seconds busy since the last call."""
@@ -265,20 +276,23 @@ def _unpacked(rows: list[dict[str, Any]], pixels: Any, clip_inputs: Any) -> list
 
 
 def results(
-    rows: list[dict[str, Any]], embedded: Sequence[Embedding | str | None], times: list[float]
+    rows: list[dict[str, Any]],
+    embedded: Sequence[Embedding | NotEmbedded | None],
+    times: list[float],
 ) -> pa.Table:
     """A table with a line per row; the first line carries what the stages did."""
     reasons = [row["reason"] for row in rows]
     embeddings = []
     for i, outcome in enumerate(embedded):
-        if isinstance(outcome, str):
-            reasons[i] = outcome
+        if isinstance(outcome, NotEmbedded):
+            reasons[i] = outcome.reason
         embeddings.append(outcome if isinstance(outcome, Embedding) else Embedding(ZEROS, 0))
     columns = {
         "row": pa.array([row["row"] for row in rows], pa.int64()),
         "name": pa.array([row["name"] for row in rows], pa.large_string()),
         "size": pa.array([row["size"] for row in rows], pa.int64()),
         "reason": pa.array(reasons, pa.large_string()),
+        "changed": pa.array([bool(row["changed"]) for row in rows], pa.bool_()),
         "imagenet_class": pa.array([e.imagenet_class for e in embeddings], pa.int64()),
         "times": pa.array([times, *[None] * (len(rows) - 1)], pa.list_(pa.float64())),
     }
@@ -289,18 +303,18 @@ def results(
     return pa.table(columns)
 
 
-def read_results(table: pa.Table) -> Iterator[tuple[Row, Embedding | str]]:
+def read_results(table: pa.Table) -> Iterator[tuple[Row, Embedding | NotEmbedded]]:
     """Each row of `results` with its embedding, or the reason why it has none."""
     arrays = [
         np.concatenate([c.flatten().to_numpy() for c in table[name].chunks]).reshape(-1, dimension)
         for name, dimension in DIMENSIONS.items()
     ]
-    columns = ("row", "name", "size", "imagenet_class", "reason")
+    columns = ("row", "name", "size", "imagenet_class", "reason", "changed")
     lines = zip(*(table[column].to_pylist() for column in columns), strict=True)
-    for i, (number, name, size, imagenet_class, reason) in enumerate(lines):
+    for i, (number, name, size, imagenet_class, reason, changed) in enumerate(lines):
         row = Row(number, ListedObject(name, size, 0, 0))
         embedding = Embedding([array[i] for array in arrays], imagenet_class)
-        yield row, embedding if reason is None else reason
+        yield row, embedding if reason is None else NotEmbedded(reason, changed)
 
 
 class Loaded(NamedTuple):

@@ -29,7 +29,7 @@ import gcs  # noqa: E402
 from common.program import program_files  # noqa: E402
 from dataset.arrays import DIMENSIONS, Arrays, Embedding  # noqa: E402
 from dataset.rows import Row, State  # noqa: E402
-from engine.checkpoint import Recorder  # noqa: E402
+from engine.checkpoint import ImagesChanged, Recorder  # noqa: E402
 from engine.decode import Prepared  # noqa: E402
 from engine.ray import cluster as ray_cluster  # noqa: E402
 from engine.ray import driver as ray_pipeline  # noqa: E402
@@ -359,6 +359,18 @@ def test_lost_access_stops_with_the_sentence_of_storage(world, cluster, tmp_path
     state.close()
 
 
+def test_an_object_that_changed_is_left_for_another_run(world, cluster, tmp_path):
+    world.put(*NAMES[:5])
+    state = a_state(world, tmp_path)
+    world.put(**{NAMES[2]: b"another image"})
+    stops = pytest.raises(ImagesChanged, match=f"{NAMES[2]}: it was replaced after it was listed")
+    with Arrays(tmp_path, 5) as arrays, stops:
+        asyncio.run(a_pipeline(cluster, state, arrays, world).run())
+    assert state.pending_numbers(10).tolist() == [2]
+    assert (state.counts().done, state.counts().failed) == (4, 0)
+    state.close()
+
+
 def test_nodes_with_other_versions_are_refused(cluster):
     cluster.check_versions()
     (node,) = cluster.nodes()
@@ -410,7 +422,8 @@ def test_packs_and_results_keep_every_number():
     clip = np.random.default_rng(1).integers(0, 256, (224, 224, 3), np.uint8)
     rows = [Row(i, ListedObject(f"t/{i}.jpg", 10 + i, 0, 0)) for i in (4, 9)]
     times = [StageTime(name, 1, 0.5) for name in ("fetch", "decode", "thumbnails")]
-    pack = ray_stages.packed([(rows[0], "broken"), (rows[1], Prepared(pixels, clip, b""))], times)
+    broken = ray_stages.NotEmbedded("broken", changed=True)
+    pack = ray_stages.packed([(rows[0], broken), (rows[1], Prepared(pixels, clip, b""))], times)
     described = pack["rows"][0].as_py()
     nothing, image = ray_stages._unpacked(
         described, pack["pixels"][0].values, pack["clip_inputs"][0].values
@@ -419,8 +432,8 @@ def test_packs_and_results_keep_every_number():
     assert (image.pixels == pixels).all() and (image.clip_input == clip).all()
     embedding = Embedding([np.full(d, d, np.float32) for d in DIMENSIONS.values()], 7)
     table = ray_stages.results(described, [None, embedding], [0.0] * 8)
-    (failed, reason), (done, found) = ray_stages.read_results(table)
-    assert (failed.row, reason) == (4, "broken")
+    (failed, found_broken), (done, found) = ray_stages.read_results(table)
+    assert (failed.row, found_broken) == (4, broken)
     assert (done.row, done.listed.name, done.listed.size) == (9, "t/9.jpg", 19)
     assert [vector[0] for vector in found.vectors] == list(DIMENSIONS.values())
     assert found.imagenet_class == 7
