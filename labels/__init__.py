@@ -1,1 +1,1 @@
-"""The way of a label from the label file to the server."""
+"""Labels: read a label file, check it, send its labels, record what the server stored."""

@@ -42,10 +42,11 @@ HOSTS = {
 MACHINE = re.compile(r"(?<![\w.~}-])/(?:work|root|Users|home/(?!ubuntu/))")
 # Words that a reader would have to guess at: "512 bytes an image" is "512 bytes per image".
 RIDDLES = re.compile(
-    r"\b(?:so many|lies? (?:in|on|beside)|hears?|hearing|intake|as ever|mends?|came to|comes to)\b"
-    r"|\b(?:stands? by|the way of|half as many again|at most so)\b"
+    r"\b(?:(?:of|to|most|than) so many|lies? (?:in|on|beside)|stands? by|half as many again)\b"
+    r"|\b(?:hears?|hearing|intake|as ever|mends?|came to|comes to|the way of)\b"
     r"|(?:\b[kMG]B|\b(?:bytes|numbers|seconds|rows?|transfers?|embedders?|one)) an? "
-    r"(?:image|row|GPU|second|node|core|line)\b"
+    r"(?:image|row|GPU|second|node|core|line)\b",
+    re.IGNORECASE,
 )
 
 
