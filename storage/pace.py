@@ -1,7 +1,7 @@
-"""How fast to write new objects: within what storage allows for a fresh prefix, and slower if told.
+"""The rate of uploads: a ramp for a fresh prefix, and slower when storage asks for it.
 
 Google's guidance: begin with up to 1,000 writes per second, double no faster than every 20 minutes.
-Answers 429 and 503 mean that all requests should become fewer, not only the one that got it.
+429 and 503 ask for a lower rate of all writes, not only for a later retry of one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from common.retries import TransientError
 FIRST_RATE = 1000.0  # writes per second
 DOUBLING_S = 20 * 60.0
 MIN_RATE = 50.0  # writes per second, however many are refused
-INTERVAL_S = 1.0  # between two looks at how many were refused
-REFUSED_SHARE = 0.05  # of the writes in an interval; fewer are left to their retries
-BACK_OFF = 0.95  # of the rate that storage took, if it refused more; at least half of ours
-GROWTH = 1.02  # per interval without
-BURST_S = 0.05  # of writes that were not made in time and may follow at once
-TOO_FAST = (429, 503)
+INTERVAL_S = 1.0  # between two adjustments of the rate
+REFUSED_SHARE = 0.05  # of the writes in an interval; a smaller share does not lower the rate
+BACK_OFF = 0.95  # the new rate, of the rate that storage accepted; at least half the old rate
+GROWTH = 1.02  # per interval without such a share
+BURST_S = 0.05  # writes that come late may catch up this much
+TOO_FAST = (429, 503)  # HTTP statuses
 
 
 class WritePace:
@@ -28,7 +28,7 @@ class WritePace:
 
     def __init__(self, first_rate: float = FIRST_RATE) -> None:
         self._first_rate = self.rate = first_rate
-        self._taken = self._refused = 0  # in this interval
+        self._accepted = self._refused = 0  # in this interval
         self._start: float | None = None
         self._next = self._interval = 0.0
 
@@ -41,7 +41,7 @@ class WritePace:
         except TransientError as error:
             self._refused += error.status in TOO_FAST
             raise
-        self._taken += 1
+        self._accepted += 1
 
     async def _wait(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -56,13 +56,13 @@ class WritePace:
             await asyncio.sleep(wait)
 
     def _adjust(self, now: float) -> None:
-        """Take the lesson of an interval."""
+        """Set the rate from what storage accepted and refused in the interval that ends."""
         assert self._start is not None
-        if self._refused > REFUSED_SHARE * (self._taken + self._refused):
-            taken = self._taken / (now - self._interval)
-            self.rate = max(MIN_RATE, self.rate / 2, BACK_OFF * taken)
+        if self._refused > REFUSED_SHARE * (self._accepted + self._refused):
+            accepted = self._accepted / (now - self._interval)
+            self.rate = max(MIN_RATE, self.rate / 2, BACK_OFF * accepted)
         else:
             ramp = self._first_rate * 2 ** ((now - self._start) / DOUBLING_S)
             self.rate = min(ramp, self.rate * GROWTH)
-        self._taken = self._refused = 0
+        self._accepted = self._refused = 0
         self._interval = now

@@ -240,6 +240,19 @@ def test_a_bucket_that_is_not_public(ready, emulator, monkeypatch, status):
 PAYS = b"<Message>Bucket is a requester pays bucket but no user project provided.</Message>"
 
 
+def test_a_wrong_first_wait_of_the_retries_is_one_sentence(ready, monkeypatch):
+    monkeypatch.setenv("FORAGER_RETRY_BASE_S", "fast")
+    assert refusal(ready.run()) == (
+        "FORAGER_RETRY_BASE_S='fast' in the environment is not a number of seconds from 0 to 60: "
+        "correct it or unset it."
+    )
+
+
+def test_a_wrong_emulator_host_is_one_sentence(ready, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://host:port")
+    assert refusal(ready.run()).startswith("STORAGE_EMULATOR_HOST='http://host:port' in the env")
+
+
 def test_a_requester_pays_bucket_is_refused(ready, emulator, monkeypatch):
     """Its owner can list it; a browser cannot read it."""
 

@@ -159,7 +159,7 @@ def test_a_transfer_below_the_minimum_rate_stops_with_that_reason(monkeypatch):
     assert server.connections == 2
 
 
-def test_a_server_that_says_nothing_stops(monkeypatch):
+def test_a_server_that_never_answers_stops(monkeypatch):
     server = Raw(b"HTTP/1.1 200 OK\r\n", pause_s=60)
     monkeypatch.setattr(retries, "from_environment", lambda: retries.Retries(2, 0.001))
     message = fetch_from(server, monkeypatch, read_s=0.1)

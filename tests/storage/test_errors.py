@@ -117,7 +117,7 @@ def test_refusals_give_storages_own_reason(monkeypatch, status, message, sentenc
     assert caught.value.message.startswith(f"Listing gs://bucket/t/: {sentence}")
 
 
-def test_nobody_listens_is_said_in_the_systems_words(monkeypatch):
+def test_a_refused_connection_is_explained_in_the_systems_words(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -128,7 +128,7 @@ def test_nobody_listens_is_said_in_the_systems_words(monkeypatch):
 
 
 @pytest.mark.parametrize("library", ["google-cloud-storage", "aiohttp"])
-def test_a_server_without_tls_is_said_in_few_words(monkeypatch, library):
+def test_a_server_without_tls_is_explained_in_few_words(monkeypatch, library):
     with Front() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url.replace("http://", "https://"))
         with pytest.raises(StorageError) as caught:
@@ -141,7 +141,7 @@ def test_a_server_without_tls_is_said_in_few_words(monkeypatch, library):
     )
 
 
-def test_a_network_lost_while_renewing_a_token_is_not_called_a_refusal():
+def test_a_network_failure_while_renewing_a_token_is_no_refusal():
     ours = gcs.translated(auth.TransportError("no route to host"))
     message = gcs.storage_error("Reading a", ours).message
     assert message.startswith("Reading a: Google's token server: ")

@@ -177,7 +177,7 @@ def test_an_answer_that_is_no_listing_stops(monkeypatch, body):
         names_on(server, monkeypatch)
 
 
-def test_what_an_object_lacks(monkeypatch):
+def test_an_object_without_size_and_crc32c_is_listed(monkeypatch):
     item = {"name": "t/a.jpg", "generation": "7"}
     with Front(rule=lambda asked: Answer(200, json.dumps({"items": [item]}).encode())) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
