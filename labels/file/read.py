@@ -34,18 +34,14 @@ def read_label_file(
         LabelFileError: with everything that is wrong with it.
     """
     try:
-        data = read_bytes(path, memory_bytes or total_memory())
-        digest = hashlib.sha256(data).hexdigest()
-        text = decode(data)
-        del data
         with tqdm(
-            total=len(text),
-            unit="B",
-            unit_scale=True,
-            desc="Reading",
-            file=sys.stderr,
-            disable=None,
+            desc="Reading", unit="B", unit_scale=True, file=sys.stderr, disable=None
         ) as progress:
+            data = read_bytes(path, memory_bytes or total_memory())
+            digest = hashlib.sha256(data).hexdigest()
+            text = decode(data)
+            del data
+            progress.reset(total=len(text))
             return read_labels(text, file_format, as_labels, progress.update), digest
     except MemoryError:
         raise LabelFileError(["it does not fit into memory: split it."]) from None
