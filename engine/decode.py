@@ -24,14 +24,14 @@ MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 MAX_JPEG_SCANS = 500
 MAX_SCANNED_PIXELS = 4_000_000_000  # scans times pixels: some 5 s of one core
 SCAN_MARKER = b"\xff\xda"  # in compressed data, FF is always followed by 00 or by RST0 to RST7
-TALL = 2  # heights for a width, from which on Pillow may scale along the columns first
-Image.init()  # all plugins now: a plugin that cannot be opened later would make a good image bad
+TALL = 2  # heights per width; for taller images Pillow may scale along the columns first
+Image.init()  # loads all plugins now: one that cannot be loaded later would make a good image bad
 Image.MAX_IMAGE_PIXELS = None  # the limits here are checked before any pixel is decoded
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Pillow stores pixels in blocks. glibc returns freed blocks of more than 32 MB to the system.
 Image.core.set_block_size(64 << 20)
-# What Pillow has to say of odd files is of no use to who ingests a million. Once for the process:
-# warnings.catch_warnings is not for threads.
+# Pillow's warnings about odd files do not help anybody who ingests a million images. The filter is
+# set once per process, because warnings.catch_warnings does not work in threads.
 warnings.filterwarnings("ignore", module="PIL")
 
 
@@ -59,7 +59,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise BadImage(f"not an image in a supported format ({', '.join(FORMATS)})") from error
-    except Exception as error:  # Pillow's parsers raise what they meet: struct.error, KeyError...
+    except Exception as error:  # Pillow's parsers raise struct.error, KeyError and others
         raise BadImage(f"its header cannot be read ({_reason(error)})") from error
     width, height = image.size
     if width * height > max_pixels:
@@ -91,7 +91,7 @@ def decode(image: Image.Image) -> Image.Image:
             values = np.asarray(image).clip(0, 65_535)
             image = Image.fromarray((values >> 8).astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise what they meet: OSError, SyntaxError...
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError and others
         raise BadImage(f"it cannot be decoded ({_reason(error)})") from error
 
 
@@ -118,8 +118,8 @@ def thumbnail(image: Image.Image) -> bytes:
     """
     small = image
     if image.height > THUMBNAIL_HEIGHT:
-        # To the nearest width; averaged to less than twice the size first: half the time and more,
-        # at 38 dB of the best.
+        # To the nearest width. reducing_gap averages to less than twice the size first, which takes
+        # less than half the time and differs from the best result by 38 dB.
         width = max(1, math.ceil(image.width * THUMBNAIL_HEIGHT / image.height - 0.5))
         bicubic = Image.Resampling.BICUBIC
         small = image.resize((width, THUMBNAIL_HEIGHT), bicubic, reducing_gap=1.0)
@@ -133,8 +133,9 @@ def thumbnail(image: Image.Image) -> bytes:
 def prepare(image: Image.Image, with_clip_input: bool = True) -> Prepared:
     """Decode an opened image once, for all its uses.
 
-    Without its CLIP input where the device makes that: models/resize.py gives the same numbers for
-    all but tall images, for which Pillow takes the two passes the other way round.
+    Without `with_clip_input`, the device computes CLIP's input with the same numbers
+    (models/resize.py). Tall images get theirs here in any case, because Pillow swaps its two passes
+    for them.
 
     Raises:
         BadImage: truncated or damaged.

@@ -34,7 +34,7 @@ class ModelOptions(NamedTuple):
 class ModelLoader:
     """Checks and loads the models that ModelOptions describe.
 
-    The methods that check block; call them in threads, in the order in which they stand here.
+    The methods that check block; call them in threads, in the order in which they are defined.
     """
 
     def __init__(self, options: ModelOptions) -> None:

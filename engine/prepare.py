@@ -1,6 +1,6 @@
 """The first half of an image's path, for every engine: fetch, decode, upload its thumbnail.
 
-Everything that images under way hold is bounded by count and by bytes.
+The images in progress are bounded by number and by bytes.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     findings = Findings()
     paths = parse_gs_path(request.train_path), parse_gs_path(request.val_path)
     earlier = work.state()
-    # An interrupted --restart goes on.
+    # An interrupted --restart continues.
     start_over = earlier is not None and (request.restart or earlier.is_abandoned)
     continued = None if start_over else earlier
     precision = precision_of(request.models.precision, continued)

@@ -13,7 +13,7 @@ import click
 import gcs
 from common.findings import Findings
 from common.names import GsPath, identifier, parse_gs_path
-from common.terminal import printable
+from common.terminal import count, printable
 from dataset import arrays
 from dataset.lists import thumbnail_directory
 from dataset.rows import TRAIN, VAL, State
@@ -70,8 +70,8 @@ def check_same(
     for what, objects in earlier.changes(listing.path).items():
         examples = "".join(f"\n      {printable(name)}" for name in objects[:SHOWN])
         findings.add(
-            f"{len(objects):,} objects {what} in the bucket since the ingest in {where} began: "
-            f"{WAYS_OUT}.{examples}"
+            f"{count(len(objects), 'object')} {what} in the bucket since the ingest in {where} "
+            f"began: {WAYS_OUT}.{examples}"
         )
     counts = earlier.counts()
     if counts.done and not arrays.arrays_complete(where, counts.images):
@@ -135,8 +135,8 @@ def reopen_damaged(state: State) -> dict[str, int]:
     if found.damaged:
         state.reopen(found.damaged)
         click.echo(
-            f"The vectors of {len(found.damaged):,} images in {state.directory} are damaged: these "
-            "images are embedded again. Check the disk.",
+            f"The vectors of {count(len(found.damaged), 'image')} in {state.directory} are damaged "
+            "and are computed again. Check the disk.",
             err=True,
         )
     return found.checksums
@@ -151,7 +151,8 @@ def _reopen_without_thumbnail(state: State) -> None:
     if missing:
         state.reopen(missing)
         click.echo(
-            f"{len(missing):,} thumbnails are gone from {path}: their images are embedded again.",
+            f"Missing in {path}: {count(len(missing), 'thumbnail')}. These images are embedded "
+            "again.",
             err=True,
         )
 
