@@ -234,6 +234,7 @@ async def embed(request: Request, plan: Plan, state: State, loader: ModelLoader)
                 image_bucket=plan.train.bucket,
                 index_bucket=request.bucket,
                 say=_say,
+                make_loader=type(loader),
             )
         else:
             times = await embed_here(request, plan, state, arrays, loader)

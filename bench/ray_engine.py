@@ -92,12 +92,18 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
     """The same by Ray."""
     import ray.cloudpickle
 
+    from engine.checkpoint import Recorder
     from engine.ray.cluster import Cluster, Pool, cpu_pool
     from engine.ray.driver import RayPipeline
+    from engine.ray.workers import probe
 
     for module in ("testing.embedders", __name__):  # workers get the program alone
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     embedders, threads, seconds = setting["embedders"], setting["threads"], setting["seconds"]
+
+    def load() -> FakeEmbedder:
+        return sleeping_embedder(seconds, threads)
+
     with Cluster(None, num_cpus=setting["cpus"]) as cluster:
         pool = cpu_pool([setting["cpus"]])
         if embedders > 1 or threads == 1:
@@ -106,12 +112,11 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
             cluster,
             lambda: pool,
             state,
-            arrays,
-            lambda: sleeping_embedder(seconds, threads),
+            Recorder(state, arrays),
+            load,
+            probe(load),
             image_bucket="bench",
             index_bucket="bench",
-            max_pixels=10**8,
-            embedder_workers=threads,
         )
         asyncio.run(pipeline.run())
 
@@ -150,16 +155,16 @@ def driver_rate() -> float:
     from dataset.arrays import Arrays, Embedding
     from dataset.rows import TRAIN, State
     from engine.checkpoint import Recorder
-    from engine.ray import workers as ray_stages
+    from engine.ray.tables import read_results, results
     from gcs import ListedObject
 
     async def take() -> None:
         for start in range(0, DRIVER_ROWS, PACK_ROWS):
             numbers = range(start, min(start + PACK_ROWS, DRIVER_ROWS))
             rows = [{"row": n, "name": f"t/{n}.jpg", "size": 1, "reason": None} for n in numbers]
-            table = ray_stages.results(rows, [CONSTANT] * len(rows), [0.0] * 8)
+            table = results(rows, [CONSTANT] * len(rows), [0.0] * 8)
             begun = time.perf_counter()
-            for row, embedding in ray_stages.read_results(table):
+            for row, embedding in read_results(table):
                 assert isinstance(embedding, Embedding)
                 recorder.done(row, embedding)
             spent.append(time.perf_counter() - begun)

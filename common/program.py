@@ -1,5 +1,7 @@
 """The files of this program: what Ray sends to its workers, and what their versions depend on."""
 
+import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,3 +16,18 @@ def program_files() -> Iterator[Path]:
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield path.relative_to(ROOT)
+
+
+def copy_program(directory: Path) -> None:
+    """Copy the modules that a worker runs, and nothing else of the checkout."""
+    for path in program_files():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, directory / path)
+
+
+def program_digest() -> str:
+    """The first 12 hexadecimal digits of a SHA-256 over these modules."""
+    hashed = hashlib.sha256()
+    for path in program_files():
+        hashed.update(str(path).encode() + (ROOT / path).read_bytes())
+    return hashed.hexdigest()[:12]

@@ -1,39 +1,28 @@
-"""A Ray cluster for an ingest: started on this machine, or joined; what its workers are given.
-
-Workers get this program, the environment and the credentials by Ray's runtime environment. Weights
-go through the object store, and only to those that have no file of the same digest in its place:
-a cluster is rarely made with R-50.pkl in its image, and a shared file system saves the transfer.
-"""
+"""A Ray cluster for an ingest: started on this machine, or joined; which embedders fit on it."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import os
-import shutil
 import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 import gcs
-from common.program import ROOT, program_files
-from engine.loading import ModelLoader, ModelOptions
-from weights import files
-
-if TYPE_CHECKING:
-    from embeddings import Embedder
+from common.program import copy_program
 
 INSTALL = "pip install -r requirements-ray.txt"
-CREDENTIALS = "credentials.json"  # beside the program in the runtime environment
 CONNECT_TIMEOUT_S = 10
-GCS_PORT = 6379  # of a cluster's head node, if none is named
-PASSED_ON = (  # of the environment
+KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
+HEAD_PORT = 6379  # of a cluster's head node, if the address names none
+ENVIRONMENT = (  # variables that workers get
     gcs.EMULATOR,
     "FORAGER_RETRY_BASE_S",
     "GOOGLE_CLOUD_PROJECT",
@@ -42,7 +31,7 @@ PASSED_ON = (  # of the environment
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
 )
-# Nothing is reported to Ray's makers, and nothing but this program's messages is printed.
+# Ray sends no usage statistics and prints no messages of its own.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -52,11 +41,11 @@ QUIET = {
 
 
 class ClusterError(click.ClickException):
-    """Why there is no cluster to run on, in one sentence."""
+    """What is wrong with the cluster, and what to do, in one sentence."""
 
 
 def check(address: str | None) -> None:
-    """That Ray is installed and, if an address is given, that something listens there.
+    """Check that Ray is installed and, if an address is given, that a server listens there.
 
     Raises:
         ClusterError: what to do.
@@ -70,7 +59,7 @@ def check(address: str | None) -> None:
             f"--ray_address {address!r} is none of auto, HOST and HOST:PORT: run this command on a "
             "node of the cluster, such as its head, not through Ray's client."
         )
-    host, _, port = address.rpartition(":") if ":" in address else (address, "", str(GCS_PORT))
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", str(HEAD_PORT))
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
@@ -81,7 +70,7 @@ def check(address: str | None) -> None:
 
 
 class Pool(NamedTuple):
-    """The embedders: how many, what each takes, and how much each is given at once."""
+    """The embedders: how many there are, what each reserves, and how much work each gets."""
 
     size: int
     cpus: float
@@ -92,33 +81,36 @@ class Pool(NamedTuple):
 
 
 def cpu_pool(nodes: list[float]) -> Pool:
-    """An embedder on each node, given its CPUs: it computes an image on each of them.
+    """One embedder per node, given the CPUs of each node. It computes one image per CPU at once.
 
-    An eighth of the CPUs, one at least, is left to fetching and decoding, which take some 3% of
-    the time. Packs are small: what is in a pack when a run is stopped is computed again.
+    An eighth of the CPUs, and at least one, is left to fetching and decoding, which take about 3%
+    of the time. Packs are small: the images of a pack that is lost are computed again.
     """
     cpus = min(nodes)
-    # Not a whole number: Ray Data joins two stages that take the same into one.
+    # Not a whole number: Ray Data joins two stages that reserve the same.
     share = max(0.0, cpus - max(1, cpus // 8) - 0.1)
     return Pool(len(nodes), share, 0, max(2, int(cpus)), pack_images=4, pack_bytes=4 << 20)
 
 
 def gpu_pool(gpus: int) -> Pool:
-    """An embedder for each GPU, with 512 images of 640 by 480: enough of each size for batches."""
+    """One embedder per GPU. It holds 512 images of 640x480, which fill batches of each size."""
     return Pool(gpus, 0.5, 1, calls=16, pack_images=32, pack_bytes=32 << 20)
 
 
 class Cluster:
     """Ray, connected; a context manager.
 
+    Workers find the modules of this program in a copy, beside which they run. Nothing else of this
+    machine's files is copied.
+
     Raises:
-        ClusterError: no cluster at the address.
+        ClusterError: there is no cluster at the address.
     """
 
     def __init__(self, address: str | None, **local: Any) -> None:
-        """`local` are settings of ray.init for a cluster of our own, for tests and benchmarks."""
+        """`local` are settings of ray.init for a cluster on this machine."""
         self._address, self._local = address, local
-        self.reading: threading.Thread | None = None  # that takes what workers send
+        self.reader: threading.Thread | None = None  # reads the results that workers send
 
     def __enter__(self) -> Cluster:
         os.environ.update(QUIET)
@@ -127,9 +119,13 @@ class Cluster:
         import ray
 
         with contextlib.ExitStack() as stack:
-            self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            program = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            copy_program(program)
             settings: dict[str, Any] = {
-                "runtime_env": runtime_env(self._directory),
+                "runtime_env": {
+                    "working_dir": str(program),
+                    "env_vars": environment(to_others=not self.is_local),
+                },
                 "log_to_driver": False,
                 "logging_level": logging.CRITICAL,
             }
@@ -139,7 +135,7 @@ class Cluster:
             else:
                 settings["address"] = self._address
             try:
-                with _silent_stderr():  # Ray's core says that it says nothing
+                with _silent_stderr():  # Ray's core says there that it is quiet
                     ray.init(**settings)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = str(error).split("\n")[0]
@@ -156,18 +152,19 @@ class Cluster:
         self._stack.close()
 
     def _shut_down(self) -> None:
-        """Leave the cluster, and end one of our own.
+        """Leave the cluster. One that was started here ends.
 
-        Not while a thread waits for results, as after Ctrl-C or on a full disk: Ray's core would
-        end the process there and then. Ray ends by itself what such a process leaves.
+        Not while a thread reads results, as after Ctrl-C or on a full disk: Ray's core would end
+        this process at once. Ray's processes notice by themselves that this one has ended.
         """
         import ray
 
-        if self.reading is None or not self.reading.is_alive():
+        if self.reader is None or not self.reader.is_alive():
             ray.shutdown()
 
     @property
     def is_local(self) -> bool:
+        """Whether the cluster is one of this machine, started here."""
         return self._address in (None, "local")
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -177,54 +174,63 @@ class Cluster:
         return [node for node in ray.nodes() if node["Alive"]]
 
     def pool(self, device: str) -> Pool:
-        """The embedders that fit: one a GPU, or one a node where there is none.
+        """The embedders that fit: one per GPU, or one per node where there is no GPU.
 
         Raises:
-            ClusterError: not with this device.
+            ClusterError: this device cannot be used.
         """
         resources = [node["Resources"] for node in self.nodes()]
         gpus = int(sum(node.get("GPU", 0) for node in resources))
         if device not in ("auto", "cuda", "cpu"):
             raise ClusterError(
-                f"--device {device!r} names one device: with --engine ray take auto, cuda (all "
+                f"--device {device!r} names one device: with --engine ray use auto, cuda (all "
                 "GPUs of the cluster) or cpu."
             )
         if device == "cuda" and not gpus:
-            raise ClusterError("--device cuda: no node of the Ray cluster has a GPU.")
+            raise ClusterError(
+                "--device cuda: no node of the Ray cluster has a GPU. Use --device auto."
+            )
         if gpus and device != "cpu":
             return gpu_pool(gpus)
         cpus = [node["CPU"] for node in resources if node.get("CPU")]
         if not cpus:
-            raise ClusterError("No node of the Ray cluster has a CPU for tasks.")
+            raise ClusterError(
+                "No node of the Ray cluster has a CPU for tasks: start a node with --num-cpus."
+            )
         return cpu_pool(cpus)
 
     def cpus(self) -> float:
-        """Of all nodes, now."""
+        """The CPUs of all nodes that are alive."""
         return sum(node["Resources"].get("CPU", 0.0) for node in self.nodes())
 
     def check_versions(self, expected: dict[str, str] | None = None) -> None:
-        """That every node runs what this machine runs: else numbers could differ between rows.
+        """Check that every node has the versions of this machine: else numbers could differ.
 
         Raises:
             ClusterError: which node differs, and in what.
         """
         import ray
+        from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from engine.ray import workers as ray_stages
+        from engine.ray import workers
 
-        expected = expected or ray_stages.versions()
-        task = ray.remote(num_cpus=0)(ray_stages.versions)
-        nodes = self.nodes()
-        answers = ray.get(
-            [
-                task.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                ).remote()
-                for node in nodes
-            ]
-        )
-        for node, found in zip(nodes, answers, strict=True):
+        expected = expected or workers.versions()
+        task = ray.remote(num_cpus=0)(workers.versions)
+        answers = {}
+        for node in self.nodes():
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            answers[node["NodeManagerAddress"]] = task.options(scheduling_strategy=here).remote()
+        for host, answer in answers.items():
+            try:
+                found = ray.get(answer)
+            except RayError as error:
+                reason = getattr(error, "cause", None) or error
+                raise ClusterError(
+                    f"The Ray node {host} cannot run this program "
+                    f"({type(reason).__name__}: {str(reason).strip().splitlines()[-1]}): install "
+                    "requirements.txt and requirements-ray.txt there."
+                ) from error
             different = [
                 f"{what} {found.get(what)} (here {version})"
                 for what, version in expected.items()
@@ -232,15 +238,41 @@ class Cluster:
             ]
             if different:
                 raise ClusterError(
-                    f"The Ray node {node['NodeManagerAddress']} has {', '.join(different)}: "
-                    "install the same there, with requirements.txt and requirements-ray.txt."
+                    f"The Ray node {host} has {', '.join(different)}: install the same there, with "
+                    "requirements.txt and requirements-ray.txt."
                 )
 
 
-def _stay_on_loopback() -> None:
-    """Let a cluster of our own listen on 127.0.0.1 only, as Ray does on macOS and Windows.
+def environment(*, to_others: bool) -> dict[str, str]:
+    """The variables that workers get. Ray shows them in its lists of jobs.
 
-    Told `_node_ip_address="127.0.0.1"`, Ray takes the address of the network instead.
+    A key file is named to workers on this machine only: others have no such file.
+    """
+    variables = {**QUIET, **{name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
+    if not to_others and (path := key_file()):
+        variables[KEY_VARIABLE] = str(path)
+    return variables
+
+
+def key_file() -> Path | None:
+    """The Google key file in use on this machine. None if there is none, as on a Google machine.
+
+    A machine of Google Cloud has a service account of its own, and so has each of its workers.
+    """
+    if gcs.emulator_host():
+        return None
+    if named := os.environ.get(KEY_VARIABLE):
+        return Path(named).absolute()
+    from google.auth import _cloud_sdk
+
+    default = Path(_cloud_sdk.get_application_default_credentials_path())
+    return default if default.is_file() else None
+
+
+def _stay_on_loopback() -> None:
+    """Let a cluster of this machine listen on 127.0.0.1 only, as Ray does on macOS and Windows.
+
+    With `_node_ip_address="127.0.0.1"` Ray would use the address of the network instead.
     """
     from ray._private import ray_constants
 
@@ -260,107 +292,3 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
-
-
-def runtime_env(directory: Path) -> dict[str, Any]:
-    """Ray's runtime environment: this program's modules, and credentials, copied to `directory`.
-
-    Nothing else of the checkout travels: no weights, no tests, no .git. Credentials travel as a
-    file, never in a variable that Ray would show in its lists of jobs.
-    """
-    for path in program_files():
-        (directory / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, directory / path)
-    env_vars = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    if (key_file := _credentials_file()) is not None:
-        shutil.copy(key_file, directory / CREDENTIALS)
-        env_vars["GOOGLE_APPLICATION_CREDENTIALS"] = CREDENTIALS  # workers run beside it
-    return {"working_dir": str(directory), "env_vars": {**QUIET, **env_vars}}
-
-
-def _credentials_file() -> Path | None:
-    """The key file in use here, if it is one: on a GCP machine each node has its own account."""
-    if gcs.emulator_host():
-        return None
-    named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
-    if named:
-        return Path(named)
-    from google.auth import _cloud_sdk
-
-    default = Path(_cloud_sdk.get_application_default_credentials_path())
-    return default if default.is_file() else None
-
-
-class WeightFile(NamedTuple):
-    """A weights file: where it lies on the driver, its SHA-256, and its content for the others."""
-
-    path: Path
-    digest: str
-    content: Any  # a Ray object, or None where all workers have the driver's files
-
-
-def ship(paths: list[Path], *, to_others: bool) -> list[WeightFile]:
-    """Make files available to workers; through the object store if these are other machines."""
-    import numpy as np
-    import ray
-
-    return [
-        WeightFile(
-            path.absolute(),
-            files.digest(path),
-            ray.put(np.fromfile(path, np.uint8)) if to_others else None,
-        )
-        for path in paths
-    ]
-
-
-def on_this_node(file: WeightFile) -> Path:
-    """The weights file on the machine of a worker, written there if it is not yet.
-
-    Raises:
-        ClusterError: it did not arrive as it was sent.
-    """
-    if file.path.is_file() and files.digest(file.path) == file.digest:
-        return file.path
-    import ray
-
-    directory = Path(tempfile.gettempdir(), f"forager-weights-{os.getuid()}", file.digest)
-    path = directory / file.path.name
-    if path.is_file() and files.digest(path) == file.digest:
-        return path
-    if file.content is None:
-        raise ClusterError(f"{file.path} has changed since the ingest began: start it again.")
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=directory, delete=False) as temporary:
-        temporary.write(memoryview(ray.get(file.content)))
-    if files.digest(Path(temporary.name)) != file.digest:
-        raise ClusterError(f"{path} is damaged on the way to {socket.gethostname()}.")
-    os.replace(temporary.name, path)
-    return path
-
-
-class ShippedModels(NamedTuple):
-    """What a worker needs to load the models."""
-
-    resnet: WeightFile
-    clip: list[WeightFile]  # the files of its directory
-    options: ModelOptions
-
-    def load(self) -> Embedder:
-        """Load the models on a worker. Raises what Embedder raises."""
-        # Ray sets it to the CPUs reserved; the count of the machine is as right as without Ray.
-        os.environ.pop("OMP_NUM_THREADS", None)
-        resnet = on_this_node(self.resnet)
-        clip = _in_one_directory([on_this_node(file) for file in self.clip])
-        options = self.options._replace(resnet_weights=resnet, clip_weights=str(clip))
-        return ModelLoader(options).load(options.precision)
-
-
-def _in_one_directory(files: list[Path]) -> Path:
-    """A directory that holds these files: that of the first, or one of links to them all."""
-    if len({file.parent for file in files}) == 1:
-        return files[0].parent
-    directory = Path(tempfile.mkdtemp(prefix="forager-clip-"))
-    for file in files:
-        (directory / file.name).symlink_to(file)
-    return directory

@@ -1,8 +1,8 @@
-"""The stream on a Ray cluster: the stages of pipeline.py on its workers, the index written here.
+"""The engine on a Ray cluster: its workers embed the pending rows, and the arrays are written here.
 
-Ray Data moves rows through two stages (workers.py) and bounds what is on the way; what comes
-back goes through the same recorder as on one machine, so resuming, failures and all that follows
-are the same. Ray starts a killed worker again and repeats its task.
+Ray Data moves rows through two stages (workers.py) and bounds what is under way. Results go through
+the same recorder as on one machine, so resuming and failures are the same. Ray starts a killed
+worker again and repeats its task.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ from ray.data.exceptions import ExecutionTimeoutError, UserCodeException
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dataset.arrays import Arrays
+from dataset.arrays import Arrays, Embedding
 from dataset.rows import State
 from engine.checkpoint import Recorder
-from engine.loading import ModelOptions
+from engine.loading import ModelLoader, ModelOptions
 from engine.ray import workers
-from engine.ray.cluster import Cluster, ClusterError, Pool, ShippedModels, ship
+from engine.ray.cluster import Cluster, ClusterError, Pool, key_file
+from engine.ray.tables import read_results
+from engine.ray.worker_files import WorkerModels
 from engine.stages import MODELS, StageTime
-from weights.clip import CLIP_FILES
 
-PREPARE_CPUS = 1  # of a task that fetches and decodes; as ray.data.range, which it is joined with
-BLOCK_ROWS = 960  # at most, of a task: some 10 s of work, which a killed worker costs
-BLOCKS_A_SLOT = 4  # at least, so that the last blocks end together
-ROWS_A_PASS = 20_000_000  # 21,000 tasks known to Ray at once: 7.4 kB and 1.2 ms each to begin
-BLOCK_BYTES = 2 << 20  # smaller than a pack: each pack becomes a block of its own
-STORE_BYTES = 256 << 20  # of the object store, at least
-NO_PROGRESS_S = 300  # a pass in which nothing moves for so long waits for a machine that is lost
+PREPARE_CPUS = 1  # of a task that fetches and decodes; as ray.data.range, with which Ray joins it
+BLOCK_ROWS = 960  # largest block of rows of a task: about 10 s of work, lost with a killed worker
+BLOCKS_PER_SLOT = 4  # or more, so that the last tasks end at about the same time
+ROWS_PER_PASS = 20_000_000  # 21,000 tasks that Ray knows at once: 7.4 kB and 1.2 ms each
+BLOCK_BYTES = 2 << 20  # smaller than a pack: so each pack becomes a block of its own
+STORE_BYTES = 256 << 20  # smallest limit on pixels in the object store
+NO_PROGRESS_S = 300  # after so long without a result, a pass ends and the nodes are counted again
 
 
 class RayPipeline:
-    """Embeds the pending rows of a state on a cluster, with what `load` returns on its workers.
+    """Embeds the pending rows of a state on a cluster, with the models that `load` returns there.
 
-    `choose_pool` says which embedders the machines of the moment can have.
+    `choose_pool` says which embedders fit on the nodes that are alive at the moment; `loaded`
+    describes one of them.
     """
 
     def __init__(
@@ -50,48 +52,51 @@ class RayPipeline:
         cluster: Cluster,
         choose_pool: Callable[[], Pool],
         state: State,
-        arrays: Arrays,
+        recorder: Recorder,
         load: Callable[[], Any],
+        loaded: workers.Loaded,
         *,
         image_bucket: str,
         index_bucket: str,
-        max_pixels: int,
-        embedder_workers: int = 1,
+        no_progress_s: float = NO_PROGRESS_S,
     ) -> None:
         pool = choose_pool()
         self._cluster, self._choose_pool = cluster, choose_pool
-        self._state, self._load = state, load
-        self._recorder = Recorder(state, arrays)
+        self._state, self._recorder, self._load = state, recorder, load
+        self._no_progress_s = no_progress_s
+        self._key_file = None if cluster.is_local else key_file()
         self._job = workers.Job(
             image_bucket,
             index_bucket,
             state.index_id,
-            max_pixels,
+            loaded.max_pixels,
+            not loaded.makes_clip_inputs,
             pool.pack_images,
             pool.pack_bytes,
         )
         left = max(0.0, cluster.cpus() - pool.size * pool.cpus)
         self._prepare_slots = max(1, int(left / PREPARE_CPUS))
         self._slots = dict.fromkeys(workers.STAGES, self._prepare_slots)
-        self._slots[MODELS] = pool.size * embedder_workers
+        self._slots[MODELS] = pool.size * loaded.workers
         self._times = np.zeros((len(workers.STAGES), 2))  # images, seconds busy
-        self._reported = 0
-        self._changed: set[int] = set()  # rows whose objects changed after they were listed
-        self._taking = threading.Lock()
+        self._reported = 0  # rows with a result
+        self._changed: list[int] = []  # rows that stay pending
+        self._recording = threading.Lock()
         self._stopped = False
 
     async def run(self) -> None:
-        """Embed every pending row; what came back when this stops, however, is recorded.
+        """Embed every pending row. Results that are here when this stops are recorded.
 
         Raises:
             StorageError: storage refuses or cannot be reached.
+            ImagesChanged: images were replaced meanwhile; everything else is done.
             ClusterError: the cluster makes no progress any more.
             OSError, sqlite3.OperationalError: the disk is full or fails.
         """
         try:
             await self._recorder.during(self._passes())
         finally:
-            with self._taking:
+            with self._recording:
                 self._stopped = True
 
     def times(self) -> list[StageTime]:
@@ -102,10 +107,10 @@ class RayPipeline:
         ]
 
     async def _passes(self) -> None:
-        """Pass after pass over what is pending: one is enough where no machine is lost for good.
+        """Pass after pass over the pending rows. One is enough unless a node is lost for good.
 
-        Ray lets what a lost machine had in work wait for another such machine; the next pass does
-        with those that are left.
+        Ray keeps the tasks of a lost node for a new node like it, and waits. The next pass uses the
+        nodes that are left.
         """
         while len(numbers := self._pending()):
             before, failure = self._reported, None
@@ -120,21 +125,21 @@ class RayPipeline:
             await asyncio.to_thread(self._recorder.commit)
             if self._reported == before:
                 raise ClusterError(
-                    f"The Ray cluster makes no progress ({failure or 'nothing came back'}): look "
-                    "at `ray status` on a node of it, then run the same command again."
+                    f"The Ray cluster makes no progress ({failure or 'no results came back'}): "
+                    "look at `ray status` on one of its nodes, then run the same command again."
                 ) from failure
 
     def _pending(self) -> np.ndarray:
-        """The rows of the next pass: changed objects stay pending, for another run."""
-        numbers = self._state.pending_numbers(ROWS_A_PASS + len(self._changed))
-        return numbers[~np.isin(numbers, list(self._changed))][:ROWS_A_PASS]
+        """The next rows to embed. A row whose image changed is left to the next run."""
+        numbers = self._state.pending_numbers(ROWS_PER_PASS + len(self._changed))
+        return np.setdiff1d(numbers, self._changed, assume_unique=True)[:ROWS_PER_PASS]
 
     async def _pass_in_thread(self, numbers: np.ndarray) -> None:
         """As asyncio.to_thread(self._pass), but the end of the process does not wait for it."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
-        def tell(error: BaseException | None) -> None:
+        def settle(error: BaseException | None) -> None:
             if not done.done():
                 done.set_exception(error) if error else done.set_result(None)
 
@@ -145,10 +150,10 @@ class RayPipeline:
             except BaseException as raised:
                 error = raised
             if not loop.is_closed():
-                loop.call_soon_threadsafe(tell, error)
+                loop.call_soon_threadsafe(settle, error)
 
         thread = threading.Thread(target=work, name="ray results", daemon=True)
-        self._cluster.reading = thread
+        self._cluster.reader = thread
         thread.start()
         try:
             await done
@@ -157,25 +162,26 @@ class RayPipeline:
                 thread.join()
 
     def _pass(self, numbers: np.ndarray) -> None:
-        block_rows = max(1, min(BLOCK_ROWS, len(numbers) // (BLOCKS_A_SLOT * self._prepare_slots)))
+        per_slot = len(numbers) // (BLOCKS_PER_SLOT * self._prepare_slots)
+        block_rows = max(1, min(BLOCK_ROWS, per_slot))
         waiting = np.ones(len(numbers), bool)
         for table in self._results(numbers, block_rows):
-            with self._taking:
+            with self._recording:
                 if self._stopped:
                     return
-                self._take(table, numbers, waiting)
+                self._record(table, numbers, waiting)
 
     def _results(self, numbers: np.ndarray, block_rows: int) -> Any:
-        """The tables that come back, as they come."""
+        """The tables of results, in the order in which they arrive."""
         blocks = -(-len(numbers) // block_rows)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         rows = (
             ray.remote(workers.Rows)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-            .remote(self._state.path.absolute(), ray.put(numbers), block_rows)
+            .remote(self._state.path.absolute(), ray.put(numbers), block_rows, self._key_file)
         )
         pool = self._choose_pool()
-        _configure(pool)
+        self._configure(pool)
         embedders = ray.data.ActorPoolStrategy(
             size=pool.size,
             max_concurrent_calls_per_actor=pool.calls,
@@ -191,7 +197,7 @@ class RayPipeline:
                 fn_kwargs={"rows": rows, "job": self._job},
             )
             .map_batches(
-                workers.Embed,
+                workers.EmbedPacks,
                 batch_size=1,  # of packs
                 batch_format="pyarrow",
                 compute=embedders,
@@ -202,41 +208,40 @@ class RayPipeline:
             .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         )
 
-    def _take(self, table: Any, numbers: np.ndarray, waiting: np.ndarray) -> None:
-        """Record the rows of a table, each once: a repeated task may bring one again."""
+    def _configure(self, pool: Pool) -> None:
+        """Set Ray Data's limits: pixels under way are four times what the embedders hold."""
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.target_max_block_size = BLOCK_BYTES
+        context.execution_no_progress_timeout_s = self._no_progress_s
+        held = 4 * pool.size * pool.calls * pool.pack_bytes
+        context.execution_options.resource_limits = ray.data.ExecutionResources(
+            object_store_memory=max(STORE_BYTES, held)
+        )
+
+    def _record(self, table: Any, numbers: np.ndarray, waiting: np.ndarray) -> None:
+        """Record the rows of a table, each once: a repeated task can bring a row again."""
         for pairs in table["times"].to_pylist():
             if pairs:
                 self._times += np.reshape(pairs, self._times.shape)
-        for row, outcome in workers.read_results(table):
+        for row, outcome in read_results(table):
             position = int(np.searchsorted(numbers, row.row))
             if not waiting[position]:
                 continue
             waiting[position] = False
             self._reported += 1
-            if isinstance(outcome, workers.NotEmbedded) and outcome.changed:
-                self._changed.add(row.row)
-                self._recorder.changed(row, outcome.reason)
-            elif isinstance(outcome, workers.NotEmbedded):
-                self._recorder.failed(row, outcome.reason)
-            else:
+            if isinstance(outcome, Embedding):
                 self._recorder.done(row, outcome)
-
-
-def _configure(pool: Pool) -> None:
-    """Ray Data's own bounds: what is on the way is four times what the embedders hold."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = BLOCK_BYTES
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
-    held = 4 * pool.size * pool.calls * pool.pack_bytes
-    context.execution_options.resource_limits = ray.data.ExecutionResources(
-        object_store_memory=max(STORE_BYTES, held)
-    )
+            elif outcome.changed:
+                self._changed.append(row.row)
+                self._recorder.changed(row, outcome.reason)
+            else:
+                self._recorder.failed(row, outcome.reason)
 
 
 def click_error(error: BaseException) -> click.ClickException | None:
-    """What a worker raised for the user, out of Ray's wrappings, or None."""
+    """The error for the user that a worker raised, found inside Ray's own errors, or None."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(cause := getattr(seen, "cause", None), click.ClickException):
@@ -257,8 +262,12 @@ async def embed_on_ray(
     image_bucket: str,
     index_bucket: str,
     say: Callable[[str], None],
+    make_loader: Callable[[ModelOptions], ModelLoader] = ModelLoader,
+    no_progress_s: float = NO_PROGRESS_S,
 ) -> list[StageTime]:
     """Embed every pending image on the cluster at `address`, or on one of this machine.
+
+    `make_loader` makes what loads the models on the workers.
 
     Raises:
         click.ClickException: there is no cluster, its versions differ, or what stopped the run.
@@ -269,21 +278,23 @@ async def embed_on_ray(
         await asyncio.to_thread(cluster.check_versions)
         pool = cluster.pool(models.device)
         options = models._replace(device="cuda" if pool.gpus else "cpu")
-        shipped = await asyncio.to_thread(_ship, options, clip_directory, cluster)
-        loaded = await asyncio.to_thread(_probe, pool, shipped)
-        # One precision for all rows: one worker decides once what auto means.
-        shipped = shipped._replace(options=options._replace(precision=loaded.precision))
+        sent = await asyncio.to_thread(
+            WorkerModels.send, options, clip_directory, make_loader, to_others=not cluster.is_local
+        )
+        loaded = await asyncio.to_thread(_probe, pool, sent)
+        # All rows get one precision: what `auto` chose on one worker.
+        sent = sent._replace(options=options._replace(precision=loaded.precision))
         state.set_options({"precision": loaded.precision})
         pipeline = RayPipeline(
             cluster,
             lambda: cluster.pool(models.device),
             state,
-            arrays,
-            shipped.load,
+            Recorder(state, arrays),
+            sent.load,
+            loaded,
             image_bucket=image_bucket,
             index_bucket=index_bucket,
-            max_pixels=loaded.max_pixels,
-            embedder_workers=loaded.workers,
+            no_progress_s=no_progress_s,
         )
         nodes = len(cluster.nodes())
         say(
@@ -296,17 +307,11 @@ async def embed_on_ray(
     return pipeline.times()
 
 
-def _ship(options: ModelOptions, clip_directory: Path, cluster: Cluster) -> ShippedModels:
-    to_others = not cluster.is_local
-    (resnet,) = ship([options.resnet_weights], to_others=to_others)
-    clip = ship([clip_directory / name for name in CLIP_FILES], to_others=to_others)
-    return ShippedModels(resnet, clip, options)
-
-
-def _probe(pool: Pool, shipped: ShippedModels) -> workers.Loaded:
+def _probe(pool: Pool, models: WorkerModels) -> workers.Loaded:
+    """What a worker loads. Raises what loading raises there."""
     task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_calls=1)(workers.probe)
     try:
-        loaded: workers.Loaded = ray.get(task.remote(shipped.load))
+        loaded: workers.Loaded = ray.get(task.remote(models.load))
     except RayError as error:
         if (cause := click_error(error)) is not None:
             raise cause from error

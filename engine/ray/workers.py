@@ -1,19 +1,17 @@
-"""What runs on the workers of a Ray cluster: rows -> packs of decoded images -> vectors.
+"""What runs on the workers of a Ray cluster: rows -> packs of decoded images -> embeddings.
 
-Both stages are those of pipeline.py (intake.py, batches.py); here is only what carries them. A
-pack is some images as one row of an Arrow table: its columns are lists, and its pixels are read
-where they lie in the object store, without a copy.
+Images are prepared and embedded by the same code as on one machine (engine/prepare.py,
+engine/batches.py). engine/ray/tables.py describes what travels from one process to the next.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import platform
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,93 +19,111 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from common.program import ROOT, program_files
-from dataset.arrays import DIMENSIONS, ZEROS, Embedding
+from common.program import program_digest
+from dataset.arrays import Embedding
 from dataset.rows import Row, State
 from engine.batches import BatchEmbedder, Batches
 from engine.decode import BadImage, Prepared
 from engine.prepare import Preparation
+from engine.ray.tables import NotEmbedded, packed, results, unpacked
+from engine.ray.worker_files import use_key
 from engine.stages import DECODE, FETCH, MODELS, THUMBNAILS, StageTime
-from gcs import ListedObject
-from models.clip_crop import CLIP_SIDE
 from storage.async_client import ObjectChanged, ObjectUnusable
 
-FETCHED_AT_ONCE = 32  # images of one task; they wait for the bucket, not for the processor
-DECODED_PIXELS = 40_000_000  # of one task: 3 bytes each, some 10 while decoding
-PREPARED_AT_ONCE = 2  # images that are decoded and wait to be packed, beside the pack
+FETCHES = 32  # images of one task under way at once: most of their time they wait for the bucket
+DECODED_PIXELS = 40_000_000  # of one task: 3 bytes per pixel, about 10 while decoding
+PREPARED_AHEAD = 2  # images that are decoded and wait to be packed, beside the pack
 PACKAGES = ("ray", "torch", "numpy", "Pillow")  # whose versions numbers and protocols depend on
 STAGES = (FETCH, DECODE, MODELS, THUMBNAILS)
-ROW = pa.struct(
-    [
-        ("row", pa.int64()),
-        ("name", pa.large_string()),
-        ("size", pa.int64()),
-        ("reason", pa.large_string()),  # why it cannot be embedded, or null
-        ("changed", pa.bool_()),  # whether the reason is that the object changed; null if embedded
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-    ]
-)
-PACK = pa.schema(
-    [
-        ("rows", pa.list_(ROW)),
-        ("pixels", pa.list_(pa.large_binary())),
-        ("clip_inputs", pa.list_(pa.large_binary())),
-        ("times", pa.list_(pa.float64())),  # of fetch, decode, thumbnails: images and seconds busy
-    ]
-)
 
 
-class NotEmbedded(NamedTuple):
-    """Why an image has no embedding; `changed` if its object is not the listed one any more."""
+class Loaded(NamedTuple):
+    """What the driver needs to know of the embedder that a worker loads."""
 
-    reason: str
-    changed: bool = False
+    device: str
+    precision: str
+    max_pixels: int
+    workers: int
+    makes_clip_inputs: bool
+
+
+def probe(load: Callable[[], Any]) -> Loaded:
+    """Load the models once, to learn before the run what `auto` chooses on a worker."""
+    embedder = load()
+    return Loaded(*(getattr(embedder, field) for field in Loaded._fields))
+
+
+def versions() -> dict[str, str]:
+    """The versions on this machine of everything that the numbers depend on."""
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return {**found, "this program": program_digest()}
 
 
 class Job(NamedTuple):
-    """What preparing images needs to know, the same for the whole run."""
+    """What a task needs to know to prepare images. It is the same for the whole run."""
 
     image_bucket: str
     index_bucket: str
     index_id: str
     max_pixels: int
+    with_clip_inputs: bool
     pack_images: int
     pack_bytes: int
 
 
 class Rows:
-    """An actor beside the driver: hands out blocks of rows, so that no listing travels as a whole.
+    """An actor on the driver's machine: it hands out blocks of rows, and the Google key.
 
-    A block is the same however often it is asked for: Ray computes a lost one again.
+    So no task carries a listing. A block is the same however often it is asked for: Ray computes a
+    lost one again. The answer with the key is small, so Ray sends it from process to process, past
+    the object store, which can be written to a disk.
     """
 
-    def __init__(self, state_path: Path, numbers: np.ndarray, block_rows: int) -> None:
+    def __init__(
+        self, state_path: Path, numbers: np.ndarray, block_rows: int, key_file: Path | None
+    ) -> None:
         self._state = State(state_path)
-        self._numbers, self._block_rows = numbers, block_rows
+        self._numbers, self._block_rows, self._key_file = numbers, block_rows, key_file
 
     def block(self, number: int) -> list[Row]:
+        """The rows of one block."""
         start = number * self._block_rows
         numbers = self._numbers[start : start + self._block_rows].tolist()
         return self._state.rows(numbers)
 
+    def key(self) -> bytes | None:
+        """The content of the key file. None where workers have credentials of their own."""
+        return self._key_file.read_bytes() if self._key_file else None
+
 
 def prepare(blocks: pa.Table, rows: Any, job: Job) -> Iterator[pa.Table]:
-    """The images of blocks of rows in packs; their thumbnails are in the bucket by then.
+    """Fetch and decode the images of blocks of rows, upload their thumbnails; return packs.
 
-    Thumbnails are uploaded here: their bytes then need no way through the object store, and the
-    embedder's processor is left to the model. A row is reported only after its vectors come back,
-    which is later.
+    Thumbnails are uploaded here: their bytes then need not pass the object store, and the CPUs of
+    the embedders are left to the models. A row is marked done later, when its vectors come back.
 
     Raises:
         StorageError: the run cannot go on.
     """
-    station = _station(job)
+    preparer = _preparer(job, ray.get(rows.key.remote()))
     for number in blocks["id"].to_pylist():
-        yield from station.packs(ray.get(rows.block.remote(number)))
+        yield from preparer.packs(ray.get(rows.block.remote(number)))
 
 
-class _Loop:
+@functools.cache
+def _preparer(job: Job, key: bytes | None) -> Preparer:
+    """One per process: Ray gives a process many tasks, and connections stay open."""
+    if key is not None:
+        use_key(key)
+    return Preparer(job)
+
+
+class EventLoop:
     """An event loop in a thread of its own, for as long as the process lives."""
 
     def __init__(self) -> None:
@@ -115,21 +131,16 @@ class _Loop:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """What the coroutine returns."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
-@functools.cache
-def _station(job: Job) -> _Station:
-    """One for each process: Ray gives a process many tasks, and connections stay open."""
-    return _Station(job)
-
-
-class _Station:
-    """Prepares rows in a process of a worker."""
+class Preparer:
+    """Prepares rows in one process of a worker."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._loop = _Loop()
+        self._loop = EventLoop()
         self._preparation = Preparation(
             job.image_bucket,
             job.index_bucket,
@@ -137,14 +148,15 @@ class _Station:
             decode_workers=1,
             max_pixels=job.max_pixels,
             decoded_pixels=DECODED_PIXELS,
+            with_clip_inputs=job.with_clip_inputs,
         )
         self._loop.wait_for(self._preparation.__aenter__())
         self._times = self._preparation.times()
 
     def packs(self, rows: list[Row]) -> Iterator[pa.Table]:
-        """The prepared rows, in packs of up to so many images or somewhat more than so many bytes.
+        """The prepared rows. A pack ends with the image that reaches one of its two limits.
 
-        The event loop goes on while Ray takes a pack: no transfer waits for that.
+        The event loop runs on while Ray takes a pack, so transfers do not wait for Ray.
         """
         results = self._prepared(rows)
         pack: list[tuple[Row, Prepared | NotEmbedded]] = []
@@ -161,6 +173,7 @@ class _Station:
             self._loop.wait_for(results.aclose())
 
     def _new_times(self) -> list[StageTime]:
+        """What the stages did since the last call."""
         before, self._times = self._times, self._preparation.times()
         return [
             StageTime(new.name, new.images - old.images, new.busy_s - old.busy_s)
@@ -170,10 +183,10 @@ class _Station:
     async def _prepared(
         self, rows: list[Row]
     ) -> AsyncGenerator[tuple[Row, Prepared | NotEmbedded], None]:
-        """Rows as they are done, with their pixels or with the reason why there are none."""
-        results: asyncio.Queue[Any] = asyncio.Queue(PREPARED_AT_ONCE)
+        """Each row as soon as it is done, with its image or why it has none."""
+        results: asyncio.Queue[Any] = asyncio.Queue(PREPARED_AHEAD)
         left = iter(rows)
-        tasks = [asyncio.create_task(self._travel(left, results)) for _ in range(FETCHED_AT_ONCE)]
+        tasks = [asyncio.create_task(self._prepare(left, results)) for _ in range(FETCHES)]
         try:
             for _ in rows:
                 result = await results.get()
@@ -185,16 +198,18 @@ class _Station:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _travel(self, rows: Iterator[Row], results: asyncio.Queue[Any]) -> None:
+    async def _prepare(self, rows: Iterator[Row], results: asyncio.Queue[Any]) -> None:
+        """Prepare one row after the other; an error that stops the run is a result too."""
         try:
             for row in rows:
                 try:
                     async with self._preparation.prepared(row) as prepared:
                         await self._preparation.upload_thumbnail(row, prepared.thumbnail)
                         await results.put((row, prepared._replace(thumbnail=b"")))
+                except ObjectChanged as error:
+                    await results.put((row, NotEmbedded(str(error), changed=True)))
                 except (BadImage, ObjectUnusable) as error:
-                    changed = isinstance(error, ObjectChanged)
-                    await results.put((row, NotEmbedded(str(error), changed)))
+                    await results.put((row, NotEmbedded(str(error))))
         except Exception as error:
             await results.put(error)
 
@@ -203,140 +218,38 @@ async def _next(results: AsyncIterator[Any]) -> Any:
     return await anext(results, None)
 
 
-def packed(images: list[tuple[Row, Prepared | NotEmbedded]], times: list[StageTime]) -> pa.Table:
-    """A table of one row: these images, and what the stages did for them."""
-    rows, pixels, clip_inputs = [], [], []
-    for row, prepared in images:
-        described = {"row": row.row, "name": row.listed.name, "size": row.listed.size}
-        if isinstance(prepared, Prepared):
-            described["height"], described["width"] = prepared.pixels.shape[:2]
-            pixels.append(prepared.pixels.tobytes())
-            assert prepared.clip_input is not None
-            clip_inputs.append(prepared.clip_input.tobytes())
-        else:
-            described |= prepared._asdict()
-        rows.append(described)
-    numbers = [number for stage in times for number in (stage.images, stage.busy_s)]
-    pack = {"rows": rows, "pixels": pixels, "clip_inputs": clip_inputs, "times": numbers}
-    return pa.Table.from_pylist([pack], PACK)
-
-
-class Embed:
-    """An actor with both models; its calls run at the same time, and their images share batches."""
+class EmbedPacks:
+    """An actor with both models. Its calls run at the same time, and their images share batches."""
 
     def __init__(self, load: Callable[[], BatchEmbedder]) -> None:
-        self._loop = _Loop()
+        self._loop = EventLoop()
         self._batches = Batches(load())
         self._loop.wait_for(self._batches.__aenter__())
         self._lock = threading.Lock()
         self._time = self._batches.time()
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
-        """One row an image: its vectors and class, or the reason why there are none."""
+        """The results of each pack, one line per row."""
         for i in range(packs.num_rows):
-            rows = packs["rows"][i].as_py()
-            prepared = _unpacked(rows, packs["pixels"][i].values, packs["clip_inputs"][i].values)
-            embedded = self._loop.wait_for(self._embed(prepared))
+            rows, images = unpacked(packs.slice(i, 1))
+            embedded = self._loop.wait_for(self._embed(images))
             fetch, decode, thumbnails = np.reshape(packs["times"][i].as_py(), (3, 2)).tolist()
             times = [fetch, decode, self._new_time(), thumbnails]
             yield results(rows, embedded, [number for pair in times for number in pair])
 
-    async def _embed(self, prepared: list[Prepared | None]) -> list[Embedding | NotEmbedded | None]:
-        return await asyncio.gather(*(self._embed_one(one) for one in prepared))
+    async def _embed(self, images: list[Prepared | NotEmbedded]) -> list[Embedding | NotEmbedded]:
+        return await asyncio.gather(*(self._embed_one(image) for image in images))
 
-    async def _embed_one(self, prepared: Prepared | None) -> Embedding | NotEmbedded | None:
-        if prepared is None:
-            return None
+    async def _embed_one(self, image: Prepared | NotEmbedded) -> Embedding | NotEmbedded:
+        if isinstance(image, NotEmbedded):
+            return image
         try:
-            return await self._batches.embed(prepared)
+            return await self._batches.embed(image)
         except BadImage as error:
             return NotEmbedded(str(error))
 
     def _new_time(self) -> tuple[int, float]:
-        """Images done and seconds busy since the last call."""
+        """The images done and the seconds busy since the last call."""
         with self._lock:
             before, self._time = self._time, self._batches.time()
             return self._time.images - before.images, self._time.busy_s - before.busy_s
-
-
-def _unpacked(rows: list[dict[str, Any]], pixels: Any, clip_inputs: Any) -> list[Prepared | None]:
-    """The images of a pack, as views of its memory; None for a row that failed."""
-    images: list[Prepared | None] = []
-    position = 0
-    for row in rows:
-        if row["reason"] is not None:
-            images.append(None)
-            continue
-        shape = row["height"], row["width"], 3
-        image = np.frombuffer(pixels[position].as_buffer(), np.uint8).reshape(shape)
-        clip = np.frombuffer(clip_inputs[position].as_buffer(), np.uint8)
-        images.append(Prepared(image, clip.reshape(CLIP_SIDE, CLIP_SIDE, 3), b""))
-        position += 1
-    return images
-
-
-def results(
-    rows: list[dict[str, Any]],
-    embedded: Sequence[Embedding | NotEmbedded | None],
-    times: list[float],
-) -> pa.Table:
-    """A table with a line per row; the first line carries what the stages did."""
-    reasons = [row["reason"] for row in rows]
-    embeddings = []
-    for i, outcome in enumerate(embedded):
-        if isinstance(outcome, NotEmbedded):
-            reasons[i] = outcome.reason
-        embeddings.append(outcome if isinstance(outcome, Embedding) else Embedding(ZEROS, 0))
-    columns = {
-        "row": pa.array([row["row"] for row in rows], pa.int64()),
-        "name": pa.array([row["name"] for row in rows], pa.large_string()),
-        "size": pa.array([row["size"] for row in rows], pa.int64()),
-        "reason": pa.array(reasons, pa.large_string()),
-        "changed": pa.array([bool(row["changed"]) for row in rows], pa.bool_()),
-        "imagenet_class": pa.array([e.imagenet_class for e in embeddings], pa.int64()),
-        "times": pa.array([times, *[None] * (len(rows) - 1)], pa.list_(pa.float64())),
-    }
-    vectors = zip(*(e.vectors for e in embeddings), strict=True)
-    for (name, dimension), column in zip(DIMENSIONS.items(), vectors, strict=True):
-        values = pa.array(np.concatenate(column, dtype=np.float32))
-        columns[name] = pa.FixedSizeListArray.from_arrays(values, dimension)
-    return pa.table(columns)
-
-
-def read_results(table: pa.Table) -> Iterator[tuple[Row, Embedding | NotEmbedded]]:
-    """Each row of `results` with its embedding, or the reason why it has none."""
-    arrays = [
-        np.concatenate([c.flatten().to_numpy() for c in table[name].chunks]).reshape(-1, dimension)
-        for name, dimension in DIMENSIONS.items()
-    ]
-    columns = ("row", "name", "size", "imagenet_class", "reason", "changed")
-    lines = zip(*(table[column].to_pylist() for column in columns), strict=True)
-    for i, (number, name, size, imagenet_class, reason, changed) in enumerate(lines):
-        row = Row(number, ListedObject(name, size, 0, 0))
-        embedding = Embedding([array[i] for array in arrays], imagenet_class)
-        yield row, embedding if reason is None else NotEmbedded(reason, changed)
-
-
-class Loaded(NamedTuple):
-    """What an embedder on a worker came to."""
-
-    device: str
-    precision: str
-    max_pixels: int
-    workers: int
-
-
-def probe(load: Callable[[], Any]) -> Loaded:
-    """Load the models once on a worker, to know what auto comes to before the run."""
-    embedder = load()
-    return Loaded(embedder.device, embedder.precision, embedder.max_pixels, embedder.workers)
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers depend on, on this machine."""
-    found = {"Python": platform.python_version()}
-    found.update({package: version(package) for package in PACKAGES})
-    code = hashlib.sha256()
-    for path in program_files():
-        code.update(str(path).encode() + (ROOT / path).read_bytes())
-    return {**found, "this program": code.hexdigest()[:12]}

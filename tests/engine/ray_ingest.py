@@ -1,0 +1,67 @@
+"""ingest.py --engine ray without its models: for tests of everything around the numbers.
+
+Run as `python tests/engine/ray_ingest.py NAME TRAIN_PATH VAL_PATH --engine ray ...`, with any files
+as weights. Settings in the environment:
+
+    FAKE_DELAY_S           seconds that each image spends in a model
+    FAKE_ROW_S             seconds that the driver takes to record a row
+    FAKE_NO_PROGRESS_S     seconds without a result after which a pass ends
+"""
+
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import ray
+
+import ingest
+from engine.checkpoint import Recorder
+from engine.ray import driver
+from testing import embedders
+from testing.embedders import FakeEmbedder, LoaderWithoutModels
+
+
+class Loader(LoaderWithoutModels):
+    """Workers get this class by value, with its settings. They load only if the weights came."""
+
+    seconds = float(os.environ.get("FAKE_DELAY_S", 0))
+
+    def load(self, precision):
+        for path in (self._options.resnet_weights, Path(self._options.clip_weights, "config.json")):
+            assert path.read_bytes().startswith(b"weights"), path
+        return FakeEmbedder(seconds=self.seconds)
+
+
+class SlowRecorder(Recorder):
+    def done(self, row, embedding):
+        time.sleep(float(os.environ.get("FAKE_ROW_S", 0)))
+        super().done(row, embedding)
+
+
+def write_weights(directory):
+    """Files that pass for weights, and the options that name them."""
+    clip = directory / "clip"
+    clip.mkdir(parents=True)
+    for path in (directory / "R-50.pkl", clip / "config.json", clip / "model.safetensors"):
+        path.write_bytes(b"weights " + path.name.encode())
+    return ["--resnet_weights", str(directory / "R-50.pkl"), "--clip_weights", str(clip)]
+
+
+def main():
+    ray.cloudpickle.register_pickle_by_value(embedders)
+    no_progress_s = float(os.environ.get("FAKE_NO_PROGRESS_S", driver.NO_PROGRESS_S))
+    embed = partial(driver.embed_on_ray, no_progress_s=no_progress_s)
+    with (
+        mock.patch.object(driver, "embed_on_ray", embed),
+        mock.patch.object(driver, "Recorder", SlowRecorder),
+    ):
+        ingest.main(obj=Loader)
+
+
+if __name__ == "__main__":
+    main()
