@@ -36,7 +36,7 @@ def use_key(key: bytes) -> None:
 
 
 class WeightFiles(NamedTuple):
-    """The weights files of one model, which lie in one directory on the driver."""
+    """The weights files of one model, all in one directory on the driver."""
 
     directory: Path
     digests: dict[str, str]  # file name -> SHA-256
