@@ -237,7 +237,8 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, GoogleAPICallError | InvalidResponse) and error.response is not None:
         answer = error.response
         if answer.status_code < 400:
-            return TransientError(f"HTTP {answer.status_code} with an unusable answer")
+            status = answer.status_code
+            return TransientError(f"HTTP {status} with an unusable answer", status)
         retry_after = answer.headers.get("Retry-After")
         return failed_answer(answer.status_code, answer.content, retry_after)
     if isinstance(error, DataCorruption):

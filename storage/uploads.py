@@ -7,16 +7,18 @@ parts, or the file, of the first one and does not send them again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 import gcs
 from common.files import crc32c_of_file
+from common.retries import TransientError
 from common.terminal import printable
 from dataset.lists import IndexFile
-from gcs import StorageError
+from gcs import DamagedContent, Refused, StorageError
 from storage.bucket import Bucket
 from storage.file_slice import FileSlice
 
@@ -28,9 +30,15 @@ MAX_PARTS = 32  # the limit of one compose request
 PARTS_AT_ONCE = 16
 CHUNK_BYTES = 8 << 20  # of a part in one request, in memory
 RESUMABLE_BYTES = 8 << 20  # google-cloud-storage sends more than this in a resumable upload
+CHUNK_AGAIN = (None, 408, 429, 500, 502, 503, 504)  # HTTP statuses, or no answer: repeat a chunk
+ALREADY_THERE = 400  # HTTP status: Google's storage takes a chunk twice, others may not
 LOST_SESSION = (404, 410)  # HTTP statuses of a chunk: Google's advice is to begin a new upload
 NEW_SESSIONS = 2  # per part
 CANNOT_COMPOSE = (403, 405, 501)  # HTTP statuses: send the file whole
+
+
+class UploadFailed(Exception):
+    """A whole upload must be repeated, not one of its requests; the cause is a TransientError."""
 
 
 class Part(NamedTuple):
@@ -144,20 +152,26 @@ class Upload:
     async def _send(self, file: IndexFile, part: Part) -> None:
         """Send bytes of the file in one stream; they become the object that the part names.
 
-        A resumable upload whose session is lost is begun again, up to NEW_SESSIONS times.
+        A request that fails is repeated, not the whole stream. A resumable upload whose session is
+        lost is begun again, up to NEW_SESSIONS times.
         """
         what = f"Writing {self._bucket.address(part.name)}"
 
         def send() -> None:
-            with FileSlice(file.path, part.start, part.length) as content:
-                self._bucket.handle.blob(part.name, chunk_size=self._chunk_bytes).upload_from_file(
-                    content,
-                    size=part.length,
-                    content_type=file.content_type,
-                    checksum="crc32c",
-                    timeout=gcs.TIMEOUT,
-                    retry=None,
-                )
+            blob = self._bucket.handle.blob(part.name, chunk_size=self._chunk_bytes)
+            try:
+                with FileSlice(file.path, part.start, part.length) as content:
+                    blob.upload_from_file(
+                        content,
+                        size=part.length,
+                        content_type=file.content_type,
+                        checksum="crc32c",
+                        timeout=gcs.TIMEOUT,
+                        retry=partial(_repeated, what),
+                    )
+            except UploadFailed as error:
+                assert error.__cause__
+                raise error.__cause__ from error
 
         left = NEW_SESSIONS if part.length > RESUMABLE_BYTES else 0
         while True:
@@ -171,3 +185,27 @@ class Upload:
                     f"{what}: storage lost the upload ({error.status}); it is begun again.",
                     err=True,
                 )
+
+
+def _repeated(what: str, request: Callable[[], Any]) -> Callable[[], Any]:
+    """One request of an upload with our retries, in the form of google-cloud-storage's `retry`."""
+
+    answer_lost = False
+
+    def once() -> Any:
+        nonlocal answer_lost
+        try:
+            return request()
+        except Exception as error:
+            ours = gcs.translated(error)
+            if answer_lost and isinstance(ours, Refused) and ours.status == ALREADY_THERE:
+                ours = TransientError("storage had received the chunk already")
+                raise UploadFailed from ours
+            answer_lost = isinstance(ours, TransientError) and ours.status is None
+            if isinstance(ours, DamagedContent) or (
+                isinstance(ours, TransientError) and ours.status not in CHUNK_AGAIN
+            ):
+                raise UploadFailed from ours
+            raise
+
+    return partial(gcs.call, what, once)

@@ -10,6 +10,7 @@ import gcs
 from dataset.lists import IndexFile
 from gcs import StorageError
 from storage.uploads import upload_files
+from tests.fault_proxy import FaultProxy, Rule
 from tests.front import Answer, Front
 
 PART = 100_000  # bytes, instead of 32 MiB
@@ -193,3 +194,25 @@ def test_a_session_lost_three_times_stops(bucket, front, tmp_path):
         upload(bucket, make_file(tmp_path, 9_000_001), min_part_bytes=32 << 20)
     begun = [asked for asked in front.asked if "uploadType=resumable" in asked.path]
     assert sum(asked.method == "POST" for asked in begun) == 3
+
+
+@pytest.mark.parametrize(("kind", "faults"), [("503", 5), ("reset", 5), ("lost", 1)])
+def test_a_failed_chunk_is_repeated(bucket, emulator, tmp_path, monkeypatch, kind, faults):
+    """Not the whole part; but the emulator refuses a chunk of which the answer was lost."""
+    chunk = 1 << 18
+    file = make_file(tmp_path, 9_000_000)
+    chunks = -(-9_000_000 // chunk)
+    with FaultProxy(emulator) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        storage.rules = [
+            Rule("PUT .*upload_id", kind, times=1, after=5 * number) for number in range(faults)
+        ]
+        upload(bucket, file, min_part_bytes=32 << 20, chunk_bytes=chunk)
+        sent = storage.requests("PUT .*upload_id")
+        begun = storage.requests("POST .*uploadType=resumable")
+    assert sum(seen.fault == kind for seen in sent) == faults
+    if kind == "lost":
+        assert len(begun) == 2
+    else:
+        assert (len(begun), len(sent)) == (1, chunks + faults)
+    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
