@@ -29,7 +29,10 @@ bench: $(INSTALLED)  ## the quick benchmarks, each a table and a JSON file under
 		$(RUN) -m bench.$$name --json .bench/$$name.json || exit 1; done
 
 screenshots: $(INSTALLED)  ## the pictures in the README; needs chromium
-	$(RUN) demo.py --screenshots docs
+	mkdir -p .bench
+	$(RUN) demo.py --screenshots docs >.bench/demo.txt 2>&1
+	sed -n '/^\$$ .*ingest.py/,/Look at them/p' .bench/demo.txt >.bench/commands.txt
+	$(RUN) -m testing.terminal_picture .bench/commands.txt docs/terminal.png
 
 format: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
