@@ -50,6 +50,12 @@ class Feature(TypedDict):
     reason: str  # why it is not available, or ""
 
 
+class ClassCount(TypedDict):
+    imagenet_class: int
+    name: str
+    count: int  # images
+
+
 class EmbeddingInfo(TypedDict):
     by: str
     dimensions: int
@@ -78,6 +84,7 @@ class DatasetPage(TypedDict):
     failed: int
     labelled: int  # images with at least one label
     categories: list[CategoryCount]
+    classes: list[ClassCount]  # ImageNet classes, the commonest first
     embeddings: list[EmbeddingInfo]  # the default first
     sets: list[SetTitle]
     text_search: Feature
@@ -99,6 +106,7 @@ class ImageSummary(TypedDict):
     split: str
     failed: bool  # at ingest: it has no vectors and no thumbnail
     imagenet_class: int | None
+    class_name: str  # or ""
     labels: list[LabelText]
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from common.names import MAX_TEXT_LENGTH, identifier, text_problem
+from local_forager.analysis.imagenet import class_name
 from local_forager.analysis.index import Index
 from local_forager.analysis.label_table import POSITIVE, LabelTable
 
-CSV_HEADER = ("object", "split", "labels", "imagenet_class", "failed")
+CSV_HEADER = ("object", "split", "labels", "imagenet_class", "imagenet_name", "failed")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet may execute such a cell
 LINES_A_PIECE = 1_000
 
@@ -87,6 +88,7 @@ def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[
                 index.split(row),
                 "; ".join(labels),
                 str(number) if number >= 0 else "",
+                class_name(number) if number >= 0 else "",
                 "yes" if index.failed[row] else "",
             )
         )

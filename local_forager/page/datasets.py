@@ -2,11 +2,13 @@
 
 import asyncio
 
+import numpy as np
 from aiohttp import web
 
 from common.names import DATASET_NAME
 from dataset.arrays import EMBEDDINGS
 from local_forager.analysis.health import TITLES, Health
+from local_forager.analysis.imagenet import class_name
 from local_forager.analysis.index import Index
 from local_forager.analysis.projection import umap_installed
 from local_forager.page.map import UMAP_MISSING
@@ -15,6 +17,7 @@ from local_forager.page.state import PAGE, view_of
 from local_forager.server.api import GENERATION, dataset_of
 from local_forager.server.database import Counts
 from local_forager.types import (
+    ClassCount,
     DatasetCard,
     DatasetList,
     DatasetPage,
@@ -56,6 +59,16 @@ def warnings_of(counts: Counts, index: Index) -> list[str]:
     ]
 
 
+def class_counts(index: Index) -> list[ClassCount]:
+    """The ImageNet classes of the images, the commonest first."""
+    numbers, counts = np.unique(index.classes[index.classes >= 0], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [
+        {"imagenet_class": number, "name": class_name(number), "count": count}
+        for number, count in zip(numbers[order].tolist(), counts[order].tolist(), strict=True)
+    ]
+
+
 async def dataset_page(request: web.Request) -> DatasetPage:
     page = request.app[PAGE]
     dataset = await dataset_of(request)
@@ -82,6 +95,7 @@ async def dataset_page(request: web.Request) -> DatasetPage:
         "failed": 0,
         "labelled": 0,
         "categories": [],
+        "classes": [],
         "embeddings": [
             {
                 "by": kind.name,
@@ -101,6 +115,7 @@ async def dataset_page(request: web.Request) -> DatasetPage:
         answer["rows"], answer["rows_train"] = len(copy.index.names), copy.index.num_train
         answer["failed"] = int(copy.index.failed.sum())
         answer["labelled"], answer["categories"] = len(table.of_row), table.counts()
+        answer["classes"] = class_counts(copy.index)
         answer["warnings"] = warnings_of(counts, copy.index)
     return answer
 

@@ -7,6 +7,7 @@ from functools import partial
 from aiohttp import web
 
 from common.names import identifier
+from local_forager.analysis.imagenet import class_name
 from local_forager.page.query import PageError, embedding_choice, number, row_in_path
 from local_forager.page.state import PAGE, View, index_of, view_of
 from local_forager.page.stored_images import (
@@ -34,6 +35,7 @@ def summary(view: View, row: int) -> ImageSummary:
         "split": view.index.split(row),
         "failed": bool(view.index.failed[row]),
         "imagenet_class": number if number >= 0 else None,
+        "class_name": class_name(number) if number >= 0 else "",
         "labels": view.table.of_row.get(row, []),
     }
 

@@ -19,9 +19,9 @@ class PageError(Exception):
 def number(request: web.Request, name: str, default: int, low: int, high: int) -> int:
     """A whole number between low and high."""
     text = request.query.get(name, str(default))
-    if not text.isascii() or not text.isdigit() or not low <= int(text[:12]) <= high:
+    if not text.isascii() or not text.isdigit() or not low <= int(text[:15]) <= high:
         raise PageError(400, f"{name} is not a number from {low:,} to {high:,}.")
-    return int(text[:12])
+    return int(text[:15])
 
 
 def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +10,15 @@ from aiohttp import web
 
 from local_forager.analysis.health import TITLES, Health
 from local_forager.analysis.health_checks import BLOCK_ROWS, Groups
+from local_forager.analysis.ordering import neighbour_distances
 from local_forager.analysis.vectors import Vectors
+from local_forager.page.filters import chosen_rows
 from local_forager.page.query import choice, embedding_choice, number
 from local_forager.page.state import PAGE, View, view_of
 from local_forager.types import Working
 
+SORTS = ("name", "name-backwards", "smallest", "largest", "outliers", "typical")
+MAX_BYTES = 10**12  # of a file
 MAX_TEXT = 1_000  # characters of a text to search for
 WAIT = 1.0  # seconds after which a request is told to ask again
 POLL = 0.05  # seconds between looks at a job
@@ -21,27 +26,6 @@ POLL = 0.05  # seconds between looks at a job
 
 def array_response(array: np.ndarray) -> web.Response:
     return web.Response(body=array.tobytes(), headers={"Cache-Control": "no-store"})
-
-
-def chosen_rows(request: web.Request, view: View) -> np.ndarray:
-    """bool (n,): the images that pass the filters of the request."""
-    query, index = request.query, view.index
-    chosen = np.ones(len(index.names), bool)
-    split = choice(request, "split", ("", "train", "val"))
-    if split:
-        others = slice(index.num_train, None) if split == "train" else slice(index.num_train)
-        chosen[others] = False
-    if "category" in query:
-        labelled = np.zeros(len(chosen), bool)
-        labelled[view.table.select(query["category"], query.get("mode"))] = True
-        chosen &= labelled
-    if query.get("labelled"):
-        labelled = np.zeros(len(chosen), bool)
-        labelled[list(view.table.of_row)] = True
-        chosen &= labelled == (choice(request, "labelled", ("yes", "no")) == "yes")
-    if "class" in query:
-        chosen &= index.classes == number(request, "class", 0, 0, 2**31 - 1)
-    return chosen
 
 
 async def likeness(request: web.Request, view: View) -> np.ndarray | None:
@@ -55,6 +39,19 @@ async def likeness(request: web.Request, view: View) -> np.ndarray | None:
         row = number(request, "like", 0, 0, len(index.names) - 1)
         return await page.compute(vectors.similarities, np.array(vectors.array[row]))
     return None
+
+
+async def neighbour_distances_of(request: web.Request, view: View) -> np.ndarray | None:
+    """neighbour_distances of the index; None if that takes longer than WAIT."""
+    by = embedding_choice(request)
+    key = ("neighbour distances", view.dataset.index_id, by)
+    search = partial(neighbour_distances, view.index.embeddings[by], view.index.failed)
+    job = request.app[PAGE].jobs.start(key, search)
+    until = time.monotonic() + WAIT
+    while (result := job.result()) is None and time.monotonic() < until:
+        await asyncio.sleep(POLL)
+    found: np.ndarray | None = result
+    return found
 
 
 async def finding(request: web.Request, view: View, name: str) -> Groups | None:
@@ -78,8 +75,16 @@ class Listing(NamedTuple):
 
 
 async def listing(request: web.Request, view: View) -> Listing | None:
-    """The images that the request asks for; None while a health check is still running."""
+    """The images that the request asks for; None while they are still being compared."""
     chosen = chosen_rows(request, view)
+    page, query, names = request.app[PAGE], request.query, view.index.names
+    sort = choice(request, "sort", ("", *SORTS))
+    low = number(request, "min_bytes", 0, 0, MAX_BYTES)
+    high = number(request, "max_bytes", MAX_BYTES, 0, MAX_BYTES)
+    sizes = np.zeros(0)
+    if sort in ("smallest", "largest") or "min_bytes" in query or "max_bytes" in query:
+        sizes = await page.object_sizes(view.dataset, view.index)
+        chosen &= (sizes >= low) & (sizes <= high)
     name = choice(request, "set", ("", *TITLES))
     if name:
         groups = await finding(request, view, name)
@@ -89,7 +94,22 @@ async def listing(request: web.Request, view: View) -> Listing | None:
         return await request.app[PAGE].compute(grouped, groups, chosen, vectors)
     cosine = await likeness(request, view)
     order = np.flatnonzero(chosen)
+    if cosine is None and sort in ("outliers", "typical"):
+        column = 0 if sort == "outliers" else 1
+        found = await neighbour_distances_of(request, view)
+        if found is None:
+            return None
+        order = order[~view.index.failed[order]]
+        values = found[order, column]
+        order = order[np.argsort(-values if sort == "outliers" else values, kind="stable")]
+        return Listing(order, np.zeros(len(order), bool), found[order, column])
     if cosine is None:
+        if sort in ("name", "name-backwards"):
+            ordered = sorted(order.tolist(), key=names.__getitem__, reverse=sort != "name")
+            order = np.array(ordered, np.int64)
+        elif sort:
+            sign = 1 if sort == "smallest" else -1
+            order = order[np.argsort(sign * sizes[order], kind="stable")]
         return Listing(order, np.zeros(len(order), bool), None)
     order = order[~view.index.failed[order]]
     order = order[np.argsort(-cosine[order], kind="stable")]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from aiohttp import web
 
+import gcs
 from local_forager.analysis.index import Index
 from local_forager.analysis.index_copy import IndexCopies
 from local_forager.analysis.jobs import Jobs
@@ -40,7 +41,7 @@ class Page:
     def __init__(
         self, app: web.Application, data_dir: Path, bucket: str, clip: Path | None
     ) -> None:
-        buckets = app[BUCKETS]
+        buckets = self._buckets = app[BUCKETS]
         self.bucket = bucket
         self.database = app[DATABASE]
         self.copies = IndexCopies(buckets, bucket, data_dir)
@@ -52,6 +53,7 @@ class Page:
         self._compute = ThreadPoolExecutor(2, thread_name_prefix="compute")
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
+        self._sizes: dict[str, asyncio.Task[np.ndarray]] = {}
         self._maps: dict[tuple[str, str, str], asyncio.Future[bytes]] = {}
 
     async def compute(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -67,6 +69,24 @@ class Page:
             kept = (version, index, await self.compute(table_of, labels, index))
             self._tables[dataset.id] = kept
         return kept[2], version
+
+    async def object_sizes(self, dataset: Dataset, index: Index) -> np.ndarray:
+        """int64 (n,): bytes of each image's object, from a listing made once; -1 if it is gone."""
+        task = self._sizes.get(dataset.index_id)
+        if task is None or (task.done() and task.exception()):
+            task = asyncio.create_task(self._list_sizes(dataset, index))
+            self._sizes[dataset.index_id] = task
+        try:
+            return await asyncio.shield(task)
+        except gcs.StorageError as error:
+            raise PageError(502, f"The file sizes are not known. {error}") from error
+
+    async def _list_sizes(self, dataset: Dataset, index: Index) -> np.ndarray:
+        sizes: dict[str, int] = {}
+        for path in (dataset.train_path, dataset.val_path):
+            bucket, _, prefix = path.removeprefix("gs://").partition("/")
+            sizes |= await self._buckets.sizes(bucket, prefix)
+        return np.array([sizes.get(name, -1) for name in index.names], np.int64)
 
     async def text_vector(self, text: str) -> np.ndarray:
         """The text as a unit vector of CLIP; PageError where text search is not possible."""

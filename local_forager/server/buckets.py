@@ -47,6 +47,15 @@ class Buckets:
 
         return await self._call(listing)
 
+    async def sizes(self, bucket: str, prefix: str) -> dict[str, int]:
+        """The size in bytes of all objects whose names start with prefix."""
+
+        def listing(client: storage.Client) -> dict[str, int]:
+            pages = gcs.list_pages(client, GsPath(bucket, prefix), "name,size")
+            return {item["name"]: int(item.get("size", 0)) for page in pages for item in page}
+
+        return await self._call(listing)
+
     async def read(self, bucket: str, name: str) -> bytes:
         """The content of one object."""
         return await self._call(lambda client: gcs.read_bytes(bucket, name, client))

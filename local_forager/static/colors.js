@@ -1,6 +1,7 @@
 // Colours of the map's points by split, label, ImageNet class or the modes of one label; its legend.
 
 import { count, h, own, plural, splitName } from "./dom.js";
+import { changed, onLink } from "./state.js";
 
 const COLUMNS = { split: "split", label: "label", class: "ImageNet class" };
 const CATEGORY = "category:"; // before a label in the address: colours by the modes of that label
@@ -43,17 +44,26 @@ export function columnColors(column, kind) {
 }
 
 // The entries of the legend. counts: value -> images that are shown.
-export function legend(kind, categories, counts, colors, others) {
+export function legend(kind, { categories, classes }, counts, colors, others) {
+  const names = new Map(classes.map((one) => [one.imagenet_class, one.name]));
   const title = (value) => ({
     split: () => splitName(value ? "val" : "train"),
     label: () => (value < 0 ? "no positive label" : categories[value]?.category ?? ""),
-    class: () => (value < 0 ? "no class" : `class ${value}`),
+    class: () => (value < 0 ? "no class" : names.get(value) ?? `class ${value}`),
     category: () => (value < 0 ? "no such label" : MODES[value]),
   }[kind]());
-  const entry = (value, text, number) => {
+  const filter = (value) => (value < 0 ? null : {
+    split: () => ({ split: value ? "val" : "train" }),
+    label: () => ({ category: categories[value]?.category ?? null, mode: null }),
+    class: () => ({ class: value }),
+    category: () => null,
+  }[kind]());
+  const entry = (value, text, number, filters = filter(value)) => {
     const swatch = h("span", { class: "swatch" });
     swatch.style.background = css(colors.get(value));
-    return h("li", {}, swatch, h("bdi", {}, text), h("span", { class: "number" }, count(number)));
+    const title = filters ? h("a", { href: changed(filters), onclick: onLink }, h("bdi", {}, text))
+      : h("bdi", {}, text);
+    return h("li", {}, swatch, title, h("span", { class: "number" }, count(number)));
   };
   const ordered = [...counts].sort((one, other) => other[1] - one[1]);
   const items = ordered.filter(([value]) => !others.has(value))
@@ -62,7 +72,7 @@ export function legend(kind, categories, counts, colors, others) {
   if (rest.length) {
     const text = kind === "class" ? plural(rest.length, "other class", "other classes")
       : plural(rest.length, "other label");
-    items.push(entry(rest[0][0], text, rest.reduce((sum, [, number]) => sum + number, 0)));
+    items.push(entry(rest[0][0], text, rest.reduce((sum, [, number]) => sum + number, 0), null));
   }
   if (kind === "label" && categories.length > 1) {
     items.push(h("li", { class: "quiet" }, "Of several labels, an image has the colour of the rarest."));

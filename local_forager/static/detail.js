@@ -139,7 +139,7 @@ function facts(session, image, size, problem) {
     fact("Split", splitName(image.split), h("span", { class: "quiet" }, ` · row ${count(image.row)}`)),
     fact("ImageNet class", number === null ? "none" : h("a", {
       href: changed({ image: null, class: number, view: null }), onclick: onLink,
-    }, String(number))),
+    }, image.class_name)),
     image.failed ? [h("dt", {}, "Problem"), problem] : []);
 }
 

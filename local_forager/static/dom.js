@@ -30,7 +30,8 @@ export class Problem extends Error {}
 async function ask(path, parameters, signal, options = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
-    if (value !== null && value !== undefined && value !== "") query.set(name, value);
+    if (value === null || value === undefined || value === "") continue;
+    for (const one of Array.isArray(value) ? value : [value]) query.append(name, one);
   }
   let response;
   try {

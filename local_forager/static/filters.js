@@ -1,9 +1,10 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
-import { basename, count, h, modeKind, modeName, plural, splitName } from "./dom.js";
-import { changed, go, onLink } from "./state.js";
+import { basename, bytes, count, h, modeKind, modeName, own, plural, splitName } from "./dom.js";
+import { changed, go, labelsIn, onLink, toggled } from "./state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
+const CLASSES = 8; // classes listed at once; the others are found by name
 const MANY = 12; // categories; from here on there is a box to find one
 
 export class Filters {
@@ -13,6 +14,7 @@ export class Filters {
       h("summary", {}, "Search and filters"), this.body);
     WIDE.addEventListener("change", () => { this.element.open = WIDE.matches; });
     this.find = "";
+    this.findClass = "";
     this.key = null;
   }
 
@@ -25,11 +27,40 @@ export class Filters {
     const scroll = this.element.scrollTop;
     this.body.replaceChildren(
       search(info, state),
+      sorting(state),
+      naming(state),
       split(info, state),
       this.labels(info, state),
+      this.classes(info, state),
+      fileSize(state),
     );
     this.element.scrollTop = scroll;
     if (focused) document.getElementById(focused)?.focus();
+  }
+
+  classes(info, state) {
+    if (!info.classes.length) return null;
+    const list = h("ul", { class: "choices", role: "list" });
+    const fill = () => {
+      const wanted = this.findClass.toLowerCase();
+      const found = info.classes.filter(({ imagenet_class: number, name }) =>
+        String(number) === state.class || (wanted ? name.toLowerCase().includes(wanted) : true));
+      const shown = found.slice(0, CLASSES);
+      list.replaceChildren(...shown.map(({ imagenet_class: number, name, count: images }) => {
+        const on = state.class === String(number);
+        return choice(`class-${number}`, name, images, on,
+          { ...leaveHealth(state), class: on ? null : number, set: null, image: null });
+      }), ...(found.length > shown.length ? [h("li", { class: "quiet" },
+        `and ${plural(found.length - shown.length, "other class", "other classes")}`)] : []));
+    };
+    fill();
+    return h("section", { "aria-labelledby": "classes-title" },
+      h("h2", { id: "classes-title" }, "ImageNet class"),
+      info.classes.length > CLASSES ? h("input", {
+        type: "search", placeholder: "Find a class", "aria-label": "Find a class", id: "find-class",
+        value: this.findClass,
+        oninput: (event) => { this.findClass = event.currentTarget.value; fill(); },
+      }) : null, list);
   }
 
   labels(info, state) {
@@ -82,6 +113,59 @@ function search(info, state) {
     available ? "Sorts the images by CLIP, best first." : withOptions(reason)));
 }
 
+const SORTS = {
+  "": "as in the index", name: "name", "name-backwards": "name, backwards", largest: "largest file first",
+  smallest: "smallest file first", outliers: "outliers first", typical: "most typical first",
+};
+
+function sorting(state) {
+  return h("section", {}, h("label", { for: "sort", class: "heading" }, "Sort"),
+    h("select", {
+      id: "sort", class: "wide",
+      onchange: (event) => go({
+        ...leaveHealth(state), sort: event.currentTarget.value || null, text: null, like: null, set: null,
+        image: null,
+      }),
+    }, Object.entries(SORTS).map(([value, title]) => h("option", {
+      value, selected: value === (state.sort ?? ""),
+    }, title))));
+}
+
+function naming(state) {
+  const input = h("input", {
+    type: "search", id: "name", value: state.name_part ?? "", autocomplete: "off", maxlength: "600",
+  });
+  return h("form", {
+    onsubmit: (event) => {
+      event.preventDefault();
+      go({ ...leaveHealth(state), name_part: input.value || null, image: null });
+    },
+  }, h("label", { for: "name", class: "heading" }, "Object name contains"), input);
+}
+
+const KILO = 1000;
+
+function fileSize(state) {
+  const box = (id, field, title) => h("label", { for: id }, title, h("input", {
+    type: "number", id, min: "0", step: "any",
+    value: state[field] === null ? "" : String(Number(state[field]) / KILO),
+  }));
+  const value = (id) => {
+    const text = document.getElementById(id).value;
+    return text === "" ? null : Math.round(Number(text) * KILO);
+  };
+  return h("form", {
+    onsubmit: (event) => {
+      event.preventDefault();
+      go({
+        ...leaveHealth(state), min_bytes: value("min-bytes"), max_bytes: value("max-bytes"), image: null,
+      });
+    },
+  }, h("h2", {}, "File size, kB"),
+  h("div", { class: "inline sizes" }, box("min-bytes", "min_bytes", "from "),
+    box("max-bytes", "max_bytes", "to "), h("button", { type: "submit" }, "Apply")));
+}
+
 function choice(id, text, number, on, changes, extra = null) {
   return h("li", {}, h("a", {
     id, class: "choice", href: changed(changes), "aria-current": on ? "true" : null, onclick: onLink,
@@ -105,6 +189,13 @@ function categoryChoice({ category, count: number, modes }, state) {
   const base = { ...leaveHealth(state), labelled: null, set: null, image: null };
   const item = choice(`category-${category}`, category, number, on && state.mode === null,
     on && state.mode === null ? { ...base, category: null, mode: null } : { ...base, category, mode: null });
+  const more = (field, sign, title) => h("a", {
+    class: "more", href: changed({ ...base, [field]: toggled(state, field, category) }), title,
+    "aria-label": `${title}: ${category}`, onclick: onLink,
+    "aria-current": labelsIn(state, field).includes(category) ? "true" : null,
+  }, sign);
+  item.append(h("span", { class: "mores" }, more("with", "+", "And with this label"),
+    more("without", "−", "Without this label")));
   if (modes.length > 1 || modes[0].mode !== "POSITIVE") {
     item.append(h("ul", { class: "modes", role: "list" }, modes.map(({ mode, count: images }) => {
       const chosen = on && state.mode === mode;
@@ -137,7 +228,21 @@ export function summary(session, state, shown) {
       { category: null, mode: null });
   }
   if (state.labelled) chip(state.labelled === "no" ? "no label" : "any label", { labelled: null });
-  if (state.class !== null) chip(`ImageNet class ${state.class}`, { class: null });
+  for (const label of labelsIn(state, "with")) {
+    chip(`and ${label}`, { with: toggled(state, "with", label) });
+  }
+  for (const label of labelsIn(state, "without")) {
+    chip(`not ${label}`, { without: toggled(state, "without", label) });
+  }
+  if (state.class !== null) {
+    const known = info.classes.find((one) => String(one.imagenet_class) === state.class);
+    chip(`ImageNet class: ${known?.name ?? state.class}`, { class: null });
+  }
+  if (state.name_part) chip(`name contains ${state.name_part}`, { name_part: null });
+  if (state.failed) chip(state.failed === "no" ? "not failed" : "failed", { failed: null });
+  if (state.min_bytes !== null) chip(`from ${bytes(Number(state.min_bytes))}`, { min_bytes: null });
+  if (state.max_bytes !== null) chip(`up to ${bytes(Number(state.max_bytes))}`, { max_bytes: null });
+  if (state.sort) chip(`sorted: ${own(SORTS, state.sort) ?? state.sort}`, { sort: null });
   if (state.selected === "yes") chip("selected", { selected: null });
   if (state.set) {
     chip(info.sets.find(({ set }) => set === state.set)?.title ?? state.set, { set: null });

@@ -184,8 +184,7 @@ export class PointMap {
     }
     this.order = drawingOrder(this.points, this.chosen);
     this.showSelection();
-    const { categories } = this.session.info;
-    this.legend.replaceChildren(...legend(this.color, categories, counts, colors, others));
+    this.legend.replaceChildren(...legend(this.color, this.session.info, counts, colors, others));
     this.request();
   }
 

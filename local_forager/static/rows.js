@@ -1,7 +1,7 @@
 // The images that pass the filters, and what is known about each. Kept until labels change.
 
 import { askArray } from "./dom.js";
-import { FILTERS } from "./state.js";
+import { FILTERS, labelsIn } from "./state.js";
 
 const BATCH = 200; // images per request; the server accepts 500
 const KEPT = 20000; // summaries in memory
@@ -45,11 +45,13 @@ export class Rows {
 
   async ask(state) {
     const parameters = Object.fromEntries(FILTERS.map((field) => [field, state[field]]));
-    if (state.set || state.like !== null) parameters.by = state.by;
+    for (const field of ["with", "without"]) parameters[field] = labelsIn(state, field);
+    if (state.set || state.like !== null || state.sort) parameters.by = state.by;
     const key = JSON.stringify(parameters);
     if (key !== this.key) {
       const { name, ended } = this.session;
-      const compares = state.set || state.text || state.like !== null;
+      const compares = state.set || state.text || state.like !== null
+        || ["outliers", "typical"].includes(state.sort);
       const [coded, distances] = await Promise.all([
         askArray(Int32Array, `/page/${name}/rows`, parameters, ended.signal),
         compares ? askArray(Float32Array, `/page/${name}/distances`, parameters, ended.signal) : [],

@@ -1,10 +1,15 @@
 // What is shown, as stated in the address: /NAME?view=...&split=... and so on.
 
 const FIELDS = [
-  "view", "split", "category", "mode", "labelled", "class", "set", "text", "like", "by", "color",
+  "view", "split", "category", "mode", "with", "without", "labelled", "class", "name_part", "failed",
+  "min_bytes", "max_bytes", "set", "text", "like", "sort", "by", "color",
   "method", "pictures", "at", "selected", "image",
 ];
-export const FILTERS = ["split", "category", "mode", "labelled", "class", "set", "text", "like"];
+export const FILTERS = [
+  "split", "category", "mode", "with", "without", "labelled", "class", "name_part", "failed", "min_bytes",
+  "max_bytes", "set", "text", "like", "sort",
+];
+const BETWEEN = "\n"; // labels of one field in the address
 const listeners = new Set();
 history.scrollRestoration = "manual";
 
@@ -25,6 +30,14 @@ export function address(state) {
     }
   }
   return query.size ? `/${state.name}?${query}` : `/${state.name}`;
+}
+
+// The labels that images must have too, or must not have: fields "with" and "without".
+export const labelsIn = (state, field) => (state[field] ? state[field].split(BETWEEN) : []);
+export function toggled(state, field, label) {
+  const labels = labelsIn(state, field);
+  const left = labels.filter((one) => one !== label);
+  return (left.length < labels.length ? left : [...labels, label]).join(BETWEEN) || null;
 }
 
 export const changed = (changes) => address({ ...current(), ...changes });

@@ -68,7 +68,7 @@ def test_map_colours_and_filters(server, tabs):
     note = "Of several labels, an image has the colour of the rarest."
     expect(page.locator(".legend li")).to_have_text(["no positive label75", "bird4", note])
     page.get_by_label("Colour by").select_option("class")
-    expect(page.locator(".legend")).to_contain_text("class ")
+    expect(page.locator(".legend")).to_contain_text("other class")
     expect(page).to_have_url(re.compile("color=class$"))
     page.locator(".filters").get_by_role("link", name="Validation").click()
     total(page, "20 of 80 images")
