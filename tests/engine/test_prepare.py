@@ -1,0 +1,40 @@
+"""Preparing an image: what is the image's fault, and what is the process's."""
+
+import asyncio
+import errno
+
+import pytest
+from PIL import Image
+
+from common.resources import ShortageError
+from engine import decode
+from engine.prepare import Preparation
+from testing.photographs import picture
+
+
+def prepared(image_file, fails_with, monkeypatch):
+    """Decode a file in a Preparation whose Pillow fails with this error."""
+
+    def fail(*_, **__):
+        raise fails_with
+
+    monkeypatch.setattr(Image, "open", fail)
+
+    async def run():
+        preparation = Preparation("b", "i", "id", decode_workers=1)
+        return await preparation._in_thread(decode.open_image, image_file)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "x"), OSError(errno.EIO, "x"), MemoryError()]
+)
+def test_a_shortage_while_decoding_is_not_the_fault_of_the_image(emulator, monkeypatch, error):
+    with pytest.raises(ShortageError):
+        prepared(picture(1), error, monkeypatch)
+
+
+def test_a_damaged_header_is_the_fault_of_the_image(emulator, monkeypatch):
+    with pytest.raises(decode.BadImage, match="its header cannot be read"):
+        prepared(picture(1), ValueError("broken"), monkeypatch)
