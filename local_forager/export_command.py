@@ -71,7 +71,8 @@ async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, L
         await copy.task
         if copy.index is None:
             raise click.ClickException(copy.problem)
-        return copy.index, table_of(await database.labels(dataset.id), copy.index)
+        labels, boxes = await database.labels(dataset.id), await database.boxes(dataset.id)
+        return copy.index, table_of(labels, boxes, copy.index)
     finally:
         buckets.close()
         database.close()

@@ -99,6 +99,18 @@ class LabelText(TypedDict):
     user: str
 
 
+class BoxText(TypedDict):
+    """A box; corners in pixels of the full-size image, before any rotation."""
+
+    category: str
+    mode: str
+    user: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
 class ImageSummary(TypedDict):
     row: int
     name: str  # object name in the bucket
@@ -108,6 +120,7 @@ class ImageSummary(TypedDict):
     imagenet_class: int | None
     class_name: str  # or ""
     labels: list[LabelText]
+    boxes: list[BoxText]
 
 
 class ImageList(TypedDict):

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from local_forager.analysis.index import Index
-from local_forager.server.database import Label
-from local_forager.types import CategoryCount, LabelText
+from local_forager.server.database import Label, StoredBox
+from local_forager.types import BoxText, CategoryCount, LabelText
 
 POSITIVE = "POSITIVE"
 
@@ -14,6 +14,7 @@ POSITIVE = "POSITIVE"
 class LabelTable(NamedTuple):
     of_row: dict[int, list[LabelText]]
     rows: dict[str, dict[str, np.ndarray]]  # category -> mode -> rows, int64 ascending
+    boxes: dict[int, list[BoxText]]
 
     def select(self, category: str, mode: str | None) -> np.ndarray:
         """Rows with a label of the category in this mode; None is any mode."""
@@ -41,7 +42,7 @@ class LabelTable(NamedTuple):
         ]
 
 
-def table_of(labels: list[Label], index: Index) -> LabelTable:
+def table_of(labels: list[Label], boxes: list[StoredBox], index: Index) -> LabelTable:
     """The labels of the images in the index; other images have no row."""
     of_row: dict[int, list[LabelText]] = {}
     rows: dict[str, dict[str, set[int]]] = {}
@@ -52,10 +53,17 @@ def table_of(labels: list[Label], index: Index) -> LabelTable:
             if text not in found:  # on A, images that share an identifier have each label twice
                 found.append(text)
             rows.setdefault(label.category, {}).setdefault(label.mode, set()).add(row)
+    boxes_of: dict[int, list[BoxText]] = {}
+    for identifier, category, mode, user, x1, y1, x2, y2 in boxes:
+        for row in index.rows_of.get(identifier, ()):
+            boxes_of.setdefault(row, []).append(
+                BoxText(category=category, mode=mode, user=user, x1=x1, y1=y1, x2=x2, y2=y2)
+            )
     return LabelTable(
         of_row,
         {
             category: {mode: np.array(sorted(found), np.int64) for mode, found in modes.items()}
             for category, modes in rows.items()
         },
+        boxes_of,
     )

@@ -37,6 +37,7 @@ def summary(view: View, row: int) -> ImageSummary:
         "imagenet_class": number if number >= 0 else None,
         "class_name": class_name(number) if number >= 0 else "",
         "labels": view.table.of_row.get(row, []),
+        "boxes": view.table.boxes.get(row, []),
     }
 
 

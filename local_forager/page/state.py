@@ -66,7 +66,8 @@ class Page:
         kept = self._tables.get(dataset.id)
         if kept is None or kept[0] != version or kept[1] is not index:
             labels = await self.database.labels(dataset.id)
-            kept = (version, index, await self.compute(table_of, labels, index))
+            boxes = await self.database.boxes(dataset.id)
+            kept = (version, index, await self.compute(table_of, labels, boxes, index))
             self._tables[dataset.id] = kept
         return kept[2], version
 

@@ -67,6 +67,19 @@ class Annotation(NamedTuple):
     box: tuple[float, float, float, float] | None
 
 
+class StoredBox(NamedTuple):
+    """A box on an image; corners in pixels of the full-size image."""
+
+    identifier: str
+    category: str
+    mode: str
+    user: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
 class Label(NamedTuple):
     identifier: str
     category: str
@@ -277,6 +290,14 @@ class Database:
         )
         return [Label(*row) for row in rows]
 
+    async def boxes(self, dataset: int) -> list[StoredBox]:
+        """All boxes of a dataset, oldest first."""
+        statement = """
+            SELECT identifier, category, mode, user, x1, y1, x2, y2
+            FROM box JOIN item ON item.id = box.item WHERE dataset = ? ORDER BY box.id"""
+        rows = await self._call(lambda db: db.execute(statement, (dataset,)).fetchall())
+        return [StoredBox(*row) for row in rows]
+
     async def category_counts(self, dataset: int) -> dict[str, dict[str, int]]:
         """For each category the number of rows by mode, boxes and replaced labels included."""
         statement = """
@@ -292,10 +313,9 @@ class Database:
         return counts
 
     async def label_version(self) -> int:
-        """A number that increases whenever labels are written."""
-        statement = "SELECT seq FROM sqlite_sequence WHERE name = 'label'"
-        row = await self._call(lambda db: db.execute(statement).fetchone())
-        return int(row[0]) if row else 0
+        """A number that increases whenever labels or boxes are written."""
+        statement = "SELECT total(seq) FROM sqlite_sequence WHERE name IN ('label', 'box')"
+        return int((await self._call(lambda db: db.execute(statement).fetchone()))[0])
 
     async def sample(self, dataset: int, count: int) -> list[str]:
         """Identifiers of up to count images, evenly spaced over the dataset."""

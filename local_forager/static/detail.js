@@ -3,6 +3,7 @@
 import {
   basename, bytes, count, embeddingOf, h, labelText, modeKind, Problem, splitName,
 } from "./dom.js";
+import { boxSwitch, drawBoxes } from "./boxes.js";
 import { changed, closeImage, go, onLink } from "./state.js";
 
 const COUNT = 24; // neighbours shown
@@ -63,7 +64,7 @@ export async function showDetail(session, state) {
   open("sheet", figure.element,
     h("div", { class: "facts" },
       heading(basename(image.name)), steps(rows, place), facts(session, image, size, problem),
-      labels(image), neighbourhood(session, image, by, near)));
+      labels(image), boxSwitch(image.boxes, dialog), neighbourhood(session, image, by, near)));
   measure(session, image, size, problem, figure);
   if (!image.failed) await neighbours(session, image, by, near, key);
 }
@@ -112,9 +113,11 @@ function picture(session, image) {
   if (!image.failed) {
     small.addEventListener("load", () => { if (!frame.childElementCount) frame.append(small); });
   }
+  let draw = null; // once the size of the original is known
   full.addEventListener("load", () => {
     frame.replaceChildren(full);
     caption.hidden = true;
+    draw?.();
   });
   let reason = "";
   const fail = (why) => {
@@ -126,7 +129,17 @@ function picture(session, image) {
     caption.textContent = reason ? `${shown}. ${reason}` : `${shown}.`;
   };
   full.addEventListener("error", () => fail(""));
-  return { element: h("figure", { class: "picture" }, frame, caption), fail };
+  return {
+    element: h("figure", { class: "picture" }, frame, caption),
+    fail,
+    draw: (boxes, width, height) => {
+      draw = () => {
+        frame.querySelector(".boxes")?.remove();
+        frame.append(drawBoxes(boxes, full, width, height));
+      };
+      if (full.isConnected) draw();
+    },
+  };
 }
 
 function facts(session, image, size, problem) {
@@ -153,6 +166,7 @@ async function measure(session, image, size, problem, figure) {
       "The file asks viewers to turn it. It is shown as the models see it.");
     size.replaceChildren(text || "unknown", ...(turned ? [turned] : []));
     size.className = "";
+    if (detail.width && detail.boxes.length) figure.draw(detail.boxes, detail.width, detail.height);
     if (image.failed) problem.textContent = `It failed at ingest. ${detail.problem}`;
     if (detail.problem) figure.fail(detail.problem);
   } catch (error) {

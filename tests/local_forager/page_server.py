@@ -89,6 +89,12 @@ class PageServer:
         path = f"api/add_annotations_by_internal_identifiers_v2/{name}"
         assert post(f"{self.url}/{path}", payload)["created"] == len(identifiers)
 
+    def box(self, name, identifier, category, corners, mode="POSITIVE"):
+        annotation = {"identifier": identifier, "category": category, "mode": mode, "is_box": True}
+        annotation |= dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True))
+        payload = {"dataset": name, "user": "a@b.c", "annotations": [annotation]}
+        assert post(f"{self.url}/api/add_annotations_multi_v2", payload)["created"] == 1
+
 
 @contextmanager
 def page_server(directory, *options):

@@ -28,13 +28,13 @@ def made_index(names):
 
 
 def text(format_, index, rows, label=None, table=None):
-    table = table or LabelTable({}, {})
+    table = table or LabelTable({}, {}, {})
     return "".join(export_formats.export(format_, index, table, rows, label))
 
 
 def test_csv_cells_are_no_formulas():
     label = {"category": "=1+1", "mode": "POSITIVE", "user": "u"}
-    table = LabelTable({0: [label]}, {})
+    table = LabelTable({0: [label]}, {}, {})
     rows = list(csv.reader(io.StringIO(text("csv", made_index(HOSTILE), range(6), table=table))))
     assert [row[0] for row in rows[1:]] == [
         name if name.startswith("a") else f"'{name}" for name in HOSTILE
@@ -66,7 +66,9 @@ def test_a_million_images_are_streamed(format_):
     label = export_formats.annotation("c", "POSITIVE")
     tracemalloc.start()
     try:
-        pieces = export_formats.export(format_, index, LabelTable({}, {}), range(1_000_000), label)
+        pieces = export_formats.export(
+            format_, index, LabelTable({}, {}, {}), range(1_000_000), label
+        )
         size = sum(map(len, pieces))
         peak = tracemalloc.get_traced_memory()[1]
     finally:

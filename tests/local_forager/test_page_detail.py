@@ -188,3 +188,23 @@ def test_shortcuts(server, tabs):
     expect(dialog).to_be_hidden()
     page.get_by_role("button", name="Keyboard shortcuts").click()
     expect(dialog).to_be_visible()
+
+
+def test_boxes_are_drawn(server, tabs, dataset_name):
+    server.publish(dataset_name, [f"{dataset_name}/train/a.jpg"], 1)
+    server.box(dataset_name, "a", "<b>dog", (20, 30, 120, 90))
+    server.box(dataset_name, "a", "cat", (150, 140, 199, 10), "NEGATIVE")
+    page = tabs(f"{server.url}/{dataset_name}?image=0")
+    overlay = page.locator(".boxes")
+    expect(overlay.locator("text")).to_have_text(["<b>dog", "cat: negative"])
+    image, box = page.locator(".full").bounding_box(), overlay.locator("rect").first.bounding_box()
+    scale = image["width"] / 200
+    assert box["x"] - image["x"] == pytest.approx(20 * scale, abs=3)
+    assert box["y"] - image["y"] == pytest.approx(30 * scale, abs=3)
+    assert box["width"] == pytest.approx(100 * scale, abs=4)
+    page.get_by_label("Show the 2 boxes").uncheck()
+    expect(overlay).to_be_hidden()
+    page.reload()
+    expect(page.get_by_label("Show the 2 boxes")).not_to_be_checked()
+    page.get_by_label("Show the 2 boxes").check()
+    expect(overlay).to_be_visible()
