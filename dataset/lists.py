@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from common.files import write_atomically
 from common.names import checked_index_id, identifier
+from dataset import manifest
 from dataset.arrays import DIMENSIONS, array_path
+from dataset.manifest import manifest_path
 from dataset.rows import TRAIN, VAL, State
 
 PICKLE_BATCH = 1000  # entries between two SETITEMS opcodes, as pickle itself writes them
@@ -28,7 +30,8 @@ class IndexFile(NamedTuple):
 
 
 def write_lists(state: State, directory: Path) -> None:
-    """Write labels.json, the two identifier lists and the ImageNet classes, from the state."""
+    """Write all files of the index but the arrays, from the state."""
+    manifest.write_manifest(state)
     index = directory / "index"
     index.mkdir(parents=True, exist_ok=True)
     write_atomically(index / "labels.json", _json_list(state.objects()))
@@ -62,6 +65,7 @@ def index_files(
             IndexFile(directory / "index" / name, f"{prefix}/{name}", text)
             for name in ("labels.json", "identifiers.json", "val_identifiers.json")
         ),
+        IndexFile(manifest_path(directory), f"{prefix}/{manifest.NAME}", binary),
         IndexFile(
             directory / "aux" / "imagenet.pickle", f"aux_labels/{index_id}/imagenet.pickle", binary
         ),

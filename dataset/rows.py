@@ -1,71 +1,45 @@
 """The state of one ingest in SQLite: what is listed, what is done, what the numbers depend on.
 
-SQLite keeps a million rows out of memory, and its commits survive a power cut. What SQLite does not
-notice, such as a byte that changes inside a value, is found by checksums: one over the options, and
-one per row.
+SQLite keeps a million rows out of memory, and its commits survive a power cut. The tables and the
+checks for damage are in schema.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import mmap
 import os
-import re
 import sqlite3
-import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import click
 import numpy as np
 
 from common.files import is_disk_error, sync_directory
 from common.names import IMAGE_SUFFIXES, checked_index_id, encodable, identifier
 from common.terminal import printable
+from dataset.schema import (
+    DONE,
+    FAILED,
+    LISTED,
+    OPTIONS_CHECKSUM,
+    OUTCOME,
+    PENDING_AGAIN,
+    ROWS,
+    SCHEMA,
+    SET_OUTCOME,
+    VERSION,
+    DamagedState,
+    options_checksum,
+    problem_of,
+    row_checksum,
+)
 from gcs import NO_CRC32C, ListedObject
 
 TRAIN, VAL = 0, 1
-SPLITS = {TRAIN: "training", VAL: "validation"}
-PENDING, DONE, FAILED = 0, 1, 2
+SPLITS = {TRAIN: "training", VAL: "validation"}  # in messages
+SPLIT_NAMES = {TRAIN: "train", VAL: "val"}  # in files
 ROWS_PER_QUERY = 1000
-VERSION = 2  # of the tables, as SQLite's user_version
-OPTIONS_CHECKSUM = "checksum"  # the option that holds the checksum over all others
-INDEX_ID_ON_DISK = re.compile(rb"index_id([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-# No table has an index beside it, in which damage would go unnoticed.
-SCHEMA = """
-CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE skipped (
-    kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE listed (
-    split INTEGER NOT NULL, object TEXT NOT NULL, identifier TEXT NOT NULL,
-    size INTEGER NOT NULL, crc32c INTEGER NOT NULL, generation INTEGER NOT NULL
-);
-"""
-ROWS = """
-CREATE TABLE rows (
-    row INTEGER PRIMARY KEY, split INTEGER NOT NULL, object TEXT NOT NULL,
-    identifier TEXT NOT NULL, size INTEGER NOT NULL, crc32c INTEGER NOT NULL,
-    generation INTEGER NOT NULL, status INTEGER NOT NULL DEFAULT 0,
-    imagenet_class INTEGER, reason TEXT, vectors_crc32c INTEGER, checksum INTEGER NOT NULL
-);
-INSERT INTO rows
-    SELECT *, 0, NULL, NULL, NULL, checksum(row, split, object, identifier, size, crc32c,
-        generation, 0, NULL, NULL, NULL)
-    FROM (SELECT row_number() OVER (ORDER BY split, object) - 1 AS row, * FROM listed)
-    ORDER BY row;
-DROP TABLE listed;
-"""
-LISTED = "row, split, object, identifier, size, crc32c, generation"
-OUTCOME = "status, imagenet_class, reason, vectors_crc32c"
-NEW_OUTCOME = ":status, :imagenet_class, :reason, :vectors_crc32c"
-SET_OUTCOME = (
-    f"UPDATE rows SET ({OUTCOME}, checksum) = ({NEW_OUTCOME}, checksum({LISTED}, {NEW_OUTCOME}))"
-)
-PENDING_AGAIN = dict.fromkeys(("imagenet_class", "reason", "vectors_crc32c")) | {"status": PENDING}
-WRONG_ROW = f"checksum IS NOT checksum({LISTED}, {OUTCOME})"
 
 
 class Row(NamedTuple):
@@ -82,6 +56,8 @@ class Outcome(NamedTuple):
     imagenet_class: int | None
     reason: str | None  # why it failed
     vectors_crc32c: int | None = None  # of the vectors in the order of EMBEDDINGS
+    width: int | None = None  # pixels
+    height: int | None = None
 
 
 class Counts(NamedTuple):
@@ -93,19 +69,6 @@ class Counts(NamedTuple):
     failed: int
 
 
-class DamagedState(click.ClickException):
-    """The file of a state is damaged; the message says what to do."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        index_id = index_id_on_disk(path)
-        uploaded = f"its index id is {index_id}" if index_id else "its index id cannot be read"
-        super().__init__(
-            f"The state in {path.parent} is damaged ({printable(reason)}): remove that directory, "
-            f"or choose another with --work_dir. What it uploaded stays in the index bucket; "
-            f"{uploaded}."
-        )
-
-
 class State:
     """The rows of one ingest in SQLite.
 
@@ -115,7 +78,7 @@ class State:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._db.create_function("checksum", -1, _checksum, deterministic=True)
+        self._db.create_function("checksum", -1, row_checksum, deterministic=True)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
 
@@ -130,7 +93,7 @@ class State:
         state: State | None = None
         try:
             state = cls(path)
-            problem = state._problem()
+            problem = problem_of(state._db)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:  # text that is not UTF-8
             if is_disk_error(error):
                 raise
@@ -141,25 +104,6 @@ class State:
             raise DamagedState(path, problem)
         assert state
         return state
-
-    def _problem(self) -> str:
-        """What is wrong with the content, or ""."""
-        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            return str(found)
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version != VERSION:
-            return f"its tables have version {version}, not {VERSION} as in this program"
-        if _schema_of(self._db) != _expected_schema():
-            return "its tables are not those of an ingest"
-        options = dict(self._db.execute("SELECT name, value FROM options"))
-        if options.pop(OPTIONS_CHECKSUM, None) != _options_checksum(options):
-            return "its options do not match their checksum"
-        count, last = self._db.execute("SELECT count(*), max(row) FROM rows").fetchone()
-        if count and last != count - 1:
-            return f"{count:,} rows, the last of them {last:,}"
-        wrong = self._db.execute(f"SELECT row FROM rows WHERE {WRONG_ROW} LIMIT 1").fetchone()
-        return f"row {wrong[0]:,} does not match its checksum" if wrong else ""
 
     @classmethod
     def create(cls, path: Path) -> State:
@@ -276,7 +220,7 @@ class State:
             self._db.executemany(insert, options.items())
             all_options = dict(self._db.execute("SELECT name, value FROM options"))
             all_options.pop(OPTIONS_CHECKSUM, None)
-            self._db.execute(insert, (OPTIONS_CHECKSUM, _options_checksum(all_options)))
+            self._db.execute(insert, (OPTIONS_CHECKSUM, options_checksum(all_options)))
 
     @property
     def is_registered(self) -> bool:
@@ -380,6 +324,13 @@ class State:
             "SELECT object, imagenet_class FROM rows WHERE status = 1 ORDER BY row"
         )
 
+    def manifest_rows(self) -> Generator[tuple[Any, ...], None, None]:
+        """The columns of manifest.schema for each row, in row order; the split as a number."""
+        yield from self._db.execute(
+            "SELECT object, identifier, split, size, generation, crc32c, width, height, "
+            "imagenet_class, reason, vectors_crc32c FROM rows ORDER BY row"
+        )
+
     def take_replaced(self, listing: Path) -> int:
         """Accept new versions of objects whose rows are not done; returns how many have new bytes.
 
@@ -461,43 +412,6 @@ def remove_state(path: Path) -> None:
     """Remove a database with the files that SQLite keeps beside it."""
     for suffix in ("", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
-def index_id_on_disk(path: Path) -> str | None:
-    """The index id in the bytes of a state's files, however damaged they are; None without one."""
-    for suffix in ("", "-wal"):
-        with (
-            contextlib.suppress(OSError, ValueError),  # it is not there, or empty
-            open(f"{path}{suffix}", "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            if found := INDEX_ID_ON_DISK.search(content):
-                return found[1].decode()
-    return None
-
-
-def _checksum(*values: object) -> int:
-    """CRC-32 of some values of SQLite."""
-    return zlib.crc32(repr(values).encode(errors="replace"))
-
-
-def _options_checksum(options: dict[str, str]) -> str:
-    return str(_checksum(*sorted(options.items())))
-
-
-@functools.cache
-def _expected_schema() -> list[tuple[str, str]]:
-    """What `_schema` gives for a state whose rows are numbered."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.create_function("checksum", -1, _checksum, deterministic=True)
-        db.executescript(SCHEMA)
-        db.executescript(ROWS)
-        return _schema_of(db)
-
-
-def _schema_of(db: sqlite3.Connection) -> list[tuple[str, str]]:
-    query = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
-    return db.execute(query).fetchall()
 
 
 def _kind(name: str) -> str:

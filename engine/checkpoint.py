@@ -79,13 +79,15 @@ class Recorder:
         if self._changed:
             raise ImagesChanged(self._changed, self._changes)
 
-    def done(self, row: Row, embedding: Embedding) -> None:
-        """Take the embedding of one row."""
+    def done(
+        self, row: Row, embedding: Embedding, width: int | None = None, height: int | None = None
+    ) -> None:
+        """Take the embedding of one row, whose image has this size in pixels."""
         if not all(np.isfinite(vector).all() for vector in embedding.vectors):
             self.failed(row, "the models compute no finite numbers for it")
             return
         checksum = self._arrays.write(row.row, embedding.vectors)
-        self._add(row, Outcome(row.row, embedding.imagenet_class, None, checksum))
+        self._add(row, Outcome(row.row, embedding.imagenet_class, None, checksum, width, height))
 
     def failed(self, row: Row, reason: str) -> None:
         """Take the reason why the image of one row cannot be embedded; its vectors become zeros."""

@@ -94,16 +94,16 @@ class Pipeline:
         """Take one image after the other through all stages."""
         for row in rows:
             try:
-                embedding = await self._embed(row)
+                embedding, width, height = await self._embed(row)
             except ObjectChanged as error:
                 self._recorder.changed(row, str(error))
             except (decode.BadImage, ObjectUnusable) as error:
                 self._recorder.failed(row, str(error))
             else:
-                self._recorder.done(row, embedding)
+                self._recorder.done(row, embedding, width, height)
 
-    async def _embed(self, row: Row) -> Embedding:
-        """Everything that happens to one image, except for recording it.
+    async def _embed(self, row: Row) -> tuple[Embedding, int, int]:
+        """Everything that happens to one image but recording: its embedding, width and height.
 
         Raises:
             BadImage, ObjectUnusable: the reason why this image cannot be embedded.
@@ -114,4 +114,5 @@ class Pipeline:
                 self._preparation.upload_thumbnail(row, prepared.thumbnail),
                 self._batches.embed(prepared),
             )
-            return embedding
+            height, width = prepared.pixels.shape[:2]
+            return embedding, width, height

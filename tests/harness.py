@@ -24,6 +24,7 @@ from urllib.parse import quote
 import numpy as np
 from click.testing import CliRunner
 from PIL import Image
+from pyarrow import parquet
 
 import ingest
 from common.names import identifier
@@ -97,6 +98,12 @@ class Emulated(NamedTuple):
                 return found
 
 
+def manifest_content(data: bytes) -> str:
+    """What does not depend on when and how often an image was written."""
+    table = parquet.read_table(io.BytesIO(data)).drop_columns(["generation"])
+    return str(table.to_pylist())
+
+
 class Dataset(NamedTuple):
     """Images in a bucket, an empty index bucket, a name, weights and a work directory to be."""
 
@@ -121,6 +128,9 @@ class Dataset(NamedTuple):
     def left_behind(self) -> dict[str, str]:
         """The objects in the index bucket and their crc32c, with ID for the one index_id."""
         found = self.storage.contents(self.bucket)
+        for name in found:
+            if name.endswith("/manifest.parquet"):  # whose metadata has the time and the index id
+                found[name] = manifest_content(self.storage.get(self.bucket, name))
         ids = {name.split("/")[1] for name in found}
         assert len(ids) <= 1, f"several index_ids: {ids}"
         return {re.sub(r"/[-0-9a-f]{36}/", "/ID/", name): crc for name, crc in found.items()}

@@ -120,7 +120,7 @@ BAD = {
         ),
         "header cannot be read",
     ),
-    "many-scans.jpg": (many_scans(), "JPEG of more than 500 scans"),
+    "many-scans.jpg": (many_scans(), "a JPEG of 1,009 scans"),
     "too-wide.png": (png(70_000, 1, 1, GRAY, rows(8750, 1, b"\1")), "too wide for a JPEG"),
     "gzip-bomb.jpg": (gzip.compress(bytes(200 << 20)), "not an image"),
     "gzip-huge.jpg": (gzip.compress(b"small")[:-4] + b"\xff\xff\xff\xff", "4.3 GB uncompressed"),

@@ -61,7 +61,9 @@ def test_every_object_of_the_index(world, servers, fast_models, generation):
         assert index.classes[index.labels[row].rpartition("/")[2]] == number
     assert np.allclose(np.linalg.norm(index.arrays["clip"], axis=1), 1)
     assert set(index.thumbnails) == {"a.jpg", "b.v1.jpg", "c.jpg", "0.jpg"}
-    assert len(index.names) == len(DIMENSIONS) + 4 + 4  # arrays, lists and classes, thumbnails
+    assert (
+        len(index.names) == len(DIMENSIONS) + 5 + 4
+    )  # arrays, lists with manifest and classes, thumbnails
     info = dataset(world)
     assert (info["index_id"], info["num_train"], info["num_val"]) == (index.id, 3, 1)
 

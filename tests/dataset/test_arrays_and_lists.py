@@ -137,6 +137,7 @@ def test_files_become_the_objects_of_the_specification(tmp_path):
             f"indexes/{INDEX_ID}/local/{name}/embeddings.npy": array_path(tmp_path, name)
             for name in DIMENSIONS
         },
+        f"indexes/{INDEX_ID}/manifest.parquet": tmp_path / "index" / "manifest.parquet",
         f"indexes/{INDEX_ID}/labels.json": tmp_path / "index" / "labels.json",
         f"indexes/{INDEX_ID}/identifiers.json": tmp_path / "index" / "identifiers.json",
         f"indexes/{INDEX_ID}/val_identifiers.json": tmp_path / "index" / "val_identifiers.json",

@@ -1,0 +1,99 @@
+"""Vectors with their manifest as one Parquet file: python -m dataset.export DIR --to FILE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from dataset.arrays import DIMENSIONS, DTYPE, array_path, arrays_complete
+from dataset.manifest import ROWS_PER_GROUP, manifest_path, read_metadata
+
+ROWS_PER_WRITE = 10_000  # 140 MB with all vectors
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--to",
+    "path",
+    required=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The Parquet file to write.",
+)
+@click.option(
+    "--embedding",
+    "names",
+    multiple=True,
+    type=click.Choice(list(DIMENSIONS)),
+    help="An embedding to include; give it several times for several.  [default: all]",
+)
+def main(directory: Path, path: Path, names: tuple[str, ...]) -> None:
+    """Write the manifest and the vectors of the work directory DIR as one Parquet file.
+
+    \b
+    Example:
+      python -m dataset.export birds --to birds.parquet --embedding clip
+
+    Each embedding becomes a column of fixed-size lists of float32, which pandas, DuckDB, Lance and
+    Embedding Atlas read.
+    """
+    rows = export(directory, path, names or tuple(DIMENSIONS))
+    click.echo(f"Wrote {rows:,} rows to {path}.", err=True)
+
+
+def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
+    """Write the Parquet file in row groups; returns the number of rows.
+
+    Raises:
+        click.ClickException: the work directory has no finished index, or the file cannot be
+            written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    source = manifest_path(directory)
+    try:
+        read_metadata(source)
+        manifest = parquet.ParquetFile(source)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(
+            f"{directory} has no readable index/manifest.parquet: name the work directory of a "
+            "finished ingest."
+        ) from error
+    count = manifest.metadata.num_rows
+    if not arrays_complete(directory, count):
+        raise click.ClickException(
+            f"The arrays in {directory} do not have the {count:,} rows of the manifest: run the "
+            "ingest again to finish it."
+        )
+    vectors = {name: pa.list_(pa.float32(), DIMENSIONS[name]) for name in names}
+    columns = manifest.schema_arrow
+    for name, kind in vectors.items():
+        columns = columns.append(pa.field(name, kind))
+    arrays = {
+        name: np.memmap(array_path(directory, name), DTYPE, "r", shape=(count, DIMENSIONS[name]))
+        for name in names
+    }
+    first = 0
+    try:
+        with parquet.ParquetWriter(path, columns, compression="zstd") as writer:
+            for batch in manifest.iter_batches(ROWS_PER_WRITE):
+                after = first + batch.num_rows
+                lists = [
+                    pa.FixedSizeListArray.from_arrays(pa.array(rows[first:after].ravel()), width)
+                    for name, rows in arrays.items()
+                    for width in [DIMENSIONS[name]]
+                ]
+                full = pa.RecordBatch.from_arrays([*batch.columns, *lists], schema=columns)
+                writer.write_batch(full, row_group_size=ROWS_PER_GROUP)
+                first = after
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written ({error.strerror}).") from error
+    return count
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m dataset.export")

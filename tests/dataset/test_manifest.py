@@ -1,0 +1,116 @@
+"""The manifest beside an index, and the export of vectors with it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset
+import pytest
+from click.testing import CliRunner
+from pyarrow import parquet
+
+from dataset import manifest
+from dataset.arrays import DIMENSIONS, Arrays, array_path
+from dataset.export import main
+from dataset.rows import TRAIN, VAL, Outcome, State
+from gcs import ListedObject
+
+INDEX_ID = "12345678-1234-4234-8234-123456789abc"
+OPTIONS = {
+    "dataset": "birds",
+    "train_path": "gs://b/t/",
+    "val_path": "gs://b/v/",
+    "index_id": INDEX_ID,
+    "resnet_weights": "1" * 64,
+    "clip_weights": "2" * 64,
+    "backend": "fused",
+    "precision": "float32",
+}
+
+
+def vectors(seed):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
+
+
+@pytest.fixture
+def state(tmp_path):
+    """Two training images, one of which failed, and a validation image."""
+    made = State.create(tmp_path / "state.sqlite")
+    made.add(
+        TRAIN, [ListedObject("t/b.jpg", 7, 2**32 - 1, 2**60), ListedObject("t/a.png", 5, 1, 3)]
+    )
+    made.add(VAL, [ListedObject("v/é.jpeg", 6, 2, 4)])
+    made.number_rows()
+    made.set_options(OPTIONS)
+    with Arrays(tmp_path, 3) as arrays:
+        checksums = [arrays.write(row, vectors(row)) for row in (0, 2)]
+    made.record([Outcome(0, 17, None, checksums[0], 640, 480), Outcome(1, None, "truncated")])
+    made.record([Outcome(2, 3, None, checksums[1], 20, 30)])
+    yield made
+    made.close()
+
+
+def test_a_row_per_image_in_row_order(state, tmp_path):
+    manifest.write_manifest(state)
+    table = pd.read_parquet(tmp_path / "index" / "manifest.parquet")
+    assert table["object"].tolist() == ["t/a.png", "t/b.jpg", "v/é.jpeg"]
+    assert table["identifier"].tolist() == ["a", "b", "é"]
+    assert table["split"].tolist() == ["train", "train", "val"]
+    assert table["size"].tolist() == [5, 7, 6]
+    assert table["generation"].tolist() == [3, 2**60, 4]
+    assert table["crc32c"].tolist() == [1, 2**32 - 1, 2]
+    assert table["failure"].tolist()[1] == "truncated" and table["failure"].isna().sum() == 2
+    found = table[["width", "height", "imagenet_class"]].astype("Int64").to_numpy(na_value=-1)
+    assert found.tolist() == [[640, 480, 17], [-1, -1, -1], [20, 30, 3]]
+
+
+def test_the_metadata_tells_how_the_vectors_were_computed(state, tmp_path):
+    manifest.write_manifest(state)
+    found = manifest.read_metadata(manifest.manifest_path(tmp_path))
+    assert found["dataset"] == "birds" and found["index_id"] == INDEX_ID
+    assert found["train_path"] == "gs://b/t/" and found["precision"] == "float32"
+    assert found["resnet_weights_sha256"] == "1" * 64 and found["torch"]
+    assert found["made"].endswith("+00:00") and len(found["program"]) == 12
+
+
+def test_rows_are_written_in_groups(state, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "ROWS_PER_GROUP", 2)
+    manifest.write_manifest(state)
+    assert parquet.ParquetFile(manifest.manifest_path(tmp_path)).num_row_groups == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 not really", None])
+def test_what_is_no_manifest_is_said_to_be_that(tmp_path, content):
+    path = tmp_path / "manifest.parquet"
+    if content is None:
+        parquet.write_table(pyarrow.table({"a": [1]}), path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no manifest of an index"):
+        manifest.read_metadata(path)
+
+
+def test_export_of_some_vectors(state, tmp_path):
+    manifest.write_manifest(state)
+    path = tmp_path / "birds.parquet"
+    arguments = [str(tmp_path), "--to", str(path), "--embedding", "clip"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == f"Wrote 3 rows to {path}.\n"
+    exported = pyarrow.dataset.dataset(path)
+    assert str(exported.schema.field("clip").type) == "fixed_size_list<element: float>[512]"
+    assert "imagenet" not in exported.schema.names
+    table = pd.read_parquet(path)
+    np.testing.assert_array_equal(np.stack(table["clip"])[[0, 2]], [vectors(0)[2], vectors(2)[2]])
+    assert json.loads(exported.schema.metadata[b"forager"])["dataset"] == "birds"
+
+
+def test_export_of_an_unfinished_ingest_is_refused(state, tmp_path):
+    arguments = [str(tmp_path), "--to", str(tmp_path / "x.parquet")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "has no readable index/manifest.parquet" in result.stderr
+    manifest.write_manifest(state)
+    array_path(tmp_path, "clip").unlink()
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "do not have the 3 rows of the manifest" in result.stderr
