@@ -79,9 +79,7 @@ class Recorder:
         if self._changed:
             raise ImagesChanged(self._changed, self._changes)
 
-    def done(
-        self, row: Row, embedding: Embedding, width: int | None = None, height: int | None = None
-    ) -> None:
+    def done(self, row: Row, embedding: Embedding, width: int | None, height: int | None) -> None:
         """Take the embedding of one row, whose image has this size in pixels."""
         if not all(np.isfinite(vector).all() for vector in embedding.vectors):
             self.failed(row, "the models compute no finite numbers for it")

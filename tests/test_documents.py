@@ -350,8 +350,9 @@ def test_plain_words():
 def test_the_code_in_readme_loads_names_and_vectors(world, fast_models):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
     assert world.run("--work_dir", "birds").exit_code == 0
-    (code,) = code_blocks(section("README.md", "## What it leaves behind"))
+    code, *_ = code_blocks(section("README.md", "## What it leaves behind"))
     found: dict[str, Any] = {}
     exec(code, found)
-    assert found["names"] == ["t/a.jpg", "t/b.jpg", "v/c.jpg"]
-    assert found["clip"].shape == (3, 512) and found["similar"][0] == "t/a.jpg"
+    assert found["images"]["object"].tolist() == ["t/a.jpg", "t/b.jpg", "v/c.jpg"]
+    assert found["clip"].shape == (3, 512)
+    assert found["similar"]["object"].tolist()[0] == "t/a.jpg"

@@ -44,6 +44,8 @@ RESULTS = pa.schema(
         ("row", pa.int64()),
         ("name", pa.large_string()),
         ("size", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
         ("reason", pa.large_string()),  # why it has no embedding, or null
         ("changed", pa.bool_()),  # the object is not the listed one any more
         ("imagenet_class", pa.int64()),
@@ -111,7 +113,7 @@ def results(
     failures = [outcome if isinstance(outcome, NotEmbedded) else None for outcome in embedded]
     embeddings = [outcome if isinstance(outcome, Embedding) else nothing for outcome in embedded]
     columns = [
-        *([row[name] for row in rows] for name in ("row", "name", "size")),
+        *([row[name] for row in rows] for name in ("row", "name", "size", "width", "height")),
         [failure and failure.reason for failure in failures],
         [failure is not None and failure.changed for failure in failures],
         [embedding.imagenet_class for embedding in embeddings],
@@ -129,15 +131,25 @@ def results(
     return pa.table([*plain, *arrays], RESULTS)
 
 
-def read_results(table: pa.Table) -> Iterator[tuple[Row, Embedding | NotEmbedded]]:
-    """Each row of `results` with its embedding, or why it has none."""
+class Result(NamedTuple):
+    """What became of one row."""
+
+    row: Row
+    width: int | None  # pixels
+    height: int | None
+    outcome: Embedding | NotEmbedded
+
+
+def read_results(table: pa.Table) -> Iterator[Result]:
+    """The rows of `results`."""
     arrays = [
         np.concatenate([c.flatten().to_numpy() for c in table[name].chunks]).reshape(-1, dimension)
         for name, dimension in DIMENSIONS.items()
     ]
-    columns = ("row", "name", "size", "imagenet_class", "reason", "changed")
+    columns = ("row", "name", "size", "width", "height", "imagenet_class", "reason", "changed")
     lines = zip(*(table[column].to_pylist() for column in columns), strict=True)
-    for i, (number, name, size, imagenet_class, reason, changed) in enumerate(lines):
+    for i, (number, name, size, *pixels, imagenet_class, reason, changed) in enumerate(lines):
         row = Row(number, ListedObject(name, size, 0, 0))
         embedding = Embedding([array[i] for array in arrays], imagenet_class)
-        yield row, embedding if reason is None else NotEmbedded(reason, changed)
+        outcome = embedding if reason is None else NotEmbedded(reason, changed)
+        yield Result(row, *pixels, outcome)

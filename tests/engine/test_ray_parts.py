@@ -45,9 +45,10 @@ def test_packs_and_results_keep_every_number():
     table = tables.results(rows, [found[0], embedding, found[2], embedding], [0.0] * 8)
     assert table.schema == tables.RESULTS
     read = list(tables.read_results(table))
-    assert [row for row, _ in read] == ROWS
-    assert [outcome for _, outcome in read[::2]] == images[::2]
-    for _, outcome in read[1::2]:
+    assert [result.row for result in read] == ROWS
+    assert [result.outcome for result in read[::2]] == images[::2]
+    assert [result[1:3] for result in read] == [(None, None), (7, 5), (None, None), (7, 2)]
+    for *_, outcome in read[1::2]:
         assert outcome.imagenet_class == 7
         for vector, dimension in zip(outcome.vectors, DIMENSIONS.values(), strict=True):
             assert (vector == dimension).all() and len(vector) == dimension
