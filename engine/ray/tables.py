@@ -148,8 +148,8 @@ def read_results(table: pa.Table) -> Iterator[Result]:
     ]
     columns = ("row", "name", "size", "width", "height", "imagenet_class", "reason", "changed")
     lines = zip(*(table[column].to_pylist() for column in columns), strict=True)
-    for i, (number, name, size, *pixels, imagenet_class, reason, changed) in enumerate(lines):
+    for i, (number, name, size, width, height, imagenet_class, reason, changed) in enumerate(lines):
         row = Row(number, ListedObject(name, size, 0, 0))
         embedding = Embedding([array[i] for array in arrays], imagenet_class)
         outcome = embedding if reason is None else NotEmbedded(reason, changed)
-        yield Result(row, *pixels, outcome)
+        yield Result(row, width, height, outcome)
