@@ -261,7 +261,11 @@ async def embed_here(
         _say(f"Embedding on {embedder.device} in {embedder.precision}.")
         if embedder.bfloat16_would_be_faster and request.models.precision == "auto":
             _say(BFLOAT16_ADVICE)
+        for sentence in embedder.remarks:
+            _say(sentence)
         await pipeline.run()
+    for sentence in embedder.exceptions():
+        _say(sentence)
     return pipeline.times()
 
 

@@ -15,13 +15,14 @@ import click
 import torch
 
 from models.backends import original, transformers
+from models.pair import ResNetFunction
 from weights.resnet50 import read_resnet_weights
 
 
 class Original(NamedTuple):
     """Both models in float32, from uint8 (n, height, width, 3), red, green, blue."""
 
-    resnet: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    resnet: ResNetFunction
     clip: Callable[[torch.Tensor], torch.Tensor]
     name: str
 
@@ -30,8 +31,8 @@ def load(weights: Path, device: torch.device) -> Original:
     """The original's models, and what they are made of."""
     arrays, clip = read_resnet_weights(weights / "R-50.pkl"), weights / "clip-vit-base-patch32"
     try:
-        functions = original.load(arrays, clip, device, torch.float32)
-        return Original(*functions, "Detectron2 and clip")
+        models = original.load(arrays, clip, device, torch.float32)
+        return Original(models.resnet, models.clip, "Detectron2 and clip")
     except click.ClickException:  # not installed
         model = transformers.resnet(arrays, fold=False).to(device)
         tower = transformers.vision_tower(clip / "model.safetensors").to(device)
@@ -40,7 +41,9 @@ def load(weights: Path, device: torch.device) -> Original:
         *_, res4, res5 = model(x, output_hidden_states=True).hidden_states
         return {"res4": res4, "res5": res5}
 
-    functions = original.as_functions(
+    models = original.as_functions(
         backbone, lambda x: tower(x).image_embeds, arrays, device, torch.float32
     )
-    return Original(*functions, "transformers' modules, in the place of Detectron2 and clip")
+    return Original(
+        models.resnet, models.clip, "transformers' modules, in the place of Detectron2 and clip"
+    )

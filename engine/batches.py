@@ -1,28 +1,30 @@
 """Images on their way into the models: grouped into batches, computed in threads, awaited singly.
 
-A group becomes a batch when it is full, when its oldest image has waited MAX_WAIT_S, or when there
-is nothing else to do. So the models never idle while an image waits. Where the models are the
-bottleneck, images queue up and the batches fill by themselves.
+On a CPU a batch starts when a thread is free. On a GPU it starts when it is full, when its oldest
+image has waited GATHER_S, or when no image has come for QUIET_S (engine/grouping.py). Where the
+models are the bottleneck, images queue up and the batches fill by themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from dataset.arrays import Embedding
 from engine.decode import BadImage, Prepared
+from engine.grouping import Groups
 from engine.stages import StageTime
 
 MAX_WAIT_S = 5.0
-SIZES_REMEMBERED = 4096  # image sizes whose batch size is kept
+GATHER_S = 0.3  # how long a batch on a GPU that is not full waits for more images,
+QUIET_S = 0.05  # unless no image came for this time
 AHEAD = 2  # batches given to a GPU before the first is waited for
 
 Result = TypeVar("Result")
@@ -52,19 +54,18 @@ class BatchEmbedder(Protocol):
     ) -> StartedBatch: ...
 
 
-class Waiting(NamedTuple):
+class Queued(NamedTuple):
     """One image that waits for a batch."""
 
     pixels: np.ndarray
     clip_input: np.ndarray | None
     future: asyncio.Future[Embedding]
-    since: float  # time.monotonic()
 
 
 class Launched(NamedTuple):
     """A batch on the device, or the error that starting it raised."""
 
-    images: list[Waiting]
+    images: list[Queued]
     batch: StartedBatch | Exception
 
 
@@ -72,10 +73,16 @@ class Batches:
     """Runs an embedder in threads of its own; an async context manager."""
 
     def __init__(self, embedder: BatchEmbedder, *, max_wait_s: float = MAX_WAIT_S) -> None:
-        self._embedder, self._max_wait_s = embedder, max_wait_s
-        self._ahead = 1 if embedder.device == "cpu" else AHEAD
-        self._groups: dict[Hashable, deque[Waiting]] = {}
-        self._batch_size = functools.lru_cache(SIZES_REMEMBERED)(embedder.batch_size)
+        self._embedder = embedder
+        self._on_gpu = embedder.device != "cpu"
+        self._ahead = AHEAD if self._on_gpu else 1
+        self._groups: Groups[Queued] = Groups(
+            lambda queued: embedder.batch_size(*queued.pixels.shape[:2]),
+            gather_s=GATHER_S if self._on_gpu else 0.0,
+            quiet_s=QUIET_S if self._on_gpu else 0.0,
+            max_wait_s=max_wait_s,
+            few_sizes=self._on_gpu,
+        )
         self._changed = threading.Condition()
         self._stopping = False
         self._broken: Exception | None = None
@@ -110,8 +117,8 @@ class Batches:
         with self._changed:
             if self._broken:
                 raise self._broken
-            waiting = Waiting(image.pixels, image.clip_input, future, time.monotonic())
-            self._groups.setdefault(group, deque()).append(waiting)
+            queued = Queued(image.pixels, image.clip_input, future)
+            self._groups.add(group, queued, time.monotonic())
             self._changed.notify()
         try:
             return await future
@@ -119,42 +126,22 @@ class Batches:
             raise BadImage(f"not enough memory to embed {width} x {height} pixels") from error
 
     def time(self) -> StageTime:
-        """Images done so far, and the mean seconds that a thread was busy with them."""
+        """Images done so far, and the mean seconds that a thread computed, or waited for a GPU."""
         return StageTime("models", self._images, self._busy_s / self._embedder.workers)
 
-    def _take(self, wait: bool) -> list[Waiting]:
+    def _take(self, wait: bool) -> list[Queued]:
         """The next batch. Empty if there is none (if `wait`: if the end has come)."""
         with self._changed:
-            while wait and not self._groups and not self._stopping:
-                self._changed.wait()
-            if self._stopping or not self._groups:
-                return []
-            key = self._next_group()
-            group = self._groups[key]
-            # If only one group waits, the threads share it: so none is idle at the end.
-            sharing = self._embedder.workers if len(self._groups) == 1 else 1
-            size = min(-(-len(group) // sharing), self._size_of(group))
-            batch = [group.popleft() for _ in range(size)]
-            if not group:
-                del self._groups[key]
-            return batch
-
-    def _size_of(self, group: deque[Waiting]) -> int:
-        return self._batch_size(*group[0].pixels.shape[:2])
-
-    def _next_group(self) -> Hashable:
-        """Overdue groups first, then full ones, then the fullest; among equals, the oldest."""
-        now = time.monotonic()
-
-        def rank(item: tuple[Hashable, deque[Waiting]]) -> tuple[int, float, float]:
-            _, group = item
-            since = group[0].since
-            if now - since > self._max_wait_s:
-                return 2, 0, -since
-            filled = len(group) / self._size_of(group)
-            return (1, 0, -since) if filled >= 1 else (0, filled, -since)
-
-        return max(self._groups.items(), key=rank)[0]
+            while not self._stopping:
+                now = time.monotonic()
+                # The threads share the images of a group that waits alone, so that none is idle.
+                if batch := self._groups.take(now, sharing=self._embedder.workers):
+                    return batch
+                if not wait:
+                    break
+                ready_at = self._groups.ready_at()
+                self._changed.wait(None if ready_at is None else max(0.0, ready_at - now))
+            return []
 
     def _work_until_broken(self) -> None:
         """Work; an error outside a batch reaches all who wait, else they would wait for ever."""
@@ -164,16 +151,17 @@ class Batches:
         except Exception as error:
             with self._changed:
                 self._broken = error
-                waiting = [waiting for group in self._groups.values() for waiting in group]
-                self._groups.clear()
-            waiting += [waiting for batch in launched for waiting in batch.images]
-            self._loop.call_soon_threadsafe(_settle, [(w, error) for w in waiting])
+                queued = self._groups.clear()
+            queued += [image for batch in launched for image in batch.images]
+            self._loop.call_soon_threadsafe(_settle, [(image, error) for image in queued])
 
     def _work(self, launched: deque[Launched]) -> None:
         """Keep up to AHEAD batches on a GPU, so that it never waits for this thread."""
         while True:
             if len(launched) < self._ahead and (images := self._take(wait=not launched)):
-                launched.append(self._timed(self._launch, images))
+                # On a GPU only the waiting counts as busy: launching is this process's own work.
+                launch = self._launch if self._on_gpu else partial(self._timed, self._launch)
+                launched.append(launch(images))
             elif launched:
                 self._timed(self._finish, launched.popleft())
             elif self._stopping:
@@ -188,10 +176,10 @@ class Batches:
             with self._changed:
                 self._busy_s += seconds
 
-    def _launch(self, images: list[Waiting]) -> Launched:
+    def _launch(self, images: list[Queued]) -> Launched:
         try:
             batch: StartedBatch | Exception = self._embedder.start(
-                [waiting.pixels for waiting in images], [waiting.clip_input for waiting in images]
+                [image.pixels for image in images], [image.clip_input for image in images]
             )
         except Exception as error:
             batch = error
@@ -202,27 +190,27 @@ class Batches:
         try:
             if isinstance(batch, Exception):
                 raise batch
-            outcomes: list[tuple[Waiting, Embedding | Exception]] = list(
+            outcomes: list[tuple[Queued, Embedding | Exception]] = list(
                 zip(images, batch.finish(), strict=True)
             )
         except MemoryError as error:
             if len(images) > 1:  # it may be too large for one image only
-                for waiting in images:
-                    self._finish(self._launch([waiting]))
+                for image in images:
+                    self._finish(self._launch([image]))
                 return
             outcomes = [(images[0], error)]
         except Exception as error:
-            outcomes = [(waiting, error) for waiting in images]
+            outcomes = [(image, error) for image in images]
         with self._changed:
             self._images += sum(isinstance(outcome, Embedding) for _, outcome in outcomes)
         self._loop.call_soon_threadsafe(_settle, outcomes)
 
 
-def _settle(outcomes: Sequence[tuple[Waiting, Embedding | Exception]]) -> None:
-    for waiting, outcome in outcomes:
-        if waiting.future.done():
+def _settle(outcomes: Sequence[tuple[Queued, Embedding | Exception]]) -> None:
+    for image, outcome in outcomes:
+        if image.future.done():
             continue
         if isinstance(outcome, Exception):
-            waiting.future.set_exception(outcome)
+            image.future.set_exception(outcome)
         else:
-            waiting.future.set_result(outcome)
+            image.future.set_result(outcome)

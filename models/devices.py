@@ -17,10 +17,13 @@ CPU_BYTES_PER_PIXEL = 200  # in float32, where sums overwrite the shortcut: meas
 MEMORY_SHARE = 0.6  # of what is free, for one batch
 # 16 values a pixel leave the stem: beyond this a tensor has 2**31 values, which cuDNN refuses.
 LARGEST_PIXELS = 2**27 - 1
-BATCH_PIXELS = 20_000_000  # a GPU is busy with 64 images of 640 by 480; more only adds latency
+BATCH_PIXELS = 32 * 640 * 512  # more only adds latency; see bench/schedule.py
 LARGEST_BATCH = 256
 UNKNOWN_MEMORY_BYTES = 4 << 30
 CGROUP = Path("/sys/fs/cgroup")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # exists where the driver is loaded
+# cuDNN 9 has other names than cuDNN 8; without memory for a workspace it finds no engine.
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")
 TORCH_THREADS = torch.get_num_threads()  # as found: physical cores, or OMP_NUM_THREADS
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -48,6 +51,51 @@ def choose_device(name: str) -> torch.device:
     if int(index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s).")
     return torch.device("cuda", int(index or 0))
+
+
+def why_no_gpu() -> str | None:
+    """Why torch does not use the NVIDIA GPU of this machine, in a sentence; None without a GPU."""
+    if not NVIDIA_DRIVER.exists() or torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return (
+            f"This machine has an NVIDIA GPU, but torch {torch.__version__} is built without CUDA:"
+            " see https://pytorch.org/get-started/locally."
+        )
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:  # such as: the driver is too old
+        said = str(error).partition("\n")[0].rstrip(".")
+        return f"This machine has an NVIDIA GPU that torch {torch.__version__} cannot use: {said}."
+    return f"This machine has an NVIDIA GPU that torch {torch.__version__} does not find."
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU ran out of memory: torch has a type for it, cuDNN and cuBLAS have words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        word in str(error) for word in OUT_OF_MEMORY
+    )
+
+
+@contextlib.contextmanager
+def gpu_errors(device: torch.device) -> Iterator[None]:
+    """Raise as DeviceError what a GPU without room, or one that is taken, raises at first use."""
+    try:
+        yield
+    except RuntimeError as error:
+        if device.type != "cuda":
+            raise
+        if is_out_of_memory(error):
+            raise DeviceError(
+                f"{device} has too little free memory for the models: end other processes that"
+                " `nvidia-smi` lists, or choose another --device."
+            ) from error
+        if "busy or unavailable" in str(error):
+            raise DeviceError(
+                f"{device} is taken by another process: see `nvidia-smi`, or choose another"
+                " --device."
+            ) from error
+        raise
 
 
 def fastest_precision(device: torch.device) -> str:

@@ -4,13 +4,21 @@ The pass is the same on every device. convolutions.py chooses what computes a co
 bias, addition and ReLU.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from models import canvas
-from models.convolutions import Convolution, Operations
+from models.convolutions import (
+    Convolution,
+    Follows,
+    Operations,
+    PlainOperations,
+    agree,
+    kind,
+)
 from weights.resnet50 import BATCH_NORM_EPSILON, RESNET_STAGES
 
 # Red, green, blue. Caffe2's ImageNet models, from which these means are, take blue, green, red.
@@ -54,7 +62,7 @@ def fold_batch_norm(
 
 
 def build_resnet(arrays: dict[str, np.ndarray], device: torch.device, dtype: torch.dtype) -> ResNet:
-    """ResNet-50 from the arrays of read_resnet_weights, ready for `resnet_features`."""
+    """ResNet-50 from the arrays of read_resnet_weights, computed by plain torch."""
 
     def convolution(
         weight: np.ndarray, bias: np.ndarray | None, stride: int = 1, padding: int = 0
@@ -98,8 +106,71 @@ def build_resnet(arrays: dict[str, np.ndarray], device: torch.device, dtype: tor
     )
 
 
+def with_fused_operations(model: ResNet, fused: Operations) -> tuple[ResNet, list[str]]:
+    """The model computed by fused operations, and the kinds for which plain torch remains."""
+    works: dict[tuple[str, str], bool] = {}
+
+    def choose(convolution: Convolution, follows: Follows) -> Convolution:
+        tried = convolution._replace(operations=fused)
+        key = kind(convolution), follows
+        if key not in works:
+            works[key] = agree(tried, follows)
+        return tried if works[key] else convolution
+
+    chosen = map_convolutions(model, choose)
+    return chosen, [name for (name, _), right in works.items() if not right]
+
+
+def map_convolutions(
+    model: ResNet, change: Callable[[Convolution, Follows], Convolution]
+) -> ResNet:
+    """The model with every convolution replaced by change(convolution, what follows it)."""
+
+    def changed(block: Block) -> Block:
+        return Block(
+            change(block.reduce, "relu"),
+            change(block.spread, "relu"),
+            change(block.expand, "add_relu"),
+            block.shortcut and change(block.shortcut, "nothing"),
+        )
+
+    stages = [[changed(block) for block in stage] for stage in model.stages]
+    return model._replace(stem=change(model.stem, "relu"), stages=stages)
+
+
+class Recorder(PlainOperations):
+    """Plain torch that notes the largest value before each ReLU, sums included."""
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+
+    def convolve(self, x: torch.Tensor, convolution: Convolution) -> torch.Tensor:
+        return self._noted(super().convolve(x, convolution))
+
+    def convolve_add_relu(
+        self, x: torch.Tensor, convolution: Convolution, residual: torch.Tensor
+    ) -> torch.Tensor:
+        return self._noted(self.convolve(x, convolution).add_(residual)).relu_()
+
+    def _noted(self, x: torch.Tensor) -> torch.Tensor:
+        self.largest = max(self.largest, float(x.abs().max()))
+        return x
+
+
+def largest_activation(model: ResNet, pixels: torch.Tensor) -> float:
+    """The largest value of any layer for images, to be computed in float32.
+
+    In half precision an overflow can pass unnoticed: a fused ReLU turns NaN into 0. With one layer
+    beyond the range, the vectors are finite and have a cosine of 0.73 to the right ones.
+    """
+    recorder = Recorder()
+    watched = map_convolutions(model, lambda part, _: part._replace(operations=recorder))
+    resnet_features(watched, pixels)
+    return recorder.largest
+
+
 def resnet_features(
-    model: ResNet, operations: Operations, pixels: torch.Tensor, sizes: torch.Tensor | None = None
+    model: ResNet, pixels: torch.Tensor, sizes: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """res5 (n, 2048) and res4 (n, 1024) as float32 unit vectors, and the ImageNet classes (n,).
 
@@ -113,19 +184,19 @@ def resnet_features(
     on_canvas = None if sizes is None else canvas.regions(sizes, height, width, LEVELS)
     if on_canvas:
         x = on_canvas[0].zero_outside(x)
-    x = operations.convolve_relu(x, model.stem)
+    x = model.stem.relu(x)
     if on_canvas:
         on_canvas[1].zero_strip(x)  # the pool pads with minus infinity, and ReLU leaves no less
     x = torch.nn.functional.max_pool2d(x, 3, 2, 1)
     means = []
     for level, stage in enumerate(model.stages, start=2):
         for block in stage:
-            inner = operations.convolve_relu(x, block.reduce)
+            inner = block.reduce.relu(x)
             if on_canvas:
                 on_canvas[level].zero_strip(inner)
-            inner = operations.convolve_relu(inner, block.spread)
-            residual = operations.convolve(x, block.shortcut) if block.shortcut else x
-            x = operations.convolve_add_relu(inner, block.expand, residual)
+            inner = block.spread.relu(inner)
+            residual = block.shortcut(x) if block.shortcut else x
+            x = block.expand.add_relu(inner, residual)
         if level >= EARLY_LEVEL:
             means.append(
                 on_canvas[level].mean(x) if on_canvas else x.mean((2, 3), dtype=torch.float32)

@@ -42,6 +42,7 @@ class FakeEmbedder:
     device, precision = "cpu", "float32"
     max_pixels = 100_000_000
     bfloat16_would_be_faster = False
+    remarks: Sequence[str] = ()
 
     def __init__(
         self,
@@ -64,6 +65,9 @@ class FakeEmbedder:
         self._batch_size = batch_size
         self.workers, self.makes_clip_inputs = workers, makes_clip_inputs
         self.batches: list[int] = []
+
+    def exceptions(self) -> Sequence[str]:
+        return ()
 
     def group(self, height: int, width: int) -> Hashable:
         return height, width

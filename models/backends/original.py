@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from models.pair import Models, Tensors
 from models.resnet import PIXEL_MEANS
 from models.vision_tower import PIXEL_DEVIATIONS
 from models.vision_tower import PIXEL_MEANS as CLIP_MEANS
@@ -32,8 +33,8 @@ BRANCHES = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "br
 
 def load(
     arrays: dict[str, np.ndarray], clip: Path, device: torch.device, dtype: torch.dtype
-) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], Callable[..., torch.Tensor]]:
-    """ResNet-50 and CLIP's image tower as functions of uint8 pixels (see embeddings.Models).
+) -> Models:
+    """ResNet-50 and CLIP's image tower.
 
     Raises:
         ClickException: a package is not installed, or another package has its name.
@@ -65,7 +66,7 @@ def as_functions(
     arrays: dict[str, np.ndarray],
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], Callable[..., torch.Tensor]]:
+) -> Models:
     """What is around the two networks: normalised pixels, means over space, unit vectors."""
     classes_weight = torch.tensor(arrays["fc1000_w"], device=device)
     classes_bias = torch.tensor(arrays["fc1000_b"], device=device)
@@ -75,7 +76,7 @@ def as_functions(
     )
     normalize = torch.nn.functional.normalize
 
-    def resnet_features(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def resnet_features(pixels: torch.Tensor, sizes: torch.Tensor | None = None) -> Tensors:
         blue_first = pixels.permute(0, 3, 1, 2).flip(1).float().contiguous()
         outputs = backbone((blue_first - means).to(dtype))
         late, early = (outputs[name].float().mean((2, 3)) for name in ("res5", "res4"))
@@ -86,7 +87,7 @@ def as_functions(
         x = pixels.permute(0, 3, 1, 2).float().div(255)
         return normalize(tower(((x - clip_means) / deviations).to(dtype)).float())
 
-    return resnet_features, clip_features
+    return Models(resnet_features, clip_features)
 
 
 def _detectron2_names(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -1,12 +1,12 @@
 """The backend `transformers`: both models as its modules, batch norm folded."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from models.pair import Models, Tensors
 from models.resnet import PIXEL_MEANS
 from models.vision_tower import PIXEL_DEVIATIONS
 from models.vision_tower import PIXEL_MEANS as CLIP_MEANS
@@ -16,8 +16,8 @@ from weights.resnet50 import BATCH_NORM_EPSILON, RESNET_STAGES
 
 def load(
     arrays: dict[str, np.ndarray], clip: Path, device: torch.device, dtype: torch.dtype
-) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], Callable[..., torch.Tensor]]:
-    """ResNet-50 and CLIP's image tower as functions of uint8 pixels (see embeddings.Models)."""
+) -> Models:
+    """ResNet-50 and CLIP's image tower."""
     model = resnet(arrays, fold=True).to(device, dtype, memory_format=torch.channels_last)
     classes_weight = torch.tensor(arrays["fc1000_w"], device=device)
     classes_bias = torch.tensor(arrays["fc1000_b"], device=device)
@@ -28,7 +28,7 @@ def load(
     )
     normalize = torch.nn.functional.normalize
 
-    def resnet_features(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def resnet_features(pixels: torch.Tensor, sizes: torch.Tensor | None = None) -> Tensors:
         x = (pixels - means).flip(-1).to(dtype).permute(0, 3, 1, 2)
         states = model(x, output_hidden_states=True).hidden_states
         early, late = (state.mean((2, 3), dtype=torch.float32) for state in states[-2:])
@@ -39,7 +39,7 @@ def load(
         x = ((pixels / 255 - clip_means) / deviations).to(dtype).permute(0, 3, 1, 2)
         return normalize(tower(x).image_embeds.float())
 
-    return resnet_features, clip_features
+    return Models(resnet_features, clip_features)
 
 
 def resnet(arrays: dict[str, np.ndarray], fold: bool) -> Any:

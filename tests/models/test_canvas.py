@@ -7,17 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.canvas import Region, rounded_up
-from models.convolutions import OneDnnOperations, PlainOperations
-from models.resnet import build_resnet, resnet_features
+from models.convolutions import OneDnnOperations
+from models.resnet import build_resnet, resnet_features, with_fused_operations
 from weights.resnet50 import read_resnet_weights
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def model(weights_dir):
+def plain(weights_dir):
     with torch.inference_mode():
         return build_resnet(read_resnet_weights(weights_dir / "R-50.pkl"), CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def fused(plain):
+    with torch.inference_mode():
+        return with_fused_operations(plain, OneDnnOperations())[0]
 
 
 class Poisoned(Region):
@@ -41,11 +47,11 @@ def on_canvas(images, height, width):
     return torch.from_numpy(canvases), torch.tensor([image.shape[:2] for image in images])
 
 
-def check(model, operations, images, height, width):
+def check(model, images, height, width):
     with torch.inference_mode():
-        together = resnet_features(model, operations, *on_canvas(images, height, width))
+        together = resnet_features(model, *on_canvas(images, height, width))
         for row, image in enumerate(images):
-            alone = resnet_features(model, operations, torch.from_numpy(image)[None])
+            alone = resnet_features(model, torch.from_numpy(image)[None])
             for one, other in zip(together[:2], alone[:2], strict=True):
                 assert (one[row] - other[0]).abs().max() < 1e-5
             assert together[2][row] == alone[2][0]
@@ -59,10 +65,10 @@ def noise(*sizes, seed=0):
 SIDES = st.one_of(st.integers(1, 80), st.sampled_from([1, 2, 3, 31, 32, 33, 63, 64, 65]))
 
 
-@pytest.mark.parametrize("operations", [OneDnnOperations(), PlainOperations()])
-def test_known_sizes_on_one_canvas(operations, model):
+@pytest.mark.parametrize("model", ["plain", "fused"])
+def test_known_sizes_on_one_canvas(model, request):
     sizes = ((1, 64), (64, 1), (2, 3), (33, 31), (64, 64), (63, 17), (1, 1), (32, 64))
-    check(model, operations, noise(*sizes), 64, 64)
+    check(request.getfixturevalue(model), noise(*sizes), 64, 64)
 
 
 @settings(max_examples=12)
@@ -71,20 +77,20 @@ def test_known_sizes_on_one_canvas(operations, model):
     more=st.tuples(st.integers(0, 70), st.integers(0, 70)),
     seed=st.integers(0, 1000),
 )
-def test_any_sizes_on_any_canvas_with_nan_beyond_the_strips(model, sizes, more, seed):
+def test_any_sizes_on_any_canvas_with_nan_beyond_the_strips(fused, sizes, more, seed):
     height = max(height for height, _ in sizes) + more[0]
     width = max(width for _, width in sizes) + more[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.canvas.Region", Poisoned)
-        check(model, OneDnnOperations(), noise(*sizes, seed=seed), height, width)
+        check(fused, noise(*sizes, seed=seed), height, width)
 
 
-def test_without_the_strips_the_vectors_differ(model, monkeypatch):
+def test_without_the_strips_the_vectors_differ(plain, monkeypatch):
     monkeypatch.setattr(Region, "zero_strip", lambda self, x: x)
     (image,) = noise((40, 50))
     with torch.inference_mode():
-        together, *_ = resnet_features(model, PlainOperations(), *on_canvas([image], 64, 64))
-        alone, *_ = resnet_features(model, PlainOperations(), torch.from_numpy(image)[None])
+        together, *_ = resnet_features(plain, *on_canvas([image], 64, 64))
+        alone, *_ = resnet_features(plain, torch.from_numpy(image)[None])
     assert (together - alone).abs().max() > 1e-4
 
 

@@ -1,0 +1,30 @@
+"""The reference photographs, what the original packages make of them, and an embedder."""
+
+import numpy as np
+import pytest
+
+from dataset.arrays import DIMENSIONS
+from embeddings import Embedder
+from engine.decode import open_image, prepare
+from tests.models.helpers import NAMES, REFERENCE
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {name: np.load(REFERENCE / "expected" / f"{name}.npy") for name in DIMENSIONS}
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    files = [(REFERENCE / "images" / name).read_bytes() for name in NAMES]
+    return [prepare(open_image(data)) for data in files]
+
+
+@pytest.fixture(scope="module")
+def weights(weights_dir):
+    return weights_dir / "R-50.pkl", weights_dir / "clip-vit-base-patch32"
+
+
+@pytest.fixture(scope="module")
+def embedder(weights):
+    return Embedder(*weights, device="cpu", precision="float32")

@@ -1,0 +1,147 @@
+"""What a GPU does with batches, computed on the CPU: canvases, memory that runs out, overflow."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import embeddings
+from dataset.arrays import DIMENSIONS
+from models import devices
+from models.runner import Launched, Runner
+from tests.models.helpers import TOLERANCE, embed
+
+CPU = torch.device("cpu")
+
+
+class LimitedRunner(Runner):
+    """A runner whose memory holds `largest` images of a batch; `sizes` has what it was given."""
+
+    def __init__(self, models, largest=100):
+        super().__init__(models, CPU, clip_batch_size=128)
+        self.largest, self.sizes = largest, []
+
+    def launch(self, images, clip_inputs):
+        self.sizes.append(len(images))
+        if len(images) > self.largest:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().launch(images, clip_inputs)
+
+
+@pytest.fixture
+def gpu(embedder, monkeypatch):
+    """An embedder that takes the ways of a GPU and computes on the CPU."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    emulated = copy.copy(embedder)
+    emulated._on_gpu, emulated._gpu_pixels = True, 100_000_000
+    emulated._runner = LimitedRunner(embedder._models)
+    return emulated
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1), slice(3, 9)])
+def test_photographs_of_all_sizes_in_one_batch(order, gpu, photographs, expected, monkeypatch):
+    """Every photograph on the same canvas, whatever its size, with and without CLIP's input."""
+    monkeypatch.setattr(gpu._runner, "canvas", lambda height, width: (704, 832))
+    images = [photograph.pixels for photograph in photographs[order]]
+    inputs = [p.clip_input if i % 3 else None for i, p in enumerate(photographs[order])]
+    embedded = gpu.start(images, inputs).finish()
+    vectors = zip(*(embedding.vectors for embedding in embedded), strict=True)
+    for name, rows in zip(DIMENSIONS, vectors, strict=True):
+        assert abs(np.stack(rows) - expected[name][order]).max() < 1e-5
+
+
+def test_batches_by_canvas(gpu, photographs, expected):
+    rows = embed(gpu, [p.pixels for p in photographs], [p.clip_input for p in photographs])
+    for name in DIMENSIONS:
+        assert abs(rows[name] - expected[name]).max() < 1e-5
+
+
+def test_many_images_of_one_size_need_no_canvas(gpu, embedder, monkeypatch):
+    images = [np.full((40, 50, 3), value, np.uint8) for value in range(0, 240, 30)]
+    shapes = []
+    resnet = gpu._models.resnet
+    models = gpu._models._replace(
+        resnet=lambda pixels, sizes: (
+            shapes.append((tuple(pixels.shape), sizes)) or resnet(pixels, sizes)
+        )
+    )
+    monkeypatch.setattr(gpu._runner, "_models", models)
+    gpu.start(images, [None] * 8).finish()
+    gpu.start(images[:2], [None] * 2).finish()
+    assert shapes[0] == ((8, 40, 50, 3), None)
+    assert shapes[1][0] == (2, 64, 64, 3) and shapes[1][1].tolist() == [[40, 50]] * 2
+
+
+def test_canvases_group_images(gpu):
+    assert gpu.group(480, 640) == gpu.group(449, 577) == (512, 640)
+    assert gpu.group(480, 640) != gpu.group(640, 480)
+
+
+def test_batch_size_follows_memory(gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "_gpu_pixels", 10_000_000)
+    assert gpu.batch_size(480, 640) == 10_000_000 // (512 * 640)
+    assert gpu.batch_size(5000, 5000) == 1
+    monkeypatch.setattr(gpu, "_resnet_batch_size", 8)
+    assert gpu.batch_size(480, 640) == 8
+    monkeypatch.setattr(gpu, "_gpu_pixels", 10**9)
+    monkeypatch.setattr(gpu, "_resnet_batch_size", None)
+    assert gpu.batch_size(480, 640) == devices.BATCH_PIXELS // (512 * 640) == 32
+
+
+@pytest.mark.parametrize("largest", [0, 1, 3])
+def test_out_of_memory_splits_the_batch_then_takes_the_cpu(largest, gpu, embedder):
+    images = [np.full((32, 32, 3), value, np.uint8) for value in range(0, 250, 50)]
+    gpu._runner.largest = largest
+    gpu._gpu_pixels = 5 * 64 * 64
+    rows, exact = embed(gpu, images), embed(embedder, images)
+    np.testing.assert_array_equal(rows.pop("classes"), exact.pop("classes"))
+    for name in DIMENSIONS:
+        assert abs(rows[name] - exact[name]).max() < 1e-5
+    assert gpu._runner.sizes[0] == 5 and (gpu._cpu_models is not None) == (largest == 0)
+    said = ["5 images did not fit in the memory of cpu and were computed on the CPU."]
+    assert gpu.exceptions() == (said if largest == 0 else [])
+
+
+def test_later_batches_are_smaller_once_memory_ran_out(gpu):
+    images = [np.full((32, 32, 3), value, np.uint8) for value in range(0, 250, 50)]
+    gpu._runner.largest = 2
+    gpu._gpu_pixels = 5 * 64 * 64
+    embed(gpu, images)
+    gpu._runner.sizes.clear()
+    embed(gpu, images)
+    assert max(gpu._runner.sizes) <= 2
+
+
+def test_other_errors_of_a_gpu_are_not_hidden(gpu, monkeypatch):
+    def broken(images, clip_inputs):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(gpu._runner, "launch", broken)
+    with pytest.raises(RuntimeError, match="illegal"):
+        gpu.start([np.zeros((8, 8, 3), np.uint8)], [None])
+
+
+def test_overflow_in_half_precision_is_computed_again_in_float32(gpu, embedder, monkeypatch):
+    """Two of three images overflow: those two are computed again, and counted."""
+    images = [np.full((32, 32, 3), value, np.uint8) for value in (10, 255, 20)]
+    exact = embed(embedder, images)
+    rows = embedder._compute_on_cpu(embedder._models, images, [None] * 3)
+    rows[0][1], rows[2][2] = np.nan, np.inf
+    monkeypatch.setattr(gpu, "dtype", torch.float16)
+    monkeypatch.setattr(gpu, "precision", "float16")
+    finished = embeddings.Batch(gpu, images, [None] * 3, Launched(rows)).finish()
+    for i, embedding in enumerate(finished):
+        for name, vector in zip(DIMENSIONS, embedding.vectors, strict=True):
+            assert abs(vector - exact[name][i]).max() < TOLERANCE
+    assert gpu.exceptions() == [
+        "2 images overflowed in float16 and were computed again in float32."
+    ]
+
+
+def test_float32_is_never_computed_twice(embedder):
+    images = [np.full((32, 32, 3), 10, np.uint8)]
+    rows = embedder._compute_on_cpu(embedder._models, images, [None])
+    rows[0][0] = np.nan
+    (embedding,) = embeddings.Batch(embedder, images, [None], Launched(rows)).finish()
+    assert np.isnan(embedding.vectors[0]).all()
