@@ -70,8 +70,8 @@ OPTION_GROUPS = {
     default="auto",
     metavar="N",
     show_default=True,
-    help="Images per ResNet forward pass, at most; their sizes may differ. The numbers never depend "
-    "on it.",
+    help="Images per ResNet forward pass, at most; their sizes may differ. The numbers never "
+    "depend on it.",
 )
 @click.option(
     "--clip_batch_size",
