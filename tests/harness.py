@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -21,15 +20,14 @@ from typing import Any, NamedTuple
 from unittest import mock
 from urllib.parse import quote
 
-import numpy as np
 from click.testing import CliRunner
-from PIL import Image
 from pyarrow import parquet
 
 import ingest
 from common.names import identifier
 from dataset import arrays
 from testing.guarded import guarded
+from testing.photographs import picture
 from tests.fake_ingest import make_loader, settings
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
@@ -37,14 +35,6 @@ JSON = "application/json"
 DONE = 1  # the status of a row
 TRAIN, VAL = 18, 6  # pictures of the dataset that most tests of stops and faults use
 CLEAN = ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-
-
-def picture(seed: int, size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> bytes:
-    """A small image file of random blocks."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).save(file, kind)
-    return file.getvalue()
 
 
 def pictures(train: int, val: int, size: tuple[int, int] = (40, 30)) -> dict[str, bytes]:
@@ -230,7 +220,8 @@ class Done(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
-    peak_bytes: int = 0  # of memory, where it was a process of its own
+    peak_bytes: int = 0  # of memory; this and the next only where it was a process of its own
+    cpu_s: float = 0.0
 
 
 def run_here(command: list[str], env: dict[str, str]) -> Done:
@@ -253,7 +244,11 @@ def run(command: list[str], env: dict[str, str], timeout: float = 120) -> Done:
         guard.cancel()
         out.seek(0), err.seek(0)
         done = Done(
-            process.returncode, out.read().decode(), err.read().decode(), usage.ru_maxrss << 10
+            process.returncode,
+            out.read().decode(),
+            err.read().decode(),
+            usage.ru_maxrss << 10,
+            usage.ru_utime + usage.ru_stime,
         )
     plain(done.stderr)
     return done

@@ -19,14 +19,7 @@ from dataset.arrays import DIMENSIONS
 from storage.async_client import AsyncStorage
 from storage.listing import listed
 from testing.embedders import LoaderWithoutModels
-
-
-def picture(seed, width=40, height=30, kind="JPEG"):
-    """The bytes of an image file, and no two seeds give the same."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
+from testing.photographs import picture
 
 
 def pixels_of(data):

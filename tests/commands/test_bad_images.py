@@ -17,13 +17,13 @@ from dataset import arrays
 from dataset.rows import State
 from storage.async_client import ObjectUnusable
 from storage.gzipped import unzipped, unzipped_size
+from testing.photographs import picture
 from tests.harness import (
     Dataset,
     Done,
     Emulated,
     dataset,
     environment,
-    picture,
     pictures,
     run,
     run_here,

@@ -12,8 +12,9 @@ from forager.answers import DatasetInfo
 from forager.client import Forager
 from storage.async_client import AsyncStorage, ObjectUnusable
 from storage.uploads import upload_files
+from testing.photographs import picture
 from tests.fault_proxy import KINDS, FaultProxy, Rule
-from tests.harness import TRAIN, VAL, Emulated, environment, picture, run, run_here
+from tests.harness import TRAIN, VAL, Emulated, environment, run, run_here
 from tests.world import listing
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"

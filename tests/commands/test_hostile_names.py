@@ -16,9 +16,10 @@ import ingest
 from common.names import identifier
 from engine import checkpoint as recording
 from preflight import checks
+from testing.photographs import picture
 from tests.fault_proxy import FaultProxy, Rule
 from tests.front import Answer, Front
-from tests.harness import Emulated, ask, dataset, environment, picture, pictures, run_here
+from tests.harness import Emulated, ask, dataset, environment, pictures, run_here
 
 # Without semicolons: the emulator takes what follows one for no part of the name.
 NAMES = [

@@ -23,8 +23,10 @@ from common.terminal import size
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from engine.loading import ModelLoader, ModelOptions
 from testing.embedders import embedding_of
+from testing.photographs import picture
 from tests.front import Answer, Front
-from tests.world import Index, picture, pixels_of
+from tests.harness import ended, run, start
+from tests.world import Index, pixels_of
 from weights.resnet50 import resnet_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +72,7 @@ def test_every_object_of_the_index(world, servers, fast_models, generation):
 
 def test_thumbnails(world, fast_models):
     sizes = {"a": (300, 400), "b": (400, 300), "c": (20, 10), "d": (1000, 200), "e": (7, 1400)}
-    world.put("v/v.jpg", **{f"t/{name}.jpg": picture(1, *size) for name, size in sizes.items()})
+    world.put("v/v.jpg", **{f"t/{name}.jpg": picture(1, size) for name, size in sizes.items()})
     assert world.run().exit_code == 0
     thumbnails = Index(world.objects()).thumbnails
     found = {name: Image.open(io.BytesIO(thumbnails[f"{name}.jpg"])) for name in sizes}
@@ -327,13 +329,7 @@ def run_process(world, *options, **environment):
     server = {"SERVER_URL": world.server, "FORAGER_BUCKET": world.index}
     command = [sys.executable, str(ROOT / "ingest.py"), world.name]
     command += [f"gs://{world.bucket}/t/", f"gs://{world.bucket}/v", *options]
-    return subprocess.run(
-        command,
-        env={**os.environ, **server, **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return run(command, {**os.environ, **server, **environment}, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +400,7 @@ def test_a_refusal_while_the_models_load_ends_at_once(world, weights_dir):
     command = [sys.executable, "-c", LOADING_CODE, str(ROOT / "ingest.py")]
     command += world.arguments(*weight_options(weights_dir))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    result = run(command, environment)
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: No validation images under gs://")
 
@@ -422,17 +418,14 @@ finally:
 
 @pytest.mark.parametrize("command", ["ingest.py", "ingest_labels.py"])
 def test_help_is_fast_and_has_an_example(command):
-    times = []
-    for _ in range(3):  # the fastest counts: the machine is shared
-        start = os.times().elapsed
-        result = subprocess.run(
-            [sys.executable, "-c", HELP_CODE, command], cwd=ROOT, capture_output=True, text=True
-        )
-        times.append(os.times().elapsed - start)
+    code = [sys.executable, "-c", HELP_CODE, str(ROOT / command)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result, *others = [run(code, environment) for _ in range(3)]
     assert result.returncode == 0
     assert f"SERVER_URL=http://host:8000 python {command} " in result.stdout
-    assert result.stderr == "False False\n"
-    assert min(times) < 1
+    assert result.stderr == "False False\n", result.stderr
+    # Of the processor, which other programs may use too; the fastest run counts.
+    assert min(done.cpu_s for done in (result, *others)) < 1
 
 
 def test_closed_streams_change_no_exit_code():
@@ -473,21 +466,19 @@ def test_interrupted_is_130_with_one_line(world, emulator, weights_dir, number):
     def stall(asked):
         if "/o?" in asked.path:
             waiting.set()
-            go_on.wait(60)
+            go_on.wait(300)
 
     with Front(emulator, stall) as storage:
         command = [sys.executable, str(ROOT / "ingest.py")]
         command += world.arguments(*weight_options(weights_dir))
         environment = {**os.environ, "STORAGE_EMULATOR_HOST": storage.url}
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert waiting.wait(60)
+        process = start(command, environment)
+        assert waiting.wait(100)
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=20)
+        result = ended(process)
         go_on.set()
-    assert (process.returncode, stdout) == (130, "")
-    assert stderr == "Interrupted: the same command continues where this one stopped.\n"
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr == "Interrupted: the same command continues where this one stopped.\n"
 
 
 def test_a_proxy_from_the_environment_sees_every_request(world, fast_models, monkeypatch):

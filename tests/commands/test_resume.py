@@ -14,6 +14,7 @@ import sys
 import pytest
 
 from dataset import arrays, lists, rows
+from testing.photographs import picture
 from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import (
     TRAIN,
@@ -22,7 +23,6 @@ from tests.harness import (
     dataset,
     ended,
     environment,
-    picture,
     pictures,
     run,
     run_here,

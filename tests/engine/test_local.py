@@ -12,8 +12,8 @@ import ingest
 from engine.local import Pipeline
 from engine.stages import Budget, Stage
 from testing.embedders import FakeEmbedder
+from testing.photographs import picture
 from tests.front import Front
-from tests.world import picture
 
 
 def test_each_image_is_fetched_once_and_each_thumbnail_written_once(
@@ -33,7 +33,7 @@ def test_each_image_is_fetched_once_and_each_thumbnail_written_once(
 def test_a_device_that_makes_clip_inputs_gets_pixels_alone(world, fast_models, monkeypatch):
     names = [f"t/{number}.jpg" for number in range(9)]
     world.put("v/v.jpg", *names)
-    world.put(**{"t/tall.png": picture(0, 20, 50, "PNG")})
+    world.put(**{"t/tall.png": picture(0, (20, 50), "PNG")})
     fast_models.makes_clip_inputs = True
     result = world.run()
     assert result.exit_code == 0, result.output
