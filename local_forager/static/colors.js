@@ -43,15 +43,20 @@ export function columnColors(column, kind) {
   return { colors, others: new Set(byNumber ? values.slice(palette.length) : []) };
 }
 
-// The entries of the legend. counts: value -> images that are shown.
-export function legend(kind, { categories, classes }, counts, colors, others) {
-  const names = new Map(classes.map((one) => [one.imagenet_class, one.name]));
-  const title = (value) => ({
+// What a value of a column means.
+export function valueName(kind, { categories, classes }, value) {
+  return {
     split: () => splitName(value ? "val" : "train"),
     label: () => (value < 0 ? "no positive label" : categories[value]?.category ?? ""),
-    class: () => (value < 0 ? "no class" : names.get(value) ?? `class ${value}`),
+    class: () => (value < 0 ? "no class"
+      : classes.find((one) => one.imagenet_class === value)?.name ?? `class ${value}`),
     category: () => (value < 0 ? "no such label" : MODES[value]),
-  }[kind]());
+  }[kind]();
+}
+
+// The entries of the legend. counts: value -> images that are shown.
+export function legend(kind, info, counts, colors, others) {
+  const { categories } = info;
   const filter = (value) => (value < 0 ? null : {
     split: () => ({ split: value ? "val" : "train" }),
     label: () => ({ category: categories[value]?.category ?? null, mode: null }),
@@ -67,7 +72,7 @@ export function legend(kind, { categories, classes }, counts, colors, others) {
   };
   const ordered = [...counts].sort((one, other) => other[1] - one[1]);
   const items = ordered.filter(([value]) => !others.has(value))
-    .map(([value, number]) => entry(value, title(value), number));
+    .map(([value, number]) => entry(value, valueName(kind, info, value), number));
   const rest = ordered.filter(([value]) => others.has(value));
   if (rest.length) {
     const text = kind === "class" ? plural(rest.length, "other class", "other classes")

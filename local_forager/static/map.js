@@ -1,12 +1,18 @@
 // The map: a point per image; similar images are close together.
 
-import { askArray, basename, count, embeddingOf, h, labelText, own, splitName } from "./dom.js";
+import { askArray, count, embeddingOf, h } from "./dom.js";
 import { summary } from "./filters.js";
-import { chosenColor, colorChoices, columnColors, css, dark, legend, pixel } from "./colors.js";
+import {
+  chosenColor, colorChoices, columnColors, css, dark, legend, pixel, valueName,
+} from "./colors.js";
+import { Density } from "./density.js";
 import { FEW, Pictures } from "./pictures.js";
 import { pointIndex } from "./points.js";
 import { disc, drawingOrder, scatter, scatterSmooth } from "./scatter.js";
-import { drawShape, rowsWithin } from "./shapes.js";
+import { densestPlaces, drawNames } from "./places.js";
+import { listenTo } from "./map_input.js";
+import { drawCross, drawRing, drawShape } from "./shapes.js";
+import { Tip } from "./tip.js";
 import { changed, go, note, onLink } from "./state.js";
 
 const NOTE_AFTER = 300; // milliseconds after the last move until the address has the place
@@ -15,6 +21,7 @@ const STRIP = 24; // selected images shown below the map
 const NEAR = 14; // CSS pixels; a point within this distance counts as under the pointer
 const LEAST_ZOOM = 0.5;
 const MAX_ZOOM = 400;
+const DENSE = 60_000; // points; more are drawn as density
 const SMOOTH = 6000; // points; up to here they have smooth edges and are slightly transparent
 export class PointMap {
   constructor(session) {
@@ -25,9 +32,9 @@ export class PointMap {
         + "Enter opens the image nearest to the middle.",
     });
     this.context = this.canvas.getContext("2d");
-    this.tip = h("div", { class: "tip", hidden: true });
+    this.tip = new Tip(session);
     const button = (text, name, act) => h("button", { type: "button", "aria-label": name, onclick: act }, text);
-    this.box = h("div", { class: "map-box" }, this.canvas, this.tip, h("span", { class: "zoom" },
+    this.box = h("div", { class: "map-box" }, this.canvas, this.tip.element, h("span", { class: "zoom" },
       button("+", "Zoom in", () => this.zoomBy(1.6)),
       button("−", "Zoom out", () => this.zoomBy(1 / 1.6)),
       button("⤢", "Show all", () => this.all())));
@@ -41,33 +48,16 @@ export class PointMap {
     this.shape = null; // while one is drawn: { kind, path, removes }
     this.center = [0, 0];
     this.zoom = 1;
+    this.movingUntil = 0; // time at which the map counts as still
     this.pointer = null; // where the mouse is, for the tooltip
     this.pointers = new Map();
     this.hovered = -1;
     this.pictures = new Pictures((row) => session.rows.thumbnail(row), () => this.request());
-    this.listen();
-  }
-
-  listen() {
-    const on = (name, act) => this.canvas.addEventListener(name, act.bind(this));
-    on("pointerdown", this.onDown);
-    on("pointermove", this.onMove);
-    on("pointerup", this.onUp);
-    on("pointercancel", this.onUp);
-    on("pointerleave", () => { this.pointer = null; this.hover(-1); });
-    on("keydown", this.onKey);
-    on("focus", this.request);
-    on("blur", this.request);
-    this.canvas.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
-    this.observer = new ResizeObserver(() => this.resize());
-    this.observer.observe(this.box);
-    this.onTheme = () => this.paint();
-    dark.addEventListener("change", this.onTheme);
+    this.stop = listenTo(this);
   }
 
   close() {
-    this.observer.disconnect();
-    dark.removeEventListener("change", this.onTheme);
+    this.stop();
     cancelAnimationFrame(this.frame);
     clearTimeout(this.noting);
     this.session.mapPlace = this.place();
@@ -89,6 +79,7 @@ export class PointMap {
 
   moved() {
     this.hover(this.pointer ? this.nearest(...this.pointer) : -1);
+    this.movingUntil = performance.now() + NOTE_AFTER / 2;
     this.request();
     clearTimeout(this.noting);
     this.noting = setTimeout(() => {
@@ -114,6 +105,7 @@ export class PointMap {
       this.key = `${by} ${method}`;
       this.points = points;
       this.index = pointIndex(points);
+      this.density = new Density(points, this.index.rows);
     }
     const [column, selected] = await Promise.all([
       askArray(Int32Array, `/page/${name}/column/${kind}`, { category }, ended.signal),
@@ -182,10 +174,22 @@ export class PointMap {
         counts.set(value, (counts.get(value) ?? 0) + 1);
       }
     }
+    this.faint = faint;
+    this.density.color(this.pixels, this.chosen);
     this.order = drawingOrder(this.points, this.chosen);
+    this.names = this.namesOf(counts, others);
     this.showSelection();
     this.legend.replaceChildren(...legend(this.color, this.session.info, counts, colors, others));
     this.request();
+  }
+
+  // The commonest labels or classes with their places.
+  namesOf(counts, others) {
+    if (this.color !== "label" && this.color !== "class") return [];
+    const values = [...counts.keys()].filter((value) => value >= 0 && !others.has(value))
+      .sort((one, other) => counts.get(other) - counts.get(one));
+    return densestPlaces(this.points, this.column, this.chosen, values).map((one) =>
+      ({ ...one, text: valueName(this.color, this.session.info, one.value) }));
   }
 
   // Marks the selected points, and shows the first of them below the map.
@@ -244,20 +248,46 @@ export class PointMap {
     if (!this.order || !this.image) return;
     const { width, height } = this.canvas;
     const scale = this.scale();
-    const draw = this.order.length > SMOOTH ? scatter : scatterSmooth;
-    this.buffer.fill(this.paper);
-    draw(this.buffer, width, height, this.points, this.order, this.pixels, disc(this.radius(), width),
-      scale, width / 2 - this.center[0] * scale, height / 2 + this.center[1] * scale);
+    const left = width / 2 - this.center[0] * scale;
+    const top = height / 2 + this.center[1] * scale;
+    const order = this.visible();
+    const draw = order.length > SMOOTH ? scatter : scatterSmooth;
+    if (order.length > DENSE) {
+      const { paper, faint } = this;
+      const moving = performance.now() < this.movingUntil;
+      this.density.draw(this.buffer, width, height, { scale, left, top, paper, faint, moving });
+    } else {
+      this.buffer.fill(this.paper);
+      const size = disc(this.radius(order.length), width);
+      draw(this.buffer, width, height, this.points, order, this.pixels, size, scale, left, top);
+    }
     this.drawSelected(draw, scale);
     this.context.putImageData(this.image, 0, 0);
+    const colors = { ink: getComputedStyle(this.canvas).color, paper: css(this.paper) };
+    if (!this.withPictures || order.length > FEW) {
+      drawNames(this.context, this.names, (x, y) => this.toCanvas(x, y), { ...colors, ratio: this.ratio });
+    }
     if (this.withPictures) this.drawPictures();
-    if (this.hovered >= 0) this.ring(this.hovered);
-    if (document.activeElement === this.canvas) this.cross();
+    if (this.hovered >= 0) {
+      const place = this.toScreen(this.hovered).map((one) => one * this.ratio);
+      drawRing(this.context, place, this.radius() + 4 * this.ratio, colors.ink, this.ratio);
+    }
+    if (document.activeElement === this.canvas) drawCross(this.context, colors.ink, this.ratio);
     if (this.shape) {
       const corners = this.shape.path.map((point) => this.toCanvas(...point));
-      const color = getComputedStyle(this.canvas).color;
-      drawShape(this.context, this.shape.kind, corners, color, this.ratio);
+      drawShape(this.context, this.shape.kind, corners, colors.ink, this.ratio);
     }
+  }
+
+  // The rows to draw: all, or when many points are zoomed in on, those near the screen.
+  visible() {
+    if (this.zoom === 1 || this.order.length < DENSE) return this.order;
+    const [left, top] = this.toMap(0, 0);
+    const [right, bottom] = this.toMap(this.width, this.height);
+    const rows = this.index.within(left, right, bottom, top);
+    if (rows.length > DENSE) return rows;
+    const part = (chosen) => rows.filter((row) => this.chosen[row] === chosen);
+    return Int32Array.from([...part(0), ...part(1)]);
   }
 
   // The selected points once more, over the others and with an edge around them.
@@ -273,18 +303,18 @@ export class PointMap {
   }
 
   drawPictures() {
-    const rows = this.inView();
+    const rows = this.inView(this.visible());
     if (rows === null) return;
     const place = (row) => this.toScreen(row).map((one) => one * this.ratio);
     this.pictures.draw(this.context, rows, place, (row) => css(this.pixels[row]), this.ratio);
   }
 
   // The chosen rows on the screen; null if they are too many for pictures.
-  inView() {
+  inView(candidates) {
     const [left, top] = this.toMap(0, 0);
     const [right, bottom] = this.toMap(this.width, this.height);
     const rows = [];
-    for (const row of this.order) {
+    for (const row of candidates) {
       const x = this.points[2 * row];
       const y = this.points[2 * row + 1];
       if (!this.chosen[row] || x < left || x > right || y < bottom || y > top) continue;
@@ -294,8 +324,8 @@ export class PointMap {
     return rows;
   }
 
-  radius() {
-    const base = Math.max(1.2, 8.2 - 1.4 * Math.log10(Math.max(30, this.order.length)));
+  radius(number = this.order.length) {
+    const base = Math.max(1.2, 8.2 - 1.4 * Math.log10(Math.max(30, number)));
     const room = Math.max(0.75, Math.min(1.2, Math.sqrt(Math.min(this.width, this.height) / 650)));
     return base * room * this.ratio * Math.min(2.2, this.zoom ** 0.25);
   }
@@ -319,29 +349,6 @@ export class PointMap {
     return [this.center[0] + (x - this.width / 2) / scale, this.center[1] - (y - this.height / 2) / scale];
   }
 
-  ring(row) {
-    const [x, y] = this.toScreen(row);
-    const { context, ratio } = this;
-    context.lineWidth = 2 * ratio;
-    context.strokeStyle = getComputedStyle(this.canvas).color;
-    context.beginPath();
-    context.arc(x * ratio, y * ratio, this.radius() + 4 * ratio, 0, 7);
-    context.stroke();
-  }
-
-  cross() {
-    const { context, ratio } = this;
-    const [x, y] = [this.canvas.width / 2, this.canvas.height / 2];
-    context.lineWidth = ratio;
-    context.strokeStyle = getComputedStyle(this.canvas).color;
-    context.beginPath();
-    context.moveTo(x - 8 * ratio, y);
-    context.lineTo(x + 8 * ratio, y);
-    context.moveTo(x, y - 8 * ratio);
-    context.lineTo(x, y + 8 * ratio);
-    context.stroke();
-  }
-
   zoomBy(factor, x = this.width / 2, y = this.height / 2) {
     const before = this.toMap(x, y);
     this.zoom = Math.max(LEAST_ZOOM, Math.min(MAX_ZOOM, this.zoom * factor));
@@ -356,87 +363,6 @@ export class PointMap {
     this.moved();
   }
 
-  at(event) {
-    const box = this.canvas.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
-  }
-
-  onWheel(event) {
-    event.preventDefault();
-    const lines = event.deltaMode === 1 ? 20 : 1;
-    this.zoomBy(Math.exp(-event.deltaY * lines * 0.002), ...this.at(event));
-  }
-
-  onDown(event) {
-    this.canvas.setPointerCapture(event.pointerId);
-    this.pointers.set(event.pointerId, this.at(event));
-    this.dragged = false;
-    this.start = this.at(event);
-    const kind = event.shiftKey && this.tool === "move" ? "rectangle" : this.tool;
-    if (kind === "move" || this.pointers.size > 1) this.shape = null;
-    else {
-      const removes = this.removes || event.altKey;
-      this.shape = { kind, removes, path: [this.toMap(...this.start)] };
-    }
-  }
-
-  onMove(event) {
-    const place = this.at(event);
-    this.pointer = event.pointerType === "mouse" && !this.pointers.size ? place : null;
-    const last = this.pointers.get(event.pointerId);
-    if (!last) {
-      this.hover(this.nearest(...place));
-      return;
-    }
-    if (Math.hypot(place[0] - this.start[0], place[1] - this.start[1]) > 4) this.dragged = true;
-    if (this.shape && this.dragged) {
-      this.shape.path.push(this.toMap(...place));
-      if (this.shape.kind === "rectangle") this.shape.path.splice(1, this.shape.path.length - 2);
-      this.request();
-      return;
-    }
-    const others = [...this.pointers].filter(([id]) => id !== event.pointerId);
-    if (others.length) {
-      const [, other] = others[0];
-      const spread = (one) => Math.hypot(one[0] - other[0], one[1] - other[1]) || 1;
-      this.zoomBy(spread(place) / spread(last), ...other);
-    } else if (this.dragged) {
-      this.panBy(place[0] - last[0], place[1] - last[1]);
-    }
-    this.pointers.set(event.pointerId, place);
-  }
-
-  onUp(event) {
-    const known = this.pointers.delete(event.pointerId);
-    const { shape } = this;
-    this.shape = null;
-    if (shape && this.dragged && event.type !== "pointercancel") {
-      const rows = rowsWithin(this.points, this.chosen, shape.kind, shape.path);
-      this.session.selection.set(rows, !shape.removes);
-    }
-    if (shape) this.request();
-    if (!known || this.dragged || event.type === "pointercancel") return;
-    const row = this.nearest(...this.at(event));
-    if (row >= 0) go({ image: row });
-  }
-
-  onKey(event) {
-    const step = 60;
-    const acts = {
-      ArrowLeft: () => this.panBy(step, 0), ArrowRight: () => this.panBy(-step, 0),
-      ArrowUp: () => this.panBy(0, step), ArrowDown: () => this.panBy(0, -step),
-      "+": () => this.zoomBy(1.4), "=": () => this.zoomBy(1.4), "-": () => this.zoomBy(1 / 1.4),
-      0: () => this.all(),
-      Enter: () => {
-        const row = this.index?.nearest(...this.center, 2, this.chosen) ?? -1;
-        if (row >= 0) go({ image: row });
-      },
-    };
-    if (!own(acts, event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    acts[event.key]();
-  }
-
   nearest(x, y) {
     if (!this.index || !this.chosen) return -1;
     return this.index.nearest(...this.toMap(x, y), (NEAR * this.ratio) / this.scale(), this.chosen);
@@ -444,35 +370,13 @@ export class PointMap {
 
   hover(row) {
     if (row === this.hovered) {
-      if (row >= 0) this.placeTip(row);
+      if (row >= 0) this.tip.place(...this.toScreen(row), this.width, this.height);
       return;
     }
     this.hovered = row;
     this.canvas.classList.toggle("over", row >= 0);
-    this.tip.hidden = row < 0;
     this.request();
-    if (row >= 0) this.showTip(row);
-  }
-
-  showTip(row) {
-    const { rows } = this.session;
-    const text = h("span", {});
-    const tell = () => {
-      const known = rows.known(row);
-      if (!known) return;
-      text.replaceChildren(h("bdi", {}, basename(known.name)), h("span", { class: "quiet" },
-        [splitName(known.split), ...known.labels.map(labelText)].join(" · ")));
-    };
-    this.tip.replaceChildren(h("img", { src: rows.thumbnail(row), alt: "" }), text);
-    tell();
-    rows.learn([row], () => { if (this.hovered === row) tell(); });
-    this.placeTip(row);
-  }
-
-  placeTip(row) {
-    const [x, y] = this.toScreen(row);
-    const left = x > this.width / 2 ? x - 196 : x + 16;
-    const top = Math.max(4, Math.min(this.height - 190, y - 80));
-    this.tip.style.transform = `translate(${Math.max(4, left)}px, ${top}px)`;
+    this.tip.show(row);
+    if (row >= 0) this.tip.place(...this.toScreen(row), this.width, this.height);
   }
 }

@@ -41,5 +41,24 @@ export function pointIndex(points) {
     return found;
   }
 
-  return { nearest };
+  // All rows with a place, those of a cell one after the other.
+  const rows = members;
+
+  // The rows of the cells that a rectangle touches.
+  function within(left, right, bottom, top) {
+    const parts = [];
+    for (let line = cell(bottom); line <= cell(top); line += 1) {
+      const from = starts[line * side + cell(left)];
+      parts.push(members.subarray(from, starts[line * side + cell(right) + 1]));
+    }
+    const found = new Int32Array(parts.reduce((sum, part) => sum + part.length, 0));
+    let at = 0;
+    for (const part of parts) {
+      found.set(part, at);
+      at += part.length;
+    }
+    return found;
+  }
+
+  return { nearest, within, rows };
 }

@@ -44,3 +44,24 @@ export function drawShape(context, kind, corners, color, ratio) {
   context.lineWidth = 1.5 * ratio;
   context.stroke();
 }
+
+export function drawRing(context, [x, y], radius, color, ratio) {
+  context.lineWidth = 2 * ratio;
+  context.strokeStyle = color;
+  context.beginPath();
+  context.arc(x, y, radius, 0, 7);
+  context.stroke();
+}
+
+// A cross in the middle of the canvas.
+export function drawCross(context, color, ratio) {
+  const [x, y] = [context.canvas.width / 2, context.canvas.height / 2];
+  context.lineWidth = ratio;
+  context.strokeStyle = color;
+  context.beginPath();
+  context.moveTo(x - 8 * ratio, y);
+  context.lineTo(x + 8 * ratio, y);
+  context.moveTo(x, y - 8 * ratio);
+  context.lineTo(x, y + 8 * ratio);
+  context.stroke();
+}

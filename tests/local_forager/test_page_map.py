@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 
+from local_forager.analysis import imagenet
 from tests.local_forager.page_server import (
     COPY,
     FAILED,
@@ -197,3 +199,51 @@ def test_set_in_the_address(server, tabs):
     page = tabs(f"{server.url}/d?set=near&by=imagenet")
     total(page, "2 of 80 images")
     expect(page.locator(".summary .chip")).to_contain_text("Near duplicates")
+
+
+def test_map_of_100_000(server, tabs):
+    """Many points are drawn as density, with the names of the classes; a shape selects them all."""
+    many = 100_000
+    rng = np.random.default_rng(0)
+    middles = rng.uniform(-0.8, 0.8, (4, 2))
+    kinds = np.arange(many, dtype="<i4") % 4
+    points = (middles[kinds] + rng.normal(0, 0.05, (many, 2))).clip(-1, 1).astype("<f4")
+    page = tabs(server.url)
+
+    def describe(route):
+        description = server.dataset("d") | {"rows": many, "rows_train": many}
+        counts = [many // 4] * 4
+        description["classes"] = [
+            {"imagenet_class": number, "name": imagenet.class_name(number), "count": counts[number]}
+            for number in range(4)
+        ]
+        route.fulfill(json=description)
+
+    page.route("**/page/d/dataset", describe)
+    page.route("**/page/d/map*", lambda route: route.fulfill(body=points.tobytes()))
+    page.route("**/page/d/column/*", lambda route: route.fulfill(body=kinds.tobytes()))
+    rows = np.arange(many, dtype="<i4").tobytes()
+    page.route("**/page/d/rows*", lambda route: route.fulfill(body=rows))
+    page.route("**/thumbnail/*", lambda route: route.fulfill(status=204))
+    page.goto(f"{server.url}/d?view=map&color=class")
+    total(page, "100,000 images")
+    expect(page.locator(".legend li")).to_have_text(
+        [f"{imagenet.class_name(number)}25,000" for number in range(4)]
+    )
+    whole = drawn(page)
+    box = page.locator("canvas").bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.keyboard.down("Shift")
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 60, box["y"] + box["height"] - 5, steps=3)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    expect(page.locator(".selected-count")).to_have_text("100,000 selected")
+    page.get_by_role("button", name="Clear").click()
+    for _ in range(6):
+        page.get_by_role("button", name="Zoom in").click()
+    wait_until_drawn(page, lambda text: text != whole)
+    page.get_by_role("button", name="Show all").click()
+    page.mouse.move(5, 5)
+    page.evaluate("document.activeElement.blur()")
+    wait_until_drawn(page, lambda text: text == whole)
