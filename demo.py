@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from common.program import ROOT
+from testing.guarded import guarded
 from testing.photographs import crops, encoded
 from testing.servers import local_forager, storage_emulator
 from testing.weights import seeded_weights
@@ -100,7 +101,9 @@ def run(arguments: list[str], settings: dict[str, str]) -> None:
     shown = " ".join((*(f"{key}={value}" for key, value in settings.items()), "python"))
     click.secho(f"\n$ {shown} {shlex.join(arguments)}", bold=True)
     environment = {**os.environ, **settings}
-    code = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment).returncode
+    code = subprocess.run(
+        **guarded([sys.executable, *arguments]), cwd=ROOT, env=environment
+    ).returncode
     if code:
         raise SystemExit(code)
 

@@ -27,6 +27,7 @@ from bench.measure import interleave, options, ratio, show, storage_server
 from common.program import ROOT
 from dataset.arrays import DIMENSIONS, array_path
 from engine import decode
+from testing.guarded import guarded
 from testing.photographs import photograph
 from testing.servers import local_forager
 from testing.weights import seeded_weights
@@ -96,7 +97,7 @@ def run_ingest(server: str, count: int, device: str) -> dict[str, float]:
         start = time.perf_counter()
         with log.open("w") as output:
             command = ingest_command(server, device, work)
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(**guarded(command), stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None and not has_first_image(work):
             time.sleep(POLL_S)
         first_s = time.perf_counter() - start

@@ -26,6 +26,7 @@ from aiohttp import web
 
 from bench.measure import interleave, options, show
 from common.program import ROOT
+from testing.guarded import guarded
 
 UNITS = {"processor time": "s", "time": "s", "memory": "GB"}
 
@@ -98,7 +99,7 @@ def run(server: str, label_file: Path) -> dict[str, float]:
         tempfile.TemporaryFile() as err,
     ):
         command += ["--user", "ann@example.org", "--work_dir", directory]
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=err)
+        process = subprocess.Popen(**guarded(command), env=env, stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import click
 
 from common.terminal import table
+from testing.guarded import guarded
 
 PACKAGES = ("torch", "numpy", "Pillow", "aiohttp", "google-cloud-storage")
 
@@ -115,7 +116,7 @@ def storage_server(
     command = [sys.executable, "-m", "testing.storage_server", "--images", str(images)]
     command += [word for file in files for word in ("--image", str(file))]
     command += ["--delay_ms", str(delay_ms), "--window_kb", str(window_kb)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(**guarded(command), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
         address = process.stdout.readline().strip()

@@ -23,6 +23,7 @@ import click
 from bench.measure import Result, options, ratio, show, storage_server
 from bench.scale import PATHS
 from testing.embedders import CONSTANT, FakeEmbedder
+from testing.guarded import guarded
 from testing.photographs import photograph
 
 STARTED = 0.1  # of the rows: from there on every part runs
@@ -144,7 +145,7 @@ def in_own_process(rows: int, image: Path, **setting: Any) -> dict[str, float]:
     """One run in a process of its own, before a storage server of its own."""
     with storage_server(rows, [image]):
         command = [sys.executable, "-m", "bench.ray_engine", "--one", json.dumps(setting)]
-        run = subprocess.run(command, capture_output=True, text=True)
+        run = subprocess.run(**guarded(command), capture_output=True, text=True)
     if run.returncode:
         raise click.ClickException(run.stderr)
     return dict(json.loads(run.stdout.splitlines()[-1]))

@@ -29,6 +29,7 @@ from dataset.work_directory import WorkDirectory
 from engine.local import WINDOW_CPU, Pipeline
 from preflight import checks
 from testing.embedders import FakeEmbedder
+from testing.guarded import guarded
 from testing.photographs import photograph
 
 PATHS = GsPath("bench", "d/train/"), GsPath("bench", "d/val/")
@@ -110,7 +111,9 @@ def main(few: int, many: int, names: int, one: str | None, runs: int, json_file:
     for rows, kind in ((few, ""), (many, ""), (names, NAMES_ONLY)):
         with storage_server(rows, [photograph(64, 48)]):
             command = [sys.executable, "-m", "bench.scale", "--one", f"{rows}:{kind}"]
-            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            printed = subprocess.run(
+                **guarded(command), capture_output=True, text=True, check=True
+            ).stdout
         for quantity, value in json.loads(printed).items():
             label = f"{rows:,} rows {kind}".strip()
             results.append(Result(f"{label}: {quantity}", UNITS[quantity], [value]))

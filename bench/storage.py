@@ -21,8 +21,8 @@ import click
 
 import gcs
 from bench.measure import Result, interleave, options, ratio, show, storage_server
+from common.files import FileToUpload
 from common.names import GsPath
-from dataset.lists import IndexFile
 from engine import decode
 from storage import uploads
 from storage.async_client import AsyncStorage
@@ -112,7 +112,7 @@ def small_objects(count: int, runs: int) -> list[Result]:
 def upload_array(path: Path, in_parts: bool) -> dict[str, float]:
     """MB/s of one upload under a new name, verification included."""
     size = path.stat().st_size
-    file = IndexFile(path, f"arrays/{uuid.uuid4()}", "application/octet-stream")
+    file = FileToUpload(path, f"arrays/{uuid.uuid4()}", "application/octet-stream")
     part = uploads.MIN_PART_BYTES if in_parts else size
     start = time.perf_counter()
     client = gcs.make_client()

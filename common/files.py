@@ -9,6 +9,7 @@ import sqlite3
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import google_crc32c
@@ -31,6 +32,15 @@ KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 BLOCK_BYTES = 4 << 20  # read at once for a checksum
+
+
+class FileToUpload(NamedTuple):
+    """A file and the object it becomes."""
+
+    path: Path
+    object_name: str
+    content_type: str
+    crc32c: int | None = None  # where it is known already
 
 
 class DiskError(click.ClickException):

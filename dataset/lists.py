@@ -8,9 +8,8 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
-from common.files import write_atomically
+from common.files import FileToUpload, write_atomically
 from common.names import checked_index_id, identifier
 from dataset import manifest
 from dataset.arrays import DIMENSIONS, array_path
@@ -18,15 +17,6 @@ from dataset.manifest import manifest_path
 from dataset.rows import TRAIN, VAL, State
 
 PICKLE_BATCH = 1000  # entries between two SETITEMS opcodes, as pickle itself writes them
-
-
-class IndexFile(NamedTuple):
-    """A file of the index and the object it becomes."""
-
-    path: Path
-    object_name: str
-    content_type: str
-    crc32c: int | None = None  # where it is known already
 
 
 def write_lists(state: State, directory: Path) -> None:
@@ -44,7 +34,7 @@ def write_lists(state: State, directory: Path) -> None:
 
 def index_files(
     directory: Path, index_id: str, checksums: Mapping[str, int] = MappingProxyType({})
-) -> list[IndexFile]:
+) -> list[FileToUpload]:
     """All files of the index except the thumbnails, with their object names; largest first.
 
     `checksums` has the crc32c of arrays by name, where it is known.
@@ -53,7 +43,7 @@ def index_files(
     binary, text = "application/octet-stream", "application/json"
     return [
         *(
-            IndexFile(
+            FileToUpload(
                 array_path(directory, name),
                 f"{prefix}/local/{name}/embeddings.npy",
                 binary,
@@ -62,11 +52,11 @@ def index_files(
             for name in DIMENSIONS
         ),
         *(
-            IndexFile(directory / "index" / name, f"{prefix}/{name}", text)
+            FileToUpload(directory / "index" / name, f"{prefix}/{name}", text)
             for name in ("labels.json", "identifiers.json", "val_identifiers.json")
         ),
-        IndexFile(manifest_path(directory), f"{prefix}/{manifest.NAME}", binary),
-        IndexFile(
+        FileToUpload(manifest_path(directory), f"{prefix}/{manifest.NAME}", binary),
+        FileToUpload(
             directory / "aux" / "imagenet.pickle", f"aux_labels/{index_id}/imagenet.pickle", binary
         ),
     ]

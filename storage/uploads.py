@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 import gcs
-from common.files import crc32c_of_file
+from common.files import FileToUpload, crc32c_of_file
 from common.retries import TransientError
 from common.terminal import printable
-from dataset.lists import IndexFile
 from gcs import DamagedContent, Refused, StorageError
 from storage.bucket import Bucket
 from storage.file_slice import FileSlice
@@ -52,7 +51,7 @@ class Part(NamedTuple):
 async def upload_files(
     client: storage.Client,
     bucket: str,
-    files: Iterable[IndexFile],
+    files: Iterable[FileToUpload],
     *,
     min_part_bytes: int = MIN_PART_BYTES,
     chunk_bytes: int = CHUNK_BYTES,
@@ -74,7 +73,7 @@ class Upload:
         self._bucket = bucket
         self._min_part_bytes, self._chunk_bytes = min_part_bytes, chunk_bytes
 
-    async def file(self, file: IndexFile) -> int:
+    async def file(self, file: FileToUpload) -> int:
         """Upload and verify one file; returns its size."""
         size = file.path.stat().st_size
         checksum = file.crc32c
@@ -110,7 +109,7 @@ class Upload:
                 err=True,
             )
 
-    def _parts(self, file: IndexFile, size: int) -> list[Part]:
+    def _parts(self, file: FileToUpload, size: int) -> list[Part]:
         """The parts to send a file of `size` bytes in; fewer than two if it is sent whole."""
         if size < 2 * self._min_part_bytes:
             return []
@@ -123,7 +122,7 @@ class Upload:
             for number, start in enumerate(range(0, size, step), start=1)
         ]
 
-    async def _in_parts(self, file: IndexFile, size: int, parts: list[Part]) -> None:
+    async def _in_parts(self, file: FileToUpload, size: int, parts: list[Part]) -> None:
         free = asyncio.Semaphore(PARTS_AT_ONCE)
 
         async def send(part: Part) -> None:
@@ -142,14 +141,14 @@ class Upload:
                 raise
             await self._send(file, Part(file.object_name, 0, size))
 
-    async def _compose(self, file: IndexFile, names: list[str]) -> None:
+    async def _compose(self, file: FileToUpload, names: list[str]) -> None:
         blob = self._bucket.handle.blob(file.object_name)
         blob.content_type = file.content_type
         sources = [self._bucket.handle.blob(name) for name in names]
         what = f"Composing {self._bucket.address(file.object_name)}"
         await self._bucket.call(what, blob.compose, sources, timeout=gcs.TIMEOUT, retry=None)
 
-    async def _send(self, file: IndexFile, part: Part) -> None:
+    async def _send(self, file: FileToUpload, part: Part) -> None:
         """Send bytes of the file in one stream; they become the object that the part names.
 
         A request that fails is repeated, not the whole stream. A resumable upload whose session is

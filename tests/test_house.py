@@ -26,12 +26,6 @@ RANKS = (
 LOCAL_FORAGER_IMPORTS = {"common", "gcs", "dataset", "weights"}
 IMPORT_LOCAL_FORAGER = {"testing", "demo", "bench", "tests"}
 
-# (importing file, imported part) that break the order and are still to be removed. Remove each
-# entry with its import: the test fails for an entry that is no longer true.
-EXPECTED = {
-    ("storage/uploads.py", "dataset"),
-}
-
 PARTS = set.union(*RANKS, {"local_forager"})
 
 
@@ -84,7 +78,7 @@ def test_imports_go_one_way():
     paths = [*ROOT.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
     assert len(paths) > 50
     files = {str(path.relative_to(ROOT)): path.read_text() for path in paths}
-    assert violations(files) == EXPECTED
+    assert violations(files) == set()
 
 
 @pytest.mark.parametrize(

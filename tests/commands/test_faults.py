@@ -7,7 +7,7 @@ import time
 import pytest
 
 import gcs
-from dataset.lists import IndexFile
+from common.files import FileToUpload
 from forager.answers import DatasetInfo
 from forager.client import Forager
 from storage.async_client import AsyncStorage, ObjectUnusable
@@ -151,7 +151,7 @@ def put(bucket, name, data):
 
 
 def upload_file(bucket, path, **sizes):
-    file = IndexFile(path, "array.npy", "application/octet-stream")
+    file = FileToUpload(path, "array.npy", "application/octet-stream")
     return asyncio.run(upload_files(gcs.make_client(), bucket, [file], **sizes))
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from common.program import ROOT
+from testing.guarded import guarded
 
 PROGRAM = """
 import asyncio, signal, sys, threading
@@ -33,7 +34,7 @@ MESSAGE = "Interrupted: the same command continues where this one stopped.\n"
 
 def begin(*prefix, stays=False):
     process = subprocess.Popen(
-        [*prefix, sys.executable, "-c", PROGRAM.format(stays=stays)],
+        **guarded([*prefix, sys.executable, "-c", PROGRAM.format(stays=stays)]),
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gcs
-from dataset.lists import IndexFile
+from common.files import FileToUpload
 from gcs import StorageError
 from storage.uploads import upload_files
 from tests.fault_proxy import FaultProxy, Rule
@@ -33,7 +33,7 @@ def front(bucket, emulator, monkeypatch):
 def make_file(tmp_path, size, name=NAME, content_type="application/octet-stream"):
     path = tmp_path / "file"
     path.write_bytes(np.random.default_rng(size).bytes(size))
-    return IndexFile(path, name, content_type)
+    return FileToUpload(path, name, content_type)
 
 
 def upload(bucket, *files, min_part_bytes=PART, **sizes):
