@@ -1,4 +1,4 @@
-"""Serves gcp-storage-emulator on 127.0.0.1, in memory: python -m testing.emulator PORT."""
+"""Serves gcp-storage-emulator in memory: python -m testing.emulator PORT [ADDRESS]."""
 
 import logging
 import signal
@@ -8,15 +8,15 @@ from http.server import HTTPServer
 from gcp_storage_emulator.server import create_server
 
 
-def main(port: int) -> None:
+def main(port: int, host: str = "127.0.0.1") -> None:
     """Print the address and serve."""
     logging.disable()
     HTTPServer.request_queue_size = 128  # with the default of 5 a burst of connections loses some
-    server = create_server("127.0.0.1", port, in_memory=True)
+    server = create_server(host, port, in_memory=True)
     server.start()
-    print(f"http://127.0.0.1:{server._api._httpd.server_address[1]}", flush=True)
+    print(f"http://{host}:{server._api._httpd.server_address[1]}", flush=True)
     signal.pause()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

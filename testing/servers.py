@@ -19,7 +19,7 @@ from testing.guarded import guarded
 
 START_TIMEOUT_S = 200  # on a machine with many other programs
 STOP_TIMEOUT_S = 10
-ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
+ADDRESS = re.compile(r"http://[\d.]+:\d+")
 
 
 class Service:
@@ -73,9 +73,14 @@ class Service:
         self.stop()
 
 
-def storage_emulator(log: Path, port: int = 0) -> Service:
-    """An empty gcp-storage-emulator in memory; port 0 takes a free one."""
-    return Service([sys.executable, "-m", "testing.emulator", str(port)], log)
+def storage_emulator(
+    log: Path, port: int = 0, *, host: str = "127.0.0.1", enter: Sequence[str] = ()
+) -> Service:
+    """An empty gcp-storage-emulator in memory; port 0 takes a free one.
+
+    `enter` is a command that runs another one, such as nsenter.
+    """
+    return Service([*enter, sys.executable, "-m", "testing.emulator", str(port), host], log)
 
 
 def local_forager(
@@ -84,9 +89,10 @@ def local_forager(
     *options: str,
     port: int = 0,
     environment: dict[str, str] | None = None,
+    enter: Sequence[str] = (),
 ) -> Service:
     """A local Forager; `environment` has STORAGE_EMULATOR_HOST, or this process's has."""
-    command = [sys.executable, "-m", "local_forager", "--port", str(port)]
+    command = [*enter, sys.executable, "-m", "local_forager", "--port", str(port)]
     return Service([*command, "--data_dir", str(data_dir), *options], log, environment)
 
 

@@ -45,9 +45,9 @@ def listeners(pids: list[int]) -> list[Listener]:
     """Where these processes listen. They may be in other network namespaces."""
     found = set()
     for pid in pids:
+        directory = Path(f"/proc/{pid}")
+        sockets = _open_files(directory)
         with contextlib.suppress(OSError):
-            directory = Path(f"/proc/{pid}")
-            sockets = {os.readlink(link) for link in (directory / "fd").iterdir()}
             for name in ("tcp", "tcp6"):
                 for line in (directory / "net" / name).read_text().splitlines()[1:]:
                     fields = line.split()
@@ -55,6 +55,16 @@ def listeners(pids: list[int]) -> list[Listener]:
                         address, port = _address(fields[1])
                         found.add(Listener(address, port, _command(directory)))
     return sorted(found)
+
+
+def _open_files(directory: Path) -> set[str]:
+    """What the file descriptors of a process refer to; some close while they are read."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for link in (directory / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(link))
+    return found
 
 
 def _address(text: str) -> tuple[str, int]:

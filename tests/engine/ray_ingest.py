@@ -3,9 +3,9 @@
 Run as `python tests/engine/ray_ingest.py NAME TRAIN_PATH VAL_PATH --engine ray ...`, with any files
 as weights. Settings in the environment:
 
-    FAKE_DELAY_S           seconds that each image spends in a model
-    FAKE_ROW_S             seconds that the driver takes to record a row
-    FAKE_NO_PROGRESS_S     seconds without a result after which a pass ends
+    FAKE_GATE           a file; after its first packs, an embedder waits until it is there
+    FAKE_ROW_S          seconds that the driver takes to record a row
+    FAKE_NO_PROGRESS_S  seconds without a result after which a pass ends
 """
 
 import os
@@ -25,16 +25,36 @@ from engine.ray import driver
 from testing import embedders
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 
+FREE = 8  # images: as many as two packs have, of which one is then complete
+
+
+class GatedEmbedder(FakeEmbedder):
+    """Waits at the gate once it has embedded FREE images, for minutes at most."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self._gate = gate
+
+    def start(self, images, clip_inputs):
+        deadline = time.monotonic() + 200
+        while (
+            sum(self.batches) >= FREE
+            and not os.path.exists(self._gate)
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.02)
+        return super().start(images, clip_inputs)
+
 
 class Loader(LoaderWithoutModels):
     """Workers get this class by value, with its settings. They load only if the weights came."""
 
-    seconds = float(os.environ.get("FAKE_DELAY_S", 0))
+    gate = os.environ.get("FAKE_GATE", "/")
 
     def load(self, precision):
         for path in (self._options.resnet_weights, Path(self._options.clip_weights, "config.json")):
             assert path.read_bytes().startswith(b"weights"), path
-        return FakeEmbedder(seconds=self.seconds)
+        return GatedEmbedder(self.gate)
 
 
 class SlowRecorder(Recorder):

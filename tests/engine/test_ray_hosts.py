@@ -1,0 +1,285 @@
+"""A Ray cluster of three hosts: a head, which runs the command, and two workers.
+
+The workers have no weights, no key file and no checkout.
+"""
+
+import importlib.metadata
+import io
+import json
+import os
+import re
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
+
+from dataset.arrays import DIMENSIONS
+from testing.embedders import embedding_of
+from testing.guarded import guarded
+from testing.servers import local_forager, storage_emulator
+from tests.engine.hosts import BRIDGE, PYTHON, Hosts, reason_to_skip
+from tests.engine.ray_ingest import write_weights
+from tests.harness import CLEAN, Dataset, Emulated, dataset, ended, is_running, pictures, wait_for
+from tests.listeners import listeners
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(bool(reason_to_skip()), reason=str(reason_to_skip())),
+]
+
+SECRET = "a-refresh-token-that-no-disk-may-hold"
+HEAD_PORT = 6379
+# Commands that may listen beyond loopback. docs/scaling.md lists them with their ports.
+MAY_LISTEN = ("gcs_server", "raylet", "ray::", "ray_ingest.py")
+OFTEN = {  # how a head learns within seconds that a node is gone
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+class Lab:
+    """The three hosts with their cluster, a storage emulator and a local Forager at the bridge."""
+
+    def __init__(self, hosts, directory, services, settings):
+        self.hosts, self.disk, self._services = hosts, hosts.disk, services
+        self.env = {name: value for name, value in os.environ.items() if name not in CLEAN}
+        self.env |= {"HOME": str(self.disk), "TMPDIR": str(self.disk), "PYTHONUNBUFFERED": "1"}
+        self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "FORAGER_RETRY_BASE_S": "0.01", **settings}
+        at_bridge = hosts.enter("net", "mnt", "pid")
+        emulator = storage_emulator(directory / "emulator.log", host=BRIDGE, enter=at_bridge)
+        self.storage = Emulated(services.enter_context(emulator).url)
+        self.env["STORAGE_EMULATOR_HOST"] = self.storage.url
+        forager = local_forager(
+            directory / "forager",
+            directory / "forager.log",
+            *("--host", BRIDGE),
+            environment=self.env,
+            enter=at_bridge,
+        )
+        self.server = services.enter_context(forager).url
+        self.env["SERVER_URL"] = self.server
+        self.head, *self.workers = (hosts.host(number) for number in range(3))
+        self.weights = write_weights(self.head.path(self.disk / "weights"))
+        self.weights = [option.replace(str(self.head.path("")), "") for option in self.weights]
+        for worker in self.workers:
+            worker.hide_program()
+        options = ("--head", f"--port={HEAD_PORT}", f"--temp-dir={self.disk}/ray")
+        self.ray_start(self.head, *options, "--include-dashboard=false")
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self.join_cluster, self.workers))
+
+    @property
+    def address(self):
+        return f"{self.head.address}:{HEAD_PORT}"
+
+    def ray_start(self, host, *options):
+        options += ("--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats")
+        start = (PYTHON, "-m", "ray.scripts.scripts", "start", *options)
+        host.run(*start, f"--node-ip-address={host.address}", env=self.env)
+
+    def join_cluster(self, host):
+        self.ray_start(host, f"--address={self.address}")
+
+    def dataset(self, directory, train, val):
+        """A dataset; its directory is on this machine's disk, which only the head uses."""
+        return self.hosts.call(dataset, self.storage, directory, pictures(train, val))
+
+    def start(self, data: Dataset, **settings):
+        """The command on the head."""
+        script = str(Path(__file__).with_name("ray_ingest.py"))
+        paths = [f"gs://{data.images}/train", f"gs://{data.images}/val"]
+        places = ["--bucket", data.bucket, "--work_dir", str(data.work)]
+        engine = ["--engine", "ray", "--ray_address", self.address]
+        command = [PYTHON, script, data.name, *paths, *self.weights, *places, *engine]
+        return self.popen(command, {**self.env, **settings})
+
+    def popen(self, command, env):
+        pipe = subprocess.PIPE
+        pipes = {"stdin": pipe, "stdout": pipe, "stderr": pipe}
+        command = self.head.command(*command)
+        process = subprocess.Popen(**guarded(command), env=env, text=True, **pipes)
+        self._services.enter_context(process)
+        self._services.callback(process.kill)
+        return process
+
+    def assert_whole(self, data):
+        """Every image has the vectors of its own pixels, and the dataset is registered."""
+        get = lambda name: self.hosts.call(self.storage.get, data.bucket, name)  # noqa: E731
+        index_id, *counts = self.hosts.call(data.registered, self.server)
+        labels = json.loads(get(f"indexes/{index_id}/labels.json"))
+        assert sum(counts) == len(labels)
+        arrays = [
+            np.frombuffer(
+                get(f"indexes/{index_id}/local/{name}/embeddings.npy"), np.float32
+            ).reshape(len(labels), dimension)
+            for name, dimension in DIMENSIONS.items()
+        ]
+        for row, name in enumerate(labels):
+            file = io.BytesIO(self.hosts.call(self.storage.get, data.images, name))
+            expected = embedding_of(np.asarray(Image.open(file).convert("RGB")))
+            for array, vector in zip(arrays, expected.vectors, strict=True):
+                assert (array[row] == vector).all(), name
+
+
+@pytest.fixture(scope="module")
+def make_lab(tmp_path_factory):
+    with ExitStack() as stack:
+
+        def make(**settings):
+            hosts = stack.enter_context(Hosts())
+            return Lab(hosts, tmp_path_factory.mktemp("lab"), stack, settings)
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab):
+    return make_lab()
+
+
+@pytest.fixture(scope="module")
+def ingested(lab, tmp_path_factory):
+    """An ingest from a slow host. In the middle of it, a worker is cut off for three seconds."""
+    directory = tmp_path_factory.mktemp("ingest")
+    lab.head.slow()
+    data = lab.dataset(directory, 40, 4)
+    process = lab.start(data, FAKE_GATE=str(directory / "gate"), FAKE_ROW_S="0.02")
+    wait_for(lambda: process.poll() is not None or data.done())
+    listening = listeners(lab.hosts.processes())
+    lab.workers[0].cut()
+    (directory / "gate").touch()
+    time.sleep(3)
+    lab.workers[0].join()
+    done = ended(process)
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(data=data, listening=listening, done=done)
+
+
+def test_whole_ingest_with_a_slow_head_and_a_host_that_is_cut_off_for_seconds(lab, ingested):
+    assert "Embedding on 3 x cpu in float32, by Ray on 3 machines." in ingested.done.stderr
+    assert (
+        "44 images (40 training, 4 validation), 0 failed, 44 embedded now" in ingested.done.stdout
+    )
+    lab.assert_whole(ingested.data)
+
+
+def test_weights_are_sent_to_a_host_without_them(lab, ingested):
+    folder = f"forager-weights-{os.getuid()}"
+    assert not lab.head.path(lab.disk / folder).exists()
+    sent = [
+        {path.name for path in worker.path(lab.disk / folder).rglob("*.*")}
+        for worker in lab.workers
+    ]
+    # The last embedder to start may find that all work is done.
+    assert {"R-50.pkl", "config.json", "model.safetensors"} in sent
+
+
+def test_only_the_driver_and_ray_listen_beyond_loopback(lab, ingested):
+    beyond = [it for it in ingested.listening if not it.is_loopback and it.address != BRIDGE]
+    assert [it for it in beyond if not re.search("|".join(MAY_LISTEN), it.command)] == []
+    assert sum("ray_ingest.py" in it.command for it in beyond) == 1
+    assert sum(it.port == HEAD_PORT for it in beyond) == 1
+
+
+def test_host_with_another_version_is_named(lab, tmp_path):
+    metadata = next(Path(importlib.metadata.distribution("Pillow")._path).glob("METADATA"))
+    other = lab.workers[1].path(lab.disk / "METADATA")
+    other.write_text(re.sub("(?m)^Version: .*", "Version: 0.1", metadata.read_text()))
+    lab.workers[1].run("mount", "--bind", str(lab.disk / "METADATA"), str(metadata))
+    try:
+        done = ended(lab.start(lab.dataset(tmp_path, 1, 1)))
+    finally:
+        lab.workers[1].run("umount", str(metadata))
+    assert done.returncode == 1
+    host, version = lab.workers[1].address, importlib.metadata.version("Pillow")
+    assert f"The Ray node {host} has Pillow 0.1 (here {version}): install the same" in done.stderr
+
+
+def test_host_that_cannot_import_the_program_is_named(lab, tmp_path):
+    import aiohttp
+
+    package = str(Path(aiohttp.__file__).parent)
+    lab.workers[0].run("mount", "-t", "tmpfs", "none", package)
+    try:
+        done = ended(lab.start(lab.dataset(tmp_path, 1, 1)))
+    finally:
+        lab.workers[0].run("umount", package)
+    assert done.returncode == 1
+    assert f"The Ray node {lab.workers[0].address} cannot run this program" in done.stderr
+    assert "install requirements.txt" in done.stderr
+
+
+def test_key_reaches_all_hosts_and_no_disk(lab):
+    key = {"type": "authorized_user", "client_id": "ours", "client_secret": "s"}
+    path = lab.disk / "key.json"
+    lab.head.path(path).write_text(json.dumps({**key, "refresh_token": SECRET}))
+    env = {**lab.env, "GOOGLE_APPLICATION_CREDENTIALS": str(path)}
+    del env["STORAGE_EMULATOR_HOST"]
+    script = str(Path(__file__).with_name("ray_key.py"))
+    process = lab.popen(["env", "-C", str(lab.disk), PYTHON, script, lab.address], env)
+    hosts = [lab.head, *lab.workers]
+    found = json.loads(process.stdout.readline() or "null")
+    assert found == {host.address: ["ours", host is lab.head] for host in hosts}, process.stderr
+    assert files_with_the_secret(lab) == [lab.head.path(path)]
+    assert ended(process).returncode == 0
+    assert files_with_the_secret(lab) == [lab.head.path(path)]
+    lab.head.path(path).unlink()
+
+
+def files_with_the_secret(lab):
+    files = [
+        path
+        for host in [lab.head, *lab.workers]
+        for path in host.path(lab.disk).rglob("*")
+        if path.is_file()
+    ]
+    assert len(files) > 20
+    return [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_nothing_is_left_of_the_hosts():
+    with Hosts() as hosts:
+        host = hosts.host(0)
+        host.run("sh", "-c", "sleep 600 >/dev/null 2>&1 &")
+        processes = hosts.processes()
+        assert len(processes) > 2
+    assert not any(map(is_running, processes))
+    assert not hosts.disk.exists()
+    links = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout
+    assert "host0" not in links and "bridge:" not in links
+
+
+@pytest.mark.soak
+def test_host_that_ray_gave_up_comes_back(make_lab, tmp_path):
+    """Its tasks are done elsewhere or again; it joins as a new node."""
+    lab = make_lab(**OFTEN)
+    data = lab.dataset(tmp_path, 40, 4)
+    gate = tmp_path / "gate"
+    process = lab.start(data, FAKE_GATE=str(gate), FAKE_NO_PROGRESS_S="30")
+    wait_for(lambda: process.poll() is not None or data.done())
+    lost = lab.workers[0]
+    lost.cut()
+    wait_for(lambda: alive(lab) == 2)
+    gate.touch()
+    lost.join()
+    lab.join_cluster(lost)
+    assert alive(lab) == 3
+    done = ended(process, 250)
+    assert done.returncode == 0, done.stderr
+    lab.assert_whole(data)
+
+
+def alive(lab):
+    """The nodes that the head counts as alive."""
+    code = "import ray; ray.init(address='auto'); print(sum(n['Alive'] for n in ray.nodes()))"
+    return int(lab.head.run(PYTHON, "-c", code, env=lab.env).split()[-1])
