@@ -183,6 +183,7 @@ class Embedder:
         self._budget = devices.PixelBudget(
             devices.pixels_that_fit(torch.device("cpu"), torch.float32)
         )
+        self.waiting_pixels = devices.waiting_pixels(self._device)
         self._runner = Runner(self._models, self._device, self._clip_batch_size)
         self._gpu_pixels = (
             devices.pixels_that_fit(self._device, self.dtype) if self._on_gpu else 0

@@ -49,6 +49,7 @@ class Pipeline:
             state.index_id,
             decode_workers=decode_workers,
             max_pixels=embedder.max_pixels,
+            decoded_pixels=embedder.waiting_pixels,
             max_object_bytes=max_object_bytes,
             with_clip_inputs=not embedder.makes_clip_inputs,
         )

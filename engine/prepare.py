@@ -24,7 +24,6 @@ FETCHES = 128  # downloads at once
 UPLOADS = 64  # thumbnail uploads at once
 MAX_OBJECT_BYTES = 1 << 30  # a larger object is no image
 FETCHED_BYTES = 256 << 20  # image files in memory at once
-DECODED_PIXELS = 100_000_000  # decoded at once: 3 bytes per pixel, about 10 while decoding
 
 T = TypeVar("T")
 
@@ -39,8 +38,8 @@ class Preparation:
         index_id: str,
         *,
         decode_workers: int,
+        decoded_pixels: int,  # of the images that are decoded, or wait for the models
         max_pixels: int = decode.MAX_PIXELS,
-        decoded_pixels: int = DECODED_PIXELS,
         max_object_bytes: int = MAX_OBJECT_BYTES,
         with_clip_inputs: bool = True,
     ) -> None:

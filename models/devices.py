@@ -19,6 +19,10 @@ MEMORY_SHARE = 0.6  # of what is free, for one batch
 LARGEST_PIXELS = 2**27 - 1
 BATCH_PIXELS = 32 * 640 * 512  # more only adds latency; see bench/schedule.py
 LARGEST_BATCH = 256
+# Of decoded images, which wait for a batch or are decoded: 3 bytes each, some 10 while decoding. A
+# GPU that takes images of 12 megapixels needs more than 8 of them.
+WAITING_PIXELS_CPU, WAITING_PIXELS_GPU = 100_000_000, 400_000_000
+WAITING_SHARE = 0.1  # of the free main memory, for these
 UNKNOWN_MEMORY_BYTES = 4 << 30
 CGROUP = Path("/sys/fs/cgroup")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # exists where the driver is loaded
@@ -184,6 +188,14 @@ class PixelBudget:
             with self._changed:
                 self._used -= pixels
                 self._changed.notify_all()
+
+
+def waiting_pixels(device: torch.device) -> int:
+    """How many pixels of decoded images may wait in main memory for a device."""
+    if device.type == "cpu":
+        return WAITING_PIXELS_CPU
+    fitting = int(WAITING_SHARE * available_memory()) // 3
+    return max(WAITING_PIXELS_CPU, min(WAITING_PIXELS_GPU, fitting))
 
 
 def free_memory(device: torch.device) -> int:

@@ -40,7 +40,7 @@ class FakeEmbedder:
     """Gives the embeddings of `embedding_of`; `batches` has the number of images of each batch."""
 
     device, precision = "cpu", "float32"
-    max_pixels = 100_000_000
+    max_pixels = waiting_pixels = 100_000_000
     bfloat16_would_be_faster = False
     remarks: Sequence[str] = ()
 

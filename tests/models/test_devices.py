@@ -130,3 +130,11 @@ def test_a_gpu_without_room_is_one_sentence(said, expected):
         raise RuntimeError(said)
     with pytest.raises(RuntimeError, match="illegal"), devices.gpu_errors(torch.device("cuda:0")):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_more_images_wait_for_a_gpu_if_memory_allows(monkeypatch):
+    gpu = torch.device("cuda:0")
+    for gigabytes, expected in ((1, 100_000_000), (6, 200_000_000), (100, 400_000_000)):
+        monkeypatch.setattr(devices, "available_memory", lambda size=gigabytes: size * 10**9)
+        assert devices.waiting_pixels(gpu) == expected
+        assert devices.waiting_pixels(torch.device("cpu")) == 100_000_000
