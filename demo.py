@@ -1,7 +1,7 @@
 """The whole ingest on this machine alone: an emulated bucket, a local Forager, sample photographs.
 
-`make demo` runs it. It shows the two commands as a person would type them, then what they left in
-the bucket and on the server, and keeps serving until Ctrl-C.
+`make demo` runs it. It prints the two commands as a person would type them, then what they left in
+the bucket and on the server. It serves the page until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ NAME, BUCKET, INDEX_BUCKET = "demo", "demo-images", "foragerml"
 
 
 class Weights(NamedTuple):
-    """The weight options of ingest.py, and those of local_forager for a search by text."""
+    """The options for weights: of ingest.py, and of local_forager for search by text."""
 
     ingest: list[str]
     server: list[str]
 
 
 def choose_weights() -> Weights:
-    """The real weights where they are at hand, else the seeded ones; says which."""
+    """The real weights if they are on this machine, or else the seeded ones; prints which."""
     from weights.clip import CLIP_ID, check_clip_weights
     from weights.files import WeightsError
     from weights.resnet50 import RESNET_DOWNLOAD
@@ -60,7 +60,7 @@ def choose_weights() -> Weights:
         options += ["--clip_weights", _shown(seeded_weights() / "clip-vit-base-patch32")]
         click.echo(f"CLIP: seeded random weights; for the real ones `hf download {CLIP_ID}`.")
     if options:
-        click.echo("With random weights everything works, and neighbours mean little.")
+        click.echo("With random weights everything works, but neighbours mean little.")
     return Weights(options, server)
 
 
@@ -69,7 +69,7 @@ def _shown(path: Path) -> str:
 
 
 def fill_bucket(client: storage.Client) -> int:
-    """Put the samples into gs://demo-images/{train,val}; returns how many."""
+    """Upload the samples to gs://demo-images/{train,val}; returns how many there are."""
     client.create_bucket(INDEX_BUCKET)
     bucket = client.create_bucket(BUCKET)
     count = 0
@@ -81,7 +81,7 @@ def fill_bucket(client: storage.Client) -> int:
 
 
 def write_labels(path: Path) -> None:
-    """A label file of all three forms that an annotation can take."""
+    """Write a label file with annotations in all three forms."""
     labels: dict[str, list[object]] = {}
     for split, name, image in crops():
         photograph = name.rpartition("-")[0]
@@ -97,7 +97,7 @@ def write_labels(path: Path) -> None:
 
 
 def run(arguments: list[str], settings: dict[str, str]) -> None:
-    """Run one command in a process of its own, printing it as a person would type it."""
+    """Run one command in a process of its own, and print it as a person would type it."""
     shown = " ".join((*(f"{key}={value}" for key, value in settings.items()), "python"))
     click.secho(f"\n$ {shown} {shlex.join(arguments)}", bold=True)
     environment = {**os.environ, **settings}
@@ -109,7 +109,7 @@ def run(arguments: list[str], settings: dict[str, str]) -> None:
 
 
 def show_results(client: storage.Client, server_url: str) -> None:
-    """What the commands left: the objects of the index, and what the server says."""
+    """Print what the commands left: the objects of the index, and what the server says."""
     info = json.load(urllib.request.urlopen(f"{server_url}/api/get_dataset_info_v2/{NAME}"))
     click.secho("\nIn the index bucket", bold=True)
     thumbnails = [0, 0]
@@ -126,10 +126,10 @@ def show_results(client: storage.Client, server_url: str) -> None:
 
 
 @click.command()
-@click.option("--serve/--no-serve", default=True, help="Keep serving until Ctrl-C, or end.")
-@click.option("--port", default=8000, show_default=True, help="Of the local Forager.")
+@click.option("--serve/--no-serve", default=True, help="Serve the page until Ctrl-C, or end.")
+@click.option("--port", default=8000, show_default=True, help="Port of the local Forager.")
 @click.option(
-    "--screenshots", type=click.Path(), help="Take pictures of the page into DIR, and end."
+    "--screenshots", type=click.Path(), help="Write pictures of the page to DIR, and end."
 )
 @click.option("--generation", type=click.Choice(["A", "B"]), default="B", show_default=True)
 def main(serve: bool, port: int, screenshots: str | None, generation: str) -> None:
@@ -150,7 +150,7 @@ def main(serve: bool, port: int, screenshots: str | None, generation: str) -> No
         import gcs
 
         client = gcs.make_client()
-        click.echo(f"Put {fill_bucket(client)} sample photographs into gs://{BUCKET}/.")
+        click.echo(f"Uploaded {fill_bucket(client)} sample photographs to gs://{BUCKET}/.")
         labels = WORK / "labels.json"
         write_labels(labels)
         settings = {"STORAGE_EMULATOR_HOST": emulator, "SERVER_URL": server}
@@ -164,7 +164,7 @@ def main(serve: bool, port: int, screenshots: str | None, generation: str) -> No
             page = ["-m", "testing.screenshots", f"{server}/{NAME}", "--out", screenshots]
             run(page, {})
         if serve:
-            click.secho(f"\nLook at {server}/{NAME} - Ctrl-C ends this.", bold=True)
+            click.secho(f"\nLook at {server}/{NAME}. Ctrl-C ends this.", bold=True)
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     time.sleep(3600)

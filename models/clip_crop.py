@@ -1,22 +1,18 @@
-"""One image: the bytes of a file -> RGB pixels, the model's CLIP input, a thumbnail.
-
-Pixels are what Pillow decodes, as RGB. EXIF rotation is not applied: it never was, and indexes stay
-comparable. Of an animation the first frame counts.
-"""
+"""What CLIP sees of an image: the centre, scaled so that the shorter side has 224 pixels."""
 
 from typing import NamedTuple
 
 CLIP_SIDE = 224  # pixels, ViT-B/32's input
-MAX_SCALED_SIDE = 100 * CLIP_SIDE  # pixels; beyond, only what the crop keeps is computed
+MAX_SCALED_SIDE = 100 * CLIP_SIDE  # pixels; of longer sides only the crop is computed
 
 
 class Crop(NamedTuple):
-    """What CLIP sees along one axis: `start` to `end` scaled to `scaled` pixels, 224 kept."""
+    """One axis: `start` to `end` of the image are scaled to `scaled` pixels; 224 are kept."""
 
     start: float
     end: float
     scaled: int
-    first: int  # of the 224, among the scaled pixels
+    first: int  # the first scaled pixel of the 224
 
 
 class ClipCrop(NamedTuple):
@@ -25,7 +21,7 @@ class ClipCrop(NamedTuple):
 
 
 def clip_crop(width: int, height: int) -> ClipCrop:
-    """The shorter side scaled to 224, and the centre cut out, as torchvision does it."""
+    """Scale the shorter side to 224 pixels and crop the centre, as torchvision does."""
     short = min(width, height)
     scaled = int(CLIP_SIDE * width / short), int(CLIP_SIDE * height / short)
     crops = []

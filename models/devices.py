@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and how much fits into its memory."""
+"""Devices and precisions: which there are, what fits into memory, what their errors mean."""
 
 import contextlib
 import math
@@ -33,22 +33,22 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 
 
 class DeviceError(click.ClickException):
-    """Why the device or precision asked for cannot be had, in one sentence."""
+    """Why the requested device or precision is not available, in one sentence."""
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`: auto is the first CUDA GPU where there is one, else the CPU."""
+    """The device that `--device` names; auto is the first CUDA GPU, or else the CPU."""
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind == "cpu" and not index:
         return torch.device("cpu")
     if kind != "cuda" or (":" in name and not index.isdecimal()):
-        raise DeviceError(f"--device {name!r} is none of auto, cpu, cuda, cuda:1.")
+        raise DeviceError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:1.")
     if torch.version.cuda is None and torch.version.hip is None:
         raise DeviceError(
-            f"--device {name} needs a CUDA build of torch, and torch {torch.__version__} is none:"
-            " see https://pytorch.org/get-started/locally."
+            f"--device {name} needs a torch that is built with CUDA, and torch {torch.__version__}"
+            " is not: see https://pytorch.org/get-started/locally."
         )
     if not torch.cuda.is_available():
         raise DeviceError(f"--device {name}: torch finds no CUDA GPU; does `nvidia-smi` list one?")
@@ -75,7 +75,7 @@ def why_no_gpu() -> str | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU ran out of memory: torch has a type for it, cuDNN and cuBLAS have words."""
+    """Whether a GPU ran out of memory. Torch has a type for it; cuDNN and cuBLAS only say so."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         word in str(error) for word in OUT_OF_MEMORY
     )
@@ -83,7 +83,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 @contextlib.contextmanager
 def gpu_errors(device: torch.device) -> Iterator[None]:
-    """Raise as DeviceError what a GPU without room, or one that is taken, raises at first use."""
+    """Raise the errors of a GPU that is full, or used exclusively, as DeviceError."""
     try:
         yield
     except RuntimeError as error:
@@ -103,32 +103,33 @@ def gpu_errors(device: torch.device) -> Iterator[None]:
 
 
 def fastest_precision(device: torch.device) -> str:
-    """What auto tries: float16 on a GPU, whose mantissa has 3 bits more than bfloat16's.
+    """The precision that auto tries first.
 
-    On a CPU float32: there the numbers of an index are those of the original packages, to 1e-5.
+    On a GPU it is float16, whose mantissa has 3 bits more than bfloat16's. On a CPU it is float32,
+    which keeps the numbers of the original packages to 1e-5.
     """
     return "float16" if device.type == "cuda" else "float32"
 
 
 def bfloat16_is_faster() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32: by AVX512-BF16 or AMX."""
+    """Whether this CPU multiplies bfloat16 faster than float32: it has AVX512-BF16 or AMX."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public ones
     return any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 def check_precision(name: str, device: torch.device) -> None:
-    """Raise DeviceError unless `name` is a precision that the device can compute in."""
+    """Raise DeviceError unless the device can compute in the precision `name`."""
     if name != "auto" and name not in PRECISIONS:
-        raise DeviceError(f"--precision {name!r} is none of auto, {', '.join(PRECISIONS)}.")
+        raise DeviceError(f"--precision {name!r} is not one of auto, {', '.join(PRECISIONS)}.")
     if name == "float16" and device.type == "cpu":
-        raise DeviceError("--precision float16 needs a GPU: on a CPU take float32 or bfloat16.")
+        raise DeviceError("--precision float16 needs a GPU: use float32 or bfloat16 on a CPU.")
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
     if name == "bfloat16" and device.type == "cpu" and not supported():
-        raise DeviceError("--precision bfloat16 needs a CPU with AVX-512, or a GPU: take float32.")
+        raise DeviceError("--precision bfloat16 needs a GPU or a CPU with AVX-512: use float32.")
 
 
 def available_memory() -> int:
-    """Bytes of main memory that a process may still take: the system's, or its cgroup's if less."""
+    """Bytes of main memory that this process may still use: the least of system and cgroup."""
     limits = []
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -154,7 +155,7 @@ def _fields(path: Path, separator: str) -> dict[str, int]:
 
 
 def cores() -> int:
-    """How many cores this process may use: torch's count, its affinity, its cgroup's quota."""
+    """How many cores this process may use: the least of torch's count, affinity and cgroup."""
     counts = [TORCH_THREADS]
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         counts.append(len(os.sched_getaffinity(0)))
@@ -167,9 +168,9 @@ def cores() -> int:
 
 
 class PixelBudget:
-    """Lets threads begin with images while their pixels together stay within `capacity`.
+    """Limits the pixels of the images that threads compute at the same time to `capacity`.
 
-    One image may exceed it: it waits until it is alone.
+    An image of more pixels waits until it is the only one.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -199,7 +200,7 @@ def waiting_pixels(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that tensors on `device` may still take, what torch keeps for reuse included."""
+    """Bytes that tensors on `device` may still use, including what torch keeps for reuse."""
     if device.type != "cuda":
         return available_memory()
     free, _ = torch.cuda.mem_get_info(device)
@@ -208,7 +209,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def pixels_that_fit(device: torch.device, dtype: torch.dtype) -> int:
-    """How many pixels ResNet-50 can take at once in the free memory of `device`."""
+    """How many pixels ResNet-50 can compute at once in the free memory of `device`."""
     on_cpu = device.type == "cpu"
     per_pixel = CPU_BYTES_PER_PIXEL if on_cpu else VALUES_PER_PIXEL * dtype.itemsize
     return min(LARGEST_PIXELS, int(MEMORY_SHARE * free_memory(device)) // per_pixel)

@@ -1,4 +1,4 @@
-"""The image tower of OpenAI's ViT-B/32 for inference, written out."""
+"""The forward pass of the image tower of OpenAI's ViT-B/32, written for inference."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Layer(NamedTuple):
     query_key_value: Affine
     out: Affine
     norm2: Affine
-    widen: Affine  # times GELU_SCALE, and the next one divided by it: between them is SiLU
+    widen: Affine  # multiplied by GELU_SCALE, and `narrow` divided by it: so SiLU is between them
     narrow: Affine
 
 
@@ -45,7 +45,7 @@ class VisionTower(NamedTuple):
 
 
 def build_vision_tower(path: Path, device: torch.device, dtype: torch.dtype) -> VisionTower:
-    """The tower from model.safetensors; tensors beside it (the text tower) are not read."""
+    """The tower from model.safetensors. Other tensors (the text tower) are not read."""
     with_onednn = device.type == "cpu" and onednn_linear_agrees(dtype)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name).float() for name in clip_shapes()}
@@ -100,8 +100,8 @@ def build_vision_tower(path: Path, device: torch.device, dtype: torch.dtype) -> 
 def clip_features(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
     """Unit vectors, float32 (n, 512), of uint8 (n, 224, 224, 3) red, green, blue pixels.
 
-    Matrix products are computed in the precision of the tower, what they are added to and layer
-    norms in float32: bfloat16 then stays within cosine 0.99997 of float32, and 0.99992 without.
+    Matrix products are computed in the precision of the tower; layer norms and sums of layers are
+    computed in float32. So bfloat16 keeps a cosine of 0.99997 to float32; otherwise 0.99992.
     """
     n = len(pixels)
     x = (pixels / 255 - tower.pixel_means) / tower.pixel_deviations
@@ -117,7 +117,7 @@ def clip_features(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def onednn_linear_agrees(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's linear layers, which are undocumented, give here what torch's give."""
+    """Whether oneDNN's linear layers, which are undocumented, agree with torch's here."""
     random = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(8, 64, generator=random).to(dtype) for _ in range(2))
     bias = torch.ones(8, dtype=dtype)
@@ -130,9 +130,10 @@ def onednn_linear_agrees(dtype: torch.dtype) -> bool:
 
 
 def _linear(x: torch.Tensor, affine: Affine, then_silu: bool = False) -> torch.Tensor:
-    """A linear layer, with SiLU behind it, in the precision of its weights; on a CPU by oneDNN.
+    """A linear layer, optionally followed by SiLU, in the precision of its weights.
 
-    torch takes its other library for float32 there, which needs 1.3 times as long on an AMD EPYC.
+    On a CPU oneDNN computes it. Torch itself uses another library for float32, which takes 1.3
+    times as long on an AMD EPYC.
     """
     x = x.to(affine.weight.dtype)
     if not affine.weight.is_mkldnn:
@@ -158,7 +159,7 @@ def _heads(x: torch.Tensor) -> torch.Tensor:
 
 
 def _transform(tokens: torch.Tensor, context: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """One layer's result for `tokens`, the first of the tokens in `context`."""
+    """The result of one layer for `tokens`, which are the first tokens of `context`."""
     projected = _linear(_norm(context, layer.norm1), layer.query_key_value)
     query, key, value = (_heads(part) for part in projected.split(CLIP_WIDTH, -1))
     query = query[:, :, : tokens.shape[1]]

@@ -1,9 +1,9 @@
-"""A storage server that is faster than what it measures: canned answers, straight from asyncio.
+"""A storage server for benchmarks: prepared answers from asyncio, faster than what they measure.
 
     python -m testing.storage_server --images 2000 --image FILE [--delay_ms 50]
 
-It speaks as much of Cloud Storage's JSON API as the ingest uses. Every image is the same file under
-another name; uploads are counted and their checksum is sent back, their bytes are forgotten.
+It speaks the part of Cloud Storage's JSON API that the ingest uses. The images are a few files under
+many names. Of uploads it keeps the size and the checksum, which it sends back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def checksum(data: bytes) -> str:
 
 
 class Objects:
-    """What the server holds: images by number, and of uploaded objects size and checksum."""
+    """What the server has: images by number; the size and checksum of uploaded objects."""
 
     def __init__(self, images: list[bytes], count: int) -> None:
         self.images = [(data, checksum(data)) for data in images]
@@ -38,7 +38,7 @@ class Objects:
         self.sessions = itertools.count()
 
     def listing(self, query: dict[str, str]) -> dict[str, object]:
-        """A page of the images; nine of ten are for training. A page token is the next name."""
+        """A page of the images, nine of ten for training. A page token is the next name."""
         prefix, split = query.get("prefix", ""), self.count * 9 // 10
         numbers = range(0, split) if "train" in prefix else range(split, self.count)
 
@@ -65,7 +65,7 @@ class Objects:
 
 
 class Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection, kept alive; requests come one after the other."""
+    """One HTTP/1.1 connection that is kept alive; requests come one after the other."""
 
     def __init__(self, objects: Objects, delay_s: float, window: int) -> None:
         self.objects, self.delay_s, self.window = objects, delay_s, window
@@ -191,7 +191,7 @@ async def serve(objects: Objects, delay_s: float, window: int) -> None:
 @click.option("--delay_ms", default=0.0, help="Wait before each answer, and after each window.")
 @click.option("--window_kb", default=0, help="Taken on a connection a delay, as by TCP.")
 def main(images: int, image: tuple[Path, ...], delay_ms: float, window_kb: int) -> None:
-    """Serve canned images on 127.0.0.1 until killed."""
+    """Serve prepared images on 127.0.0.1 until killed."""
     objects = Objects([path.read_bytes() for path in image], images)
     asyncio.run(serve(objects, delay_ms / 1000, window_kb * 1024))
 

@@ -1,4 +1,4 @@
-"""Seeded weights in the published formats, made once for a checkout."""
+"""Seeded random weights in the published formats, written once per checkout."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ MAKE_WEIGHTS = Path(__file__).with_name("make_weights.py")
 
 
 def seeded_weights() -> Path:
-    """A directory with R-50.pkl and clip-vit-base-patch32/ of seeded random numbers."""
+    """A directory with R-50.pkl and clip-vit-base-patch32/, of seeded random numbers."""
     digest = hashlib.sha256(MAKE_WEIGHTS.read_bytes()).hexdigest()[:12]
     directory = ROOT / ".cache" / f"weights-{digest}"
     if not directory.exists():
