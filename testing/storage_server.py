@@ -2,8 +2,8 @@
 
     python -m testing.storage_server --images 2000 --image FILE [--delay_ms 50]
 
-It speaks the part of Cloud Storage's JSON API that the ingest uses. The images are a few files under
-many names. Of uploads it keeps the size and the checksum, which it sends back.
+It speaks the part of Cloud Storage's JSON API that the ingest uses. The images are a few files
+under many names. Of uploads it keeps the size and the checksum, which it sends back.
 """
 
 from __future__ import annotations
