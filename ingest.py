@@ -24,13 +24,15 @@ from common.options import (
 )
 from common.resources import raise_open_file_limit, shortages
 from common.signals import leave, until_interrupted
-from common.terminal import duration, printable, size
+from common.terminal import count, duration, printable, size
 from dataset.arrays import Arrays
 from dataset.lists import index_files, write_lists
+from dataset.manifest import EXACTNESS
 from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader, ModelOptions
 from engine.local import Pipeline
+from engine.reuse import Copier
 from engine.stages import MODELS, StageTime, bottleneck, stage_table
 from forager.addresses import dataset_page
 from forager.answers import DatasetInfo
@@ -41,6 +43,7 @@ from preflight.describe import describe_plan
 from preflight.plan import Plan, make_plan
 from preflight.request import Request
 from preflight.resume import begin_or_continue, compare_with_bucket, finished, reopen_damaged
+from preflight.sources import Reuse, describe_reuse
 from storage.uploads import upload_files
 
 RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
@@ -51,7 +54,7 @@ BFLOAT16_ADVICE = (
     "has begun) would take about two thirds of the time, at a cosine of 0.9999 to these vectors."
 )
 OPTION_GROUPS = {
-    "Usual options": ("server_url", "dry_run", "work_dir", "bucket", "viewer_url"),
+    "Usual options": ("server_url", "dry_run", "work_dir", "bucket", "viewer_url", "reuse"),
     "Failures and starting over": ("skip_bad_images", "max_bad", "allow_empty_val", "restart"),
     "Models": ("resnet_weights", "clip_weights", "backend", "precision"),
     "Speed": ("device", "resnet_batch_size", "clip_batch_size", "decode_workers"),
@@ -148,6 +151,13 @@ OPTION_GROUPS = {
     "uploaded objects.",
 )
 @click.option(
+    "--reuse",
+    multiple=True,
+    metavar="NAME|DIR",
+    help="Copy what a dataset or a work directory (./birds) has already computed, and embed only "
+    "the rest. May be repeated.",
+)
+@click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
@@ -209,13 +219,45 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, start:
     """
     plan = await make_plan(request, work, loader)
     if request.dry_run:
-        return describe_plan(plan.listing, plan.train.bucket, request.bucket)
+        return await describe(request, plan)
     state = await begin_or_continue(plan, work, retry_failed=not request.skip_bad_images)
-    times = await embed(request, plan, state, loader) if state.has_pending() else []
+    times = await reuse_rows(plan.reuse, state, request.bucket) if plan.reuse else []
+    times += await embed(request, plan, state, loader) if state.has_pending() else []
     refuse_failures(state, request.skip_bad_images, request.max_bad)
     times.append(await upload(state, request.bucket))
     times.append(await register(plan, state, work, request.server_url, request.name))
     return summarize(request, state, times, time.monotonic() - start)
+
+
+async def describe(request: Request, plan: Plan) -> str:
+    """What the run would do, for --dry_run."""
+    reuse, reused_bytes = "", 0
+    if plan.reuse:
+        state = plan.earlier if plan.earlier and not plan.start_over else plan.listing
+        tally = await asyncio.to_thread(plan.reuse.matches.match, state.path)
+        reuse, reused_bytes = describe_reuse(plan.reuse, tally, would=True), tally.size
+    return describe_plan(plan.listing, plan.train.bucket, request.bucket, reuse, reused_bytes)
+
+
+async def reuse_rows(reuse: Reuse, state: State, bucket: str) -> list[StageTime]:
+    """Copy the pending rows that another index has already, vectors and thumbnails."""
+    tally = await asyncio.to_thread(reuse.matches.match, state.path)
+    _say(describe_reuse(reuse, tally, would=False))
+    if not tally.reused:
+        return []
+    used = [reuse.sources[number].precision for number in tally.reused]
+    before = state.option("reused_precision")
+    least = min([*used, *([before] if before else [])], key=EXACTNESS.index)
+    state.set_options({"reused_precision": least})
+    with Arrays(state.directory, state.counts().images) as arrays:
+        copier = Copier(state, arrays, reuse.sources, reuse.matches, bucket)
+        stage = await copier.run()
+    _say(f"Reused {count(stage.images, 'image')} in {duration(stage.busy_s)}.")
+    if copier.damaged:
+        _say(f"Embedded again, as their vectors are damaged there: {copier.damaged:,}.")
+    if copier.without_thumbnail:
+        _say(f"Embedded again, as their thumbnails are gone there: {copier.without_thumbnail:,}.")
+    return [stage]
 
 
 async def embed(request: Request, plan: Plan, state: State, loader: ModelLoader) -> list[StageTime]:
@@ -379,10 +421,11 @@ def summarize(request: Request, state: State, times: list[StageTime], wall_s: fl
         lines.append(sentence)
     counts = state.counts()
     embedded = next((stage.images for stage in times if stage.name == MODELS), 0)
+    reused = f"{state.reused():,} reused, " if state.reused() else ""
     lines.append(
         f"{request.name}: {counts.images:,} images ({state.counts(TRAIN).images:,} training, "
-        f"{state.counts(VAL).images:,} validation), {counts.failed:,} failed, {embedded:,} "
-        f"embedded now, in {duration(wall_s)}. "
+        f"{state.counts(VAL).images:,} validation), {counts.failed:,} failed, {reused}"
+        f"{embedded:,} embedded now, in {duration(wall_s)}. "
         f"Look at {page_of(request, state)}"
     )
     return "\n".join(lines)

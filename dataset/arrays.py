@@ -123,6 +123,15 @@ class Arrays:
             checksum = google_crc32c.extend(checksum, data)
         return int(checksum)
 
+    def write_block(self, row: int, blocks: Sequence[memoryview]) -> None:
+        """Put the vectors of consecutive rows, as bytes, into their rows; durable after `sync`.
+
+        `blocks` has the vectors of these rows for each array, in the order of EMBEDDINGS.
+        """
+        for (name, file), data in zip(self._files.items(), blocks, strict=True):
+            if os.pwrite(file, data, row * DIMENSIONS[name] * DTYPE.itemsize) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def sync(self) -> None:
         """Wait until everything written is on the disk."""
         for file in self._files.values():

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NAME = "manifest.parquet"
 ROWS_PER_GROUP = 100_000
+BATCH_ROWS = 10_000  # that are read at once
+EXACTNESS = ("bfloat16", "float16", "float32")  # precisions, the most exact last
 PACKAGES = ("torch", "numpy", "Pillow")  # the libraries that compute
 
 
@@ -69,7 +71,9 @@ def write_manifest(state: State) -> None:
     for used in (path, temporary):
         refuse_irregular(used)
     columns = schema(_metadata(state))
-    with parquet.ParquetWriter(temporary, columns, compression="zstd") as writer:
+    with parquet.ParquetWriter(
+        temporary, columns, compression="zstd", write_page_checksum=True
+    ) as writer:
         for rows in _groups(state.manifest_rows()):
             values = dict(zip(columns.names, zip(*rows, strict=True), strict=True))
             values["split"] = tuple(SPLIT_NAMES[number] for number in values["split"])
@@ -88,15 +92,22 @@ def _groups(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
 
 def _metadata(state: State) -> dict[str, str]:
     """How the vectors were computed, and of what."""
-    recorded = ("dataset", "train_path", "val_path", "index_id", "backend", "precision")
+    recorded = ("dataset", "train_path", "val_path", "index_id", "backend")
     digests = {f"{name}_sha256": name for name in ("resnet_weights", "clip_weights")}
     return {
         **{name: state.option(name) or "" for name in recorded},
         **{name: state.option(option) or "" for name, option in digests.items()},
+        "precision": precision_of_rows(state),
         **{package: version(package) for package in PACKAGES},
         "program": program_version(),
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def precision_of_rows(state: State) -> str:
+    """The least exact precision in which rows were computed, here or where they came from."""
+    found = [state.option(name) for name in ("precision", "reused_precision")]
+    return min((name for name in found if name), key=EXACTNESS.index, default="")
 
 
 def program_version() -> str:
@@ -119,6 +130,30 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         found = parquet.read_schema(path).metadata or {}
         metadata = json.loads(found[b"forager"])
-    except (pa.ArrowException, KeyError, ValueError) as error:
+        return {str(name): str(value) for name, value in metadata.items()}
+    except (pa.ArrowException, KeyError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of an index") from error
-    return {str(name): str(value) for name, value in metadata.items()}
+
+
+def read_rows(path: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The values of these columns in each row, in row order, checked against their checksums.
+
+    Raises:
+        ValueError: the manifest is damaged, or lacks a column.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+                yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged") from error
+
+
+def row_count(path: Path) -> int:
+    """The number of rows of a manifest whose metadata can be read."""
+    from pyarrow import parquet
+
+    return int(parquet.read_metadata(path).num_rows)

@@ -58,6 +58,7 @@ class Outcome(NamedTuple):
     vectors_crc32c: int | None = None  # of the vectors in the order of EMBEDDINGS
     width: int | None = None  # pixels
     height: int | None = None
+    source: str | None = None  # of a reused row: INDEX_ID/ROW that it was copied from
 
 
 class Counts(NamedTuple):
@@ -238,6 +239,11 @@ class State:
 
     def mark_abandoned(self) -> None:
         self.set_options({"abandoned": "yes"})
+
+    def reused(self) -> int:
+        """How many rows were copied from another index."""
+        query = "SELECT count(source) FROM rows"
+        return int(self._db.execute(query).fetchone()[0])
 
     def first(self, split: int) -> Row | None:
         """The first image of a split that is not an empty file, or None."""

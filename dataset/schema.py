@@ -19,7 +19,7 @@ import click
 from common.terminal import printable
 
 PENDING, DONE, FAILED = 0, 1, 2  # what status is
-VERSION = 3  # of the tables, as SQLite's user_version
+VERSION = 4  # of the tables, as SQLite's user_version
 OPTIONS_CHECKSUM = "checksum"  # the option that holds the checksum over all others
 INDEX_ID_ON_DISK = re.compile(rb"index_id([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 # No table has an index beside it, in which damage would go unnoticed.
@@ -39,17 +39,17 @@ CREATE TABLE rows (
     identifier TEXT NOT NULL, size INTEGER NOT NULL, crc32c INTEGER NOT NULL,
     generation INTEGER NOT NULL, status INTEGER NOT NULL DEFAULT 0,
     imagenet_class INTEGER, reason TEXT, vectors_crc32c INTEGER, width INTEGER, height INTEGER,
-    checksum INTEGER NOT NULL
+    source TEXT, checksum INTEGER NOT NULL
 );
 INSERT INTO rows
-    SELECT *, 0, NULL, NULL, NULL, NULL, NULL, checksum(row, split, object, identifier, size,
-        crc32c, generation, 0, NULL, NULL, NULL, NULL, NULL)
+    SELECT *, 0, NULL, NULL, NULL, NULL, NULL, NULL, checksum(row, split, object, identifier, size,
+        crc32c, generation, 0, NULL, NULL, NULL, NULL, NULL, NULL)
     FROM (SELECT row_number() OVER (ORDER BY split, object) - 1 AS row, * FROM listed)
     ORDER BY row;
 DROP TABLE listed;
 """
 LISTED = "row, split, object, identifier, size, crc32c, generation"
-OUTCOME = "status, imagenet_class, reason, vectors_crc32c, width, height"
+OUTCOME = "status, imagenet_class, reason, vectors_crc32c, width, height, source"
 NEW_OUTCOME = ", ".join(f":{name}" for name in OUTCOME.split(", "))
 SET_OUTCOME = (
     f"UPDATE rows SET ({OUTCOME}, checksum) = ({NEW_OUTCOME}, checksum({LISTED}, {NEW_OUTCOME}))"
@@ -59,9 +59,10 @@ WRONG_ROW = f"checksum IS NOT checksum({LISTED}, {OUTCOME})"
 
 
 class DamagedState(click.ClickException):
-    """The file of a state is damaged; the message says what to do."""
+    """The file of a state is damaged; the message says what to do. `reason` says what is wrong."""
 
     def __init__(self, path: Path, reason: str) -> None:
+        self.reason = printable(reason)
         index_id = index_id_on_disk(path)
         uploaded = f"its index id is {index_id}" if index_id else "its index id cannot be read"
         super().__init__(

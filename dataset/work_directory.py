@@ -3,6 +3,7 @@
 lock            held while an ingest runs; the lock is released with the process
 state.sqlite    rows and options (rows.py)
 listing.sqlite  the same, of a listing that is being checked
+reuse.sqlite    the rows of other indexes that may be reused, during a run (matches.py)
 index/, aux/    what is uploaded in the end (arrays.py, lists.py)
 failed.json     the images that could not be embedded, with the reason
 """
@@ -13,6 +14,7 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import click
 
@@ -20,11 +22,19 @@ from common.files import refuse_irregular
 from dataset.rows import State, remove_state
 
 STATE, LISTING = "state.sqlite", "listing.sqlite"
-OURS = ("lock", STATE, LISTING)  # a directory with any of them is one of an ingest
+REUSE = "reuse.sqlite"
+OURS = ("lock", STATE, LISTING, REUSE)  # a directory with any of them is one of an ingest
 
 
 class WorkDirectoryError(click.ClickException):
     """The work directory cannot be used; the message says why and what to do."""
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Database = TypeVar("Database", bound=Closable)
 
 
 class WorkDirectory:
@@ -40,6 +50,7 @@ class WorkDirectory:
         self.path = path
         self._state: State | None = None
         self._listing: State | None = None
+        self._others: list[Closable] = []
 
     def __enter__(self) -> WorkDirectory:
         try:
@@ -77,7 +88,10 @@ class WorkDirectory:
         for state in (self._state, self._listing):
             if state is not None:
                 state.close()
+        for database in self._others:
+            database.close()
         remove_state(self.path / LISTING)
+        remove_state(self.path / REUSE)
         if self._is_new and os.listdir(self.path) == ["lock"]:
             (self.path / "lock").unlink()
             with contextlib.suppress(OSError):  # after Ctrl-C a listing may still be under way
@@ -101,6 +115,11 @@ class WorkDirectory:
             self._listing.close()
         self._listing = State.create(self.path / LISTING)
         return self._listing
+
+    def keep_open(self, database: Database) -> Database:
+        """Close another database of this directory when this is left; returns it."""
+        self._others.append(database)
+        return database
 
     def forget_state(self) -> None:
         """Remove the state of an earlier run; what it belongs to was deleted."""

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import click
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.terminal import printable
-from dataset.arrays import ZEROS, Arrays, Embedding
+from dataset.arrays import BYTES_PER_ROW, ZEROS, Arrays, Embedding
 from dataset.rows import Outcome, Row, State
 
 CHECKPOINT_S = 2.0  # seconds of work that a power cut can lose
@@ -86,6 +86,12 @@ class Recorder:
             return
         checksum = self._arrays.write(row.row, embedding.vectors)
         self._add(row, Outcome(row.row, embedding.imagenet_class, None, checksum, width, height))
+
+    def copied(self, outcomes: Sequence[Outcome]) -> None:
+        """Take rows whose vectors were copied into the arrays from another index."""
+        self._outcomes.extend(outcomes)
+        self._bytes += len(outcomes) * BYTES_PER_ROW
+        self._bar.update(len(outcomes))
 
     def failed(self, row: Row, reason: str) -> None:
         """Take the reason why the image of one row cannot be embedded; its vectors become zeros."""

@@ -63,6 +63,12 @@ class ModelLoader:
         device = devices.choose_device(self._options.device)
         devices.check_precision(self._options.precision, device)
 
+    def is_on_gpu(self) -> bool:
+        """Whether the models will compute on a GPU. Raises DeviceError."""
+        from models import devices
+
+        return devices.choose_device(self._options.device).type != "cpu"
+
     def find_clip(self) -> Path:
         """The local directory of the CLIP weights. Raises WeightsError."""
         self._clip_directory = check_clip_weights(self._options.clip_weights)

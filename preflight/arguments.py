@@ -9,6 +9,7 @@ from forager.addresses import check_server_url
 from forager.answers import ForagerError
 from preflight.checks import check_paths
 from preflight.request import Request
+from preflight.sources import check_reuse
 
 
 def check_arguments(request: Request, loader: ModelLoader) -> None:
@@ -28,6 +29,7 @@ def check_arguments(request: Request, loader: ModelLoader) -> None:
             check_server_url(request.server_url)
         except ForagerError as error:
             findings.add(error.message)
+    check_reuse(findings, request)
     for sentence in loader.missing_files():
         findings.add(sentence)
     findings.raise_if_any()

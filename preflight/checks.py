@@ -25,7 +25,7 @@ from storage.listing import listed
 
 SHOWN_DIRECTORIES = 3
 SHOWN = 10  # of a long list of objects; the rest goes to a file
-STATE_BYTES_PER_ROW = 400  # of state.sqlite and the lists; an upper bound
+STATE_BYTES_PER_ROW = 800  # of state.sqlite, the lists and the manifest; an upper bound
 PUBLIC_COMMAND = (
     "gcloud storage buckets add-iam-policy-binding gs://{bucket} "
     "--member=allUsers --role=roles/storage.objectViewer"

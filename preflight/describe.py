@@ -15,8 +15,13 @@ LISTED_BYTES = 200  # of a usual image in the lists
 CONVERTIBLE = (".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
 
 
-def describe_plan(listing: State, image_bucket: str, index_bucket: str) -> str:
-    """What an ingest would read, store and upload, for --dry_run."""
+def describe_plan(
+    listing: State, image_bucket: str, index_bucket: str, reuse: str = "", reused_bytes: int = 0
+) -> str:
+    """What an ingest would read, store and upload, for --dry_run.
+
+    `reuse` says which rows would be reused; their images have `reused_bytes`.
+    """
     total = listing.counts()
     array_bytes = total.images * BYTES_PER_ROW
     upload = array_bytes + total.images * (THUMBNAIL_BYTES + LISTED_BYTES)
@@ -29,8 +34,9 @@ def describe_plan(listing: State, image_bucket: str, index_bucket: str) -> str:
     return "\n".join(
         (
             table(("objects", "number", "size"), [*rows, *skipped]),
-            f"Would read {size(total.size)} from gs://{image_bucket}, keep {size(array_bytes)} on "
-            f"this disk, and upload about {size(upload)} to gs://{index_bucket}.",
+            *([reuse] if reuse else []),
+            f"Would read {size(total.size - reused_bytes)} from gs://{image_bucket}, keep "
+            f"{size(array_bytes)} on this disk, and upload about {size(upload)} to gs://{index_bucket}.",
             "Every check passed. This was a dry run: nothing was changed.",
         )
     )

@@ -19,6 +19,7 @@ from preflight import checks
 from preflight.describe import describe_skipped
 from preflight.request import Request
 from preflight.resume import check_same, settle_taken_name
+from preflight.sources import Computed, Reuse, find_sources, precisions_that_do
 
 
 class Plan(NamedTuple):
@@ -32,6 +33,7 @@ class Plan(NamedTuple):
     identity: dict[str, str]  # what the numbers and the index depend on
     precision: str  # to load the models in
     clip_directory: Path  # of the CLIP weights
+    reuse: Reuse | None = None  # what --reuse names
 
 
 async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) -> Plan:
@@ -77,9 +79,17 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
             identity["precision"] = request.models.precision
         if continued:
             check_same(findings, continued, identity, listing)
+        reuse = await _find_sources(findings, request, work, loader, weights, precision)
         findings.raise_if_any()
         return Plan(
-            *paths, listing, earlier, start_over, identity, precision, weights.clip_directory
+            *paths,
+            listing,
+            earlier,
+            start_over,
+            identity,
+            precision,
+            weights.clip_directory,
+            reuse,
         )
     findings.raise_if_any()
     raise AssertionError("a check failed without a finding")
@@ -128,6 +138,25 @@ async def _check_weights(
     if load_in:
         loader.start(load_in)
     return Weights(*await asyncio.to_thread(loader.digests), clip)
+
+
+async def _find_sources(
+    findings: Findings,
+    request: Request,
+    work: WorkDirectory,
+    loader: ModelLoader,
+    weights: Weights,
+    precision: str,
+) -> Reuse | None:
+    """What --reuse names, if anything."""
+    if not request.reuse:
+        return None
+    # What auto means on the machines of a Ray cluster is known only later.
+    on_gpu = request.engine == "local" and await findings.gather_in_thread(loader.is_on_gpu)
+    wanted = Computed(*weights[:2], request.models.backend, precision)
+    return await find_sources(
+        findings, request, work, wanted, precisions_that_do(precision, bool(on_gpu))
+    )
 
 
 async def _list_and_check(

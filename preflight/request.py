@@ -26,3 +26,4 @@ class Request(NamedTuple):
     decode_workers: int = 1
     engine: str = "local"
     ray_address: str | None = None
+    reuse: tuple[str, ...] = ()  # datasets and work directories

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -24,6 +25,7 @@ from common.names import GsPath
 from common.retries import TransientError
 from common.terminal import duration, printable
 from gcs import DamagedContent, ListedObject, Refused
+from storage import batch
 from storage.access_token import AccessToken
 from storage.pace import WritePace
 
@@ -174,10 +176,8 @@ class AsyncStorage:
         Raises:
             ObjectChanged: it has other content, or is gone.
         """
-        address = f"{self._object(bucket, listed.name)}?fields={gcs.LISTED_FIELDS}"
         try:
-            async with self._request("GET", address, {}) as response:
-                now = gcs.listed_object(await _read_json(response))
+            now = await self._describe(bucket, listed.name)
         except Refused as error:
             if error.status == 404:
                 raise ObjectChanged("it was deleted after it was listed") from error
@@ -187,7 +187,7 @@ class AsyncStorage:
         return now
 
     def _object(self, bucket: str, name: str) -> str:
-        return f"{self._api}/storage/v1/b/{bucket}/o/{quote(name, safe='')}"
+        return f"{self._api}/storage/v1{_path(bucket, name)}"
 
     async def put(self, bucket: str, name: str, data: bytes, content_type: str) -> None:
         """Write one object and check what storage says it stored. Repeating it is harmless.
@@ -209,6 +209,94 @@ class AsyncStorage:
             stored = gcs.listed_object(await _read_json(response))
         if (stored.size, stored.crc32c) != (len(data), crc32c_of_bytes(data)):
             raise DamagedContent("storage holds other bytes than were sent")
+
+    async def find(self, bucket: str, name: str) -> ListedObject | None:
+        """The object as storage describes it, or None if there is none.
+
+        Raises:
+            StorageError: no access, or storage cannot be reached.
+        """
+        what = f"Looking for gs://{bucket}/{printable(name)}"
+        try:
+            return await self._call(what, self._describe, bucket, name)
+        except gcs.StorageError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _describe(self, bucket: str, name: str) -> ListedObject:
+        address = f"{self._object(bucket, name)}?fields={gcs.LISTED_FIELDS}"
+        async with self._request("GET", address, {}) as response:
+            return gcs.listed_object(await _read_json(response))
+
+    async def fetch_range(self, bucket: str, listed: ListedObject, start: int, size: int) -> bytes:
+        """The bytes start..start+size of an object, of the version that is listed.
+
+        Storage gives no checksum for a part of an object: the caller checks the bytes.
+
+        Raises:
+            StorageError: no such version, no access, or storage cannot be reached.
+        """
+        what = f"Reading gs://{bucket}/{printable(listed.name)}"
+        return await self._call(what, self._fetch_range_once, bucket, listed, start, size)
+
+    async def _fetch_range_once(
+        self, bucket: str, listed: ListedObject, start: int, size: int
+    ) -> bytes:
+        address = f"{self._object(bucket, listed.name)}?alt=media&generation={listed.generation}"
+        headers = {"Accept-Encoding": "gzip", "Range": f"bytes={start}-{start + size - 1}"}
+        async with self._request("GET", address, headers, size) as response:
+            data = await _read(response, size)
+        if len(data) != size:
+            raise DamagedContent(f"{len(data):,} bytes came of a range of {size:,}")
+        return data
+
+    async def copy(
+        self, source_bucket: str, bucket: str, sources: Mapping[str, str]
+    ) -> Collection[str]:
+        """Copy objects inside storage, {name: name of its source}; returns those without a source.
+
+        Up to batch.MAX_CALLS go in one request. Repeating it is harmless.
+
+        Raises:
+            StorageError: no access, or storage cannot be reached.
+        """
+        missing: set[str] = set()
+        what = f"Copying from gs://{source_bucket} to gs://{bucket}"
+        pairs = iter(sources.items())
+        while left := dict(itertools.islice(pairs, batch.MAX_CALLS)):
+            await self._call(what, self._copy_once, source_bucket, bucket, left, missing)
+        return missing
+
+    async def _copy_once(
+        self, source_bucket: str, bucket: str, left: dict[str, str], missing: set[str]
+    ) -> None:
+        """One request. What is done is removed from `left`, so that a retry does not repeat it."""
+        calls = [
+            f"{_path(source_bucket, source)}/copyTo{_path(bucket, name)}"
+            for name, source in left.items()
+        ]
+        headers = {"Content-Type": batch.CONTENT_TYPE}
+        async with self._pace.turn(len(left)):
+            body = batch.request_body(calls)
+            async with self._request(
+                "POST", f"{gcs.batch_address()}/batch/storage/v1", headers, len(body), body
+            ) as response:
+                answer = await _read(response, MAX_ANSWER_BYTES)
+                kind = response.headers.get("Content-Type", "")
+            failure: Exception | None = None
+            for name, (status, content) in zip(
+                list(left), batch.answers(kind, answer, len(left)), strict=True
+            ):
+                if status < 400 or status == 404:
+                    missing.update([name] if status == 404 else [])
+                    del left[name]
+                else:
+                    error = gcs.failed_answer(status, content)
+                    # What no retry would help is told first.
+                    failure = error if isinstance(error, Refused) else failure or error
+            if failure:
+                raise failure
 
     async def public_refusal(self, bucket: str, name: str) -> Refused | None:
         """Why a browser without credentials cannot read the object; None if it can.
@@ -286,6 +374,10 @@ class AsyncStorage:
             if retries.is_transient(error):
                 raise TransientError(retries.reason(error)) from error
             raise Refused(retries.reason(error)) from error
+
+
+def _path(bucket: str, name: str) -> str:
+    return f"/b/{bucket}/o/{quote(name, safe='')}"
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

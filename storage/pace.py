@@ -33,17 +33,20 @@ class WritePace:
         self._next = self._interval = 0.0
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for this write's turn, then count what becomes of it in the `with` block."""
-        await self._wait()
+    async def turn(self, writes: int = 1) -> AsyncIterator[None]:
+        """Wait for the turn of these writes, then count what becomes of them in the `with` block.
+
+        Several writes go in one request, and are counted as all accepted or all refused.
+        """
+        await self._wait(writes)
         try:
             yield
         except TransientError as error:
-            self._refused += error.status in TOO_FAST
+            self._refused += writes * (error.status in TOO_FAST)
             raise
-        self._accepted += 1
+        self._accepted += writes
 
-    async def _wait(self) -> None:
+    async def _wait(self, writes: int) -> None:
         now = asyncio.get_running_loop().time()
         if self._start is None:
             self._start = self._interval = self._next = now
@@ -51,7 +54,7 @@ class WritePace:
             self._adjust(now)
         self._next = max(self._next, now - BURST_S)
         wait = self._next - now
-        self._next += 1 / self.rate
+        self._next += writes / self.rate
         if wait > 0:
             await asyncio.sleep(wait)
 

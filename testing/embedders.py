@@ -107,6 +107,9 @@ class LoaderWithoutModels(ModelLoader):
     def check_device(self) -> None:
         pass
 
+    def is_on_gpu(self) -> bool:
+        return False
+
     def find_clip(self) -> Path:
         return Path(self._options.clip_weights)
 

@@ -7,6 +7,7 @@ weights are any two files. Settings in the environment:
     FAKE_BAD_SIZE      WIDTHxHEIGHT of images whose vectors are NaN
     FAKE_WINDOW        images between listing and index at once
     FAKE_CHECKPOINT_S  seconds between two checkpoints
+    FAKE_CHUNK_ROWS    rows of another index that are copied at once
     FAKE_OBJECT_BYTES  size of the largest object that is fetched
     FAKE_DISK_BYTES    size that no file can exceed (RLIMIT_FSIZE)
 """
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import ingest
 from engine.loading import ModelOptions
 from engine.local import Pipeline
+from engine.reuse import Copier
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 
 
@@ -39,16 +41,21 @@ def make_loader(options: ModelOptions) -> LoaderWithoutModels:
 
 @contextlib.contextmanager
 def settings() -> Iterator[None]:
-    """The pipeline of this process takes its limits from the environment in a `with` block."""
-    limits: dict[str, Any] = {}
-    for name, argument, kind in (
-        ("FAKE_WINDOW", "window", int),
-        ("FAKE_CHECKPOINT_S", "checkpoint_s", float),
-        ("FAKE_OBJECT_BYTES", "max_object_bytes", int),
+    """Pipeline and copier of this process take limits from the environment in a `with` block."""
+    limits: dict[Any, dict[str, Any]] = {Pipeline: {}, Copier: {}}
+    for name, argument, kind, users in (
+        ("FAKE_WINDOW", "window", int, [Pipeline]),
+        ("FAKE_CHECKPOINT_S", "checkpoint_s", float, [Pipeline, Copier]),
+        ("FAKE_CHUNK_ROWS", "chunk_rows", int, [Copier]),
+        ("FAKE_OBJECT_BYTES", "max_object_bytes", int, [Pipeline]),
     ):
-        if name in os.environ:
-            limits[argument] = kind(os.environ[name])
-    with mock.patch.object(ingest, "Pipeline", partial(Pipeline, **limits)):
+        for user in users:
+            if name in os.environ:
+                limits[user][argument] = kind(os.environ[name])
+    with (
+        mock.patch.object(ingest, "Pipeline", partial(Pipeline, **limits[Pipeline])),
+        mock.patch.object(ingest, "Copier", partial(Copier, **limits[Copier])),
+    ):
         yield
 
 

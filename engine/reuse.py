@@ -1,0 +1,193 @@
+"""Copy the rows of other indexes: vectors in ranges, thumbnails inside the bucket.
+
+The vectors of every row are checked against their crc32c. A row is recorded when its vectors are
+written and its thumbnail is copied, as an embedded row is: so resuming needs nothing more. A row
+that cannot be copied stays pending and is embedded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import google_crc32c
+
+from dataset.arrays import DIMENSIONS, DTYPE, Arrays, array_path
+from dataset.lists import thumbnail_directory, thumbnail_name
+from dataset.matches import Match, Matches
+from dataset.rows import Outcome, State
+from engine.checkpoint import CHECKPOINT_S, Recorder
+from engine.stages import StageTime, together
+from gcs import ListedObject
+from storage.async_client import AsyncStorage
+
+REUSE = "reuse"  # the name of the stage
+CHUNKS_AT_ONCE = 8
+CHUNK_ROWS = 256  # of a source, read at once: 3.7 MB
+GAP_ROWS = 16  # not needed between two rows, and read all the same: a request costs more
+READS = 2  # of a chunk whose rows do not match their checksums
+ROW_BYTES = {name: dimension * DTYPE.itemsize for name, dimension in DIMENSIONS.items()}
+
+
+class Source(NamedTuple):
+    """An index whose rows can be reused: of a registered dataset, or of a work directory."""
+
+    name: str  # as the user wrote it
+    index_id: str
+    bucket: str  # of its thumbnails and, without a directory, of its arrays
+    rows: int
+    precision: str
+    difference: str  # what was computed otherwise; "" if its rows can be used
+    directory: Path | None = None  # of its arrays
+    arrays: dict[str, ListedObject] = {}  # its arrays in the bucket, by name
+
+
+class Copier:
+    """Copies the rows that `matches` found into the arrays of an ingest."""
+
+    def __init__(
+        self,
+        state: State,
+        arrays: Arrays,
+        sources: Sequence[Source],
+        matches: Matches,
+        index_bucket: str,
+        *,
+        checkpoint_s: float = CHECKPOINT_S,
+        chunk_rows: int = CHUNK_ROWS,
+    ) -> None:
+        self._index_id, self._arrays, self._bucket = state.index_id, arrays, index_bucket
+        self._sources, self._matches, self._chunk_rows = sources, matches, chunk_rows
+        self._recorder = Recorder(state, arrays, checkpoint_s=checkpoint_s)
+        self.copied = self.damaged = self.without_thumbnail = 0
+
+    async def run(self) -> StageTime:
+        """Copy everything. What is copied when this stops, for whatever reason, is recorded.
+
+        Raises:
+            StorageError: storage refuses or cannot be reached.
+            OSError, sqlite3.OperationalError: the disk is full or fails.
+        """
+        start = time.monotonic()
+        chunks = chunked(self._matches, self._chunk_rows)
+        # Each chunk has a request for each array, or one for its thumbnails.
+        async with AsyncStorage(CHUNKS_AT_ONCE * len(DIMENSIONS)) as self._objects:
+            work = (self._copy_chunks(chunks) for _ in range(CHUNKS_AT_ONCE))
+            await self._recorder.during(together(*work))
+        return StageTime(REUSE, self.copied, time.monotonic() - start)
+
+    async def _copy_chunks(self, chunks: Iterator[list[Match]]) -> None:
+        for chunk in chunks:
+            source = self._sources[chunk[0].source]
+            blocks, good = await self._read(source, chunk)
+            self.damaged += len(chunk) - len(good)
+            whole = await self._with_thumbnail(source, good)
+            self.without_thumbnail += len(good) - len(whole)
+            self._write(blocks, chunk[0].source_row, whole)
+            self._recorder.copied([_outcome(source, match) for match in whole])
+            self.copied += len(whole)
+
+    async def _read(
+        self, source: Source, chunk: list[Match]
+    ) -> tuple[list[memoryview], list[Match]]:
+        """The vectors from the first to the last row of a chunk for each array, and the matches
+        whose vectors are those that were written.
+        """
+        first, count = chunk[0].source_row, chunk[-1].source_row - chunk[0].source_row + 1
+        for _ in range(READS):
+            data = await together(*(self._range(source, name, first, count) for name in ROW_BYTES))
+            blocks = [memoryview(block) for block in data]
+            good = [m for m in chunk if _checksum(blocks, m.source_row - first) == m.vectors_crc32c]
+            if len(good) == len(chunk):
+                break
+        return blocks, good
+
+    async def _range(self, source: Source, name: str, first: int, count: int) -> bytes:
+        size = ROW_BYTES[name]
+        if source.directory:
+            path = array_path(source.directory, name)
+            return await asyncio.to_thread(_read_file, path, first * size, count * size)
+        listed = source.arrays[name]
+        return await self._objects.fetch_range(source.bucket, listed, first * size, count * size)
+
+    async def _with_thumbnail(self, source: Source, matches: list[Match]) -> list[Match]:
+        """Copy the thumbnails of these rows; returns those that had one."""
+        target = thumbnail_directory(self._index_id)
+        # One source row can have several matches: each needs a thumbnail of its own.
+        left = {
+            f"{target}{match.identifier}.jpg": thumbnail_name(source.index_id, match.source_object)
+            for match in matches
+        }
+        missing = await self._objects.copy(source.bucket, self._bucket, left)
+        return [m for m in matches if f"{target}{m.identifier}.jpg" not in missing]
+
+    def _write(self, blocks: list[memoryview], first: int, matches: list[Match]) -> None:
+        """Write the vectors of these rows, those of consecutive rows at once."""
+        for run in _runs(matches):
+            start, count = run[0].source_row - first, len(run)
+            vectors = [
+                block[start * size : (start + count) * size]
+                for block, size in zip(blocks, ROW_BYTES.values(), strict=True)
+            ]
+            self._arrays.write_block(run[0].row, vectors)
+
+
+def chunked(
+    matches: Iterator[Match] | Matches, rows: int, gap: int = GAP_ROWS
+) -> Iterator[list[Match]]:
+    """Matches that are near each other in one source, within `rows` rows of it."""
+    chunk: list[Match] = []
+    for match in matches:
+        if chunk and (
+            match.source != chunk[0].source
+            or match.source_row - chunk[0].source_row >= rows
+            or match.source_row - chunk[-1].source_row > gap
+            or len(chunk) >= rows
+        ):
+            yield chunk
+            chunk = []
+        chunk.append(match)
+    if chunk:
+        yield chunk
+
+
+def _runs(matches: list[Match]) -> Iterator[list[Match]]:
+    """Matches whose rows follow each other, both in the source and here."""
+    run: list[Match] = []
+    for match in matches:
+        if run and (match.source_row, match.row) != (run[-1].source_row + 1, run[-1].row + 1):
+            yield run
+            run = []
+        run.append(match)
+    if run:
+        yield run
+
+
+def _outcome(source: Source, match: Match) -> Outcome:
+    return Outcome(
+        match.row,
+        match.imagenet_class,
+        None,
+        match.vectors_crc32c,
+        match.width,
+        match.height,
+        f"{source.index_id}/{match.source_row}",
+    )
+
+
+def _checksum(blocks: list[memoryview], row: int) -> int:
+    """The crc32c of the vectors of one row of the blocks."""
+    checksum = 0
+    for block, size in zip(blocks, ROW_BYTES.values(), strict=True):
+        checksum = google_crc32c.extend(checksum, bytes(block[row * size : (row + 1) * size]))
+    return checksum
+
+
+def _read_file(path: Path, start: int, size: int) -> bytes:
+    """A part of a file; shorter where the file ends before."""
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), size, start)

@@ -1,0 +1,341 @@
+"""What --reuse names: indexes of datasets and work directories, checked before they are used."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import google_crc32c
+
+from common.findings import Findings
+from common.names import DATASET_NAME, INDEX_ID
+from common.terminal import count, printable
+from dataset import manifest
+from dataset.arrays import DIMENSIONS, DTYPE, arrays_complete
+from dataset.lists import thumbnail_name
+from dataset.matches import Matches, Tally
+from dataset.rows import State
+from dataset.schema import DamagedState
+from dataset.work_directory import REUSE, STATE, WorkDirectory
+from engine.reuse import Source
+from forager.client import Forager
+from preflight.request import Request
+from storage.async_client import AsyncStorage
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+RANGE_BYTES = 8 << 20  # of a manifest in one request
+# Of a manifest, in the order that Matches.add expects.
+COLUMNS = (
+    *("object", "size", "crc32c", "imagenet_class", "width", "height"),
+    *("vectors_crc32c", "failure"),
+)
+NEEDS_MANIFEST = (
+    "a manifest tells which images and weights its vectors belong to. Indexes of older versions "
+    "and of the original scripts have none: ingest these images once with this version, and reuse "
+    "that"
+)
+
+
+class SourceError(click.ClickException):
+    """A source cannot be used; the message says why and what to do."""
+
+
+class Reuse(NamedTuple):
+    """The sources of an ingest, in the order in which they are searched, and all their rows."""
+
+    sources: list[Source]
+    matches: Matches
+
+
+class Computed(NamedTuple):
+    """How vectors were computed."""
+
+    resnet_weights: str  # SHA-256 of the file, in hexadecimal
+    clip_weights: str
+    backend: str
+    precision: str
+
+    def difference(self, wanted: Computed, precisions: frozenset[str]) -> str:
+        """What keeps these vectors from being used for an ingest, or ""."""
+        if self.resnet_weights != wanted.resnet_weights:
+            return "other ResNet-50 weights"
+        if self.clip_weights != wanted.clip_weights:
+            return "other CLIP weights"
+        if self.backend != wanted.backend:
+            return f"--backend {printable(self.backend)}"
+        if self.precision not in precisions:
+            return f"--precision {printable(self.precision)}, which is less exact"
+        return ""
+
+
+def precisions_that_do(precision: str, on_gpu: bool) -> frozenset[str]:
+    """The precisions that are at least as exact as that of an ingest.
+
+    On a GPU, auto is float16 as long as that is exact enough.
+    """
+    if precision == "auto":
+        return frozenset({"float32", "float16"} if on_gpu else {"float32"})
+    return frozenset({"float32", precision})
+
+
+def is_dataset(value: str) -> bool:
+    """Whether a value of --reuse names a dataset; else it is a directory, such as ./birds."""
+    return DATASET_NAME.fullmatch(value) is not None
+
+
+def check_reuse(findings: Findings, request: Request) -> None:
+    """That no source is the ingest itself, and that directories are work directories."""
+    work = (request.work_dir or Path(request.name)).absolute()
+    for value in request.reuse:
+        shown = printable(value)
+        if value == request.name:
+            findings.add(
+                f"--reuse {shown} names the dataset itself: name an earlier one, whose rows are "
+                "copied into this one."
+            )
+        elif not is_dataset(value) and Path(value).resolve() == work.resolve():
+            findings.add(
+                f"--reuse {shown} is the work directory of this ingest: it continues there "
+                "without --reuse."
+            )
+        elif not is_dataset(value) and not Path(value, STATE).is_file():
+            findings.add(
+                f"--reuse {shown} is neither a dataset name nor the work directory of an ingest: "
+                f"there is no {STATE} in it."
+            )
+
+
+async def find_sources(
+    findings: Findings,
+    request: Request,
+    work: WorkDirectory,
+    wanted: Computed,
+    precisions: frozenset[str],
+) -> Reuse | None:
+    """Check the sources and read their rows. What is wrong with them becomes findings."""
+    if not request.reuse:
+        return None
+    matches = work.keep_open(Matches(work.path / REUSE))
+    reader = _Reader(request, work, wanted, precisions, matches)
+    sources = []
+    async with AsyncStorage(len(DIMENSIONS)) as reader.objects:
+        for value in request.reuse:
+            read = reader.dataset if is_dataset(value) else reader.directory
+            if source := await findings.gather(read(value)):
+                sources.append(source)
+    return Reuse(sources, matches)
+
+
+class _Reader:
+    """Opens sources one after the other, and adds their rows to the matches."""
+
+    objects: AsyncStorage
+
+    def __init__(
+        self,
+        request: Request,
+        work: WorkDirectory,
+        wanted: Computed,
+        precisions: frozenset[str],
+        matches: Matches,
+    ) -> None:
+        self._request, self._work, self._matches = request, work, matches
+        self._wanted, self._precisions = wanted, precisions
+
+    async def dataset(self, name: str) -> Source:
+        """The index of a dataset on the server.
+
+        Raises:
+            SourceError, StorageError, ForagerError: it cannot be used.
+        """
+        async with Forager(self._request.server_url) as forager:
+            info = await forager.dataset(name)
+        if info is None:
+            hint = f" For the work directory, write ./{name}." if Path(name, STATE).exists() else ""
+            raise SourceError(
+                f"--reuse {name}: the server has no dataset of this name. Correct it, or leave it "
+                f"out.{hint}"
+            )
+        if not INDEX_ID.fullmatch(info.index_id):
+            raise SourceError(
+                f"--reuse {name}: its index id {printable(info.index_id)!r} is not that of an "
+                "index that was made here: leave it out."
+            )
+        bucket = self._request.bucket
+        path = self._work.path / "reuse.parquet"
+        try:
+            await self._download(name, f"indexes/{info.index_id}/{manifest.NAME}", path)
+            source = await self._described(name, info.index_id, path)
+            images = info.num_train + info.num_val
+            if source.rows != images:
+                raise _lie(name, f"has {source.rows:,} rows, the dataset {images:,} images")
+            for array, dimension in DIMENSIONS.items():
+                await self._find_array(source, array, source.rows * dimension * DTYPE.itemsize)
+            rows = manifest.read_rows(path, *COLUMNS)
+            await asyncio.to_thread(self._add, source, rows)
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{path} ")
+            raise SourceError(
+                f"--reuse {name}: gs://{bucket}/indexes/{info.index_id}/{manifest.NAME} "
+                f"{reason}: restore it, or leave --reuse {name} out."
+            ) from error
+        finally:
+            path.unlink(missing_ok=True)
+        return source
+
+    async def _download(self, name: str, object_name: str, path: Path) -> None:
+        """Write an object to a file, checked against its crc32c."""
+        bucket = self._request.bucket
+        listed = await self.objects.find(bucket, object_name)
+        if listed is None:
+            raise SourceError(
+                f"--reuse {name}: there is no gs://{bucket}/{object_name}, and {NEEDS_MANIFEST}."
+            )
+        checksum = 0
+        with open(path, "wb") as file:
+            for start in range(0, listed.size, RANGE_BYTES):
+                size = min(RANGE_BYTES, listed.size - start)
+                data = await self.objects.fetch_range(bucket, listed, start, size)
+                checksum = google_crc32c.extend(checksum, data)
+                file.write(data)
+        if checksum != listed.crc32c:
+            raise ValueError(f"{path} is not what storage has (crc32c differs)")
+
+    async def _described(self, name: str, index_id: str, path: Path) -> Source:
+        """What the metadata of a manifest says. Raises ValueError or SourceError."""
+        metadata = await asyncio.to_thread(manifest.read_metadata, path)
+        if metadata.get("index_id") != index_id:
+            raise _lie(name, f"is that of index {printable(metadata.get('index_id', 'unknown'))}")
+        computed = Computed(
+            metadata.get("resnet_weights_sha256", ""),
+            metadata.get("clip_weights_sha256", ""),
+            metadata.get("backend", ""),
+            metadata.get("precision", ""),
+        )
+        if not all(DIGEST.fullmatch(digest) for digest in computed[:2]):
+            raise _lie(name, "has no digests of the weights")
+        if computed.precision not in manifest.EXACTNESS:
+            raise _lie(name, "names no precision")
+        rows = await asyncio.to_thread(manifest.row_count, path)
+        difference = computed.difference(self._wanted, self._precisions)
+        bucket = self._request.bucket
+        return Source(name, index_id, bucket, rows, computed.precision, difference, None, {})
+
+    async def _find_array(self, source: Source, array: str, size: int) -> None:
+        """Note the version of an array in the bucket, which has this size."""
+        name = f"indexes/{source.index_id}/local/{array}/embeddings.npy"
+        listed = await self.objects.find(source.bucket, name)
+        if listed is None or listed.size != size:
+            what = f"it has {listed.size:,} bytes" if listed else "it is not there"
+            raise _lie(
+                source.name,
+                f"has {source.rows:,} rows, so gs://{source.bucket}/{name} must have {size:,} "
+                f"bytes, and {what}",
+            )
+        source.arrays[array] = listed
+
+    async def directory(self, value: str) -> Source:
+        """The rows that are done in a work directory, whether it was registered or not.
+
+        Raises:
+            SourceError, StorageError: it cannot be used.
+        """
+        shown, directory = printable(value), Path(value)
+        try:
+            with closing(State.open_checked(directory / STATE)) as state:
+                return await self._of_state(shown, directory, state)
+        except DamagedState as error:
+            raise SourceError(
+                f"--reuse {shown}: its state cannot be used ({error.reason}). Leave it out, or "
+                "name the dataset, if it was registered."
+            ) from error
+        except (sqlite3.Error, OSError, ValueError) as error:
+            raise SourceError(
+                f"--reuse {shown}: its state cannot be read ({printable(str(error))}). Leave it "
+                "out, or name the dataset, if it was registered."
+            ) from error
+
+    async def _of_state(self, shown: str, directory: Path, state: State) -> Source:
+        counts = state.counts()
+        if state.is_abandoned or not counts.done:
+            raise SourceError(f"--reuse {shown}: nothing in it is embedded. Leave it out.")
+        if not arrays_complete(directory, counts.images):
+            raise SourceError(
+                f"--reuse {shown}: its arrays do not have its {count(counts.images, 'row')}. Leave "
+                "it out, or name the dataset, if it was registered."
+            )
+        computed = Computed(
+            state.option("resnet_weights") or "",
+            state.option("clip_weights") or "",
+            state.option("backend") or "",
+            manifest.precision_of_rows(state),
+        )
+        source = Source(
+            shown,
+            state.index_id,
+            state.option("bucket") or "",
+            counts.images,
+            computed.precision,
+            computed.difference(self._wanted, self._precisions),
+            directory,
+        )
+        first = next(iter(state.imagenet_classes()))[0]
+        # Can the thumbnails be read? One that is gone is made again.
+        await self.objects.find(source.bucket, thumbnail_name(source.index_id, first))
+        await asyncio.to_thread(self._add, source, _rows_of(state))
+        return source
+
+    def _add(self, source: Source, rows: Iterator[tuple[Any, ...]]) -> None:
+        self._matches.add(rows, usable=not source.difference)
+
+
+def _rows_of(state: State) -> Iterator[tuple[Any, ...]]:
+    """The values of COLUMNS for each row of a state."""
+    for row in state.manifest_rows():
+        name, _, _, size, _, crc32c, width, height, imagenet_class, reason, checksum = row
+        yield name, size, crc32c, imagenet_class, width, height, checksum, reason
+
+
+def _lie(name: str, what: str) -> SourceError:
+    return SourceError(
+        f"--reuse {name}: its manifest {what}. It does not belong to this index: restore it, or "
+        f"leave --reuse {name} out."
+    )
+
+
+def describe_reuse(reuse: Reuse, tally: Tally, *, would: bool) -> str:
+    """How many rows are reused from each source, and why the others are not.
+
+    `would` is for a dry run.
+    """
+    reused = sum(tally.reused.values())
+    origins = ", ".join(
+        f"{tally.reused[number]:,} from {source.name}"
+        for number, source in enumerate(reuse.sources)
+        if tally.reused.get(number)
+    )
+    others = {
+        "new": tally.new,
+        "changed": tally.changed,
+        "failed there": tally.failed,
+        "computed otherwise": tally.otherwise,
+    }
+    left = sum(others.values())
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in others.items() if number)
+    verb = "Would reuse" if would else "Reusing"
+    lines = [f"{verb} {count(reused, 'image')}" + (f" ({origins})." if origins else ".")]
+    if left:
+        verb = "Would embed" if would else "Embedding"
+        lines.append(f"{verb} {count(left, 'image')}: {reasons}.")
+    lines += [
+        f"Nothing is taken from {source.name}: it was computed with {source.difference}."
+        for source in reuse.sources
+        if source.difference
+    ]
+    return "\n".join(lines)
