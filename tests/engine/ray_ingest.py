@@ -58,9 +58,9 @@ class Loader(LoaderWithoutModels):
 
 
 class SlowRecorder(Recorder):
-    def done(self, row, embedding):
+    def done(self, *outcome):
         time.sleep(float(os.environ.get("FAKE_ROW_S", 0)))
-        super().done(row, embedding)
+        super().done(*outcome)
 
 
 def write_weights(directory):
