@@ -28,6 +28,7 @@ class Jobs:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._jobs: dict[Hashable, Job] = {}
+        self._latest: Job | None = None  # the one that reported progress last
         self._closed = False
 
     def start(self, key: Hashable, function: Callable[[Progress], Any]) -> Job:
@@ -37,6 +38,7 @@ class Jobs:
 
             def report(progress: float) -> None:
                 job.progress = progress
+                self._latest = job
                 if self._closed:
                     raise Stopped
 
@@ -45,6 +47,10 @@ class Jobs:
 
     def get(self, key: Hashable) -> Job | None:
         return self._jobs.get(key)
+
+    def progress(self) -> float:
+        """The progress of the job that is running, 0 to 1."""
+        return self._latest.progress if self._latest else 0.0
 
     def close(self) -> None:
         self._closed = True

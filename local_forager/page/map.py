@@ -24,7 +24,7 @@ async def map_points(request: web.Request) -> web.Response | Working:
     future = request.app[PAGE].map(view.dataset.index_id, view.index, by, method)
     await asyncio.wait([future], timeout=WAIT)
     if not future.done():
-        return {"working": "The map is being computed."}
+        return {"working": "Computing the map"}
     return web.Response(body=future.result(), headers={"Cache-Control": "no-store"})
 
 

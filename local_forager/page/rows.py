@@ -13,12 +13,13 @@ from local_forager.analysis.health_checks import BLOCK_ROWS, Groups
 from local_forager.analysis.ordering import neighbour_distances
 from local_forager.analysis.vectors import Vectors
 from local_forager.page.filters import chosen_rows
-from local_forager.page.query import choice, embedding_choice, number
+from local_forager.page.query import PageError, choice, embedding_choice, number
 from local_forager.page.state import PAGE, View, view_of
 from local_forager.types import Working
 
 SORTS = ("name", "name-backwards", "smallest", "largest", "outliers", "typical")
 MAX_BYTES = 10**12  # of a file
+MAX_COMPARED = 200_000  # images; comparing all pairs takes about 20 minutes
 MAX_TEXT = 1_000  # characters of a text to search for
 WAIT = 1.0  # seconds after which a request is told to ask again
 POLL = 0.05  # seconds between looks at a job
@@ -43,6 +44,11 @@ async def likeness(request: web.Request, view: View) -> np.ndarray | None:
 
 async def neighbour_distances_of(request: web.Request, view: View) -> np.ndarray | None:
     """neighbour_distances of the index; None if that takes longer than WAIT."""
+    if len(view.index.names) > MAX_COMPARED:
+        raise PageError(
+            409,
+            f"Only datasets of up to {MAX_COMPARED:,} images can be sorted by their neighbours.",
+        )
     by = embedding_choice(request)
     key = ("neighbour distances", view.dataset.index_id, by)
     search = partial(neighbour_distances, view.index.embeddings[by], view.index.failed)
@@ -140,11 +146,15 @@ def grouped(groups: Groups, chosen: np.ndarray, vectors: Vectors) -> Listing:
     return Listing(rows, leads, np.maximum(distances, 0))
 
 
+def comparing(request: web.Request) -> Working:
+    return {"working": f"Comparing images: {request.app[PAGE].jobs.progress():.0%}"}
+
+
 async def rows(request: web.Request) -> web.Response | Working:
     """The rows of a view: int32; the first row of a group of two or more is sent as -1 - row."""
     found = await listing(request, await view_of(request))
     if found is None:
-        return {"working": "The images are being compared."}
+        return comparing(request)
     return array_response(np.where(found.leads, -1 - found.rows, found.rows).astype("<i4"))
 
 
@@ -152,6 +162,6 @@ async def distances(request: web.Request) -> web.Response | Working:
     """The distance of each row of a view: float32, in the order of `rows`; empty if it has none."""
     found = await listing(request, await view_of(request))
     if found is None:
-        return {"working": "The images are being compared."}
+        return comparing(request)
     none = np.zeros(0, np.float32)
     return array_response((none if found.distances is None else found.distances).astype("<f4"))

@@ -25,6 +25,8 @@ export function bytes(number) {
   return `${number.toFixed(number < 10 ? 1 : 0)} ${units[unit]}`;
 }
 
+const working = document.getElementById("working"); // says what the server is computing
+
 export class Problem extends Error {}
 
 async function ask(path, parameters, signal, options = {}) {
@@ -56,7 +58,11 @@ export const sendRows = async (path, parameters, rows) =>
 export async function askArray(Type, path, parameters = {}, signal = undefined) {
   for (;;) {
     const response = await ask(path, parameters, signal);
-    if (response.status !== 202) return new Type(await response.arrayBuffer());
+    if (response.status !== 202) {
+      working.textContent = "";
+      return new Type(await response.arrayBuffer());
+    }
+    working.textContent = (await response.json()).working;
     await pause(400);
   }
 }

@@ -141,3 +141,21 @@ def test_file_size_of_the_page(server, tabs):
     total(page, "1 of 80 images")
     expect(page.locator(".summary .chip")).to_contain_text("up to 0 bytes")
     shows_rows(page, [FAILED])
+
+
+def test_the_page_says_what_the_server_computes(server, tabs):
+    page = tabs(server.url)
+    answers = []
+
+    def answer(route):
+        answers.append(route)
+        if len(answers) < 3:
+            route.fulfill(status=202, json={"working": "Comparing images: 40%"})
+        else:
+            route.continue_()
+
+    page.route("**/page/d/rows?sort=outliers*", answer)
+    page.goto(f"{server.url}/d?sort=outliers")
+    expect(page.locator("#working")).to_have_text("Comparing images: 40%")
+    total(page, "79 of 80 images")
+    expect(page.locator("#working")).to_be_empty()
