@@ -6,6 +6,7 @@ import collections
 import contextlib
 import itertools
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,11 @@ MAX_WORKERS = 4  # of `make test`
 # The same examples every time: a run of CI fails for the change it tests. `make soak` tries others.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+# A shell starts what runs in the background with SIGINT ignored, and commands that the tests
+# interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads -m
