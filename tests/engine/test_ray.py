@@ -76,10 +76,10 @@ class WatchedRecorder(Recorder):
         super().__init__(state, arrays)
         self.rows, self._delay_s = [], delay_s
 
-    def done(self, row, embedding):
+    def done(self, row, *outcome):
         time.sleep(self._delay_s)
         self.rows.append(row.row)
-        super().done(row, embedding)
+        super().done(row, *outcome)
 
 
 @pytest.fixture(scope="module")
