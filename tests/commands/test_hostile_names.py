@@ -64,7 +64,8 @@ def assert_nothing_outside(directory):
     files = (Path(at, name) for at, _, names in os.walk(directory) for name in names)
     found = {str(file.relative_to(directory)) for file in files}
     ours = r"(made/)?(resnet|clip|duplicates\.json|work/(lock|failed\.json|state\.sqlite.*"
-    ours += r"|aux/imagenet\.pickle|index/\w+\.json|index/local/\w+/embeddings\.npy))"
+    ours += r"|aux/imagenet\.pickle|index/(\w+\.json|manifest\.parquet)"
+    ours += r"|index/local/\w+/embeddings\.npy))"
     assert all(re.fullmatch(ours, name) for name in found), found
     assert not os.path.exists("/etc/cron.d/absolute.jpg")
 
