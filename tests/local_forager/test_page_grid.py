@@ -176,3 +176,4 @@ def test_text_search(emulator, tmp_path, tabs):
         vector = text_search.TextTower(weights).vector("a dog")
         vectors = np.concatenate(list(synthetic.vectors(12, 512)))
         assert order == np.argsort(-vectors @ vector).tolist()
+        page.close()  # before its server: the page asks for new labels

@@ -50,6 +50,7 @@ def test_home_shows_a_new_dataset_without_a_reload(emulator, tmp_path, tabs):
         server.publish("late", ["late/train/a.jpg"], 1)
         page.clock.fast_forward(5_000)
         expect(page.get_by_role("link", name="late")).to_be_visible()
+        page.close()  # before its server: the page asks for new datasets
 
 
 def test_empty_dataset(server, tabs, dataset_name):
