@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from common.terminal import count
 from dataset.arrays import Embedding
 from models import devices, resize
 from models.clip_crop import CLIP_SIDE
@@ -206,13 +207,13 @@ class Embedder:
         sentences = []
         if self.overflown:
             sentences.append(
-                f"{self.overflown:,} images overflowed in {self.precision} and were computed again "
-                "in float32."
+                f"Computed again in float32, after an overflow in {self.precision}: "
+                f"{count(self.overflown, 'image')}."
             )
         if self._on_cpu_instead:
             sentences.append(
-                f"{self._on_cpu_instead:,} images did not fit in the memory of {self.device} and "
-                "were computed on the CPU."
+                f"Computed on the CPU, because the memory of {self.device} is too small: "
+                f"{count(self._on_cpu_instead, 'image')}."
             )
         return sentences
 

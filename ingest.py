@@ -201,15 +201,15 @@ async def ingest(request: Request, loader: ModelLoader) -> None:
     check_arguments(request, loader)
     directory = request.work_dir or Path(request.name)
     with WorkDirectory(directory) as work, disk_errors(work.path):
-        if what_it_holds := finished(request, work.state()):
-            page = page_of(request, work.state())
-            click.echo(f"This ingest is finished: {what_it_holds}. Look at {page}")
-            return
-        result = await run(request, work, loader, start)
-    if request.dry_run:
-        click.echo(result)
-    else:
-        print_summary(request.name, result)
+        state = work.state()
+        if what_it_holds := finished(request, state):
+            if state and state.outdated_by:
+                raise click.ClickException(outdated(request.name, state.outdated_by))
+            page = page_of(request, state)
+            result = f"This ingest is finished: {what_it_holds}. Look at {page}"
+        else:
+            result = await run(request, work, loader, start)
+    print_result(request, result)
 
 
 async def run(request: Request, work: WorkDirectory, loader: ModelLoader, start: float) -> str:
@@ -282,7 +282,7 @@ async def embed(request: Request, plan: Plan, state: State, loader: ModelLoader)
         else:
             times = await embed_here(request, plan, state, arrays, loader)
     embedded = state.counts().done - counts.done
-    _say(f"Embedded {embedded:,} images in {duration(time.monotonic() - start)}.")
+    _say(f"Embedded {count(embedded, 'image')} in {duration(time.monotonic() - start)}.")
     return times
 
 
@@ -330,18 +330,18 @@ def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) 
     write_atomically(path, [json.dumps(listed, indent=1).encode() + b"\n"])
     allowed = max_bad.of(counts.images) if max_bad else counts.images
     if skip_bad_images and counts.failed <= allowed:
-        _say(f"Skipped {counts.failed:,} images that cannot be embedded: see {path}.")
+        _say(f"Skipped {count(counts.failed, 'image')} that cannot be embedded: see {path}.")
         return
     examples = "".join(
-        f"\n  {printable(name)}: {reason}" for name, reason in failed[:FAILURES_SHOWN]
+        f"\n  {printable(name)}: {printable(reason)}" for name, reason in failed[:FAILURES_SHOWN]
     )
     if len(failed) > FAILURES_SHOWN:
         examples += "\n  ..."
     too_many = f", more than the {allowed:,} allowed" if skip_bad_images else ""
     raise click.ClickException(
-        f"{counts.failed:,} of {counts.images:,} images cannot be embedded{too_many}; nothing was "
-        f"registered.{examples}\nAll of them are in {path}. Replace or remove them and run the "
-        "same command again (removing needs --restart), or continue without them with "
+        f"{counts.failed:,} of {count(counts.images, 'image')} cannot be embedded{too_many}; "
+        f"nothing was registered.{examples}\nAll of them are in {path}. Replace or remove them and "
+        "run the same command again (removing needs --restart), or continue without them with "
         "--skip_bad_images: their rows then hold zeros."
     )
 
@@ -395,17 +395,23 @@ async def register(
             await forager.create_dataset(name, str(plan.train), str(plan.val), *wanted)
         state.mark_registered(viewer_url=forager.viewer_url)
     if changes := await changes_in_bucket(plan, state, work):
-        raise click.ClickException(
-            f"{name} is registered, but the images in the bucket changed while the server listed "
-            f"them, so it may show images that the index does not have.{changes}\nRemove the "
-            "dataset on the server, or ingest the images under another name."
-        )
+        state.mark_outdated(changes)
+        raise click.ClickException(outdated(name, changes))
     seconds = time.monotonic() - start
     _say(
         f"Registered {name} with {wanted.num_train:,} training and {wanted.num_val:,} validation "
         f"images in {duration(seconds)}."
     )
     return StageTime("register", wanted.num_train + wanted.num_val, seconds)
+
+
+def outdated(name: str, changes: str) -> str:
+    """What to do about a dataset whose images changed while the server listed them."""
+    return (
+        f"{name} is registered, but the images in the bucket changed while the server listed "
+        f"them, so it may show images that the index does not have.{changes}\nRemove the "
+        "dataset on the server, or ingest the images under another name."
+    )
 
 
 async def changes_in_bucket(plan: Plan, state: State, work: WorkDirectory) -> str:
@@ -423,8 +429,8 @@ def summarize(request: Request, state: State, times: list[StageTime], wall_s: fl
     embedded = next((stage.images for stage in times if stage.name == MODELS), 0)
     reused = f"{state.reused():,} reused, " if state.reused() else ""
     lines.append(
-        f"{request.name}: {counts.images:,} images ({state.counts(TRAIN).images:,} training, "
-        f"{state.counts(VAL).images:,} validation), {counts.failed:,} failed, {reused}"
+        f"{request.name}: {count(counts.images, 'image')} ({state.counts(TRAIN).images:,} "
+        f"training, {state.counts(VAL).images:,} validation), {counts.failed:,} failed, {reused}"
         f"{embedded:,} embedded now, in {duration(wall_s)}. "
         f"Look at {page_of(request, state)}"
     )
@@ -437,14 +443,15 @@ def page_of(request: Request, state: State | None) -> str:
     return dataset_page(request.server_url, viewer_url, request.name)
 
 
-def print_summary(name: str, summary: str) -> None:
+def print_result(request: Request, result: str) -> None:
     """Print it. Everything else is done by now, whatever happens to the output."""
     try:
-        click.echo(summary)
+        click.echo(result)
         sys.stdout.flush()
     except OSError as error:
+        done = "Every check passed" if request.dry_run else f"{request.name} is registered"
         raise click.ClickException(
-            f"{name} is registered. Only the summary could not be printed ({error.strerror})."
+            f"{done}. Only the summary could not be printed ({error.strerror})."
         ) from error
 
 

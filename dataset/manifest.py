@@ -7,7 +7,6 @@ vectors were computed.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import itertools
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import refuse_irregular, sync_directory
-from common.program import ROOT, program_files
+from common.program import program_digest
 from dataset.rows import SPLIT_NAMES, State
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def _metadata(state: State) -> dict[str, str]:
         **{name: state.option(option) or "" for name, option in digests.items()},
         "precision": precision_of_rows(state),
         **{package: version(package) for package in PACKAGES},
-        "program": program_version(),
+        "program": program_digest(),
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -108,14 +107,6 @@ def precision_of_rows(state: State) -> str:
     """The least exact precision in which rows were computed, here or where they came from."""
     found = [state.option(name) for name in ("precision", "reused_precision")]
     return min((name for name in found if name), key=EXACTNESS.index, default="")
-
-
-def program_version() -> str:
-    """The first digits of a SHA-256 over the files of this program that decide the numbers."""
-    code = hashlib.sha256()
-    for path in program_files():
-        code.update(str(path).encode() + (ROOT / path).read_bytes())
-    return code.hexdigest()[:12]
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -7,6 +7,8 @@ checks for damage are in schema.py.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import operator
 import os
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -131,6 +133,9 @@ class State:
         return checked_index_id(self.option("index_id") or "")
 
     def close(self) -> None:
+        """Close the file; a statement that another thread still runs after Ctrl-C is stopped."""
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it is closed already
+            self._db.interrupt()
         self._db.close()
 
     def move(self, path: Path) -> State:
@@ -168,15 +173,13 @@ class State:
 
     def duplicates(self) -> Iterator[tuple[str, list[str]]]:
         """Each identifier that several objects share, with those objects."""
-        groups = self._db.execute(
-            "SELECT identifier FROM rows GROUP BY identifier HAVING count(*) > 1 "
-            "ORDER BY identifier"
+        shared = self._db.execute(
+            "SELECT identifier, object FROM rows WHERE identifier IN "
+            "(SELECT identifier FROM rows GROUP BY identifier HAVING count(*) > 1) "
+            "ORDER BY identifier, row"
         )
-        for (name,) in groups.fetchall():
-            objects = self._db.execute(
-                "SELECT object FROM rows WHERE identifier = ? ORDER BY row", (name,)
-            )
-            yield name, [o for (o,) in objects]
+        for name, group in itertools.groupby(shared, key=operator.itemgetter(0)):
+            yield name, [o for _, o in group]
 
     def longer_than(self, identifier_length: int, object_length: int) -> list[str]:
         """Objects whose identifier or name has more characters than the server takes."""
@@ -231,6 +234,14 @@ class State:
     def mark_registered(self, *, viewer_url: str | None) -> None:
         page = {"viewer_url": viewer_url} if viewer_url else {}
         self.set_options({"registered": "yes", **page})
+
+    @property
+    def outdated_by(self) -> str | None:
+        """What changed in the bucket while the server listed it, or None."""
+        return self.option("outdated")
+
+    def mark_outdated(self, changes: str) -> None:
+        self.set_options({"outdated": changes})
 
     @property
     def is_abandoned(self) -> bool:

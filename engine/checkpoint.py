@@ -18,7 +18,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from common.terminal import printable
+from common.terminal import count, printable
 from dataset.arrays import BYTES_PER_ROW, ZEROS, Arrays, Embedding
 from dataset.rows import Outcome, Row, State
 
@@ -30,11 +30,11 @@ BAR_INTERVAL_S = (0.2, 30.0)  # between updates of the progress bar: on a termin
 class ImagesChanged(click.ClickException):
     """Images changed in the bucket after they were listed; their rows are still pending."""
 
-    def __init__(self, count: int, examples: list[str]) -> None:
+    def __init__(self, changed: int, examples: list[str]) -> None:
         shown = "".join(f"\n  {example}" for example in examples)
-        more = f"\n  and {count - len(examples):,} more" if count > len(examples) else ""
+        more = f"\n  and {changed - len(examples):,} more" if changed > len(examples) else ""
         super().__init__(
-            f"{count:,} images changed in the bucket since they were listed; nothing was "
+            f"{count(changed, 'image')} changed in the bucket since they were listed; nothing was "
             f"registered.{shown}{more}\nRun the same command again: it lists the bucket again and "
             "embeds what was replaced."
         )

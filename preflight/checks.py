@@ -15,10 +15,11 @@ import gcs
 from common import names
 from common.findings import Findings
 from common.names import GsPath
-from common.terminal import printable
+from common.terminal import count, printable
 from dataset import arrays
 from dataset.rows import SPLITS, TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
+from forager.answers import DatasetInfo
 from forager.client import Forager
 from storage.async_client import AsyncStorage
 from storage.listing import listed
@@ -57,26 +58,26 @@ def check_paths(findings: Findings, train: str, val: str) -> None:
 
 async def check_server(
     findings: Findings, server_url: str, name: str, index_id: str | None
-) -> bool:
+) -> str | None:
     """That the server answers as a Forager server does, and has no other dataset of this name.
 
     `index_id` is that of an earlier run of this ingest, which may have registered it already.
-    Returns whether the name is taken.
+    Returns the index id of the other dataset, or None.
     """
 
     async def ask() -> Any:
         async with Forager(server_url) as forager:
             return await forager.dataset(name)
 
-    found = await findings.gather(ask())
-    is_taken = found is not None and found.index_id != index_id
-    if is_taken:
-        findings.add(
-            f"The dataset {name} is already there, with {found.num_train:,} training and "
-            f"{found.num_val:,} validation images (index {printable(found.index_id)}): "
-            "choose another name."
-        )
-    return is_taken
+    found: DatasetInfo | None = await findings.gather(ask())
+    if found is None or found.index_id == index_id:
+        return None
+    findings.add(
+        f"The dataset {name} is already there, with {found.num_train:,} training and "
+        f"{found.num_val:,} validation images (index {printable(found.index_id)}): "
+        "choose another name."
+    )
+    return found.index_id
 
 
 def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> State:
@@ -125,8 +126,8 @@ def check_images(findings: Findings, state: State) -> None:
         most = max(len(duplicates), *map(len, duplicates.values()))
         rest = _all_in_file("duplicates.json", duplicates, most)
         findings.add(
-            f"{len(duplicates):,} duplicate basenames: each must be unique over training and "
-            "validation, without the extension. Rename or remove all but one of "
+            f"{count(len(duplicates), 'duplicate basename')}: each must be unique over training "
+            "and validation, without the extension. Rename or remove all but one of "
             f"each.{examples}{rest}"
         )
     too_long = state.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH)
@@ -134,18 +135,18 @@ def check_images(findings: Findings, state: State) -> None:
         examples = "".join(f"\n      {printable(name)}" for name in too_long[:SHOWN])
         rest = _all_in_file("too_long.json", too_long, len(too_long))
         findings.add(
-            f"{len(too_long):,} names are too long for the server, which takes "
-            f"{names.MAX_OBJECT_NAME_LENGTH} characters, and {names.MAX_IDENTIFIER_LENGTH} in "
-            f"basenames: rename them.{examples}{rest}"
+            f"Too long for the server, which takes {names.MAX_OBJECT_NAME_LENGTH} characters, and "
+            f"{names.MAX_IDENTIFIER_LENGTH} in basenames: {count(len(too_long), 'name')}. Rename "
+            f"these objects.{examples}{rest}"
         )
     unchecked = state.without_crc32c()
     if unchecked:
         examples = "".join(f"\n      {printable(name)}" for name in unchecked[:SHOWN])
         rest = _all_in_file("without_crc32c.json", unchecked, len(unchecked))
         findings.add(
-            f"{len(unchecked):,} images have no crc32c in the listing, so what is read cannot be "
-            "checked. Objects that are encrypted with a key of your own have none: copy them "
-            f"without such a key.{examples}{rest}"
+            f"The listing has no crc32c of {count(len(unchecked), 'image')}, so what is read "
+            "cannot be checked. Objects that are encrypted with a key of your own have none: copy "
+            f"them without such a key.{examples}{rest}"
         )
 
 

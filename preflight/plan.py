@@ -57,14 +57,16 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     machine = await findings.gather_in_thread(_check_machine(request, loader))
     unfinished = continued is None or continued.counts().done < continued.counts().images
     load = request.engine == "local" and not request.dry_run and unfinished and machine
-    listing, weights, _, is_taken = await asyncio.gather(
+    listing, weights, _, other = await asyncio.gather(
         _list_and_check(findings, work, paths, request.allow_empty_val),
         _check_weights(findings, loader, precision if load else None),
         findings.gather_in_thread(checks.check_write_access, request.bucket),
         checks.check_server(findings, request.server_url, request.name, ours),
     )
-    if is_taken and earlier and not earlier.is_registered:
-        await settle_taken_name(findings, earlier, work, delete=start_over and not request.dry_run)
+    same_name = earlier is not None and earlier.option("dataset") == request.name
+    if other is not None and earlier and same_name and not earlier.is_registered:
+        delete = start_over and not request.dry_run
+        await settle_taken_name(findings, earlier, work, other, delete=delete)
     if listing and weights:
         identity = {
             "dataset": request.name,

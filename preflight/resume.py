@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from preflight.plan import Plan
 
 WAYS_OUT = (
-    "start over with --restart, which deletes what the earlier run uploaded, or keep both with "
-    "another --work_dir"
+    "start over with --restart, which deletes what the earlier run uploaded unless it was "
+    "registered, or keep both with another --work_dir"
 )
 
 
@@ -76,17 +76,31 @@ def check_same(
     counts = earlier.counts()
     if counts.done and not arrays.arrays_complete(where, counts.images):
         findings.add(
-            f"The arrays of {counts.done:,} images that are done are missing or cut short in "
+            f"The arrays of {count(counts.done, 'finished image')} are missing or cut short in "
             f"{where}: {WAYS_OUT}."
         )
 
 
 async def settle_taken_name(
-    findings: Findings, earlier: State, work: WorkDirectory, *, delete: bool
+    findings: Findings,
+    earlier: State,
+    work: WorkDirectory,
+    registered: str,
+    *,
+    delete: bool,
 ) -> None:
-    """Another ingest has taken the name of an earlier run: say what that uploaded, or delete it."""
+    """Another index has taken the name of an earlier run: say what that uploaded, or delete it.
+
+    `registered` is the id of the index that the server has under the name. It may be that of the
+    earlier run itself, if that ended before it recorded the answer: then nothing is deleted.
+    """
     bucket, index_id = earlier.option("bucket"), earlier.index_id
-    if delete:
+    if index_id == registered:
+        findings.add(
+            f"This dataset is that of the earlier run in {work.path}: the same command without "
+            "--restart finishes it. To start over, remove the dataset on the server first."
+        )
+    elif delete:
         await _delete_earlier(earlier)
         work.forget_state()
         findings.add(f"The earlier run in {work.path} was deleted, here and in gs://{bucket}.")
@@ -118,7 +132,7 @@ async def _continue(earlier: State, listing: State, retry_failed: bool) -> State
     counts = earlier.counts()
     click.echo(
         f"Continuing in {earlier.directory}: {counts.done:,} of {counts.images:,} images are done"
-        + (f", {replaced:,} that were not done were replaced." if replaced else "."),
+        + (f". Replaced since then: {count(replaced, 'other image')}." if replaced else "."),
         err=True,
     )
     return earlier
@@ -167,7 +181,7 @@ async def _delete_earlier(earlier: State) -> None:
         client = await asyncio.to_thread(gcs.make_client)
         with Bucket(client, earlier.option("bucket") or "") as bucket:
             deleted = await bucket.delete_index(earlier.index_id)
-        click.echo(f"Deleted {deleted:,} objects of the earlier run.", err=True)
+        click.echo(f"Deleted {count(deleted, 'object')} of the earlier run.", err=True)
     for name in ("index", "aux"):
         shutil.rmtree(earlier.directory / name, ignore_errors=True)
 

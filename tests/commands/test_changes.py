@@ -94,6 +94,10 @@ def test_a_bucket_that_changed_while_the_server_listed_it(
     assert done.returncode == 1
     assert f"{made.name} is registered, but the images in the bucket changed" in done.stderr
     assert all(f"\n  {line}" in done.stderr for line in said)
+    again = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert again.returncode == 1 and again.stderr.endswith(
+        done.stderr[done.stderr.index("Error") :]
+    )
 
 
 def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh, emulator_url, servers):
@@ -117,13 +121,13 @@ def test_an_image_replaced_after_it_was_listed_is_taken_up_by_a_second_run(
         done = run_here(made.command(*options), environment(front.url, servers["B"]))
         fetched = [asked for asked in front.asked if "t0001.jpg?alt=media" in asked.path]
     assert done.returncode == 1 and len(fetched) == 1
-    assert "1 images changed in the bucket since they were listed; nothing was" in done.stderr
+    assert "Error: 1 image changed in the bucket since they were listed; nothing was" in done.stderr
     assert "\n  train/t0001.jpg: it was replaced after it was listed\n" in done.stderr
     assert made.statuses()["train/t0001.jpg"] == 0 and len(made.done()) == 5
     assert not (made.work / "failed.json").exists()
     done = run_here(made.command(*options), environment(emulator_url, servers["B"]))
     assert done.returncode == 0, done.stderr
-    assert "1 that were not done were replaced" in done.stderr
+    assert "Replaced since then: 1 other image." in done.stderr
     assert len(made.done()) == 6
 
 
@@ -156,6 +160,39 @@ def test_the_loser_of_two_ingests_of_one_name_can_clean_up(made, emulator_url, s
     assert f"The earlier run in {made.work} was deleted, here and in" in cleaned.stderr
     assert made.storage.contents(made.bucket) == {}
     assert not (made.work / "state.sqlite").exists()
+
+
+def test_restart_does_not_delete_a_registered_index(made, emulator_url, servers):
+    """The earlier run may have ended between the registration and the record of it."""
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    state = State(made.work / "state.sqlite")
+    state._db.execute("DELETE FROM options WHERE name IN ('registered', 'viewer_url')")
+    state.set_options({})
+    state.close()
+    uploaded = made.storage.contents(made.bucket)
+    again = run_here(made.command("--restart"), environment(emulator_url, servers["B"]))
+    assert again.returncode == 1
+    assert "the same command without --restart finishes it" in again.stderr
+    assert made.storage.contents(made.bucket) == uploaded
+    finished = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_restart_for_a_taken_name_keeps_the_run_of_another_name(made, emulator_url, servers):
+    with FaultProxy(emulator_url) as proxy:
+        proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
+        assert run_here(made.command(), environment(proxy.url, servers["B"])).returncode == 1
+    state = State(made.work / "state.sqlite")
+    state.set_options({"dataset": "another"})
+    state.close()
+    uploaded = made.storage.contents(made.bucket)
+    assert uploaded
+    take_name(made, servers)
+    done = run_here(made.command("--restart"), environment(emulator_url, servers["B"]))
+    assert done.returncode == 1 and "is already there" in done.stderr
+    assert made.storage.contents(made.bucket) == uploaded
+    assert (made.work / "state.sqlite").exists()
 
 
 def take_name(made, servers):
@@ -245,6 +282,18 @@ def test_a_summary_that_cannot_be_printed_is_said_after_everything_is_done(
         "on device).\n"
     )
     assert made.registered(servers["B"])[1:] == (4, 2)
+    again = run(command, environment(emulator_url, servers["B"]))
+    assert again.returncode == 1 and again.stderr == done.stderr[done.stderr.index("Error") :]
+
+
+def test_a_dry_run_that_cannot_be_printed_is_one_sentence(made, emulator_url, servers):
+    command = ["sh", "-c", '"$@" > /dev/full', "sh", *made.command("--dry_run")]
+    done = run(command, environment(emulator_url, servers["B"]))
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "Error: Every check passed. Only the summary could not be printed (No space left on "
+        "device).\n"
+    )
 
 
 def test_a_state_without_index_id_uploads_nothing(made, emulator_url, servers):

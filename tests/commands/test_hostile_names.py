@@ -114,7 +114,7 @@ def test_hostile_names_are_printed_escaped(hostile, emulator_url, servers, tmp_p
 def test_hostile_duplicates_are_printed_escaped(hostile, emulator_url, servers, tmp_path):
     made = hostile(lambda name: picture(1), splits=("train", "val"))
     done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1 and "duplicate basenames" in done.stderr
+    assert done.returncode == 1 and "duplicate basename" in done.stderr
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
 

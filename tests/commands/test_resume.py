@@ -385,7 +385,7 @@ def test_failed_images_that_were_replaced_are_taken(emulator_url, servers, tmp_p
         storage.seen.clear()
         done = run_here(made.command(), env)
         assert done.returncode == 0, done.stderr
-        assert "6 of 7 images are done, 1 that were not done were replaced." in done.stderr
+        assert "6 of 7 images are done. Replaced since then: 1 other image." in done.stderr
         assert len(storage.requests(DOWNLOAD)) == 1
     assert not (made.work / "failed.json").exists()
 

@@ -1,8 +1,12 @@
 """The durable state: rows in order, what is done, one ingest at a time."""
 
 import random
+import sqlite3
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +82,35 @@ def test_only_lower_case_image_suffixes_become_rows(make_state):
 def test_duplicates_over_both_splits(make_state):
     state = make_state(["x/a.jpg", "y/a.png", "y/b.jpg", "c.jpg"], ["b.jpg", "C.jpg"])
     assert dict(state.duplicates()) == {"a": ["x/a.jpg", "y/a.png"], "b": ["y/b.jpg", "b.jpg"]}
+
+
+def test_all_duplicates_are_found_in_one_query(make_state):
+    """A query for each name would read all rows for each: hours for a copied directory."""
+    state = make_state([f"t/{n}.jpg" for n in range(50)], [f"v/{n}.jpg" for n in range(50)])
+    queries = []
+    state._db.set_trace_callback(queries.append)
+    assert len(dict(state.duplicates())) == 50
+    assert len(queries) == 1
+
+
+def test_close_stops_a_statement_of_another_thread(tmp_path, monkeypatch):
+    """After Ctrl-C a thread may be numbering a million rows."""
+    running = threading.Event()
+
+    def slow_checksum(*values):
+        running.set()
+        time.sleep(0.001)
+        return 0
+
+    monkeypatch.setattr("dataset.rows.row_checksum", slow_checksum)
+    state = State.create(tmp_path / "listing.sqlite")
+    state.add(TRAIN, [listed(f"{n}.jpg") for n in range(20_000)])
+    with ThreadPoolExecutor(1) as threads:
+        numbering = threads.submit(state.number_rows)
+        assert running.wait(60)
+        state.close()
+        with pytest.raises(sqlite3.Error):
+            numbering.result()
 
 
 def test_lengths_are_counted_in_characters(make_state):

@@ -99,7 +99,7 @@ def test_out_of_memory_splits_the_batch_then_takes_the_cpu(largest, gpu, embedde
     for name in DIMENSIONS:
         assert abs(rows[name] - exact[name]).max() < 1e-5
     assert gpu._runner.sizes[0] == 5 and (gpu._cpu_models is not None) == (largest == 0)
-    said = ["5 images did not fit in the memory of cpu and were computed on the CPU."]
+    said = ["Computed on the CPU, because the memory of cpu is too small: 5 images."]
     assert gpu.exceptions() == (said if largest == 0 else [])
 
 
@@ -135,7 +135,7 @@ def test_overflow_in_half_precision_is_computed_again_in_float32(gpu, embedder, 
         for name, vector in zip(DIMENSIONS, embedding.vectors, strict=True):
             assert abs(vector - exact[name][i]).max() < TOLERANCE
     assert gpu.exceptions() == [
-        "2 images overflowed in float16 and were computed again in float32."
+        "Computed again in float32, after an overflow in float16: 2 images."
     ]
 
 

@@ -199,7 +199,7 @@ def test_too_long_names(ready):
     long, deep = f"t/{'i' * 301}.jpg", "t/" + "d/" * 298 + "x.jpg"
     ready.put(long, deep, "t/" + "j" * 300 + ".jpg")
     message = refusal(ready.run())
-    assert "2 names are too long for the server, which takes 600 characters, and 300 in" in message
+    assert "takes 600 characters, and 300 in basenames: 2 names. Rename these" in message
     assert "\n      t/iiii" in message
     assert "\n      t/d/d/" in message
 
@@ -297,7 +297,7 @@ def test_images_without_crc32c_are_one_finding(ready, emulator, monkeypatch, tmp
     with without_crc32c(emulator, encrypted) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run())
-    assert message.startswith("12 images have no crc32c in the listing")
+    assert message.startswith("The listing has no crc32c of 12 images, so")
     assert message.count("\n      t/") == 10
     assert json.loads((tmp_path / "without_crc32c.json").read_text()) == encrypted
 
@@ -436,7 +436,7 @@ def test_findings_of_every_kind_in_one_message(real_weights, monkeypatch, weight
         message = refusal(real_weights.run(*options))
         said = message.count("\n  - ")
     assert message.startswith(f"{said} problems found:")
-    for part in ("duplicate basenames", "a web page", f"{wrong} ", "--device", "are free: free"):
+    for part in ("1 duplicate basename:", "a web page", f"{wrong} ", "--device", "are free: free"):
         assert part in message
     assert not Path("work").exists()
 
