@@ -80,7 +80,7 @@ export function legend(kind, info, counts, colors, others) {
     items.push(entry(rest[0][0], text, rest.reduce((sum, [, number]) => sum + number, 0), null));
   }
   if (kind === "label" && categories.length > 1) {
-    items.push(h("li", { class: "quiet" }, "Of several labels, an image has the colour of the rarest."));
+    items.push(h("li", { class: "quiet" }, "An image with several labels has the colour of its rarest one."));
   }
   return items;
 }

@@ -67,7 +67,7 @@ def test_map_hovers_and_opens(server, tabs):
 
 def test_map_colours_and_filters(server, tabs):
     page = tabs(f"{server.url}/d?view=map&color=label")
-    note = "Of several labels, an image has the colour of the rarest."
+    note = "An image with several labels has the colour of its rarest one."
     expect(page.locator(".legend li")).to_have_text(["no positive label75", "bird4", note])
     page.get_by_label("Colour by").select_option("class")
     expect(page.locator(".legend")).to_contain_text("other class")
