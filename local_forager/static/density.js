@@ -1,5 +1,5 @@
 // Draws very many points as density: each pixel counts its points and mixes their colours. Measured
-// with 1,000,000 points at 1280x720 on two busy cores without a GPU: 60 to 100 ms a frame, where
+// with 1,000,000 points at 1280x720 on two busy cores without a GPU: 43 to 210 ms a frame, where
 // WebGL2 takes 1,400 ms, since the browser then runs its shaders on the processor too.
 
 const FRAME = 14; // milliseconds that a frame may take while the map moves
