@@ -25,7 +25,7 @@ check: $(INSTALLED)  ## lint, format, types
 
 bench: $(INSTALLED)  ## the quick benchmarks, each a table and a JSON file under .bench/
 	mkdir -p .bench
-	for name in storage pipeline scale model end_to_end; do \
+	for name in storage pipeline scale schedule model end_to_end; do \
 		$(RUN) -m bench.$$name --json .bench/$$name.json || exit 1; done
 
 screenshots: $(INSTALLED)  ## the pictures in the README; needs chromium
