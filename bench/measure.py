@@ -110,12 +110,17 @@ def show(question: str, results: list[Result], json_file: Path | None) -> None:
 
 @contextlib.contextmanager
 def storage_server(
-    images: int, files: list[Path], delay_ms: float = 0, window_kb: int = 0
+    images: int,
+    files: list[Path],
+    delay_ms: float = 0,
+    window_kb: int = 0,
+    index_rows: int = 0,
 ) -> Iterator[str]:
     """testing.storage_server in a process of its own; STORAGE_EMULATOR_HOST names it."""
     command = [sys.executable, "-m", "testing.storage_server", "--images", str(images)]
     command += [word for file in files for word in ("--image", str(file))]
     command += ["--delay_ms", str(delay_ms), "--window_kb", str(window_kb)]
+    command += ["--index_rows", str(index_rows)]
     process = subprocess.Popen(**guarded(command), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout

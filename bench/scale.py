@@ -2,7 +2,7 @@
 
 The whole pipeline with an embedder that does nothing, once with few rows and once with many, each
 in a process of its own: time and CPU time per row, the largest resident memory, and the CPU time of
-listing and checking the names.
+listing and checking the names. Then --reuse: a collection that grew by 1% (bench/reuse.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 
 from bench.measure import Result, options, show, storage_server
+from bench.reuse import NEW, reuse_run
 from common.findings import Findings
 from common.names import GsPath
 from common.options import default_decode_workers
@@ -34,6 +35,7 @@ from testing.photographs import photograph
 
 PATHS = GsPath("bench", "d/train/"), GsPath("bench", "d/val/")
 NAMES_ONLY = "names only"
+REUSE = "reuse"
 
 
 def one_run(rows: int, embed: bool) -> dict[str, float]:
@@ -92,6 +94,11 @@ UNITS = {
     "per row": "ms",
     "per row, CPU": "ms",
     "resident memory": "MB",
+    "reuse, planning, CPU": "s",
+    "reuse, copying, CPU": "s",
+    "reuse, images fetched": "images",
+    "reuse, images in the models": "images",
+    "reuse, resident memory": "MB",
 }
 
 
@@ -99,17 +106,25 @@ UNITS = {
 @click.option("--few", default=10_000, show_default=True)
 @click.option("--many", default=100_000, show_default=True, help="The promise is for 1,000,000.")
 @click.option("--names", default=1_000_000, show_default=True, help="To list and check only.")
+@click.option("--reused", default=100_000, show_default=True, help="99% of them are reused.")
 @click.option("--one", hidden=True, help="Rows of one run in this process.")
 @options
-def main(few: int, many: int, names: int, one: str | None, runs: int, json_file: Path) -> None:
+def main(
+    few: int, many: int, names: int, reused: int, one: str | None, runs: int, json_file: Path
+) -> None:
     """Time per row and resident memory with few and with many rows."""
     if one:
         count, _, what = one.partition(":")
-        click.echo(json.dumps(one_run(int(count), what != NAMES_ONLY)))
+        if what == REUSE:
+            click.echo(json.dumps(reuse_run(int(count))))
+        else:
+            click.echo(json.dumps(one_run(int(count), what != NAMES_ONLY)))
         return
     results = []
-    for rows, kind in ((few, ""), (many, ""), (names, NAMES_ONLY)):
-        with storage_server(rows, [photograph(64, 48)]):
+    # The last of 100 names has another image: that of a new row.
+    images = [photograph(64, 48)] * (NEW - 1) + [photograph(48, 64)]
+    for rows, kind in ((few, ""), (many, ""), (names, NAMES_ONLY), (reused, REUSE)):
+        with storage_server(rows, images, index_rows=rows - rows // NEW):
             command = [sys.executable, "-m", "bench.scale", "--one", f"{rows}:{kind}"]
             printed = subprocess.run(
                 **guarded(command), capture_output=True, text=True, check=True

@@ -24,6 +24,7 @@ from engine.checkpoint import CHECKPOINT_S, Recorder
 from engine.stages import StageTime, together
 from gcs import ListedObject
 from storage.async_client import AsyncStorage
+from storage.pace import WritePace
 
 REUSE = "reuse"  # the name of the stage
 CHUNKS_AT_ONCE = 8
@@ -59,10 +60,11 @@ class Copier:
         *,
         checkpoint_s: float = CHECKPOINT_S,
         chunk_rows: int = CHUNK_ROWS,
+        pace: WritePace | None = None,
     ) -> None:
         self._index_id, self._arrays, self._bucket = state.index_id, arrays, index_bucket
         self._sources, self._matches, self._chunk_rows = sources, matches, chunk_rows
-        self._recorder = Recorder(state, arrays, checkpoint_s=checkpoint_s)
+        self._recorder, self._pace = Recorder(state, arrays, checkpoint_s=checkpoint_s), pace
         self.copied = self.damaged = self.without_thumbnail = 0
 
     async def run(self) -> StageTime:
@@ -75,7 +77,8 @@ class Copier:
         start = time.monotonic()
         chunks = chunked(self._matches, self._chunk_rows)
         # Each chunk has a request for each array, or one for its thumbnails.
-        async with AsyncStorage(CHUNKS_AT_ONCE * len(DIMENSIONS)) as self._objects:
+        connections = CHUNKS_AT_ONCE * len(DIMENSIONS)
+        async with AsyncStorage(connections, pace=self._pace) as self._objects:
             work = (self._copy_chunks(chunks) for _ in range(CHUNKS_AT_ONCE))
             await self._recorder.during(together(*work))
         return StageTime(REUSE, self.copied, time.monotonic() - start)

@@ -122,39 +122,43 @@ async def find_sources(
     if not request.reuse:
         return None
     matches = work.keep_open(Matches(work.path / REUSE))
-    reader = _Reader(request, work, wanted, precisions, matches)
     sources = []
-    async with AsyncStorage(len(DIMENSIONS)) as reader.objects:
+    async with AsyncStorage(1) as objects:
+        reader = SourceReader(objects, request.bucket, work.path, wanted, precisions, matches)
         for value in request.reuse:
-            read = reader.dataset if is_dataset(value) else reader.directory
-            if source := await findings.gather(read(value)):
+            read = (
+                reader.dataset(value, request.server_url)
+                if is_dataset(value)
+                else reader.directory(value)
+            )
+            if source := await findings.gather(read):
                 sources.append(source)
     return Reuse(sources, matches)
 
 
-class _Reader:
+class SourceReader:
     """Opens sources one after the other, and adds their rows to the matches."""
-
-    objects: AsyncStorage
 
     def __init__(
         self,
-        request: Request,
-        work: WorkDirectory,
+        objects: AsyncStorage,
+        bucket: str,
+        work: Path,
         wanted: Computed,
         precisions: frozenset[str],
         matches: Matches,
     ) -> None:
-        self._request, self._work, self._matches = request, work, matches
+        """`bucket` has the indexes of datasets; `work` has space for a manifest."""
+        self._objects, self._bucket, self._work, self._matches = objects, bucket, work, matches
         self._wanted, self._precisions = wanted, precisions
 
-    async def dataset(self, name: str) -> Source:
+    async def dataset(self, name: str, server_url: str) -> Source:
         """The index of a dataset on the server.
 
         Raises:
             SourceError, StorageError, ForagerError: it cannot be used.
         """
-        async with Forager(self._request.server_url) as forager:
+        async with Forager(server_url) as forager:
             info = await forager.dataset(name)
         if info is None:
             hint = f" For the work directory, write ./{name}." if Path(name, STATE).exists() else ""
@@ -167,12 +171,18 @@ class _Reader:
                 f"--reuse {name}: its index id {printable(info.index_id)!r} is not that of an "
                 "index that was made here: leave it out."
             )
-        bucket = self._request.bucket
-        path = self._work.path / "reuse.parquet"
+        return await self.index(name, info.index_id, info.num_train + info.num_val)
+
+    async def index(self, name: str, index_id: str, images: int) -> Source:
+        """The index of a dataset in the bucket, which has this number of images.
+
+        Raises:
+            SourceError, StorageError: it cannot be used.
+        """
+        path = self._work / "reuse.parquet"
         try:
-            await self._download(name, f"indexes/{info.index_id}/{manifest.NAME}", path)
-            source = await self._described(name, info.index_id, path)
-            images = info.num_train + info.num_val
+            await self._download(name, f"indexes/{index_id}/{manifest.NAME}", path)
+            source = await self._described(name, index_id, path)
             if source.rows != images:
                 raise _lie(name, f"has {source.rows:,} rows, the dataset {images:,} images")
             for array, dimension in DIMENSIONS.items():
@@ -182,7 +192,7 @@ class _Reader:
         except ValueError as error:
             reason = str(error).removeprefix(f"{path} ")
             raise SourceError(
-                f"--reuse {name}: gs://{bucket}/indexes/{info.index_id}/{manifest.NAME} "
+                f"--reuse {name}: gs://{self._bucket}/indexes/{index_id}/{manifest.NAME} "
                 f"{reason}: restore it, or leave --reuse {name} out."
             ) from error
         finally:
@@ -191,8 +201,8 @@ class _Reader:
 
     async def _download(self, name: str, object_name: str, path: Path) -> None:
         """Write an object to a file, checked against its crc32c."""
-        bucket = self._request.bucket
-        listed = await self.objects.find(bucket, object_name)
+        bucket = self._bucket
+        listed = await self._objects.find(bucket, object_name)
         if listed is None:
             raise SourceError(
                 f"--reuse {name}: there is no gs://{bucket}/{object_name}, and {NEEDS_MANIFEST}."
@@ -201,7 +211,7 @@ class _Reader:
         with open(path, "wb") as file:
             for start in range(0, listed.size, RANGE_BYTES):
                 size = min(RANGE_BYTES, listed.size - start)
-                data = await self.objects.fetch_range(bucket, listed, start, size)
+                data = await self._objects.fetch_range(bucket, listed, start, size)
                 checksum = google_crc32c.extend(checksum, data)
                 file.write(data)
         if checksum != listed.crc32c:
@@ -224,13 +234,12 @@ class _Reader:
             raise _lie(name, "names no precision")
         rows = await asyncio.to_thread(manifest.row_count, path)
         difference = computed.difference(self._wanted, self._precisions)
-        bucket = self._request.bucket
-        return Source(name, index_id, bucket, rows, computed.precision, difference, None, {})
+        return Source(name, index_id, self._bucket, rows, computed.precision, difference, None, {})
 
     async def _find_array(self, source: Source, array: str, size: int) -> None:
         """Note the version of an array in the bucket, which has this size."""
         name = f"indexes/{source.index_id}/local/{array}/embeddings.npy"
-        listed = await self.objects.find(source.bucket, name)
+        listed = await self._objects.find(source.bucket, name)
         if listed is None or listed.size != size:
             what = f"it has {listed.size:,} bytes" if listed else "it is not there"
             raise _lie(
@@ -287,7 +296,7 @@ class _Reader:
         )
         first = next(iter(state.imagenet_classes()))[0]
         # Can the thumbnails be read? One that is gone is made again.
-        await self.objects.find(source.bucket, thumbnail_name(source.index_id, first))
+        await self._objects.find(source.bucket, thumbnail_name(source.index_id, first))
         await asyncio.to_thread(self._add, source, _rows_of(state))
         return source
 

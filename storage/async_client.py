@@ -377,7 +377,8 @@ class AsyncStorage:
 
 
 def _path(bucket: str, name: str) -> str:
-    return f"/b/{bucket}/o/{quote(name, safe='')}"
+    # quote is fast where it has nothing to replace.
+    return f"/b/{bucket}/o/{quote(name).replace('/', '%2F')}"
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import bisect
+import functools
 import itertools
 import json
+import struct
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -20,6 +22,9 @@ import click
 import google_crc32c
 
 PAGE = 1000  # objects in a page of a listing
+ARRAY = "/embeddings.npy"  # the end of an array's name; its vectors are all the same
+DIMENSIONS = {"imagenet": 2048, "imagenet_early": 1024, "clip": 512}
+ROWS_KEPT = 1024  # of an array, in memory
 
 
 def checksum(data: bytes) -> str:
@@ -33,6 +38,12 @@ class Objects:
     def __init__(self, images: list[bytes], count: int) -> None:
         self.images = [(data, checksum(data)) for data in images]
         self.count = count
+        self.manifests: dict[str, bytes] = {}
+        self.index_rows = 0
+        self.rows = {
+            name: struct.pack("<f", dimension**-0.5) * dimension * ROWS_KEPT
+            for name, dimension in DIMENSIONS.items()
+        }
         self.uploaded: dict[str, tuple[int, str]] = {}
         self.parts: dict[str, bytearray] = {}
         self.sessions = itertools.count()
@@ -58,6 +69,20 @@ class Objects:
         if len(numbers) > PAGE:
             page["nextPageToken"] = name(numbers[PAGE])
         return page
+
+    def array(self, name: str) -> tuple[bytes, int]:
+        """Rows of an array of the index, and the size of the whole."""
+        kind = name.removesuffix(ARRAY).rpartition("/")[2]
+        return self.rows[kind], self.index_rows * DIMENSIONS[kind] * 4
+
+    def part(self, name: str, given: str) -> bytes:
+        """The bytes of an array or a manifest that a Range header names."""
+        first, last = map(int, given.removeprefix("bytes=").split("-"))
+        if name in self.manifests:
+            return self.manifests[name][first : last + 1]
+        rows, _ = self.array(name)
+        start = first % (len(rows) // ROWS_KEPT)
+        return rows[start : start + last + 1 - first]
 
     def image(self, name: str) -> bytes:
         number = int(name.rpartition("/")[2].partition(".")[0])
@@ -109,6 +134,14 @@ class Connection(asyncio.Protocol):
         url = urlsplit(target)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         name = unquote(url.path.partition("/o/")[2])
+        if method == "GET" and query.get("alt") == "media" and "range" in headers:
+            content = self.objects.part(name, headers["range"])
+            return _http(content, "application/octet-stream", "206 Partial Content")
+        if url.path.startswith("/batch/"):
+            return batch_answer(body.count(b"/copyTo/"))
+        if method == "GET" and name.endswith(ARRAY):
+            size = self.objects.array(name)[1]
+            return _json({"name": name, "size": str(size), "crc32c": "AAAAAA==", "generation": "1"})
         if method == "GET" and query.get("alt") == "media":
             return _http(self.objects.image(name), "image/jpeg")
         if url.path.endswith("/iam/testPermissions"):
@@ -161,6 +194,8 @@ class Connection(asyncio.Protocol):
         """Remember an object's size and checksum, and a part's bytes until it is composed."""
         size, crc32c = len(data), checksum(data)
         self.objects.uploaded[name] = size, crc32c
+        if name.endswith("/manifest.parquet"):
+            self.objects.manifests[name] = data
         if ".part-" in name:
             self.objects.parts[name] = bytearray(data)
         else:
@@ -168,8 +203,19 @@ class Connection(asyncio.Protocol):
         return _json({"name": name, "size": str(size), "crc32c": crc32c, "generation": "1"})
 
 
-def _http(body: bytes, content_type: str) -> bytes:
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+@functools.cache
+def batch_answer(calls: int) -> bytes:
+    """The answer to this number of calls in one request, all of which succeeded."""
+    part = "--batch\r\nContent-Type: application/http\r\nContent-ID: <response-{}>\r\n\r\n"
+    part += "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
+    body = "".join(part.format(number) for number in range(calls)) + "--batch--\r\n"
+    return _http(body.encode(), "multipart/mixed; boundary=batch")
+
+
+def _http(body: bytes, content_type: str, status: str = "200 OK") -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 
@@ -188,11 +234,15 @@ async def serve(objects: Objects, delay_s: float, window: int) -> None:
 @click.command()
 @click.option("--images", default=1000, help="How many objects it says it has.")
 @click.option("--image", type=click.Path(path_type=Path), multiple=True, required=True)
+@click.option("--index_rows", default=0, help="Rows of the arrays of every index.")
 @click.option("--delay_ms", default=0.0, help="Wait before each answer, and after each window.")
 @click.option("--window_kb", default=0, help="Taken on a connection a delay, as by TCP.")
-def main(images: int, image: tuple[Path, ...], delay_ms: float, window_kb: int) -> None:
+def main(
+    images: int, image: tuple[Path, ...], index_rows: int, delay_ms: float, window_kb: int
+) -> None:
     """Serve prepared images on 127.0.0.1 until killed."""
     objects = Objects([path.read_bytes() for path in image], images)
+    objects.index_rows = index_rows
     asyncio.run(serve(objects, delay_ms / 1000, window_kb * 1024))
 
 
