@@ -101,8 +101,13 @@ class FaultProxy:
         return collections.Counter(seen.fault for seen in self.seen)
 
     def release(self) -> None:
-        """Forward the requests that were held, and hold no more."""
-        self._loop.call_soon_threadsafe(self._released.set)
+        """Forward the requests that are held, and drop the rules that hold others."""
+        self.rules = [rule for rule in self.rules if rule.kind != "hold"]
+        self._loop.call_soon_threadsafe(self._forward_held)
+
+    def _forward_held(self) -> None:
+        self._released.set()
+        self._released = asyncio.Event()
 
     def requests(self, pattern: str) -> list[Seen]:
         """The requests that a pattern finds."""
@@ -138,6 +143,9 @@ class FaultProxy:
                 while request := await _read(reader):
                     if not await self._answer(request, writer):
                         break
+        except asyncio.CancelledError:  # asyncio.streams would log it
+            if not self._end.is_set():
+                raise
         finally:
             if self._end.is_set():
                 writer.transport.abort()  # nobody reads what is left to send
