@@ -63,8 +63,24 @@ def main() -> None:
     if "FAKE_DISK_BYTES" in os.environ:
         limit = int(os.environ["FAKE_DISK_BYTES"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    with settings():
-        ingest.main(obj=make_loader)
+    try:
+        with settings():
+            ingest.main(obj=make_loader)
+    finally:
+        if "FAKE_PEAK_FILE" in os.environ:
+            Path(os.environ["FAKE_PEAK_FILE"]).write_text(str(peak_bytes()))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process used.
+
+    Not by getrusage: there a process inherits the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():  # not on Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) << 10
 
 
 if __name__ == "__main__":

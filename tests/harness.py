@@ -221,7 +221,6 @@ class Done(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
-    peak_bytes: int = 0  # of memory; this and the next only where it was a process of its own
     cpu_s: float = 0.0
 
 
@@ -248,7 +247,6 @@ def run(command: list[str], env: dict[str, str], timeout: float = 120) -> Done:
             process.returncode,
             out.read().decode(),
             err.read().decode(),
-            usage.ru_maxrss << 10,
             usage.ru_utime + usage.ru_stime,
         )
     plain(done.stderr)

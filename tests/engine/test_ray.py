@@ -48,16 +48,15 @@ INDEX_ID = "00000000-0000-4000-8000-000000000000"
 
 
 class OnGpu(FakeEmbedder):
-    """Waits for the embedder of the other GPU. Classes are its number, + 10 if inputs are given."""
+    """Waits for a batch of the other GPU. Classes are its number, + 10 if inputs are given."""
 
     def __init__(self, directory):
         super().__init__(makes_clip_inputs=True)
         self._directory, self._gpu = directory, os.environ.get("CUDA_VISIBLE_DEVICES")
-        if self._gpu:
-            (directory / self._gpu).touch()
 
     def start(self, images, clip_inputs):
-        deadline = time.monotonic() + 60
+        (self._directory / self._gpu).touch()
+        deadline = time.monotonic() + 150
         while len(list(self._directory.iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         embeddings = super().start(images, clip_inputs).finish()
