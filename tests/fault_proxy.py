@@ -107,7 +107,7 @@ class FaultProxy:
 
     def _forward_held(self) -> None:
         self._released.set()
-        self._released = asyncio.Event()
+        self._released: asyncio.Event = asyncio.Event()
 
     def requests(self, pattern: str) -> list[Seen]:
         """The requests that a pattern finds."""
