@@ -52,7 +52,12 @@ class Lab:
 
     def __init__(self, hosts, directory, services, settings):
         self.hosts, self.disk, self._services = hosts, hosts.disk, services
-        self.env = {name: value for name, value in os.environ.items() if name not in CLEAN}
+        # A cluster that this process started earlier leaves settings of Ray's in its environment.
+        self.env = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in CLEAN and not name.startswith("RAY_")
+        }
         self.env |= {"HOME": str(self.disk), "TMPDIR": str(self.disk), "PYTHONUNBUFFERED": "1"}
         self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "FORAGER_RETRY_BASE_S": "0.01", **settings}
         at_bridge = hosts.enter("net", "mnt", "pid")
