@@ -1,38 +1,38 @@
 """Adding 1% to a collection with --reuse: what reading, matching and copying the other rows costs.
 
-Part of `python -m bench.scale`; run by it in a process of its own.
+Part of `python -m bench.scale`, which runs it in a process of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import resource
 import tempfile
 import time
 import uuid
 from pathlib import Path
 
+import click
 import google_crc32c
 
-from common.names import GsPath
-from common.options import default_decode_workers
+from bench.scale import NEW, PATHS, embed_idly
 from dataset.arrays import Arrays
 from dataset.manifest import NAME, manifest_path, write_manifest
 from dataset.matches import Matches
 from dataset.rows import Outcome, State
 from dataset.work_directory import REUSE, WorkDirectory
-from engine.local import Pipeline
 from engine.reuse import Copier
 from engine.stages import FETCH, MODELS
 from preflight import checks
 from preflight.sources import Computed, SourceReader
 from storage.async_client import AsyncStorage
 from storage.pace import WritePace
-from testing.embedders import CONSTANT, FakeEmbedder
+from testing.embedders import CONSTANT
 
-BUCKET = "bench"
-PATHS = GsPath(BUCKET, "d/train/"), GsPath(BUCKET, "d/val/")
-NEW = 100  # one row of this number is new: testing.storage_server gives it another image
+BUCKET = PATHS[0].bucket
+PAGE = 10_000  # rows that are added or recorded at once
 COMPUTED = Computed("1" * 64, "2" * 64, "fused", "float32")
 UNLIMITED = 1e6  # writes per second: what is measured is this program
 
@@ -58,24 +58,16 @@ def reuse_run(rows: int) -> dict[str, float]:
 def make_source(listing: State, directory: Path, index_id: str) -> int:
     """Upload the manifest of an index of the listed images without one of NEW; returns its rows."""
     state = State.create(directory / "source.sqlite")
-    number = -1
-    for split in (0, 1):
-        page = []
-        for row in listing.pending():
-            if row.listed.name.startswith(PATHS[split].prefix):
-                number = int(row.listed.name.rpartition("/")[2].partition(".")[0])
-                page += [row.listed] if number % NEW != NEW - 1 else []
-            if len(page) == 10_000:
-                state.add(split, page)
-                page = []
-        state.add(split, page)
+    for split, path in enumerate(PATHS):
+        listed = (row.listed for row in listing.pending())
+        old = (o for o in listed if o.name.startswith(path.prefix) and not is_new(o.name))
+        while page := list(itertools.islice(old, PAGE)):
+            state.add(split, page)
     state.number_rows()
-    checksum = 0
-    for vector in CONSTANT.vectors:
-        checksum = google_crc32c.extend(checksum, vector.tobytes())
+    checksum = google_crc32c.value(b"".join(vector.tobytes() for vector in CONSTANT.vectors))
     rows = state.counts().images
-    for start in range(0, rows, 10_000):
-        numbers = range(start, min(start + 10_000, rows))
+    for start in range(0, rows, PAGE):
+        numbers = range(start, min(start + PAGE, rows))
         state.record(Outcome(row, 0, None, checksum, 64, 48) for row in numbers)
     weights = {"resnet_weights": COMPUTED.resnet_weights, "clip_weights": COMPUTED.clip_weights}
     rest = {"backend": COMPUTED.backend, "precision": COMPUTED.precision, "index_id": index_id}
@@ -94,6 +86,11 @@ def make_source(listing: State, directory: Path, index_id: str) -> int:
     return rows
 
 
+def is_new(name: str) -> bool:
+    """Whether testing.storage_server has the other image under an object's name."""
+    return int(name.rpartition("/")[2].partition(".")[0]) % NEW == NEW - 1
+
+
 async def _run(
     state: State, arrays: Arrays, matches: Matches, work: Path, index_id: str, images: int
 ) -> dict[str, float]:
@@ -107,21 +104,22 @@ async def _run(
     pace = WritePace(UNLIMITED)
     await Copier(state, arrays, [source], matches, BUCKET, pace=pace).run()
     copied = time.process_time()
-    embedder = FakeEmbedder(constant=True, batch_size=256, makes_clip_inputs=True)
-    pipeline = Pipeline(
-        state,
-        arrays,
-        embedder,
-        image_bucket=BUCKET,
-        index_bucket=BUCKET,
-        decode_workers=default_decode_workers(),
-    )
-    async with pipeline:
-        await pipeline.run()
-    stages = {stage.name: float(stage.images) for stage in pipeline.times()}
+    times = await embed_idly(state, arrays)
+    stages = {stage.name: float(stage.images) for stage in times}
     return {
         "reuse, planning, CPU": planned - start,
         "reuse, copying, CPU": copied - planned,
         "reuse, images fetched": stages[FETCH],
         "reuse, images in the models": stages[MODELS],
     }
+
+
+@click.command()
+@click.argument("rows", type=int)
+def main(rows: int) -> None:
+    """Print the figures of one run as JSON; STORAGE_EMULATOR_HOST names the server."""
+    click.echo(json.dumps(reuse_run(rows)))
+
+
+if __name__ == "__main__":
+    main()

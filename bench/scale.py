@@ -20,7 +20,6 @@ from pathlib import Path
 import click
 
 from bench.measure import Result, options, show, storage_server
-from bench.reuse import NEW, reuse_run
 from common.findings import Findings
 from common.names import GsPath
 from common.options import default_decode_workers
@@ -28,6 +27,7 @@ from dataset.arrays import Arrays
 from dataset.rows import State
 from dataset.work_directory import WorkDirectory
 from engine.local import WINDOW_CPU, Pipeline
+from engine.stages import StageTime
 from preflight import checks
 from testing.embedders import FakeEmbedder
 from testing.guarded import guarded
@@ -36,6 +36,7 @@ from testing.photographs import photograph
 PATHS = GsPath("bench", "d/train/"), GsPath("bench", "d/val/")
 NAMES_ONLY = "names only"
 REUSE = "reuse"
+NEW = 100  # with --reuse, one row of this number is new: it has another image
 
 
 def one_run(rows: int, embed: bool) -> dict[str, float]:
@@ -56,9 +57,20 @@ def one_run(rows: int, embed: bool) -> dict[str, float]:
     return figures
 
 
-def idle_embedder() -> FakeEmbedder:
-    """An embedder that does nothing, with batches as on a GPU."""
-    return FakeEmbedder(constant=True, batch_size=256, makes_clip_inputs=True)
+async def embed_idly(state: State, arrays: Arrays, window: int = WINDOW_CPU) -> list[StageTime]:
+    """Run the pipeline with an embedder that does nothing, in batches as on a GPU."""
+    pipeline = Pipeline(
+        state,
+        arrays,
+        FakeEmbedder(constant=True, batch_size=256, makes_clip_inputs=True),
+        image_bucket=PATHS[0].bucket,
+        index_bucket=PATHS[0].bucket,
+        decode_workers=default_decode_workers(),
+        window=window,
+    )
+    async with pipeline:
+        await pipeline.run()
+    return pipeline.times()
 
 
 def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:
@@ -66,22 +78,8 @@ def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:
     state.set_options({"index_id": str(uuid.uuid4())})
     rows = state.counts().images
     wall, processor = time.perf_counter(), time.process_time()
-
-    async def embed() -> None:
-        pipeline = Pipeline(
-            state,
-            arrays,
-            idle_embedder(),
-            image_bucket="bench",
-            index_bucket="bench",
-            decode_workers=default_decode_workers(),
-            window=window,
-        )
-        async with pipeline:
-            await pipeline.run()
-
     with Arrays(state.directory, rows) as arrays:
-        asyncio.run(embed())
+        asyncio.run(embed_idly(state, arrays, window))
     assert state.counts().done == rows
     return {
         "per row": (time.perf_counter() - wall) / rows * 1000,
@@ -115,17 +113,14 @@ def main(
     """Time per row and resident memory with few and with many rows."""
     if one:
         count, _, what = one.partition(":")
-        if what == REUSE:
-            click.echo(json.dumps(reuse_run(int(count))))
-        else:
-            click.echo(json.dumps(one_run(int(count), what != NAMES_ONLY)))
+        click.echo(json.dumps(one_run(int(count), what != NAMES_ONLY)))
         return
     results = []
-    # The last of 100 names has another image: that of a new row.
     images = [photograph(64, 48)] * (NEW - 1) + [photograph(48, 64)]
     for rows, kind in ((few, ""), (many, ""), (names, NAMES_ONLY), (reused, REUSE)):
         with storage_server(rows, images, index_rows=rows - rows // NEW):
-            command = [sys.executable, "-m", "bench.scale", "--one", f"{rows}:{kind}"]
+            words = ["reuse", str(rows)] if kind == REUSE else ["scale", "--one", f"{rows}:{kind}"]
+            command = [sys.executable, "-m", f"bench.{words[0]}", *words[1:]]
             printed = subprocess.run(
                 **guarded(command), capture_output=True, text=True, check=True
             ).stdout

@@ -14,16 +14,18 @@ import bisect
 import functools
 import itertools
 import json
-import struct
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
 import google_crc32c
 
+from dataset import manifest
+from dataset.arrays import DIMENSIONS, DTYPE
+from testing.embedders import CONSTANT
+
 PAGE = 1000  # objects in a page of a listing
-ARRAY = "/embeddings.npy"  # the end of an array's name; its vectors are all the same
-DIMENSIONS = {"imagenet": 2048, "imagenet_early": 1024, "clip": 512}
+ARRAY = "/embeddings.npy"  # the end of an array's name; its vectors are those of CONSTANT
 ROWS_KEPT = 1024  # of an array, in memory
 
 
@@ -35,14 +37,14 @@ def checksum(data: bytes) -> str:
 class Objects:
     """What the server has: images by number; the size and checksum of uploaded objects."""
 
-    def __init__(self, images: list[bytes], count: int) -> None:
+    def __init__(self, images: list[bytes], count: int, index_rows: int) -> None:
         self.images = [(data, checksum(data)) for data in images]
         self.count = count
         self.manifests: dict[str, bytes] = {}
-        self.index_rows = 0
+        self.index_rows = index_rows
         self.rows = {
-            name: struct.pack("<f", dimension**-0.5) * dimension * ROWS_KEPT
-            for name, dimension in DIMENSIONS.items()
+            name: vector.astype(DTYPE).tobytes() * ROWS_KEPT
+            for name, vector in zip(DIMENSIONS, CONSTANT.vectors, strict=True)
         }
         self.uploaded: dict[str, tuple[int, str]] = {}
         self.parts: dict[str, bytearray] = {}
@@ -73,7 +75,7 @@ class Objects:
     def array(self, name: str) -> tuple[bytes, int]:
         """Rows of an array of the index, and the size of the whole."""
         kind = name.removesuffix(ARRAY).rpartition("/")[2]
-        return self.rows[kind], self.index_rows * DIMENSIONS[kind] * 4
+        return self.rows[kind], self.index_rows * DIMENSIONS[kind] * DTYPE.itemsize
 
     def part(self, name: str, given: str) -> bytes:
         """The bytes of an array or a manifest that a Range header names."""
@@ -194,7 +196,7 @@ class Connection(asyncio.Protocol):
         """Remember an object's size and checksum, and a part's bytes until it is composed."""
         size, crc32c = len(data), checksum(data)
         self.objects.uploaded[name] = size, crc32c
-        if name.endswith("/manifest.parquet"):
+        if name.endswith(f"/{manifest.NAME}"):
             self.objects.manifests[name] = data
         if ".part-" in name:
             self.objects.parts[name] = bytearray(data)
@@ -241,8 +243,7 @@ def main(
     images: int, image: tuple[Path, ...], index_rows: int, delay_ms: float, window_kb: int
 ) -> None:
     """Serve prepared images on 127.0.0.1 until killed."""
-    objects = Objects([path.read_bytes() for path in image], images)
-    objects.index_rows = index_rows
+    objects = Objects([path.read_bytes() for path in image], images, index_rows)
     asyncio.run(serve(objects, delay_ms / 1000, window_kb * 1024))
 
 

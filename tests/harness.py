@@ -195,11 +195,23 @@ def dataset(
     return Dataset(storage, images, storage.bucket(), f"d-{uuid.uuid4().hex[:8]}", directory)
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's environment for another program, with quick retries.
+
+    Without the settings of Ray's that a cluster leaves in the process that started it.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in CLEAN and not name.startswith("RAY_")
+    }
+    return {**kept, "FORAGER_RETRY_BASE_S": "0.01", "PYTHONUNBUFFERED": "1"}
+
+
 def environment(storage: str, server: str, **more: str) -> dict[str, str]:
-    """A clean environment for a run, with quick retries."""
-    kept = {name: value for name, value in os.environ.items() if name not in CLEAN}
+    """A clean environment for a run."""
     addresses = {"STORAGE_EMULATOR_HOST": storage, "SERVER_URL": server}
-    return {**kept, "FORAGER_RETRY_BASE_S": "0.01", "PYTHONUNBUFFERED": "1", **addresses, **more}
+    return {**clean_environment(), **addresses, **more}
 
 
 INTERIOR = (  # of libraries and protocols: no message shows it

@@ -27,7 +27,16 @@ from testing.guarded import guarded
 from testing.servers import local_forager, storage_emulator
 from tests.engine.hosts import BRIDGE, PYTHON, Hosts, reason_to_skip
 from tests.engine.ray_ingest import write_weights
-from tests.harness import CLEAN, Dataset, Emulated, dataset, ended, is_running, pictures, wait_for
+from tests.harness import (
+    Dataset,
+    Emulated,
+    clean_environment,
+    dataset,
+    ended,
+    is_running,
+    pictures,
+    wait_for,
+)
 from tests.listeners import listeners
 
 pytestmark = [
@@ -52,14 +61,8 @@ class Lab:
 
     def __init__(self, hosts, directory, services, settings):
         self.hosts, self.disk, self._services = hosts, hosts.disk, services
-        # A cluster that this process started earlier leaves settings of Ray's in its environment.
-        self.env = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in CLEAN and not name.startswith("RAY_")
-        }
-        self.env |= {"HOME": str(self.disk), "TMPDIR": str(self.disk), "PYTHONUNBUFFERED": "1"}
-        self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "FORAGER_RETRY_BASE_S": "0.01", **settings}
+        self.env = clean_environment() | {"HOME": str(self.disk), "TMPDIR": str(self.disk)}
+        self.env |= {"RAY_USAGE_STATS_ENABLED": "0", **settings}
         at_bridge = hosts.enter("net", "mnt", "pid")
         emulator = storage_emulator(directory / "emulator.log", host=BRIDGE, enter=at_bridge)
         self.storage = Emulated(services.enter_context(emulator).url)
