@@ -1,6 +1,6 @@
 // The page: reads the address and shows what it asks for.
 
-import { showDetail } from "./detail.js";
+import { closeDetail, showDetail } from "./detail.js";
 import { askJson, count, h, own, pause, Problem } from "./dom.js";
 import { Filters } from "./filters.js";
 import { Grid } from "./grid.js";
@@ -52,8 +52,8 @@ class Session {
     this.selection.watchers.add(() => this.selectionChanged());
     main.replaceChildren(
       h("div", { class: "workspace" }, this.filters.element, this.stage), this.selection.element);
+    this.ready = true; // a key pressed while the first view is still loading changes that view
     await this.show(current(), { scroll: null, back: false });
-    this.ready = true;
     this.watch();
   }
 
@@ -171,7 +171,7 @@ async function showNow(state, how) {
     }
     session?.end();
     session = state.name ? new Session(state.name) : null;
-    document.getElementById("detail").close();
+    closeDetail();
     document.title = state.name ? `${state.name} · Forager` : "Forager";
     where.replaceChildren(...(state.name ? [h("bdi", {}, state.name)] : []));
     tabs.hidden = true;

@@ -22,14 +22,18 @@ dialog.addEventListener("keydown", (event) => {
 
 const close = closeImage;
 
+export function closeDetail() {
+  shown = null;
+  dialog.close();
+  dialog.replaceChildren();
+}
+
 export async function showDetail(session, state) {
   if (state.image === null) {
-    shown = null;
-    if (dialog.open) {
-      dialog.close();
-      dialog.replaceChildren();
-      session.view.focusRow?.(lastRow);
-    }
+    // Not dialog.open: on Escape, the browser may close the dialog itself before this runs.
+    if (shown === null) return;
+    closeDetail();
+    session.view.focusRow?.(lastRow);
     return;
   }
   const by = embeddingOf(session.info, state);

@@ -12,6 +12,7 @@ from testing import synthetic
 from tests.local_forager.page_server import (
     COPY,
     FAILED,
+    complete,
     shows_rows,
     total,
     until,
@@ -122,6 +123,23 @@ def test_back_after_closing_does_not_reopen(server, tabs):
     page.go_back()
     total(page, "60 of 80 images")
     expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_keys_work_while_neighbours_are_compared(server, tabs):
+    page = tabs(server.url)
+    held = []
+    page.route("**/neighbours/*?*", lambda route: held.append(route))
+    page.goto(f"{server.url}/d?image=50")
+    expect(title(page)).to_have_text("t50.jpg")
+    page.keyboard.press("ArrowRight")
+    expect(title(page)).to_have_text("t51.jpg")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=51')")
+    assert len(held) == 2
+    for route in held:
+        route.continue_()
+    complete(page)
 
 
 def test_focus_returns_to_the_image_seen_last(server, tabs):
