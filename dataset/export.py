@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
 from dataset.arrays import DIMENSIONS, DTYPE, array_path, arrays_complete
 from dataset.manifest import ROWS_PER_GROUP, manifest_path, read_metadata
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import parquet
 
 ROWS_PER_WRITE = 10_000  # 140 MB with all vectors
 
@@ -57,7 +65,7 @@ def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
     source = manifest_path(directory)
     try:
         read_metadata(source)
-        manifest = parquet.ParquetFile(source)
+        manifest = parquet.ParquetFile(source, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise click.ClickException(
             f"{directory} has no readable index/manifest.parquet: name the work directory of a "
@@ -78,21 +86,52 @@ def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
         for name in names
     }
     first = 0
-    try:
-        with parquet.ParquetWriter(path, columns, compression="zstd") as writer:
-            for batch in manifest.iter_batches(ROWS_PER_WRITE):
-                after = first + batch.num_rows
-                lists = [
-                    pa.FixedSizeListArray.from_arrays(pa.array(rows[first:after].ravel()), width)
-                    for name, rows in arrays.items()
-                    for width in [DIMENSIONS[name]]
-                ]
-                full = pa.RecordBatch.from_arrays([*batch.columns, *lists], schema=columns)
-                writer.write_batch(full, row_group_size=ROWS_PER_GROUP)
-                first = after
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be written ({error.strerror}).") from error
+    with (
+        _written_whole(path) as temporary,
+        parquet.ParquetWriter(temporary, columns, compression="zstd") as writer,
+    ):
+        for batch in _batches(manifest, source):
+            after = first + batch.num_rows
+            lists = [
+                pa.FixedSizeListArray.from_arrays(pa.array(rows[first:after].ravel()), width)
+                for name, rows in arrays.items()
+                for width in [DIMENSIONS[name]]
+            ]
+            full = pa.RecordBatch.from_arrays([*batch.columns, *lists], schema=columns)
+            writer.write_batch(full, row_group_size=ROWS_PER_GROUP)
+            first = after
     return count
+
+
+def _batches(manifest: parquet.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of a manifest. Raises click.ClickException if they cannot be read."""
+    from pyarrow import ArrowException
+
+    try:
+        yield from manifest.iter_batches(ROWS_PER_WRITE)
+    except (ArrowException, OSError) as error:
+        raise click.ClickException(
+            f"{path} is damaged: run the ingest again, or take the manifest from the index bucket."
+        ) from error
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name for a file that gets its own name once it is whole.
+
+    Raises:
+        click.ClickException: it cannot be written; nothing is left of it.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise click.ClickException(
+            f"{path} cannot be written ({error.strerror or error})."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

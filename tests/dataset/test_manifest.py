@@ -114,3 +114,14 @@ def test_export_of_an_unfinished_ingest_is_refused(state, tmp_path):
     array_path(tmp_path, "clip").unlink()
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1 and "do not have the 3 rows of the manifest" in result.stderr
+
+
+def test_export_of_a_damaged_manifest_leaves_no_file(state, tmp_path):
+    manifest.write_manifest(state)
+    source = manifest.manifest_path(tmp_path)
+    content = bytearray(source.read_bytes())
+    content[4:40] = bytes(36)  # of the first page
+    source.write_bytes(content)
+    result = CliRunner().invoke(main, [str(tmp_path), "--to", str(tmp_path / "x.parquet")])
+    assert result.exit_code == 1 and f"{source} is damaged" in result.stderr
+    assert not list(tmp_path.glob("x.parquet*"))
