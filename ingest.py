@@ -202,7 +202,7 @@ async def ingest(request: Request, loader: ModelLoader) -> None:
     directory = request.work_dir or Path(request.name)
     with WorkDirectory(directory) as work, disk_errors(work.path):
         state = work.state()
-        if what_it_holds := finished(request, state):
+        if what_it_holds := await asyncio.to_thread(finished, request, state, loader):
             if state and state.outdated_by:
                 raise click.ClickException(outdated(request.name, state.outdated_by))
             page = page_of(request, state)
@@ -220,7 +220,9 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, start:
     plan = await make_plan(request, work, loader)
     if request.dry_run:
         return await describe(request, plan)
-    state = await begin_or_continue(plan, work, retry_failed=not request.skip_bad_images)
+    state = await begin_or_continue(
+        plan, work, request.server_url, retry_failed=not request.skip_bad_images
+    )
     times = await reuse_rows(plan.reuse, state, request.bucket) if plan.reuse else []
     times += await embed(request, plan, state, loader) if state.has_pending() else []
     refuse_failures(state, request.skip_bad_images, request.max_bad)

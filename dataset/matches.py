@@ -110,11 +110,11 @@ class Matches:
                 self._sources,
                 row,
                 *known,
-                FAILED_THERE if checksum is None else USABLE if usable else OTHERWISE,
+                FAILED_THERE if failure is not None else USABLE if usable else OTHERWISE,
             )
             for row, (*known, failure) in enumerate(rows)
             for checksum in [known[-1]]
-            if checksum is not None or (failure is not None and usable)
+            if (usable if failure is not None else checksum is not None)
         )
         self._db.execute("BEGIN")
         self._db.executemany(f"INSERT INTO found VALUES ({', '.join('?' * 10)})", values)

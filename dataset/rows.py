@@ -309,9 +309,9 @@ class State:
             self._db.executemany(f"{SET_OUTCOME} WHERE row = :row", values)
 
     def vector_checksums(self) -> Generator[tuple[int, int | None], None, None]:
-        """(row, crc32c of its vectors) of the rows that are done, in row order."""
+        """(row, crc32c of its vectors) of the rows that are done or failed, in row order."""
         yield from self._db.execute(
-            "SELECT row, vectors_crc32c FROM rows WHERE status = 1 ORDER BY row"
+            "SELECT row, vectors_crc32c FROM rows WHERE status IN (1, 2) ORDER BY row"
         )
 
     def failed(self) -> list[tuple[str, str]]:

@@ -95,14 +95,14 @@ class Recorder:
 
     def failed(self, row: Row, reason: str) -> None:
         """Take the reason why the image of one row cannot be embedded; its vectors become zeros."""
-        self._arrays.write(row.row, ZEROS)
+        checksum = self._arrays.write(row.row, ZEROS)
         self._failures += 1
         if self._failures <= FAILURES_SHOWN:
             name = printable(row.listed.name)
             tqdm.write(f"Failed: {name}: {printable(reason)}", file=sys.stderr)
         if self._failures == FAILURES_SHOWN:
             tqdm.write("Further failures are listed at the end.", file=sys.stderr)
-        self._add(row, Outcome(row.row, None, reason))
+        self._add(row, Outcome(row.row, None, reason, checksum))
 
     def changed(self, row: Row, reason: str) -> None:
         """Leave a row pending whose object is not the listed one any more."""

@@ -55,7 +55,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     # Before the others: importing torch keeps the interpreter busy, and nothing takes longer. The
     # imports of the others then run while the models load, which needs no interpreter.
     machine = await findings.gather_in_thread(_check_machine(request, loader))
-    unfinished = continued is None or continued.counts().done < continued.counts().images
+    unfinished = continued is None or _rows_left(continued, request.skip_bad_images) > 0
     load = request.engine == "local" and not request.dry_run and unfinished and machine
     listing, weights, _, other = await asyncio.gather(
         _list_and_check(findings, work, paths, request.allow_empty_val),
@@ -95,6 +95,12 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
         )
     findings.raise_if_any()
     raise AssertionError("a check failed without a finding")
+
+
+def _rows_left(state: State, skip_bad_images: bool) -> int:
+    """How many rows of an earlier run are to embed, as far as its state tells."""
+    counts = state.counts()
+    return counts.images - counts.done - (counts.failed if skip_bad_images else 0)
 
 
 def precision_of(asked: str, continued: State | None) -> str:

@@ -18,10 +18,13 @@ from dataset import arrays
 from dataset.lists import thumbnail_directory
 from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
+from engine.loading import ModelLoader
+from forager.client import Forager
 from preflight.checks import SHOWN
 from preflight.request import Request
 from storage.bucket import Bucket
 from storage.listing import listed
+from weights.files import WeightsError
 
 if TYPE_CHECKING:
     from preflight.plan import Plan
@@ -32,8 +35,11 @@ WAYS_OUT = (
 )
 
 
-def finished(request: Request, state: State | None) -> str:
-    """What a work directory holds, if it registered just what is requested; else ""."""
+def finished(request: Request, state: State | None, loader: ModelLoader) -> str:
+    """What a work directory holds, if it registered just what is requested; else "".
+
+    Blocks: it reads the files of the weights, where all else is the same.
+    """
     if state is None or not state.is_registered or request.restart or request.dry_run:
         return ""
     asked = {
@@ -47,12 +53,23 @@ def finished(request: Request, state: State | None) -> str:
         asked["precision"] = request.models.precision
     if any(state.option(name) != value for name, value in asked.items()):
         return ""
+    if not _same_weights(state, loader):
+        return ""
     train, val, total = state.counts(TRAIN), state.counts(VAL), state.counts()
     failed = f", of which {total.failed:,} failed" if total.failed else ""
     return (
         f"{request.name} was registered with {train.images:,} training and {val.images:,} "
         f"validation images{failed} (index {state.index_id})"
     )
+
+
+def _same_weights(state: State, loader: ModelLoader) -> bool:
+    """Whether the requested weights are those of a state, or cannot be read."""
+    try:
+        loader.find_clip()
+        return loader.digests() == (state.option("resnet_weights"), state.option("clip_weights"))
+    except (WeightsError, OSError):
+        return True  # nothing is left to compute
 
 
 def check_same(
@@ -101,7 +118,7 @@ async def settle_taken_name(
             "--restart finishes it. To start over, remove the dataset on the server first."
         )
     elif delete:
-        await _delete_earlier(earlier)
+        await _delete_earlier(earlier, registered=False)
         work.forget_state()
         findings.add(f"The earlier run in {work.path} was deleted, here and in gs://{bucket}.")
     else:
@@ -112,21 +129,26 @@ async def settle_taken_name(
         )
 
 
-async def begin_or_continue(plan: Plan, work: WorkDirectory, *, retry_failed: bool) -> State:
+async def begin_or_continue(
+    plan: Plan, work: WorkDirectory, server_url: str, *, retry_failed: bool
+) -> State:
     """The state to go on with: the earlier run's, or a new one from the listing."""
     if plan.earlier and not plan.start_over:
         return await _continue(plan.earlier, plan.listing, retry_failed)
     if plan.earlier:
-        await _delete_earlier(plan.earlier)
+        registered = await _is_registered(plan.earlier, server_url)
+        await _delete_earlier(plan.earlier, registered=registered)
     plan.listing.set_options({**plan.identity, "index_id": str(uuid.uuid4())})
     return work.adopt(plan.listing)
 
 
 async def _continue(earlier: State, listing: State, retry_failed: bool) -> State:
     replaced = earlier.take_replaced(listing.path)
-    if retry_failed:
+    # The arrays may be gone if no row is done: check_same refuses it otherwise.
+    if retry_failed or not arrays.arrays_complete(earlier.directory, earlier.counts().images):
         earlier.retry_failed()
-    if earlier.counts().done:
+    counts = earlier.counts()
+    if counts.done or counts.failed:
         await asyncio.to_thread(reopen_damaged, earlier)
         await asyncio.to_thread(_reopen_without_thumbnail, earlier)
     counts = earlier.counts()
@@ -171,13 +193,25 @@ def _reopen_without_thumbnail(state: State) -> None:
         )
 
 
-async def _delete_earlier(earlier: State) -> None:
+async def _is_registered(earlier: State, server_url: str) -> bool:
+    """Whether the server was told of the index of an earlier run.
+
+    That run may have ended between the registration and the record of it.
+    """
+    if earlier.is_registered:
+        return True
+    async with Forager(server_url) as forager:
+        found = await forager.dataset(earlier.option("dataset") or "")
+    return found is not None and found.index_id == earlier.index_id
+
+
+async def _delete_earlier(earlier: State, *, registered: bool) -> None:
     """Delete what an earlier run made, here and, unless it was registered, in the index bucket.
 
     It is marked first: were this interrupted, its rows would count as done without thumbnails.
     """
     earlier.mark_abandoned()
-    if not earlier.is_registered:
+    if not registered:
         client = await asyncio.to_thread(gcs.make_client)
         with Bucket(client, earlier.option("bucket") or "") as bucket:
             deleted = await bucket.delete_index(earlier.index_id)

@@ -5,9 +5,10 @@ import os
 import shutil
 import uuid
 
+import numpy as np
 import pytest
 
-from dataset.arrays import DIMENSIONS, array_path
+from dataset.arrays import DIMENSIONS, DTYPE, array_path
 from dataset.rows import State, remove_state
 from tests.fault_proxy import FaultProxy, Rule
 from tests.front import Front
@@ -164,19 +165,32 @@ def test_the_loser_of_two_ingests_of_one_name_can_clean_up(made, emulator_url, s
 
 def test_restart_does_not_delete_a_registered_index(made, emulator_url, servers):
     """The earlier run may have ended between the registration and the record of it."""
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    state = State(made.work / "state.sqlite")
-    state._db.execute("DELETE FROM options WHERE name IN ('registered', 'viewer_url')")
-    state.set_options({})
-    state.close()
-    uploaded = made.storage.contents(made.bucket)
+    uploaded = registered_without_record(made, emulator_url, servers)
     again = run_here(made.command("--restart"), environment(emulator_url, servers["B"]))
     assert again.returncode == 1
     assert "the same command without --restart finishes it" in again.stderr
     assert made.storage.contents(made.bucket) == uploaded
     finished = run_here(made.command(), environment(emulator_url, servers["B"]))
     assert finished.returncode == 0, finished.stderr
+
+
+def test_restart_under_another_name_does_not_delete_a_registered_index(made, emulator_url, servers):
+    uploaded = registered_without_record(made, emulator_url, servers)
+    other = made._replace(name=f"{made.name}-2")
+    done = run_here(other.command("--restart"), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert uploaded.items() <= made.storage.contents(made.bucket).items()
+
+
+def registered_without_record(made, emulator_url, servers):
+    """Ingest, and take the record of the registration out of the state; returns the objects."""
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    state = State(made.work / "state.sqlite")
+    state._db.execute("DELETE FROM options WHERE name IN ('registered', 'viewer_url')")
+    state.set_options({})
+    state.close()
+    return made.storage.contents(made.bucket)
 
 
 def test_restart_for_a_taken_name_keeps_the_run_of_another_name(made, emulator_url, servers):
@@ -214,6 +228,33 @@ def test_a_flipped_bit_in_an_array_is_found_and_computed_again(
     assert f"The vectors of 3 images in {fresh.work} are damaged" in done.stderr
     assert "21 of 24 images are done" in done.stderr
     fresh.assert_same(undisturbed, servers["B"])
+
+
+def test_a_flipped_bit_in_the_zeros_of_a_failed_image_is_found(made, emulator_url, servers):
+    made.storage.put(made.images, "train/t0001.jpg", b"not an image")
+    with FaultProxy(emulator_url) as proxy:
+        proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
+        env = environment(proxy.url, servers["B"])
+        assert run_here(made.command("--skip_bad_images"), env).returncode == 1
+    flip(array_path(made.work, "clip"), DIMENSIONS["clip"] * 4 + 5)
+    done = run_here(made.command("--skip_bad_images"), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert f"The vectors of 1 image in {made.work} are damaged" in done.stderr
+    clip = made.storage.get(made.bucket, f"indexes/{made.index_id()}/local/clip/embeddings.npy")
+    rows = np.frombuffer(clip, DTYPE).reshape(-1, DIMENSIONS["clip"])
+    assert rows.any(axis=1).tolist() == [True, False, True, True, True, True]
+
+
+def test_arrays_that_are_gone_are_made_again_where_every_image_failed(
+    storage, tmp_path, emulator_url, servers
+):
+    bad = dict.fromkeys(["train/a.jpg", "val/b.jpg"], b"not an image")
+    made, env = dataset(storage, tmp_path / "made", bad), environment(emulator_url, servers["B"])
+    assert run_here(made.command(), env).returncode == 1
+    shutil.rmtree(made.work / "index")
+    done = run_here(made.command("--skip_bad_images"), env)
+    assert done.returncode == 0, done.stderr
+    assert "2 images (1 training, 1 validation), 2 failed, 0 embedded now" in done.stdout
 
 
 def test_a_bit_that_flips_before_the_upload_is_found(undisturbed, fresh, emulator_url, servers):

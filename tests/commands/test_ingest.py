@@ -22,7 +22,7 @@ import ingest
 from common.terminal import size
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from engine.loading import ModelLoader, ModelOptions
-from testing.embedders import embedding_of
+from testing.embedders import LoaderWithoutModels, embedding_of
 from testing.photographs import picture
 from tests.front import Answer, Front
 from tests.harness import ended, run, start
@@ -243,6 +243,25 @@ def test_after_success_another_path_is_named(world, fast_models):
     result = world.run(val=f"gs://{world.bucket}/w")
     assert result.exit_code == 1
     assert f"holds an ingest with another val_path (gs://{world.bucket}/v/, now" in result.stderr
+
+
+def test_after_success_other_weights_are_named(world, fast_models):
+    world.put("t/a.jpg", "v/c.jpg")
+    assert world.run().exit_code == 0
+    Path("other.pkl").write_bytes(b"other weights")
+    result = world.run("--resnet_weights", "other.pkl")
+    assert result.exit_code == 1
+    assert "holds an ingest with another resnet_weights" in result.stderr
+
+
+def test_failed_images_that_are_skipped_need_no_models(world, fast_models, monkeypatch):
+    put_bad(world)
+    assert world.run().exit_code == 1
+    loads = []
+    monkeypatch.setattr(LoaderWithoutModels, "start", lambda *_: loads.append("models"))
+    result = world.run("--skip_bad_images")
+    assert result.exit_code == 0, result.output
+    assert loads == []
 
 
 def test_work_directory_is_named_after_the_dataset(world, fast_models, tmp_path):

@@ -33,7 +33,7 @@ def matches(tmp_path):
 
 def row(name, content, *, failed=False):
     if failed:
-        return (f"{name}.jpg", *content, None, None, None, None, "bad")
+        return (f"{name}.jpg", *content, None, None, None, 5, "bad")
     return (f"{name}.jpg", *content, 7, 640, 480, 2**32 - 1, None)
 
 

@@ -184,14 +184,14 @@ def test_changes_since_the_listing(make_state):
 def test_a_replaced_object_is_taken_only_where_its_row_is_not_done(make_state, tmp_path):
     old = make_state(["done.jpg", "failed.jpg", "pending.jpg", "same.jpg", "still.jpg"])
     old.record([Outcome(0, 1, None), Outcome(1, None, "bad"), Outcome(3, 4, None, 5)])
-    old.record([Outcome(4, None, "bad")])
+    old.record([Outcome(4, None, "bad", 6)])
     replaced = [listed(f"{name}.jpg", 99, 2) for name in ("done", "failed", "pending")]
     new = make_state([*replaced, listed("same.jpg", 10, 2), "still.jpg"], name="listing.sqlite")
     assert old.take_replaced(new.path) == 2
     assert [row.listed for row in old.pending()] == replaced[1:]
     assert old.changes(new.path) == {"changed": ["done.jpg"]}
     assert old.failed() == [("still.jpg", "bad")]
-    assert list(old.vector_checksums()) == [(0, None), (3, 5)]
+    assert list(old.vector_checksums()) == [(0, None), (3, 5), (4, 6)]
     assert old.rows([3])[0].listed.generation == 2
     old.close()
     State.open_checked(tmp_path / "state.sqlite").close()

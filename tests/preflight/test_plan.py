@@ -79,7 +79,7 @@ def test_a_new_ingest_gets_an_id_and_keeps_what_it_depends_on(tmp_path):
         listing.number_rows()
         paths = GsPath("images", "t/"), GsPath("images", "v/")
         made = Plan(*paths, listing, None, False, OPTIONS, "auto", Path("clip"))
-        state = asyncio.run(begin_or_continue(made, work, retry_failed=True))
+        state = asyncio.run(begin_or_continue(made, work, "http://none", retry_failed=True))
         assert state.path == tmp_path / "work" / "state.sqlite"
         assert str(uuid.UUID(state.index_id, version=4)) == state.index_id
         assert (state.option("dataset"), state.option("bucket")) == ("birds", "index-bucket")
