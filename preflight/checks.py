@@ -116,7 +116,10 @@ def check_not_empty(
 
 
 def check_images(findings: Findings, state: State) -> None:
-    """That no identifier is there twice, and that the server takes all names."""
+    """That no identifier is there twice, and that the server takes all names.
+
+    Blocks: it reads all rows.
+    """
     duplicates = dict(state.duplicates())
     if duplicates:
         examples = "".join(

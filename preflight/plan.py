@@ -80,7 +80,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
         if request.models.precision != "auto":
             identity["precision"] = request.models.precision
         if continued:
-            check_same(findings, continued, identity, listing)
+            await findings.gather_in_thread(check_same, findings, continued, identity, listing)
         reuse = await _find_sources(findings, request, work, loader, weights, precision)
         findings.raise_if_any()
         return Plan(
@@ -179,7 +179,7 @@ async def _list_and_check(
     await findings.gather_in_thread(
         checks.check_not_empty, findings, listing, paths, allow_empty_val
     )
-    checks.check_images(findings, listing)
+    await findings.gather_in_thread(checks.check_images, findings, listing)
     checks.check_disk(findings, listing, work.path)
     await checks.check_public(findings, listing, paths[0].bucket)
     counts = [listing.counts(split) for split in (TRAIN, VAL)]

@@ -75,7 +75,10 @@ def _same_weights(state: State, loader: ModelLoader) -> bool:
 def check_same(
     findings: Findings, earlier: State, identity: dict[str, str], listing: State
 ) -> None:
-    """That the earlier run in this work directory was the same ingest of the same objects."""
+    """That the earlier run in this work directory was the same ingest of the same objects.
+
+    Blocks: it compares all rows.
+    """
     where = earlier.directory
     for name, now in identity.items():
         before = earlier.option(name)
