@@ -30,9 +30,11 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
-# A shell starts what runs in the background with SIGINT ignored, and commands that the tests
-# interrupt would inherit that.
+# A shell starts what runs in the background with SIGINT ignored, and nohup does so with SIGHUP.
+# Commands that the tests interrupt would inherit that, but not a handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads -m

@@ -275,8 +275,12 @@ def start(command: list[str], env: dict[str, str], **options: Any) -> subprocess
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 100) -> Done:
-    """How a process ended; it ends within the timeout."""
-    out, err = process.communicate(timeout=timeout)
+    """How a process ended; it is killed if it does not end within the timeout."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return Done(process.returncode, out, plain(err))
 
 

@@ -1,5 +1,6 @@
 """Signals end a command with one line and an exit code, also while its event loop waits."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -32,17 +33,22 @@ asyncio.run(until_interrupted(run()))
 MESSAGE = "Interrupted: the same command continues where this one stopped.\n"
 
 
+@contextlib.contextmanager
 def begin(*prefix, stays=False):
-    process = subprocess.Popen(
+    """The program, under way; it is killed at the end, in case that it has not ended."""
+    with subprocess.Popen(
         **guarded([*prefix, sys.executable, "-c", PROGRAM.format(stays=stays)]),
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout.readline() == "begun\n"
-    return process
+    ) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
