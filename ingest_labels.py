@@ -133,7 +133,7 @@ async def ingest(options: LabelOptions) -> bool:
     from forager.addresses import dataset_page
     from forager.client import Forager
     from labels.journal import Journal
-    from labels.report import report_finished, report_plan, report_result, stored_twice
+    from labels.report import report_finished, report_result, stored_twice
     from labels.sending import Sender
 
     labels, digest = await asyncio.to_thread(check_arguments, options)
@@ -141,11 +141,12 @@ async def ingest(options: LabelOptions) -> bool:
         info = await find_dataset(server, options.name)
         appends = await server.generation() == "A"
         check_generation(options, labels, appends)
-        plan = await asyncio.to_thread(make_plan, options, labels, info)
+        plan = await asyncio.to_thread(make_plan, options, labels, info, not appends)
         if options.dry_run:
-            categories = sorted({category for category, _ in plan.groups()})
-            counts = await server.category_counts(options.name, categories)
-            report_plan(plan, server.shown, counts)
+            from labels.dry_run import report_dry_run
+
+            replaced_file = options.file_beside(f".{options.name}.replaced.txt")
+            await report_dry_run(server, options.name, info, plan, replaced_file)
             return True
         belongs_to = {
             "server": server.shown,
@@ -171,8 +172,10 @@ async def ingest(options: LabelOptions) -> bool:
     return report_result(plan, journal.entries, page)
 
 
-def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo) -> Plan:
+def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: bool) -> Plan:
     """The requests for the labels of images that the dataset has. This function blocks.
+
+    `mixed` says whether the server takes labels of several categories in one request.
 
     Raises:
         click.ClickException: there are labels of other images, or boxes outside their images.
@@ -204,8 +207,9 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo) -> Plan:
                 f"{printable(str(options.label_file))} has {count(len(problems), 'problem')}:\n"
                 f"{listed}"
             )
-    requests = make_requests(labels.groups, labels.boxes, options.user)
-    return Plan(requests, len(unknown), skipped_boxes, known is not None)
+    mixed = mixed and known is not None  # a mixed request with an unknown image stores nothing
+    requests = make_requests(labels.groups, labels.boxes, options.user, mixed)
+    return Plan(requests, len(unknown), skipped_boxes, known)
 
 
 def refuse_other_selection(path: Path, twice: str) -> None:

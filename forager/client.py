@@ -1,7 +1,6 @@
 """The calls of a Forager server, for generations A and B."""
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from forager.answers import (
     registration_mismatch,
 )
 from forager.connection import REQUEST_ERRORS, Connection, Timeouts
-from forager.payloads import Box, box_body, create_body, label_body
+from forager.payloads import Box, Label, create_body, label_body, multi_body
 
 CREATE_ATTEMPTS = 4
 MAX_CREATED = 10**9  # labels of one request, as a server can plausibly count them
@@ -39,6 +38,10 @@ class Forager:
     """A session with one server; use it as an async context manager.
 
     Every method raises ForagerError, after retries of transient failures.
+
+    Attributes:
+        connection: the requests to the server.
+        shown: the server's address as it may be printed, without a password.
     """
 
     def __init__(
@@ -48,27 +51,27 @@ class Forager:
         retrying: Retries | None = None,
     ) -> None:
         self._retrying = retrying or retries.from_environment()
-        self._connection = Connection(server_url, timeouts, self._retrying)
+        self.connection = Connection(server_url, timeouts, self._retrying)
         self._timeouts = timeouts
-        self.shown = self._connection.shown
+        self.shown = self.connection.shown
         self._generation = ""
 
     @property
     def viewer_url(self) -> str | None:
         """The address of the web page, if this server told that it serves the page itself."""
-        return self.shown if self._connection.serves_page else None
+        return self.shown if self.connection.serves_page else None
 
     async def __aenter__(self) -> "Forager":
-        await self._connection.__aenter__()
+        await self.connection.__aenter__()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        await self._connection.__aexit__(*exception)
+        await self.connection.__aexit__(*exception)
 
     async def dataset(self, name: str) -> DatasetInfo | None:
         """The dataset of this name, or None."""
         route = f"get_dataset_info_v2/{quote(name, safe='')}"
-        answer = await self._connection.ask("GET", route)
+        answer = await self.connection.ask("GET", route)
         if answer.status == 404 and answer.content is not None:
             return None
         content = await self._content("GET", route, answer)
@@ -82,7 +85,7 @@ class Forager:
 
     async def dataset_names(self) -> list[str] | None:
         """The names of the datasets that are not hidden; None if the server does not tell."""
-        answer = await self._connection.ask("GET", "get_datasets_v2")
+        answer = await self.connection.ask("GET", "get_datasets_v2")
         if answer.status == 404:
             return None
         content = await self._content("GET", "get_datasets_v2", answer)
@@ -95,38 +98,11 @@ class Forager:
         """ "A" or "B", asked once."""
         if not self._generation:
             route = "add_annotations_multi_v2"
-            answer = await self._connection.ask("OPTIONS", route)
+            answer = await self.connection.ask("OPTIONS", route)
             if answer.status not in (200, 404):
                 raise refusal(self.shown, "OPTIONS", route, answer)
             self._generation = "A" if answer.status == 404 else "B"
         return self._generation
-
-    async def category_counts(
-        self, name: str, categories: Sequence[str]
-    ) -> dict[tuple[str, str], int] | None:
-        """The number of rows that the server has, by category and mode.
-
-        It counts boxes and, on generation A, labels that newer ones replace. None if the server
-        does not tell. Some servers tell all categories by GET, others want a list by POST.
-        """
-        route = f"get_category_counts_v2/{quote(name, safe='')}"
-        answer = await self._connection.ask("GET", route)
-        if answer.status == 405:
-            body = json.dumps({"categories": list(categories)}).encode()
-            answer = await self._connection.ask("POST", route, body)
-        content = answer.content
-        if answer.status != 200 or not isinstance(content, dict):
-            return None
-        by_category = content.get("numLabeled", content)
-        if not isinstance(by_category, dict):
-            return None
-        return {
-            (category, mode): number
-            for category, modes in by_category.items()
-            if isinstance(modes, dict)
-            for mode, number in modes.items()
-            if type(number) is int
-        }
 
     async def create_dataset(
         self,
@@ -176,7 +152,7 @@ class Forager:
         """Send one create request; returns the transient failure that it ended in, if any."""
         method, route = "POST", "create_dataset_v2"
         try:
-            answer = await self._connection.send(method, route, body, self._timeouts.create)
+            answer = await self.connection.send(method, route, body, self._timeouts.create)
         except REQUEST_ERRORS as error:
             if not retries.is_transient(error):
                 raise no_answer(
@@ -240,7 +216,7 @@ class Forager:
         if generation == "A" and not resend:
             labels = count(len(identifiers), "label")
             once = f"{labels} {printable(category)!r} ({printable(mode)})"
-        answer = await self._connection.ask("POST", route, body, self._timeouts.labels, once)
+        answer = await self.connection.ask("POST", route, body, self._timeouts.labels, once)
         return await self._created(name, route, answer, once)
 
     async def add_boxes(self, name: str, boxes: list[Box], user: str, resend: bool = False) -> int:
@@ -251,10 +227,23 @@ class Forager:
         Raises:
             AnswerLost: a repeated request would store the boxes twice, unless `resend` allows that.
         """
-        route = "add_annotations_multi_v2"
         once = "" if resend else count(len(boxes), "box", "boxes")
-        body = box_body(name, boxes, user)
-        answer = await self._connection.ask("POST", route, body, self._timeouts.labels, once)
+        return await self._add_multi(name, boxes, user, once)
+
+    async def add_mixed_labels(self, name: str, labels: list[Label], user: str) -> int:
+        """Store labels of any categories, in one request; returns how many the server stored.
+
+        Only generation B does. It stores all of a request, or none if it lacks one of the images.
+        It replaces labels, so a repeated request is safe.
+        """
+        return await self._add_multi(name, labels, user, once="")
+
+    async def _add_multi(
+        self, name: str, annotations: Sequence[Label | Box], user: str, once: str
+    ) -> int:
+        route = "add_annotations_multi_v2"
+        body = multi_body(name, annotations, user)
+        answer = await self.connection.ask("POST", route, body, self._timeouts.labels, once)
         return await self._created(name, route, answer, once)
 
     async def _created(self, name: str, route: str, answer: Answer, once: str) -> int:
@@ -294,7 +283,7 @@ class Forager:
 
     async def _missing_route(self, route: str) -> ForagerError:
         """The error for a 404 that is not JSON: no server of these generations."""
-        later = await self._connection.ask("GET", "get_datasets")
+        later = await self.connection.ask("GET", "get_datasets")
         if later.status == 200 and isinstance(later.content, dict):
             return ForagerError(
                 f"{self.shown} is the later forager-server from PyPI, which takes local "

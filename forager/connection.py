@@ -77,12 +77,14 @@ class Connection:
         body: bytes | None = None,
         timeout_s: float | None = None,
         once: str = "",
+        attempts: int | None = None,
     ) -> Answer:
         """The answer, after retries of transient failures.
 
         Args:
             timeout_s: for the whole answer; by default `timeouts.read`.
             once: what the request stores, if it must not be carried out twice.
+            attempts: how often it is tried, if not as often as other requests.
 
         Raises:
             AnswerLost: a request of that kind was sent and may have been carried out.
@@ -90,15 +92,17 @@ class Connection:
         """
         timeout_s = timeout_s or self._timeouts.read
         send = self._send_once if once else self.send
+        retrying = self._retrying._replace(attempts=attempts or self._retrying.attempts)
+        shown = route.partition("?")[0]  # without a long list of images
         try:
-            return await self._retrying.call(
-                f"{method} {self.shown}/api/{route}", send, method, route, body, timeout_s
+            return await retrying.call(
+                f"{method} {self.shown}/api/{shown}", send, method, route, body, timeout_s
             )
         except AnswerLost as error:
             raise AnswerLost(lost_text(once, f"{error.message}.")) from error
         except REQUEST_ERRORS as error:
-            attempts = self._retrying.attempts_for(error)
-            raise no_answer(self.shown, method, route, error, timeout_s, attempts) from error
+            tries = retrying.attempts_for(error)
+            raise no_answer(self.shown, method, shown, error, timeout_s, tries) from error
 
     async def _send_once(
         self, method: str, route: str, body: bytes | None, timeout_s: float

@@ -1,7 +1,16 @@
 """The bodies of the requests that store data on a Forager server, as all-ASCII JSON."""
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
+
+
+class Label(NamedTuple):
+    """A label of a whole image."""
+
+    identifier: str
+    category: str
+    mode: str
 
 
 class Box(NamedTuple):
@@ -43,15 +52,17 @@ def label_body(
     return _encoded({"identifiers": identifiers, "user": user, "category": category, **fields})
 
 
-def box_body(name: str, boxes: list[Box], user: str) -> bytes:
-    """The body that stores these boxes in the dataset `name`, on generation B."""
+def multi_body(name: str, annotations: Sequence[Label | Box], user: str) -> bytes:
+    """The body that stores labels or boxes of any categories in the dataset `name`, on B."""
     start = _encoded({"dataset": name, "user": user, "created_by": "ingest"})
-    return start[:-1] + b',"annotations":[' + b",".join(map(box_fields, boxes)) + b"]}"
+    fields = b",".join(map(annotation_fields, annotations))
+    return start[:-1] + b',"annotations":[' + fields + b"]}"
 
 
-def box_fields(box: Box) -> bytes:
+def annotation_fields(annotation: Label | Box) -> bytes:
     """One element of `annotations` in that body."""
-    return _encoded({**box._asdict(), "is_box": True})
+    fields: dict[str, object] = annotation._asdict()
+    return _encoded({**fields, "is_box": True} if isinstance(annotation, Box) else fields)
 
 
 def _encoded(payload: dict[str, object]) -> bytes:

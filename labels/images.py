@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from typing import NamedTuple
 
 import click
 
@@ -16,12 +17,23 @@ INDEX_ID = re.compile(r"[-\w.]{1,300}")
 ROUNDING = 1.0  # pixel by which coordinates of a box inside its image may exceed it
 
 
-def known_images(bucket: str, index_id: str) -> set[str] | None:
-    """The identifiers of the dataset's images.
+class KnownImages(NamedTuple):
+    """The images of a dataset: rows by identifier."""
+
+    train: dict[str, int]
+    val: dict[str, int]
+
+    def lacks(self, images: set[str]) -> set[str]:
+        """Those of the images that the dataset does not have."""
+        return images - self.train.keys() - self.val.keys()
+
+
+def known_images(bucket: str, index_id: str) -> KnownImages | None:
+    """The dataset's images.
 
     If the index cannot be read, prints why and returns None. This function blocks.
     """
-    known: set[str] = set()
+    splits: list[dict[str, int]] = []
     try:
         if not INDEX_ID.fullmatch(index_id):
             raise ValueError(f"the server names no valid index ({index_id!r})")
@@ -29,13 +41,13 @@ def known_images(bucket: str, index_id: str) -> set[str] | None:
             rows = json.loads(gcs.read_bytes(bucket, f"indexes/{index_id}/{file}"))
             if not isinstance(rows, dict):
                 raise ValueError(f"{file} is not a JSON object")
-            known |= rows.keys()
+            splits.append(rows)
     except gcs.StorageError as error:
         reason = error.message
     except (ValueError, RecursionError) as error:
         reason = f"{printable(str(error))}."
     else:
-        return known
+        return KnownImages(*splits)
     click.echo(
         f"The dataset's index in gs://{printable(bucket)} cannot be read: {reason} Unknown images "
         "are therefore found only by comparing how many labels the server stores.",
@@ -75,16 +87,17 @@ def check_boxes(boxes: list[Box], sizes: dict[str, tuple[int, int]]) -> list[str
     ]
 
 
-def split_unknown(labels: Labels, known: set[str]) -> tuple[Labels, list[str]]:
+def split_unknown(labels: Labels, known: KnownImages) -> tuple[Labels, list[str]]:
     """The labels and boxes of known images, and the other images, sorted."""
     wanted = {box.identifier for box in labels.boxes}
     wanted.update(itertools.chain.from_iterable(labels.groups.values()))
-    if wanted <= known:
+    unknown = known.lacks(wanted)
+    if not unknown:
         return labels, []
     kept = {
-        group: [image for image in images if image in known]
+        group: [image for image in images if image not in unknown]
         for group, images in labels.groups.items()
     }
     groups = {group: images for group, images in kept.items() if images}
-    boxes = [box for box in labels.boxes if box.identifier in known]
-    return labels._replace(groups=groups, boxes=boxes), sorted(wanted - known)
+    boxes = [box for box in labels.boxes if box.identifier not in unknown]
+    return labels._replace(groups=groups, boxes=boxes), sorted(unknown)

@@ -37,15 +37,16 @@ def count_asked(requests: Iterable[Request]) -> Tally:
 def count_created(requests: Sequence[Request], entries: Sequence[Entry]) -> Tally:
     """What the server stored.
 
-    A request of boxes of which the server did not store all counts as nothing: it does not say
-    which boxes it stored.
+    Of a request of several categories, the server does not say what it stored. So if it did not
+    store all, this counts as nothing.
     """
     tally = Tally(Counter(), Counter())
     for request, entry in zip(requests, entries, strict=True):
         if isinstance(request, LabelRequest):
             tally.labels[request.category, request.mode] += entry.created
         elif entry.created == request.size():
-            tally.boxes.update(request.groups())
+            counter = tally.boxes if isinstance(request, BoxRequest) else tally.labels
+            counter.update(request.groups())
     return tally
 
 
@@ -98,22 +99,6 @@ def result_table(asked: Tally, created: Tally) -> str:
     return numbers_table(columns, asked.groups())
 
 
-def plan_table(requests: Sequence[Request], stored: dict[Group, int] | None = None) -> str:
-    """Labels, boxes and requests by category and mode, and what the server has already."""
-    asked = count_asked(requests)
-    labels = Counter(
-        (request.category, request.mode)
-        for request in requests
-        if isinstance(request, LabelRequest)
-    )
-    columns = [("labels", asked.labels), ("requests", labels)]
-    if asked.boxes:
-        columns += [("boxes", asked.boxes)]
-    if stored is not None:
-        columns += [("on the server", Counter(stored))]
-    return numbers_table(columns, asked.groups())
-
-
 def amount(labels: int, boxes: int) -> str:
     """Numbers of labels and of boxes in words, without one that is zero."""
     if not boxes:
@@ -138,17 +123,6 @@ def shortened(lines: list[str], list_file: Path, always: bool = False) -> str:
     else:
         where = f"are in {printable(str(list_file))}"
     return f"{shown}\n{end} {where}"
-
-
-def report_plan(plan: Plan, server: str, stored: dict[Group, int] | None) -> None:
-    """Print what would be sent, and what the server has already, if it tells."""
-    asked = count_asked(plan.requests)
-    click.echo(plan_table(plan.requests, stored))
-    click.echo(
-        f"\n{amount(asked.labels.total(), asked.boxes.total())} in "
-        f"{count(len(plan.requests), 'request')} would be sent to {server}{plan.skipped()}. "
-        "This was a dry run: nothing was sent."
-    )
 
 
 def stored_twice(journal: Journal, plan: Plan, appends: bool) -> str:
@@ -188,7 +162,7 @@ def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
         click.ClickException: everything is recorded, but standard output cannot be written.
     """
     asked, created = count_asked(plan.requests), count_created(plan.requests, entries)
-    problem = count_mismatch(asked, created, plan.index_known)
+    problem = count_mismatch(asked, created, plan.known is not None)
     if problem:
         click.echo(f"Error: {problem}", err=True)
     boxes = asked.boxes.total()

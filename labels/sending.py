@@ -12,7 +12,7 @@ from forager.answers import AnswerLost, ForagerError
 from forager.client import Forager
 from labels.journal import SENT, STORED, Journal
 from labels.report import SHOWN_LINES
-from labels.requests import BoxRequest, Request
+from labels.requests import BoxRequest, MixedRequest, Request
 
 STOP, RESEND, ASSUME_STORED = "stop", "resend", "assume_stored"  # values of --uncertain
 
@@ -70,6 +70,10 @@ class Sender:
                 return await self._server.add_boxes(
                     self._dataset, request.boxes, self._user, resend
                 )
+            if isinstance(request, MixedRequest):
+                return await self._server.add_mixed_labels(
+                    self._dataset, request.labels, self._user
+                )
             category, mode, images = request
             return await self._server.add_labels(
                 self._dataset, images, self._user, category, mode, resend
@@ -95,8 +99,11 @@ class Sender:
             # Nothing was stored, or it does not matter because it is replaced.
             await asyncio.to_thread(journal.refused, number)
         hint = ""
-        if isinstance(request, BoxRequest):
-            hint = " The server refuses all boxes of a request if the dataset lacks one image."
+        if isinstance(request, BoxRequest | MixedRequest):
+            hint = (
+                f" The server refuses all {request.kind} of a request if the dataset lacks one "
+                "image."
+            )
         raise click.ClickException(
             f"{error.message}{hint}\n{so_far}; the same command continues."
         ) from error

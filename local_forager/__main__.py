@@ -17,6 +17,7 @@ from local_forager.server.api import BUCKETS, CHUNKED_LIMIT, DATABASE, GENERATIO
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database
 from local_forager.server.errors import answer_errors
+from local_forager.server.questions import add_questions
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds for open requests to finish when the server is told to stop
 
@@ -33,6 +34,7 @@ def make_app(
     app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
     app[BUCKETS] = Buckets()
     add_api(app)
+    add_questions(app)
     add_page(app, Page(app, data_dir, bucket, clip_weights))
     app.on_response_prepare.append(announce_page)
     app.on_cleanup.append(close)

@@ -166,5 +166,10 @@ def add_api(app: web.Application) -> None:
     views.append((counts_method, f"get_category_counts_v2/{{name:{SLUG}}}", get_category_counts))
     if app[GENERATION] == "B":
         views.append(("POST", "add_annotations_multi_v2", add_annotations_multi))
+    add_views(app, views)
+
+
+def add_views(app: web.Application, views: list[tuple[str, str, Endpoint]]) -> None:
+    """Let the application answer these methods and paths below /api/."""
     for method, path, handler in views:
         app.router.add_route("*", f"/api/{path}", api_view(method, handler))

@@ -1,11 +1,12 @@
 """Datasets, their images and their labels in SQLite, with the limits observed on real servers."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from common.names import MAX_IDENTIFIER_LENGTH, MAX_OBJECT_NAME_LENGTH, identifier
 
@@ -311,6 +312,38 @@ class Database:
         ):
             counts.setdefault(category, {})[mode] = number
         return counts
+
+    async def page_of_items(
+        self, dataset: int, is_val: bool, offset: int, count: int
+    ) -> list[tuple[int, str]]:
+        """Number and path of images of a split, in the order of the numbers."""
+        statement = """
+            SELECT id, path FROM item WHERE dataset = ? AND is_val = ?
+            ORDER BY id LIMIT ? OFFSET ?"""
+        values = dataset, is_val, count, offset
+        return await self._call(lambda db: db.execute(statement, values).fetchall())
+
+    async def annotations_of(
+        self, items: Sequence[int]
+    ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """Labels and boxes of images by their numbers: number, category, mode, and corners.
+
+        Of the labels of a category, only the newest is told, unless it was removed.
+        """
+        numbers = json.dumps(list(items))
+        labels = """
+            SELECT item, category, mode FROM label WHERE mode != ? AND id IN
+                (SELECT max(id) FROM label WHERE item IN (SELECT value FROM json_each(?))
+                 GROUP BY item, category)"""
+        boxes = """
+            SELECT item, category, mode, x1, y1, x2, y2 FROM box
+            WHERE item IN (SELECT value FROM json_each(?))"""
+        return await self._call(
+            lambda db: (
+                db.execute(labels, (REMOVED_MODE, numbers)).fetchall(),
+                db.execute(boxes, (numbers,)).fetchall(),
+            )
+        )
 
     async def label_version(self) -> int:
         """A number that increases whenever labels or boxes are written."""

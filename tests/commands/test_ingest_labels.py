@@ -10,6 +10,8 @@ import pytest
 from aiohttp import web
 
 from common.program import ROOT
+from labels import dry_run
+from labels.images import KnownImages
 from tests.label_command import (
     GOOD,
     LABELS,
@@ -95,13 +97,93 @@ def test_without_an_index_the_counts_are_compared(server, run):
 def test_dry_run(server, run, tmp_path):
     code, out, err = run(server.url, GOOD, "--dry_run")
     assert (code, err) == (0, "")
-    assert "cat       POSITIVE       3         1              0" in out
+    assert "cat       POSITIVE       3        3         0      0              0" in out
     assert "5 labels in 3 requests would be sent" in out
     assert server.stored() == []
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
-    assert run(server.url, {"a.jpg": ["cat"]})[0] == 0
+
+
+def test_dry_run_without_an_index(server, run):
+    assert run(server.url, {"a.jpg": ["cat"]}, name="noindex")[0] == 0
+    code, out, err = run(server.url, GOOD, "--dry_run", name="noindex")
+    assert code == 0
+    assert "It is not known what the images have already: the index, which tells the order" in err
+    assert "cat       POSITIVE       3              1\n" in out
+
+
+def test_dry_run_of_what_the_server_has(server, run, monkeypatch, tmp_path):
+    """Of each image, whatever number of them is asked for at once."""
+    before = {
+        "a.jpg": ["cat", {"category": "dog", "value": "far\u202e away"}],
+        "d.jpg": [{"category": "cat", "value": "TOMBSTONE"}],
+        "é.jpg": ["cat"],
+    }
+    assert run(server.url, before)[0] == 0
+    monkeypatch.setattr(dry_run, "IMAGES", {"A": 1, "B": 2})
     code, out, err = run(server.url, GOOD, "--dry_run")
-    assert "cat       POSITIVE       3         1              1" in out
+    assert (code, err) == (0, "")
+    again = ", and would be stored a second time" if server.generation == "A" else ""
+    assert out.splitlines() == [
+        "category  mode      labels  created  replaced  equal  on the server",
+        "cat       POSITIVE       3        1         0      2              2",
+        "cat       far away       1        1         0      0              0",
+        "dog       NEGATIVE       1        0         1      0              0",
+        "",
+        f"5 labels in 3 requests would be sent to {server.url}. This was a dry run: nothing was "
+        "sent.",
+        "1 label is on the server with another mode:",
+        r"      a: 'dog' is far\u202e away, would be NEGATIVE",
+        f"2 labels are on the server already{again}.",
+    ]
+    assert server.count() == 4
+
+
+def test_dry_run_with_many_labels_that_would_be_replaced(server_b, run, tmp_path):
+    document = {"a.jpg": [f"c{number:02}" for number in range(12)]}
+    assert run(server_b.url, document)[0] == 0
+    document = {"a.jpg": [{"category": f"c{number:02}", "mode": "m"} for number in range(12)]}
+    code, out, _ = run(server_b.url, document, "--dry_run")
+    assert code == 0
+    assert "12 labels are on the server with another mode:\n      a: 'c00' is POSITIVE, wou" in out
+    list_file = tmp_path / "labels.json.birds.replaced.txt"
+    assert f"      ... and 2 more; all are in {list_file}\n" in out
+    assert list_file.read_text().splitlines()[11] == "a: 'c11' is POSITIVE, would be m"
+
+
+def test_dry_run_of_a_dataset_that_is_not_in_the_order_of_its_index(server_b, run, monkeypatch):
+    known = KnownImages({"b.v1": 0, "a": 1, "c": 2}, {"d": 3, "é": 4})
+    monkeypatch.setattr("labels.images.known_images", lambda *_: known)
+    code, out, err = run(server_b.url, GOOD, "--dry_run")
+    assert code == 0
+    assert "already: it has the train images in another order than the index.\n" in err
+    assert "cat       POSITIVE       3              0\n" in out
+
+
+def test_small_groups_share_a_request(server, run):
+    document = {
+        "a.jpg": [f"c{number}" for number in range(30)],
+        "d.jpg": [{"category": f"c{number}", "value": "far away"} for number in range(30)],
+    }
+    code, out, _ = run(server.url, document)
+    requests = "60 requests" if server.generation == "A" else "1 request"
+    assert code == 0
+    assert f"60 of 60 labels created in {requests}." in out
+    assert server.stored() == sorted(
+        (image, f"c{number}", mode)
+        for image, mode in (("a", "POSITIVE"), ("d", "far away"))
+        for number in range(30)
+    )
+
+
+def test_a_shared_request_for_an_image_that_the_server_lacks(server_b, run, monkeypatch):
+    known = KnownImages({"a": 0, "gone": 1}, {})
+    monkeypatch.setattr("labels.images.known_images", lambda *_: known)
+    document = {f"{image}.jpg": [f"c{n}" for n in range(20)] for image in ("a", "gone")}
+    code, _, err = run(server_b.url, document)
+    assert code == 1
+    assert "refuses all labels of a request if the dataset lacks one image." in err
+    assert "0 of 1 request stored so far; the same command continues." in err
+    assert server_b.stored() == []
 
 
 def test_viewer_url(server_b, run):

@@ -118,6 +118,12 @@ def test_a_dry_run_counts_boxes(server_b, run):
     assert code == 0
     assert "6 labels and 4 boxes in 4 requests would be sent" in out
     assert server_b.boxes() == []
+    assert run(server_b.url, WITH_BOXES)[0] == 0
+    document = {"c.jpeg": [box(), box(x2=42)], "a.jpg": [box()]}
+    code, out, _ = run(server_b.url, document, "--dry_run")
+    assert code == 0
+    assert "cat       POSITIVE       0        0         0      0      3            1" in out
+    assert "1 box is on the server already, and would be stored a second time.\n" in out
 
 
 def test_boxes_on_unknown_images(server_b, run):

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
@@ -12,11 +11,11 @@ from common import retries
 from forager.answers import AnswerLost, DatasetInfo, ForagerError
 from forager.client import CREATE_ATTEMPTS, Forager
 from forager.connection import Timeouts
-from forager.payloads import Box
+from forager.payloads import Box, Label
+from tests.forager.script import DJANGO_404, Script, serve
 
 INFO = {"index_id": "i", "num_train": 2, "num_val": 1}
 ABSENT = (404, {"detail": "Not found."})
-DJANGO_404 = (404, "<html><title>Page not found at /api/x</title></html>")
 DJANGO_500 = (500, "<html><head>\n<title>IntegrityError\n   at /api/x</title></head></html>")
 DATASET = "GET get_dataset_info_v2/d"
 CREATE = "POST create_dataset_v2"
@@ -49,49 +48,6 @@ async def truncated(request):
 
 async def never(request):
     await asyncio.sleep(3600)  # until the client closes the connection
-
-
-class Script:
-    """Answers of a server by "METHOD route": a list is used up, but for its last, which stays.
-
-    An answer is a status and text, JSON or headers, or a function that is called with the request.
-    """
-
-    def __init__(self, answers):
-        self.answers = {key: list(value) for key, value in answers.items()}
-        self.requests = []
-
-    async def handle(self, request):
-        key = f"{request.method} {request.path.removeprefix('/api/')}"
-        self.requests.append((key, await request.read()))
-        left = self.answers.get(key, [DJANGO_404])
-        answer = left.pop(0) if len(left) > 1 else left[0]
-        if callable(answer):
-            result = answer(request)
-            return await result if asyncio.iscoroutine(result) else result
-        status, content, *headers = answer
-        if isinstance(content, str):
-            return web.Response(
-                status=status, text=content, content_type="text/html", headers=dict(*headers)
-            )
-        return web.json_response(content, status=status, headers=dict(*headers))
-
-    def count(self, key):
-        return [asked for asked, _ in self.requests].count(key)
-
-
-@asynccontextmanager
-async def serve(script):
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", script.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 def talk(script, method, *args, timeouts=TIMEOUTS):
@@ -430,33 +386,24 @@ def test_add_boxes_does_not_repeat_what_may_be_done(failure):
     assert script.count(BOXES) == 1
 
 
+def test_mixed_labels_are_sent_until_they_are_stored():
+    script = Script({BOXES: [reset, (503, "x"), (200, {"created": 2})]})
+    labels = [Label("x", "ü", "POSITIVE"), Label("y", "cat", "far away")]
+    assert talk(script, "add_mixed_labels", "d", labels, "u@x") == 2
+    assert json.loads(script.requests[-1][1]) == {
+        "dataset": "d",
+        "user": "u@x",
+        "created_by": "ingest",
+        "annotations": [
+            {"identifier": "x", "category": "ü", "mode": "POSITIVE"},
+            {"identifier": "y", "category": "cat", "mode": "far away"},
+        ],
+    }
+
+
 def test_add_boxes_repeats_if_asked():
     script = Script({BOXES: [reset, (200, {"created": 2})]})
     assert add_boxes(script, talk, resend=True) == 2
-
-
-COUNTS = "get_category_counts_v2/d"
-
-
-@pytest.mark.parametrize(
-    ("answers", "counts"),
-    [
-        ({f"GET {COUNTS}": [(200, {"cat": {"POSITIVE": 3}, "dog": {}})]}, {CAT: 3}),
-        (
-            {
-                f"GET {COUNTS}": [(405, {"detail": "not allowed"})],
-                f"POST {COUNTS}": [(200, {"numLabeled": {"cat": {"POSITIVE": 3}}})],
-            },
-            {CAT: 3},
-        ),
-        ({f"GET {COUNTS}": [DJANGO_404]}, None),
-        ({f"GET {COUNTS}": [(200, [])]}, None),
-        ({f"GET {COUNTS}": [(200, {"numLabeled": 5})]}, None),
-        ({f"GET {COUNTS}": [(200, {"cat": 5, "dog": {"POSITIVE": "6"}})]}, {}),
-    ],
-)
-def test_category_counts(answers, counts):
-    assert talk(Script(answers), "category_counts", "d", ["cat"]) == counts
 
 
 def test_proxies_of_the_environment_are_used(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from forager.payloads import Box
 from labels.file.collector import Labels
-from labels.images import check_boxes, known_images, split_unknown
+from labels.images import KnownImages, check_boxes, known_images, split_unknown
 
 
 def box(image, **fields):
@@ -14,8 +14,11 @@ def box(image, **fields):
 def test_split_unknown():
     groups = {("a", "P"): ["x", "y"], ("b", "P"): ["z"]}
     labels = Labels(groups, [box("x"), box("v")], {})
-    assert split_unknown(labels, {"x", "y", "z", "w", "v"}) == (labels, [])
-    known, unknown = split_unknown(labels, {"x"})
+    assert split_unknown(labels, KnownImages({"x": 0, "y": 1, "z": 2}, {"w": 3, "v": 4})) == (
+        labels,
+        [],
+    )
+    known, unknown = split_unknown(labels, KnownImages({"x": 0}, {}))
     assert known == Labels({("a", "P"): ["x"]}, [box("x")], {})
     assert unknown == ["v", "y", "z"]
 
