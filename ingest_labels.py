@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # imported by the functions that use them, so that --help is 
     from forager.answers import DatasetInfo
     from forager.client import Forager
     from labels.file.collector import Labels
-    from labels.journal import Journal
     from labels.requests import Plan
 
 FORMATS = ("forager", "coco", "csv")
@@ -133,14 +132,23 @@ async def ingest(options: LabelOptions) -> bool:
     from forager.addresses import dataset_page
     from forager.client import Forager
     from labels.journal import Journal
-    from labels.report import report_finished, report_result, stored_twice
+    from labels.report import (
+        refuse_other_selection,
+        report_finished,
+        report_result,
+        stored_twice,
+        warn_of_second_copies,
+    )
     from labels.sending import Sender
+    from labels.similar import notes_on_names, show_notes
 
     labels, digest = await asyncio.to_thread(check_arguments, options)
     async with Forager(options.server_url) as server:
         info = await find_dataset(server, options.name)
         appends = await server.generation() == "A"
         check_generation(options, labels, appends)
+        boxes = {(box.category, box.mode) for box in labels.boxes}
+        show_notes(notes_on_names(labels.groups.keys() | boxes))
         plan = await asyncio.to_thread(make_plan, options, labels, info, not appends)
         if options.dry_run:
             from labels.dry_run import report_dry_run
@@ -183,6 +191,7 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: b
     from labels.images import check_boxes, image_sizes, known_images, split_unknown
     from labels.report import shortened
     from labels.requests import Plan, make_requests
+    from labels.similar import similar_image
 
     skipped_boxes = len(labels.boxes) if options.skip_boxes else 0
     if options.skip_boxes:
@@ -192,7 +201,8 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: b
     if known is not None:
         labels, unknown = split_unknown(labels, known)
     if unknown:
-        refuse_unknown(options, [printable(labels.paths[image], 1000) for image in unknown])
+        paths = [printable(labels.paths[image], 1000) for image in unknown]
+        refuse_unknown(options, paths, similar_image(unknown, known) if known else "")
     if labels.boxes:
         sizes = image_sizes(options.bucket, info.index_id)
         if not sizes:
@@ -210,38 +220,6 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: b
     mixed = mixed and known is not None  # a mixed request with an unknown image stores nothing
     requests = make_requests(labels.groups, labels.boxes, options.user, mixed)
     return Plan(requests, len(unknown), skipped_boxes, known)
-
-
-def refuse_other_selection(path: Path, twice: str) -> None:
-    """Raise a ClickException if an earlier run finished sending other labels of the same file.
-
-    `twice` is what the server would store a second time; if that is nothing, there is no error.
-    """
-    if twice:
-        raise click.ClickException(
-            f"According to {printable(str(path))}, an earlier run finished sending other labels of "
-            "this file (because of --skip_unknown or --skip_boxes, or because the index has become "
-            f"readable). This server would store {twice} a second time: add --again if you want "
-            "that."
-        )
-
-
-def warn_of_second_copies(journal: Journal, twice: str, start_over: bool) -> None:
-    """Say what the server stores a second time."""
-    if not twice:
-        return
-    if start_over:
-        click.echo(
-            f"Starting over: this server stores {twice} of an earlier run a second time, as far as "
-            "that run stored it; the newest counts.",
-            err=True,
-        )
-    elif journal.other_finished and not journal.differs_in("server", "dataset", "index_id"):
-        click.echo(
-            f"An earlier run finished sending another version of this label file, with {twice}. "
-            "What is in both versions is stored twice by this server; the newest counts.",
-            err=True,
-        )
 
 
 def check_arguments(options: LabelOptions) -> tuple[Labels, str]:
@@ -334,7 +312,7 @@ def check_generation(options: LabelOptions, labels: Labels, appends: bool) -> No
         )
 
 
-def refuse_unknown(options: LabelOptions, paths: list[str]) -> None:
+def refuse_unknown(options: LabelOptions, paths: list[str], hint: str) -> None:
     """Say which images the dataset does not have.
 
     Raises:
@@ -346,7 +324,7 @@ def refuse_unknown(options: LabelOptions, paths: list[str]) -> None:
     message = (
         f"{count(len(paths), 'labelled image')} {'is' if len(paths) == 1 else 'are'} not in the "
         f"dataset {options.name}:\n" + shortened(paths, list_file, always=True)
-    )
+    ) + (f"\n{hint}" if hint else "")
     if not options.skip_unknown:
         raise click.ClickException(
             f"{message}\nCorrect the label file, or skip these labels with --skip_unknown."

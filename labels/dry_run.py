@@ -25,6 +25,7 @@ from forager.stored import (
 )
 from labels.report import amount, count_asked, numbers_table, shortened
 from labels.requests import Group, Plan
+from labels.similar import notes_on_categories, show_notes
 
 # Images per question. With a large table, Postgres reads all of it for each question, so questions
 # are large: a server of generation B took 1 s for 1,000 images, 2 s for 5,000, and 30 s for 10,000.
@@ -99,6 +100,7 @@ async def report_dry_run(
     counts = await category_counts(
         server.connection, name, sorted({category for category, _ in plan.groups()})
     )
+    show_notes(notes_on_categories(plan.groups(), {category for category, _ in counts or ()}))
     comparison = None
     try:
         comparison = await compare(server, name, info, plan)

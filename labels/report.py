@@ -138,6 +138,38 @@ def stored_twice(journal: Journal, plan: Plan, appends: bool) -> str:
     return amount(labels, boxes) if labels or boxes else ""
 
 
+def refuse_other_selection(path: Path, twice: str) -> None:
+    """Raise a ClickException if an earlier run finished sending other labels of the same file.
+
+    `twice` is what the server would store a second time; if that is nothing, there is no error.
+    """
+    if twice:
+        raise click.ClickException(
+            f"According to {printable(str(path))}, an earlier run finished sending other labels of "
+            "this file (because of --skip_unknown or --skip_boxes, or because the index has become "
+            f"readable). This server would store {twice} a second time: add --again if you want "
+            "that."
+        )
+
+
+def warn_of_second_copies(journal: Journal, twice: str, start_over: bool) -> None:
+    """Say what the server stores a second time."""
+    if not twice:
+        return
+    if start_over:
+        click.echo(
+            f"Starting over: this server stores {twice} of an earlier run a second time, as far as "
+            "that run stored it; the newest counts.",
+            err=True,
+        )
+    elif journal.other_finished and not journal.differs_in("server", "dataset", "index_id"):
+        click.echo(
+            f"An earlier run finished sending another version of this label file, with {twice}. "
+            "What is in both versions is stored twice by this server; the newest counts.",
+            err=True,
+        )
+
+
 def report_finished(label_file: Path, entries: Sequence[Entry], twice: str) -> bool:
     """Say that an earlier run sent these labels. Returns whether the server stored all.
 

@@ -40,12 +40,16 @@ def collect(text: str, collector: Collector, progress: Progress, as_labels: bool
     def image(number: int, item: dict[str, Any]) -> str:
         if type(path := item.get("file_name")) is not str:
             return f"file_name: expected a string, got {got(path)}"
+        if item["id"] in images:
+            return f"id: another image has the id {got(item['id'])}"
         images[item["id"]] = collector.image(path, f"images[{number}].file_name")
         return ""
 
     def category(number: int, item: dict[str, Any]) -> str:
         if problem := category_problem(item.get("name")):
             return f"name: {problem}"
+        if item["id"] in categories:
+            return f"id: another category has the id {got(item['id'])}"
         categories[item["id"]] = item["name"]
         return ""
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import defaultdict
 
+from common.terminal import printable
 from labels.file.collector import DEFAULT_MODE, Collector, category_problem
 from labels.file.describe import LabelFileError, quoted
 from labels.file.json_stream import PROGRESS_EVERY, Progress
 
 HEADERS = (["path", "category"], ["path", "category", "mode"])
 EXPECTED = "expected path,category or path,category,mode"
+OTHER_COLUMNS = {  # words of a header with other columns, or in another order
+    *("category", "categories", "class", "label", "labels", "mode", "value", "tag"),
+    *("file", "filename", "file_name", "id", "identifier", "image", "image_id", "image_path"),
+    *("name", "path", "split", "url"),
+}
+JSON_START = re.compile(r'\s*[{\[]\s*["{\[]')
 
 
 def collect(text: str, collector: Collector, progress: Progress) -> None:
@@ -20,14 +28,16 @@ def collect(text: str, collector: Collector, progress: Progress) -> None:
     A header line is skipped. An empty mode is POSITIVE.
 
     Raises:
-        LabelFileError: a line is not valid CSV.
+        LabelFileError: a line is not valid CSV, or the file is of another kind.
     """
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    if JSON_START.match(text):
+        raise LabelFileError(["this is JSON, not CSV: use --format forager or --format coco."])
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     labelled: defaultdict[str, dict[str, int]] = defaultdict(dict)  # by category: image, line
     read = 0
     try:
         for number, fields in enumerate(lines):
-            if fields and (number or [field.strip().lower() for field in fields] not in HEADERS):
+            if fields and (number or not _is_header(fields)):
                 _collect_line(lines.line_num, fields, labelled, collector)
             read += sum(map(len, fields)) + len(fields)
             if number % PROGRESS_EVERY == 0:
@@ -35,6 +45,23 @@ def collect(text: str, collector: Collector, progress: Progress) -> None:
                 read = 0
     except csv.Error as error:
         raise LabelFileError([f"line {lines.line_num}: not valid CSV ({error})."]) from None
+
+
+def _is_header(first: list[str]) -> bool:
+    """Whether the first line names the columns.
+
+    Raises:
+        LabelFileError: it names other columns, or has another separator than a comma.
+    """
+    names = [field.strip().lower() for field in first]
+    if names in HEADERS:
+        return True
+    if len(names) > 1 and OTHER_COLUMNS.issuperset(names):
+        raise LabelFileError([f"line 1: {EXPECTED} as columns, got {printable(','.join(first))}."])
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(first) == 1 and separator in first[0]:
+            raise LabelFileError([f"line 1: {EXPECTED} with commas, got {name}."])
+    return False
 
 
 def _collect_line(

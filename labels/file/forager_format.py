@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 from forager.payloads import Box
@@ -19,7 +20,9 @@ from labels.file.json_stream import JsonReader, Progress, Repeated
 
 LABEL_KEYS = {"category", "value", "mode", "is_box"}
 BOX_KEYS = {*LABEL_KEYS, *COORDINATES}
+BOX_WORDS = {"bbox", "box", "x", "y", "w", "h", "width", "height", "xmin", "ymin", "xmax", "ymax"}
 COCO_LISTS = ("images", "annotations", "categories")
+JSON_START = re.compile(r'[\[{"\d-]|null|true|false|NaN|Infinity')
 OTHER_OBJECTS = re.compile(r'\[\s*\{\s*"(?!(?:' + "|".join(BOX_KEYS) + r')")')
 
 Problem = tuple[str, str]  # where in an annotation, what
@@ -32,6 +35,8 @@ def collect(text: str, collector: Collector, progress: Progress) -> None:
         LabelFileError: the text is not valid JSON, or of another format.
     """
     reader = JsonReader(text, progress)
+    if not reader.matches(JSON_START):
+        raise LabelFileError(["this is not JSON: if it is CSV, add --format csv."])
     if reader.peek() != "{":
         document = reader.value()
         reader.end()
@@ -71,7 +76,9 @@ def _collect_annotations(path: str, image: str, annotations: Any, collector: Col
             category = annotation["category"]
             mode = annotation.get("value", annotation.get("mode", DEFAULT_MODE))
             if annotation.get("is_box"):
-                box = Box(image, category, mode, *(float(annotation[c]) for c in COORDINATES))
+                # Interned, because a file of millions of boxes repeats few categories.
+                group = sys.intern(category), sys.intern(mode)
+                box = Box(image, *group, *(float(annotation[c]) for c in COORDINATES))
                 same = boxes.setdefault((category, *box[3:]), number)
                 if same != number:
                     report(f"{key(path)}[{same}] and [{number}]: the same box twice.")
@@ -114,12 +121,13 @@ def _unknown_keys(annotation: dict[str, Any], is_box: bool) -> list[Problem]:
     known = BOX_KEYS if is_box else LABEL_KEYS
     if annotation.keys() <= known:
         return []
+    label = 'unknown; an annotation has a "category" and a "value", which is the mode'
+    box = 'unknown; a box has "is_box": true, and the corners "x1", "y1", "x2" and "y2"'
+    corner = 'belongs to a box, which also has "is_box": true'
     return [
         (
             step(name),
-            'belongs to a box, which also has "is_box": true'
-            if name in COORDINATES
-            else 'unknown; an annotation has a "category" and a "value", which is the mode',
+            corner if name in COORDINATES else box if is_box or name in BOX_WORDS else label,
         )
         for name in annotation
         if name not in known

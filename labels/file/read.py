@@ -104,8 +104,8 @@ def decode(data: bytes) -> str:
     Raises:
         LabelFileError: it is not UTF-8, with the line and column.
     """
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise LabelFileError(["the file is UTF-16 text: save it as UTF-8."])
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
+        raise LabelFileError(["the file is UTF-16 or UTF-32 text: save it as UTF-8."])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -75,6 +75,17 @@ def test_unknown_images_stop_the_command(server, run, tmp_path):
     assert server.stored() == []
 
 
+def test_names_that_are_probably_misspelt(server_b, run):
+    assert run(server_b.url, {"a.jpg": ["cat"]})[0] == 0
+    document = {"A.jpg": [{"category": "Cat", "mode": "negative"}]}
+    code, _, err = run(server_b.url, document)
+    assert code == 1
+    assert err.startswith("Note: 'negative' is not the mode NEGATIVE, but a mode of its own.\n")
+    assert "The dataset has a, and the file A: the case of letters counts.\n" in err
+    code, _, err = run(server_b.url, {"a.jpg": ["Cat"]}, "--dry_run")
+    assert (code, err) == (0, "Note: 'Cat' is not the category 'cat', which the server has.\n")
+
+
 def test_unknown_images_are_skipped(server, run):
     code, out, err = run(server.url, GOOD | {"z.jpg": ["cat", "cow"]}, "--skip-unknown")
     assert code == 0

@@ -244,7 +244,7 @@ def test_csv(server, run):
     [
         (["--format", "coco"], json.dumps(GOOD), "expected a COCO file of instances"),
         (["--format", "coco"], "[]", "expected a COCO file of instances"),
-        (["--format", "csv"], json.dumps(GOOD), "line 1: expected path,category"),
+        (["--format", "csv"], json.dumps(GOOD), "this is JSON, not CSV: use --format forager"),
         ([], json.dumps(COCO), "this is a COCO file: add --format coco."),
         (["--format", "voc"], "{}", "'voc' is not one of 'forager', 'coco', 'csv'"),
         (["--as_labels"], "{}", "--as_labels goes with --format coco."),

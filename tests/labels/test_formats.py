@@ -47,6 +47,8 @@ def coco(annotation=None, **lists):
         (coco(annotations={}), "there is no list annotations"),
         (coco(categories=[{"id": 1}]), "categories[0].name: expected a string, got null"),
         (coco(categories=[{"id": 1, "name": " "}]), "categories[0].name: the text is empty"),
+        (coco(categories=[{"id": 1, "name": c} for c in "ab"]), "categories[1].id: another cat"),
+        (coco(images=[{"id": 1, "file_name": c} for c in "ab"]), "images[1].id: another image has"),
         (coco(images=[{"id": 1}]), "images[0].file_name: expected a string, got null"),
         (coco(images=[{"id": 1, "file_name": "a/"}]), "images[0].file_name: names no image"),
         ("{}", "there is no list annotations and no categories and no images"),
@@ -75,11 +77,26 @@ def test_coco_boxes_twice():
         ("x/a.jpg,cat\ny/a.png,cow", "are the same image"),
         ('a.jpg,"cat', "line 1: not valid CSV"),
         ("a.jpg,ca\0t", "NUL"),
+        ("filename,label\na.jpg,cat", "mode as columns, got filename,label."),
+        ("category,path\ncat,a.jpg", "line 1: expected path,category or path,category,mode as col"),
+        ("path;category\na.jpg;cat", "with commas, got semicolons."),
+        ("a.jpg\tcat", "line 1: expected path,category or path,category,mode with commas, got ta"),
+        ('{"a.jpg": ["cat"]}', "this is JSON, not CSV: use --format forager or --format coco."),
         ("a.jpg," + "x" * 200_000, "line 1: not valid CSV (field larger than field limit"),
     ],
 )
 def test_csv(text, words):
     assert words in " ".join(findings(text, "csv"))
+
+
+def test_csv_as_spreadsheets_write_it():
+    """A byte order mark is tested with JSON."""
+    for end in ("\n", "\r\n", "\r"):
+        text = f'Path, Category{end}"a, b.jpg", cat{end}{end}label,path{end}'
+        assert read_labels(text, "csv").groups == {
+            ("cat", "POSITIVE"): ["a, b"],
+            ("path", "POSITIVE"): ["label"],
+        }
 
 
 @pytest.mark.parametrize("file_format", ["coco", "csv"])
