@@ -150,12 +150,6 @@ async def ingest(options: LabelOptions) -> bool:
         boxes = {(box.category, box.mode) for box in labels.boxes}
         show_notes(notes_on_names(labels.groups.keys() | boxes))
         plan = await asyncio.to_thread(make_plan, options, labels, info, not appends)
-        if options.dry_run:
-            from labels.dry_run import report_dry_run
-
-            replaced_file = options.file_beside(f".{options.name}.replaced.txt")
-            await report_dry_run(server, options.name, info, plan, replaced_file)
-            return True
         belongs_to = {
             "server": server.shown,
             "dataset": options.name,
@@ -164,6 +158,13 @@ async def ingest(options: LabelOptions) -> bool:
             "label_file_sha256": digest,
         }
         path = options.file_beside(f".{options.name}.journal")
+        if options.dry_run:
+            from labels.dry_run import report_dry_run, report_earlier_run
+
+            replaced_file = options.file_beside(f".{options.name}.replaced.txt")
+            await report_dry_run(server, options.name, info, plan, replaced_file)
+            await asyncio.to_thread(report_earlier_run, path, belongs_to, plan)
+            return True
         with await asyncio.to_thread(Journal, path, belongs_to) as journal:
             twice = stored_twice(journal, plan, appends)
             if journal.finished and not options.again:
@@ -171,7 +172,7 @@ async def ingest(options: LabelOptions) -> bool:
                     return report_finished(options.label_file, journal.entries, twice)
                 refuse_other_selection(path, twice)
             start_over = options.restart or options.again
-            warn_of_second_copies(journal, twice, start_over)
+            warn_of_second_copies(journal, twice, appends, start_over)
             await asyncio.to_thread(journal.begin, plan.requests, start_over)
             sender = Sender(server, options.name, options.user, appends, options.uncertain)
             await sender.send_all(plan.requests, journal)

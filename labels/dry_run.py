@@ -23,6 +23,7 @@ from forager.stored import (
     server_ids,
     stored_annotations,
 )
+from labels.journal import STORED, Journal
 from labels.report import amount, count_asked, numbers_table, shortened
 from labels.requests import Group, Plan
 from labels.similar import notes_on_categories, show_notes
@@ -119,6 +120,21 @@ async def report_dry_run(
         appends = await server.generation() == "A"
         for sentence in consequences(comparison, appends, replaced_file):
             click.echo(sentence)
+
+
+def report_earlier_run(path: Path, belongs_to: dict[str, str], plan: Plan) -> None:
+    """Print what an earlier run has sent of the plan, according to its journal."""
+    if not path.exists():
+        return
+    with Journal(path, belongs_to) as journal:
+        if journal.differs_in(*belongs_to) or not journal.has(plan.requests):
+            return
+        done = sum(entry.state == STORED for entry in journal.entries)
+        if journal.finished:
+            click.echo("An earlier run finished sending these: they are only sent with --again.")
+        elif done:
+            requests = count(len(plan.requests), "request")
+            click.echo(f"An interrupted run has stored {done:,} of {requests}: they are not sent.")
 
 
 def plan_table(

@@ -167,8 +167,8 @@ class Journal:
         what = (
             f"belongs to something else: {differences}"
             if differences
-            else "sent other images than this run would (because of --skip_unknown, or because "
-            "the index has become readable)"
+            else "sent other requests than this run would (because of --skip_unknown, because one "
+            "of the runs could not read the index, or because this program was updated)"
         )
         raise JournalError(
             f"An interrupted run left {printable(str(self.path))}, which {what}. That run stored, "

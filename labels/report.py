@@ -146,26 +146,27 @@ def refuse_other_selection(path: Path, twice: str) -> None:
     if twice:
         raise click.ClickException(
             f"According to {printable(str(path))}, an earlier run finished sending other labels of "
-            "this file (because of --skip_unknown or --skip_boxes, or because the index has become "
-            f"readable). This server would store {twice} a second time: add --again if you want "
-            "that."
+            "this file (because of --skip_unknown or --skip_boxes, because one of the runs could "
+            "not read the index, or because this program was updated). This server would store "
+            f"{twice} a second time: add --again if you want that."
         )
 
 
-def warn_of_second_copies(journal: Journal, twice: str, start_over: bool) -> None:
+def warn_of_second_copies(journal: Journal, twice: str, appends: bool, start_over: bool) -> None:
     """Say what the server stores a second time."""
     if not twice:
         return
+    counts = "the newest counts" if appends else "Forager shows both copies of a box"
     if start_over:
         click.echo(
             f"Starting over: this server stores {twice} of an earlier run a second time, as far as "
-            "that run stored it; the newest counts.",
+            f"that run stored it; {counts}.",
             err=True,
         )
     elif journal.other_finished and not journal.differs_in("server", "dataset", "index_id"):
         click.echo(
             f"An earlier run finished sending another version of this label file, with {twice}. "
-            "What is in both versions is stored twice by this server; the newest counts.",
+            f"What is in both versions is stored twice by this server; {counts}.",
             err=True,
         )
 
@@ -175,16 +176,26 @@ def report_finished(label_file: Path, entries: Sequence[Entry], twice: str) -> b
 
     `twice` is what the server would store a second time.
     """
-    asked = sum(entry.labels for entry in entries)
-    created = sum(entry.created for entry in entries)
+    asked: Counter[str] = Counter()
+    created: Counter[str] = Counter()
+    for entry in entries:
+        asked[entry.kind] += entry.labels
+        created[entry.kind] += entry.created
     consequence = f": this server then stores {twice} a second time" if twice else ""
     click.echo(
-        f"An earlier run finished sending {printable(str(label_file))}: {created:,} of "
-        f"{count(asked, 'label')} created. Nothing was sent now. To send them again, add "
-        f"--again{consequence}.",
+        f"An earlier run finished sending {printable(str(label_file))}: "
+        f"{parts(asked[LABELS], created[LABELS], asked[BOXES], created[BOXES])} created. Nothing "
+        f"was sent now. To send them again, add --again{consequence}.",
         err=True,
     )
     return created == asked
+
+
+def parts(labels: int, labels_created: int, boxes: int, boxes_created: int) -> str:
+    """How many of the labels and boxes, in words."""
+    of_labels = f"{labels_created:,} of {count(labels, 'label')}"
+    of_boxes = f" and {boxes_created:,} of {count(boxes, 'box', 'boxes')}"
+    return of_labels + (of_boxes if boxes else "")
 
 
 def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
@@ -197,10 +208,9 @@ def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
     problem = count_mismatch(asked, created, plan.known is not None)
     if problem:
         click.echo(f"Error: {problem}", err=True)
-    boxes = asked.boxes.total()
-    stored = f"{created.labels.total():,} of {count(asked.labels.total(), 'label')}"
-    if boxes:
-        stored += f" and {created.boxes.total():,} of {count(boxes, 'box', 'boxes')}"
+    stored = parts(
+        asked.labels.total(), created.labels.total(), asked.boxes.total(), created.boxes.total()
+    )
     try:
         click.echo(result_table(asked, created))
         click.echo(

@@ -85,11 +85,13 @@ def test_boxes_sent_again_are_stored_twice(server_b, run):
     assert run(server_b.url, WITH_BOXES)[0] == 0
     code, _, err = run(server_b.url, WITH_BOXES)
     assert code == 0
+    assert "6 of 6 labels and 4 of 4 boxes created. Nothing was sent now." in err
     assert "add --again: this server then stores 4 boxes a second time." in err
     assert server_b.boxes() == BOXES
     code, _, err = run(server_b.url, WITH_BOXES, "--again")
     assert code == 0
     assert "Starting over: this server stores 4 boxes of an earlier run a second time" in err
+    assert "that run stored it; Forager shows both copies of a box.\n" in err
     code, _, err = run(server_b.url, WITH_BOXES | {"z.jpg": []})
     assert code == 0
     assert "another version of this label file, with 4 boxes." in err

@@ -111,6 +111,7 @@ def test_all_requests_fail(server, run, tmp_path):
         assert (code, out) == (1, "")
         assert "in 8 attempts: HTTP 503 (fault)" in err
         assert "0 of 3 requests stored so far; the same command continues." in err
+        assert "interrupted" not in run(url, GOOD, "--dry_run")[1]
         assert run(url, GOOD)[0] == 0  # what was refused is not uncertain, on A either
     assert server.stored() == STORED
 
@@ -167,7 +168,9 @@ def test_a_journal_of_something_else_is_refused(server_a, run):
 def test_starting_over_says_what_is_stored_twice(server_a, run):
     with serve(Proxy(server_a.url, [None, None, 400]).handle) as url:
         assert run(url, GOOD)[0] == 1
+        dry_run = run(url, GOOD, "--dry_run")[1]
         code, _, err = run(url, GOOD, "--restart")
+        assert "run has stored 2 of 3 requests: they are not sent." in dry_run
     assert code == 0
     assert "Starting over: this server stores 4 labels of an earlier run a second time" in err
     assert server_a.stored() == sorted([*STORED, *(STORED[i] for i in (0, 2, 3, 4))])
@@ -182,6 +185,10 @@ def test_a_finished_run_is_not_repeated(server, run):
         assert "5 of 5 labels created. Nothing was sent now. To send them again, add --again" in err
         assert ("a second time" in err) == (server.generation == "A")
     assert server.count() == 5
+    code, out, _ = run(server.url, GOOD, "--dry_run")
+    assert code == 0
+    assert out.endswith("An earlier run finished sending these: they are only sent with --again.\n")
+    assert "earlier run" not in run(server.url, GOOD, "--dry_run", "--user", "bob@x.org")[1]
     code, out, err = run(server.url, GOOD, "--again")
     assert code == 0
     assert "5 of 5 labels created" in out

@@ -139,7 +139,7 @@ def test_a_journal_of_nothing_stored_is_no_obstacle(path):
 
 def test_requests_of_another_run_are_noticed(path):
     make(path, steps="s")
-    with pytest.raises(JournalError, match="sent other images"):
+    with pytest.raises(JournalError, match="sent other requests"):
         reopen(path, REQUESTS[:2])
 
 
