@@ -163,7 +163,8 @@ async def ingest(options: LabelOptions) -> bool:
 
             replaced_file = options.file_beside(f".{options.name}.replaced.txt")
             await report_dry_run(server, options.name, info, plan, replaced_file)
-            await asyncio.to_thread(report_earlier_run, path, belongs_to, plan)
+            if not options.again and not options.restart:
+                await asyncio.to_thread(report_earlier_run, path, belongs_to, plan)
             return True
         with await asyncio.to_thread(Journal, path, belongs_to) as journal:
             twice = stored_twice(journal, plan, appends)

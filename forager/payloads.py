@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each call
+
 
 class Label(NamedTuple):
     """A label of a whole image."""
@@ -66,4 +68,4 @@ def annotation_fields(annotation: Label | Box) -> bytes:
 
 
 def _encoded(payload: dict[str, object]) -> bytes:
-    return json.dumps(payload, separators=(",", ":")).encode("ascii")
+    return ENCODER.encode(payload).encode("ascii")

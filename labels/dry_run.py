@@ -28,10 +28,10 @@ from labels.report import amount, count_asked, numbers_table, shortened
 from labels.requests import Group, Plan
 from labels.similar import notes_on_categories, show_notes
 
-# Images per question. With a large table, Postgres reads all of it for each question, so questions
-# are large: a server of generation B took 1 s for 1,000 images, 2 s for 5,000, and 30 s for 10,000.
+# Images per question. A server of generation B with 1.6 million annotations took 1 s for 1,000 or
+# 2,000 images. From 7,000 images on, PostgreSQL looked for boxes with a nested loop, and took 36 s.
 # Generation A is asked by GET, and some proxies accept only 4 kB of address.
-IMAGES = {"A": 400, "B": 5000}
+IMAGES = {"A": 400, "B": 2000}
 MAX_LISTED = 100_000  # labels that would be replaced
 
 
