@@ -38,11 +38,17 @@ from forager.addresses import dataset_page
 from forager.answers import DatasetInfo
 from forager.client import Forager
 from preflight.arguments import check_arguments
+from preflight.changes import (
+    changed_lines,
+    check_registrable,
+    describe_relisting,
+    what_restart_deletes,
+)
 from preflight.checks import list_images
 from preflight.describe import describe_plan
 from preflight.plan import Plan, make_plan
 from preflight.request import Request
-from preflight.resume import begin_or_continue, compare_with_bucket, finished, reopen_damaged
+from preflight.resume import begin_or_continue, finished, reopen_damaged
 from preflight.sources import Reuse, describe_reuse
 from storage.uploads import upload_files
 
@@ -50,12 +56,15 @@ RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
 CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
 FAILURES_SHOWN = 10
 BFLOAT16_ADVICE = (
-    "This processor multiplies bfloat16 faster: --precision bfloat16 (with --restart, if an ingest "
-    "has begun) would take about two thirds of the time, at a cosine of 0.9999 to these vectors."
+    "This processor multiplies bfloat16 faster: --precision bfloat16 would take about two thirds "
+    "of the time, at a cosine of 0.9999 to these vectors. It needs --restart, which deletes {}."
 )
 OPTION_GROUPS = {
     "Usual options": ("server_url", "dry_run", "work_dir", "bucket", "viewer_url", "reuse"),
-    "Failures and starting over": ("skip_bad_images", "max_bad", "allow_empty_val", "restart"),
+    "Failures and going on": (
+        *("skip_bad_images", "max_bad", "allow_empty_val"),
+        *("relist", "as_listed", "restart"),
+    ),
     "Models": ("resnet_weights", "clip_weights", "backend", "precision"),
     "Speed": ("device", "resnet_batch_size", "clip_batch_size", "decode_workers"),
     "Several GPUs or machines": ("engine", "ray_address"),
@@ -145,6 +154,17 @@ OPTION_GROUPS = {
     help="With --skip_bad_images: stop if more images than this cannot be embedded.",
 )
 @click.option(
+    "--relist",
+    is_flag=True,
+    help="Where images appeared, vanished or changed since an earlier run listed them: take "
+    "today's list. Unchanged images keep what is computed.",
+)
+@click.option(
+    "--as_listed",
+    is_flag=True,
+    help="The same: keep the list of the earlier run. What vanished or changed is a failed image.",
+)
+@click.option(
     "--restart",
     is_flag=True,
     help="Start over: delete the earlier run's local files and, unless it was registered, its "
@@ -186,6 +206,8 @@ def main(make_loader: Any, **parameters: Any) -> None:
         raise click.UsageError("--max_bad goes with --skip_bad_images.")
     if request.ray_address and request.engine != "ray":
         raise click.UsageError("--ray_address goes with --engine ray.")
+    if request.relist + request.as_listed + request.restart > 1:
+        raise click.UsageError("--relist, --as_listed and --restart exclude each other.")
     with shortages():
         asyncio.run(until_interrupted(ingest(request, (make_loader or ModelLoader)(models))))
 
@@ -207,6 +229,11 @@ async def ingest(request: Request, loader: ModelLoader) -> None:
                 raise click.ClickException(outdated(request.name, state.outdated_by))
             page = page_of(request, state)
             result = f"This ingest is finished: {what_it_holds}. Look at {page}"
+            if request.relist:
+                _say(
+                    "Forager cannot change a dataset: for images that appeared or changed after "
+                    f"that, use another name with --reuse {request.name}."
+                )
         else:
             result = await run(request, work, loader, start)
     print_result(request, result)
@@ -235,10 +262,16 @@ async def describe(request: Request, plan: Plan) -> str:
     """What the run would do, for --dry_run."""
     reuse, reused_bytes = "", 0
     if plan.reuse:
-        state = plan.earlier if plan.earlier and not plan.start_over else plan.listing
+        continues = plan.earlier and not plan.start_over and not plan.relist
+        state = plan.earlier if plan.earlier and continues else plan.listing
         tally = await asyncio.to_thread(plan.reuse.matches.match, state.path)
         reuse, reused_bytes = describe_reuse(plan.reuse, tally, would=True), tally.size
-    return describe_plan(plan.listing, plan.train.bucket, request.bucket, reuse, reused_bytes)
+    what = describe_plan(plan.listing, plan.train.bucket, request.bucket, reuse, reused_bytes)
+    if plan.earlier and plan.relist:
+        return f"{describe_relisting(plan.earlier, plan.listing)}\n{what}"
+    if plan.earlier and plan.start_over:
+        return f"Would start over: this deletes {what_restart_deletes(plan.earlier)}.\n{what}"
+    return what
 
 
 async def reuse_rows(reuse: Reuse, state: State, bucket: str) -> list[StageTime]:
@@ -305,7 +338,7 @@ async def embed_here(
     async with pipeline:
         _say(f"Embedding on {embedder.device} in {embedder.precision}.")
         if embedder.bfloat16_would_be_faster and request.models.precision == "auto":
-            _say(BFLOAT16_ADVICE)
+            _say(BFLOAT16_ADVICE.format(what_restart_deletes(state)))
         for sentence in embedder.remarks:
             _say(sentence)
         await pipeline.run()
@@ -343,8 +376,9 @@ def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) 
     raise click.ClickException(
         f"{counts.failed:,} of {count(counts.images, 'image')} cannot be embedded{too_many}; "
         f"nothing was registered.{examples}\nAll of them are in {path}. Replace or remove them and "
-        "run the same command again (removing needs --restart), or continue without them with "
-        "--skip_bad_images: their rows then hold zeros."
+        "run the same command again (after removing any, with --relist, which leaves them out and "
+        "keeps what is computed), or continue without them with --skip_bad_images: their rows then "
+        "hold zeros."
     )
 
 
@@ -378,25 +412,24 @@ async def register(
 ) -> StageTime:
     """Create the dataset and read its counts back; the bucket must not have changed meanwhile.
 
-    The server lists the bucket itself, at some time between the two comparisons here.
+    The server lists the bucket itself, at some time between the two comparisons here. It does not
+    find the images that vanished before, and it leaves their rows in the index unused.
 
     Raises:
         click.ClickException: the bucket changed, or the server did not register the dataset.
     """
     start = time.monotonic()
-    wanted = DatasetInfo(state.index_id, state.counts(TRAIN).images, state.counts(VAL).images)
+    images = [state.counts(split).images - state.vanished(split) for split in (TRAIN, VAL)]
+    wanted = DatasetInfo(state.index_id, *images)
     async with Forager(server_url) as forager:
         # Without this question, a lost answer to an earlier run would lead to a second dataset.
         if await forager.dataset(name) != wanted:
-            if changes := await changes_in_bucket(plan, state, work):
-                raise click.ClickException(
-                    f"The images in the bucket changed since they were listed; nothing was "
-                    f"registered.{changes}\nUndo these changes and run the same command again, or "
-                    "start over with --restart, which deletes what was uploaded."
-                )
+            listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
+            check_registrable(state, listing, as_listed=plan.as_listed)
             await forager.create_dataset(name, str(plan.train), str(plan.val), *wanted)
         state.mark_registered(viewer_url=forager.viewer_url)
-    if changes := await changes_in_bucket(plan, state, work):
+    listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
+    if changes := changed_lines(state, listing, as_listed=plan.as_listed):
         state.mark_outdated(changes)
         raise click.ClickException(outdated(name, changes))
     seconds = time.monotonic() - start
@@ -412,14 +445,9 @@ def outdated(name: str, changes: str) -> str:
     return (
         f"{name} is registered, but the images in the bucket changed while the server listed "
         f"them, so it may show images that the index does not have.{changes}\nRemove the "
-        "dataset on the server, or ingest the images under another name."
+        f"dataset on the server, or ingest the images under another name with --reuse {name}, "
+        "which copies what is computed."
     )
-
-
-async def changes_in_bucket(plan: Plan, state: State, work: WorkDirectory) -> str:
-    """What changed in the bucket since the images were listed, in lines; "" if nothing."""
-    listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
-    return await asyncio.to_thread(compare_with_bucket, state, listing)
 
 
 def summarize(request: Request, state: State, times: list[StageTime], wall_s: float) -> str:

@@ -66,6 +66,7 @@ class Match(NamedTuple):
     width: int | None
     height: int | None
     vectors_crc32c: int
+    origin: str | None = None  # of an earlier listing of the same ingest: Outcome.source there
 
 
 class Tally(NamedTuple):

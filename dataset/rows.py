@@ -27,9 +27,11 @@ from dataset.schema import (
     OPTIONS_CHECKSUM,
     OUTCOME,
     PENDING_AGAIN,
+    REPLACED,
     ROWS,
     SCHEMA,
     SET_OUTCOME,
+    VANISHED,
     VERSION,
     DamagedState,
     options_checksum,
@@ -42,6 +44,7 @@ TRAIN, VAL = 0, 1
 SPLITS = {TRAIN: "training", VAL: "validation"}  # in messages
 SPLIT_NAMES = {TRAIN: "train", VAL: "val"}  # in files
 ROWS_PER_QUERY = 1000
+EMBEDDING_S = "embedding_s"  # the option of State.embedding_s
 
 
 class Row(NamedTuple):
@@ -138,10 +141,14 @@ class State:
             self._db.interrupt()
         self._db.close()
 
-    def move(self, path: Path) -> State:
-        """Close this, rename its file, and open it there."""
+    def close_whole(self) -> None:
+        """Close this with everything in the one file, so that it can be renamed."""
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.close()
+
+    def move(self, path: Path) -> State:
+        """Close this, rename its file, and open it there."""
+        self.close_whole()
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         os.replace(self.path, path)
@@ -216,15 +223,19 @@ class State:
         found = self._db.execute("SELECT value FROM options WHERE name = ?", (name,)).fetchone()
         return None if found is None else str(found[0])
 
+    def options(self) -> dict[str, str]:
+        """All recorded options."""
+        options = dict(self._db.execute("SELECT name, value FROM options"))
+        options.pop(OPTIONS_CHECKSUM, None)
+        return options
+
     def set_options(self, options: dict[str, str]) -> None:
         """Record options, durably."""
         with self._db:
             self._db.execute("BEGIN")
             insert = "INSERT OR REPLACE INTO options VALUES (?, ?)"
             self._db.executemany(insert, options.items())
-            all_options = dict(self._db.execute("SELECT name, value FROM options"))
-            all_options.pop(OPTIONS_CHECKSUM, None)
-            self._db.execute(insert, (OPTIONS_CHECKSUM, options_checksum(all_options)))
+            self._db.execute(insert, (OPTIONS_CHECKSUM, options_checksum(self.options())))
 
     @property
     def is_registered(self) -> bool:
@@ -250,6 +261,14 @@ class State:
 
     def mark_abandoned(self) -> None:
         self.set_options({"abandoned": "yes"})
+
+    @property
+    def embedding_s(self) -> float:
+        """The seconds that all runs together spent on embedding."""
+        return float(self.option(EMBEDDING_S) or 0)
+
+    def add_embedding_time(self, seconds: float) -> None:
+        self.set_options({EMBEDDING_S: f"{self.embedding_s + seconds:.3f}"})
 
     def reused(self) -> int:
         """How many rows were copied from another index."""
@@ -324,6 +343,17 @@ class State:
         """Make the failed rows pending again; returns how many."""
         return self._db.execute(f"{SET_OUTCOME} WHERE status = 2", PENDING_AGAIN).rowcount
 
+    def retry_given_up(self) -> None:
+        """Make the rows pending again that failed because their object vanished or changed."""
+        values = {**PENDING_AGAIN, "vanished": VANISHED, "replaced": REPLACED}
+        which = "status = 2 AND reason IN (:vanished, :replaced)"
+        self._db.execute(f"{SET_OUTCOME} WHERE {which}", values)
+
+    def vanished(self, split: int) -> int:
+        """How many rows of a split failed because their object vanished."""
+        query = "SELECT count(*) FROM rows WHERE split = ? AND status = 2 AND reason = ?"
+        return int(self._db.execute(query, (split, VANISHED)).fetchone()[0])
+
     def objects(self) -> Iterator[str]:
         """All object names, in row order."""
         for (name,) in self._db.execute("SELECT object FROM rows ORDER BY row"):
@@ -348,12 +378,13 @@ class State:
             "imagenet_class, reason, vectors_crc32c FROM rows ORDER BY row"
         )
 
-    def take_replaced(self, listing: Path) -> int:
+    def take_replaced(self, listing: Path, *, other_bytes: bool = True) -> int:
         """Accept new versions of objects whose rows are not done; returns how many have new bytes.
 
-        A new generation of the same bytes (size and crc32c) is accepted for every row. Only for a
-        listing of the same paths: see `changes`.
+        A new generation of the same bytes (size and crc32c) is accepted for every row, and alone
+        if `other_bytes` is false. Only for a listing of the same paths: see changes.py.
         """
+        accepted = "old.status <> 1" if other_bytes else "false"
         same = "new.size = old.size AND new.crc32c = old.crc32c"
         with self._attached(listing), self._db:
             self._db.execute("BEGIN")
@@ -361,7 +392,7 @@ class State:
                 "SELECT new.size, new.crc32c, new.generation, "
                 f"{same} OR old.status = 1, old.row FROM main.rows old "
                 "JOIN new.rows new USING (split, object) "
-                f"WHERE new.generation <> old.generation AND ({same} OR old.status <> 1)"
+                f"WHERE new.generation <> old.generation AND ({same} OR {accepted})"
             ).fetchall()
             for size, crc32c, generation, keeps_outcome, row in newer:
                 self._db.execute(
@@ -378,31 +409,10 @@ class State:
                     self._db.execute(f"{SET_OUTCOME} WHERE row = :row", values)
             return sum(not keeps_outcome for *_, keeps_outcome, _ in newer)
 
-    def changes(self, listing: Path, *, of_done_rows_only: bool = True) -> dict[str, list[str]]:
-        """What differs in a newer listing: object names that appeared, vanished or changed.
-
-        An object has changed if its size or crc32c differs. Where nothing is computed for a row
-        yet, a new version of its object is no difference, unless `of_done_rows_only` is false.
+    def compare_thumbnails(self, pages: Iterable[Iterable[str]]) -> tuple[list[int], list[str]]:
+        """The rows that are done and whose identifier is in none of the pages of thumbnails, and
+        the thumbnails of no row, or of one whose image vanished or changed.
         """
-        which = " AND old.status = 1" if of_done_rows_only else ""
-        queries = {
-            "appeared": "SELECT split, object FROM new.rows "
-            "EXCEPT SELECT split, object FROM main.rows",
-            "vanished": "SELECT split, object FROM main.rows "
-            "EXCEPT SELECT split, object FROM new.rows",
-            "changed": "SELECT split, object FROM main.rows old JOIN new.rows new "
-            "USING (split, object) WHERE (new.size <> old.size OR new.crc32c <> old.crc32c)"
-            + which,
-        }
-        with self._attached(listing):
-            return {
-                what: objects
-                for what, query in queries.items()
-                if (objects := [name for _, name in self._db.execute(query)])
-            }
-
-    def without_thumbnail(self, pages: Iterable[Iterable[str]]) -> list[int]:
-        """The rows that are done and whose identifier is in none of the pages."""
         self._db.execute("CREATE TEMP TABLE thumbnails (identifier TEXT PRIMARY KEY) WITHOUT ROWID")
         try:
             for page in pages:
@@ -410,8 +420,13 @@ class State:
                 self._db.executemany("INSERT OR IGNORE INTO thumbnails VALUES (?)", names)
             missing = self._db.execute(
                 "SELECT row FROM rows WHERE status = 1 AND identifier NOT IN thumbnails"
-            )
-            return [row for (row,) in missing]
+            ).fetchall()
+            unused = self._db.execute(
+                "SELECT identifier FROM thumbnails EXCEPT SELECT identifier FROM rows "
+                "WHERE reason IS NULL OR reason NOT IN (?, ?)",
+                (VANISHED, REPLACED),
+            ).fetchall()
+            return [row for (row,) in missing], [name for (name,) in unused]
         finally:
             self._db.execute("DROP TABLE thumbnails")
 

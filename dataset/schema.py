@@ -19,6 +19,9 @@ import click
 from common.terminal import printable
 
 PENDING, DONE, FAILED = 0, 1, 2  # what status is
+# Reasons of rows that failed because the ingest keeps its list while the bucket changes.
+VANISHED = "it vanished from the bucket after it was listed"
+REPLACED = "it was replaced in the bucket after it was listed"
 VERSION = 4  # of the tables, as SQLite's user_version
 OPTIONS_CHECKSUM = "checksum"  # the option that holds the checksum over all others
 INDEX_ID_ON_DISK = re.compile(rb"index_id([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")

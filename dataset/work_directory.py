@@ -4,6 +4,8 @@ lock            held while an ingest runs; the lock is released with the process
 state.sqlite    rows and options (rows.py)
 listing.sqlite  the same, of a listing that is being checked
 reuse.sqlite    the rows of other indexes that may be reused, during a run (matches.py)
+relisting/      state and index/ of a newer listing, while unchanged rows are copied into them
+relisted/       the same, complete: it takes the place of state and index/
 index/, aux/    what is uploaded in the end (arrays.py, lists.py)
 failed.json     the images that could not be embedded, with the reason
 """
@@ -13,16 +15,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import click
 
-from common.files import refuse_irregular
+from common.files import refuse_irregular, sync_directory
 from dataset.rows import State, remove_state
 
 STATE, LISTING = "state.sqlite", "listing.sqlite"
 REUSE = "reuse.sqlite"
+RELISTING, RELISTED = "relisting", "relisted"
+INDEX = "index"
 OURS = ("lock", STATE, LISTING, REUSE)  # a directory with any of them is one of an ingest
 
 
@@ -82,6 +87,15 @@ class WorkDirectory:
                 f"Another ingest is running in {self.path}: wait for it, end it, or choose "
                 "another directory with --work_dir."
             ) from error
+        try:
+            self._take_relisted()
+            _remove(self.path / RELISTING)
+        except OSError as error:
+            os.close(self._lock)
+            raise WorkDirectoryError(
+                f"The work directory {self.path} cannot be written ({error.strerror}): "
+                "repair the disk; the same command then continues where this one stopped."
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,6 +106,8 @@ class WorkDirectory:
             database.close()
         remove_state(self.path / LISTING)
         remove_state(self.path / REUSE)
+        with contextlib.suppress(OSError):
+            _remove(self.path / RELISTING)
         if self._is_new and os.listdir(self.path) == ["lock"]:
             (self.path / "lock").unlink()
             with contextlib.suppress(OSError):  # after Ctrl-C a listing may still be under way
@@ -128,9 +144,52 @@ class WorkDirectory:
             self._state = None
         remove_state(self.path / STATE)
 
+    def begin_relisting(self, listing: State) -> State:
+        """Move a listing to a directory of its own, in which the rows of the state are copied."""
+        directory = self.path / RELISTING
+        _remove(directory)
+        directory.mkdir()
+        self._listing = listing.move(directory / STATE)
+        return self._listing
+
+    def adopt_relisting(self) -> State:
+        """Make the listing in that directory, with its arrays, the state of this directory.
+
+        A process that ends before the first rename leaves the earlier state as it is. After that,
+        the next run makes the other renames.
+        """
+        for state in (self._listing, self._state):
+            assert state is not None
+            state.close_whole()
+        os.rename(self.path / RELISTING, self.path / RELISTED)
+        sync_directory(self.path)
+        self._take_relisted()
+        self._state, self._listing = State(self.path / STATE), None
+        return self._state
+
+    def _take_relisted(self) -> None:
+        relisted = self.path / RELISTED
+        if not relisted.exists():
+            return
+        if (relisted / INDEX).exists():
+            _remove(self.path / INDEX)
+            os.rename(relisted / INDEX, self.path / INDEX)
+            sync_directory(self.path)
+        if (relisted / STATE).exists():
+            remove_state(self.path / STATE)
+            os.rename(relisted / STATE, self.path / STATE)
+        _remove(relisted)
+        sync_directory(self.path)
+
     def adopt(self, listing: State) -> State:
         """Make a listing the state of this directory, instead of an earlier one."""
         if self._state is not None:
             self._state.close()
         self._state, self._listing = listing.move(self.path / STATE), None
         return self._state
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory with all that is in it, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)

@@ -49,6 +49,7 @@ class Recorder:
         self._committing = threading.Lock()  # the last commit may meet one in a thread
         self._failures = self._bytes = self._changed = 0
         self._changes: list[str] = []  # the first of them
+        self._embeds, self._since = False, 0.0  # anything since this time.monotonic()
 
     async def during(self, work: Coroutine[Any, Any, Any]) -> None:
         """Await the work of an engine. What is done when it stops, whatever stops it, is recorded.
@@ -59,6 +60,7 @@ class Recorder:
             ImagesChanged: everything else is done.
         """
         counts = self._state.counts()
+        self._since = time.monotonic()
         with tqdm(
             total=counts.images,
             initial=counts.done + counts.failed,
@@ -112,6 +114,7 @@ class Recorder:
 
     def _add(self, row: Row, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
+        self._embeds = True
         self._bytes += row.listed.size
         self._bar.update()
 
@@ -135,3 +138,11 @@ class Recorder:
             if outcomes:
                 self._arrays.sync()
                 self._state.record(outcomes)
+                self._record_time()
+
+    def _record_time(self) -> None:
+        """Add the seconds since the last time to those of embedding; copying takes hardly any."""
+        embeds, since = self._embeds, self._since
+        self._embeds, self._since = False, time.monotonic()
+        if embeds:
+            self._state.add_embedding_time(self._since - since)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import google_crc32c
 
 from dataset.arrays import DIMENSIONS, DTYPE, Arrays, array_path
 from dataset.lists import thumbnail_directory, thumbnail_name
-from dataset.matches import Match, Matches
+from dataset.matches import Match
 from dataset.rows import Outcome, State
 from engine.checkpoint import CHECKPOINT_S, Recorder
 from engine.stages import StageTime, together
@@ -48,14 +48,18 @@ class Source(NamedTuple):
 
 
 class Copier:
-    """Copies the rows that `matches` found into the arrays of an ingest."""
+    """Copies the rows of matches into the arrays of an ingest.
+
+    The source may be an earlier listing of the same ingest: then a thumbnail stays where it is,
+    unless its image has another identifier now.
+    """
 
     def __init__(
         self,
         state: State,
         arrays: Arrays,
         sources: Sequence[Source],
-        matches: Matches,
+        matches: Iterable[Match],
         index_bucket: str,
         *,
         checkpoint_s: float = CHECKPOINT_S,
@@ -91,7 +95,7 @@ class Copier:
             whole = await self._with_thumbnail(source, good)
             self.without_thumbnail += len(good) - len(whole)
             self._write(blocks, chunk[0].source_row, whole)
-            self._recorder.copied([_outcome(source, match) for match in whole])
+            self._recorder.copied([self._outcome(source, match) for match in whole])
             self.copied += len(whole)
 
     async def _read(
@@ -122,8 +126,11 @@ class Copier:
         target = thumbnail_directory(self._index_id)
         # One source row can have several matches: each needs a thumbnail of its own.
         left = {
-            f"{target}{match.identifier}.jpg": thumbnail_name(source.index_id, match.source_object)
+            name: copied
             for match in matches
+            for name in [f"{target}{match.identifier}.jpg"]
+            for copied in [thumbnail_name(source.index_id, match.source_object)]
+            if name != copied
         }
         missing = await self._objects.copy(source.bucket, self._bucket, left)
         return [m for m in matches if f"{target}{m.identifier}.jpg" not in missing]
@@ -138,10 +145,20 @@ class Copier:
             ]
             self._arrays.write_block(run[0].row, vectors)
 
+    def _outcome(self, source: Source, match: Match) -> Outcome:
+        is_own = source.index_id == self._index_id
+        return Outcome(
+            match.row,
+            match.imagenet_class,
+            None,
+            match.vectors_crc32c,
+            match.width,
+            match.height,
+            match.origin if is_own else f"{source.index_id}/{match.source_row}",
+        )
 
-def chunked(
-    matches: Iterator[Match] | Matches, rows: int, gap: int = GAP_ROWS
-) -> Iterator[list[Match]]:
+
+def chunked(matches: Iterable[Match], rows: int, gap: int = GAP_ROWS) -> Iterator[list[Match]]:
     """Matches that are near each other in one source, within `rows` rows of it."""
     chunk: list[Match] = []
     for match in matches:
@@ -168,18 +185,6 @@ def _runs(matches: list[Match]) -> Iterator[list[Match]]:
         run.append(match)
     if run:
         yield run
-
-
-def _outcome(source: Source, match: Match) -> Outcome:
-    return Outcome(
-        match.row,
-        match.imagenet_class,
-        None,
-        match.vectors_crc32c,
-        match.width,
-        match.height,
-        f"{source.index_id}/{match.source_row}",
-    )
 
 
 def _checksum(blocks: list[memoryview], row: int) -> int:

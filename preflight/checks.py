@@ -62,7 +62,7 @@ async def check_server(
     """That the server answers as a Forager server does, and has no other dataset of this name.
 
     `index_id` is that of an earlier run of this ingest, which may have registered it already.
-    Returns the index id of the other dataset, or None.
+    Returns the index id of the dataset of this name, or None.
     """
 
     async def ask() -> Any:
@@ -71,7 +71,7 @@ async def check_server(
 
     found: DatasetInfo | None = await findings.gather(ask())
     if found is None or found.index_id == index_id:
-        return None
+        return found and found.index_id
     findings.add(
         f"The dataset {name} is already there, with {found.num_train:,} training and "
         f"{found.num_val:,} validation images (index {printable(found.index_id)}): "
@@ -204,13 +204,16 @@ def check_write_access(bucket: str) -> None:
         )
 
 
-def check_disk(findings: Findings, state: State, work_dir: Path) -> None:
-    """That the arrays fit on the disk, beside what of them is already there."""
+def check_disk(findings: Findings, state: State, work_dir: Path, *, beside: bool = False) -> None:
+    """That the arrays fit on the disk, with what of them is already there.
+
+    With `beside`, they are written beside those that are there.
+    """
     rows = state.counts().images
     there = sum(
         path.stat().st_blocks * 512
         for name in arrays.DIMENSIONS
-        if (path := arrays.array_path(work_dir, name)).exists()
+        if (path := arrays.array_path(work_dir, name)).exists() and not beside
     )
     needed = rows * (arrays.BYTES_PER_ROW + STATE_BYTES_PER_ROW) - there
     free = shutil.disk_usage(work_dir).free

@@ -16,6 +16,7 @@ from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from preflight import checks
+from preflight.changes import check_changes
 from preflight.describe import describe_skipped
 from preflight.request import Request
 from preflight.resume import check_same, settle_taken_name
@@ -34,6 +35,8 @@ class Plan(NamedTuple):
     precision: str  # to load the models in
     clip_directory: Path  # of the CLIP weights
     reuse: Reuse | None = None  # what --reuse names
+    relist: bool = False  # instead of continuing with the earlier list
+    as_listed: bool = False  # keep the earlier list whatever changed
 
 
 async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) -> Plan:
@@ -57,30 +60,25 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     machine = await findings.gather_in_thread(_check_machine(request, loader))
     unfinished = continued is None or _rows_left(continued, request.skip_bad_images) > 0
     load = request.engine == "local" and not request.dry_run and unfinished and machine
-    listing, weights, _, other = await asyncio.gather(
+    listing, weights, _, on_server = await asyncio.gather(
         _list_and_check(findings, work, paths, request.allow_empty_val),
         _check_weights(findings, loader, precision if load else None),
         findings.gather_in_thread(checks.check_write_access, request.bucket),
         checks.check_server(findings, request.server_url, request.name, ours),
     )
     same_name = earlier is not None and earlier.option("dataset") == request.name
+    other = None if on_server == ours else on_server
     if other is not None and earlier and same_name and not earlier.is_registered:
         delete = start_over and not request.dry_run
         await settle_taken_name(findings, earlier, work, other, delete=delete)
     if listing and weights:
-        identity = {
-            "dataset": request.name,
-            "train_path": str(paths[0]),
-            "val_path": str(paths[1]),
-            "bucket": request.bucket,
-            "resnet_weights": weights.resnet_digest,
-            "clip_weights": weights.clip_digest,
-            "backend": request.models.backend,
-        }
-        if request.models.precision != "auto":
-            identity["precision"] = request.models.precision
-        if continued:
-            await findings.gather_in_thread(check_same, findings, continued, identity, listing)
+        identity = _identity(request, paths, weights)
+        relist = False
+        if continued and check_same(findings, continued, identity):
+            is_there = on_server is not None and other is None
+            relist = await asyncio.to_thread(
+                check_changes, findings, request, continued, listing, on_server=is_there
+            )
         reuse = await _find_sources(findings, request, work, loader, weights, precision)
         findings.raise_if_any()
         return Plan(
@@ -92,6 +90,8 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
             precision,
             weights.clip_directory,
             reuse,
+            relist,
+            request.as_listed,
         )
     findings.raise_if_any()
     raise AssertionError("a check failed without a finding")
@@ -101,6 +101,22 @@ def _rows_left(state: State, skip_bad_images: bool) -> int:
     """How many rows of an earlier run are to embed, as far as its state tells."""
     counts = state.counts()
     return counts.images - counts.done - (counts.failed if skip_bad_images else 0)
+
+
+def _identity(request: Request, paths: tuple[GsPath, GsPath], weights: Weights) -> dict[str, str]:
+    """What an ingest that is continued must have in common with the earlier run."""
+    identity = {
+        "dataset": request.name,
+        "train_path": str(paths[0]),
+        "val_path": str(paths[1]),
+        "bucket": request.bucket,
+        "resnet_weights": weights.resnet_digest,
+        "clip_weights": weights.clip_digest,
+        "backend": request.models.backend,
+    }
+    if request.models.precision != "auto":
+        identity["precision"] = request.models.precision
+    return identity
 
 
 def precision_of(asked: str, continued: State | None) -> str:

@@ -21,6 +21,8 @@ class Request(NamedTuple):
     skip_bad_images: bool = False
     max_bad: Limit | None = None
     restart: bool = False
+    relist: bool = False
+    as_listed: bool = False
     dry_run: bool = False
     viewer_url: str | None = None
     decode_workers: int = 1

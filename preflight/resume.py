@@ -15,12 +15,16 @@ from common.findings import Findings
 from common.names import GsPath, identifier, parse_gs_path
 from common.terminal import count, printable
 from dataset import arrays
+from dataset.arrays import Arrays
+from dataset.changes import Comparison
 from dataset.lists import thumbnail_directory
 from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
+from engine.checkpoint import Recorder
 from engine.loading import ModelLoader
 from forager.client import Forager
-from preflight.checks import SHOWN
+from preflight.changes import computed, reuse_option, what_restart_deletes
+from preflight.relist import relist
 from preflight.request import Request
 from storage.bucket import Bucket
 from storage.listing import listed
@@ -28,11 +32,6 @@ from weights.files import WeightsError
 
 if TYPE_CHECKING:
     from preflight.plan import Plan
-
-WAYS_OUT = (
-    "start over with --restart, which deletes what the earlier run uploaded unless it was "
-    "registered, or keep both with another --work_dir"
-)
 
 
 def finished(request: Request, state: State | None, loader: ModelLoader) -> str:
@@ -72,33 +71,29 @@ def _same_weights(state: State, loader: ModelLoader) -> bool:
         return True  # nothing is left to compute
 
 
-def check_same(
-    findings: Findings, earlier: State, identity: dict[str, str], listing: State
-) -> None:
-    """That the earlier run in this work directory was the same ingest of the same objects.
+def check_same(findings: Findings, earlier: State, identity: dict[str, str]) -> bool:
+    """That the earlier run in this work directory was the same ingest, and its arrays are there.
 
-    Blocks: it compares all rows.
+    Returns whether it was the same.
     """
     where = earlier.directory
-    for name, now in identity.items():
-        before = earlier.option(name)
-        if before not in (None, now):
-            findings.add(
-                f"{where} holds an ingest with another {name} ({printable(str(before))}, now "
-                f"{printable(now)}): {WAYS_OUT}."
-            )
-    for what, objects in earlier.changes(listing.path).items():
-        examples = "".join(f"\n      {printable(name)}" for name in objects[:SHOWN])
+    ways_out = (
+        f"start over with --restart, which deletes {what_restart_deletes(earlier)}; or keep both "
+        "with another --work_dir"
+    )
+    differences = [name for name in identity if earlier.option(name) not in (None, identity[name])]
+    for name in differences:
+        before, now = printable(earlier.option(name) or ""), printable(identity[name])
         findings.add(
-            f"{count(len(objects), 'object')} {what} in the bucket since the ingest in {where} "
-            f"began: {WAYS_OUT}.{examples}"
+            f"{where} holds an ingest with another {name} ({before}, now {now}): {ways_out}."
         )
     counts = earlier.counts()
     if counts.done and not arrays.arrays_complete(where, counts.images):
         findings.add(
             f"The arrays of {count(counts.done, 'finished image')} are missing or cut short in "
-            f"{where}: {WAYS_OUT}."
+            f"{where}: {ways_out}."
         )
+    return not differences
 
 
 async def settle_taken_name(
@@ -128,7 +123,8 @@ async def settle_taken_name(
         findings.add(
             f"What the earlier run in {work.path} uploaded is left in gs://{bucket}, under "
             f"indexes/{index_id}/, aux_labels/{index_id}/ and thumbnails/{index_id}/: the same "
-            "command with --restart deletes it."
+            f"command with --restart deletes {what_restart_deletes(earlier)}. Another NAME with "
+            f"{reuse_option(work.path)} and another --work_dir copies what is computed."
         )
 
 
@@ -136,8 +132,12 @@ async def begin_or_continue(
     plan: Plan, work: WorkDirectory, server_url: str, *, retry_failed: bool
 ) -> State:
     """The state to go on with: the earlier run's, or a new one from the listing."""
+    if plan.earlier and plan.relist:
+        state = await relist(plan.earlier, plan.listing, work)
+        await _check_thumbnails(state)
+        return state
     if plan.earlier and not plan.start_over:
-        return await _continue(plan.earlier, plan.listing, retry_failed)
+        return await _continue(plan.earlier, plan.listing, retry_failed, plan.as_listed)
     if plan.earlier:
         registered = await _is_registered(plan.earlier, server_url)
         await _delete_earlier(plan.earlier, registered=registered)
@@ -145,15 +145,18 @@ async def begin_or_continue(
     return work.adopt(plan.listing)
 
 
-async def _continue(earlier: State, listing: State, retry_failed: bool) -> State:
-    replaced = earlier.take_replaced(listing.path)
+async def _continue(earlier: State, listing: State, retry_failed: bool, as_listed: bool) -> State:
+    earlier.retry_given_up()
+    replaced = earlier.take_replaced(listing.path, other_bytes=not as_listed)
     # The arrays may be gone if no row is done: check_same refuses it otherwise.
     if retry_failed or not arrays.arrays_complete(earlier.directory, earlier.counts().images):
         earlier.retry_failed()
     counts = earlier.counts()
     if counts.done or counts.failed:
         await asyncio.to_thread(reopen_damaged, earlier)
-        await asyncio.to_thread(_reopen_without_thumbnail, earlier)
+    if as_listed:
+        await _give_up_unlisted(earlier, listing)
+    await _check_thumbnails(earlier)
     counts = earlier.counts()
     click.echo(
         f"Continuing in {earlier.directory}: {counts.done:,} of {counts.images:,} images are done"
@@ -161,6 +164,29 @@ async def _continue(earlier: State, listing: State, retry_failed: bool) -> State
         err=True,
     )
     return earlier
+
+
+async def _give_up_unlisted(state: State, listing: State) -> None:
+    """Make failed rows, which hold zeros, of the images that vanished or changed."""
+    with Comparison(state.path, listing.path) as compared:
+        unlisted = dict(compared.unlisted())
+    if not unlisted:
+        return
+    state.reopen(unlisted)
+
+    async def fail() -> None:
+        for row in state.pending():
+            if reason := unlisted.get(row.row):
+                recorder.failed(row, reason)
+
+    with Arrays(state.directory, state.counts().images) as opened:
+        recorder = Recorder(state, opened)
+        await recorder.during(fail())
+    click.echo(
+        f"{count(len(unlisted), 'image')} vanished or changed since the images were listed, and "
+        "are failed rows now.",
+        err=True,
+    )
 
 
 def reopen_damaged(state: State) -> dict[str, int]:
@@ -181,12 +207,25 @@ def reopen_damaged(state: State) -> dict[str, int]:
     return found.checksums
 
 
-def _reopen_without_thumbnail(state: State) -> None:
-    """Make the rows pending again whose thumbnails are gone from the index bucket."""
-    directory = thumbnail_directory(state.index_id)
-    path = GsPath(state.option("bucket") or "", directory)
+async def _check_thumbnails(state: State) -> None:
+    """Make the rows pending again whose thumbnails are gone, and delete those of no image."""
+    path = GsPath(state.option("bucket") or "", thumbnail_directory(state.index_id))
+    unused = await asyncio.to_thread(_reopen_without_thumbnail, state, path)
+    if unused:
+        client = await asyncio.to_thread(gcs.make_client)
+        with Bucket(client, path.bucket) as bucket:
+            await bucket.delete(f"{path.prefix}{name}.jpg" for name in unused)
+        click.echo(
+            f"Deleted from {path}: {count(len(unused), 'thumbnail')} of images that are not in "
+            "the list any more.",
+            err=True,
+        )
+
+
+def _reopen_without_thumbnail(state: State, path: GsPath) -> list[str]:
+    """Make the rows pending again whose thumbnails are gone; returns the thumbnails of no image."""
     pages = ((identifier(o.name) for o in page) for page in listed(path))
-    missing = state.without_thumbnail(pages)
+    missing, unused = state.compare_thumbnails(pages)
     if missing:
         state.reopen(missing)
         click.echo(
@@ -194,6 +233,7 @@ def _reopen_without_thumbnail(state: State) -> None:
             "again.",
             err=True,
         )
+    return unused
 
 
 async def _is_registered(earlier: State, server_url: str) -> bool:
@@ -213,20 +253,14 @@ async def _delete_earlier(earlier: State, *, registered: bool) -> None:
 
     It is marked first: were this interrupted, its rows would count as done without thumbnails.
     """
+    vectors = computed(earlier, earlier.counts().done)
     earlier.mark_abandoned()
     if not registered:
         client = await asyncio.to_thread(gcs.make_client)
         with Bucket(client, earlier.option("bucket") or "") as bucket:
             deleted = await bucket.delete_index(earlier.index_id)
-        click.echo(f"Deleted {count(deleted, 'object')} of the earlier run.", err=True)
+        click.echo(
+            f"Deleted {vectors}, with {count(deleted, 'object')} in gs://{bucket.name}.", err=True
+        )
     for name in ("index", "aux"):
         shutil.rmtree(earlier.directory / name, ignore_errors=True)
-
-
-def compare_with_bucket(state: State, listing: State) -> str:
-    """What differs between the images of an ingest and a newer listing, in lines; "" if nothing."""
-    return "".join(
-        f"\n  {len(objects):,} {what}: {', '.join(map(printable, objects[:SHOWN]))}"
-        + (", ..." if len(objects) > SHOWN else "")
-        for what, objects in state.changes(listing.path, of_done_rows_only=False).items()
-    )

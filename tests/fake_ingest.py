@@ -10,11 +10,13 @@ weights are any two files. Settings in the environment:
     FAKE_CHUNK_ROWS    rows of another index that are copied at once
     FAKE_OBJECT_BYTES  size of the largest object that is fetched
     FAKE_DISK_BYTES    size that no file can exceed (RLIMIT_FSIZE)
+    FAKE_KILL_RENAME   number of the os.rename, from 1, at which the process kills itself
 """
 
 import contextlib
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -28,6 +30,7 @@ import ingest
 from engine.loading import ModelOptions
 from engine.local import Pipeline
 from engine.reuse import Copier
+from preflight import relist
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 
 
@@ -52,9 +55,11 @@ def settings() -> Iterator[None]:
         for user in users:
             if name in os.environ:
                 limits[user][argument] = kind(os.environ[name])
+    copier = partial(Copier, **limits[Copier])
     with (
         mock.patch.object(ingest, "Pipeline", partial(Pipeline, **limits[Pipeline])),
-        mock.patch.object(ingest, "Copier", partial(Copier, **limits[Copier])),
+        mock.patch.object(ingest, "Copier", copier),
+        mock.patch.object(relist, "Copier", copier),
     ):
         yield
 
@@ -63,12 +68,26 @@ def main() -> None:
     if "FAKE_DISK_BYTES" in os.environ:
         limit = int(os.environ["FAKE_DISK_BYTES"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if "FAKE_KILL_RENAME" in os.environ:
+        kill_at_rename(int(os.environ["FAKE_KILL_RENAME"]))
     try:
         with settings():
             ingest.main(obj=make_loader)
     finally:
         if "FAKE_PEAK_FILE" in os.environ:
             Path(os.environ["FAKE_PEAK_FILE"]).write_text(str(peak_bytes()))
+
+
+def kill_at_rename(number: int) -> None:
+    """Kill this process instead of its os.rename of this number, or after the last before it."""
+    rename, left = os.rename, iter(range(1, number))
+
+    def counted(*paths: Any) -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(*paths)
+
+    os.rename = counted  # type: ignore[assignment]
 
 
 def peak_bytes() -> int:

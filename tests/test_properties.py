@@ -31,6 +31,7 @@ from common.retries import (
     retry_after_s,
 )
 from dataset import lists
+from dataset.changes import Comparison
 from dataset.rows import TRAIN, VAL, Outcome, State
 from dataset.schema import DONE, FAILED, PENDING
 from engine.decode import BadImage, open_image, prepare
@@ -186,9 +187,10 @@ def test_changes_are_those_of_two_dicts(old, data):
             "vanished": set(was) - set(now),
             "changed": changed - failed,
         }
-        found = before.changes(listing.path)
-        assert {k: set(v) for k, v in found.items()} == {
-            k: {f"{n}.jpg" for n in v} for k, v in expected.items() if v
+        with Comparison(before.path, listing.path) as compared:
+            found = compared.changes(done_only=True)
+        assert {k: set(v) for k, v in found._asdict().items()} == {
+            k: {f"{n}.jpg" for n in v} for k, v in expected.items()
         }
         assert before.take_replaced(listing.path) == len(changed & failed)
         assert before.counts().failed == len(failed - changed)

@@ -51,7 +51,7 @@ def test_a_row_of_the_same_name_is_preferred_to_the_same_bytes_elsewhere(make_st
     assert found(matches) == [(2, 0, 0), (1, 0, 1), (0, 0, 2)]
     assert (tally.reused, tally.size) == ({0: 3}, 30)
     first = next(iter(matches))
-    assert first[2:5] == ("x.jpg", 2, "other") and first[5:] == (7, 640, 480, 2**32 - 1)
+    assert first[2:5] == ("x.jpg", 2, "other") and first[5:9] == (7, 640, 480, 2**32 - 1)
 
 
 def test_sources_are_searched_in_order(make_state, matches):

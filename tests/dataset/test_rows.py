@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from dataset.changes import Changes, Comparison, Numbers
 from dataset.rows import TRAIN, VAL, Counts, Outcome, State
+from dataset.schema import REPLACED, VANISHED
 from dataset.work_directory import WorkDirectory, WorkDirectoryError
 from gcs import ListedObject
 
@@ -170,15 +172,61 @@ def test_changes_since_the_listing(make_state):
     old.record(Outcome(row, 1, None) for row in (2, 4))
     newer = [listed("same.jpg", 10, 2), listed("new.jpg", 11, 2), listed("pending.jpg", 11, 2)]
     new = make_state([*newer, "more.jpg"], ["moved.jpg"], "l.sqlite")
-    changes = {
-        "appeared": ["more.jpg", "moved.jpg"],
-        "vanished": ["gone.jpg", "moved.jpg"],
-        "changed": ["new.jpg"],
-    }
-    assert old.changes(new.path) == changes
-    changes["changed"] = ["new.jpg", "pending.jpg"]
-    assert old.changes(new.path, of_done_rows_only=False) == changes
-    assert old.changes(old.path) == {}
+    moved = Changes(["more.jpg", "moved.jpg"], ["gone.jpg", "moved.jpg"], ["new.jpg"])
+    with Comparison(old.path, new.path) as compared:
+        assert compared.changes(done_only=True) == moved
+        assert compared.changes() == moved._replace(changed=["new.jpg", "pending.jpg"])
+    with Comparison(old.path, old.path) as compared:
+        assert not compared.changes()
+
+
+def test_a_list_that_is_kept_gives_up_what_vanished_or_changed(make_state):
+    old = make_state(["a.jpg", "bad.jpg", "gone.jpg", "new.jpg"], ["back.jpg"])
+    old.record([Outcome(0, 1, None), Outcome(1, None, "bad"), Outcome(2, 2, None)])
+    changed = [listed(f"{name}.jpg", 11, 2) for name in ("bad", "new")]
+    new = make_state(["a.jpg", *changed], ["back.jpg"], "l.sqlite")
+    with Comparison(old.path, new.path) as compared:
+        unlisted = compared.unlisted()
+        assert unlisted == [(1, REPLACED), (2, VANISHED), (3, REPLACED)]
+        assert compared.changes(as_listed=True) == Changes([], ["gone.jpg"], ["new.jpg"])
+        assert compared.numbers() == Numbers(2, 1, 3, 1, 1)
+    old.record(Outcome(row, None, reason) for row, reason in [*unlisted, (4, VANISHED)])
+    assert (old.vanished(TRAIN), old.vanished(VAL)) == (1, 1)
+    with Comparison(old.path, new.path) as compared:
+        assert compared.changes(as_listed=True) == Changes(["back.jpg"], [], [])
+    old.retry_given_up()
+    assert [row.row for row in old.pending()] == [1, 2, 3, 4]
+
+
+def test_rows_that_a_newer_listing_keeps(make_state):
+    """The same bytes under the same identifier, or under one that no row that is done has."""
+    old = make_state(
+        [listed("a.jpg", 1), listed("b.jpg", 2), listed("c.jpg", 3), listed("d.jpg", 4)],
+        [listed("e.jpg", 5), listed("f.jpg", 1)],
+    )
+    old.record(
+        Outcome(row, row, None, 10 + row, source="x/7" if row == 1 else None) for row in range(5)
+    )
+    new = make_state(
+        [
+            listed("a.jpg", 1, 2),
+            listed("deep/b.png", 2),
+            listed("c.jpg", 4),  # has the bytes of d.jpg, and the thumbnail of c.jpg is there
+            listed("f.jpg", 1),  # was pending
+            listed("g.jpg", 5),
+            listed("h.jpg", 9),
+        ],
+        name="l.sqlite",
+    )
+    with Comparison(old.path, new.path) as compared:
+        found = [(m.source_row, m.row, m.identifier, m.origin) for m in compared.unchanged()]
+        assert found == [
+            (0, 0, "a", None),
+            (0, 3, "f", None),
+            (1, 2, "b", "x/7"),
+            (4, 4, "g", None),
+        ]
+        assert compared.numbers()[:2] == (4, 2)
 
 
 def test_a_replaced_object_is_taken_only_where_its_row_is_not_done(make_state, tmp_path):
@@ -189,7 +237,8 @@ def test_a_replaced_object_is_taken_only_where_its_row_is_not_done(make_state, t
     new = make_state([*replaced, listed("same.jpg", 10, 2), "still.jpg"], name="listing.sqlite")
     assert old.take_replaced(new.path) == 2
     assert [row.listed for row in old.pending()] == replaced[1:]
-    assert old.changes(new.path) == {"changed": ["done.jpg"]}
+    with Comparison(old.path, new.path) as compared:
+        assert compared.changes(done_only=True) == Changes([], [], ["done.jpg"])
     assert old.failed() == [("still.jpg", "bad")]
     assert list(old.vector_checksums()) == [(0, None), (3, 5), (4, 6)]
     assert old.rows([3])[0].listed.generation == 2
