@@ -360,9 +360,10 @@ class State:
             yield name
 
     def identifiers(self, split: int) -> Iterator[tuple[str, int]]:
-        """(identifier, row) of a split, in row order."""
+        """(identifier, row) of the images of a split, in row order; not of those that vanished."""
         yield from self._db.execute(
-            "SELECT identifier, row FROM rows WHERE split = ? ORDER BY row", (split,)
+            "SELECT identifier, row FROM rows WHERE split = ? AND reason IS NOT ? ORDER BY row",
+            (split, VANISHED),
         )
 
     def imagenet_classes(self) -> Iterator[tuple[str, int]]:

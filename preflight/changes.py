@@ -27,7 +27,7 @@ def computed(state: State, rows: int) -> str:
 def what_restart_deletes(state: State) -> str:
     """What --restart would delete: what was computed, and what was uploaded for it."""
     done = state.counts().done
-    vectors = f"{computed(state, done)} here" if done else "no vectors"
+    vectors = f"{computed(state, done)} here" if done else "nothing that was computed"
     if state.is_registered:
         return f"{vectors}, and leaves the registered index in gs://{state.option('bucket')}"
     return f"{vectors}, and what was uploaded for them" if done else vectors

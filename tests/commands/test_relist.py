@@ -37,7 +37,8 @@ def stopped(emulator_url, env, tmp_path):
     stop(made, env, after=4)
     assert made.done() == [f"train/t000{number}.jpg" for number in range(4)]
     with opened(made) as state:
-        state.add_embedding_time(5400)
+        assert 0 < state.embedding_s < 60
+        state.add_embedding_time(5400 - state.embedding_s)
     return made
 
 
@@ -157,6 +158,8 @@ def test_relist_computes_only_what_is_new(stopped, env, tmp_path):
     assert len(fetched) == 7
     assert not any(name in target for target in fetched for name in ("t0002", "renamed"))
     assert_as_if_new(stopped, env, tmp_path)
+    with opened(stopped) as state:
+        assert state.embedding_s > 5400 and state.reused() == 0
     again = run_here(stopped.command("--relist"), env)
     assert again.returncode == 0 and "This ingest is finished" in again.stdout
     assert f"use another name with --reuse {stopped.name}." in again.stderr
@@ -299,6 +302,12 @@ def test_as_listed_makes_failed_rows_of_what_vanished_or_changed(stopped, env):
     )
     lengths = np.linalg.norm(np.frombuffer(array, "<f4").reshape(-1, 512), axis=1)
     np.testing.assert_allclose(lengths, [0, 0, 1, 1, 1, 0, 1, 0], atol=1e-5)
+    for name, known in {
+        "identifiers": ["t0001", "t0002", "t0003", "t0004", "t0005"],
+        "val_identifiers": ["v0000"],
+    }.items():
+        listed = stopped.storage.get(stopped.bucket, f"indexes/{stopped.index_id()}/{name}.json")
+        assert list(json.loads(listed)) == known
     thumbnails = {name for name in stopped.left_behind() if name.startswith("thumbnails")}
     assert thumbnails == {f"thumbnails/ID/{n}.jpg" for n in ("t0002", "t0003", "t0004", "v0000")}
     finished = run_here(stopped.command("--as_listed", "--skip_bad_images"), env)

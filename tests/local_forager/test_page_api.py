@@ -1,5 +1,6 @@
 """The page's API over HTTP: every answer as types.py and docs/page-api.md describe it."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -16,6 +17,8 @@ from common.program import ROOT
 from local_forager import types as page_types
 from local_forager.analysis import index, index_copy, text_search
 from local_forager.page import routes
+from local_forager.page.datasets import warnings_of
+from local_forager.server.database import Counts
 from testing import synthetic
 from tests.local_forager.page_server import COPY, FAILED, fetch, get
 
@@ -66,6 +69,16 @@ def test_answers_are_as_typed(url, path, kind):
     status, answer = get(url + path)
     assert status == 200
     conforms(answer, kind)
+
+
+def test_other_counts_than_the_index_has_are_a_warning_unless_images_vanished(tmp_path):
+    failed = np.array([True, False, False, False, False])
+    with_vanished = index.Index(tmp_path, ["x"] * 5, 3, np.zeros(5), failed, {}, {})
+    complete = dataclasses.replace(with_vanished, failed=np.zeros(5, bool))
+    for counts, warns in (((3, 2), False), ((2, 2), True), ((3, 1), True), ((4, 2), True)):
+        assert bool(warnings_of(Counts(*counts), complete)) == warns
+    assert warnings_of(Counts(2, 2), with_vanished) == []
+    assert len(warnings_of(Counts(3, 1), with_vanished)) == 1
 
 
 def rows(url, query=""):
