@@ -41,7 +41,7 @@ from preflight.arguments import check_arguments
 from preflight.changes import (
     changed_lines,
     check_registrable,
-    describe_relisting,
+    describe_way,
     what_restart_deletes,
 )
 from preflight.checks import list_images
@@ -267,10 +267,11 @@ async def describe(request: Request, plan: Plan) -> str:
         tally = await asyncio.to_thread(plan.reuse.matches.match, state.path)
         reuse, reused_bytes = describe_reuse(plan.reuse, tally, would=True), tally.size
     what = describe_plan(plan.listing, plan.train.bucket, request.bucket, reuse, reused_bytes)
-    if plan.earlier and plan.relist:
-        return f"{describe_relisting(plan.earlier, plan.listing)}\n{what}"
     if plan.earlier and plan.start_over:
         return f"Would start over: this deletes {what_restart_deletes(plan.earlier)}.\n{what}"
+    if plan.earlier and (plan.relist or plan.as_listed):
+        way = describe_way(plan.earlier, plan.listing, as_listed=plan.as_listed)
+        return f"{way}\n{what}"
     return what
 
 

@@ -123,36 +123,40 @@ def shown(changes: Changes) -> str:
 
 def ways_on(state: State, listing: State, changes: Changes, numbers: Numbers) -> str:
     """The ways to go on with an ingest whose images changed, with what each keeps and costs."""
-    images, now = state.counts().images, listing.counts().images
-    as_listed = f"finish the list of {count(images, 'image')}"
-    option = "--as_listed"
-    if numbers.unlisted:
-        option += " --skip_bad_images"
-        as_listed += (
-            f"; {numbers.unlisted:,} that vanished or changed become failed rows"
-            + _deleting(state, numbers.unlisted_done)
-        )
-    as_listed += f"; {numbers.left:,} are still to compute"
-    if changes.appeared:
-        as_listed += (
-            f". The server lists the bucket itself: move the {len(changes.appeared):,} that "
-            "appeared out of these directories before the registration"
-        )
+    now = listing.counts().images
+    option = "--as_listed --skip_bad_images" if numbers.unlisted else "--as_listed"
     return (
         "Undo these changes and run the same command again, or add one of these:\n"
         f"  --relist: take today's list of {count(now, 'image')}; "
         f"{_keeping(state, now, numbers)}.\n"
-        f"  {option}: {as_listed}.\n"
+        f"  {option}: {_finishing(state, changes, numbers)}.\n"
         f"  --restart: compute all {count(now, 'image')} of today's list; this deletes "
         f"{what_restart_deletes(state)}.\n"
         "Another --work_dir begins anew and leaves this one as it is."
     )
 
 
-def describe_relisting(state: State, listing: State) -> str:
-    """What --relist would keep and what it would drop, for --dry_run."""
+def describe_way(state: State, listing: State, *, as_listed: bool) -> str:
+    """What --relist or --as_listed would keep and what it would drop, for --dry_run."""
     with Comparison(state.path, listing.path) as compared:
+        if as_listed:
+            changes = compared.changes(as_listed=True)
+            return f"Would {_finishing(state, changes, compared.numbers())}."
         return f"Would take today's list: {_relisting(state, listing, compared)}."
+
+
+def _finishing(state: State, changes: Changes, numbers: Numbers) -> str:
+    what = f"finish the list of {count(state.counts().images, 'image')}"
+    if numbers.unlisted:
+        what += f"; {numbers.unlisted:,} that vanished or changed become failed rows"
+        what += _deleting(state, numbers.unlisted_done)
+    what += f"; {numbers.left:,} are still to compute"
+    if changes.appeared:
+        what += (
+            f". The server lists the bucket itself: move the {len(changes.appeared):,} that "
+            "appeared out of these directories before the registration"
+        )
+    return what
 
 
 def _relisting(state: State, listing: State, compared: Comparison) -> str:

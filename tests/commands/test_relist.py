@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -119,6 +120,8 @@ Another --work_dir begins anew and leaves this one as it is.
         "Would take today's list: 2 keep their vectors and thumbnails, 5 are computed, and the "
         "vectors of 2 images (45 min 0 s of computing) are deleted.\n"
     )
+    keeping = run_here(stopped.command("--as_listed", "--dry_run"), env)
+    assert keeping.stdout.startswith("Would finish the list of 8 images; 3 that vanished or ch")
     restarting = run_here(stopped.command("--restart", "--dry_run"), env)
     assert restarting.stdout.startswith(
         "Would start over: this deletes the vectors of 4 images (90 min 0 s of computing) here, "
@@ -211,6 +214,18 @@ def test_damaged_vectors_are_not_kept(stopped, env):
     done = run_here(stopped.command("--relist"), env)
     assert done.returncode == 0, done.stderr
     assert "2 keep their vectors" in done.stderr and "5 embedded now" in done.stdout
+
+
+def test_relist_needs_space_for_arrays_beside_those_that_are_there(stopped, env, monkeypatch):
+    """120 kB for eight images, of which 115 kB are there: 100 kB are enough to continue."""
+    usage = shutil.disk_usage(stopped.work)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    put(stopped, "train/new.jpg", 98)
+    done = run_here(stopped.command("--relist"), env)
+    assert done.returncode == 1 and f"The arrays need 0.0 GB more in {stopped.work}" in done.stderr
+    assert len(stopped.done()) == 4
+    vanish(stopped, "train/new.jpg")
+    assert run_here(stopped.command("--relist"), env).returncode == 0
 
 
 def test_kills_within_relist_lose_nothing(stopped, env, tmp_path):
