@@ -162,7 +162,8 @@ OPTION_GROUPS = {
 @click.option(
     "--as_listed",
     is_flag=True,
-    help="The same: keep the list of the earlier run. What vanished or changed is a failed image.",
+    help="In that case, keep the list of the earlier run. What vanished or changed becomes a "
+    "failed image.",
 )
 @click.option(
     "--restart",
@@ -420,17 +421,16 @@ async def register(
         click.ClickException: the bucket changed, or the server did not register the dataset.
     """
     start = time.monotonic()
-    images = [state.counts(split).images - state.vanished(split) for split in (TRAIN, VAL)]
-    wanted = DatasetInfo(state.index_id, *images)
+    wanted = DatasetInfo(state.index_id, state.present(TRAIN), state.present(VAL))
     async with Forager(server_url) as forager:
         # Without this question, a lost answer to an earlier run would lead to a second dataset.
         if await forager.dataset(name) != wanted:
             listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
-            check_registrable(state, listing, as_listed=plan.as_listed)
+            await asyncio.to_thread(check_registrable, state, listing, as_listed=plan.as_listed)
             await forager.create_dataset(name, str(plan.train), str(plan.val), *wanted)
         state.mark_registered(viewer_url=forager.viewer_url)
     listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
-    if changes := changed_lines(state, listing, as_listed=plan.as_listed):
+    if changes := await asyncio.to_thread(changed_lines, state, listing, as_listed=plan.as_listed):
         state.mark_outdated(changes)
         raise click.ClickException(outdated(name, changes))
     seconds = time.monotonic() - start

@@ -349,9 +349,9 @@ class State:
         which = "status = 2 AND reason IN (:vanished, :replaced)"
         self._db.execute(f"{SET_OUTCOME} WHERE {which}", values)
 
-    def vanished(self, split: int) -> int:
-        """How many rows of a split failed because their object vanished."""
-        query = "SELECT count(*) FROM rows WHERE split = ? AND status = 2 AND reason = ?"
+    def present(self, split: int) -> int:
+        """How many images of a split did not vanish: what the server finds when it lists them."""
+        query = "SELECT count(*) FROM rows WHERE split = ? AND reason IS NOT ?"
         return int(self._db.execute(query, (split, VANISHED)).fetchone()[0])
 
     def objects(self) -> Iterator[str]:

@@ -54,11 +54,12 @@ def finished(request: Request, state: State | None, loader: ModelLoader) -> str:
         return ""
     if not _same_weights(state, loader):
         return ""
-    train, val, total = state.counts(TRAIN), state.counts(VAL), state.counts()
-    failed = f", of which {total.failed:,} failed" if total.failed else ""
+    train, val, total = state.present(TRAIN), state.present(VAL), state.counts()
+    failed = total.failed - (total.images - train - val)
     return (
-        f"{request.name} was registered with {train.images:,} training and {val.images:,} "
-        f"validation images{failed} (index {state.index_id})"
+        f"{request.name} was registered with {train:,} training and {val:,} validation images"
+        + (f", of which {failed:,} failed" if failed else "")
+        + f" (index {state.index_id})"
     )
 
 
