@@ -271,7 +271,9 @@ async def describe(request: Request, plan: Plan) -> str:
     if plan.earlier and plan.start_over:
         return f"Would start over: this deletes {what_restart_deletes(plan.earlier)}.\n{what}"
     if plan.earlier and (plan.relist or plan.as_listed):
-        way = describe_way(plan.earlier, plan.listing, as_listed=plan.as_listed)
+        way = await asyncio.to_thread(
+            describe_way, plan.earlier, plan.listing, as_listed=plan.as_listed
+        )
         return f"{way}\n{what}"
     return what
 

@@ -45,7 +45,7 @@ def check_changes(
     """That the bucket still has what an interrupted ingest listed, or that the user chose a way on.
 
     `on_server` says that the server has the dataset with this index already. Returns whether to
-    take the new listing.
+    take the new listing. Blocks: it compares all rows.
     """
     with Comparison(earlier.path, listing.path) as compared:
         changes = compared.changes(as_listed=request.as_listed, done_only=not request.as_listed)
@@ -80,6 +80,8 @@ def check_changes(
 
 def check_registrable(state: State, listing: State, *, as_listed: bool) -> None:
     """That the server, which lists the bucket itself, would find the images of the index.
+
+    Blocks: it compares all rows.
 
     Raises:
         click.ClickException: what changed, and the ways to go on.

@@ -169,8 +169,12 @@ async def _continue(earlier: State, listing: State, retry_failed: bool, as_liste
 
 async def _give_up_unlisted(state: State, listing: State) -> None:
     """Make failed rows, which hold zeros, of the images that vanished or changed."""
-    with Comparison(state.path, listing.path) as compared:
-        unlisted = dict(compared.unlisted())
+
+    def compare() -> dict[int, str]:
+        with Comparison(state.path, listing.path) as compared:
+            return dict(compared.unlisted())
+
+    unlisted = await asyncio.to_thread(compare)
     if not unlisted:
         return
     state.reopen(unlisted)
