@@ -89,6 +89,7 @@ class DatasetPage(TypedDict):
     sets: list[SetTitle]
     text_search: Feature
     umap: Feature
+    sizes: Feature  # width, height and aspect, for filters and orders
     version: int  # of the labels: it increases whenever labels are written
     warnings: list[str]
 

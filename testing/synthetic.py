@@ -2,6 +2,7 @@
 
 import colorsys
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -10,16 +11,20 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import pyarrow as pa
 from google.cloud import storage
 from PIL import Image, ImageDraw
+from pyarrow import parquet
 
 from common.names import identifier
+from dataset import manifest
 from dataset.arrays import DIMENSIONS
 from testing.photographs import encoded
 
 CLUSTERS = 12  # kinds of images
 SPREAD = 0.6  # distance of an image from the centre of its kind, as a share of the vector
 CHUNK_ROWS = 10_000
+SIDES = (480, 640, 1024)  # pixels that half of the made-up images of write_copy have on each side
 
 
 def kind_of(rows: np.ndarray) -> np.ndarray:
@@ -76,6 +81,29 @@ def lists(names: list[str], num_train: int) -> dict[str, object]:
     }
 
 
+def manifest_of(names: list[str], sizes: list[tuple[int, int | None, int | None]]) -> bytes:
+    """The columns of a manifest that the page reads. sizes: bytes, width and height per image."""
+    columns = manifest.schema({}).names
+    table = pa.table(
+        {"object": names}
+        | {name: [size[i] for size in sizes] for i, name in enumerate(("size", "width", "height"))}
+    )
+    assert set(table.column_names) <= set(columns)
+    file = io.BytesIO()
+    parquet.write_table(table, file, write_page_checksum=True)
+    return file.getvalue()
+
+
+def made_up_sizes(rows: int) -> list[tuple[int, int | None, int | None]]:
+    """Bytes, width and height as collections of photographs have them."""
+    rng = np.random.default_rng(0)
+    sides = rng.choice(SIDES, (rows, 2)) * np.where(
+        rng.random((rows, 1)) < 0.5, 1, rng.uniform(0.5, 1.5, (rows, 2))
+    )
+    bytes_ = sides.prod(axis=1) * rng.lognormal(-1.6, 0.4, rows)
+    return [(int(b), int(w), int(h)) for b, (w, h) in zip(bytes_, sides, strict=True)]
+
+
 def write_copy(data_dir: Path, index_id: str, names: list[str], num_train: int) -> None:
     """A complete index as local_forager stores it, without a bucket: 14 kB per image."""
     directory = data_dir / "indexes" / index_id
@@ -89,6 +117,7 @@ def write_copy(data_dir: Path, index_id: str, names: list[str], num_train: int) 
     classes = (kind_of(np.arange(len(names))) * 80).tolist()
     by_name = {os.path.basename(name): number for name, number in zip(names, classes, strict=True)}
     (directory / "imagenet.pickle").write_bytes(pickle.dumps(by_name))
+    (directory / manifest.NAME).write_bytes(manifest_of(names, made_up_sizes(len(names))))
     (directory / "complete").touch()
 
 
@@ -101,22 +130,31 @@ def publish(
     num_train: int,
     failed: Collection[int] = (),
     same: Mapping[int, int] = MappingProxyType({}),
+    shapes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+    with_manifest: bool = True,
 ) -> None:
     """Put images and a complete index into buckets.
 
     Args:
         failed: rows without vectors and without thumbnail.
         same: rows that get the image and the vectors of another row.
+        shapes: rows whose images have this width and height instead of 200 and 150.
     """
     images, index = client.bucket(image_bucket), client.bucket(index_bucket)
+    sizes: list[tuple[int, int | None, int | None]] = []
     for row, name in enumerate(names):
-        data = landscape(same.get(row, row))
+        width, height = shapes.get(row, (200, 150))
+        data = landscape(same.get(row, row), width, height)
+        sizes.append((0, None, None) if row in failed else (len(data), width, height))
         images.blob(name).upload_from_string(b"" if row in failed else data, "image/jpeg")
         if row not in failed:
             thumbnail = f"thumbnails/{index_id}/{identifier(name)}.jpg"
             index.blob(thumbnail).upload_from_string(data, "image/jpeg")
     for name, content in lists(names, num_train).items():
         index.blob(f"indexes/{index_id}/{name}").upload_from_string(json.dumps(content))
+    if with_manifest:
+        blob = index.blob(f"indexes/{index_id}/{manifest.NAME}")
+        blob.upload_from_string(manifest_of(names, sizes))
     for name, dimensions in DIMENSIONS.items():
         rows = np.concatenate([np.zeros((0, dimensions), "<f4"), *vectors(len(names), dimensions)])
         for row, other in same.items():

@@ -11,7 +11,10 @@ from local_forager.analysis.imagenet import class_name
 from local_forager.analysis.index import Index
 from local_forager.analysis.label_table import POSITIVE, LabelTable
 
-CSV_HEADER = ("object", "split", "labels", "imagenet_class", "imagenet_name", "failed")
+CSV_HEADER = (
+    *("object", "split", "labels", "imagenet_class", "imagenet_name"),
+    *("width", "height", "failed"),
+)
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet may execute such a cell
 LINES_A_PIECE = 1_000
 
@@ -89,9 +92,17 @@ def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[
                 "; ".join(labels),
                 str(number) if number >= 0 else "",
                 class_name(number) if number >= 0 else "",
+                *pixels(index, row),
                 "yes" if index.failed[row] else "",
             )
         )
+
+
+def pixels(index: Index, row: int) -> tuple[str, str]:
+    """Width and height of an image; "" where they are not known."""
+    if index.sizes is None or index.sizes.width[row] < 0:
+        return "", ""
+    return str(index.sizes.width[row]), str(index.sizes.height[row])
 
 
 def label_lines(index: Index, rows: Iterable[int], label: Annotation) -> Iterator[str]:

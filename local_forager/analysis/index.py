@@ -9,6 +9,7 @@ import numpy as np
 
 from common.names import identifier
 from dataset.arrays import DIMENSIONS
+from local_forager.analysis.image_sizes import Sizes, SizesProblem, read_sizes
 from local_forager.analysis.vectors import Vectors
 from weights.safe_pickle import MAX_READS, UnsafePickleError, read_pickle
 
@@ -33,6 +34,8 @@ class Index:
     failed: np.ndarray  # bool (n,), images whose vectors are all zero
     embeddings: dict[str, Vectors]
     rows_of: dict[str, list[int]]  # identifier -> rows; several only where identifiers collide
+    sizes: Sizes | None = None
+    no_sizes: str = ""  # why they are not known, in one sentence
 
     def split(self, row: int) -> str:
         return "train" if row < self.num_train else "val"
@@ -111,4 +114,9 @@ def read_index(directory: Path) -> Index:
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows_of.setdefault(identifier(name), []).append(row)
-    return Index(directory, names, num_train, classes, failed, embeddings, rows_of)
+    sizes, no_sizes = None, ""
+    try:
+        sizes = read_sizes(directory, names)
+    except SizesProblem as error:
+        no_sizes = str(error)
+    return Index(directory, names, num_train, classes, failed, embeddings, rows_of, sizes, no_sizes)

@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 import re
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gcs
+from dataset import manifest
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
+from local_forager.analysis.image_sizes import NO_MANIFEST, UNKNOWN
 from local_forager.analysis.index import (
     CLASSES,
     LISTS,
@@ -70,7 +72,9 @@ class IndexCopies:
         try:
             if not (copy.directory / COMPLETE).exists():
                 await self._download(index_id, copy)
-            copy.index = await asyncio.to_thread(read_index, copy.directory)
+            problem = await self._download_manifest(index_id, copy.directory)
+            index = await asyncio.to_thread(read_index, copy.directory)
+            copy.index = replace(index, no_sizes=problem) if problem else index
         except IndexProblem as error:
             copy.problem = str(error)
         except gcs.StorageError as error:
@@ -104,3 +108,17 @@ class IndexCopies:
             classes.unlink(missing_ok=True)
         await asyncio.to_thread(read_index, copy.directory)
         (copy.directory / COMPLETE).touch()
+
+    async def _download_manifest(self, index_id: str, directory: Path) -> str:
+        """Why the manifest of a complete copy is missing, or "". An index can do without it."""
+        path, none = directory / manifest.NAME, directory / NO_MANIFEST
+        if path.exists() or none.exists():
+            return ""
+        try:
+            name = f"indexes/{index_id}/{manifest.NAME}"
+            await self._buckets.download(self._bucket, name, path)
+        except gcs.StorageError as error:
+            if error.status != 404:
+                return f"{UNKNOWN}{manifest.NAME} cannot be downloaded. {error}"
+            none.touch()
+        return ""

@@ -115,6 +115,7 @@ async def dataset_page(request: web.Request) -> DatasetPage:
         "sets": [{"set": name, "title": title} for name, title in TITLES.items()],
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
+        "sizes": feature(None),
         "version": 0,
         "warnings": [],
     }
@@ -124,6 +125,7 @@ async def dataset_page(request: web.Request) -> DatasetPage:
         answer["failed"] = int(copy.index.failed.sum())
         answer["labelled"], answer["categories"] = len(table.of_row), table.counts()
         answer["classes"] = class_counts(copy.index)
+        answer["sizes"] = feature(copy.index.no_sizes or None)
         answer["warnings"] = warnings_of(counts, copy.index)
     return answer
 

@@ -11,16 +11,14 @@ MAX_TERMS = 50  # labels in one request
 
 
 def chosen_rows(request: web.Request, view: View) -> np.ndarray:
-    """bool (n,): the images that pass all filters except that of the file size."""
+    """bool (n,): the images that pass all filters except those of ranges.py."""
     query, index = request.query, view.index
     chosen = np.ones(len(index.names), bool)
     split = choice(request, "split", ("", "train", "val"))
     if split:
         others = slice(index.num_train, None) if split == "train" else slice(index.num_train)
         chosen[others] = False
-    if "category" in query:
-        chosen &= _marked(view, query["category"], query.get("mode"))
-    chosen &= _further_labels(request, view)
+    chosen &= _labels(request, view)
     if query.get("labelled"):
         labelled = np.zeros(len(chosen), bool)
         labelled[list(view.table.of_row)] = True
@@ -40,13 +38,22 @@ def _marked(view: View, category: str, mode: str | None) -> np.ndarray:
     return marked
 
 
-def _further_labels(request: web.Request, view: View) -> np.ndarray:
-    """The images with all labels of `with`, and none of `without`; both may be repeated."""
-    chosen = np.ones(len(view.index.names), bool)
+def _terms(request: web.Request, name: str) -> list[str]:
+    categories: list[str] = request.query.getall(name, [])
+    if len(categories) > MAX_TERMS:
+        raise PageError(400, f"There are more than {MAX_TERMS} labels in {name}.")
+    return categories
+
+
+def _labels(request: web.Request, view: View) -> np.ndarray:
+    """The images with `category` or a label of `or`, all labels of `with`, none of `without`."""
+    query, alternatives = request.query, _terms(request, "or")
+    chosen = np.full(len(view.index.names), "category" not in query and not alternatives)
+    if "category" in query:
+        chosen |= _marked(view, query["category"], query.get("mode"))
+    for category in alternatives:
+        chosen |= _marked(view, category, None)
     for name, wanted in (("with", True), ("without", False)):
-        categories = request.query.getall(name, [])
-        if len(categories) > MAX_TERMS:
-            raise PageError(400, f"There are more than {MAX_TERMS} labels in {name}.")
-        for category in categories:
+        for category in _terms(request, name):
             chosen &= _marked(view, category, None) == wanted
     return chosen

@@ -1,10 +1,13 @@
 """Reads the parameters of the page's requests; a wrong one is a PageError."""
 
+import re
+
 from aiohttp import web
 
 from dataset.arrays import DIMENSIONS
 from local_forager.analysis.index import Index
 
+DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 COMPARED_BY = ("clip", *(name for name in DIMENSIONS if name != "clip"))  # the default first
 
 
@@ -22,6 +25,16 @@ def number(request: web.Request, name: str, default: int, low: int, high: int) -
     if not text.isascii() or not text.isdigit() or not low <= int(text[:15]) <= high:
         raise PageError(400, f"{name} is not a number from {low:,} to {high:,}.")
     return int(text[:15])
+
+
+def thousandths(request: web.Request, name: str, default: int, high: int) -> int:
+    """A decimal number, in thousandths; `default` and `high` are so too."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not DECIMAL.fullmatch(text) or round(1000 * float(text)) > high:
+        raise PageError(400, f"{name} is not a number from 0 to {high / 1000:,.0f}.")
+    return round(1000 * float(text))
 
 
 def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:

@@ -12,13 +12,13 @@ from local_forager.analysis.health import TITLES, Health
 from local_forager.analysis.health_checks import BLOCK_ROWS, Groups
 from local_forager.analysis.ordering import neighbour_distances
 from local_forager.analysis.vectors import Vectors
+from local_forager.page import ranges
 from local_forager.page.filters import chosen_rows
 from local_forager.page.query import PageError, choice, embedding_choice, number
 from local_forager.page.state import PAGE, View, view_of
 from local_forager.types import Working
 
-SORTS = ("name", "name-backwards", "smallest", "largest", "outliers", "typical")
-MAX_BYTES = 10**12  # of a file
+SORTS = ("name", "name-backwards", *ranges.SORTS, "outliers", "typical")
 MAX_COMPARED = 200_000  # images; comparing all pairs takes about 20 minutes
 MAX_TEXT = 1_000  # characters of a text to search for
 WAIT = 1.0  # seconds after which a request is told to ask again
@@ -83,14 +83,10 @@ class Listing(NamedTuple):
 async def listing(request: web.Request, view: View) -> Listing | None:
     """The images that the request asks for; None while they are still being compared."""
     chosen = chosen_rows(request, view)
-    page, query, names = request.app[PAGE], request.query, view.index.names
+    names = view.index.names
     sort = choice(request, "sort", ("", *SORTS))
-    low = number(request, "min_bytes", 0, 0, MAX_BYTES)
-    high = number(request, "max_bytes", MAX_BYTES, 0, MAX_BYTES)
-    sizes = np.zeros(0)
-    if sort in ("smallest", "largest") or "min_bytes" in query or "max_bytes" in query:
-        sizes = await page.object_sizes(view.dataset, view.index)
-        chosen &= (sizes >= low) & (sizes <= high)
+    for allowed in (await ranges.within(request, view)).values():
+        chosen &= allowed
     name = choice(request, "set", ("", *TITLES))
     if name:
         groups = await finding(request, view, name)
@@ -114,8 +110,10 @@ async def listing(request: web.Request, view: View) -> Listing | None:
             ordered = sorted(order.tolist(), key=names.__getitem__, reverse=sort != "name")
             order = np.array(ordered, np.int64)
         elif sort:
-            sign = 1 if sort == "smallest" else -1
-            order = order[np.argsort(sign * sizes[order], kind="stable")]
+            field, sign = ranges.SORTS[sort]
+            values = await ranges.measures(request, view, field)
+            order = order[values[order] >= 0]
+            order = order[np.argsort(sign * values[order], kind="stable")]
         return Listing(order, np.zeros(len(order), bool), None)
     order = order[~view.index.failed[order]]
     order = order[np.argsort(-cosine[order], kind="stable")]

@@ -7,6 +7,7 @@ import { Grid } from "./grid.js";
 import { Health } from "./health.js";
 import { home } from "./home.js";
 import { PointMap } from "./map.js";
+import { impossible } from "./ranges.js";
 import { Rows } from "./rows.js";
 import { Selection } from "./selection.js";
 import { watchShortcuts } from "./shortcuts.js";
@@ -24,7 +25,7 @@ class Session {
     this.name = name;
     this.ended = new AbortController();
     this.info = null;
-    this.filters = new Filters();
+    this.filters = new Filters(this);
     this.stage = h("section", { class: "stage" });
     this.view = null;
     this.kind = null;
@@ -96,11 +97,21 @@ class Session {
     if (current().selected === "yes") show(current(), { scroll: scrollY, back: false });
   }
 
-  // A shared address may search by text where this server cannot: show the images all the same.
+  // A shared address may ask for what this server or index cannot do: show the images all the same.
   possible(state) {
-    const { available, reason } = this.info.text_search;
-    if (!state.text || available) return state;
-    return { ...state, text: null, note: `They are not sorted by the text “${state.text}”. ${reason}` };
+    const { text_search: search, sizes } = this.info;
+    const notes = [];
+    const left = { ...state };
+    if (state.text && !search.available) {
+      left.text = null;
+      notes.push(`They are not sorted by the text “${state.text}”. ${search.reason}`);
+    }
+    const dropped = sizes.available ? null : impossible(state);
+    if (dropped) {
+      Object.assign(left, dropped.left);
+      notes.push(`${dropped.note} ${sizes.reason}`);
+    }
+    return { ...left, notes };
   }
 
   // The chip of a sort by similarity names the image, so it must be known before it is shown.

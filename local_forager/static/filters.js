@@ -1,14 +1,16 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
-import { basename, bytes, count, h, modeKind, modeName, own, plural, splitName } from "./dom.js";
-import { changed, go, labelsIn, onLink, toggled } from "./state.js";
+import { basename, count, h, modeKind, modeName, own, plural, splitName } from "./dom.js";
+import { needsManifest, rangeChips, Ranges, SIZE_SORTS } from "./ranges.js";
+import { changed, go, labelsIn, leaveHealth, onLink, toggled } from "./state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
 const CLASSES = 8; // classes listed at once; the others are found by name
 const MANY = 12; // categories; from here on there is a box to find one
 
 export class Filters {
-  constructor() {
+  constructor(session) {
+    this.ranges = new Ranges();
     this.body = h("div", { class: "filters-body" });
     this.element = h("details", { class: "filters", open: WIDE.matches },
       h("summary", {}, "Search and filters"), this.body);
@@ -27,13 +29,14 @@ export class Filters {
     const scroll = this.element.scrollTop;
     this.body.replaceChildren(
       search(info, state),
-      sorting(state),
+      sorting(info, state),
       naming(state),
       split(info, state),
       this.labels(info, state),
       this.classes(info, state),
-      fileSize(state),
+      this.ranges.element,
     );
+    this.ranges.show(info, state);
     this.element.scrollTop = scroll;
     if (focused) document.getElementById(focused)?.focus();
   }
@@ -114,11 +117,11 @@ function search(info, state) {
 }
 
 const SORTS = {
-  "": "as in the index", name: "name", "name-backwards": "name, backwards", largest: "largest file first",
-  smallest: "smallest file first", outliers: "outliers first", typical: "most typical first",
+  "": "as in the index", name: "name", "name-backwards": "name, backwards", ...SIZE_SORTS,
+  outliers: "outliers first", typical: "most typical first",
 };
 
-function sorting(state) {
+function sorting(info, state) {
   return h("section", {}, h("label", { for: "sort", class: "heading" }, "Sort"),
     h("select", {
       id: "sort", class: "wide",
@@ -128,6 +131,7 @@ function sorting(state) {
       }),
     }, Object.entries(SORTS).map(([value, title]) => h("option", {
       value, selected: value === (state.sort ?? ""),
+      disabled: needsManifest(value) && !info.sizes.available,
     }, title))));
 }
 
@@ -141,29 +145,6 @@ function naming(state) {
       go({ ...leaveHealth(state), name_part: input.value || null, image: null });
     },
   }, h("label", { for: "name", class: "heading" }, "Object name contains"), input);
-}
-
-const KILO = 1000;
-
-function fileSize(state) {
-  const box = (id, field, title) => h("label", { for: id }, title, h("input", {
-    type: "number", id, min: "0", step: "any",
-    value: state[field] === null ? "" : String(Number(state[field]) / KILO),
-  }));
-  const value = (id) => {
-    const text = document.getElementById(id).value;
-    return text === "" ? null : Math.round(Number(text) * KILO);
-  };
-  return h("form", {
-    onsubmit: (event) => {
-      event.preventDefault();
-      go({
-        ...leaveHealth(state), min_bytes: value("min-bytes"), max_bytes: value("max-bytes"), image: null,
-      });
-    },
-  }, h("h2", {}, "File size, kB"),
-  h("div", { class: "inline sizes" }, box("min-bytes", "min_bytes", "from "),
-    box("max-bytes", "max_bytes", "to "), h("button", { type: "submit" }, "Apply")));
 }
 
 function choice(id, text, number, on, changes, extra = null) {
@@ -194,8 +175,9 @@ function categoryChoice({ category, count: number, modes }, state) {
     "aria-label": `${title}: ${category}`, onclick: onLink,
     "aria-current": labelsIn(state, field).includes(category) ? "true" : null,
   }, sign);
-  item.append(h("span", { class: "mores" }, more("with", "+", "And with this label"),
-    more("without", "−", "Without this label")));
+  item.style.setProperty("--digits", count(number).length); // the buttons leave the number free
+  item.append(h("span", { class: "mores" }, more("or", "or", "Or with this label"),
+    more("with", "+", "And with this label"), more("without", "−", "Without this label")));
   if (modes.length > 1 || modes[0].mode !== "POSITIVE") {
     item.append(h("ul", { class: "modes", role: "list" }, modes.map(({ mode, count: images }) => {
       const chosen = on && state.mode === mode;
@@ -206,9 +188,6 @@ function categoryChoice({ category, count: number, modes }, state) {
   }
   return item;
 }
-
-// The health report is of all images, so a filter that is chosen there leads to the images.
-const leaveHealth = (state) => (state.view === "health" ? { view: null } : {});
 
 // A sentence of the server, in which an option to type is never broken across lines.
 const withOptions = (text) => text.split(/(--\w+)/).map((part) =>
@@ -227,6 +206,10 @@ export function summary(session, state, shown) {
     chip(state.mode ? `${state.category}: ${modeName(state.mode)}` : state.category,
       { category: null, mode: null });
   }
+  for (const label of labelsIn(state, "or")) {
+    const alone = state.category === null && labelsIn(state, "or").length === 1;
+    chip(alone ? label : `or ${label}`, { or: toggled(state, "or", label) });
+  }
   if (state.labelled) chip(state.labelled === "no" ? "no label" : "any label", { labelled: null });
   for (const label of labelsIn(state, "with")) {
     chip(`and ${label}`, { with: toggled(state, "with", label) });
@@ -240,8 +223,7 @@ export function summary(session, state, shown) {
   }
   if (state.name_part) chip(`name contains ${state.name_part}`, { name_part: null });
   if (state.failed) chip(state.failed === "no" ? "not failed" : "failed", { failed: null });
-  if (state.min_bytes !== null) chip(`from ${bytes(Number(state.min_bytes))}`, { min_bytes: null });
-  if (state.max_bytes !== null) chip(`up to ${bytes(Number(state.max_bytes))}`, { max_bytes: null });
+  for (const [text, changes] of rangeChips(state)) chip(text, changes);
   if (state.sort) chip(`sorted: ${own(SORTS, state.sort) ?? state.sort}`, { sort: null });
   if (state.selected === "yes") chip("selected", { selected: null });
   if (state.set) {
@@ -256,6 +238,6 @@ export function summary(session, state, shown) {
     h("p", { role: "status", class: "total" }, shown === info.rows ? plural(shown, "image")
       : `${count(shown)} of ${plural(info.rows, "image")}`),
     ...chips,
-    ...[...info.warnings, ...(state.note ? [state.note] : [])].map((warning) =>
+    ...[...info.warnings, ...state.notes].map((warning) =>
       h("p", { class: "warning", role: "alert" }, withOptions(warning))));
 }

@@ -1,7 +1,7 @@
 // The images that pass the filters, and what is known about each. Kept until labels change.
 
 import { askArray } from "./dom.js";
-import { FILTERS, labelsIn } from "./state.js";
+import { FILTERS, LABEL_LISTS, labelsIn } from "./state.js";
 
 const BATCH = 200; // images per request; the server accepts 500
 const KEPT = 20000; // summaries in memory
@@ -43,10 +43,16 @@ export class Rows {
     return this.part;
   }
 
-  async ask(state) {
+  // The filters and the order of a view, as the page's API takes them.
+  parameters(state) {
     const parameters = Object.fromEntries(FILTERS.map((field) => [field, state[field]]));
-    for (const field of ["with", "without"]) parameters[field] = labelsIn(state, field);
+    for (const field of LABEL_LISTS) parameters[field] = labelsIn(state, field);
     if (state.set || state.like !== null || state.sort) parameters.by = state.by;
+    return parameters;
+  }
+
+  async ask(state) {
+    const parameters = this.parameters(state);
     const key = JSON.stringify(parameters);
     if (key !== this.key) {
       const { name, ended } = this.session;

@@ -1,14 +1,12 @@
 // What is shown, as stated in the address: /NAME?view=...&split=... and so on.
 
-const FIELDS = [
-  "view", "split", "category", "mode", "with", "without", "labelled", "class", "name_part", "failed",
-  "min_bytes", "max_bytes", "set", "text", "like", "sort", "by", "color",
-  "method", "pictures", "at", "selected", "image",
-];
 export const FILTERS = [
-  "split", "category", "mode", "with", "without", "labelled", "class", "name_part", "failed", "min_bytes",
+  "split", "category", "mode", "or", "with", "without", "labelled", "class", "name_part", "failed",
+  "min_width", "max_width", "min_height", "max_height", "min_aspect", "max_aspect", "min_bytes",
   "max_bytes", "set", "text", "like", "sort",
 ];
+const FIELDS = ["view", ...FILTERS, "by", "color", "method", "pictures", "at", "selected", "image"];
+export const LABEL_LISTS = ["or", "with", "without"]; // fields that hold several labels
 const BETWEEN = "\n"; // labels of one field in the address
 const listeners = new Set();
 history.scrollRestoration = "manual";
@@ -32,13 +30,18 @@ export function address(state) {
   return query.size ? `/${state.name}?${query}` : `/${state.name}`;
 }
 
-// The labels that images must have too, or must not have: fields "with" and "without".
-export const labelsIn = (state, field) => (state[field] ? state[field].split(BETWEEN) : []);
+// The labels in one of LABEL_LISTS: of which images may have any too, must have all, must have none.
+export const labelsIn = (state, field) => (state[field] ? state[field].split(BETWEEN) : [])
+  .map((label) => label.replace(/%(25|0A)/g, decodeURIComponent));
 export function toggled(state, field, label) {
   const labels = labelsIn(state, field);
   const left = labels.filter((one) => one !== label);
-  return (left.length < labels.length ? left : [...labels, label]).join(BETWEEN) || null;
+  return (left.length < labels.length ? left : [...labels, label])
+    .map((one) => one.replace(/[%\n]/g, encodeURIComponent)).join(BETWEEN) || null;
 }
+
+// The health report is of all images, so a filter that is chosen there leads to the images.
+export const leaveHealth = (state) => (state.view === "health" ? { view: null } : {});
 
 export const changed = (changes) => address({ ...current(), ...changes });
 

@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from testing.browser import chromium, chromium_path
-from tests.local_forager.page_server import COPY, FAILED, NAMES, TIMEOUT_S, page_server
+from tests.local_forager.page_server import COPY, FAILED, NAMES, SHAPES, TIMEOUT_S, page_server
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def storage(emulator_url):
 def server(storage, tmp_path_factory):
     """A server for all tests. Its dataset "d" is read only; tests that write publish their own."""
     with page_server(tmp_path_factory.mktemp("page")) as server:
-        server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2})
+        server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2}, shapes=SHAPES)
         server.label("d", ["t00", "t01", "t02", "v00"], "bird")
         server.label("d", ["t03"], "bird", "NEGATIVE")
         server.label("d", ["t01", "t07"], "sky", "far away")

@@ -16,6 +16,7 @@ TIMEOUT_S = 60  # the longest wait for anything; a loaded machine is slow
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
     f"d/val/v{row:02}.jpg" for row in range(20)
 ]
+SHAPES = {10: (300, 150), 11: (300, 100), 12: (100, 200)}  # of rows that are not 200x150
 FAILED, COPY = 4, 65  # rows of NAMES; COPY, in validation, has the picture of row 2
 
 

@@ -10,10 +10,11 @@ from local_forager.analysis import imagenet
 from local_forager.analysis.ordering import neighbour_distances
 from local_forager.analysis.vectors import Vectors
 from testing import synthetic
-from tests.local_forager.page_server import FAILED, fetch, get, shows_rows, total
+from tests.local_forager.page_server import FAILED, SHAPES, fetch, get, shows_rows, total
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
 expect = playwright.expect
+NORMAL = [row for row in range(80) if row not in (FAILED, *SHAPES)]  # images of 200x150
 
 
 def rows(server, query, name="d"):
@@ -46,11 +47,31 @@ def test_class_of_another_model():
         ("name_part=T0&split=train", list(range(10))),
         ("failed=yes", [FAILED]),
         ("max_bytes=0", [FAILED]),
+        ("category=sky&or=bird", [0, 1, 2, 3, 7, 60]),
+        ("category=bird&mode=NEGATIVE&or=sky", [1, 3, 7]),
+        ("or=sky&without=bird", [7]),
+        ("or=sky&or=bird&with=sky&split=train", [1, 7]),
+        ("min_width=201", [10, 11]),
+        ("max_width=199", [12]),
+        ("min_height=150&max_height=150&max_width=200", NORMAL),
+        ("min_aspect=1.333&max_aspect=1.333", NORMAL),
+        ("max_aspect=1.332", [12]),
+        ("min_aspect=1.334", [10, 11]),
+        ("sort=widest&max_bytes=999999&min_width=201", [10, 11]),
         ("sort=name-backwards&split=val", list(range(79, 59, -1))),
     ],
 )
 def test_filters(server, query, expected):
     assert rows(server, query) == expected
+
+
+def test_sorts_by_size(server):
+    assert rows(server, "sort=widest")[:3] == [10, 11, 0]
+    assert rows(server, "sort=tallest")[:2] == [12, 0]
+    assert rows(server, "sort=lowest")[:2] == [11, 0]
+    assert rows(server, "sort=narrowest")[0] == rows(server, "sort=portrait")[0] == 12
+    assert rows(server, "sort=landscape")[:2] == [11, 10]
+    assert FAILED not in rows(server, "sort=portrait")
 
 
 def test_sort_by_file_size(server):
@@ -88,13 +109,17 @@ def test_neighbour_distances_agree_with_all_pairs(tmp_path):
 
 
 def test_file_sizes_when_the_bucket_is_gone(server, dataset_name):
-    server.publish(dataset_name, [f"{dataset_name}/train/a.jpg"], 1)
+    server.publish(dataset_name, [f"{dataset_name}/train/a.jpg"], 1, with_manifest=False)
     name = f"{dataset_name}/train/a.jpg"
     gcs.make_client().bucket(server.images).blob(name).delete()
     assert rows(server, "sort=largest", dataset_name) == []
 
 
-@pytest.mark.parametrize("query", ["sort=x", "failed=x", "min_bytes=-1", "with=a&" * 51])
+@pytest.mark.parametrize(
+    "query",
+    ["sort=x", "failed=x", "min_bytes=-1", "with=a&" * 51, "or=a&" * 51, "min_width=1.5",
+     "max_aspect=x", "max_aspect=-1", "min_aspect=1e3", "max_aspect=2000000"],
+)  # fmt: skip
 def test_wrong_filters(server, query):
     assert get(f"{server.url}/page/d/rows?{query}")[0] == 400
 
@@ -136,7 +161,7 @@ def test_class_by_name(server, tabs):
 
 def test_file_size_of_the_page(server, tabs):
     page = tabs(f"{server.url}/d")
-    page.get_by_label("to", exact=True).fill("0")
+    page.get_by_label("File size to").fill("0")
     page.get_by_role("button", name="Apply").click()
     total(page, "1 of 80 images")
     expect(page.locator(".summary .chip")).to_contain_text("up to 0 bytes")
@@ -159,3 +184,70 @@ def test_the_page_says_what_the_server_computes(server, tabs):
     ready.append(True)
     total(page, "79 of 80 images")
     expect(page.locator("#working")).to_be_empty()
+
+
+def test_sizes_of_the_page(server, tabs):
+    page = tabs(f"{server.url}/d")
+    page.get_by_label("Width from").fill("201")
+    page.get_by_label("Width from").press("Enter")
+    total(page, "2 of 80 images")
+    page.get_by_label("Aspect to").fill("2")
+    page.get_by_label("Aspect to").press("Enter")
+    total(page, "1 of 80 images")
+    expect(page.locator(".summary .chip")).to_have_text(
+        ["width from 201 pixels×", "aspect up to 2×"]
+    )
+    page.get_by_role("link", name="Remove the filter: width").click()
+    total(page, "78 of 80 images")
+    page.get_by_label("Sort").select_option("narrowest first")
+    expect(page.locator(".cell:not([hidden]) a").first).to_have_attribute(
+        "href", re.compile("image=12$")
+    )
+
+
+def test_either_label_on_the_page(server, tabs, dataset_name):
+    hostile = ["<b>100%0A</b>\n=1", "\u202efirst"]
+    server.publish(dataset_name, [f"{dataset_name}/train/{row}.jpg" for row in range(4)], 4)
+    for row, label in enumerate(hostile):
+        server.label(dataset_name, [str(row)], label)
+    page = tabs(f"{server.url}/{dataset_name}")
+    for place, images in enumerate((1, 2)):
+        page.get_by_role("link", name="Or with this label").nth(place).click()
+        total(page, f"{images} of 4 images")
+    page.reload()
+    total(page, "2 of 4 images")
+    chips = page.locator(".summary .chip bdi").all_text_contents()
+    assert chips == [f"or {label}" for label in sorted(hostile)]
+    page.locator(".summary .chip").first.click()
+    total(page, "1 of 4 images")
+    expect(page.locator(".summary .chip bdi")).to_have_text(hostile[1])
+    shows_rows(page, [1])
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "of other images", "damaged"])
+def test_index_whose_sizes_are_not_known(server, tabs, dataset_name, damage):
+    index_id, client = f"i-{dataset_name}", gcs.make_client()
+    names = [f"{dataset_name}/train/{row}.jpg" for row in range(2)]
+    synthetic.publish(client, server.images, server.index, index_id, names, 2)
+    blob = client.bucket(server.index).blob(f"indexes/{index_id}/manifest.parquet")
+    if damage == "no manifest":
+        blob.delete()
+    else:
+        others = [name.upper() for name in names]
+        content = synthetic.manifest_of(others, [(1, 1, 1)] * 2)
+        blob.upload_from_string(content[:-9] if damage == "damaged" else content)
+    server.create(dataset_name, index_id, dataset_name)
+    sizes = server.wait_until_copied(dataset_name)["sizes"]
+    assert not sizes["available"] and damage in sizes["reason"]
+    for query in ("min_width=1", "max_aspect=1", "sort=tallest"):
+        answer = get(f"{server.url}/page/{dataset_name}/rows?{query}")
+        assert answer == (409, {"error": sizes["reason"]})
+    assert len(rows(server, "sort=largest", dataset_name)) == 2
+    page = tabs(f"{server.url}/{dataset_name}?min_width=1&sort=portrait")
+    total(page, "2 images")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "They are not filtered by width and not sorted"
+    )
+    expect(page.locator(".ranges")).to_contain_text(sizes["reason"])
+    expect(page.get_by_label("Width from")).to_have_count(0)
+    expect(page.locator("#sort option", has_text="widest")).to_be_disabled()

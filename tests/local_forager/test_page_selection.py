@@ -193,6 +193,7 @@ def test_export(server, tabs):
     rows = list(csv.DictReader(io.StringIO(data.decode())))
     assert name == "d-csv.csv" and rows[1]["labels"] == "bird=POSITIVE; sky=far away"
     assert [row["split"] for row in rows] == ["train"] * 4 + ["val"]
+    assert {(row["width"], row["height"]) for row in rows} == {("200", "150")}
     page.keyboard.press("Escape")
     name, data = export(page, "Label file", Category="seen", Mode="UNSURE")
     command = page.locator("#export code").inner_text()

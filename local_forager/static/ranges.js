@@ -1,0 +1,94 @@
+// Filters by what an image measures: its width, height, aspect and file size. Each has two boxes
+// for its limits.
+
+import { bytes, count, h } from "./dom.js";
+import { go, leaveHealth } from "./state.js";
+
+const KILO = 1000;
+// shown: a value of the address as text, and what follows one or two of them; scale: what a number in
+// a box stands for in the address.
+export const RANGES = {
+  width: { title: "Width", unit: "pixels", scale: 1, shown: [count, " pixels"] },
+  height: { title: "Height", unit: "pixels", scale: 1, shown: [count, " pixels"] },
+  aspect: { title: "Aspect", unit: "width / height", scale: 1, shown: [String, ""] },
+  bytes: { title: "File size", unit: "kB", scale: KILO, shown: [bytes, ""] },
+};
+export const SIZE_SORTS = {
+  largest: "largest file first", smallest: "smallest file first", widest: "widest first",
+  narrowest: "narrowest first", tallest: "tallest first", lowest: "lowest first",
+  landscape: "landscape first", portrait: "portrait first",
+};
+const OF_FILES = ["largest", "smallest"]; // known without a manifest, from a listing of the bucket
+export const needsManifest = (sort) => Object.hasOwn(SIZE_SORTS, sort ?? "") && !OF_FILES.includes(sort);
+
+const limits = (field) => [`min_${field}`, `max_${field}`];
+
+// The filters and the order in an address that a dataset without known sizes cannot have, as
+// { field: null }, and a sentence about them; null if there are none.
+export function impossible(state) {
+  const fields = Object.keys(RANGES).filter((field) =>
+    field !== "bytes" && limits(field).some((name) => state[name] !== null));
+  const left = Object.fromEntries(fields.flatMap(limits).map((name) => [name, null]));
+  const words = fields.length ? [`filtered by ${fields.join(", ")}`] : [];
+  if (needsManifest(state.sort)) {
+    left.sort = null;
+    words.push("sorted by size");
+  }
+  return words.length ? { left, note: `They are not ${words.join(" and not ")}.` } : null;
+}
+
+// The ranges of the panel: those of a dataset whose sizes are known, or the reason why not.
+export class Ranges {
+  constructor() {
+    this.element = h("section", { class: "ranges", "aria-label": "Sizes" });
+  }
+
+  show(info, state) {
+    const { available, reason } = info.sizes;
+    this.state = state;
+    const fields = Object.keys(RANGES).filter((field) => available || field === "bytes");
+    this.element.replaceChildren(...fields.map((field) => this.range(field)),
+      ...(available ? [] : [h("p", { class: "quiet" }, reason)]));
+  }
+
+  apply(field, least, most) {
+    const [low, high] = limits(field);
+    go({ ...leaveHealth(this.state), [low]: least, [high]: most, image: null });
+  }
+
+  // One range: [from] to [to].
+  range(field) {
+    const { title, unit, scale } = RANGES[field];
+    const [low, high] = limits(field);
+    const box = (name, text) => h("label", { for: name }, h("span", { class: "hidden" }, `${title} `),
+      text, h("input", {
+        type: "number", id: name, min: "0", step: "any",
+        value: this.state[name] === null ? "" : String(Number(this.state[name]) / scale),
+      }));
+    const value = (name) => {
+      const text = document.getElementById(name).value;
+      return text === "" ? null : Number((Number(text) * scale).toFixed(field === "aspect" ? 3 : 0));
+    };
+    return h("form", {
+      class: "range", "data-field": field,
+      onsubmit: (event) => {
+        event.preventDefault();
+        this.apply(field, value(low), value(high));
+      },
+    },
+    h("h2", {}, title, h("span", { class: "quiet unit" }, unit)),
+    h("div", { class: "inline sizes" }, box(low, "from "), box(high, "to "),
+      h("button", { type: "submit" }, "Apply")));
+  }
+}
+
+// A chip's text and what removes it, for each range in the address.
+export function rangeChips(state) {
+  return Object.entries(RANGES).flatMap(([field, { title, shown: [text, after] }]) => {
+    const names = limits(field);
+    const [low, high] = names.map((name) => (state[name] === null ? null : text(Number(state[name]))));
+    if (low === null && high === null) return [];
+    const range = low === null ? `up to ${high}` : high === null ? `from ${low}` : `${low} to ${high}`;
+    return [[`${title.toLowerCase()} ${range}${after}`, Object.fromEntries(names.map((name) => [name, null]))]];
+  });
+}
