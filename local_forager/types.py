@@ -137,6 +137,20 @@ class ImageDetail(ImageSummary):
     problem: str  # why the image cannot be read, or ""
 
 
+class Histogram(TypedDict):
+    """Bin i holds the values from edges[i] up to, not including, edges[i + 1]."""
+
+    field: str  # "width", "height", "aspect" or "bytes"
+    step: float  # the least difference of two values: edges[i + 1] - step is the last one of bin i
+    edges: list[float]
+    images: list[int]  # of the whole dataset, in each bin
+    chosen: list[int]  # of them, those that pass the filters of all other fields
+
+
+class HistogramList(TypedDict):
+    histograms: list[Histogram]
+
+
 class Neighbour(TypedDict):
     distance: float
     image: ImageSummary

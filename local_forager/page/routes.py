@@ -9,6 +9,7 @@ from aiohttp import web
 
 from local_forager.page.datasets import dataset_page, datasets, health
 from local_forager.page.export import export_rows
+from local_forager.page.histograms import histograms
 from local_forager.page.images import cover, image, images, neighbours, original, thumbnail
 from local_forager.page.map import column, map_points
 from local_forager.page.query import PageError
@@ -76,6 +77,7 @@ def add_page(app: web.Application, page: Page) -> None:
         f"{name}/dataset": dataset_page,
         f"{name}/rows": rows,
         f"{name}/distances": distances,
+        f"{name}/histograms": histograms,
         f"{name}/images": images,
         f"{name}/image/{row}": image,
         f"{name}/neighbours/{row}": neighbours,

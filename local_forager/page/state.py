@@ -82,6 +82,11 @@ class Page:
         except gcs.StorageError as error:
             raise PageError(502, f"The file sizes are not known. {error}") from error
 
+    def has_sizes(self, dataset: Dataset) -> bool:
+        """Whether a listing has answered object_sizes already."""
+        task = self._sizes.get(dataset.index_id)
+        return task is not None and task.done() and not task.exception()
+
     async def _list_sizes(self, dataset: Dataset, index: Index) -> np.ndarray:
         sizes: dict[str, int] = {}
         for path in (dataset.train_path, dataset.val_path):

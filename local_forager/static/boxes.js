@@ -1,29 +1,22 @@
 // The boxes of an image, drawn over it, with their categories.
 
 import { h, keep, kept, labelText, modeKind } from "./dom.js";
+import { svg } from "./svg.js";
 
 const HIDE = "forager-hide-boxes"; // the browser keeps "yes" if the person switched boxes off
-const SVG = "http://www.w3.org/2000/svg";
-
-function element(tag, attributes, ...children) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
 
 // An overlay for an image element, and a box to switch it off; width and height are the image's in
 // pixels. Both are null if the image has no boxes.
 export function drawBoxes(boxes, picture, width, height) {
   const size = Math.max(width, height);
-  const overlay = element("svg", { class: "boxes", viewBox: `0 0 ${width} ${height}` },
+  const overlay = svg("svg", { class: "boxes", viewBox: `0 0 ${width} ${height}` },
     ...boxes.flatMap((box) => {
       const [left, top] = [Math.min(box.x1, box.x2), Math.min(box.y1, box.y2)];
-      const text = element("text", {
+      const text = svg("text", {
         x: left + 0.006 * size, y: Math.max(top - 0.008 * size, 0.028 * size), "font-size": 0.028 * size,
       });
       text.textContent = labelText(box);
-      return [element("rect", {
+      return [svg("rect", {
         class: modeKind(box.mode), x: left, y: top, width: Math.abs(box.x2 - box.x1),
         height: Math.abs(box.y2 - box.y1),
       }), text];

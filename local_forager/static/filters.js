@@ -10,7 +10,7 @@ const MANY = 12; // categories; from here on there is a box to find one
 
 export class Filters {
   constructor(session) {
-    this.ranges = new Ranges();
+    this.ranges = new Ranges(session);
     this.body = h("div", { class: "filters-body" });
     this.element = h("details", { class: "filters", open: WIDE.matches },
       h("summary", {}, "Search and filters"), this.body);

@@ -1,9 +1,11 @@
-// Filters by what an image measures: its width, height, aspect and file size. Each has two boxes
-// for its limits.
+// Filters by what an image measures: its width, height, aspect and file size. Each has a histogram to
+// brush and two boxes for exact limits.
 
-import { bytes, count, h } from "./dom.js";
+import { bytes, count, h, pause, Problem } from "./dom.js";
+import { Histogram } from "./histogram.js";
 import { go, leaveHealth } from "./state.js";
 
+const POLL = 700; // milliseconds until histograms are asked for again while the server computes
 const KILO = 1000;
 // shown: a value of the address as text, and what follows one or two of them; scale: what a number in
 // a box stands for in the address.
@@ -39,8 +41,12 @@ export function impossible(state) {
 
 // The ranges of the panel: those of a dataset whose sizes are known, or the reason why not.
 export class Ranges {
-  constructor() {
+  constructor(session) {
+    this.session = session;
     this.element = h("section", { class: "ranges", "aria-label": "Sizes" });
+    this.histograms = Object.fromEntries(Object.entries(RANGES).map(([field, { title, shown }]) =>
+      [field, new Histogram(field, title, shown, (low, high) => this.apply(field, low, high))]));
+    this.turn = 0;
   }
 
   show(info, state) {
@@ -49,6 +55,32 @@ export class Ranges {
     const fields = Object.keys(RANGES).filter((field) => available || field === "bytes");
     this.element.replaceChildren(...fields.map((field) => this.range(field)),
       ...(available ? [] : [h("p", { class: "quiet" }, reason)]));
+    this.refresh();
+  }
+
+  // The same distributions are shown until those of the new filters are there.
+  async refresh() {
+    const turn = (this.turn += 1);
+    const { rows, ended } = this.session;
+    const { state } = this;
+    try {
+      let answer;
+      for (;;) {
+        answer = await this.session.ask("histograms", rows.parameters(state));
+        if (turn !== this.turn || ended.signal.aborted) return;
+        if (!answer.working) break;
+        await pause(POLL);
+      }
+      for (const [field, histogram] of Object.entries(this.histograms)) {
+        histogram.show(answer.histograms.find((one) => one.field === field), ...this.limitsOf(field));
+      }
+    } catch (error) { // the view itself says what is wrong
+      if (error.name !== "AbortError" && !(error instanceof Problem)) throw error;
+    }
+  }
+
+  limitsOf(field) {
+    return limits(field).map((name) => (this.state[name] === null ? null : Number(this.state[name])));
   }
 
   apply(field, least, most) {
@@ -56,7 +88,7 @@ export class Ranges {
     go({ ...leaveHealth(this.state), [low]: least, [high]: most, image: null });
   }
 
-  // One range: [from] to [to].
+  // One range: its histogram, [from] to [to].
   range(field) {
     const { title, unit, scale } = RANGES[field];
     const [low, high] = limits(field);
@@ -77,6 +109,7 @@ export class Ranges {
       },
     },
     h("h2", {}, title, h("span", { class: "quiet unit" }, unit)),
+    this.histograms[field].element,
     h("div", { class: "inline sizes" }, box(low, "from "), box(high, "to "),
       h("button", { type: "submit" }, "Apply")));
   }

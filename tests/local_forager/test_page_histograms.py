@@ -1,0 +1,149 @@
+"""The histograms of the filters: what the server computes, and brushing them in a browser."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from local_forager import types as page_types
+from local_forager.analysis.histogram import BINS, counts_of, edges_of
+from local_forager.page.histograms import histogram
+from testing import synthetic
+from tests.local_forager.page_server import complete, get, shows_rows, total
+from tests.local_forager.test_page_api import conforms
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+expect = playwright.expect
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[5], [0], [0, 0, 7], [1, 2, 3], [640] * 9 + [10**12], list(range(5000)), [-1, 3, -1, 900]],
+)
+def test_bins_hold_all_known_values(values):
+    values = np.array(values, np.int64)
+    edges = edges_of(values)
+    known = values[values >= 0]
+    assert edges[0] == known.min() and edges[-1] == known.max() + 1
+    assert (np.diff(edges) > 0).all() and len(edges) <= BINS + 1
+    every, half = counts_of(values, edges, [values >= 0, values > np.median(known)])
+    assert every == np.histogram(known, edges)[0].tolist()
+    assert sum(half) == (values > np.median(known)).sum()
+
+
+def test_no_bins_without_values():
+    assert histogram("width", np.full(3, -1), np.ones(3, bool)) is None
+    assert histogram("width", np.zeros(0, np.int64), np.ones(0, bool)) is None
+
+
+def test_histogram_of_100_000_images():
+    sizes = np.array(synthetic.made_up_sizes(100_000), np.int64)
+    found = histogram("bytes", sizes[:, 0], sizes[:, 1] > 640)
+    assert sum(found["images"]) == 100_000 and sum(found["chosen"]) == (sizes[:, 1] > 640).sum()
+    assert len(json.dumps(found)) < 2_500
+
+
+def histograms(server, query=""):
+    status, answer = get(f"{server.url}/page/d/histograms?{query}")
+    assert status == 200
+    conforms(answer, page_types.HistogramList)
+    return {one["field"]: one for one in answer["histograms"]}
+
+
+def test_histograms_pass_the_filters_of_other_fields(server):
+    every = histograms(server)
+    assert list(every) == ["bytes", "width", "height", "aspect"]
+    width, aspect = every["width"], every["aspect"]
+    assert (width["edges"][0], width["edges"][-1]) == (100, 301) and sum(width["images"]) == 79
+    assert (aspect["step"], aspect["edges"][0], aspect["edges"][-1]) == (0.001, 0.5, 3.001)
+    assert width["images"] == width["chosen"]
+    wide = histograms(server, "min_width=201")
+    assert wide["width"]["chosen"] == width["images"]
+    assert wide["height"]["images"] == every["height"]["images"]
+    assert sum(wide["height"]["chosen"]) == sum(wide["bytes"]["chosen"]) == 2
+    assert sum(histograms(server, "set=leak")["width"]["chosen"]) == 2
+    assert sum(histograms(server, "category=bird&split=val")["aspect"]["chosen"]) == 1
+
+
+def plot(page, name):
+    """The plot of a histogram on the screen, and the x of a place from 0 to 1."""
+    element = page.locator(f"[data-field={name}] .plot")
+    element.scroll_into_view_if_needed()
+    box = element.bounding_box()
+    return lambda share: (box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+
+
+def test_brush_with_the_mouse(server, tabs):
+    page = tabs(f"{server.url}/d")
+    complete(page)
+    expect(page.get_by_role("slider", name="Width: lower end")).to_be_visible()
+    at = plot(page, "width")
+    page.mouse.move(*at(0.8))
+    page.mouse.down()
+    page.mouse.move(*at(1.2), steps=3)
+    expect(page.locator("[data-field=width] .axis")).to_contain_text("300 pixels2 images")
+    total(page, "80 images")  # only shown until the button is up
+    page.mouse.up()
+    total(page, "2 of 80 images")
+    shows_rows(page, [10, 11])
+    expect(page.locator(".summary .chip")).to_contain_text("width from ")
+    page.mouse.move(*at(0.8))  # the handle, back to the beginning
+    page.mouse.down()
+    page.mouse.move(*at(-0.2), steps=3)
+    page.mouse.up()
+    total(page, "80 images")
+    expect(page).to_have_url(f"{server.url}/d")
+    page.go_back()
+    total(page, "2 of 80 images")
+
+
+def test_brush_with_the_keyboard(server, tabs):
+    page = tabs(f"{server.url}/d")
+    complete(page)
+    upper = page.get_by_role("slider", name="Width: upper end")
+    expect(upper).to_have_attribute("aria-valuenow", "300")
+    upper.focus()
+    page.keyboard.press("ArrowLeft")
+    total(page, "77 of 80 images")  # without Enter, after a pause; the failed one has no width
+    expect(upper).to_be_focused()
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    total(page, "1 of 80 images")
+    shows_rows(page, [12])
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    expect(upper).to_have_attribute("aria-valuetext", "102 pixels")
+    total(page, "1 of 80 images")
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+    total(page, "80 images")
+
+
+def test_brush_with_a_finger(server, browser):
+    context = browser.new_context(has_touch=True, viewport={"width": 400, "height": 800})
+    page = context.new_page()
+    page.goto(f"{server.url}/d")
+    complete(page)
+    page.get_by_text("Search and filters").tap()
+    expect(page.get_by_role("slider", name="Height: lower end")).to_be_visible()
+    at = plot(page, "height")
+    touch = context.new_cdp_session(page)
+    points = [[{"x": x, "y": y}] for x, y in (at(0.9), at(0.95), at(0.99))]
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points[0]})
+    for moved in points[1:]:
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": moved})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    total(page, "1 of 80 images")
+    expect(page).to_have_url(re.compile("min_height=1[89][0-9]$"))
+    context.close()
+
+
+def test_a_histogram_follows_the_other_filters(server, tabs):
+    page = tabs(f"{server.url}/d")
+    complete(page)
+    text = page.locator("[data-field=height] .axis")
+    expect(text).to_have_text("100 to 200 pixels")
+    page.locator(".filters").get_by_role("link", name="Validation 20").click()
+    bars = page.locator("[data-field=width] .bars")
+    expect(bars).to_have_attribute("d", re.compile("^M[^M]*$"))  # one bar: all are 200 wide
