@@ -83,6 +83,7 @@ class DatasetPage(TypedDict):
     rows_train: int
     failed: int
     labelled: int  # images with at least one label
+    boxed: int  # images with at least one box
     categories: list[CategoryCount]
     classes: list[ClassCount]  # ImageNet classes, the commonest first
     embeddings: list[EmbeddingInfo]  # the default first
@@ -120,6 +121,8 @@ class ImageSummary(TypedDict):
     failed: bool  # at ingest: it has no vectors and no thumbnail
     imagenet_class: int | None
     class_name: str  # or ""
+    width: int | None  # pixels; None if the index does not say
+    height: int | None
     labels: list[LabelText]
     boxes: list[BoxText]
 
@@ -129,10 +132,10 @@ class ImageList(TypedDict):
 
 
 class ImageDetail(ImageSummary):
+    """Width and height are those of the image in the bucket, if it can be read."""
+
     path: str  # gs:// address
-    bytes: int | None  # None, like width and height, if the image cannot be read; see problem
-    width: int | None
-    height: int | None
+    bytes: int | None  # None if the image cannot be read; see problem
     orientation: int  # EXIF: 1 is upright; the models and thumbnails ignore it
     problem: str  # why the image cannot be read, or ""
 

@@ -92,17 +92,10 @@ def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[
                 "; ".join(labels),
                 str(number) if number >= 0 else "",
                 class_name(number) if number >= 0 else "",
-                *pixels(index, row),
+                *map(str, index.pixels(row) or ("", "")),
                 "yes" if index.failed[row] else "",
             )
         )
-
-
-def pixels(index: Index, row: int) -> tuple[str, str]:
-    """Width and height of an image; "" where they are not known."""
-    if index.sizes is None or index.sizes.width[row] < 0:
-        return "", ""
-    return str(index.sizes.width[row]), str(index.sizes.height[row])
 
 
 def label_lines(index: Index, rows: Iterable[int], label: Annotation) -> Iterator[str]:

@@ -40,6 +40,12 @@ class Index:
     def split(self, row: int) -> str:
         return "train" if row < self.num_train else "val"
 
+    def pixels(self, row: int) -> tuple[int, int] | None:
+        """Width and height of an image; None where they are not known."""
+        if self.sizes is None or self.sizes.width[row] < 0:
+            return None
+        return int(self.sizes.width[row]), int(self.sizes.height[row])
+
 
 def vectors_path(directory: Path, embedding: str) -> Path:
     """The file with the vectors of one embedding, headerless."""

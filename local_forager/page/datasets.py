@@ -102,6 +102,7 @@ async def dataset_page(request: web.Request) -> DatasetPage:
         "rows_train": 0,
         "failed": 0,
         "labelled": 0,
+        "boxed": 0,
         "categories": [],
         "classes": [],
         "embeddings": [
@@ -124,6 +125,7 @@ async def dataset_page(request: web.Request) -> DatasetPage:
         answer["rows"], answer["rows_train"] = len(copy.index.names), copy.index.num_train
         answer["failed"] = int(copy.index.failed.sum())
         answer["labelled"], answer["categories"] = len(table.of_row), table.counts()
+        answer["boxed"] = len(table.boxes)
         answer["classes"] = class_counts(copy.index)
         answer["sizes"] = feature(copy.index.no_sizes or None)
         answer["warnings"] = warnings_of(counts, copy.index)

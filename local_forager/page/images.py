@@ -28,6 +28,7 @@ COVERS = 4  # thumbnails per dataset in the list of datasets
 
 def summary(view: View, row: int) -> ImageSummary:
     name, number = view.index.names[row], int(view.index.classes[row])
+    width, height = view.index.pixels(row) or (None, None)
     return {
         "row": row,
         "name": name,
@@ -36,6 +37,8 @@ def summary(view: View, row: int) -> ImageSummary:
         "failed": bool(view.index.failed[row]),
         "imagenet_class": number if number >= 0 else None,
         "class_name": class_name(number) if number >= 0 else "",
+        "width": width,
+        "height": height,
         "labels": view.table.of_row.get(row, []),
         "boxes": view.table.boxes.get(row, []),
     }
@@ -58,8 +61,6 @@ async def image(request: web.Request) -> ImageDetail:
         **summary(view, row),
         "path": f"gs://{bucket}/{view.index.names[row]}",
         "bytes": None,
-        "width": None,
-        "height": None,
         "orientation": 1,
         "problem": "",
     }

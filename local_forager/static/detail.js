@@ -68,7 +68,7 @@ export async function showDetail(session, state) {
   open("sheet", figure.element,
     h("div", { class: "facts" },
       heading(basename(image.name)), steps(rows, place), facts(session, image, size, problem),
-      labels(image), boxSwitch(image.boxes, dialog), neighbourhood(session, image, by, near)));
+      labels(image), switchOf(image), neighbourhood(session, image, by, near)));
   measure(session, image, size, problem, figure);
   if (!image.failed) await neighbours(session, image, by, near, key);
 }
@@ -177,6 +177,11 @@ async function measure(session, image, size, problem, figure) {
     if (!(error instanceof Problem)) return;
     size.replaceChildren(error.message);
   }
+}
+
+function switchOf({ boxes }) {
+  if (!boxes.length) return null;
+  return boxSwitch(boxes.length === 1 ? "Show the box" : `Show the ${count(boxes.length)} boxes`);
 }
 
 function labels(image) {

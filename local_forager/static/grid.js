@@ -1,5 +1,6 @@
 // The grid of thumbnails. Only the tiles on the screen exist, whatever the number of images.
 
+import { boxSwitch, tileBoxes } from "./boxes.js";
 import { basename, h, kept, keep, labelText, modeKind, own, splitName } from "./dom.js";
 import { summary } from "./filters.js";
 import { changed, onLink } from "./state.js";
@@ -53,7 +54,8 @@ export class Grid {
     this.head.replaceChildren(summary(this.session, state, rows.length),
       h("button", {
         type: "button", disabled: !rows.length, onclick: () => this.session.selection.set(this.rows),
-      }, "Select all"), this.sizes());
+      }, "Select all"),
+      ...(this.session.info.boxed ? [boxSwitch("Boxes")] : []), this.sizes());
     this.none.hidden = rows.length > 0;
     this.none.textContent = this.session.info.rows
       ? "No image fits these filters." : "This dataset has no images.";
@@ -79,6 +81,7 @@ export class Grid {
     this.total = Math.ceil(this.rows.length / this.columns) * this.step;
     this.height = Math.min(this.total, MAX_HEIGHT);
     this.list.style.height = `${this.height}px`;
+    this.list.style.setProperty("--tile", this.tile);
     for (const tile of this.tiles) tile.place = -1;
     this.request();
   }
@@ -356,12 +359,17 @@ function describe(tile, known) {
   const labels = known?.labels ?? [];
   tile.dots.replaceChildren(...labels.slice(0, MARKS).map((label) =>
     h("span", { class: `dot ${modeKind(label.mode)}` })));
+  tile.boxes?.remove();
+  tile.boxes = known?.boxes.length && known.width
+    ? tileBoxes(known.boxes, known.width, known.height) : null;
+  if (tile.boxes) tile.image.after(tile.boxes);
   if (other || known?.failed) {
     tile.text.textContent = known?.failed ? `failed: ${basename(known.name)}` : "";
   }
   const text = known ? basename(known.name) : `Image ${tile.row}`;
   const about = [text, known?.split === "val" ? splitName("val") : "", known?.failed ? "failed" : "",
-    ...labels.map(labelText)].filter(Boolean).join(", ");
+    ...labels.map(labelText), ...new Set(known?.boxes.map((box) => `box ${labelText(box)}`)),
+  ].filter(Boolean).join(", ");
   tile.image.alt = about;
   tile.link.title = about;
   if (known?.failed) tile.image.removeAttribute("src");

@@ -211,7 +211,7 @@ def test_boxes_are_drawn(server, tabs, dataset_name):
     server.box(dataset_name, "a", "<b>dog", (20, 30, 120, 90))
     server.box(dataset_name, "a", "cat", (150, 140, 199, 10), "NEGATIVE")
     page = tabs(f"{server.url}/{dataset_name}?image=0")
-    overlay = page.locator(".boxes")
+    overlay = page.locator("#detail .boxes")
     expect(overlay.locator("text")).to_have_text(["<b>dog", "cat: negative"])
     image, box = page.locator(".full").bounding_box(), overlay.locator("rect").first.bounding_box()
     scale = image["width"] / 200

@@ -116,6 +116,48 @@ def test_labels_appear_without_a_reload(server, tabs, dataset_name):
     expect(link).to_have_count(0)
 
 
+def test_boxes_on_thumbnails(server, tabs, dataset_name):
+    names = [f"{dataset_name}/train/{letter}.jpg" for letter in "abc"]
+    server.publish(dataset_name, names, 3, shapes={1: (100, 200)})
+    hostile = "<b>\u202edog"
+    server.box(dataset_name, "a", hostile, (10, 30, 120, 90))  # begins left of what the tile shows
+    server.box(dataset_name, "b", "cat", (20, 199, 90, 120), "NEGATIVE")
+    page = tabs(f"{server.url}/{dataset_name}")
+    total(page, "3 images")
+    wait_for_pictures(page)
+    tiles = page.locator(".cell:not([hidden]) .tile")
+    expect(tiles.locator(".boxes text")).to_have_text([hostile, "cat: negative"])
+    expect(tiles.first.locator("img")).to_have_attribute("alt", f"a.jpg, box {hostile}")
+    for place, (left, top, side), box in (
+        (0, (25, 0, 150), (10, 30, 120, 90)),
+        (1, (0, 50, 100), (20, 120, 90, 199)),
+    ):
+        tile = tiles.nth(place).bounding_box()
+        rect = tiles.nth(place).locator("rect").bounding_box()
+        scale = tile["width"] / side
+        assert rect["x"] - tile["x"] == pytest.approx((box[0] - left) * scale, abs=3)
+        assert rect["y"] - tile["y"] == pytest.approx((box[1] - top) * scale, abs=3)
+        assert rect["width"] == pytest.approx((box[2] - box[0]) * scale, abs=5)
+        assert rect["height"] == pytest.approx((box[3] - box[1]) * scale, abs=5)
+        text = tiles.nth(place).locator("text").bounding_box()
+        assert text["x"] >= tile["x"] and 8 < text["height"] < 20
+    page.get_by_label("Boxes", exact=True).uncheck()
+    expect(tiles.first.locator(".boxes")).to_be_hidden()
+    tiles.first.click()
+    page.get_by_label("Show the box").check()  # the same switch
+    page.keyboard.press("Escape")
+    expect(page.get_by_label("Boxes", exact=True)).to_be_checked()
+    expect(tiles.first.locator(".boxes")).to_be_visible()
+
+
+def test_no_boxes_on_thumbnails_of_unknown_size(server, tabs, dataset_name):
+    server.publish(dataset_name, [f"{dataset_name}/train/a.jpg"], 1, with_manifest=False)
+    server.box(dataset_name, "a", "dog", (10, 30, 120, 90))
+    page = tabs(f"{server.url}/{dataset_name}")
+    expect(page.locator(".tile img").first).to_have_attribute("alt", "a.jpg, box dog")
+    expect(page.locator(".tile .boxes")).to_have_count(0)
+
+
 def test_thumbnail_size_is_remembered(server, tabs):
     page = tabs(f"{server.url}/d")
     total(page, "80 images")
