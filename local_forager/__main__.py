@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from aiohttp import web
 
+from local_forager.analysis.approximate import EXACT_ROWS
 from local_forager.export_command import export_set
 from local_forager.page.routes import add_page
 from local_forager.page.state import PAGE, Page
@@ -23,7 +24,12 @@ SHUTDOWN_TIMEOUT = 2.0  # seconds for open requests to finish when the server is
 
 
 def make_app(
-    data_dir: Path, generation: str, bucket: str, loopback: bool, clip_weights: Path | None
+    data_dir: Path,
+    generation: str,
+    bucket: str,
+    loopback: bool,
+    clip_weights: Path | None,
+    exact_rows: int = EXACT_ROWS,
 ) -> web.Application:
     middlewares = [refuse_other_sites, answer_errors]
     if loopback:
@@ -35,7 +41,7 @@ def make_app(
     app[BUCKETS] = Buckets()
     add_api(app)
     add_questions(app)
-    add_page(app, Page(app, data_dir, bucket, clip_weights))
+    add_page(app, Page(app, data_dir, bucket, clip_weights, exact_rows))
     app.on_response_prepare.append(announce_page)
     app.on_cleanup.append(close)
     return app
@@ -101,6 +107,13 @@ async def serve(app: web.Application, host: str, port: int) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory with CLIP's text tower and tokenizer, for text search on the page.",
 )
+@click.option(
+    "--exact_rows",
+    "--exact-rows",
+    type=click.IntRange(0),
+    default=EXACT_ROWS,
+    help="Images up to which each search compares all of them; faiss-cpu searches in more.",
+)
 @click.pass_context
 def main(
     context: click.Context,
@@ -110,6 +123,7 @@ def main(
     host: str,
     bucket: str,
     clip_weights: Path | None,
+    exact_rows: int,
 ) -> None:
     """Serve a small Forager on this machine, for trying things and tests. It replaces no Forager.
 
@@ -119,7 +133,7 @@ def main(
     """
     if context.invoked_subcommand:
         return
-    app = make_app(data_dir, generation, bucket, is_loopback(host), clip_weights)
+    app = make_app(data_dir, generation, bucket, is_loopback(host), clip_weights, exact_rows)
     asyncio.run(serve(app, host, port))
     # The database is closed. A thread may still compute a map; do not wait for it.
     sys.stdout.flush()

@@ -7,6 +7,7 @@ from typing import TextIO
 
 import click
 
+from local_forager.analysis.approximate import usable
 from local_forager.analysis.export_formats import (
     FORMATS,
     Annotation,
@@ -14,6 +15,7 @@ from local_forager.analysis.export_formats import (
     annotation,
     export,
 )
+from local_forager.analysis.health import near_in_lists
 from local_forager.analysis.health_checks import (
     Groups,
     disagreeing,
@@ -38,8 +40,8 @@ def report(progress: float) -> None:
         click.echo(f"\rComparing images: {progress:.0%}{end}", err=True, nl=False)
 
 
-def rows_of(which: str, index: Index, table: LabelTable, by: str) -> list[int]:
-    """The rows of a set, ascending."""
+def rows_of(which: str, index: Index, table: LabelTable, by: str, exact: bool) -> list[int]:
+    """The rows of a set, ascending. exact: compare all pairs of a large index too."""
     vectors, failed = index.embeddings[by], index.failed
     if which == "all":
         return list(range(len(index.names)))
@@ -51,7 +53,15 @@ def rows_of(which: str, index: Index, table: LabelTable, by: str) -> list[int]:
     if which == "exact-duplicates":
         groups = exact_duplicates(vectors, failed)
     else:
-        groups = near_duplicates(vectors, failed, report).groups
+        if exact or not usable(len(index.names)):
+            groups = near_duplicates(vectors, failed, report).groups
+        else:
+            groups = near_in_lists(index, by, report).groups
+            click.echo(
+                "Only roughly similar images were compared: a few may be missing. --exact compares "
+                "all pairs.",
+                err=True,
+            )
         if which == "leaks":
             groups = leaks(index, groups)
     return sorted(row for group in groups for row in group)
@@ -92,6 +102,7 @@ async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, L
 @click.option(
     "--by", type=click.Choice(COMPARED_BY), default=COMPARED_BY[0], help="Compare by this."
 )
+@click.option("--exact", is_flag=True, help="Compare all pairs of more than 200,000 images too.")
 @click.option(
     "--format",
     "format_",
@@ -110,6 +121,7 @@ def export_set(
     bucket: str,
     which: str,
     by: str,
+    exact: bool,
     format_: str,
     category: str | None,
     mode: str,
@@ -132,7 +144,7 @@ def export_set(
     except ExportProblem as error:
         raise click.ClickException(str(error)) from error
     index, table = asyncio.run(read_dataset(name, data_dir, bucket))
-    rows = rows_of(which, index, table, by)
+    rows = rows_of(which, index, table, by, exact)
     for piece in export(format_, index, table, rows, label):
         out.write(piece)
     out.flush()

@@ -159,9 +159,19 @@ class Neighbour(TypedDict):
     image: ImageSummary
 
 
+class SearchState(TypedDict):
+    """How neighbours are searched for in an index."""
+
+    state: str  # "exact": among all images; "building" what is faster; "ready": with that
+    progress: float  # of building, 0 to 1
+    reason: str  # why nothing faster can be had, or ""
+
+
 class NeighbourList(TypedDict):
     by: str
     milliseconds: float  # the search took
+    exact: bool  # False if only images in the lists nearest to the image were compared
+    search: SearchState
     neighbours: list[Neighbour]
 
 
@@ -181,6 +191,17 @@ class Finding(TypedDict):
     groups: int  # 0 if the images do not form groups
 
 
+class AllPairs(TypedDict):
+    """The comparison of all pairs of a large index, for near duplicates."""
+
+    state: (
+        str  # "none" if every comparison is of all pairs, "waiting" for exact=1, "working", "ready"
+    )
+    progress: float  # 0 to 1
+    duration: str  # about how long it takes, in words
+
+
 class HealthReport(TypedDict):
     by: str
     findings: list[Finding]
+    all_pairs: AllPairs

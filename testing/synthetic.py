@@ -24,6 +24,8 @@ from testing.photographs import encoded
 CLUSTERS = 12  # kinds of images
 SPREAD = 0.6  # distance of an image from the centre of its kind, as a share of the vector
 CHUNK_ROWS = 10_000
+EMBEDDING_CHUNK_ROWS = 50_000
+KINDS, GROUPS, LATENTS = 2_000, 40, 32  # of embeddings
 SIDES = (480, 640, 1024)  # pixels that half of the made-up images of write_copy have on each side
 
 
@@ -42,6 +44,42 @@ def vectors(rows: int, dimensions: int, seed: int = 0) -> Iterator[np.ndarray]:
         noise = rng.standard_normal((len(kinds), dimensions), dtype=np.float32)
         noise *= SPREAD / np.sqrt(dimensions)
         chunk = centres[kinds] + noise
+        yield chunk / np.linalg.norm(chunk, axis=1, keepdims=True)
+
+
+def embeddings(rows: int, dimensions: int = 512, seed: int = 0) -> Iterator[np.ndarray]:
+    """Unit vectors that are distributed as those of photographs, float32, in chunks.
+
+    KINDS of unequal frequency in GROUPS share a common direction. Within its kind an image varies
+    in LATENTS directions, of decreasing variance; four of ten images are between two kinds. One of
+    a hundred is a near duplicate of another. The median cosine distance of two images is 0.5, to
+    the nearest one some 0.1.
+    """
+    rng = np.random.default_rng((seed, dimensions))
+
+    def directions(count: int) -> np.ndarray:
+        found = rng.standard_normal((count, dimensions), dtype=np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    centres = 0.7 * directions(1) + 0.5 * directions(GROUPS)[rng.integers(0, GROUPS, KINDS)]
+    centres += 0.35 * directions(KINDS)
+    spectrum = (1 + np.arange(LATENTS, dtype=np.float32)) ** -0.5
+    spectrum *= 0.5 / np.linalg.norm(spectrum)
+    bases = [directions(LATENTS) * spectrum[:, None] for _ in range(KINDS)]
+    frequency = (1 + np.arange(KINDS)) ** -0.7
+    for start in range(0, rows, EMBEDDING_CHUNK_ROWS):
+        count = min(EMBEDDING_CHUNK_ROWS, rows - start)
+        kinds, others = rng.choice(KINDS, (2, count), p=frequency / frequency.sum())
+        own = np.where(rng.random(count) < 0.6, 1, rng.uniform(0.5, 1, count))
+        own = own.astype(np.float32)[:, None]
+        chunk = own * centres[kinds] + (1 - own) * centres[others]
+        chunk += rng.standard_normal((count, dimensions), np.float32) * (0.15 / dimensions**0.5)
+        for kind in np.unique(kinds):
+            of_kind = np.flatnonzero(kinds == kind)
+            chunk[of_kind] += rng.standard_normal((len(of_kind), LATENTS), np.float32) @ bases[kind]
+        copies, originals = rng.choice(count, (2, count // 100), replace=False)
+        noise = rng.standard_normal((len(copies), dimensions), np.float32)
+        chunk[copies] = chunk[originals] + noise * (0.1 / dimensions**0.5)
         yield chunk / np.linalg.norm(chunk, axis=1, keepdims=True)
 
 

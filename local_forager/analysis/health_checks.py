@@ -1,11 +1,12 @@
 """What may be wrong with a dataset: duplicates, leakage, labels that contradict neighbours."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from local_forager.analysis.approximate import InvertedFile
 from local_forager.analysis.index import Index
 from local_forager.analysis.jobs import Progress
 from local_forager.analysis.vectors import Vectors
@@ -14,6 +15,7 @@ NEAR_SHARE = 0.05  # near duplicates: a distance of up to this share of the medi
 SAMPLED_PAIRS = 4_000  # random pairs of images that estimate the median distance
 PAIR_LIMIT = 1_000_000  # near pairs after which the search stops: then most images are alike
 BLOCK_ROWS = 2_048  # rows per side of one matrix product: 16 MiB of similarities
+NEAR_LISTS = 4  # lists of similar images that an image is compared with, of an inverted file
 LABELLED_NEIGHBOURS = 5  # nearest labelled images that an image's labels are compared with
 SEED = 0
 
@@ -24,6 +26,7 @@ class Near(NamedTuple):
     groups: Groups
     distance: float  # cosine distance up to which two images count as near duplicates
     complete: bool  # False if the search stopped at the pair limit
+    exact: bool = True  # False if only pairs within similar images were compared
 
 
 class Union:
@@ -106,6 +109,49 @@ def near_duplicates(
         left = (blocks - number - 1) / blocks
         progress(1 - left * left)
     return Near(union.groups(), distance, complete=True)
+
+
+def near_duplicates_in_lists(
+    inverted: InvertedFile,
+    failed: np.ndarray,
+    progress: Progress,
+    pair_limit: int = PAIR_LIMIT,
+) -> Near:
+    """Groups as near_duplicates finds them, comparing each image with its NEAR_LISTS lists only."""
+    array, good = inverted.vectors.array, np.flatnonzero(~failed)
+    distance = near_distance(inverted.vectors, good)
+    near = inverted.nearest_lists(good, min(NEAR_LISTS, inverted.lists))
+    seekers = np.argsort(near, axis=None, kind="stable")  # of the first list, the second, ...
+    starts = np.searchsorted(near.ravel()[seekers], np.arange(inverted.lists + 1))
+    union, pairs = Union(), np.zeros(0, np.int64)
+    for number in range(inverted.lists):
+        places, choice = np.divmod(seekers[starts[number] : starts[number + 1]], near.shape[1])
+        members = good[places[choice == 0]]
+        for one, other in _pairs_of(array, good[places], members, 1 - distance):
+            union.join(zip(one.tolist(), other.tolist(), strict=True))
+            pairs = np.concatenate([pairs, one * len(failed) + other])
+            if len(pairs) > pair_limit:
+                pairs = np.unique(pairs)  # two images may be in each other's lists
+            if len(pairs) > pair_limit:
+                return Near(union.groups(), distance, complete=False, exact=False)
+        progress((number + 1) / inverted.lists)
+    return Near(union.groups(), distance, complete=True, exact=False)
+
+
+def _pairs_of(
+    array: np.ndarray, rows: np.ndarray, others: np.ndarray, least: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of a row and another whose cosine is at least `least`, the smaller row first."""
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
+        vectors = array[block]
+        for first in range(0, len(others), BLOCK_ROWS):
+            part = others[first : first + BLOCK_ROWS]
+            one, other = np.nonzero(vectors @ array[part].T >= least)
+            one, other = block[one], part[other]
+            different = one != other
+            one, other = one[different], other[different]
+            yield np.minimum(one, other), np.maximum(one, other)
 
 
 def leaks(index: Index, groups: Groups) -> Groups:

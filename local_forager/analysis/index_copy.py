@@ -24,6 +24,7 @@ from local_forager.server.buckets import Buckets
 
 SAFE_DIRECTORY = re.compile(r"[A-Za-z0-9][-_A-Za-z0-9]{0,99}")
 COMPLETE = "complete"  # the file that marks a directory as a whole, checked copy
+MANIFEST_TIMEOUT = 20.0  # seconds; a complete copy opens without a bucket
 RETRY_AFTER = 5.0  # seconds after which a failed copy is tried again
 
 
@@ -116,7 +117,12 @@ class IndexCopies:
             return ""
         try:
             name = f"indexes/{index_id}/{manifest.NAME}"
-            await self._buckets.download(self._bucket, name, path)
+            download = self._buckets.download(self._bucket, name, path)
+            await asyncio.wait_for(download, MANIFEST_TIMEOUT)
+        except asyncio.TimeoutError:
+            return (
+                f"{UNKNOWN}{manifest.NAME} was not downloaded within {MANIFEST_TIMEOUT:g} seconds."
+            )
         except gcs.StorageError as error:
             if error.status != 404:
                 return f"{UNKNOWN}{manifest.NAME} cannot be downloaded. {error}"

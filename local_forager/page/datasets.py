@@ -135,6 +135,12 @@ async def dataset_page(request: web.Request) -> DatasetPage:
 async def health(request: web.Request) -> HealthReport:
     view = await view_of(request)
     by = embedding_choice(request)
-    checks = Health(request.app[PAGE].jobs, view.dataset.index_id, view.index, by)
+    page = request.app[PAGE]
+    checks = Health(page.jobs, view.dataset.index_id, view.index, by, page.exact_rows)
     start = choice(request, "start", ("0", "1")) == "1"
-    return {"by": by, "findings": checks.findings(view.table, view.version, start)}
+    exact = choice(request, "exact", ("0", "1")) == "1"
+    return {
+        "by": by,
+        "all_pairs": checks.all_pairs(exact),
+        "findings": checks.findings(view.table, view.version, start),
+    }

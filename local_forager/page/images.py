@@ -8,7 +8,8 @@ from aiohttp import web
 
 from common.names import identifier
 from local_forager.analysis.imagenet import class_name
-from local_forager.page.query import PageError, embedding_choice, number, row_in_path
+from local_forager.page.query import PageError, choice, embedding_choice, number, row_in_path
+from local_forager.page.search import inverted_file
 from local_forager.page.state import PAGE, View, index_of, view_of
 from local_forager.page.stored_images import (
     FOREVER,
@@ -88,10 +89,17 @@ async def neighbours(request: web.Request) -> NeighbourList:
         raise PageError(409, "This image failed at ingest: it has no vector to compare.")
     count = number(request, "count", 24, 1, MAX_NEIGHBOURS)
     begin = time.perf_counter()
-    search = partial(view.index.embeddings[by].neighbours, row, count, view.index.failed)
+    inverted, state = inverted_file(request, view, by)
+    exact = inverted is None or choice(request, "exact", ("0", "1")) == "1"
+    if inverted is None or exact:
+        search = partial(view.index.embeddings[by].neighbours, row, count, view.index.failed)
+    else:
+        search = partial(inverted.neighbours, row, count)
     found = await request.app[PAGE].compute(search)
     return {
         "by": by,
+        "exact": exact,
+        "search": state,
         "milliseconds": round(1000 * (time.perf_counter() - begin), 2),
         "neighbours": [
             {"distance": round(float(distance), 6), "image": summary(view, int(near))}

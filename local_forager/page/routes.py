@@ -14,6 +14,7 @@ from local_forager.page.images import cover, image, images, neighbours, original
 from local_forager.page.map import column, map_points
 from local_forager.page.query import PageError
 from local_forager.page.rows import distances, rows
+from local_forager.page.search import search
 from local_forager.page.state import PAGE, Page
 from local_forager.page.stored_images import ImageMissing
 from local_forager.server.api import SLUG
@@ -81,6 +82,7 @@ def add_page(app: web.Application, page: Page) -> None:
         f"{name}/images": images,
         f"{name}/image/{row}": image,
         f"{name}/neighbours/{row}": neighbours,
+        f"{name}/search": search,
         f"{name}/map": map_points,
         f"{name}/column/{{column:split|class|label|category}}": column,
         f"{name}/health": health,

@@ -63,7 +63,8 @@ async def neighbour_distances_of(request: web.Request, view: View) -> np.ndarray
 async def finding(request: web.Request, view: View, name: str) -> Groups | None:
     """The images that a health check found; None if that takes longer than WAIT."""
     by = embedding_choice(request)
-    health = Health(request.app[PAGE].jobs, view.dataset.index_id, view.index, by)
+    page = request.app[PAGE]
+    health = Health(page.jobs, view.dataset.index_id, view.index, by, page.exact_rows)
     until = time.monotonic() + WAIT
     while True:
         groups = health.groups(name, view.table, view.version, start=True)

@@ -39,10 +39,10 @@ class Page:
     """The parts that the page's handlers share; close() ends their threads."""
 
     def __init__(
-        self, app: web.Application, data_dir: Path, bucket: str, clip: Path | None
+        self, app: web.Application, data_dir: Path, bucket: str, clip: Path | None, exact_rows: int
     ) -> None:
         buckets = self._buckets = app[BUCKETS]
-        self.bucket = bucket
+        self.bucket, self.exact_rows = bucket, exact_rows
         self.database = app[DATABASE]
         self.copies = IndexCopies(buckets, bucket, data_dir)
         self.thumbnails = Thumbnails(buckets, bucket, data_dir)

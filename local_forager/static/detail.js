@@ -1,12 +1,13 @@
 // One image: the picture, what is known about it, and its nearest neighbours.
 
 import {
-  basename, bytes, count, embeddingOf, h, labelText, modeKind, Problem, splitName,
+  basename, bytes, count, embeddingOf, h, labelText, modeKind, pause, Problem, splitName,
 } from "./dom.js";
 import { boxSwitch, drawBoxes } from "./boxes.js";
 import { changed, closeImage, go, onLink } from "./state.js";
 
 const COUNT = 24; // neighbours shown
+const POLL = 1500; // milliseconds between looks at the progress of preparing a faster search
 const dialog = document.getElementById("detail");
 let shown = null; // what the dialog shows, as text
 let lastRow = null; // the row it showed last
@@ -61,7 +62,8 @@ export async function showDetail(session, state) {
   if (shown !== key) return;
   const place = rows.indexOf(image.row);
   const near = h("div", { class: "near" });
-  const size = h("dd", { class: "quiet" }, "…");
+  const size = h("dd", { class: "quiet" }, image.width
+    ? `${count(image.width)} × ${count(image.height)} pixels` : "…");
   lastRow = image.row;
   const figure = picture(session, image);
   const problem = h("dd", { class: "warning" }, "It failed at ingest: no vectors and no thumbnail.");
@@ -215,17 +217,21 @@ function neighbourhood(session, image, by, near) {
     }, "Sort all images by similarity to this one")));
 }
 
-async function neighbours(session, image, by, near, key) {
-  near.replaceChildren(h("p", { class: "quiet", role: "status" }, "Comparing with all images…"));
+async function neighbours(session, image, by, near, key, exact = null) {
+  near.replaceChildren(h("p", { class: "quiet", role: "status" }, "Comparing with other images…"));
   try {
-    const answer = await session.ask(`neighbours/${image.row}`, { by, count: COUNT });
+    const answer = await session.ask(`neighbours/${image.row}`, { by, count: COUNT, exact });
     if (shown !== key) return;
+    const how = h("p", { class: "quiet small" }, compared(session, answer));
+    if (!answer.exact) {
+      how.append(" ", h("button", {
+        type: "button", "data-focus": "exact",
+        onclick: () => neighbours(session, image, by, near, key, 1),
+      }, "Compare with all"));
+    }
     near.replaceChildren(
       h("ol", { class: "strip", role: "list" }, answer.neighbours.map((one) => neighbour(session, one))),
-      h("p", { class: "quiet small" }, answer.neighbours.length
-        ? `Cosine distance, 0 is the same; ${count(session.info.rows)} images compared in `
-          + `${Math.max(1, Math.round(answer.milliseconds))} ms.`
-        : "There is no other image to compare with."),
+      how,
       h("button", {
         type: "button", hidden: !answer.neighbours.length, "data-focus": "select-near",
         onclick: (event) => {
@@ -233,10 +239,35 @@ async function neighbours(session, image, by, near, key) {
           event.currentTarget.textContent = "Selected";
         },
       }, `Select these ${count(answer.neighbours.length)}`));
+    await tellPreparation(session, answer.search, by, key, how);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     near.replaceChildren(h("p", { class: "warning", role: "alert" }, error.message));
   }
+}
+
+// What was compared, in a sentence.
+function compared(session, { neighbours: found, milliseconds, exact, search }) {
+  if (!found.length) return "There is no other image to compare with.";
+  const time = `${Math.max(1, Math.round(milliseconds))} ms`;
+  return (exact
+    ? `Cosine distance, 0 is the same; ${count(session.info.rows)} images compared in ${time}. `
+    : `Cosine distance, 0 is the same. Found in ${time} among roughly similar images; a few may be `
+      + "missing. ") + search.reason;
+}
+
+// The progress of a faster search that the server prepares meanwhile.
+async function tellPreparation(session, search, by, key, how) {
+  if (search.state !== "building") return;
+  const text = h("span", { role: "status" });
+  how.append(text);
+  while (search.state === "building") {
+    text.textContent = `A faster search is being prepared: ${Math.round(100 * search.progress)}%.`;
+    await pause(POLL);
+    search = await session.ask("search", { by });
+    if (shown !== key || !how.isConnected) return;
+  }
+  text.textContent = search.reason || "A faster search is ready.";
 }
 
 function neighbour(session, { distance, image }) {

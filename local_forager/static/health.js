@@ -21,23 +21,35 @@ export class Health {
   async show(state) {
     const turn = (this.turn += 1);
     const by = embeddingOf(this.session.info, state);
-    await this.refresh(turn, by, 0);
+    await this.refresh(turn, by);
     scrollTo(0, 0);
   }
 
-  async refresh(turn, by, start) {
-    const report = await this.session.ask("health", { by, start });
+  async refresh(turn, by, starting = {}) {
+    const report = await this.session.ask("health", { by, ...starting });
     if (turn !== this.turn) return;
     this.draw(report, turn);
     clearTimeout(this.timer);
-    if (report.findings.some((finding) => finding.state === "working")) {
-      this.timer = setTimeout(() => this.refresh(turn, by, 0).catch(() => {}), POLL);
+    if ([report.all_pairs, ...report.findings].some(({ state }) => state === "working")) {
+      this.timer = setTimeout(() => this.refresh(turn, by).catch(() => {}), POLL);
     }
   }
 
   async select(set, by) {
     const { rows } = await this.session.rows.ask({ ...NO_FILTERS, set, by });
     this.session.selection.set(rows);
+  }
+
+  // Near duplicates of a large dataset are searched for among roughly similar images first.
+  allPairs({ all_pairs: { state, progress, duration }, by, findings }, turn) {
+    const found = findings.find(({ set }) => set === "near")?.state === "ready";
+    if (state === "working") {
+      return h("p", { role: "status" }, h("progress", { max: 1, value: progress, "aria-hidden": "true" }),
+        ` Comparing all pairs: ${Math.round(100 * progress)}%`);
+    }
+    return state !== "waiting" || !found ? "" : h("p", {}, h("button", {
+      type: "button", id: "all-pairs", onclick: () => this.refresh(turn, by, { exact: 1 }),
+    }, `Compare all pairs for near duplicates: ${duration}`));
   }
 
   draw(report, turn) {
@@ -57,8 +69,9 @@ export class Health {
       h("ul", { class: "findings", role: "list" }, report.findings.map((one) =>
         finding(one, report.by, () => this.select(one.set, report.by)))),
       waiting ? h("p", {}, h("button", {
-        type: "button", onclick: () => this.refresh(turn, report.by, 1),
-      }, "Compare all pairs")) : "");
+        type: "button", onclick: () => this.refresh(turn, report.by, { start: 1 }),
+      }, "Compare images")) : "",
+      this.allPairs(report, turn));
     if (focused) document.getElementById(focused)?.focus();
   }
 }

@@ -1,0 +1,202 @@
+"""Searches with an inverted file: against exact ones, over HTTP, on the page, without faiss."""
+
+import numpy as np
+import pytest
+
+from local_forager import types as page_types
+from local_forager.analysis import approximate, health_checks
+from local_forager.analysis.vectors import Vectors
+from testing import synthetic
+from tests.local_forager.page_server import COPY, FAILED, NAMES, get, page_server, total, wait_for
+from tests.local_forager.test_page_api import conforms
+
+ROWS, DIMENSIONS, FAILED_ROW = 6_000, 32, 17
+
+
+def ignore(progress):
+    assert 0 <= progress <= 1
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vectors") / "clip.f32"
+    array = np.concatenate(list(synthetic.embeddings(ROWS, DIMENSIONS)))
+    array[FAILED_ROW] = 0
+    array.tofile(path)
+    return Vectors(path, ROWS, DIMENSIONS)
+
+
+@pytest.fixture(scope="module")
+def failed(vectors):
+    return ~vectors.array.any(axis=1)
+
+
+@pytest.fixture(scope="module")
+def inverted(vectors, failed, tmp_path_factory):
+    pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
+    path = tmp_path_factory.mktemp("inverted") / "file"
+    return approximate.open_or_build(path, vectors, failed, ignore)
+
+
+def test_neighbours_are_nearly_exact(inverted, vectors, failed):
+    assert inverted.lists == 11
+    shares = []
+    for row in range(100, 140):
+        found, expected = inverted.neighbours(row, 20), vectors.neighbours(row, 20, failed)
+        assert len(found.rows) == 20 and row not in found.rows and FAILED_ROW not in found.rows
+        assert (np.diff(found.distances) >= 0).all()
+        np.testing.assert_allclose(
+            found.distances, 1 - vectors.array[found.rows] @ vectors.array[row], atol=1e-5
+        )
+        shares.append(len(set(found.rows) & set(expected.rows)) / 20)
+    assert np.mean(shares) >= 0.95
+
+
+def test_more_neighbours_than_images(inverted):
+    assert len(set(inverted.neighbours(0, ROWS).rows)) > ROWS / 2
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"x" * 100])
+def test_the_file_is_built_once_unless_damaged(vectors, failed, inverted, tmp_path, damage):
+    path, reports = tmp_path / "file", []
+    approximate.open_or_build(path, vectors, failed, ignore)
+    if damage is not None:
+        path.write_bytes(damage)
+    again = approximate.open_or_build(path, vectors, failed, reports.append)
+    assert (len(reports) > 1) == (damage is not None)
+    assert again.neighbours(5, 9).rows.tolist() == inverted.neighbours(5, 9).rows.tolist()
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_file_of_other_vectors_is_built_anew(vectors, failed, inverted, tmp_path):
+    path, others = tmp_path / "file", failed.copy()
+    others[:10] = True
+    approximate.open_or_build(path, vectors, others, ignore)
+    again = approximate.open_or_build(path, vectors, failed, ignore)
+    assert again.neighbours(5, 9).rows.tolist() == inverted.neighbours(5, 9).rows.tolist()
+
+
+def test_near_duplicates_agree_with_all_pairs(inverted, vectors, failed):
+    found = health_checks.near_duplicates_in_lists(inverted, failed, ignore)
+    expected = health_checks.near_duplicates(vectors, failed, ignore)
+    assert found.complete and not found.exact and found.distance == expected.distance
+    assert len(expected.groups) > 50
+    missing = [group for group in expected.groups if group not in found.groups]
+    assert len(missing) <= 0.02 * len(expected.groups)
+
+
+def test_near_duplicates_stop_where_all_are_alike(inverted, failed):
+    found = health_checks.near_duplicates_in_lists(inverted, failed, ignore, pair_limit=20)
+    assert not found.complete
+
+
+def test_a_search_of_100_000_reads_few_of_them(tmp_path):
+    pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
+    rows, dimensions, path = 100_000, 64, tmp_path / "clip.f32"
+    with path.open("wb") as file:
+        for chunk in synthetic.embeddings(rows, dimensions):
+            chunk.tofile(file)
+    vectors, failed = Vectors(path, rows, dimensions), np.zeros(rows, bool)
+    inverted = approximate.open_or_build(tmp_path / "file", vectors, failed, ignore)
+    assert inverted.lists == 200
+    shares = []
+    for row in range(30):
+        found, expected = inverted.neighbours(row, 20), vectors.neighbours(row, 20, failed)
+        shares.append(len(set(found.rows) & set(expected.rows)) / 20)
+    assert np.mean(shares) >= 0.95
+
+
+@pytest.fixture(scope="module")
+def large(storage, tmp_path_factory):
+    """A server for which 80 images are many."""
+    pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
+    with page_server(tmp_path_factory.mktemp("large"), "--exact_rows", "50") as server:
+        server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2})
+        yield server
+
+
+def neighbours(server, query="", row=2):
+    status, answer = get(f"{server.url}/page/d/neighbours/{row}?{query}")
+    assert status == 200
+    conforms(answer, page_types.NeighbourList)
+    return answer
+
+
+def ready(server, by="clip"):
+    """Wait until the inverted file is built; searches until then compare all images."""
+    state = neighbours(server, f"by={by}")["search"]["state"]
+    assert state in ("building", "ready")
+
+    def built():
+        answer = get(f"{server.url}/page/d/search?by={by}")[1]
+        conforms(answer, page_types.SearchState)
+        return answer["state"] == "ready"
+
+    wait_for(built, "the inverted file")
+
+
+def test_neighbours_of_a_large_index(large):
+    ready(large, "imagenet")
+    found = neighbours(large, "by=imagenet&count=79")
+    exact = neighbours(large, "by=imagenet&count=79&exact=1")
+    assert not found["exact"] and exact["exact"]
+    assert found["neighbours"] == exact["neighbours"]
+    assert found["neighbours"][0]["image"]["row"] == COPY
+
+
+def test_neighbours_of_a_large_index_on_the_page(large, tabs):
+    ready(large)
+    page = tabs(f"{large.url}/d?image=2")
+    near = page.locator(".near")
+    page_text = "among roughly similar images; a few may be missing."
+    near.get_by_text(page_text).wait_for()
+    assert near.locator(".strip li").count() == 24
+    near.get_by_role("button", name="Compare with all").click()
+    near.get_by_text("80 images compared in").wait_for()
+    assert near.get_by_role("button", name="Compare with all").count() == 0
+
+
+def test_the_page_shows_the_progress_of_building(large, tabs):
+    ready(large)
+    page = tabs("about:blank")
+    page.route("**/neighbours/2?*", lambda route: route.fulfill(json=dict(
+        neighbours(large, "exact=1"), search={"state": "building", "progress": 0.4, "reason": ""}
+    )))  # fmt: skip
+    page.goto(f"{large.url}/d?image=2")
+    page.get_by_text("A faster search is being prepared: 40%.").wait_for()
+    page.get_by_text("A faster search is ready.").wait_for()
+
+
+def test_near_duplicates_of_a_large_index(large, tabs):
+    page = tabs(f"{large.url}/d?view=health&by=imagenet_early")
+    finding = page.locator("[data-set=near]")
+    finding.get_by_text("Show 2 images in 1 group").wait_for()
+    finding.get_by_text("Only roughly similar images were compared").wait_for()
+    page.get_by_role("button", name="Compare all pairs for near duplicates: about a minute").click()
+    finding.get_by_text("Only roughly similar images were compared").wait_for(state="hidden")
+    finding.get_by_text("Show 2 images in 1 group").click()
+    total(page, "2 of 80 images")
+
+
+def test_everything_works_without_faiss(storage, tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("import sys\nsys.modules['faiss'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    with page_server(tmp_path, "--exact_rows", "50") as server:
+        server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2})
+        found = neighbours(server, "count=79")
+        assert found["exact"] and len(found["neighbours"]) == 78
+        assert found["search"] == {
+            "state": "exact", "progress": 1.0, "reason": approximate.NOT_INSTALLED,
+        }  # fmt: skip
+        report = wait_for(lambda: compared(server), "the comparison")
+        assert report["all_pairs"]["state"] == "none"
+        near = next(one for one in report["findings"] if one["set"] == "near")
+        assert near["images"] == 2 and "roughly" not in near["about"]
+
+
+def compared(server):
+    report = get(f"{server.url}/page/d/health")[1]
+    conforms(report, page_types.HealthReport)
+    return all(one["state"] == "ready" for one in report["findings"]) and report
