@@ -40,6 +40,7 @@ class LabelOptions(NamedTuple):
     work_dir: Path | None
     file_format: str
     as_labels: bool
+    allow_mode: tuple[str, ...]
     skip_unknown: bool
     skip_boxes: bool
     dry_run: bool
@@ -70,6 +71,12 @@ class LabelOptions(NamedTuple):
 )
 @click.option("--user", required=True, metavar="EMAIL", help="Who made the labels, for the record.")
 @shared_options
+@click.option(
+    "--allow_mode",
+    multiple=True,
+    metavar="MODE",
+    help="Accept a mode that is nearly a built-in one, such as positive. May be repeated.",
+)
 @click.option("--skip_unknown", is_flag=True, help="Skip labels of images not in the dataset.")
 @click.option(
     "--skip_boxes", is_flag=True, help="Skip boxes, which servers of generation A do not store."
@@ -190,7 +197,7 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: b
     Raises:
         click.ClickException: there are labels of other images, or boxes outside their images.
     """
-    from labels.images import check_boxes, image_sizes, known_images, split_unknown
+    from labels.images import check_boxes, image_sizes, inversion, known_images, split_unknown
     from labels.report import shortened
     from labels.requests import Plan, make_requests
     from labels.similar import similar_image
@@ -201,7 +208,10 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: b
     known = known_images(options.bucket, info.index_id)
     unknown: list[str] = []
     if known is not None:
-        labels, unknown = split_unknown(labels, known)
+        kept, unknown = split_unknown(labels, known)
+        if unknown and (problem := inversion(labels, kept, known)):
+            raise click.ClickException(f"{printable(str(options.label_file))}: {problem}")
+        labels = kept
     if unknown:
         paths = [printable(labels.paths[image], 1000) for image in unknown]
         refuse_unknown(options, paths, similar_image(unknown, known) if known else "")
@@ -269,7 +279,9 @@ def collect_labels(findings: Findings, options: LabelOptions) -> tuple[Labels, s
 
     shown = printable(str(options.label_file))
     try:
-        return read_label_file(options.label_file, options.file_format, options.as_labels)
+        return read_label_file(
+            options.label_file, options.file_format, options.as_labels, options.allow_mode
+        )
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         findings.add(f"Cannot read the label file {shown}: {reason}.")

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import click
 
 import gcs
+from common.names import identifier
 from common.terminal import printable
 from forager.payloads import Box
 from labels.file.collector import Labels
+from labels.file.describe import inverted
 
 INDEX_ID = re.compile(r"[-\w.]{1,300}")
 ROUNDING = 1.0  # pixel by which coordinates of a box inside its image may exceed it
@@ -101,3 +103,17 @@ def split_unknown(labels: Labels, known: KnownImages) -> tuple[Labels, list[str]
     groups = {group: images for group, images in kept.items() if images}
     boxes = [box for box in labels.boxes if box.identifier not in unknown]
     return labels._replace(groups=groups, boxes=boxes), sorted(unknown)
+
+
+def inversion(labels: Labels, kept: Labels, known: KnownImages) -> str:
+    """What is wrong with labels whose categories are images of the dataset, or "".
+
+    `kept` are those labels that are of known images.
+    """
+    categories = {category for category, _ in labels.groups}
+    if kept.groups or kept.boxes or not categories:
+        return ""
+    if any(known.lacks({name}) and known.lacks({identifier(name)}) for name in categories):
+        return ""
+    (category, _), (image, *_) = next(iter(labels.groups.items()))
+    return inverted(labels.paths[image], category)

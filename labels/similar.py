@@ -1,7 +1,6 @@
 """Names that are probably misspelt: they differ from others in case or white space only."""
 
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -11,19 +10,12 @@ from common.terminal import printable
 from labels.images import KnownImages
 from labels.requests import Group
 
-BUILTIN_MODES = {"POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE"}
 SHOWN = 10  # notes
 
 
 def notes_on_names(groups: Iterable[Group]) -> list[str]:
-    """Sentences about categories and modes of a file that are probably misspelt."""
-    groups = set(groups)
-    notes = [
-        f"{printable(mode)!r} is not the mode {builtin}, but a mode of its own."
-        for mode in sorted({mode for _, mode in groups})
-        for builtin in ["_".join(re.split(r"[-_\s]+", mode.strip().upper()))]
-        if mode != builtin and builtin in BUILTIN_MODES
-    ]
+    """Sentences about categories of a file that are probably misspelt."""
+    notes = []
     for same in _alike(category for category, _ in groups).values():
         notes += [
             f"{printable(one)!r} and {printable(other)!r} are two categories."

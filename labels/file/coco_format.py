@@ -7,7 +7,6 @@ from typing import Any
 
 from forager.payloads import Box
 from labels.file.collector import (
-    DEFAULT_MODE,
     Collector,
     box_problem,
     category_problem,
@@ -15,6 +14,7 @@ from labels.file.collector import (
 )
 from labels.file.describe import got
 from labels.file.json_stream import JsonReader, Progress
+from labels.file.modes import DEFAULT_MODE
 
 EXPECTED = (
     "expected a COCO file of instances: an object with the lists images (id, file_name), "

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from common.names import MAX_IDENTIFIER_LENGTH, MAX_TEXT_LENGTH, identifier, text_problem
+from common.names import (
+    IMAGE_SUFFIXES,
+    MAX_IDENTIFIER_LENGTH,
+    MAX_TEXT_LENGTH,
+    identifier,
+    text_problem,
+)
 from forager.payloads import Box
-from labels.file.describe import LabelFileError, got, key, quoted
+from labels.file.describe import LabelFileError, got, inverted, key, quoted
+from labels.file.modes import misspelled
 from labels.requests import Group
 
-DEFAULT_MODE = "POSITIVE"
 MAX_FINDINGS = 100_000
 COORDINATES = ("x1", "y1", "x2", "y2")
 
@@ -27,7 +34,9 @@ class Labels(NamedTuple):
 class Collector:
     """Labels and boxes so far, and sentences about what is wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed_modes: Collection[str] = ()) -> None:
+        """`allowed_modes` are right although they are nearly built-in ones."""
+        self._allowed_modes = allowed_modes
         self.findings: list[str] = []
         self.groups: defaultdict[Group, list[str]] = defaultdict(list)
         self.boxes: list[Box] = []
@@ -65,10 +74,34 @@ class Collector:
         Raises:
             LabelFileError: with all findings.
         """
+        self._refuse_inverted()
+        self.findings += misspelled(self._modes(), self._allowed_modes)
         if self.findings:
             raise LabelFileError(self.findings)
         ordered = {group: sorted(self.groups[group]) for group in sorted(self.groups)}
         return Labels(ordered, self.boxes, self.paths)
+
+    def _modes(self) -> Counter[str]:
+        """The number of labels and boxes of each mode."""
+        modes = Counter(box.mode for box in self.boxes)
+        for (_, mode), images in self.groups.items():
+            modes[mode] += len(images)
+        return modes
+
+    def _refuse_inverted(self) -> None:
+        """Raise LabelFileError if all categories have names of images, and no image has one."""
+        categories = [category for category, _ in self.groups]
+        if (
+            categories
+            and all(map(_is_image_name, categories))
+            and not any(map(_is_image_name, self.paths.values()))
+        ):
+            (category, _), (image, *_) = next(iter(self.groups.items()))
+            raise LabelFileError([inverted(self.paths[image], category)])
+
+
+def _is_image_name(text: str) -> bool:
+    return text.lower().endswith(IMAGE_SUFFIXES)
 
 
 def image_problem(image: str) -> str:

@@ -8,9 +8,10 @@ import re
 from collections import defaultdict
 
 from common.terminal import printable
-from labels.file.collector import DEFAULT_MODE, Collector, category_problem
+from labels.file.collector import Collector, category_problem
 from labels.file.describe import LabelFileError, quoted
 from labels.file.json_stream import PROGRESS_EVERY, Progress
+from labels.file.modes import DEFAULT_MODE
 
 HEADERS = (["path", "category"], ["path", "category", "mode"])
 EXPECTED = "expected path,category or path,category,mode"

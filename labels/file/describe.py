@@ -26,6 +26,14 @@ def step(name: str) -> str:
     return f".{name}" if name.isidentifier() and len(name) < 40 else key(name)
 
 
+def inverted(category: str, image: str) -> str:
+    """What is wrong with a file that has a category where an image is expected, and the reverse."""
+    return (
+        f"the file gives {quoted(category)} the label {quoted(image)}: it maps categories to "
+        "images. Write each image first, and then its categories."
+    )
+
+
 def quoted(text: str) -> str:
     """A printable text in quotation marks."""
     return f'"{printable(text)}"'

@@ -9,7 +9,6 @@ from typing import Any
 from forager.payloads import Box
 from labels.file.collector import (
     COORDINATES,
-    DEFAULT_MODE,
     Collector,
     box_problem,
     category_problem,
@@ -17,6 +16,7 @@ from labels.file.collector import (
 )
 from labels.file.describe import LabelFileError, got, key, quoted, step
 from labels.file.json_stream import JsonReader, Progress, Repeated
+from labels.file.modes import DEFAULT_MODE
 
 LABEL_KEYS = {"category", "value", "mode", "is_box"}
 BOX_KEYS = {*LABEL_KEYS, *COORDINATES}

@@ -11,6 +11,16 @@ from typing import Any
 from labels.file.describe import LabelFileError
 
 SPACE = re.compile(r"[ \t\n\r]*")
+TRAILING_COMMA = re.compile(r",\s*([]}])")
+# The json module's words for what is wrong, in words for people who did not write a parser.
+MEANINGS = {
+    "Expecting value": "a value is expected here",
+    "Expecting property name enclosed in double quotes": "a key in double quotes is expected here",
+    "Expecting ':' delimiter": "a colon is expected here",
+    "Expecting ',' delimiter": "a comma or a closing bracket is expected here",
+    "Extra data": "something follows the end of the document",
+    "Unterminated string starting at": "the string that begins here has no end",
+}
 PROGRESS_EVERY = 1000  # values
 
 Progress = Callable[[int], object]  # is told how many more characters were read
@@ -122,8 +132,22 @@ class JsonReader:
         self._at = found.end() if found else self._at
 
     def _error(self, what: str, at: int) -> LabelFileError:
+        at, cause = _cause(self._text, at, what)
         line, column = place(self._text, at)
-        return LabelFileError([f"line {line}, column {column}: not valid JSON ({what})."])
+        return LabelFileError([f"line {line}, column {column}: not valid JSON ({cause})."])
+
+
+def _cause(text: str, at: int, what: str) -> tuple[int, str]:
+    """Where the mistake is, and which it is, given what the json module says of a place."""
+    before = len(text[:at].rstrip()) - 1
+    for comma in (at, before):  # Python 3.13 names the comma, earlier ones what follows it
+        if comma >= 0 and (found := TRAILING_COMMA.match(text, comma)):
+            return comma, f"there is a comma before the closing {found[1]}: delete it"
+    if not text[at:].strip():
+        return at, "the file ends here, before its last bracket: is it complete?"
+    if text[at] == "'":
+        return at, "strings are written in double quotes"
+    return at, MEANINGS.get(what, what)
 
 
 def place(text: str, at: int) -> tuple[int, int]:

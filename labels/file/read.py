@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,13 +21,18 @@ MEMORY_PER_BYTE = 8  # of the file, at most: its bytes, its text, and the labels
 
 
 def read_label_file(
-    path: Path, file_format: str, as_labels: bool = False, memory_bytes: int | None = None
+    path: Path,
+    file_format: str,
+    as_labels: bool = False,
+    allowed_modes: Collection[str] = (),
+    memory_bytes: int | None = None,
 ) -> tuple[Labels, str]:
     """The labels of a file, and its SHA-256 in hexadecimal.
 
     Args:
         file_format: forager, coco or csv.
         as_labels: read boxes as labels of whole images (coco only).
+        allowed_modes: modes that are right although they are nearly built-in ones.
         memory_bytes: the memory that may be used; by default that of this machine.
 
     Raises:
@@ -42,7 +48,8 @@ def read_label_file(
             text = decode(data)
             del data
             progress.reset(total=len(text))
-            return read_labels(text, file_format, as_labels, progress.update), digest
+            labels = read_labels(text, file_format, as_labels, allowed_modes, progress.update)
+            return labels, digest
     except MemoryError:
         raise LabelFileError(["it does not fit into memory: split it."]) from None
 
@@ -51,6 +58,7 @@ def read_labels(
     text: str,
     file_format: str = "forager",
     as_labels: bool = False,
+    allowed_modes: Collection[str] = (),
     progress: Progress = lambda characters: None,
 ) -> Labels:
     """The labels of a text in one of the formats.
@@ -60,7 +68,7 @@ def read_labels(
     """
     if not text.strip():
         raise LabelFileError(["the file is empty."])
-    collector = Collector()
+    collector = Collector(allowed_modes)
     if file_format == "coco":
         coco_format.collect(text, collector, progress, as_labels)
     elif file_format == "csv":

@@ -77,10 +77,9 @@ def test_unknown_images_stop_the_command(server, run, tmp_path):
 
 def test_names_that_are_probably_misspelt(server_b, run):
     assert run(server_b.url, {"a.jpg": ["cat"]})[0] == 0
-    document = {"A.jpg": [{"category": "Cat", "mode": "negative"}]}
-    code, _, err = run(server_b.url, document)
+    code, _, err = run(server_b.url, {"A.jpg": ["Cat", "cat"]})
     assert code == 1
-    assert err.startswith("Note: 'negative' is not the mode NEGATIVE, but a mode of its own.\n")
+    assert err.startswith("Note: 'Cat' and 'cat' are two categories.\n")
     assert "The dataset has a, and the file A: the case of letters counts.\n" in err
     code, _, err = run(server_b.url, {"a.jpg": ["Cat"]}, "--dry_run")
     assert (code, err) == (0, "Note: 'Cat' is not the category 'cat', which the server has.\n")
@@ -103,6 +102,25 @@ def test_without_an_index_the_counts_are_compared(server, run):
     assert "'cat' (POSITIVE): 3 of 4\n  'cow' (POSITIVE): 0 of 1" in err
     assert "cow       POSITIVE      1        0" in out
     assert "5 of 7 labels created" in out
+
+
+def test_a_mode_that_is_nearly_built_in_must_be_allowed(server, run):
+    document = {"a.jpg": [{"category": "cat", "value": "positive"}]}
+    code, out, err = run(server.url, document)
+    assert (code, out) == (1, "")
+    assert "or add --allow_mode positive if it is right." in err
+    assert server.stored() == []
+    assert run(server.url, document, "--allow_mode", "positive")[0] == 0
+    assert server.stored() == [("a", "cat", "positive")]
+
+
+def test_a_file_that_maps_categories_to_names_of_images(server_b, run):
+    code, out, err = run(server_b.url, {"cat": ["b.v1", "é"]})
+    assert (code, out) == (1, "")
+    assert err.endswith(
+        'labels.json: the file gives "cat" the label "b.v1": it maps categories to images. '
+        "Write each image first, and then its categories.\n"
+    )
 
 
 def test_dry_run(server, run, tmp_path):

@@ -52,8 +52,8 @@ def coco(annotation=None, **lists):
         (coco(images=[{"id": 1}]), "images[0].file_name: expected a string, got null"),
         (coco(images=[{"id": 1, "file_name": "a/"}]), "images[0].file_name: names no image"),
         ("{}", "there is no list annotations and no categories and no images"),
-        ('{"images": [1', "line 1, column 14: not valid JSON (Expecting ',' delimiter)"),
-        (coco() + "x", "not valid JSON (Extra data)"),
+        ('{"images": [1', "line 1, column 14: not valid JSON (the file ends here"),
+        (coco() + "x", "not valid JSON (something follows the end of the document)"),
     ],
 )
 def test_coco(text, words):
