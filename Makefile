@@ -40,6 +40,8 @@ format: $(INSTALLED)
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	@echo "Installing the packages of requirements-dev.txt into $(VENV): about 95, with 2 GB, and more"
+	@echo "where torch comes with CUDA. This takes some minutes, once."
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	touch $@

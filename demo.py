@@ -7,14 +7,18 @@ the bucket and on the server. It serves the page until Ctrl-C.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +27,7 @@ import click
 from common.program import ROOT
 from testing.guarded import guarded
 from testing.photographs import crops, encoded
-from testing.servers import local_forager, storage_emulator
+from testing.servers import Service, local_forager, storage_emulator
 from testing.weights import seeded_weights
 
 if TYPE_CHECKING:
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 
 WORK = ROOT / ".demo"
 NAME, BUCKET, INDEX_BUCKET = "demo", "demo-images", "foragerml"
+INGEST, INGEST_LABELS = "ingest.py", "ingest_labels.py"
+PORT = 8000  # of the page, if no other program has it
+DURATION = "This takes about a minute."
 
 
 class Weights(NamedTuple):
@@ -52,7 +59,6 @@ def choose_weights() -> Weights:
     else:
         options += ["--resnet_weights", _shown(seeded_weights() / "R-50.pkl")]
         click.echo(f"ResNet-50: seeded random weights; for the real ones `{RESNET_DOWNLOAD}`.")
-    os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         server = ["--clip_weights", str(check_clip_weights(CLIP_ID))]
         click.echo(f"CLIP: the real weights, {CLIP_ID}.")
@@ -62,6 +68,50 @@ def choose_weights() -> Weights:
     if options:
         click.echo("With random weights everything works, but neighbours mean little.")
     return Weights(options, server)
+
+
+@contextlib.contextmanager
+def work_directory() -> Iterator[Path]:
+    """An empty directory that no other demo uses while the `with` block runs; it is kept."""
+    for number in itertools.count(1):
+        path = WORK / str(number)
+        path.mkdir(parents=True, exist_ok=True)
+        with open(f"{path}.lock", "w") as lock:  # the lock is released with this process
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(path)
+            path.mkdir()
+            yield path
+            return
+
+
+def start_server(directory: Path, port: int | None, *options: str) -> Service:
+    """A local Forager of this demo, at this port; None is PORT, or a free one if that is in use.
+
+    Raises:
+        click.ClickException: the port is in use.
+    """
+    try:
+        chosen = PORT if port is None else port
+        log = directory / "server.log"
+        return local_forager(directory / "server", log, *options, port=chosen)
+    except RuntimeError as error:
+        in_use = re.search("Cannot listen on .*", str(error))
+        if not in_use:
+            raise
+        if port is not None:
+            raise click.ClickException(in_use[0]) from error
+    click.echo(f"Another program uses port {PORT}, so the page gets a free port.")
+    return start_server(directory, 0, *options)
+
+
+def use_this_machine_only() -> None:
+    """Drop settings of the environment that lead to another bucket, or away from 127.0.0.1."""
+    os.environ.pop("FORAGER_BUCKET", None)
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _shown(path: Path) -> str:
@@ -108,6 +158,17 @@ def run(arguments: list[str], settings: dict[str, str]) -> None:
         raise SystemExit(code)
 
 
+def run_commands(directory: Path, weights: Weights, emulator: str, server: str) -> None:
+    """Run both commands, which keep their files in this directory."""
+    settings = {"STORAGE_EMULATOR_HOST": emulator, "SERVER_URL": server}
+    paths = [f"gs://{BUCKET}/train", f"gs://{BUCKET}/val"]
+    work = ["--work_dir", _shown(directory / NAME)]
+    run([INGEST, NAME, *paths, *weights.ingest, *work], settings)
+    labels = directory / "labels.json"
+    write_labels(labels)
+    run([INGEST_LABELS, NAME, _shown(labels), "--user", "you@example.org"], settings)
+
+
 def show_results(client: storage.Client, server_url: str) -> None:
     """Print what the commands left: the objects of the index, and what the server says."""
     info = json.load(urllib.request.urlopen(f"{server_url}/api/get_dataset_info_v2/{NAME}"))
@@ -127,38 +188,33 @@ def show_results(client: storage.Client, server_url: str) -> None:
 
 @click.command()
 @click.option("--serve/--no-serve", default=True, help="Serve the page until Ctrl-C, or end.")
-@click.option("--port", default=8000, show_default=True, help="Port of the local Forager.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help=f"Port of the page.  [default: {PORT}, or a free one if that is in use]",
+)
 @click.option(
     "--screenshots", type=click.Path(), help="Write pictures of the page to DIR, and end."
 )
 @click.option("--generation", type=click.Choice(["A", "B"]), default="B", show_default=True)
-def main(serve: bool, port: int, screenshots: str | None, generation: str) -> None:
+def main(serve: bool, port: int | None, screenshots: str | None, generation: str) -> None:
     """Try the ingest on this machine: sample images, an emulated bucket, a local Forager."""
-    shutil.rmtree(WORK, ignore_errors=True)
-    WORK.mkdir()
+    click.echo(f"Both commands with sample photographs, on this machine alone. {DURATION}")
+    use_this_machine_only()
     weights = choose_weights()
-    if screenshots:
-        serve = False
-    if not serve:
-        port = 0
+    if screenshots or not serve:
+        serve, port = False, port or 0
     with contextlib.ExitStack() as stack:
-        emulator = stack.enter_context(storage_emulator(WORK / "emulator.log")).url
+        directory = stack.enter_context(work_directory())
+        emulator = stack.enter_context(storage_emulator(directory / "emulator.log")).url
         os.environ["STORAGE_EMULATOR_HOST"] = emulator
         options = "--generation", generation, *weights.server
-        service = local_forager(WORK / "server", WORK / "server.log", *options, port=port)
-        server = stack.enter_context(service).url
+        server = stack.enter_context(start_server(directory, port, *options)).url
         import gcs
 
         client = gcs.make_client()
         click.echo(f"Uploaded {fill_bucket(client)} sample photographs to gs://{BUCKET}/.")
-        labels = WORK / "labels.json"
-        write_labels(labels)
-        settings = {"STORAGE_EMULATOR_HOST": emulator, "SERVER_URL": server}
-        paths = [f"gs://{BUCKET}/train", f"gs://{BUCKET}/val"]
-        work = ["--work_dir", _shown(WORK / NAME)]
-        run(["ingest.py", NAME, *paths, *weights.ingest, *work], settings)
-        user = ["--user", "you@example.org"]
-        run(["ingest_labels.py", NAME, _shown(labels), *user], settings)
+        run_commands(directory, weights, emulator, server)
         show_results(client, server)
         if screenshots:
             page = ["-m", "testing.screenshots", f"{server}/{NAME}", "--out", screenshots]

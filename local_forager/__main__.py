@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -69,8 +70,11 @@ async def serve(app: web.Application, host: str, port: int) -> None:
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
+            unknown_host = isinstance(error, socket.gaierror)
+            reason = error.strerror if unknown_host else os.strerror(error.errno or 0)
+            other = "--host" if unknown_host else "--port"
             raise click.ClickException(
-                f"Cannot listen on {host}:{port} ({error.strerror}): choose another --port."
+                f"Cannot listen on {host}:{port} ({reason}): choose another {other}."
             ) from None
         address = f"[{host}]" if ":" in host else host
         click.echo(
