@@ -60,7 +60,9 @@ BFLOAT16_ADVICE = (
     "of the time, at a cosine of 0.9999 to these vectors. It needs --restart, which deletes {}."
 )
 OPTION_GROUPS = {
-    "Usual options": ("server_url", "dry_run", "work_dir", "bucket", "viewer_url", "reuse"),
+    "Usual options": (
+        *("server_url", "dry_run", "write_renames", "work_dir", "bucket", "viewer_url", "reuse"),
+    ),
     "Failures and going on": (
         *("skip_bad_images", "max_bad", "allow_empty_val"),
         *("relist", "as_listed", "restart"),
@@ -172,6 +174,13 @@ OPTION_GROUPS = {
     "uploaded objects.",
 )
 @click.option(
+    "--write_renames",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="With --dry_run: write a script that renames .JPG and other objects to names that the "
+    "server takes.",
+)
+@click.option(
     "--reuse",
     multiple=True,
     metavar="NAME|DIR",
@@ -209,6 +218,8 @@ def main(make_loader: Any, **parameters: Any) -> None:
         raise click.UsageError("--ray_address goes with --engine ray.")
     if request.relist + request.as_listed + request.restart > 1:
         raise click.UsageError("--relist, --as_listed and --restart exclude each other.")
+    if request.write_renames and not request.dry_run:
+        raise click.UsageError("--write_renames goes with --dry_run.")
     with shortages():
         asyncio.run(until_interrupted(ingest(request, (make_loader or ModelLoader)(models))))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.findings import Findings
 from common.names import dataset_name_error
+from common.terminal import printable
 from engine.loading import ModelLoader
 from forager.addresses import check_server_url
 from forager.answers import ForagerError
@@ -29,6 +30,10 @@ def check_arguments(request: Request, loader: ModelLoader) -> None:
             check_server_url(request.server_url)
         except ForagerError as error:
             findings.add(error.message)
+    if request.write_renames and not request.write_renames.absolute().parent.is_dir():
+        findings.add(
+            f"--write_renames {printable(str(request.write_renames))}: there is no such directory."
+        )
     check_reuse(findings, request)
     for sentence in loader.missing_files():
         findings.add(sentence)

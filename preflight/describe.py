@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from common.names import IMAGE_SUFFIXES
 from common.terminal import printable, size, table
 from dataset.arrays import BYTES_PER_ROW
 from dataset.rows import SPLITS, State
+from preflight.renames import NEW_SUFFIXES
 
 THUMBNAIL_BYTES = 8_000  # of a usual thumbnail
 LISTED_BYTES = 200  # of a usual image in the lists
-CONVERTIBLE = (".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
+CONVERTIBLE = (".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
 
 
 def describe_plan(
@@ -42,22 +43,24 @@ def describe_plan(
     )
 
 
-def describe_skipped(listing: State, bucket: str) -> Iterator[str]:
-    """A line for each kind of object that is not taken as an image, with what would change that."""
+def describe_skipped(listing: State, script: Path | None) -> Iterator[str]:
+    """A line for each kind of object that is not taken as an image, with what would change that.
+
+    `script` is the file for the renames, if one was asked for.
+    """
+    renamable = 0
     for kind, objects, example in listing.skipped():
         line = f"Skipped {objects:,} {printable(kind)} (such as {printable(example)})"
-        renamed = kind.lower()
-        if renamed in IMAGE_SUFFIXES:
-            stem = example.removesuffix(kind)
-            # Quoted: a name may hold a whole shell command.
-            old, new = (
-                shlex.quote(f"gs://{bucket}/{printable(name)}")
-                for name in (example, stem + renamed)
-            )
-            line += (
-                ": the server takes lower-case names only. Rename them, such as "
-                f"`gcloud storage mv {old} {new}`"
-            )
-        elif renamed in CONVERTIBLE:
+        if kind.lower() in IMAGE_SUFFIXES:
+            line += ": the server takes lower-case names only"
+        elif kind.lower() in NEW_SUFFIXES:
+            line += ": the server takes .jpg, .jpeg and .png only"
+        elif kind.lower() in CONVERTIBLE:
             line += ": the server takes .jpg, .jpeg and .png only. Convert them to include them"
+        renamable += objects if kind.lower() in NEW_SUFFIXES else 0
         yield line + "."
+    if renamable and not script:
+        yield (
+            f"Under another name {renamable:,} of them would be images: --dry_run --write_renames "
+            "FILE writes a script that renames them."
+        )

@@ -18,6 +18,7 @@ from engine.loading import ModelLoader
 from preflight import checks
 from preflight.changes import check_changes
 from preflight.describe import describe_skipped
+from preflight.renames import write_renames
 from preflight.request import Request
 from preflight.resume import check_same, settle_taken_name
 from preflight.sources import Computed, Reuse, find_sources, precisions_that_do
@@ -61,7 +62,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     unfinished = continued is None or _rows_left(continued, request.skip_bad_images) > 0
     load = request.engine == "local" and not request.dry_run and unfinished and machine
     listing, weights, _, on_server = await asyncio.gather(
-        _list_and_check(findings, work, paths, request.allow_empty_val),
+        _list_and_check(findings, work, paths, request),
         _check_weights(findings, loader, precision if load else None),
         findings.gather_in_thread(checks.check_write_access, request.bucket),
         checks.check_server(findings, request.server_url, request.name, ours),
@@ -187,13 +188,13 @@ async def _list_and_check(
     findings: Findings,
     work: WorkDirectory,
     paths: tuple[GsPath, GsPath],
-    allow_empty_val: bool,
+    request: Request,
 ) -> State | None:
     listing: State | None = await findings.gather_in_thread(checks.list_images, paths, work)
     if listing is None:
         return None
     await findings.gather_in_thread(
-        checks.check_not_empty, findings, listing, paths, allow_empty_val
+        checks.check_not_empty, findings, listing, paths, request.allow_empty_val
     )
     await findings.gather_in_thread(checks.check_images, findings, listing)
     checks.check_disk(findings, listing, work.path)
@@ -204,6 +205,9 @@ async def _list_and_check(
         f"({size(counts[0].size + counts[1].size)}).",
         err=True,
     )
-    for line in describe_skipped(listing, paths[0].bucket):
+    for line in describe_skipped(listing, request.write_renames):
         click.echo(line, err=True)
+    if script := request.write_renames:
+        said = await findings.gather_in_thread(write_renames, script, paths, listing)
+        click.echo(said or "", err=True, nl=bool(said))
     return listing

@@ -24,6 +24,7 @@ class Request(NamedTuple):
     relist: bool = False
     as_listed: bool = False
     dry_run: bool = False
+    write_renames: Path | None = None
     viewer_url: str | None = None
     decode_workers: int = 1
     engine: str = "local"

@@ -20,6 +20,7 @@ from testing.photographs import picture
 from tests.fault_proxy import FaultProxy, Rule
 from tests.front import Answer, Front
 from tests.harness import Emulated, ask, dataset, environment, pictures, run_here
+from tests.renaming import renamed_by
 
 # Without semicolons: the emulator takes what follows one for no part of the name.
 NAMES = [
@@ -129,13 +130,18 @@ def test_hostile_names_are_escaped_where_requests_fail(hostile, emulator_url, se
     assert_harmless(done.stderr)
 
 
-def test_advised_command_is_safe_to_paste(hostile, emulator_url, servers):
+def test_script_of_renames_is_safe_to_run(hostile, emulator_url, servers, tmp_path):
     made = hostile(lambda name: picture(1))
-    done = run_here(made.command("--dry_run"), environment(emulator_url, servers["B"]))
-    assert_harmless(done.stderr + done.stdout)
-    advised = re.search(r"such as `(gcloud storage mv .*)`\.\n", done.stderr)[1]
+    script = tmp_path / "made" / "re names.sh"
+    command = made.command("--dry_run", "--write_renames", str(script))
+    done = run_here(command, environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert_harmless(done.stderr + done.stdout + script.read_text())
+    advised = done.stderr.splitlines()[-1].partition("run: ")[2]
+    assert shlex.split(advised) == ["bash", str(script)]
     old = f"gs://{made.images}/train/not an image/it's; touch pwned #"
-    assert shlex.split(advised) == ["gcloud", "storage", "mv", f"{old}.JPG", f"{old}.jpg"]
+    assert renamed_by(advised, tmp_path) == [(f"{old}.JPG", f"{old}.jpg")]
+    assert not (tmp_path / "pwned").exists()
 
 
 @contextlib.contextmanager
