@@ -162,15 +162,13 @@ def driver_rate() -> float:
     async def take() -> None:
         for start in range(0, DRIVER_ROWS, PACK_ROWS):
             numbers = range(start, min(start + PACK_ROWS, DRIVER_ROWS))
-            rows = [
-                {"row": n, "name": f"t/{n}.jpg", "size": 1, "width": 1, "height": 1}
-                for n in numbers
-            ]
+            described = {"size": 1, "width": 1, "height": 1, "is_rotated": False}
+            rows = [{"row": n, "name": f"t/{n}.jpg", **described} for n in numbers]
             table = results(rows, [CONSTANT] * len(rows), [0.0] * 8)
             begun = time.perf_counter()
-            for row, width, height, embedding in read_results(table):
+            for row, width, height, is_rotated, embedding in read_results(table):
                 assert isinstance(embedding, Embedding)
-                recorder.done(row, embedding, width, height)
+                recorder.done(row, embedding, width, height, is_rotated)
             spent.append(time.perf_counter() - begun)
             await asyncio.sleep(0)
 

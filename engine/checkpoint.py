@@ -47,7 +47,7 @@ class Recorder:
         self._state, self._arrays, self._checkpoint_s = state, arrays, checkpoint_s
         self._outcomes: deque[Outcome] = deque()  # of rows whose vectors are written but not synced
         self._committing = threading.Lock()  # the last commit may meet one in a thread
-        self._failures = self._bytes = self._changed = 0
+        self._failures = self._bytes = self._changed = self._rotated = 0
         self._changes: list[str] = []  # the first of them
         self._embeds, self._since = False, 0.0  # anything since this time.monotonic()
 
@@ -78,14 +78,31 @@ class Recorder:
                     task.cancel()
                 await asyncio.gather(*both, return_exceptions=True)
                 self.commit()
+        if self._rotated:
+            click.echo(
+                f"EXIF rotations in {count(self._rotated, 'image')} of those embedded now are not "
+                "applied: vectors and thumbnails are of the pixels as stored.",
+                err=True,
+            )
         if self._changed:
             raise ImagesChanged(self._changed, self._changes)
 
-    def done(self, row: Row, embedding: Embedding, width: int | None, height: int | None) -> None:
-        """Take the embedding of one row, whose image has this size in pixels."""
+    def done(
+        self,
+        row: Row,
+        embedding: Embedding,
+        width: int | None,
+        height: int | None,
+        is_rotated: bool = False,
+    ) -> None:
+        """Take the embedding of one row, whose image has this size in pixels.
+
+        `is_rotated` is whether it carries an EXIF rotation, which is not applied.
+        """
         if not all(np.isfinite(vector).all() for vector in embedding.vectors):
             self.failed(row, "the models compute no finite numbers for it")
             return
+        self._rotated += is_rotated
         checksum = self._arrays.write(row.row, embedding.vectors)
         self._add(row, Outcome(row.row, embedding.imagenet_class, None, checksum, width, height))
 

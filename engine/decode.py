@@ -10,7 +10,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from common.terminal import printable
 from models.clip_crop import CLIP_SIDE, clip_crop
@@ -45,6 +45,7 @@ class Prepared(NamedTuple):
     pixels: np.ndarray  # uint8 (height, width, 3), RGB, full resolution
     clip_input: np.ndarray | None  # uint8 (224, 224, 3), RGB; None where the device makes it
     thumbnail: bytes  # a JPEG file
+    is_rotated: bool = False  # its EXIF data ask to turn or mirror it, which is not done
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -95,6 +96,14 @@ def decode(image: Image.Image) -> Image.Image:
         raise BadImage(f"it cannot be decoded ({_reason(error)})") from error
 
 
+def is_rotated(image: Image.Image) -> bool:
+    """Whether the EXIF data of a decoded image ask viewers to turn or mirror it."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except Exception:  # damaged EXIF data; Pillow's parsers raise SyntaxError, struct.error, others
+        return False
+
+
 def clip_input(image: Image.Image) -> np.ndarray:
     """The shorter side scaled to 224 (bicubic), and the centre cut out: uint8 (224, 224, 3).
 
@@ -143,7 +152,7 @@ def prepare(image: Image.Image, with_clip_input: bool = True) -> Prepared:
     rgb = decode(image)
     here = with_clip_input or rgb.height > TALL * rgb.width
     scaled = clip_input(rgb) if here else None
-    return Prepared(np.asarray(rgb), scaled, thumbnail(rgb))
+    return Prepared(np.asarray(rgb), scaled, thumbnail(rgb), is_rotated(image))
 
 
 def _reason(error: Exception) -> str:

@@ -95,16 +95,18 @@ class Pipeline:
         """Take one image after the other through all stages."""
         for row in rows:
             try:
-                embedding, width, height = await self._embed(row)
+                described = await self._embed(row)
             except ObjectChanged as error:
                 self._recorder.changed(row, str(error))
             except (decode.BadImage, ObjectUnusable) as error:
                 self._recorder.failed(row, str(error))
             else:
-                self._recorder.done(row, embedding, width, height)
+                self._recorder.done(row, *described)
 
-    async def _embed(self, row: Row) -> tuple[Embedding, int, int]:
-        """Everything that happens to one image but recording: its embedding, width and height.
+    async def _embed(self, row: Row) -> tuple[Embedding, int, int, bool]:
+        """Everything that happens to one image but recording.
+
+        Returns its embedding, its width and height, and whether it carries an EXIF rotation.
 
         Raises:
             BadImage, ObjectUnusable: the reason why this image cannot be embedded.
@@ -116,4 +118,4 @@ class Pipeline:
                 self._batches.embed(prepared),
             )
             height, width = prepared.pixels.shape[:2]
-            return embedding, width, height
+            return embedding, width, height, prepared.is_rotated

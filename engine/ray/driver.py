@@ -225,14 +225,14 @@ class RayPipeline:
         for pairs in table["times"].to_pylist():
             if pairs:
                 self._times += np.reshape(pairs, self._times.shape)
-        for row, width, height, outcome in read_results(table):
+        for row, width, height, is_rotated, outcome in read_results(table):
             position = int(np.searchsorted(numbers, row.row))
             if not waiting[position]:
                 continue
             waiting[position] = False
             self._reported += 1
             if isinstance(outcome, Embedding):
-                self._recorder.done(row, outcome, width, height)
+                self._recorder.done(row, outcome, width, height, is_rotated)
             elif outcome.changed:
                 self._changed.append(row.row)
                 self._recorder.changed(row, outcome.reason)

@@ -29,6 +29,7 @@ ROW = pa.struct(
         ("changed", pa.bool_()),  # the object is not the listed one any more
         ("height", pa.int32()),
         ("width", pa.int32()),
+        ("is_rotated", pa.bool_()),  # it carries an EXIF rotation
     ]
 )
 PACK = pa.schema(
@@ -46,6 +47,7 @@ RESULTS = pa.schema(
         ("size", pa.int64()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("is_rotated", pa.bool_()),
         ("reason", pa.large_string()),  # why it has no embedding, or null
         ("changed", pa.bool_()),  # the object is not the listed one any more
         ("imagenet_class", pa.int64()),
@@ -70,6 +72,7 @@ def packed(images: list[tuple[Row, Prepared | NotEmbedded]], times: list[StageTi
         image = clip_input = None
         if isinstance(prepared, Prepared):
             described["height"], described["width"] = prepared.pixels.shape[:2]
+            described["is_rotated"] = prepared.is_rotated
             image = prepared.pixels.tobytes()
             if prepared.clip_input is not None:
                 clip_input = prepared.clip_input.tobytes()
@@ -113,7 +116,7 @@ def results(
     failures = [outcome if isinstance(outcome, NotEmbedded) else None for outcome in embedded]
     embeddings = [outcome if isinstance(outcome, Embedding) else nothing for outcome in embedded]
     columns = [
-        *([row[name] for row in rows] for name in ("row", "name", "size", "width", "height")),
+        *([row[name] for row in rows] for name in RESULTS.names[:6]),  # as ROW has them
         [failure and failure.reason for failure in failures],
         [failure is not None and failure.changed for failure in failures],
         [embedding.imagenet_class for embedding in embeddings],
@@ -137,6 +140,7 @@ class Result(NamedTuple):
     row: Row
     width: int | None  # pixels
     height: int | None
+    is_rotated: bool
     outcome: Embedding | NotEmbedded
 
 
@@ -146,10 +150,13 @@ def read_results(table: pa.Table) -> Iterator[Result]:
         np.concatenate([c.flatten().to_numpy() for c in table[name].chunks]).reshape(-1, dimension)
         for name, dimension in DIMENSIONS.items()
     ]
-    columns = ("row", "name", "size", "width", "height", "imagenet_class", "reason", "changed")
+    columns = ("row", "name", "size", "imagenet_class", "reason", "changed")
     lines = zip(*(table[column].to_pylist() for column in columns), strict=True)
-    for i, (number, name, size, width, height, imagenet_class, reason, changed) in enumerate(lines):
+    described = ("width", "height", "is_rotated")
+    images = zip(*(table[column].to_pylist() for column in described), strict=True)
+    for i, (number, name, size, imagenet_class, reason, changed) in enumerate(lines):
         row = Row(number, ListedObject(name, size, 0, 0))
         embedding = Embedding([array[i] for array in arrays], imagenet_class)
         outcome = embedding if reason is None else NotEmbedded(reason, changed)
-        yield Result(row, width, height, outcome)
+        width, height, is_rotated = next(images)
+        yield Result(row, width, height, bool(is_rotated), outcome)

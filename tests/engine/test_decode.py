@@ -41,10 +41,29 @@ def test_exif_rotation_is_not_applied():
     exif = image.getexif()
     exif[0x0112] = 6  # turn by 90 degrees
     prepared = prepare(open_image(file_of(image, "JPEG", exif=exif)))
+    assert prepared.is_rotated
     assert prepared.pixels.shape == (20, 30, 3)
     with Image.open(io.BytesIO(prepared.thumbnail)) as small:
         assert small.size == (30, 20)
         assert 0x0112 not in small.getexif()
+
+
+@pytest.mark.parametrize(
+    ("kind", "orientation", "rotated"),
+    [
+        *(("JPEG", 1, False), ("JPEG", 3, True), ("JPEG", 8, True), ("JPEG", 9, False)),
+        *(("PNG", 6, True), ("PNG", 1, False), ("WEBP", 5, True)),
+    ],
+)
+def test_an_exif_rotation_is_noticed(kind, orientation, rotated):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert prepare(open_image(file_of(noise(30, 20), kind, exif=exif))).is_rotated is rotated
+
+
+def test_exif_data_that_are_damaged_or_missing_are_no_rotation():
+    for exif in (b"Exif\0\0II*\0\xff\xff\xff\x7f" * 9, b"Exif\0\0", b"nonsense", b""):
+        assert not prepare(open_image(file_of(noise(30, 20), "JPEG", exif=exif))).is_rotated
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA"])

@@ -32,7 +32,7 @@ def test_packs_and_results_keep_every_number():
         tables.NotEmbedded("broken"),
         Prepared(pixels, clip_input, b""),
         tables.NotEmbedded("was replaced", changed=True),
-        Prepared(pixels[:2], None, b""),
+        Prepared(pixels[:2], None, b"", is_rotated=True),
     ]
     times = [StageTime(name, 1, 0.5) for name in ("fetch", "decode", "thumbnails")]
     pack = tables.packed(list(zip(ROWS, images, strict=True)), times)
@@ -48,6 +48,7 @@ def test_packs_and_results_keep_every_number():
     assert [result.row for result in read] == ROWS
     assert [result.outcome for result in read[::2]] == images[::2]
     assert [result[1:3] for result in read] == [(None, None), (7, 5), (None, None), (7, 2)]
+    assert [result.is_rotated for result in read] == [False, False, False, True]
     for *_, outcome in read[1::2]:
         assert outcome.imagenet_class == 7
         for vector, dimension in zip(outcome.vectors, DIMENSIONS.values(), strict=True):
