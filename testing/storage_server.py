@@ -141,6 +141,9 @@ class Connection(asyncio.Protocol):
             return _http(content, "application/octet-stream", "206 Partial Content")
         if url.path.startswith("/batch/"):
             return batch_answer(body.count(b"/copyTo/"))
+        if method == "GET" and name in self.objects.uploaded:
+            size, crc32c = self.objects.uploaded[name]
+            return _json({"name": name, "size": str(size), "crc32c": crc32c})
         if method == "GET" and name.endswith(ARRAY):
             size = self.objects.array(name)[1]
             return _json({"name": name, "size": str(size), "crc32c": "AAAAAA==", "generation": "1"})
@@ -161,9 +164,6 @@ class Connection(asyncio.Protocol):
         if method == "DELETE":
             self.objects.uploaded.pop(name, None)
             return b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
-        if method == "GET" and name in self.objects.uploaded:
-            size, crc32c = self.objects.uploaded[name]
-            return _json({"name": name, "size": str(size), "crc32c": crc32c})
         if method == "GET" and url.path.rpartition("/")[2][:1].isdecimal():
             return _http(self.objects.image(url.path), "image/jpeg")
         return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"

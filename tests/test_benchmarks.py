@@ -1,0 +1,60 @@
+"""Each benchmark that the documents show, with as little work as it takes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common.program import ROOT
+from models.devices import DeviceError, check_precision
+from testing.browser import chromium_path
+from tests.harness import clean_environment
+from tests.test_documents import shown_commands
+
+SMALL = {
+    "end_to_end": "--images 4 --size 64 48 --runs 1",
+    "labels": "--images 1000 --runs 1",
+    "listing": "--names 3000 --page_ms 1 --runs 1",
+    "model": "--sizes 64x48 --images 2 --runs 1",
+    "page": "--rows 300 --queries 2",
+    "pipeline": "--megapixels 2 --runs 1",
+    "ray_engine": "--rows 300 --seconds 0.01 --runs 1",
+    "scale": "--few 100 --many 200 --names 2000 --reused 200 --runs 1",
+    "schedule": "--images 500",
+    "storage": "--objects 20 --megabytes 1 --runs 1",
+}
+
+
+def shown_benchmarks() -> list[str]:
+    """The benchmarks, with the options that are not in SMALL."""
+    found = set()
+    for shown in shown_commands():
+        _, _, module, *options = [*shown.words, "", ""][: max(3, len(shown.words))]
+        name = module.removeprefix("bench.")
+        if name != module and name != "gpu":  # models/test_bench_gpu.py runs that one
+            pairs = zip(options[::2], options[1::2], strict=True)
+            others = [f"{option} {value}" for option, value in pairs if option not in SMALL[name]]
+            found.add(" ".join([name, *others]))
+    return sorted(found)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("shown", shown_benchmarks())
+def test_a_benchmark_runs(shown, tmp_path):
+    name, *options = shown.split()
+    if name == "page" and chromium_path() is None:
+        pytest.skip("there is no chromium")
+    if name == "ray_engine":
+        pytest.importorskip("ray", reason="Ray is not installed")
+    if "bfloat16" in options:
+        try:
+            check_precision("bfloat16", torch.device("cpu"))
+        except DeviceError as error:
+            pytest.skip(error.message)
+    command = [sys.executable, "-m", f"bench.{name}", *options, *SMALL[name].split()]
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip(), "it prints no figures"
