@@ -34,7 +34,9 @@ from dataset.schema import (
     VANISHED,
     VERSION,
     DamagedState,
+    OtherVersion,
     options_checksum,
+    other_version_of,
     problem_of,
     row_checksum,
 )
@@ -97,9 +99,11 @@ class State:
             OSError, sqlite3.OperationalError: the disk fails.
         """
         state: State | None = None
+        other = ""
         try:
             state = cls(path)
-            problem = problem_of(state._db)
+            other = other_version_of(state._db)
+            problem = other or problem_of(state._db)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:  # text that is not UTF-8
             if is_disk_error(error):
                 raise
@@ -107,7 +111,7 @@ class State:
         if problem:
             if state:
                 state.close()
-            raise DamagedState(path, problem)
+            raise (OtherVersion if other else DamagedState)(path, problem)
         assert state
         return state
 

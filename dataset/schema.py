@@ -64,15 +64,35 @@ WRONG_ROW = f"checksum IS NOT checksum({LISTED}, {OUTCOME})"
 class DamagedState(click.ClickException):
     """The file of a state is damaged; the message says what to do. `reason` says what is wrong."""
 
+    what = "is damaged"
+    ways_out = "remove that directory, or choose another with --work_dir"
+
     def __init__(self, path: Path, reason: str) -> None:
         self.reason = printable(reason)
         index_id = index_id_on_disk(path)
         uploaded = f"its index id is {index_id}" if index_id else "its index id cannot be read"
         super().__init__(
-            f"The state in {path.parent} is damaged ({printable(reason)}): remove that directory, "
-            f"or choose another with --work_dir. What it uploaded stays in the index bucket; "
-            f"{uploaded}."
+            f"The state in {path.parent} {self.what} ({self.reason}): {self.ways_out}. What it "
+            f"uploaded stays in the index bucket; {uploaded}."
         )
+
+
+class OtherVersion(DamagedState):
+    """Another version of this program wrote a state, with other tables."""
+
+    what = "was written by another version of this program"
+    ways_out = (
+        "continue it with that version, or start over: remove that directory, or choose another "
+        "with --work_dir"
+    )
+
+
+def other_version_of(db: sqlite3.Connection) -> str:
+    """Which version of the tables a state has that another version of this program wrote; or ""."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version in (0, VERSION):  # no program writes 0
+        return ""
+    return f"its tables have version {version}, and those of this program version {VERSION}"
 
 
 def problem_of(db: sqlite3.Connection) -> str:
@@ -80,9 +100,6 @@ def problem_of(db: sqlite3.Connection) -> str:
     (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         return str(found)
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version != VERSION:
-        return f"its tables have version {version}, not {VERSION} as in this program"
     if _schema_of(db) != _expected_schema():
         return "its tables are not those of an ingest"
     options = dict(db.execute("SELECT name, value FROM options"))

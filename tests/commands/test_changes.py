@@ -356,6 +356,8 @@ def test_a_state_of_other_tables_is_one_sentence(made, emulator_url, servers):
     state.close()
     done = run_here(made.command(), environment(emulator_url, servers["B"]))
     assert done.returncode == 1
-    assert f"The state in {made.work} is damaged (its tables have version 0" in done.stderr
+    assert (
+        f"The state in {made.work} is damaged (its tables are not those of an ingest" in done.stderr
+    )
     remove_state(made.work / "state.sqlite")
     shutil.rmtree(made.work)

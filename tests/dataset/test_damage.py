@@ -11,7 +11,7 @@ import pytest
 
 from common.files import disk_errors
 from dataset.rows import Outcome, State
-from dataset.schema import DamagedState, index_id_on_disk
+from dataset.schema import VERSION, DamagedState, OtherVersion, index_id_on_disk
 from gcs import ListedObject
 
 INDEX_ID = str(uuid.UUID(int=2**127 + 5, version=4))
@@ -60,7 +60,8 @@ def try_damage(sound, tmp_path, seed):
         with disk_errors(tmp_path):
             state = State.open_checked(path)
     except click.ClickException as error:
-        assert f"The state in {tmp_path} is damaged (" in error.message, seed
+        what = "was written by another version" if isinstance(error, OtherVersion) else "is damaged"
+        assert error.message.startswith(f"The state in {tmp_path} {what}"), seed
         assert "What it uploaded stays in the index bucket; its index id " in error.message
         return True
     state.close()
@@ -97,7 +98,6 @@ def test_a_sound_state_is_opened(sound, tmp_path):
         ("UPDATE rows SET size = 'many' WHERE row = 9", "row 9 does not match"),
         ("DELETE FROM rows WHERE row = 10", "299 rows, the last of them 299"),
         ("DROP TABLE skipped", "its tables are not those of an ingest"),
-        ("PRAGMA user_version = 9", "its tables have version 9"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_index_id(sound, tmp_path, statement, said):
@@ -110,6 +110,21 @@ def test_what_is_wrong_is_named_with_the_index_id(sound, tmp_path, statement, sa
     if "index_id" not in statement:
         with pytest.raises(DamagedState, match=f"its index id is {INDEX_ID}"):
             State.open_checked(path)
+
+
+def test_a_state_of_another_version_is_told_in_full(sound, tmp_path):
+    path = Path(shutil.copy(sound, tmp_path))
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 3")
+    db.close()
+    with pytest.raises(OtherVersion) as caught:
+        State.open_checked(path)
+    assert caught.value.message == (
+        f"The state in {tmp_path} was written by another version of this program (its tables have "
+        f"version 3, and those of this program version {VERSION}): continue it with that version, "
+        "or start over: remove that directory, or choose another with --work_dir. What it uploaded "
+        f"stays in the index bucket; its index id is {INDEX_ID}."
+    )
 
 
 def test_the_index_id_is_read_from_a_file_that_is_no_database_any_more(sound, tmp_path):
