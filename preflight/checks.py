@@ -49,10 +49,16 @@ def check_paths(findings: Findings, train: str, val: str) -> None:
             f"{printable(train)} and {printable(val)} are in two buckets: the web page builds "
             "every image address from the training bucket, so put both in one."
         )
-    elif one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix):
+    elif one == other:
         findings.add(
-            f"{printable(train)} and {printable(val)} overlap: images would be in both splits; "
-            "name two directories beside each other."
+            f"{printable(str(one))} is named for both splits: name one directory for the training "
+            "images, and another one for the validation images."
+        )
+    elif one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix):
+        outer, inner = sorted(paths, key=lambda path: len(path.prefix))
+        findings.add(
+            f"{printable(str(outer))} contains {printable(str(inner))}, whose images would be in "
+            "both splits: name two directories of which neither contains the other."
         )
 
 

@@ -126,9 +126,10 @@ def test_dataset_is_there_already(ready):
         ("t", "gs://{bucket}/v", "t is not a Cloud Storage path: write gs://BUCKET/DIRECTORY."),
         ("gs://{bucket}/t", "gs://v", "gs://v names no bucket"),
         ("gs://{bucket}/t", "gs://elsewhere/v", "gs://elsewhere/v are in two buckets: the web"),
-        ("gs://{bucket}/t", "gs://{bucket}/t/", "overlap: images would be in both splits"),
-        ("gs://{bucket}/t", "gs://{bucket}/t/v", "overlap: images would be in both splits"),
-        ("gs://{bucket}", "gs://{bucket}/v", "overlap: images would be in both splits"),
+        ("gs://{bucket}/t", "gs://{bucket}/t/", "gs://{bucket}/t/ is named for both splits: name"),
+        ("gs://{bucket}/t", "gs://{bucket}/t/v", "gs://{bucket}/t/ contains gs://{bucket}/t/v/, "),
+        ("gs://{bucket}/t/v", "gs://{bucket}/t", "gs://{bucket}/t/ contains gs://{bucket}/t/v/, "),
+        ("gs://{bucket}", "gs://{bucket}/v", "gs://{bucket}/ contains gs://{bucket}/v/, whose"),
         ("gs://{bucket}/t", "gs://{bucket}/none", "No validation images under gs://{bucket}/none/"),
         ("gs://{bucket}/T", "gs://{bucket}/v", "No training images under gs://{bucket}/T/: images"),
         (
@@ -143,6 +144,18 @@ def test_paths(ready, train, val, message):
     said = refusal(ready.run(train=train.format(bucket=bucket), val=val.format(bucket=bucket)))
     assert message.format(bucket=bucket) in said
     assert "\n  - " not in said
+
+
+def test_one_directory_in_both_splits_is_told_in_full(ready):
+    train = f"gs://{ready.bucket}/t/"
+    assert refusal(ready.run(train=train, val=train)) == (
+        f"{train} is named for both splits: name one directory for the training images, and "
+        "another one for the validation images."
+    )
+    assert refusal(ready.run(train=train, val=f"{train}v")) == (
+        f"{train} contains {train}v/, whose images would be in both splits: name two directories "
+        "of which neither contains the other."
+    )
 
 
 def test_both_paths_wrong_are_two_findings(ready):
