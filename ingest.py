@@ -56,8 +56,9 @@ RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
 CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
 FAILURES_SHOWN = 10
 BFLOAT16_ADVICE = (
-    "This processor multiplies bfloat16 faster: --precision bfloat16 would take about two thirds "
-    "of the time, at a cosine of 0.9999 to these vectors. It needs --restart, which deletes {}."
+    "This processor is faster with bfloat16: --precision bfloat16 would take about two thirds of "
+    "the time. Its vectors differ slightly (cosine 0.9999), so it needs --restart, which deletes "
+    "{}."
 )
 OPTION_GROUPS = {
     "Usual options": (

@@ -67,9 +67,9 @@ def shortage(error: BaseException) -> ShortageError | None:
 
 
 _ADVICE = {
-    errno.EMFILE: "This process may have {limit:,} open: raise the limit, such as with "
+    errno.EMFILE: "This process can open up to {limit:,}: raise the limit, such as with "
     "`ulimit -n 65536`;",
-    errno.ENFILE: "All programs on this machine together have too many files open: close some;",
+    errno.ENFILE: "All programs on this machine together have too many files open: end some;",
     errno.ENOMEM: "There is not enough memory: free some, or lower --decode_workers;",
     errno.EIO: "A disk of this machine cannot be read or written: repair it;",
 }

@@ -1,4 +1,4 @@
-"""Devices and precisions: which there are, what fits into memory, what their errors mean."""
+"""Devices and precisions: what this machine has, how much fits into memory, what errors mean."""
 
 import contextlib
 import math
@@ -10,17 +10,19 @@ from pathlib import Path
 import click
 import torch
 
-# Live activations of ResNet-50 at their peak, in res2: input, shortcut, inner and output are 52
-# values a pixel, and workspace.
+from common.terminal import count
+
+# What ResNet-50 keeps in memory at its peak, in res2: 52 values per pixel (input, shortcut, inner
+# and output), and the workspace of the convolution.
 VALUES_PER_PIXEL = 65
 CPU_BYTES_PER_PIXEL = 200  # in float32, where sums overwrite the shortcut: measured 173
 MEMORY_SHARE = 0.6  # of what is free, for one batch
-# 16 values a pixel leave the stem: beyond this a tensor has 2**31 values, which cuDNN refuses.
+# The stem gives 16 values per pixel: beyond this a tensor has 2**31 values, which cuDNN refuses.
 LARGEST_PIXELS = 2**27 - 1
-BATCH_PIXELS = 32 * 640 * 512  # more only adds latency; see bench/schedule.py
+BATCH_PIXELS = 32 * 640 * 512  # larger batches are not faster; see bench/schedule.py
 LARGEST_BATCH = 256
-# Of decoded images, which wait for a batch or are decoded: 3 bytes each, some 10 while decoding. A
-# GPU that takes images of 12 megapixels needs more than 8 of them.
+# Of images that are decoded or wait for a batch: 3 bytes per pixel, about 10 while decoding. A GPU
+# gets more: 100 megapixels are only 8 photographs of 12 megapixels.
 WAITING_PIXELS_CPU, WAITING_PIXELS_GPU = 100_000_000, 400_000_000
 WAITING_SHARE = 0.1  # of the free main memory, for these
 UNKNOWN_MEMORY_BYTES = 4 << 30
@@ -47,13 +49,20 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:1.")
     if torch.version.cuda is None and torch.version.hip is None:
         raise DeviceError(
-            f"--device {name} needs a torch that is built with CUDA, and torch {torch.__version__}"
-            " is not: see https://pytorch.org/get-started/locally."
+            f"--device {name}: torch {torch.__version__} is built without CUDA. Install another"
+            " build (https://pytorch.org/get-started/locally), or use --device cpu."
         )
     if not torch.cuda.is_available():
-        raise DeviceError(f"--device {name}: torch finds no CUDA GPU; does `nvidia-smi` list one?")
-    if int(index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s).")
+        raise DeviceError(
+            f"--device {name}: torch finds no CUDA GPU. Check whether `nvidia-smi` lists one, or"
+            " use --device cpu."
+        )
+    gpus = torch.cuda.device_count()
+    if int(index or 0) >= gpus:
+        last = f" to cuda:{gpus - 1}" if gpus > 1 else ""
+        raise DeviceError(
+            f"--device {name}: this machine has {count(gpus, 'GPU')}. Use cuda:0{last}."
+        )
     return torch.device("cuda", int(index or 0))
 
 
@@ -63,8 +72,8 @@ def why_no_gpu() -> str | None:
         return None
     if torch.version.cuda is None:
         return (
-            f"This machine has an NVIDIA GPU, but torch {torch.__version__} is built without CUDA:"
-            " see https://pytorch.org/get-started/locally."
+            f"This machine has an NVIDIA GPU, but torch {torch.__version__} is built without CUDA."
+            " To use the GPU, install another build (https://pytorch.org/get-started/locally)."
         )
     try:
         torch.cuda.init()
@@ -75,7 +84,7 @@ def why_no_gpu() -> str | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU ran out of memory. Torch has a type for it; cuDNN and cuBLAS only say so."""
+    """Whether a GPU ran out of memory: by type if torch says so, by text if cuDNN or cuBLAS do."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         word in str(error) for word in OUT_OF_MEMORY
     )
@@ -83,7 +92,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 @contextlib.contextmanager
 def gpu_errors(device: torch.device) -> Iterator[None]:
-    """Raise the errors of a GPU that is full, or used exclusively, as DeviceError."""
+    """Raise as DeviceError that a GPU is full, or that another program uses it exclusively."""
     try:
         yield
     except RuntimeError as error:
@@ -91,13 +100,13 @@ def gpu_errors(device: torch.device) -> Iterator[None]:
             raise
         if is_out_of_memory(error):
             raise DeviceError(
-                f"{device} has too little free memory for the models: end other processes that"
-                " `nvidia-smi` lists, or choose another --device."
+                f"{device} has too little free memory for the models: end other programs that use"
+                " it (`nvidia-smi` lists them), or choose another --device."
             ) from error
         if "busy or unavailable" in str(error):
             raise DeviceError(
-                f"{device} is taken by another process: see `nvidia-smi`, or choose another"
-                " --device."
+                f"Another program uses {device} exclusively: end it (`nvidia-smi` lists it), or"
+                " choose another --device."
             ) from error
         raise
 

@@ -36,7 +36,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a late call after the end would start a second cluster
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a call after the end would start a second cluster
 }
 
 
@@ -51,21 +51,22 @@ def check(address: str | None) -> None:
         ClusterError: what to do.
     """
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
-        raise ClusterError(f"--engine ray needs Ray Data, which is not installed: {INSTALL}")
+        raise ClusterError(f"--engine ray needs Ray, which is not installed: run `{INSTALL}`.")
     if address in (None, "auto", "local"):
         return
     if "://" in address:
         raise ClusterError(
-            f"--ray_address {address!r} is none of auto, HOST and HOST:PORT: run this command on a "
-            "node of the cluster, such as its head, not through Ray's client."
+            f"--ray_address {address!r} is not auto, HOST or HOST:PORT. Ray's client is not "
+            "supported: run this command on a node of the cluster, such as the head node."
         )
     host, _, port = address.rpartition(":") if ":" in address else (address, "", str(HEAD_PORT))
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ClusterError(
-            f"No Ray cluster answers at {address} ({error}): give the address that `ray start` "
-            "printed on the head node, or auto on a node of the cluster."
+            f"No Ray cluster answers at {address} ({reason}): use the address that `ray start` "
+            "printed on the head node, or auto if this machine is a node of the cluster."
         ) from error
 
 
@@ -141,7 +142,7 @@ class Cluster:
                 reason = str(error).split("\n")[0]
                 raise ClusterError(
                     f"Ray cannot be reached at {self._address or 'this machine'} ({reason}): start "
-                    "it with `ray start --head`, or leave --ray_address away to use this machine."
+                    "it with `ray start --head`, or leave out --ray_address to use this machine."
                 ) from error
             stack.callback(self._shut_down)
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -183,8 +184,8 @@ class Cluster:
         gpus = int(sum(node.get("GPU", 0) for node in resources))
         if device not in ("auto", "cuda", "cpu"):
             raise ClusterError(
-                f"--device {device!r} names one device: with --engine ray use auto, cuda (all "
-                "GPUs of the cluster) or cpu."
+                f"--device {device!r} is one device: with --engine ray, use auto, cuda (all GPUs "
+                "of the cluster) or cpu."
             )
         if device == "cuda" and not gpus:
             raise ClusterError(
@@ -228,8 +229,8 @@ class Cluster:
                 reason = getattr(error, "cause", None) or error
                 raise ClusterError(
                     f"The Ray node {host} cannot run this program "
-                    f"({type(reason).__name__}: {str(reason).strip().splitlines()[-1]}): install "
-                    "requirements.txt and requirements-ray.txt there."
+                    f"({type(reason).__name__}: {str(reason).strip().splitlines()[-1]}): run "
+                    f"`{INSTALL}` there."
                 ) from error
             different = [
                 f"{what} {found.get(what)} (here {version})"
@@ -238,8 +239,8 @@ class Cluster:
             ]
             if different:
                 raise ClusterError(
-                    f"The Ray node {host} has {', '.join(different)}: install the same there, with "
-                    "requirements.txt and requirements-ray.txt."
+                    f"The Ray node {host} has {', '.join(different)}: install the same versions "
+                    f"there with `{INSTALL}`."
                 )
 
 

@@ -247,7 +247,10 @@ def test_too_few_open_files_stop_the_run_and_make_no_image_bad(
     env = environment(emulator_url, servers["B"])
     stopped = run([*limited, *fresh.command("--skip_bad_images")], env)
     assert stopped.returncode == 1
-    assert f"Too many open files. This process may have {files} open" in stopped.stderr
+    assert (
+        f"Too many open files. This process can open up to {files}: raise the limit"
+        in stopped.stderr
+    )
     assert "Failed: " not in stopped.stderr
     done = run_here(fresh.command("--skip_bad_images"), env)
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ def raised(error, *causes):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.EMFILE, "x"), "Too many open files. This process may have"),
+        (OSError(errno.EMFILE, "x"), "Too many open files. This process can open up to"),
         (OSError(errno.ENFILE, "x"), "Too many open files in system. All programs"),
         (OSError(errno.ENOMEM, "x"), "Cannot allocate memory. There is not enough memory"),
         (MemoryError(), "Cannot allocate memory. There is not enough memory"),

@@ -86,8 +86,18 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(world, emulator, tmp_path):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("127.0.0.1:1", "No Ray cluster answers at 127.0.0.1:1"),
-        ("ray://127.0.0.1:10001", "is none of auto, HOST and HOST:PORT"),
+        (
+            "127.0.0.1:1",
+            "Error: No Ray cluster answers at 127.0.0.1:1 (Connection refused): use the address "
+            "that `ray start` printed on the head node, or auto if this machine is a node of the "
+            "cluster.\n",
+        ),
+        (
+            "ray://127.0.0.1:10001",
+            "Error: --ray_address 'ray://127.0.0.1:10001' is not auto, HOST or HOST:PORT. Ray's "
+            "client is not supported: run this command on a node of the cluster, such as the head "
+            "node.\n",
+        ),
         ("127.0.0.1:notaport", "No Ray cluster answers at 127.0.0.1:notaport"),
     ],
 )
@@ -109,4 +119,7 @@ def test_missing_ray_says_how_to_get_it(world, fast_models, monkeypatch):
     world.put("t/0.jpg", "v/val.jpg")
     result = world.run("--engine", "ray")
     assert result.exit_code == 1
-    assert "pip install -r requirements-ray.txt" in result.stderr
+    assert result.stderr.endswith(
+        "Error: --engine ray needs Ray, which is not installed: run `pip install -r "
+        "requirements-ray.txt`.\n"
+    )

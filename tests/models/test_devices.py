@@ -33,16 +33,24 @@ def test_unknown_devices(device, said):
 def test_cuda_in_a_build_without_it(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
-    with pytest.raises(DeviceError, match="built with CUDA"):
+    with pytest.raises(DeviceError) as refused:
         devices.choose_device("cuda")
+    assert refused.value.message == (
+        f"--device cuda: torch {torch.__version__} is built without CUDA. Install another build "
+        "(https://pytorch.org/get-started/locally), or use --device cpu."
+    )
 
 
 def test_cuda_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.choose_device("auto") == torch.device("cpu")
-    with pytest.raises(DeviceError, match="finds no CUDA GPU"):
+    with pytest.raises(DeviceError) as refused:
         devices.choose_device("cuda:0")
+    assert refused.value.message == (
+        "--device cuda:0: torch finds no CUDA GPU. Check whether `nvidia-smi` lists one, or use "
+        "--device cpu."
+    )
 
 
 def test_cuda_index_that_does_not_exist(monkeypatch):
@@ -51,8 +59,15 @@ def test_cuda_index_that_does_not_exist(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert devices.choose_device("auto") == torch.device("cuda:0")
     assert devices.choose_device("cuda") == torch.device("cuda:0")
-    with pytest.raises(DeviceError, match="cuda:1: this machine has 1 GPU"):
+    with pytest.raises(DeviceError) as refused:
         devices.choose_device("cuda:1")
+    assert refused.value.message == "--device cuda:1: this machine has 1 GPU. Use cuda:0."
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(DeviceError) as refused:
+        devices.choose_device("cuda:4")
+    assert refused.value.message == (
+        "--device cuda:4: this machine has 4 GPUs. Use cuda:0 to cuda:3."
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,18 +133,29 @@ def test_a_gpu_that_torch_cannot_use_is_explained(tmp_path, monkeypatch):
     assert "too old (found version 11040)" in devices.why_no_gpu()
 
 
+FULL = (
+    "cuda:0 has too little free memory for the models: end other programs that use it "
+    "(`nvidia-smi` lists them), or choose another --device."
+)
+TAKEN = (
+    "Another program uses cuda:0 exclusively: end it (`nvidia-smi` lists it), or choose another "
+    "--device."
+)
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ("CUDA out of memory. Tried to allocate 2.00 GiB", "too little free memory"),
-        ("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "too little free memory"),
-        ("CUBLAS_STATUS_ALLOC_FAILED", "too little free memory"),
-        ("CUDA error: all CUDA-capable devices are busy or unavailable", "is taken by another"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", FULL),
+        ("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", FULL),
+        ("CUBLAS_STATUS_ALLOC_FAILED", FULL),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable", TAKEN),
     ],
 )
 def test_a_gpu_without_room_is_one_sentence(said, expected):
-    with pytest.raises(DeviceError, match=expected), devices.gpu_errors(torch.device("cuda:0")):
+    with pytest.raises(DeviceError) as refused, devices.gpu_errors(torch.device("cuda:0")):
         raise RuntimeError(said)
+    assert refused.value.message == expected
     with pytest.raises(RuntimeError, match="illegal"), devices.gpu_errors(torch.device("cuda:0")):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
