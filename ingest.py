@@ -34,7 +34,7 @@ from engine.loading import ModelLoader, ModelOptions
 from engine.local import Pipeline
 from engine.reuse import Copier
 from engine.stages import MODELS, StageTime, bottleneck, stage_table
-from forager.addresses import dataset_page
+from forager.addresses import dataset_page, shown_server
 from forager.answers import DatasetInfo
 from forager.client import Forager
 from preflight.arguments import check_arguments
@@ -442,7 +442,7 @@ async def register(
             listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
             await asyncio.to_thread(check_registrable, state, listing, as_listed=plan.as_listed)
             await forager.create_dataset(name, str(plan.train), str(plan.val), *wanted)
-        state.mark_registered(viewer_url=forager.viewer_url)
+        state.mark_registered(forager.shown, viewer_url=forager.viewer_url)
     listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
     if changes := await asyncio.to_thread(changed_lines, state, listing, as_listed=plan.as_listed):
         state.mark_outdated(changes)
@@ -483,8 +483,9 @@ def summarize(request: Request, state: State, times: list[StageTime], wall_s: fl
 
 
 def page_of(request: Request, state: State | None) -> str:
-    """The web page of the dataset, on the server that registered it."""
-    viewer_url = request.viewer_url or (state.option("viewer_url") if state else None)
+    """The web page of the dataset, as the server that SERVER_URL names has it."""
+    pages = state.servers() if state else {}
+    viewer_url = request.viewer_url or pages.get(shown_server(request.server_url))
     return dataset_page(request.server_url, viewer_url, request.name)
 
 

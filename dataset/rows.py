@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import operator
 import os
 import sqlite3
@@ -243,12 +244,17 @@ class State:
 
     @property
     def is_registered(self) -> bool:
-        """Whether the server was told of this index."""
+        """Whether a server was told of this index."""
         return self.option("registered") is not None
 
-    def mark_registered(self, *, viewer_url: str | None) -> None:
-        page = {"viewer_url": viewer_url} if viewer_url else {}
-        self.set_options({"registered": "yes", **page})
+    def servers(self) -> dict[str, str]:
+        """The servers that were told of this index: the address of the web page of each, or ""."""
+        found: dict[str, str] = json.loads(self.option("servers") or "{}")
+        return found
+
+    def mark_registered(self, server: str, *, viewer_url: str | None) -> None:
+        servers = json.dumps({**self.servers(), server: viewer_url or ""})
+        self.set_options({"registered": "yes", "servers": servers})
 
     @property
     def outdated_by(self) -> str | None:

@@ -70,6 +70,11 @@ def shown_address(server_url: str) -> str:
     return printable(scheme + separator + rest)
 
 
+def shown_server(server_url: str) -> str:
+    """The address of a server, always in the same form and without a password."""
+    return shown_address(server_url.rstrip("/"))
+
+
 def dataset_page(server_url: str, viewer_url: str | None, name: str) -> str:
     """The page of a dataset: on port 4000 of the server's host, or below `viewer_url`."""
     if viewer_url:

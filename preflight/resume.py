@@ -22,6 +22,7 @@ from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from engine.checkpoint import Recorder
 from engine.loading import ModelLoader
+from forager.addresses import shown_server
 from forager.client import Forager
 from preflight.changes import computed, reuse_option, what_restart_deletes
 from preflight.relist import relist
@@ -35,11 +36,14 @@ if TYPE_CHECKING:
 
 
 def finished(request: Request, state: State | None, loader: ModelLoader) -> str:
-    """What a work directory holds, if it registered just what is requested; else "".
+    """What a work directory holds, if this server has just what is requested; else "".
 
     Blocks: it reads the files of the weights, where all else is the same.
     """
     if state is None or not state.is_registered or request.restart or request.dry_run:
+        return ""
+    servers = state.servers()
+    if servers and shown_server(request.server_url) not in servers:
         return ""
     asked = {
         "dataset": request.name,

@@ -248,6 +248,21 @@ def test_the_same_command_after_success_says_that_it_is_finished(
     )
 
 
+def test_a_finished_ingest_is_registered_on_another_server_too(world, servers, fast_models):
+    world.put("t/a.jpg", "v/b.jpg")
+    addresses = [servers["B"], servers["A"]]
+    for world.server in addresses:
+        result = world.run()
+        assert result.exit_code == 0, result.output
+        assert result.stdout.endswith(f"Look at {world.server}/{world.name}\n")
+        assert dataset(world)["index_id"] == Index(world.objects()).id
+    assert "Embedded" not in result.stderr
+    for world.server in addresses:
+        said = world.run().stdout
+        assert said.startswith("This ingest is finished: ")
+        assert said.endswith(f"Look at {world.server}/{world.name}\n")
+
+
 def test_after_success_another_path_is_named(world, fast_models):
     world.put("t/a.jpg", "v/c.jpg", "w/d.jpg")
     assert world.run().exit_code == 0
@@ -329,7 +344,8 @@ def test_more_bad_images_than_allowed_stop(world, fast_models, limit, allowed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max_bad", "1%"], "--max_bad goes with --skip_bad_images"),
+        (["--max_bad", "1%"], "--max_bad goes with --skip_bad_images."),
+        (["--ray_address", "auto"], "--ray_address goes with --engine ray."),
         (
             ["--skip_bad_images", "--max_bad", "many"],
             "'many' is neither a number (100) nor",

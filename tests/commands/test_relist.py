@@ -277,7 +277,7 @@ def test_a_registered_index_is_not_relisted(emulator_url, env, tmp_path):
     made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(2, 1))
     assert run_here(made.command(), env).returncode == 0
     with opened(made) as state:
-        state._db.execute("DELETE FROM options WHERE name IN ('registered', 'viewer_url')")
+        state._db.execute("DELETE FROM options WHERE name IN ('registered', 'servers')")
         state.set_options({})
     uploaded = made.storage.contents(made.bucket)
     put(made, "train/new.jpg", 98)
