@@ -15,7 +15,7 @@ import gcs
 from common import names
 from common.findings import Findings
 from common.names import GsPath
-from common.terminal import count, printable
+from common.terminal import count, printable, size
 from dataset import arrays
 from dataset.rows import SPLITS, TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
@@ -225,6 +225,6 @@ def check_disk(findings: Findings, state: State, work_dir: Path, *, beside: bool
     free = shutil.disk_usage(work_dir).free
     if needed > free:
         findings.add(
-            f"The arrays need {needed / 1e9:,.1f} GB more in {work_dir}, and {free / 1e9:,.1f} GB "
-            "are free: free some, or choose another disk with --work_dir."
+            f"The arrays need {size(needed)} more in {work_dir}, and {size(free)} are free: free "
+            "some space, or choose another disk with --work_dir."
         )

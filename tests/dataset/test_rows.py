@@ -257,9 +257,12 @@ def test_move_takes_everything_along(make_state, tmp_path):
 
 
 def test_second_ingest_in_a_work_directory_is_refused(tmp_path):
-    refused = pytest.raises(WorkDirectoryError, match=r"Another ingest is running in .*--work_dir")
-    with WorkDirectory(tmp_path / "work"), refused:
+    with WorkDirectory(tmp_path / "work"), pytest.raises(WorkDirectoryError) as refused:
         WorkDirectory(tmp_path / "work").__enter__()
+    assert refused.value.message == (
+        f"Another ingest is running in {tmp_path / 'work'}: wait for it, end it, or choose another "
+        "directory with --work_dir."
+    )
     with WorkDirectory(tmp_path / "work") as work:
         assert work.state() is None
 
@@ -277,15 +280,24 @@ def test_the_lock_goes_with_its_process(tmp_path):
 
 def test_a_directory_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(WorkDirectoryError, match=r"files that are not of an ingest: .*--work_dir"):
+    with pytest.raises(WorkDirectoryError) as refused:
         WorkDirectory(tmp_path).__enter__()
+    assert refused.value.message == (
+        f"The directory {tmp_path} has files that are not of an ingest: choose another with "
+        "--work_dir."
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(WorkDirectoryError, match=r"cannot be written \(.*: choose another"):
-        WorkDirectory(tmp_path / "file" / "work").__enter__()
+    path = tmp_path / "file" / "work"
+    with pytest.raises(WorkDirectoryError) as refused:
+        WorkDirectory(path).__enter__()
+    assert refused.value.message == (
+        f"The work directory {path} cannot be written (Not a directory): choose another with "
+        "--work_dir."
+    )
 
 
 def test_an_unused_work_directory_leaves_nothing_behind(tmp_path):
