@@ -161,20 +161,25 @@ def make_client(*, anonymous_allowed: bool = False) -> storage.Client:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
+    from common.counted_session import count_requests
+
     os.environ.setdefault(NO_METADATA, "true")
     if emulator := emulator_host():
-        return storage.Client(
+        client = storage.Client(
             project="emulator",
             credentials=AnonymousCredentials(),
             client_options={"api_endpoint": emulator},
         )
-    try:
-        found = credentials()
-    except StorageError:
-        if not anonymous_allowed:
-            raise
-        found = AnonymousCredentials()
-    return storage.Client(project="unused", credentials=found)
+    else:
+        try:
+            found = credentials()
+        except StorageError:
+            if not anonymous_allowed:
+                raise
+            found = AnonymousCredentials()
+        client = storage.Client(project="unused", credentials=found)
+    count_requests(client._http)
+    return client
 
 
 def failed_answer(status: int, body: bytes, retry_after: str | None = None) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import click
 
 import gcs
+from common.activity import warn
 from common.files import disk_errors, write_atomically
 from common.options import (
     CONTEXT_SETTINGS,
@@ -33,7 +35,6 @@ from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader, ModelOptions
 from engine.local import Pipeline
 from engine.reuse import Copier
-from engine.stages import MODELS, StageTime, bottleneck, stage_table
 from forager.addresses import dataset_page, shown_server
 from forager.answers import DatasetInfo
 from forager.client import Forager
@@ -50,6 +51,19 @@ from preflight.plan import Plan, make_plan
 from preflight.request import Request
 from preflight.resume import begin_or_continue, finished, reopen_damaged
 from preflight.sources import Reuse, describe_reuse
+from report.run import (
+    CHECKS,
+    DRY_RUN,
+    EMBEDDING,
+    FINISHED,
+    LOADING,
+    REGISTERED,
+    REGISTRATION,
+    REUSE,
+    UPLOAD,
+    Report,
+)
+from report.summary import summarize
 from storage.uploads import upload_files
 
 RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
@@ -63,6 +77,7 @@ BFLOAT16_ADVICE = (
 OPTION_GROUPS = {
     "Usual options": (
         *("server_url", "dry_run", "write_renames", "work_dir", "bucket", "viewer_url", "reuse"),
+        "as_json",
     ),
     "Failures and going on": (
         *("skip_bad_images", "max_bad", "allow_empty_val"),
@@ -200,6 +215,13 @@ OPTION_GROUPS = {
     metavar="auto|HOST:PORT",
     help="The Ray cluster to join.  [default: --engine ray starts one on this machine]",
 )
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the report of the run on stdout instead of a table: what report.json in the work "
+    "directory holds. See docs/report.md.",
+)
 @click.pass_obj
 def main(make_loader: Any, **parameters: Any) -> None:
     """Embed the images of two directories on Cloud Storage and register them as a dataset.
@@ -211,6 +233,7 @@ def main(make_loader: Any, **parameters: Any) -> None:
     The same command again continues an ingest that was interrupted. For a long ingest, use tmux
     or nohup: it ends when its terminal closes.
     """
+    report = Report(parameters.copy(), parameters["decode_workers"])
     models = ModelOptions(*(parameters.pop(name) for name in ModelOptions._fields))
     request = Request(models=models, **parameters)
     if request.max_bad and not request.skip_bad_images:
@@ -222,53 +245,74 @@ def main(make_loader: Any, **parameters: Any) -> None:
     if request.write_renames and not request.dry_run:
         raise click.UsageError("--write_renames goes with --dry_run.")
     with shortages():
-        asyncio.run(until_interrupted(ingest(request, (make_loader or ModelLoader)(models))))
+        loader = (make_loader or ModelLoader)(models)
+        asyncio.run(until_interrupted(ingest(request, loader, report)))
 
 
-async def ingest(request: Request, loader: ModelLoader) -> None:
+async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     """Check, embed, upload, register: the whole ingest.
 
     Raises:
         click.ClickException: what stopped it, for the user.
     """
-    start = time.monotonic()
-    raise_open_file_limit()
-    check_arguments(request, loader)
-    directory = request.work_dir or Path(request.name)
-    with WorkDirectory(directory) as work, disk_errors(work.path):
-        state = work.state()
-        if what_it_holds := await asyncio.to_thread(finished, request, state, loader):
-            if state and state.outdated_by:
-                raise click.ClickException(outdated(request.name, state.outdated_by))
-            page = page_of(request, state)
-            result = f"This ingest is finished: {what_it_holds}. Look at {page}"
-            if request.relist:
-                _say(
-                    "Forager cannot change a dataset: for images that appeared or changed after "
-                    f"that, use another name with --reuse {request.name}."
-                )
-        else:
-            result = await run(request, work, loader, start)
-    print_result(request, result)
+    try:
+        raise_open_file_limit()
+        check_arguments(request, loader)
+        directory = request.work_dir or Path(request.name)
+        with (
+            WorkDirectory(directory) as work,
+            report.kept_in(work.path),
+            shortages(),
+            disk_errors(work.path),
+        ):
+            await run(request, work, loader, report)
+    except BaseException as error:
+        report.end(error)
+        if request.as_json:
+            with contextlib.suppress(OSError):  # the message on stderr matters more
+                click.echo(report.text())
+        raise
+    print_result(request, report.text() if request.as_json else summarize(report))
 
 
-async def run(request: Request, work: WorkDirectory, loader: ModelLoader, start: float) -> str:
-    """The same in the work directory; returns the plan of a dry run, or the summary.
-
-    `start` is the time.monotonic() of the command's start.
-    """
-    plan = await make_plan(request, work, loader)
-    if request.dry_run:
-        return await describe(request, plan)
-    state = await begin_or_continue(
-        plan, work, request.server_url, retry_failed=not request.skip_bad_images
-    )
-    times = await reuse_rows(plan.reuse, state, request.bucket) if plan.reuse else []
-    times += await embed(request, plan, state, loader) if state.has_pending() else []
+async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report: Report) -> None:
+    """The same in the work directory."""
+    report.state = state = work.state()
+    if state and (what_it_holds := await asyncio.to_thread(finished, request, state, loader)):
+        report.outcome, report.page = FINISHED, page_of(request, state)
+        report.keeps_earlier = True
+        if state.outdated_by:
+            raise click.ClickException(outdated(request.name, state.outdated_by))
+        report.message = f"This ingest is finished: {what_it_holds}. Look at {report.page}"
+        if request.relist:
+            _say(
+                "Forager cannot change a dataset: for images that appeared or changed after that, "
+                f"use another name with --reuse {request.name}."
+            )
+        return
+    if not request.dry_run:
+        report.begin(work.path)
+    with report.step(CHECKS):
+        plan = await make_plan(request, work, loader)
+        if request.dry_run:
+            report.outcome, report.state = DRY_RUN, plan.listing
+            report.message = await describe(request, plan)
+            return
+        retry_failed = not request.skip_bad_images
+        report.state = state = await begin_or_continue(
+            plan, work, request.server_url, retry_failed=retry_failed
+        )
+    if plan.reuse:
+        with report.step(REUSE) as step:
+            step.images = await reuse_rows(plan.reuse, state, request.bucket)
+    if state.has_pending():
+        await embed(request, plan, state, loader, report)
     refuse_failures(state, request.skip_bad_images, request.max_bad)
-    times.append(await upload(state, request.bucket))
-    times.append(await register(plan, state, work, request.server_url, request.name))
-    return summarize(request, state, times, time.monotonic() - start)
+    with report.step(UPLOAD):
+        await upload(state, request.bucket)
+    with report.step(REGISTRATION):
+        await register(plan, state, work, request.server_url, request.name)
+    report.outcome, report.page = REGISTERED, page_of(request, state)
 
 
 async def describe(request: Request, plan: Plan) -> str:
@@ -290,58 +334,70 @@ async def describe(request: Request, plan: Plan) -> str:
     return what
 
 
-async def reuse_rows(reuse: Reuse, state: State, bucket: str) -> list[StageTime]:
-    """Copy the pending rows that another index has already, vectors and thumbnails."""
+async def reuse_rows(reuse: Reuse, state: State, bucket: str) -> int:
+    """Copy the pending rows that another index has already, vectors and thumbnails.
+
+    Returns how many were copied.
+    """
     tally = await asyncio.to_thread(reuse.matches.match, state.path)
     _say(describe_reuse(reuse, tally, would=False))
     if not tally.reused:
-        return []
+        return 0
     used = [reuse.sources[number].precision for number in tally.reused]
     before = state.option("reused_precision")
     least = min([*used, *([before] if before else [])], key=EXACTNESS.index)
     state.set_options({"reused_precision": least})
     with Arrays(state.directory, state.counts().images) as arrays:
         copier = Copier(state, arrays, reuse.sources, reuse.matches, bucket)
-        stage = await copier.run()
-    _say(f"Reused {count(stage.images, 'image')} in {duration(stage.busy_s)}.")
+        seconds = await copier.run()
+    _say(f"Reused {count(copier.copied, 'image')} in {duration(seconds)}.")
     if copier.damaged:
-        _say(f"Embedded again, as their vectors are damaged there: {copier.damaged:,}.")
+        warn(f"Embedded again, as their vectors are damaged there: {copier.damaged:,}.")
     if copier.without_thumbnail:
-        _say(f"Embedded again, as their thumbnails are gone there: {copier.without_thumbnail:,}.")
-    return [stage]
+        warn(f"Embedded again, as their thumbnails are gone there: {copier.without_thumbnail:,}.")
+    return copier.copied
 
 
-async def embed(request: Request, plan: Plan, state: State, loader: ModelLoader) -> list[StageTime]:
+async def embed(
+    request: Request, plan: Plan, state: State, loader: ModelLoader, report: Report
+) -> None:
     """Embed every pending image and upload its thumbnail."""
     counts = state.counts()
-    start = time.monotonic()
+    report.done_before, start = counts.done, time.monotonic()
     with Arrays(state.directory, counts.images) as arrays:
         if request.engine == "ray":
             from engine.ray.driver import embed_on_ray  # Ray takes seconds, and few have it
 
-            times = await embed_on_ray(
-                state,
-                arrays,
-                request.models._replace(precision=plan.precision),
-                plan.clip_directory,
-                address=request.ray_address,
-                image_bucket=plan.train.bucket,
-                index_bucket=request.bucket,
-                say=_say,
-                make_loader=type(loader),
-            )
+            with report.step(EMBEDDING):
+                await embed_on_ray(
+                    state,
+                    arrays,
+                    request.models._replace(precision=plan.precision),
+                    plan.clip_directory,
+                    address=request.ray_address,
+                    image_bucket=plan.train.bucket,
+                    index_bucket=request.bucket,
+                    say=_say,
+                    make_loader=type(loader),
+                    times=report.stages,
+                )
         else:
-            times = await embed_here(request, plan, state, arrays, loader)
+            await embed_here(request, plan, state, arrays, loader, report)
     embedded = state.counts().done - counts.done
     _say(f"Embedded {count(embedded, 'image')} in {duration(time.monotonic() - start)}.")
-    return times
 
 
 async def embed_here(
-    request: Request, plan: Plan, state: State, arrays: Arrays, loader: ModelLoader
-) -> list[StageTime]:
+    request: Request,
+    plan: Plan,
+    state: State,
+    arrays: Arrays,
+    loader: ModelLoader,
+    report: Report,
+) -> None:
     """The same with the models of this process."""
-    embedder = await loader.embedder(plan.precision)
+    with report.step(LOADING):
+        embedder = await loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
     pipeline = Pipeline(
         state,
@@ -356,11 +412,14 @@ async def embed_here(
         if embedder.bfloat16_would_be_faster and request.models.precision == "auto":
             _say(BFLOAT16_ADVICE.format(what_restart_deletes(state)))
         for sentence in embedder.remarks:
-            _say(sentence)
-        await pipeline.run()
+            warn(sentence)
+        with report.step(EMBEDDING):
+            try:
+                await pipeline.run()
+            finally:
+                report.stages[:] = pipeline.times()
     for sentence in embedder.exceptions():
-        _say(sentence)
-    return pipeline.times()
+        warn(sentence)
 
 
 def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) -> None:
@@ -381,7 +440,7 @@ def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) 
     write_atomically(path, [json.dumps(listed, indent=1).encode() + b"\n"])
     allowed = max_bad.of(counts.images) if max_bad else counts.images
     if skip_bad_images and counts.failed <= allowed:
-        _say(f"Skipped {count(counts.failed, 'image')} that cannot be embedded: see {path}.")
+        warn(f"Skipped {count(counts.failed, 'image')} that cannot be embedded: see {path}.")
         return
     examples = "".join(
         f"\n  {printable(name)}: {printable(reason)}" for name, reason in failed[:FAILURES_SHOWN]
@@ -398,7 +457,7 @@ def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) 
     )
 
 
-async def upload(state: State, bucket: str) -> StageTime:
+async def upload(state: State, bucket: str) -> None:
     """Upload the index and verify every object of it.
 
     Raises:
@@ -420,12 +479,11 @@ async def upload(state: State, bucket: str) -> StageTime:
         f"Uploaded the index to gs://{bucket}/indexes/{state.index_id}/ and verified it: "
         f"{size(volume)} in {duration(seconds)}."
     )
-    return StageTime("upload", state.counts().images, seconds)
 
 
 async def register(
     plan: Plan, state: State, work: WorkDirectory, server_url: str, name: str
-) -> StageTime:
+) -> None:
     """Create the dataset and read its counts back; the bucket must not have changed meanwhile.
 
     The server lists the bucket itself, at some time between the two comparisons here. It does not
@@ -452,7 +510,6 @@ async def register(
         f"Registered {name} with {wanted.num_train:,} training and {wanted.num_val:,} validation "
         f"images in {duration(seconds)}."
     )
-    return StageTime("register", wanted.num_train + wanted.num_val, seconds)
 
 
 def outdated(name: str, changes: str) -> str:
@@ -463,23 +520,6 @@ def outdated(name: str, changes: str) -> str:
         f"dataset on the server, or ingest the images under another name with --reuse {name}, "
         "which copies what is computed."
     )
-
-
-def summarize(request: Request, state: State, times: list[StageTime], wall_s: float) -> str:
-    """The table of stages, the bottleneck, the tally, and where to look."""
-    lines = [stage_table(times, wall_s)]
-    if sentence := bottleneck(times, wall_s, request.decode_workers):
-        lines.append(sentence)
-    counts = state.counts()
-    embedded = next((stage.images for stage in times if stage.name == MODELS), 0)
-    reused = f"{state.reused():,} reused, " if state.reused() else ""
-    lines.append(
-        f"{request.name}: {count(counts.images, 'image')} ({state.counts(TRAIN).images:,} "
-        f"training, {state.counts(VAL).images:,} validation), {counts.failed:,} failed, {reused}"
-        f"{embedded:,} embedded now, in {duration(wall_s)}. "
-        f"Look at {page_of(request, state)}"
-    )
-    return "\n".join(lines)
 
 
 def page_of(request: Request, state: State | None) -> str:

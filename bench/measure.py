@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
+from common.machine import machine as this_machine
+from common.machine import versions
 from common.terminal import table
 from testing.guarded import guarded
-
-PACKAGES = ("torch", "numpy", "Pillow", "aiohttp", "google-cloud-storage")
 
 
 class Result(NamedTuple):
@@ -71,23 +69,10 @@ def ratio(results: list[Result], name: str, one: str, other: str) -> Result:
 
 def machine() -> dict[str, str]:
     """Processor, cores, GPU and versions, for the head of the table."""
-    found = {
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        "python": sys.version.split()[0],
-    }
-    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    found.update({package: version(package) for package in PACKAGES})
-    return found
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    here, found = this_machine(), {}
+    if here["gpus"]:
+        found["gpu"] = here["gpus"][0]
+    return {"processor": here["processor"], "cores": str(here["cores"]), **found, **versions()}
 
 
 def show(question: str, results: list[Result], json_file: Path | None) -> None:

@@ -164,7 +164,7 @@ def driver_rate() -> float:
             numbers = range(start, min(start + PACK_ROWS, DRIVER_ROWS))
             described = {"size": 1, "width": 1, "height": 1, "is_rotated": False}
             rows = [{"row": n, "name": f"t/{n}.jpg", **described} for n in numbers]
-            table = results(rows, [CONSTANT] * len(rows), [0.0] * 8)
+            table = results(rows, [CONSTANT] * len(rows), [0.0] * 8, [])
             begun = time.perf_counter()
             for row, width, height, is_rotated, embedding in read_results(table):
                 assert isinstance(embedding, Embedding)

@@ -49,6 +49,7 @@ def parse_gs_path(text: str) -> GsPath:
     if not text.startswith("gs://"):
         address = WEB_ADDRESS.match(text)
         form = f"gs://{printable(address[1])}" if address else "gs://BUCKET/DIRECTORY"
+        shown = printable(text.partition("?")[0])  # what follows may be a signature
         raise ValueError(f"{shown} is not a Cloud Storage path: write {form}.")
     bucket, _, directory = text.removeprefix("gs://").partition("/")
     parent, _, last = directory.rpartition("/")

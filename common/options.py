@@ -28,6 +28,9 @@ class Limit(NamedTuple):
     value: float
     is_share: bool
 
+    def __str__(self) -> str:
+        return f"{100 * self.value:g}%" if self.is_share else f"{self.value:g}"
+
     def of(self, images: int) -> int:
         return int(self.value * images) if self.is_share else int(self.value)
 

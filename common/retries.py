@@ -7,6 +7,7 @@ exceptions into it (gcs.py, storage/async_client.py); only aiohttp's are known h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import math
 import os
@@ -14,7 +15,8 @@ import random
 import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import aiohttp
@@ -40,6 +42,7 @@ TRANSIENT_KINDS = (
 )
 CLOSED = "the connection was closed before the whole answer came"
 PERMANENT_KINDS = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
+_retrying: ContextVar[bool] = ContextVar("retrying", default=False)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -97,13 +100,24 @@ class Retries(NamedTuple):
                 raise first
             return await function(*args, **kwargs)
 
-        return await tenacity.AsyncRetrying(**self._policy(what))(attempt)
+        with _marked_as_retry():
+            return await tenacity.AsyncRetrying(**self._policy(what))(attempt)
 
     def call_blocking(
         self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """The same for a function that blocks. It sleeps between attempts: call it in a thread."""
-        return tenacity.Retrying(**self._policy(what))(function, *args, **kwargs)
+        first = True
+
+        def attempt() -> T:
+            nonlocal first
+            if first:
+                first = False
+                return function(*args, **kwargs)
+            with _marked_as_retry():
+                return function(*args, **kwargs)
+
+        return tenacity.Retrying(**self._policy(what))(attempt)
 
     def wait_s(self, attempt: int, error: BaseException | None) -> float:
         """Seconds to wait after attempt number `attempt`.
@@ -140,6 +154,20 @@ class Retries(NamedTuple):
             "before_sleep": say,
             "reraise": True,
         }
+
+
+@contextlib.contextmanager
+def _marked_as_retry() -> Iterator[None]:
+    token = _retrying.set(True)
+    try:
+        yield
+    finally:
+        _retrying.reset(token)
+
+
+def is_retrying() -> bool:
+    """Whether what this task or thread does repeats what failed before, in `Retries.call`."""
+    return _retrying.get()
 
 
 def from_environment() -> Retries:

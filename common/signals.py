@@ -16,6 +16,8 @@ import click
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGHUP: 129}
 MESSAGE = "Interrupted: the same command continues where this one stopped."
 
+_received = 0  # the signal that ends the run
+
 T = TypeVar("T")
 Handler = Callable[[int, Any], Any] | int | None  # as signal.signal takes and returns it
 
@@ -27,14 +29,15 @@ async def until_interrupted(run: Coroutine[Any, Any, T]) -> T:
     waited for. A second signal ends the process without the record: that costs seconds of work,
     like kill -9.
     """
+    global _received
     loop, task = asyncio.get_running_loop(), asyncio.create_task(run)
-    received = 0
+    _received = 0
 
     def interrupt(number: int, frame: object) -> None:
-        nonlocal received
-        if received:
-            leave_interrupted(received)
-        received = number
+        global _received
+        if _received:
+            leave_interrupted(_received)
+        _received = number
         loop.call_soon_threadsafe(task.cancel)
 
     before = {
@@ -45,12 +48,17 @@ async def until_interrupted(run: Coroutine[Any, Any, T]) -> T:
     try:
         return await task
     except asyncio.CancelledError:
-        if received:
-            leave_interrupted(received)
+        if _received:
+            leave_interrupted(_received)
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def interrupted_with() -> int:
+    """The exit code of the signal that ends this run; 0 if there was none."""
+    return EXIT_CODES[signal.Signals(_received)] if _received else 0
 
 
 def handle_in_loop(number: int, handler: Handler) -> Handler:

@@ -27,6 +27,7 @@ from dataset.schema import (
     LISTED,
     OPTIONS_CHECKSUM,
     OUTCOME,
+    PENDING,
     PENDING_AGAIN,
     REPLACED,
     ROWS,
@@ -76,6 +77,19 @@ class Counts(NamedTuple):
     size: int  # bytes
     done: int
     failed: int
+
+
+class Tally(NamedTuple):
+    """What became of the images so far."""
+
+    images: int
+    training: int
+    validation: int
+    size: int  # bytes
+    done: int  # embedded or reused
+    failed: int
+    pending: int
+    reused: int  # of those that are done
 
 
 class State:
@@ -222,6 +236,22 @@ class State:
             which,
         ).fetchone()
         return Counts(*(int(value) for value in values))
+
+    def tally(self) -> Tally:
+        """What became of the images so far, in one pass over the rows."""
+        values = self._db.execute(
+            f"SELECT count(*), total(split = {TRAIN}), total(split = {VAL}), total(size), "
+            f"total(status = {DONE}), total(status = {FAILED}), total(status = {PENDING}), "
+            "count(source) FROM rows"
+        ).fetchone()
+        return Tally(*(int(value) for value in values))
+
+    def failure_reasons(self) -> list[tuple[str, int, str]]:
+        """Why images failed: the reason, how many, and one of their objects."""
+        return self._db.execute(
+            f"SELECT reason, count(*), min(object) FROM rows WHERE status = {FAILED} "
+            "GROUP BY reason ORDER BY 2 DESC, 1"
+        ).fetchall()
 
     def option(self, name: str) -> str | None:
         """A recorded option, or None."""

@@ -8,6 +8,7 @@ relisting/      state and index/ of a newer listing, while unchanged rows are co
 relisted/       the same, complete: it takes the place of state and index/
 index/, aux/    what is uploaded in the end (arrays.py, lists.py)
 failed.json     the images that could not be embedded, with the reason
+report.json     what the last run did (docs/report.md)
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ STATE, LISTING = "state.sqlite", "listing.sqlite"
 REUSE = "reuse.sqlite"
 RELISTING, RELISTED = "relisting", "relisted"
 INDEX = "index"
-OURS = ("lock", STATE, LISTING, REUSE)  # a directory with any of them is one of an ingest
+REPORT = "report.json"
+OURS = ("lock", STATE, LISTING, REUSE, REPORT)  # a directory with any of them is one of an ingest
 
 
 class WorkDirectoryError(click.ClickException):
@@ -45,7 +47,7 @@ Database = TypeVar("Database", bound=Closable)
 class WorkDirectory:
     """A directory locked for one ingest; a context manager, which closes the databases it opened.
 
-    A run that begins nothing leaves nothing behind.
+    A run that begins nothing leaves no more behind than its report.
 
     Raises:
         WorkDirectoryError: another ingest holds it, or it cannot be written.
@@ -108,9 +110,10 @@ class WorkDirectory:
         remove_state(self.path / REUSE)
         with contextlib.suppress(OSError):
             _remove(self.path / RELISTING)
-        if self._is_new and os.listdir(self.path) == ["lock"]:
+        if self._is_new and set(os.listdir(self.path)) <= {"lock", REPORT}:
             (self.path / "lock").unlink()
-            with contextlib.suppress(OSError):  # after Ctrl-C a listing may still be under way
+            # It has a report, or after Ctrl-C a listing is still under way.
+            with contextlib.suppress(OSError):
                 self.path.rmdir()
         os.close(self._lock)
 

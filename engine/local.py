@@ -50,6 +50,7 @@ class Pipeline:
             decode_workers=decode_workers,
             max_pixels=embedder.max_pixels,
             decoded_pixels=embedder.waiting_pixels,
+            at_once=self._window,
             max_object_bytes=max_object_bytes,
             with_clip_inputs=not embedder.makes_clip_inputs,
         )

@@ -39,6 +39,7 @@ class Preparation:
         *,
         decode_workers: int,
         decoded_pixels: int,  # of the images that are decoded, or wait for the models
+        at_once: int,  # images under way
         max_pixels: int = decode.MAX_PIXELS,
         max_object_bytes: int = MAX_OBJECT_BYTES,
         with_clip_inputs: bool = True,
@@ -48,9 +49,10 @@ class Preparation:
         self._with_clip_inputs, self._max_object_bytes = with_clip_inputs, max_object_bytes
         self._threads = ThreadPoolExecutor(decode_workers, "decode")
         self._objects = AsyncStorage(FETCHES + UPLOADS)
-        self._fetching = Stage(FETCH, FETCHES)
-        self._decoding = Stage(DECODE, decode_workers)
-        self._uploading = Stage(THUMBNAILS, UPLOADS)
+        # Slots that can never be used would count as idle.
+        self._fetching = Stage(FETCH, min(FETCHES, at_once))
+        self._decoding = Stage(DECODE, min(decode_workers, at_once))
+        self._uploading = Stage(THUMBNAILS, min(UPLOADS, at_once))
         self._fetched, self._unzipped = Budget(FETCHED_BYTES), Budget(FETCHED_BYTES)
         self._decoded = Budget(decoded_pixels)
 

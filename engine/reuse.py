@@ -21,12 +21,11 @@ from dataset.lists import thumbnail_directory, thumbnail_name
 from dataset.matches import Match
 from dataset.rows import Outcome, State
 from engine.checkpoint import CHECKPOINT_S, Recorder
-from engine.stages import StageTime, together
+from engine.stages import together
 from gcs import ListedObject
 from storage.async_client import AsyncStorage
 from storage.pace import WritePace
 
-REUSE = "reuse"  # the name of the stage
 CHUNKS_AT_ONCE = 8
 CHUNK_ROWS = 256  # of a source, read at once: 3.7 MB
 GAP_ROWS = 16  # not needed between two rows, and read all the same: a request costs more
@@ -71,8 +70,8 @@ class Copier:
         self._recorder, self._pace = Recorder(state, arrays, checkpoint_s=checkpoint_s), pace
         self.copied = self.damaged = self.without_thumbnail = 0
 
-    async def run(self) -> StageTime:
-        """Copy everything. What is copied when this stops, for whatever reason, is recorded.
+    async def run(self) -> float:
+        """Copy everything; returns the seconds. What is copied when this stops is recorded.
 
         Raises:
             StorageError: storage refuses or cannot be reached.
@@ -85,7 +84,7 @@ class Copier:
         async with AsyncStorage(connections, pace=self._pace) as self._objects:
             work = (self._copy_chunks(chunks) for _ in range(CHUNKS_AT_ONCE))
             await self._recorder.during(together(*work))
-        return StageTime(REUSE, self.copied, time.monotonic() - start)
+        return time.monotonic() - start
 
     async def _copy_chunks(self, chunks: Iterator[list[Match]]) -> None:
         for chunk in chunks:

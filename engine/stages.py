@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, NamedTuple
 
-from common.terminal import table
-
 FETCH, DECODE, MODELS, THUMBNAILS = "fetch", "decode", "models", "thumbnails"
 BUSY_SHARE = 0.7  # of the time: a stage that is busier is called the bottleneck
 ADVICE = {
@@ -28,29 +26,33 @@ class StageTime(NamedTuple):
     images: int
     busy_s: float
 
+    @property
+    def rate(self) -> float:
+        """Images per second while busy: what the stage could do alone. 0 if it was never busy."""
+        return self.images / self.busy_s if self.busy_s >= 0.001 else 0.0
 
-def stage_table(times: Sequence[StageTime], wall_s: float) -> str:
-    """Images, seconds busy, images a second and the busy share of each stage."""
-    rows = [
-        (
-            stage.name,
-            f"{stage.images:,}",
-            f"{stage.busy_s:,.1f}",
-            f"{stage.images / stage.busy_s:,.1f}" if stage.busy_s >= 0.001 else "-",
-            f"{min(1.0, stage.busy_s / max(wall_s, 0.001)):.0%}",
-        )
-        for stage in times
-    ]
-    return table(("stage", "images", "seconds busy", "images/s", "busy"), rows)
+    def busy_share(self, wall_s: float) -> float:
+        """The share of the time in which all its slots were busy."""
+        return min(1.0, self.busy_s / max(wall_s, 0.001))
 
 
-def bottleneck(times: Sequence[StageTime], wall_s: float, decode_workers: int) -> str | None:
-    """The stage that slows the others down, and what would help. None if there is no such stage."""
-    busiest = max(times, key=lambda stage: stage.busy_s)
-    if busiest.name not in ADVICE or busiest.busy_s < BUSY_SHARE * wall_s:
+class Bottleneck(NamedTuple):
+    """The stage that slows the others down, and what would help."""
+
+    stage: str
+    busy_share: float
+    advice: str
+
+
+def limiting_stage(
+    times: Sequence[StageTime], wall_s: float, decode_workers: int
+) -> Bottleneck | None:
+    """The stage that was busy nearly all of the time that embedding took, or None."""
+    busiest = max(times, key=lambda stage: stage.busy_s, default=None)
+    if busiest is None or busiest.busy_share(wall_s) < BUSY_SHARE:
         return None
     advice = ADVICE[busiest.name].format(more=2 * decode_workers)
-    return f"Bottleneck: {busiest.name} ({busiest.busy_s / wall_s:.0%} busy). {advice}"
+    return Bottleneck(busiest.name, busiest.busy_share(wall_s), advice)
 
 
 class Stage:

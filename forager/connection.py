@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from common import retries
+from common import activity, retries
 from common.terminal import printable
 from forager.addresses import check_server_url, shown_address
 from forager.answers import (
@@ -127,6 +127,7 @@ class Connection:
         if body is not None:
             headers["Content-Type"] = "application/json"
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._timeouts.connect)
+        data = b""
         try:
             async with self._session.request(
                 method,
@@ -154,6 +155,9 @@ class Connection:
             raise retries.TransientError(
                 "the answer is not valid HTTP", attempts=FIRST_CONNECT_ATTEMPTS
             ) from error
+        finally:
+            made = activity.Requests(1, int(retries.is_retrying()), len(body or b""), len(data))
+            activity.count(activity.SERVER, made)
         self._reached = True
         title = page_title(data)
         status = response.status

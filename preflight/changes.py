@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from common.activity import warn
 from common.findings import Findings
 from common.terminal import count, duration, printable
 from dataset.changes import Changes, Comparison, Numbers
@@ -70,10 +71,9 @@ def check_changes(
                 + ways_on(earlier, listing, changes, compared.numbers())
             )
         elif changes.appeared:
-            click.echo(
+            warn(
                 f"{count(len(changes.appeared), 'image')} appeared since the images were listed. "
-                "Remove them before the registration: the server would list them.",
-                err=True,
+                "Remove them before the registration: the server would list them."
             )
     return False
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import click
 
+from common.activity import warn
 from common.findings import Findings
 from common.names import GsPath, parse_gs_path
 from common.terminal import size
@@ -206,7 +207,7 @@ async def _list_and_check(
         err=True,
     )
     for line in describe_skipped(listing, request.write_renames):
-        click.echo(line, err=True)
+        warn(line)
     if script := request.write_renames:
         said = await findings.gather_in_thread(write_renames, script, paths, listing)
         click.echo(said or "", err=True, nl=bool(said))

@@ -35,11 +35,11 @@ async def relist(earlier: State, listing: State, work: WorkDirectory) -> State:
         Arrays(listing.directory, images) as arrays,
     ):
         copier = Copier(listing, arrays, [source], compared.unchanged(), bucket)
-        stage = await copier.run()
+        seconds = await copier.run()
     state = work.adopt_relisting()
     click.echo(
         f"Took today's list of {count(images, 'image')}: {copier.copied:,} keep their vectors and "
-        f"thumbnails ({duration(stage.busy_s)}).",
+        f"thumbnails ({duration(seconds)}).",
         err=True,
     )
     return state

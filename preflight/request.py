@@ -25,6 +25,7 @@ class Request(NamedTuple):
     as_listed: bool = False
     dry_run: bool = False
     write_renames: Path | None = None
+    as_json: bool = False
     viewer_url: str | None = None
     decode_workers: int = 1
     engine: str = "local"

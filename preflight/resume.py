@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 import gcs
+from common.activity import warn
 from common.findings import Findings
 from common.names import GsPath, identifier, parse_gs_path
 from common.terminal import count, printable
@@ -191,10 +192,9 @@ async def _give_up_unlisted(state: State, listing: State) -> None:
     with Arrays(state.directory, state.counts().images) as opened:
         recorder = Recorder(state, opened)
         await recorder.during(fail())
-    click.echo(
+    warn(
         f"{count(len(unlisted), 'image')} vanished or changed since the images were listed, and "
-        "are failed rows now.",
-        err=True,
+        "are failed rows now."
     )
 
 
@@ -208,10 +208,9 @@ def reopen_damaged(state: State) -> dict[str, int]:
         found = arrays.verify_arrays(state.directory, images, checksums)
     if found.damaged:
         state.reopen(found.damaged)
-        click.echo(
+        warn(
             f"The vectors of {count(len(found.damaged), 'image')} in {state.directory} are damaged "
-            "and are computed again. Check the disk.",
-            err=True,
+            "and are computed again. Check the disk."
         )
     return found.checksums
 
@@ -237,10 +236,9 @@ def _reopen_without_thumbnail(state: State, path: GsPath) -> list[str]:
     missing, unused = state.compare_thumbnails(pages)
     if missing:
         state.reopen(missing)
-        click.echo(
+        warn(
             f"Missing in {path}: {count(len(missing), 'thumbnail')}. These images are embedded "
-            "again.",
-            err=True,
+            "again."
         )
     return unused
 

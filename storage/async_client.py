@@ -19,7 +19,8 @@ import aiohttp
 from yarl import URL
 
 import gcs
-from common import resources, retries
+from common import activity, resources, retries
+from common.activity import Requests
 from common.files import crc32c_of_bytes
 from common.names import GsPath
 from common.retries import TransientError
@@ -279,8 +280,9 @@ class AsyncStorage:
         headers = {"Content-Type": batch.CONTENT_TYPE}
         async with self._pace.turn(len(left)):
             body = batch.request_body(calls)
+            address = f"{gcs.batch_address()}/batch/storage/v1"
             async with self._request(
-                "POST", f"{gcs.batch_address()}/batch/storage/v1", headers, len(body), body
+                "POST", address, headers, len(body), body, calls=len(left)
             ) as response:
                 answer = await _read(response, MAX_ANSWER_BYTES)
                 kind = response.headers.get("Content-Type", "")
@@ -337,10 +339,12 @@ class AsyncStorage:
         data: bytes | None = None,
         *,
         public: bool = False,
+        calls: int = 1,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A request, with credentials unless `public`; the block reads the answer of a success.
 
-        `size` is the number of bytes that the object has, in whichever direction they go.
+        `size` is the number of bytes that the object has, in whichever direction they go, `calls`
+        the number of requests that storage bills.
 
         Raises:
             TransientError, Refused: what aiohttp raised, or an answer with an error status.
@@ -349,6 +353,7 @@ class AsyncStorage:
         if self._token and not public:
             headers = {**headers, "Authorization": f"Bearer {await self._token.get()}"}
         url = URL(address, encoded=True)  # otherwise a name such as a/../b would become b
+        response = None
         try:
             async with self._session.request(
                 method, url, headers=headers, data=data, timeout=self._limits.timeout(size)
@@ -374,6 +379,10 @@ class AsyncStorage:
             if retries.is_transient(error):
                 raise TransientError(retries.reason(error)) from error
             raise Refused(retries.reason(error)) from error
+        finally:
+            received = response.content.total_bytes if response else 0
+            made = Requests(calls, calls * retries.is_retrying(), len(data or b""), received)
+            activity.count(activity.kind_of(method, address), made)
 
 
 def _path(bucket: str, name: str) -> str:

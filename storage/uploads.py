@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
 import gcs
+from common.activity import warn
 from common.files import FileToUpload, crc32c_of_file
 from common.retries import TransientError
 from common.terminal import printable
@@ -102,11 +101,10 @@ class Upload:
             if error.status != 403:
                 raise
             first, last = self._bucket.address(parts[0].name), parts[-1].name.rpartition("/")[2]
-            click.echo(
+            warn(
                 f"{error.message} The index is complete; up to {len(parts)} parts of it remain, "
                 f"{first} to {printable(last)}. They are not used: delete them when the bucket "
-                "allows it.",
-                err=True,
+                "allows it."
             )
 
     def _parts(self, file: FileToUpload, size: int) -> list[Part]:
@@ -180,10 +178,7 @@ class Upload:
                 if error.status not in LOST_SESSION or not left:
                     raise
                 left -= 1
-                click.echo(
-                    f"{what}: storage lost the upload ({error.status}); it is begun again.",
-                    err=True,
-                )
+                warn(f"{what}: storage lost the upload ({error.status}); it is begun again.")
 
 
 def _repeated(what: str, request: Callable[[], Any]) -> Callable[[], Any]:

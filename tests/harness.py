@@ -182,6 +182,11 @@ class Dataset(NamedTuple):
         return dataset(self.storage, directory, {}, self.images)
 
 
+def has_only_a_report(work: Path) -> bool:
+    """Whether a work directory has no more than the report of a run that began nothing."""
+    return [path.name for path in work.iterdir()] == ["report.json"]
+
+
 def dataset(
     storage: Emulated, directory: Path, objects: dict[str, bytes], images: str = ""
 ) -> Dataset:

@@ -17,6 +17,7 @@ RANKS = (
     {"engine"},
     {"engine/ray"},
     {"preflight", "labels"},
+    {"report"},
     {"ingest", "ingest_labels"},
     {"testing"},
     {"demo", "bench"},

@@ -21,6 +21,7 @@ from ray.data.exceptions import ExecutionTimeoutError, UserCodeException
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from common.activity import count_numbers
 from dataset.arrays import Arrays, Embedding
 from dataset.rows import State
 from engine.checkpoint import Recorder
@@ -225,6 +226,9 @@ class RayPipeline:
         for pairs in table["times"].to_pylist():
             if pairs:
                 self._times += np.reshape(pairs, self._times.shape)
+        for made in table["requests"].to_pylist():
+            if made:
+                count_numbers(made)
         for row, width, height, is_rotated, outcome in read_results(table):
             position = int(np.searchsorted(numbers, row.row))
             if not waiting[position]:
@@ -263,11 +267,12 @@ async def embed_on_ray(
     index_bucket: str,
     say: Callable[[str], None],
     make_loader: Callable[[ModelOptions], ModelLoader] = ModelLoader,
+    times: list[StageTime],
     no_progress_s: float = NO_PROGRESS_S,
-) -> list[StageTime]:
+) -> None:
     """Embed every pending image on the cluster at `address`, or on one of this machine.
 
-    `make_loader` makes what loads the models on the workers.
+    `make_loader` makes what loads the models on the workers; `times` becomes what each stage did.
 
     Raises:
         click.ClickException: there is no cluster, its versions differ, or what stopped the run.
@@ -301,10 +306,12 @@ async def embed_on_ray(
             f"Embedding on {pool.size:,} x {loaded.device} in {loaded.precision}, "
             f"by Ray on {nodes:,} {'machine' if nodes == 1 else 'machines'}."
         )
-        await pipeline.run()
+        try:
+            await pipeline.run()
+        finally:
+            times[:] = pipeline.times()
     finally:
         await asyncio.to_thread(cluster.__exit__)
-    return pipeline.times()
 
 
 def _probe(pool: Pool, models: WorkerModels) -> workers.Loaded:

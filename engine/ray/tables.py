@@ -38,6 +38,7 @@ PACK = pa.schema(
         ("pixels", pa.list_(pa.large_binary())),  # per row; null for a row with a reason
         ("clip_inputs", pa.list_(pa.large_binary())),  # per row; null where the device makes it
         ("times", pa.list_(pa.float64())),  # of fetch, decode, thumbnails: images and seconds busy
+        ("requests", pa.list_(pa.int64())),  # as activity.as_numbers gives them
     ]
 )
 RESULTS = pa.schema(
@@ -52,6 +53,7 @@ RESULTS = pa.schema(
         ("changed", pa.bool_()),  # the object is not the listed one any more
         ("imagenet_class", pa.int64()),
         ("times", pa.list_(pa.float64())),  # of STAGES: images and seconds busy; on the first line
+        ("requests", pa.list_(pa.int64())),  # on the first line
         *((name, pa.list_(pa.float32(), dimension)) for name, dimension in DIMENSIONS.items()),
     ]
 )
@@ -64,7 +66,9 @@ class NotEmbedded(NamedTuple):
     changed: bool = False  # the object is not the listed one any more: the row stays pending
 
 
-def packed(images: list[tuple[Row, Prepared | NotEmbedded]], times: list[StageTime]) -> pa.Table:
+def packed(
+    images: list[tuple[Row, Prepared | NotEmbedded]], times: list[StageTime], requests: list[int]
+) -> pa.Table:
     """A pack: a table of one row with these images, and what the stages did for them."""
     rows, pixels, clip_inputs = [], [], []
     for row, prepared in images:
@@ -83,6 +87,7 @@ def packed(images: list[tuple[Row, Prepared | NotEmbedded]], times: list[StageTi
         clip_inputs.append(clip_input)
     numbers = [number for stage in times for number in (stage.images, stage.busy_s)]
     pack = {"rows": rows, "pixels": pixels, "clip_inputs": clip_inputs, "times": numbers}
+    pack["requests"] = requests
     return pa.Table.from_pylist([pack], PACK)
 
 
@@ -109,7 +114,10 @@ def _array(binary: pa.Scalar, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def results(
-    rows: list[dict[str, Any]], embedded: Sequence[Embedding | NotEmbedded], times: list[float]
+    rows: list[dict[str, Any]],
+    embedded: Sequence[Embedding | NotEmbedded],
+    times: list[float],
+    requests: list[int],
 ) -> pa.Table:
     """A table of RESULTS: the embedding of each row, or why it has none."""
     nothing = Embedding(ZEROS, 0)
@@ -120,7 +128,7 @@ def results(
         [failure and failure.reason for failure in failures],
         [failure is not None and failure.changed for failure in failures],
         [embedding.imagenet_class for embedding in embeddings],
-        [times, *[None] * (len(rows) - 1)],
+        *([numbers, *[None] * (len(rows) - 1)] for numbers in (times, requests)),
     ]
     vectors = zip(*(embedding.vectors for embedding in embeddings), strict=True)
     arrays = [

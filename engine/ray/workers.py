@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from common.activity import activity, activity_since, as_numbers
 from common.program import program_digest
 from dataset.arrays import Embedding
 from dataset.rows import Row, State
@@ -148,10 +149,11 @@ class Preparer:
             decode_workers=1,
             max_pixels=job.max_pixels,
             decoded_pixels=DECODED_PIXELS,
+            at_once=FETCHES,
             with_clip_inputs=job.with_clip_inputs,
         )
         self._loop.wait_for(self._preparation.__aenter__())
-        self._times = self._preparation.times()
+        self._times, self._activity = self._preparation.times(), activity()
 
     def packs(self, rows: list[Row]) -> Iterator[pa.Table]:
         """The prepared rows. A pack ends with the image that reaches one of its two limits.
@@ -165,10 +167,10 @@ class Preparer:
                 pack.append(result)
                 size = sum(p.pixels.nbytes for _, p in pack if isinstance(p, Prepared))
                 if len(pack) >= self._job.pack_images or size >= self._job.pack_bytes:
-                    yield packed(pack, self._new_times())
+                    yield packed(pack, self._new_times(), self._new_requests())
                     pack = []
             if pack:
-                yield packed(pack, self._new_times())
+                yield packed(pack, self._new_times(), self._new_requests())
         finally:
             self._loop.wait_for(results.aclose())
 
@@ -179,6 +181,11 @@ class Preparer:
             StageTime(new.name, new.images - old.images, new.busy_s - old.busy_s)
             for old, new in zip(before, self._times, strict=True)
         ]
+
+    def _new_requests(self) -> list[int]:
+        """What this process asked of storage since the last call."""
+        before, self._activity = self._activity, activity()
+        return as_numbers(activity_since(before).requests)
 
     async def _prepared(
         self, rows: list[Row]
@@ -235,7 +242,8 @@ class EmbedPacks:
             embedded = self._loop.wait_for(self._embed(images))
             fetch, decode, thumbnails = np.reshape(packs["times"][i].as_py(), (3, 2)).tolist()
             times = [fetch, decode, self._new_time(), thumbnails]
-            yield results(rows, embedded, [number for pair in times for number in pair])
+            numbers = [number for pair in times for number in pair]
+            yield results(rows, embedded, numbers, packs["requests"][i].as_py())
 
     async def _embed(self, images: list[Prepared | NotEmbedded]) -> list[Embedding | NotEmbedded]:
         return await asyncio.gather(*(self._embed_one(image) for image in images))

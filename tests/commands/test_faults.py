@@ -14,7 +14,7 @@ from storage.async_client import AsyncStorage, ObjectUnusable
 from storage.uploads import upload_files
 from testing.photographs import picture
 from tests.fault_proxy import KINDS, FaultProxy, Rule
-from tests.harness import TRAIN, VAL, Emulated, environment, run, run_here
+from tests.harness import TRAIN, VAL, Emulated, environment, has_only_a_report, run, run_here
 from tests.world import listing
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
@@ -88,7 +88,7 @@ def test_server_that_always_fails_is_named_before_any_work(fresh, emulator_url, 
         assert done.returncode == 1
         assert f"The Forager server at {server.url} failed to answer" in done.stderr
         assert 3 <= len(server.seen) <= 16  # aiohttp asks twice after a reset
-    assert not fresh.left_behind() and not fresh.work.exists()
+    assert not fresh.left_behind() and has_only_a_report(fresh.work)
 
 
 def test_server_lost_at_the_end_costs_no_second_pass(fresh, emulator_url, servers):

@@ -151,7 +151,7 @@ def test_messages_and_tally(world, fast_models):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
     result = world.run()
     assert [line.split()[0] for line in result.stdout.splitlines()[:7]] == [
-        *("stage", "fetch", "decode", "models", "thumbnails", "upload", "register")
+        *("step", "checks", "loading", "embedding", "upload", "registration", "in")
     ]
     assert re.search(r"Listed 2 training and 1 validation images \(\d\.\d kB\)\.", result.stderr)
     assert "Embedded 3 images in" in result.stderr

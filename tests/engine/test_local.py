@@ -38,7 +38,7 @@ def test_a_device_that_makes_clip_inputs_gets_pixels_alone(world, fast_models, m
     result = world.run()
     assert result.exit_code == 0, result.output
     assert sum(fast_models.batches) == 11
-    assert re.search(r"^models +11 ", result.stdout, re.M)
+    assert re.search(r"^embedding +\S+ s +11 ", result.stdout, re.M)
     assert "11 embedded now" in result.stdout
 
 

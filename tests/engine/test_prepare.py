@@ -21,7 +21,7 @@ def prepared(image_file, fails_with, monkeypatch):
     monkeypatch.setattr(Image, "open", fail)
 
     async def run():
-        preparation = Preparation("b", "i", "id", decode_workers=1, decoded_pixels=10**8)
+        preparation = Preparation("b", "i", "id", decode_workers=1, decoded_pixels=10**8, at_once=9)
         return await preparation._in_thread(decode.open_image, image_file)
 
     return asyncio.run(run())

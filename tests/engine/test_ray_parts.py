@@ -35,15 +35,17 @@ def test_packs_and_results_keep_every_number():
         Prepared(pixels[:2], None, b"", is_rotated=True),
     ]
     times = [StageTime(name, 1, 0.5) for name in ("fetch", "decode", "thumbnails")]
-    pack = tables.packed(list(zip(ROWS, images, strict=True)), times)
+    pack = tables.packed(list(zip(ROWS, images, strict=True)), times, [1, 2])
+    assert pack["requests"].to_pylist() == [[1, 2]]
     rows, found = tables.unpacked(pack)
     assert (found[0], found[2]) == (images[0], images[2])
     assert (found[1].pixels == pixels).all() and (found[1].clip_input == clip_input).all()
     assert (found[3].pixels == pixels[:2]).all() and found[3].clip_input is None
 
     embedding = Embedding([np.full(d, d, np.float32) for d in DIMENSIONS.values()], 7)
-    table = tables.results(rows, [found[0], embedding, found[2], embedding], [0.0] * 8)
+    table = tables.results(rows, [found[0], embedding, found[2], embedding], [0.0] * 8, [3])
     assert table.schema == tables.RESULTS
+    assert table["requests"].to_pylist() == [[3], None, None, None]
     read = list(tables.read_results(table))
     assert [result.row for result in read] == ROWS
     assert [result.outcome for result in read[::2]] == images[::2]

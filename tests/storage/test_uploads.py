@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gcs
+from common import activity
 from common.files import FileToUpload
 from gcs import StorageError
 from storage.uploads import upload_files
@@ -216,3 +217,19 @@ def test_a_failed_chunk_is_repeated(bucket, emulator, tmp_path, monkeypatch, kin
     else:
         assert (len(begun), len(sent)) == (1, chunks + faults)
     assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
+
+
+def test_every_request_of_an_upload_in_parts_is_counted(bucket, emulator, monkeypatch, tmp_path):
+    """Also those of google-cloud-storage that are repeated, or get no answer."""
+    file = make_file(tmp_path, 3 * PART + 1)
+    rules = [Rule("POST /upload/", "lost", times=1), Rule("GET .*part-02", "503", times=2)]
+    with FaultProxy(emulator, rules=rules) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        before = activity.activity()
+        upload(bucket, file)
+        counted = activity.activity_since(before).requests
+        assert sum(number.requests for number in counted.values()) == len(proxy.seen)
+    assert {kind: number[:2] for kind, number in counted.items()} == {
+        **{"describe": (8, 2), "write": (5, 1), "compose": (1, 0), "delete": (4, 0)}
+    }
+    assert counted["write"].sent > 3 * PART

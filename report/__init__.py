@@ -1,0 +1,1 @@
+"""What a run did: report.json for programs, the closing lines for people."""

@@ -1,0 +1,232 @@
+"""report.json: what it says of every kind of run, and that its documentation has every field."""
+
+import collections
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from common.options import LimitType
+from common.program import ROOT
+from report.run import plain_options
+from tests.fault_proxy import FaultProxy, Rule
+from tests.harness import (
+    TRAIN,
+    VAL,
+    dataset,
+    ended,
+    environment,
+    has_only_a_report,
+    run_here,
+    start,
+    wait_for,
+)
+from tests.test_documents import table_rows
+
+DOWNLOAD = r"GET /storage/.*alt=media"
+# The kinds of requests, told from "METHOD /path?query" otherwise than the program does.
+PATTERNS = {
+    "list": r"^GET /storage/v1/b/[^/]+/o\?",
+    "read": r"^GET .*alt=media|^GET /bucket-",
+    "describe": r"^GET /storage/v1/b/[^/]+/o/[^?]+(\?(?!.*alt=media).*)?$",
+    "permissions": r"testPermissions",
+    "write": r"^POST /upload/",
+    "server": r"/api/",
+}
+
+
+def report_of(made):
+    return json.loads((made.work / "report.json").read_text())
+
+
+def fields(value, path=""):
+    """The fields of a report as docs/report.md names them, with the types of their values."""
+    if isinstance(value, dict):
+        for name, content in value.items():
+            yield from fields(content, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from fields(item, f"{path}[]")
+    else:
+        for parent, name in (("command.options", "option"), ("versions", "package")):
+            if path.startswith(f"{parent}."):
+                path = f"{parent}.<{name}>"
+        path = re.sub(r"^counts\.skipped\..+", "counts.skipped.<kind>", path)
+        path = re.sub(r"^requests\.\w+", "requests.<kind>", path)
+        kinds = {bool: "flag", int: "number", float: "number", str: "text", type(None): "null"}
+        yield path, kinds[type(value)]
+
+
+def documented():
+    rows = table_rows((ROOT / "docs" / "report.md").read_text())
+    return {row[0].strip("`"): row[1] for row in rows if row[0].startswith("`")}
+
+
+def assert_documented(report):
+    """Every field is in the documentation, with a type that it may have there."""
+    types = documented()
+    for path, kind in fields(report):
+        if path in ("counts", "limit"):
+            assert kind == "null"
+        elif path != "command.options.<option>" and path not in ("warnings", "failures"):
+            assert kind in types[path].split(" or "), path
+
+
+def test_report_of_a_whole_ingest_with_failing_requests(fresh, emulator_url, servers):
+    fresh.storage.put(fresh.images, "train/notes.txt", b"x")
+    with (
+        FaultProxy(emulator_url, share=0.1, kinds=["503"], seed=3) as storage,
+        FaultProxy(servers["B"], rules=[Rule("dataset_info", "503", times=1)]) as server,
+    ):
+        done = run_here(fresh.command(), environment(storage.url, server.url))
+        seen = [f"{one.method} {one.target}" for one in (*storage.seen, *server.seen)]
+        faults = storage.counts["503"] + 1
+    fresh.storage.delete(fresh.images, "train/notes.txt")
+    assert done.returncode == 0, done.stderr
+    report = report_of(fresh)
+    assert_documented(report)
+    assert (report["outcome"], report["exit_code"]) == ("registered", 0)
+    assert report["message"] == done.stdout.splitlines()[-1]
+    assert report["dataset"]["index_id"] == fresh.index_id()
+    counts = report["counts"]
+    assert (counts["training"], counts["validation"]) == (TRAIN, VAL)
+    assert counts["done"] == counts["embedded_now"] == TRAIN + VAL
+    assert (counts["failed"], counts["pending"], counts["reused"]) == (0, 0, 0)
+    assert counts["skipped"] == {".txt": 1} and "notes.txt" in report["warnings"][0]
+    expected = {
+        kind: sum(bool(re.search(pattern, line)) for line in seen)
+        for kind, pattern in PATTERNS.items()
+    }
+    assert {kind: n["requests"] for kind, n in report["requests"].items()} == expected
+    assert sum(n["retries"] for n in report["requests"].values()) == faults
+    assert report["requests"]["read"]["received_bytes"] >= counts["size"]
+    assert (
+        report["requests"]["read"]["class"] == "B" and report["requests"]["write"]["class"] == "A"
+    )
+    assert report["bytes"]["sent"] > 14_000 * (TRAIN + VAL)
+    assert [step["name"] for step in report["steps"]] == [
+        *("checks", "loading the models", "embedding", "upload", "registration")
+    ]
+    assert sum(step["seconds"] for step in report["steps"]) <= report["seconds"]
+    stages = {stage["name"]: stage["images"] for stage in report["stages"]}
+    assert stages == dict.fromkeys(("fetch", "decode", "models", "thumbnails"), TRAIN + VAL)
+
+
+def test_report_of_a_failed_run_then_of_one_that_continues(emulator_url, servers, fresh, tmp_path):
+    bad = {"train/a.jpg": b"no image", "train/b.jpg": b"nor this", "val/c.png": b""}
+    made = dataset(fresh.storage, tmp_path / "bad", bad)
+    done = run_here(made.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 1
+    report = report_of(made)
+    assert_documented(report)
+    assert (report["outcome"], report["exit_code"]) == ("stopped", 1)
+    assert report["message"] in done.stderr and "3 of 3 images" in report["message"]
+    assert [(group["images"], group["example"]) for group in report["failures"]] == [
+        *((2, "train/a.jpg"), (1, "val/c.png"))
+    ]
+    assert report["failures"][1]["reason"] == "the file is empty"
+    done = run_here([*made.command(), "--skip_bad_images"], environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert report_of(made)["counts"]["failed"] == 3
+
+
+def test_report_of_a_run_whose_checks_fail(fresh, emulator_url, servers):
+    with FaultProxy(servers["B"], rules=[Rule("api", "404")]) as server:
+        done = run_here([*fresh.command(), "--json"], environment(emulator_url, server.url))
+    assert done.returncode == 1 and "Error: " in done.stderr
+    printed, report = json.loads(done.stdout), report_of(fresh)
+    assert_documented(report)
+    assert printed["message"] == report["message"] and report["message"] in done.stderr
+    assert report["counts"] is None and report["outcome"] == "stopped"
+    # The directory has nothing else, and the next run begins in it.
+    assert has_only_a_report(fresh.work)
+    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGHUP, 129)])
+def test_report_of_an_interrupted_run(fresh, emulator_url, servers, number, code):
+    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "hold", after=12)]) as storage:
+        settings = {"FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
+        env = environment(storage.url, servers["B"], **settings)
+        process = start([*fresh.command(), "--json"], env)
+        wait_for(lambda: len(fresh.done()) >= 4)
+        running = report_of(fresh)
+        process.send_signal(number)
+        done = ended(process)
+    assert done.returncode == code
+    assert (running["outcome"], running["exit_code"], running["ended"]) == ("running", None, None)
+    report = report_of(fresh)
+    for found in (running, report, json.loads(done.stdout)):
+        assert_documented(found)
+    assert (report["outcome"], report["exit_code"]) == ("interrupted", code)
+    counts = report["counts"]
+    assert counts["done"] == counts["embedded_now"] == len(fresh.done()) >= 4
+    assert counts["done"] + counts["pending"] == TRAIN + VAL
+    assert report["steps"][-1]["name"] == "embedding" and report["stages"]
+
+
+def test_report_of_a_run_with_reuse_and_json_instead_of_the_table(
+    undisturbed, fresh, emulator_url, servers
+):
+    command = [*fresh.command(), "--reuse", str(undisturbed.work), "--json"]
+    done = run_here(command, environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert_documented(report)
+    assert report == report_of(fresh)
+    assert report["counts"]["reused"] == TRAIN + VAL and report["counts"]["embedded_now"] == 0
+    assert report["requests"]["copy"]["requests"] == TRAIN + VAL
+    assert {"name": "reuse", "images": TRAIN + VAL}.items() <= report["steps"][1].items()
+    assert report["command"]["options"]["reuse"] == [str(undisturbed.work)]
+    # A repeat finds it finished, and keeps that report; a dry run changes nothing either.
+    again = run_here(command, environment(emulator_url, servers["B"]))
+    assert json.loads(again.stdout)["outcome"] == "finished" and again.returncode == 0
+    assert report_of(fresh) == report
+
+
+def test_a_dry_run_prints_a_report_and_leaves_none(fresh, emulator_url, servers):
+    done = run_here(
+        [*fresh.command(), "--dry_run", "--json"], environment(emulator_url, servers["B"])
+    )
+    report = json.loads(done.stdout)
+    assert_documented(report)
+    assert (report["outcome"], report["exit_code"]) == ("dry_run", 0)
+    assert report["counts"]["images"] == report["counts"]["pending"] == TRAIN + VAL
+    assert "This was a dry run: nothing was changed." in report["message"]
+    assert not fresh.work.exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--dry_run",)])
+def test_nothing_secret_is_in_a_report(fresh, emulator_url, servers, options):
+    """Neither where the server refuses, nor where all checks pass, nor in a wrong path."""
+    host = servers["B"].removeprefix("http://")
+    viewer = ["--viewer_url", "https://u:hidden@viewer.example/x?token=hidden"]
+    env = environment(emulator_url, f"http://user:hidden@{host}", HF_TOKEN="hidden")
+    done = run_here([*fresh.command(), *viewer, *options, "--json"], env)
+    assert done.returncode == 0, done.stderr
+    signed = ["https://storage.googleapis.com/b/t?X-Goog-Signature=hidden", "gs://b/v"]
+    wrong = run_here([*fresh.command()[:3], *signed, *viewer, "--json"], env)
+    assert wrong.returncode == 1 and json.loads(wrong.stdout)["counts"] is None
+    kept = [path.read_text() for path in fresh.directory.glob("work/report.json")]
+    for text in (done.stdout, wrong.stdout, *kept):
+        assert "hidden" not in text
+    assert json.loads(done.stdout)["command"]["options"]["server_url"] == servers["B"]
+
+
+def test_options_are_written_as_they_are_given():
+    limit = LimitType().convert("1%", None, None)
+    options = {"max_bad": limit, "work_dir": Path("d@x?"), "reuse": ("a", "./b"), "n": None}
+    assert plain_options(options) == {
+        **{"max_bad": "1%", "work_dir": "d@x?", "reuse": ["a", "./b"], "n": None}
+    }
+
+
+def test_every_documented_field_is_in_some_report(undisturbed):
+    """The report of the undisturbed run has all fields but those of failures and the like."""
+    found = collections.Counter(path for path, _ in fields(report_of(undisturbed)))
+    missing = {path.partition(".")[0].partition("[")[0] for path in documented() if not found[path]}
+    assert missing <= {"machine", "counts", "limit", "failures", "warnings"}
+    assert len(documented()) == len(set(documented())) > 40
