@@ -129,6 +129,7 @@ def test_report_of_a_failed_run_then_of_one_that_continues(emulator_url, servers
     assert report["failures"][1]["reason"] == "the file is empty"
     done = run_here([*made.command(), "--skip_bad_images"], environment(emulator_url, servers["B"]))
     assert done.returncode == 0, done.stderr
+    assert "Failed: 3 images.\n  2: not an image in a supported format" in done.stdout
     assert report_of(made)["counts"]["failed"] == 3
 
 

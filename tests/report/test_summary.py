@@ -1,0 +1,73 @@
+"""The closing lines of a run, as a person reads them."""
+
+import pytest
+
+from engine.stages import StageTime
+from report.run import REGISTERED, Report, Step
+from report.summary import summarize
+
+MESSAGE = (
+    "birds: 1,000 images (900 training, 100 validation), 3 failed, 700 reused, 297 embedded now"
+)
+
+
+def finished(steps, **busy):
+    """The report of a run with these steps, (name, seconds, images), and busy stages."""
+    report = Report({}, decode_workers=4)
+    report.steps = [Step(*step) for step in steps]
+    report.stages = [StageTime(name, 297, seconds) for name, seconds in busy.items()]
+    report.seconds, report.outcome = sum(step.seconds for step in report.steps), REGISTERED
+    report.message = MESSAGE
+    return report
+
+
+def test_everything_that_a_run_says_at_its_end():
+    steps = [("checks", 5.0), ("reuse", 2.0, 700), ("loading the models", 3.0)]
+    steps += [("embedding", 100.0, 297), ("upload", 4.0), ("registration", 6.0)]
+    report = finished(steps, fetch=10, decode=30, models=97, thumbnails=1)
+    report.failures = [
+        {"images": 2, "reason": "the file is empty", "example": "a"},
+        {"images": 1, "reason": "not an image", "example": "b"},
+    ]
+    assert summarize(report).splitlines() == [
+        "step                      time  images  images/s",
+        "checks                   5.0 s",
+        "reuse                    2.0 s     700     350.0",
+        "loading the models       3.0 s",
+        "embedding           1 min 40 s     297       3.0",
+        "upload                   4.0 s",
+        "registration             6.0 s",
+        "in all               2 min 0 s",
+        "Busy while embedding: fetch 10%, decode 30%, models 97%, thumbnails 1% "
+        "(100%: at work all the time).",
+        "Limited by: models. A faster GPU, or --engine ray on several, would help.",
+        "Failed: 3 images.",
+        "  2: the file is empty",
+        "  1: not an image",
+        MESSAGE,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "busy", "said"),
+    [
+        (
+            [("checks", 60.0), ("embedding", 9.0, 10)],
+            {"models": 9},
+            "Longest step: checks. This time depends little on the number of images that",
+        ),
+        ([("checks", 1.0), ("upload", 9.0)], {}, "Longest step: upload. Run closer to the index"),
+        (
+            [("checks", 1.0), ("embedding", 9.0, 10)],
+            {"models": 4, "fetch": 4},
+            "Limited by: no single stage; each waited for others part of the time.",
+        ),
+        (
+            [("checks", 1.0), ("embedding", 10.0, 10)],
+            {"decode": 9},
+            "Limited by: decode. Try --decode_workers 8 on a machine with more cores.",
+        ),
+    ],
+)
+def test_what_limited_a_run(steps, busy, said):
+    assert f"\n{said}" in summarize(finished(steps, **busy))
