@@ -21,6 +21,7 @@ from common.options import (
     GroupedCommand,
     Limit,
     LimitType,
+    TrialType,
     default_decode_workers,
     shared_options,
 )
@@ -51,6 +52,7 @@ from preflight.plan import Plan, make_plan
 from preflight.request import Request
 from preflight.resume import begin_or_continue, finished, reopen_damaged
 from preflight.sources import Reuse, describe_reuse
+from report.prices import read_prices
 from report.run import (
     CHECKS,
     DRY_RUN,
@@ -60,10 +62,13 @@ from report.run import (
     REGISTERED,
     REGISTRATION,
     REUSE,
+    TRIED,
     UPLOAD,
     Report,
 )
+from report.sample import sampled
 from report.summary import summarize
+from report.trial import concluded, describe_trial, measured
 from storage.uploads import upload_files
 
 RESNET_WEIGHTS = Path(__file__).with_name("R-50.pkl")
@@ -77,7 +82,7 @@ BFLOAT16_ADVICE = (
 OPTION_GROUPS = {
     "Usual options": (
         *("server_url", "dry_run", "write_renames", "work_dir", "bucket", "viewer_url", "reuse"),
-        "as_json",
+        *("trial", "prices", "as_json"),
     ),
     "Failures and going on": (
         *("skip_bad_images", "max_bad", "allow_empty_val"),
@@ -222,6 +227,21 @@ OPTION_GROUPS = {
     help="Print the report of the run on stdout instead of a table: what report.json in the work "
     "directory holds. See docs/report.md.",
 )
+@click.option(
+    "--trial",
+    type=TrialType(),
+    is_flag=False,
+    flag_value="200",
+    metavar="[N]",
+    help="Embed N images (200 without N) of both splits, upload and register nothing, and forecast "
+    "time, requests, disk and cost of all.",
+)
+@click.option(
+    "--prices",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --trial: your prices, as JSON. See docs/report.md.",
+)
 @click.pass_obj
 def main(make_loader: Any, **parameters: Any) -> None:
     """Embed the images of two directories on Cloud Storage and register them as a dataset.
@@ -244,9 +264,28 @@ def main(make_loader: Any, **parameters: Any) -> None:
         raise click.UsageError("--relist, --as_listed and --restart exclude each other.")
     if request.write_renames and not request.dry_run:
         raise click.UsageError("--write_renames goes with --dry_run.")
+    check_trial(request)
     with shortages():
         loader = (make_loader or ModelLoader)(models)
         asyncio.run(until_interrupted(ingest(request, loader, report)))
+
+
+def check_trial(request: Request) -> None:
+    """Raise UsageError for options that do not go together with --trial."""
+    if request.prices and not request.trial:
+        raise click.UsageError("--prices goes with --trial.")
+    given = {
+        "--dry_run": request.dry_run,
+        "--restart": request.restart,
+        "--relist": request.relist,
+        "--as_listed": request.as_listed,
+        "--reuse": request.reuse,
+        "--engine ray": request.engine == "ray",
+    }
+    if request.trial and (others := [option for option, value in given.items() if value]):
+        raise click.UsageError(
+            f"--trial measures how this machine embeds images: leave out {', '.join(others)}."
+        )
 
 
 async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
@@ -277,6 +316,8 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
 
 async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report: Report) -> None:
     """The same in the work directory."""
+    if request.trial:
+        return await try_out(request, request.trial, work, loader, report)
     report.state = state = work.state()
     if state and (what_it_holds := await asyncio.to_thread(finished, request, state, loader)):
         report.outcome, report.page = FINISHED, page_of(request, state)
@@ -313,6 +354,27 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
     with report.step(REGISTRATION):
         await register(plan, state, work, request.server_url, request.name)
     report.outcome, report.page = REGISTERED, page_of(request, state)
+
+
+async def try_out(
+    request: Request, images: int, work: WorkDirectory, loader: ModelLoader, report: Report
+) -> None:
+    """Embed some images and say what all of them will take, for --trial."""
+    prices = read_prices(request.prices)
+    report.begin(work.path)
+    with report.step(CHECKS):
+        plan = await make_plan(request, work, loader)
+    checks = report.requests()
+    with (
+        sampled(plan.listing, images, work.path) as sample,
+        Arrays(sample.directory, sample.counts().images) as arrays,
+    ):
+        report.done_before = 0
+        pipeline = await embed_here(request, plan, sample, arrays, loader, report, None)
+        report.count_rows(sample)
+        trial = measured(report, pipeline, checks)
+        report.trial = concluded(sample, plan.listing, trial, prices)
+    report.outcome, report.message = TRIED, describe_trial(report)
 
 
 async def describe(request: Request, plan: Plan) -> str:
@@ -382,7 +444,7 @@ async def embed(
                     times=report.stages,
                 )
         else:
-            await embed_here(request, plan, state, arrays, loader, report)
+            await embed_here(request, plan, state, arrays, loader, report, request.bucket)
     embedded = state.counts().done - counts.done
     _say(f"Embedded {count(embedded, 'image')} in {duration(time.monotonic() - start)}.")
 
@@ -394,8 +456,9 @@ async def embed_here(
     arrays: Arrays,
     loader: ModelLoader,
     report: Report,
-) -> None:
-    """The same with the models of this process."""
+    index_bucket: str | None,
+) -> Pipeline:
+    """The same with the models of this process; without an index bucket nothing is uploaded."""
     with report.step(LOADING):
         embedder = await loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
@@ -404,7 +467,7 @@ async def embed_here(
         arrays,
         embedder,
         image_bucket=plan.train.bucket,
-        index_bucket=request.bucket,
+        index_bucket=index_bucket,
         decode_workers=request.decode_workers,
     )
     async with pipeline:
@@ -420,6 +483,7 @@ async def embed_here(
                 report.stages[:] = pipeline.times()
     for sentence in embedder.exceptions():
         warn(sentence)
+    return pipeline
 
 
 def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) -> None:

@@ -51,6 +51,21 @@ class LimitType(click.ParamType[Limit]):
         return limit
 
 
+class TrialType(click.ParamType[int]):
+    """A positive number of images, after --trial."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int:
+        text = str(value)
+        if not text.isdecimal() or int(text) < 1:
+            self.fail(
+                f"{printable(text)!r} is no number of images: write --trial 200, or --trial at the "
+                "end of the command."
+            )
+        return int(text)
+
+
 class BucketType(click.ParamType[str]):
     """The name of a bucket, without gs://."""
 

@@ -9,6 +9,7 @@ relisted/       the same, complete: it takes the place of state and index/
 index/, aux/    what is uploaded in the end (arrays.py, lists.py)
 failed.json     the images that could not be embedded, with the reason
 report.json     what the last run did (docs/report.md)
+trial.json      the same of the last trial; trial/ is there while it runs
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ STATE, LISTING = "state.sqlite", "listing.sqlite"
 REUSE = "reuse.sqlite"
 RELISTING, RELISTED = "relisting", "relisted"
 INDEX = "index"
-REPORT = "report.json"
-OURS = ("lock", STATE, LISTING, REUSE, REPORT)  # a directory with any of them is one of an ingest
+REPORT, TRIAL_REPORT = "report.json", "trial.json"
+TRIAL = "trial"
+# A directory with any of them is one of an ingest.
+OURS = ("lock", STATE, LISTING, REUSE, REPORT, TRIAL)
 
 
 class WorkDirectoryError(click.ClickException):
@@ -110,7 +113,7 @@ class WorkDirectory:
         remove_state(self.path / REUSE)
         with contextlib.suppress(OSError):
             _remove(self.path / RELISTING)
-        if self._is_new and set(os.listdir(self.path)) <= {"lock", REPORT}:
+        if self._is_new and set(os.listdir(self.path)) <= {"lock", REPORT, TRIAL_REPORT}:
             (self.path / "lock").unlink()
             # It has a report, or after Ctrl-C a listing is still under way.
             with contextlib.suppress(OSError):

@@ -43,8 +43,16 @@ class ImagesChanged(click.ClickException):
 class Recorder:
     """Writes the vectors of rows, and every `checkpoint_s` records what became of them."""
 
-    def __init__(self, state: State, arrays: Arrays, *, checkpoint_s: float = CHECKPOINT_S) -> None:
+    def __init__(
+        self,
+        state: State,
+        arrays: Arrays,
+        *,
+        checkpoint_s: float = CHECKPOINT_S,
+        finished: list[float] | None = None,
+    ) -> None:
         self._state, self._arrays, self._checkpoint_s = state, arrays, checkpoint_s
+        self._finished = finished  # gets the time of each row
         self._outcomes: deque[Outcome] = deque()  # of rows whose vectors are written but not synced
         self._committing = threading.Lock()  # the last commit may meet one in a thread
         self._failures = self._bytes = self._changed = self._rotated = 0
@@ -132,6 +140,8 @@ class Recorder:
     def _add(self, row: Row, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
         self._embeds = True
+        if self._finished is not None:
+            self._finished.append(time.monotonic())
         self._bytes += row.listed.size
         self._bar.update()
 

@@ -33,15 +33,18 @@ class Pipeline:
         embedder: BatchEmbedder,
         *,
         image_bucket: str,
-        index_bucket: str,
+        index_bucket: str | None,
         decode_workers: int,
         window: int | None = None,
         checkpoint_s: float = CHECKPOINT_S,
         max_object_bytes: int = MAX_OBJECT_BYTES,
     ) -> None:
+        """Without an index bucket, as in a trial, no thumbnail is uploaded."""
         self._state = state
         self._window = window or (WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU)
-        self._recorder = Recorder(state, arrays, checkpoint_s=checkpoint_s)
+        # Of each image, by time.monotonic(), in a trial: a few of them.
+        self.finished: list[float] | None = [] if index_bucket is None else None
+        self._recorder = Recorder(state, arrays, checkpoint_s=checkpoint_s, finished=self.finished)
         self._batches = Batches(embedder)
         self._preparation = Preparation(
             image_bucket,
@@ -86,6 +89,11 @@ class Pipeline:
         rows = self._state.pending()
         window = min(self._window, counts.images - counts.done - counts.failed)
         await self._recorder.during(together(*(self._travel(rows) for _ in range(window))))
+
+    @property
+    def thumbnail_bytes(self) -> int:
+        """Of the thumbnails made so far."""
+        return self._preparation.thumbnail_bytes
 
     def times(self) -> list[StageTime]:
         """What each stage did, in the order of an image's path."""

@@ -29,12 +29,15 @@ T = TypeVar("T")
 
 
 class Preparation:
-    """Fetches and decodes images and uploads their thumbnails; an async context manager."""
+    """Fetches and decodes images and uploads their thumbnails; an async context manager.
+
+    Without an index bucket, thumbnails are made and not uploaded.
+    """
 
     def __init__(
         self,
         image_bucket: str,
-        index_bucket: str,
+        index_bucket: str | None,
         index_id: str,
         *,
         decode_workers: int,
@@ -55,6 +58,7 @@ class Preparation:
         self._uploading = Stage(THUMBNAILS, min(UPLOADS, at_once))
         self._fetched, self._unzipped = Budget(FETCHED_BYTES), Budget(FETCHED_BYTES)
         self._decoded = Budget(decoded_pixels)
+        self.thumbnail_bytes = 0  # of all so far
 
     async def __aenter__(self) -> Preparation:
         raise_open_file_limit()
@@ -96,6 +100,9 @@ class Preparation:
 
     async def upload_thumbnail(self, row: Row, thumbnail: bytes) -> None:
         """Write the thumbnail to the object that the web page shows. Raises StorageError."""
+        self.thumbnail_bytes += len(thumbnail)
+        if self._index_bucket is None:
+            return
         async with self._uploading.slot():
             name = thumbnail_name(self._index_id, row.listed.name)
             await self._objects.put(self._index_bucket, name, thumbnail, "image/jpeg")

@@ -23,9 +23,9 @@ def check_arguments(request: Request, loader: ModelLoader) -> None:
     if error := dataset_name_error(request.name):
         findings.add(error)
     check_paths(findings, request.train_path, request.val_path)
-    if not request.server_url:
+    if not request.server_url and not request.trial:
         findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
-    else:
+    elif request.server_url:
         try:
             check_server_url(request.server_url)
         except ForagerError as error:

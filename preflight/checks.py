@@ -27,6 +27,7 @@ from storage.listing import listed
 SHOWN_DIRECTORIES = 3
 SHOWN = 10  # of a long list of objects; the rest goes to a file
 STATE_BYTES_PER_ROW = 800  # of state.sqlite, the lists and the manifest; an upper bound
+ROW_BYTES = arrays.BYTES_PER_ROW + STATE_BYTES_PER_ROW  # of a work directory
 PUBLIC_COMMAND = (
     "gcloud storage buckets add-iam-policy-binding gs://{bucket} "
     "--member=allUsers --role=roles/storage.objectViewer"
@@ -221,7 +222,7 @@ def check_disk(findings: Findings, state: State, work_dir: Path, *, beside: bool
         for name in arrays.DIMENSIONS
         if (path := arrays.array_path(work_dir, name)).exists() and not beside
     )
-    needed = rows * (arrays.BYTES_PER_ROW + STATE_BYTES_PER_ROW) - there
+    needed = rows * ROW_BYTES - there
     free = shutil.disk_usage(work_dir).free
     if needed > free:
         findings.add(

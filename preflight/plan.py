@@ -51,7 +51,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     """
     findings = Findings()
     paths = parse_gs_path(request.train_path), parse_gs_path(request.val_path)
-    earlier = work.state()
+    earlier = None if request.trial else work.state()
     # An interrupted --restart continues.
     start_over = earlier is not None and (request.restart or earlier.is_abandoned)
     continued = None if start_over else earlier
@@ -62,11 +62,10 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     machine = await findings.gather_in_thread(_check_machine(request, loader))
     unfinished = continued is None or _rows_left(continued, request.skip_bad_images) > 0
     load = request.engine == "local" and not request.dry_run and unfinished and machine
-    listing, weights, _, on_server = await asyncio.gather(
+    listing, weights, on_server = await asyncio.gather(
         _list_and_check(findings, work, paths, request),
         _check_weights(findings, loader, precision if load else None),
-        findings.gather_in_thread(checks.check_write_access, request.bucket),
-        checks.check_server(findings, request.server_url, request.name, ours),
+        _check_targets(findings, request, ours),
     )
     same_name = earlier is not None and earlier.option("dataset") == request.name
     other = None if on_server == ours else on_server
@@ -185,11 +184,22 @@ async def _find_sources(
     )
 
 
+async def _check_targets(findings: Findings, request: Request, ours: str | None) -> str | None:
+    """Write access to the index bucket, and a server that has no other dataset of this name.
+
+    Returns the index id of the other dataset, or None. A trial needs neither.
+    """
+    if request.trial:
+        return None
+    _, other = await asyncio.gather(
+        findings.gather_in_thread(checks.check_write_access, request.bucket),
+        checks.check_server(findings, request.server_url, request.name, ours),
+    )
+    return other
+
+
 async def _list_and_check(
-    findings: Findings,
-    work: WorkDirectory,
-    paths: tuple[GsPath, GsPath],
-    request: Request,
+    findings: Findings, work: WorkDirectory, paths: tuple[GsPath, GsPath], request: Request
 ) -> State | None:
     listing: State | None = await findings.gather_in_thread(checks.list_images, paths, work)
     if listing is None:
@@ -198,7 +208,8 @@ async def _list_and_check(
         checks.check_not_empty, findings, listing, paths, request.allow_empty_val
     )
     await findings.gather_in_thread(checks.check_images, findings, listing)
-    checks.check_disk(findings, listing, work.path)
+    if not request.trial:  # which says what would be needed
+        checks.check_disk(findings, listing, work.path)
     await checks.check_public(findings, listing, paths[0].bucket)
     counts = [listing.counts(split) for split in (TRAIN, VAL)]
     click.echo(

@@ -26,6 +26,8 @@ class Request(NamedTuple):
     dry_run: bool = False
     write_renames: Path | None = None
     as_json: bool = False
+    trial: int | None = None  # images; the ingest is not begun
+    prices: Path | None = None
     viewer_url: str | None = None
     decode_workers: int = 1
     engine: str = "local"

@@ -26,13 +26,13 @@ from common.files import write_atomically
 from common.machine import machine, versions
 from common.terminal import count, duration, printable
 from dataset.rows import State
-from dataset.work_directory import REPORT
+from dataset.work_directory import REPORT, TRIAL_REPORT
 from engine.stages import Bottleneck, StageTime, limiting_stage
 from forager.addresses import shown_address
 
 FORMAT = 1  # of report.json
 RUNNING, REGISTERED, FINISHED = "running", "registered", "finished"
-DRY_RUN, STOPPED, INTERRUPTED = "dry_run", "stopped", "interrupted"
+DRY_RUN, STOPPED, INTERRUPTED, TRIED = "dry_run", "stopped", "interrupted", "trial"
 CHECKS, LOADING, REUSE = "checks", "loading the models", "reuse"
 EMBEDDING, UPLOAD, REGISTRATION = "embedding", "upload", "registration"
 REASONS = 100  # in the report; failed.json has all failures
@@ -47,6 +47,7 @@ class Step:
     name: str
     seconds: float = 0.0
     images: int | None = None  # if its time depends on their number alone
+    began: float = 0.0  # time.monotonic()
 
 
 class Report:
@@ -62,6 +63,7 @@ class Report:
         # A dry run changes nothing, and a repeated command leaves the report of what it repeats.
         self.keeps_earlier = bool(options.get("dry_run"))
         self.page: str | None = None
+        self.trial: dict[str, Any] | None = None  # the conclusions of one
         self._exit_code: int | None = None
         self._ended: str | None = None
         self._index_id: str | None = None
@@ -74,12 +76,12 @@ class Report:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Step]:
         """Measure a step; the `with` block may set its images."""
-        step, start = Step(name), time.monotonic()
+        step = Step(name, began=time.monotonic())
         self.steps.append(step)
         try:
             yield step
         finally:
-            step.seconds = time.monotonic() - start
+            step.seconds = time.monotonic() - step.began
 
     def seconds_of(self, name: str) -> float:
         """Seconds that a step took; 0 if it was not made."""
@@ -123,9 +125,10 @@ class Report:
             self._exit_code = 0
         if self.state:
             with contextlib.suppress(sqlite3.Error):  # it was closed, or is damaged
-                self._count(self.state)
+                self.count_rows(self.state)
 
-    def _count(self, state: State) -> None:
+    def count_rows(self, state: State) -> None:
+        """Note what became of the rows of a state."""
         tally, embedded = state.tally(), 0
         if self.done_before is not None:
             embedded = max(0, tally.done - self.done_before)
@@ -171,6 +174,7 @@ class Report:
             ],
             "stages": self._stages(),
             "limit": limit._asdict() if limit else None,
+            "trial": self.trial,
             "requests": {kind: _described(kind, number) for kind, number in made.requests.items()},
             "bytes": {
                 "sent": sum(number.sent for number in made.requests.values()),
@@ -178,6 +182,10 @@ class Report:
             },
             "warnings": made.warnings,
         }
+
+    def requests(self) -> dict[str, Requests]:
+        """The requests so far, by kind."""
+        return activity_since(self._before).requests
 
     def limit(self) -> Bottleneck | None:
         """The stage that slows the embedding down, if one does."""
@@ -202,11 +210,12 @@ class Report:
 
     def write(self, directory: Path) -> None:
         """Write report.json. A disk that fails here does not hide what the run has to say."""
+        path = directory / (TRIAL_REPORT if self.options.get("trial") else REPORT)
         try:
-            write_atomically(directory / REPORT, [self.text().encode() + b"\n"])
+            write_atomically(path, [self.text().encode() + b"\n"])
         except (OSError, click.ClickException) as error:
             reason = error.message if isinstance(error, click.ClickException) else error.strerror
-            click.echo(f"{directory / REPORT} could not be written ({reason}).", err=True)
+            click.echo(f"{path} could not be written ({reason}).", err=True)
 
 
 def failures_by_reason(state: State) -> list[dict[str, Any]]:

@@ -55,6 +55,11 @@ def limits(report: Report) -> str:
     longest = max(report.steps, key=lambda step: step.seconds)
     if longest.name != EMBEDDING:
         return f"Longest step: {longest.name}. {ONCE[longest.name]}"
+    return limited_by(report)
+
+
+def limited_by(report: Report) -> str:
+    """The stage that limited the embedding, and what would help."""
     if limit := report.limit():
         return f"Limited by: {limit.stage}. {limit.advice}"
     return "Limited by: no single stage; each waited for others part of the time."

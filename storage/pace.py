@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 
 from common.retries import TransientError
@@ -21,6 +22,11 @@ BACK_OFF = 0.95  # the new rate, of the rate that storage accepted; at least hal
 GROWTH = 1.02  # per interval without such a share
 BURST_S = 0.05  # writes that come late may catch up this much
 TOO_FAST = (429, 503)  # HTTP statuses
+
+
+def least_seconds(writes: int) -> float:
+    """The seconds that writes under a fresh prefix take, as the rate grows from FIRST_RATE."""
+    return DOUBLING_S * math.log2(1 + writes * math.log(2) / (FIRST_RATE * DOUBLING_S))
 
 
 class WritePace:

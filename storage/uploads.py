@@ -65,6 +65,13 @@ async def upload_files(
         return sum([await upload.file(file) for file in files])
 
 
+def part_count(size: int, min_part_bytes: int = MIN_PART_BYTES) -> int:
+    """The number of parts that a file of `size` bytes is sent in; 1 if it is sent whole."""
+    if size < 2 * min_part_bytes:
+        return 1
+    return min(MAX_PARTS, -(-size // min_part_bytes))
+
+
 class Upload:
     """Sends files into a bucket."""
 
@@ -109,9 +116,9 @@ class Upload:
 
     def _parts(self, file: FileToUpload, size: int) -> list[Part]:
         """The parts to send a file of `size` bytes in; fewer than two if it is sent whole."""
-        if size < 2 * self._min_part_bytes:
+        count = part_count(size, self._min_part_bytes)
+        if count < 2:
             return []
-        count = min(MAX_PARTS, -(-size // self._min_part_bytes))
         step = -(-size // count)
         return [
             Part(

@@ -1,0 +1,166 @@
+"""--trial: a few images are embedded, nothing is uploaded, and the rest is forecast."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dataset.arrays import BYTES_PER_ROW
+from preflight.checks import ROW_BYTES
+from report.forecast import Forecast, cost, describe_sizes, index_requests, measured_pace
+from report.prices import EXAMPLES, read_prices
+from report.sample import spread
+from storage.pace import least_seconds
+from tests.fault_proxy import FaultProxy
+from tests.harness import TRAIN, VAL, environment, run_here
+from tests.report.test_report import DOWNLOAD, assert_documented, documented, fields
+
+
+@pytest.fixture
+def storage(emulator_url):
+    with FaultProxy(emulator_url) as proxy:
+        yield proxy
+
+
+def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
+    fresh.storage.put(fresh.images, "train/zz.jpg", b"no image")
+    prices = fresh.directory / "prices.json"
+    prices.write_text('{"machine_per_hour": 36000, "currency": "EUR", "date": "today"}')
+    # Neither a server nor an index bucket is needed.
+    env = {k: v for k, v in environment(storage.url, "").items() if k != "SERVER_URL"}
+    command = [*fresh.command(), "--bucket", "no-such-bucket", "--prices", str(prices)]
+    done = run_here([*command, "--trial", "13"], env)
+    fresh.storage.delete(fresh.images, "train/zz.jpg")
+    assert done.returncode == 0, done.stderr
+    assert not [seen for seen in storage.seen if seen.method != "GET"]
+    downloads = {seen.target for seen in storage.requests(DOWNLOAD)}
+    assert len(downloads) == 13
+    assert [path.name for path in fresh.work.iterdir()] == ["trial.json"]
+    report = json.loads((fresh.work / "trial.json").read_text())
+    assert_documented(report)
+    of_trials = {path for path in documented() if path.startswith("trial.")}
+    assert of_trials <= {path for path, _ in fields(report)}
+    assert report["outcome"] == "trial" and report["message"] + "\n" == done.stdout
+    trial, found = report["trial"], report["trial"]["forecast"]
+    images = TRAIN + 1 + VAL
+    assert (trial["images"], trial["training"], trial["validation"]) == (13, 10, 3)
+    assert trial["failed"] == 1 and found["failed"] == round(images / 13)
+    assert trial["sizes"]["median"] == [40, 30] and trial["sizes"]["different"] == 1
+    assert found["images"] == images and found["disk_bytes"] == images * ROW_BYTES
+    assert found["read_bytes"] > trial["bytes"] > 0
+    assert found["index_bytes"] > images * BYTES_PER_ROW and found["thumbnail_bytes"] > 0
+    assert found["class_b"] >= images and found["class_a"] >= images - found["failed"]
+    assert trial["cost"]["machine"] == pytest.approx(found["seconds"] * 10)
+    for words in (
+        f"A trial of 13 of {images} images (10 training, 3 validation). Nothing was uploaded",
+        f"Forecast for {images} images:",
+        "1: not an image in a supported format",
+        " EUR once: Class A 0.00,",
+        "class_a_per_1000, class_b_per_1000, read_per_gb, stored_per_gb_month: examples of",
+        "From fewer than 50 images, this is a rough forecast.",
+    ):
+        assert words in done.stdout
+
+
+def test_an_ingest_after_a_trial_and_a_trial_after_an_ingest(fresh, emulator_url, servers):
+    env = environment(emulator_url, servers["B"])
+    assert run_here([*fresh.command(), "--trial"], env).returncode == 0
+    done = run_here([*fresh.command(), "--json"], env)
+    assert done.returncode == 0, done.stderr
+    before = fresh.left_behind()
+    again = run_here([*fresh.command(), "--trial", "2", "--json"], env)
+    assert json.loads(again.stdout)["counts"]["embedded_now"] == 2
+    assert fresh.left_behind() == before
+    assert json.loads((fresh.work / "report.json").read_text()) == json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--trial", "--dry_run"], "leave out --dry_run."),
+        (["--trial", "9", "--reuse", "x", "--restart"], "leave out --restart, --reuse."),
+        (["--trial", "9", "--engine", "ray"], "leave out --engine ray."),
+        (["--prices", "x"], "--prices goes with --trial."),
+        (["--trial", "0"], "'0' is no number of images: write --trial 200"),
+        (["--trial", "all"], "'all' is no number of images: write --trial 200"),
+    ],
+)
+def test_options_that_do_not_go_together(fresh, options, said):
+    done = run_here([*fresh.command(), *options], {})
+    assert done.returncode == 2 and said in done.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read (No such file or directory)."),
+        ("class_a: 1", 'is not JSON: write {"class_a_per_1000": 0.005,'),
+        ("[1]", "is not a JSON object: write"),
+        ('{"class_a": 1}', "'class_a' is no price. Prices are class_a_per_1000, "),
+        ('{"read_per_gb": -1}', "read_per_gb is -1, where a number from 0 is expected."),
+        ('{"read_per_gb": "1"}', 'read_per_gb is "1", where a number from 0 is expected.'),
+    ],
+)
+def test_prices_that_are_none(tmp_path, content, said):
+    path = tmp_path / "prices.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(Exception, match="--prices ") as error:
+        read_prices(path)
+    assert said in error.value.message
+
+
+def test_the_examples_are_a_file_of_prices(tmp_path):
+    Path(tmp_path, "p").write_text(json.dumps(EXAMPLES))
+    assert read_prices(tmp_path / "p").values == EXAMPLES
+    assert read_prices(tmp_path / "p").examples == ()
+
+
+def test_the_pace_is_apart_from_the_start():
+    """5 images a second, after 30 s in which the first one was computed."""
+    finished = [130 + number / 5 for number in range(200)]
+    pace = measured_pace(100.0, finished)
+    assert pace.images_per_s == pytest.approx(5)
+    assert pace.startup_s == pytest.approx(29.8)
+    assert pace.seconds(2000) == pytest.approx(29.8 + 400)
+    assert measured_pace(0.0, [2.0]).images_per_s == 0.5
+    # The first tenth may be as slow as it likes.
+    slow = [*(100 + 3 * number for number in range(20)), *(160 + n / 5 for n in range(180))]
+    assert measured_pace(100.0, slow).images_per_s == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "images", "expected"),
+    [
+        (8, 2, 5, ([1, 3, 5, 7], [9])),
+        (1000, 1, 4, ([166, 500, 833], [1000])),
+        (2, 1, 100, ([0, 1], [2])),
+        (3, 0, 2, ([0, 2], [])),
+        (0, 3, 1, ([], [1])),
+    ],
+)
+def test_a_sample_is_spread_over_both_splits(training, validation, images, expected):
+    assert spread(training, validation, images) == expected
+
+
+def test_requests_cost_and_sizes():
+    assert index_requests([1000] * 3) == (8, 16)
+    assert index_requests([1 << 30, 33 << 20, 1000]) == (6 + 32 + 3 + 2, 16 + 32 + 3)
+    found = Forecast(10**6, 7200, 1, 1, 1, 10**11, 10**10, 10**10, 2_000_000, 1_000_000, 1, 0)
+    assert cost(found, read_prices(None)) == pytest.approx(
+        {"class_a": 10, "class_b": 0.4, "read": 12, "machine": 2, "stored_month": 0.4}
+    )
+    assert describe_sizes([]) is None
+    assert describe_sizes([(2, 3), (9, 9), (1, 1), (2, 3)]) == (
+        (1, 1),
+        (2, 3),
+        (9, 9),
+        3,
+        0.0000235,
+    )
+
+
+def test_a_fresh_prefix_limits_only_what_is_fast():
+    assert least_seconds(1000) == pytest.approx(1, rel=0.01)
+    # 1,000 per second at first, twice as many after 20 minutes: 1.44 times 1.2 million in them.
+    assert least_seconds(1_731_234) == pytest.approx(1200, rel=0.001)
