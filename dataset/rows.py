@@ -12,6 +12,7 @@ import json
 import operator
 import os
 import sqlite3
+import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,6 +246,17 @@ class State:
             "count(source) FROM rows"
         ).fetchone()
         return Tally(*(int(value) for value in values))
+
+    @contextlib.contextmanager
+    def limited_to(self, seconds: float) -> Iterator[None]:
+        """Stop a statement of the `with` block that runs longer: it raises OperationalError."""
+        timer = threading.Timer(seconds, self._db.interrupt)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def failure_reasons(self) -> list[tuple[str, int, str]]:
         """Why images failed: the reason, how many, and one of their objects."""

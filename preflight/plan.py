@@ -187,7 +187,7 @@ async def _find_sources(
 async def _check_targets(findings: Findings, request: Request, ours: str | None) -> str | None:
     """Write access to the index bucket, and a server that has no other dataset of this name.
 
-    Returns the index id of the other dataset, or None. A trial needs neither.
+    Returns the index id that the server has under this name, or None. A trial needs neither.
     """
     if request.trial:
         return None

@@ -12,6 +12,7 @@ import datetime
 import json
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ RUNNING, REGISTERED, FINISHED = "running", "registered", "finished"
 DRY_RUN, STOPPED, INTERRUPTED, TRIED = "dry_run", "stopped", "interrupted", "trial"
 CHECKS, LOADING, REUSE = "checks", "loading the models", "reuse"
 EMBEDDING, UPLOAD, REGISTRATION = "embedding", "upload", "registration"
+COUNTING_S = 2.0  # after Ctrl-C: 3 million rows; a report without counts ends sooner
 REASONS = 100  # in the report; failed.json has all failures
 ADDRESSES = ("server_url", "viewer_url")  # options that may hold a password
 NUMBER = re.compile(r"\d[\d,.]*")
@@ -124,7 +126,9 @@ class Report:
         else:
             self._exit_code = 0
         if self.state:
-            with contextlib.suppress(sqlite3.Error):  # it was closed, or is damaged
+            limit_s = COUNTING_S if self.outcome == INTERRUPTED else threading.TIMEOUT_MAX
+            # It may be closed or damaged, or take too long.
+            with contextlib.suppress(sqlite3.Error), self.state.limited_to(limit_s):
                 self.count_rows(self.state)
 
     def count_rows(self, state: State) -> None:

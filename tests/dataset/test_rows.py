@@ -310,3 +310,13 @@ def test_a_used_work_directory_stays(tmp_path):
     with WorkDirectory(tmp_path / "work") as work:
         work.adopt(work.new_listing())
     assert (tmp_path / "work" / "state.sqlite").exists()
+
+
+def test_a_statement_that_takes_too_long_is_stopped(tmp_path):
+    state = State.create(tmp_path / "state.sqlite")
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT max(i) FROM n"
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"), state.limited_to(0.01):
+        state._db.execute(endless).fetchone()
+    with state.limited_to(60):
+        assert state.skipped() == []
+    state.close()
