@@ -28,6 +28,7 @@ QUIET_S = 0.05  # unless no image came for this time
 AHEAD = 2  # batches given to a GPU before the first is waited for
 
 Result = TypeVar("Result")
+Settle = Callable[[Embedding | Exception], None]
 
 
 class StartedBatch(Protocol):
@@ -61,7 +62,7 @@ class Queued(NamedTuple):
 
     pixels: np.ndarray
     clip_input: np.ndarray | None
-    future: asyncio.Future[Embedding]
+    settle: Settle
 
 
 class Launched(NamedTuple):
@@ -113,19 +114,30 @@ class Batches:
         Raises:
             BadImage: it needs more memory than there is.
         """
-        height, width = image.pixels.shape[:2]
         future: asyncio.Future[Embedding] = self._loop.create_future()
-        group = self._embedder.group(height, width)
+
+        def settle(outcome: Embedding | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        self.add(image, settle)
+        return await future
+
+    def add(self, image: Prepared, settle: Settle) -> None:
+        """Let an image be embedded; the event loop calls `settle` with what `embed` returns or
+        raises.
+        """
+        group = self._embedder.group(*image.pixels.shape[:2])
         with self._changed:
             if self._broken:
                 raise self._broken
-            queued = Queued(image.pixels, image.clip_input, future)
-            self._groups.add(group, queued, time.monotonic())
-            self._changed.notify()
-        try:
-            return await future
-        except MemoryError as error:
-            raise BadImage(f"not enough memory to embed {width} x {height} pixels") from error
+            queued = Queued(image.pixels, image.clip_input, settle)
+            if self._groups.add(group, queued, time.monotonic()):
+                self._changed.notify()
 
     def time(self) -> StageTime:
         """Images done so far, and the mean seconds that a thread computed, or waited for a GPU."""
@@ -200,7 +212,10 @@ class Batches:
                 for image in images:
                     self._finish(self._launch([image]))
                 return
-            outcomes = [(images[0], error)]
+            height, width = images[0].pixels.shape[:2]
+            failure = BadImage(f"not enough memory to embed {width} x {height} pixels")
+            failure.__cause__ = error
+            outcomes = [(images[0], failure)]
         except Exception as error:
             outcomes = [(image, error) for image in images]
         with self._changed:
@@ -210,9 +225,4 @@ class Batches:
 
 def _settle(outcomes: Sequence[tuple[Queued, Embedding | Exception]]) -> None:
     for image, outcome in outcomes:
-        if image.future.done():
-            continue
-        if isinstance(outcome, Exception):
-            image.future.set_exception(outcome)
-        else:
-            image.future.set_result(outcome)
+        image.settle(outcome)

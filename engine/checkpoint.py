@@ -21,6 +21,7 @@ from tqdm import tqdm
 from common.terminal import count, printable
 from dataset.arrays import BYTES_PER_ROW, ZEROS, Arrays, Embedding
 from dataset.rows import Outcome, Row, State
+from engine.decode import NotEmbedded
 
 CHECKPOINT_S = 2.0  # seconds of work that a power cut can lose
 FAILURES_SHOWN = 10
@@ -95,6 +96,25 @@ class Recorder:
         if self._changed:
             raise ImagesChanged(self._changed, self._changes)
 
+    def take(
+        self,
+        row: Row,
+        outcome: Embedding | NotEmbedded,
+        width: int | None = None,
+        height: int | None = None,
+        is_rotated: bool = False,
+    ) -> None:
+        """Take what became of one row, whose image has this size in pixels.
+
+        `is_rotated` is whether it carries an EXIF rotation, which is not applied.
+        """
+        if isinstance(outcome, Embedding):
+            self.done(row, outcome, width, height, is_rotated)
+        elif outcome.changed:
+            self.changed(row, outcome.reason)
+        else:
+            self.failed(row, outcome.reason)
+
     def done(
         self,
         row: Row,
@@ -103,10 +123,7 @@ class Recorder:
         height: int | None,
         is_rotated: bool = False,
     ) -> None:
-        """Take the embedding of one row, whose image has this size in pixels.
-
-        `is_rotated` is whether it carries an EXIF rotation, which is not applied.
-        """
+        """Take the embedding of one row."""
         if not all(np.isfinite(vector).all() for vector in embedding.vectors):
             self.failed(row, "the models compute no finite numbers for it")
             return

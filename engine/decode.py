@@ -17,6 +17,7 @@ from models.clip_crop import CLIP_SIDE, clip_crop
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever the name says; JPEG is MPO too
 THUMBNAIL_HEIGHT = 200  # pixels at most; the width follows
+CLIP_BYTES = 3 * CLIP_SIDE**2  # of CLIP's input
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 # Every scan of a progressive JPEG passes over all pixels. A usual file has 10 scans; libjpeg-turbo
@@ -37,6 +38,13 @@ warnings.filterwarnings("ignore", module="PIL")
 
 class BadImage(Exception):
     """This file cannot be embedded; the message is the reason, for failed.json."""
+
+
+class NotEmbedded(NamedTuple):
+    """Why a row has no image, or no embedding."""
+
+    reason: str
+    changed: bool = False  # the object is not the listed one any more: the row stays pending
 
 
 class Prepared(NamedTuple):
@@ -139,12 +147,17 @@ def thumbnail(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def prepare(image: Image.Image, with_clip_input: bool = True) -> Prepared:
+def prepare(
+    image: Image.Image, with_clip_input: bool = True, place: np.ndarray | None = None
+) -> Prepared:
     """Decode an opened image once, for all its uses.
 
     Without `with_clip_input`, the device computes CLIP's input with the same numbers
     (models/resize.py). Tall images get theirs here in any case, because Pillow swaps its two passes
     for them.
+
+    Pixels and CLIP's input are written to `place`, if it is given: uint8 of three bytes per pixel
+    and CLIP_BYTES.
 
     Raises:
         BadImage: truncated or damaged.
@@ -152,7 +165,25 @@ def prepare(image: Image.Image, with_clip_input: bool = True) -> Prepared:
     rgb = decode(image)
     here = with_clip_input or rgb.height > TALL * rgb.width
     scaled = clip_input(rgb) if here else None
-    return Prepared(np.asarray(rgb), scaled, thumbnail(rgb), is_rotated(image))
+    pixels = np.asarray(rgb)
+    if place is not None:
+        there, clip_there = views(place, rgb.height, rgb.width, here)
+        there[:] = pixels
+        if clip_there is not None:
+            clip_there[:] = scaled
+        pixels, scaled = there, clip_there
+    return Prepared(pixels, scaled, thumbnail(rgb), is_rotated(image))
+
+
+def views(
+    place: np.ndarray, height: int, width: int, with_clip_input: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Where pixels and CLIP's input of an image are in a place, uint8 of one dimension."""
+    end = 3 * height * width
+    pixels = place[:end].reshape(height, width, 3)
+    if not with_clip_input:
+        return pixels, None
+    return pixels, place[end : end + CLIP_BYTES].reshape(CLIP_SIDE, CLIP_SIDE, 3)
 
 
 def _reason(error: Exception) -> str:

@@ -45,9 +45,13 @@ class Groups(Generic[T]):
     def __bool__(self) -> bool:
         return bool(self._groups)
 
-    def add(self, group: Hashable, item: T, now: float) -> None:
-        self._groups.setdefault(group, deque()).append(Waiting(item, now))
+    def add(self, group: Hashable, item: T, now: float) -> bool:
+        """Let an image wait; whether `ready_at` may come earlier by that."""
+        is_first = not self._groups
+        waiting = self._groups.setdefault(group, deque())
+        waiting.append(Waiting(item, now))
         self._last_came = now
+        return is_first or self._group_ready_at(waiting) <= now
 
     def ready_at(self) -> float | None:
         """The earliest time at which `take` returns a batch; None while no image waits."""

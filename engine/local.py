@@ -16,7 +16,7 @@ from dataset.rows import Row, State
 from engine import decode
 from engine.batches import BatchEmbedder, Batches
 from engine.checkpoint import CHECKPOINT_S, Recorder
-from engine.prepare import MAX_OBJECT_BYTES, Preparation
+from engine.prepare import MAX_OBJECT_BYTES, OwnMemory, Preparation
 from engine.stages import StageTime, together
 from storage.async_client import ObjectChanged, ObjectUnusable
 
@@ -52,7 +52,7 @@ class Pipeline:
             state.index_id,
             decode_workers=decode_workers,
             max_pixels=embedder.max_pixels,
-            decoded_pixels=embedder.waiting_pixels,
+            memory=OwnMemory(embedder.waiting_pixels),
             at_once=self._window,
             max_object_bytes=max_object_bytes,
             with_clip_inputs=not embedder.makes_clip_inputs,

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from common.resources import raise_open_file_limit, shortage
 from dataset.lists import thumbnail_name
 from dataset.rows import Row
 from engine import decode
+from engine.decode import BadImage, NotEmbedded, Prepared
 from engine.stages import DECODE, FETCH, THUMBNAILS, Budget, Stage, StageTime
-from storage.async_client import AsyncStorage
+from storage.async_client import AsyncStorage, ObjectChanged, ObjectUnusable
 from storage.gzipped import unzipped, unzipped_size
+from storage.pace import WritePace
 
 FETCHES = 128  # downloads at once
 UPLOADS = 64  # thumbnail uploads at once
@@ -26,6 +31,39 @@ MAX_OBJECT_BYTES = 1 << 30  # a larger object is no image
 FETCHED_BYTES = 256 << 20  # image files in memory at once
 
 T = TypeVar("T")
+
+
+class Memory(Protocol):
+    """Bounds what the images under way hold. Each method holds something for one of them."""
+
+    def file(self, row: Row) -> AbstractAsyncContextManager[None]:
+        """The bytes of its object."""
+
+    def unzipped(self, row: Row, size: int) -> AbstractAsyncContextManager[None]:
+        """The bytes of its file, where the object is compressed."""
+
+    def pixels(self, row: Row, count: int) -> AbstractAsyncContextManager[np.ndarray | None]:
+        """Its pixels, at three bytes each, while they are decoded and wait for the models.
+
+        What is held may be memory for them: uint8, with CLIP_BYTES more for CLIP's input.
+        """
+
+
+class OwnMemory:
+    """The memory of one process."""
+
+    def __init__(self, decoded_pixels: int) -> None:
+        self._fetched, self._unzipped = Budget(FETCHED_BYTES), Budget(FETCHED_BYTES)
+        self._decoded = Budget(decoded_pixels)
+
+    def file(self, row: Row) -> AbstractAsyncContextManager[None]:
+        return self._fetched.hold(row.listed.size)
+
+    def unzipped(self, row: Row, size: int) -> AbstractAsyncContextManager[None]:
+        return self._unzipped.hold(size)
+
+    def pixels(self, row: Row, count: int) -> AbstractAsyncContextManager[None]:
+        return self._decoded.hold(count)
 
 
 class Preparation:
@@ -41,23 +79,30 @@ class Preparation:
         index_id: str,
         *,
         decode_workers: int,
-        decoded_pixels: int,  # of the images that are decoded, or wait for the models
+        memory: Memory,
         at_once: int,  # images under way
         max_pixels: int = decode.MAX_PIXELS,
         max_object_bytes: int = MAX_OBJECT_BYTES,
         with_clip_inputs: bool = True,
+        fetches: int = FETCHES,
+        uploads: int = UPLOADS,
+        pace: WritePace | None = None,
+        mark: Callable[[Row | None], None] = lambda row: None,
     ) -> None:
+        """
+        Args:
+            mark: called in the thread that decodes, with the row that it is at, then with None.
+        """
         self._image_bucket, self._index_bucket = image_bucket, index_bucket
         self._index_id, self._max_pixels = index_id, max_pixels
         self._with_clip_inputs, self._max_object_bytes = with_clip_inputs, max_object_bytes
         self._threads = ThreadPoolExecutor(decode_workers, "decode")
-        self._objects = AsyncStorage(FETCHES + UPLOADS)
+        self._memory, self._mark = memory, mark
+        self._objects = AsyncStorage(fetches + uploads, pace=pace)
         # Slots that can never be used would count as idle.
-        self._fetching = Stage(FETCH, min(FETCHES, at_once))
+        self._fetching = Stage(FETCH, min(fetches, at_once))
         self._decoding = Stage(DECODE, min(decode_workers, at_once))
-        self._uploading = Stage(THUMBNAILS, min(UPLOADS, at_once))
-        self._fetched, self._unzipped = Budget(FETCHED_BYTES), Budget(FETCHED_BYTES)
-        self._decoded = Budget(decoded_pixels)
+        self._uploading = Stage(THUMBNAILS, min(uploads, at_once))
         self.thumbnail_bytes = 0  # of all so far
 
     async def __aenter__(self) -> Preparation:
@@ -76,7 +121,7 @@ class Preparation:
         self._threads.shutdown(wait=kind is not asyncio.CancelledError, cancel_futures=True)
 
     @contextlib.asynccontextmanager
-    async def prepared(self, row: Row) -> AsyncIterator[decode.Prepared]:
+    async def prepared(self, row: Row) -> AsyncIterator[Prepared]:
         """What the models and the bucket need of one image, held while the `with` block runs.
 
         Raises:
@@ -84,19 +129,42 @@ class Preparation:
             StorageError, ShortageError: the run cannot go on.
         """
         if row.listed.size > self._max_object_bytes:
-            raise decode.BadImage(f"{row.listed.size / 1e9:,.1f} GB is too large for an image")
+            raise BadImage(f"{row.listed.size / 1e9:,.1f} GB is too large for an image")
         async with contextlib.AsyncExitStack() as held:
-            await held.enter_async_context(self._fetched.hold(row.listed.size))
+            await held.enter_async_context(self._memory.file(row))
             async with self._fetching.slot():
                 data = await self._objects.fetch(self._image_bucket, row.listed)
             if size := unzipped_size(data):
-                await held.enter_async_context(self._unzipped.hold(size))
-                data = await self._in_thread(unzipped, data)
-            image = await self._in_thread(decode.open_image, data, self._max_pixels)
-            await held.enter_async_context(self._decoded.hold(image.width * image.height))
+                await held.enter_async_context(self._memory.unzipped(row, size))
+                data = await self._in_thread(row, unzipped, data)
+            image = await self._in_thread(row, decode.open_image, data, self._max_pixels)
+            place = await held.enter_async_context(
+                self._memory.pixels(row, image.width * image.height)
+            )
             async with self._decoding.slot():
-                prepared = await self._in_thread(decode.prepare, image, self._with_clip_inputs)
+                prepared = await self._in_thread(
+                    row, decode.prepare, image, self._with_clip_inputs, place
+                )
             yield prepared
+
+    async def deliver(
+        self, row: Row, take: Callable[[Prepared | NotEmbedded], Awaitable[None]]
+    ) -> None:
+        """Prepare an image and upload its thumbnail, then await `take` with the image.
+
+        If it cannot be embedded, `take` gets the reason. The image is held until `take` ends.
+
+        Raises:
+            StorageError, ShortageError: the run cannot go on.
+        """
+        try:
+            async with self.prepared(row) as prepared:
+                await self.upload_thumbnail(row, prepared.thumbnail)
+                await take(prepared._replace(thumbnail=b""))
+        except ObjectChanged as error:
+            await take(NotEmbedded(str(error), changed=True))
+        except (BadImage, ObjectUnusable) as error:
+            await take(NotEmbedded(str(error)))
 
     async def upload_thumbnail(self, row: Row, thumbnail: bytes) -> None:
         """Write the thumbnail to the object that the web page shows. Raises StorageError."""
@@ -111,15 +179,24 @@ class Preparation:
         """Of fetching, decoding and uploading thumbnails so far, in this order."""
         return [self._fetching.time(), self._decoding.time(), self._uploading.time()]
 
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+    async def _in_thread(self, row: Row, function: Callable[..., T], *args: Any) -> T:
         """Run Pillow or zlib outside the event loop: a hostile header can take seconds to read.
 
         Raises:
             ShortageError: what failed is the process or the machine, not this image.
         """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._marked, row, function, *args
+            )
         except Exception as error:
             if found := shortage(error):
                 raise found from error
             raise
+
+    def _marked(self, row: Row, function: Callable[..., T], *args: Any) -> T:
+        self._mark(row)
+        try:
+            return function(*args)
+        finally:
+            self._mark(None)

@@ -32,8 +32,10 @@ def least_seconds(writes: int) -> float:
 class WritePace:
     """The rate of all writes together. Times are those of the running event loop."""
 
-    def __init__(self, first_rate: float = FIRST_RATE) -> None:
-        self._first_rate = self.rate = first_rate
+    def __init__(self, first_rate: float = FIRST_RATE, min_rate: float = MIN_RATE) -> None:
+        """Processes that write at the same time share both rates."""
+        self._first_rate, self._min_rate = first_rate, min_rate
+        self.rate = first_rate
         self._accepted = self._refused = 0  # in this interval
         self._start: float | None = None
         self._next = self._interval = 0.0
@@ -69,7 +71,7 @@ class WritePace:
         assert self._start is not None
         if self._refused > REFUSED_SHARE * (self._accepted + self._refused):
             accepted = self._accepted / (now - self._interval)
-            self.rate = max(MIN_RATE, self.rate / 2, BACK_OFF * accepted)
+            self.rate = max(self._min_rate, self.rate / 2, BACK_OFF * accepted)
         else:
             ramp = self._first_rate * 2 ** ((now - self._start) / DOUBLING_S)
             self.rate = min(ramp, self.rate * GROWTH)

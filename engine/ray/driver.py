@@ -22,9 +22,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.activity import count_numbers
-from dataset.arrays import Arrays, Embedding
+from dataset.arrays import Arrays
 from dataset.rows import State
 from engine.checkpoint import Recorder
+from engine.decode import NotEmbedded
 from engine.loading import ModelLoader, ModelOptions
 from engine.ray import workers
 from engine.ray.cluster import Cluster, ClusterError, Pool, key_file
@@ -235,13 +236,9 @@ class RayPipeline:
                 continue
             waiting[position] = False
             self._reported += 1
-            if isinstance(outcome, Embedding):
-                self._recorder.done(row, outcome, width, height, is_rotated)
-            elif outcome.changed:
+            if isinstance(outcome, NotEmbedded) and outcome.changed:
                 self._changed.append(row.row)
-                self._recorder.changed(row, outcome.reason)
-            else:
-                self._recorder.failed(row, outcome.reason)
+            self._recorder.take(row, outcome, width, height, is_rotated)
 
 
 def click_error(error: BaseException) -> click.ClickException | None:

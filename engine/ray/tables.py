@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dataset.arrays import DIMENSIONS, ZEROS, Embedding
 from dataset.rows import Row
-from engine.decode import Prepared
+from engine.decode import NotEmbedded, Prepared
 from engine.stages import StageTime
 from gcs import ListedObject
 from models.clip_crop import CLIP_SIDE
@@ -57,13 +57,6 @@ RESULTS = pa.schema(
         *((name, pa.list_(pa.float32(), dimension)) for name, dimension in DIMENSIONS.items()),
     ]
 )
-
-
-class NotEmbedded(NamedTuple):
-    """Why a row has no image, or no embedding."""
-
-    reason: str
-    changed: bool = False  # the object is not the listed one any more: the row stays pending
 
 
 def packed(

@@ -24,12 +24,11 @@ from common.program import program_digest
 from dataset.arrays import Embedding
 from dataset.rows import Row, State
 from engine.batches import BatchEmbedder, Batches
-from engine.decode import BadImage, Prepared
-from engine.prepare import Preparation
-from engine.ray.tables import NotEmbedded, packed, results, unpacked
+from engine.decode import BadImage, NotEmbedded, Prepared
+from engine.prepare import OwnMemory, Preparation
+from engine.ray.tables import packed, results, unpacked
 from engine.ray.worker_files import use_key
 from engine.stages import DECODE, FETCH, MODELS, THUMBNAILS, StageTime
-from storage.async_client import ObjectChanged, ObjectUnusable
 
 FETCHES = 32  # images of one task under way at once: most of their time they wait for the bucket
 DECODED_PIXELS = 40_000_000  # of one task: 3 bytes per pixel, about 10 while decoding
@@ -148,7 +147,7 @@ class Preparer:
             job.index_id,
             decode_workers=1,
             max_pixels=job.max_pixels,
-            decoded_pixels=DECODED_PIXELS,
+            memory=OwnMemory(DECODED_PIXELS),
             at_once=FETCHES,
             with_clip_inputs=job.with_clip_inputs,
         )
@@ -207,16 +206,13 @@ class Preparer:
 
     async def _prepare(self, rows: Iterator[Row], results: asyncio.Queue[Any]) -> None:
         """Prepare one row after the other; an error that stops the run is a result too."""
+
+        async def put(row: Row, image: Prepared | NotEmbedded) -> None:
+            await results.put((row, image))
+
         try:
             for row in rows:
-                try:
-                    async with self._preparation.prepared(row) as prepared:
-                        await self._preparation.upload_thumbnail(row, prepared.thumbnail)
-                        await results.put((row, prepared._replace(thumbnail=b"")))
-                except ObjectChanged as error:
-                    await results.put((row, NotEmbedded(str(error), changed=True)))
-                except (BadImage, ObjectUnusable) as error:
-                    await results.put((row, NotEmbedded(str(error))))
+                await self._preparation.deliver(row, functools.partial(put, row))
         except Exception as error:
             await results.put(error)
 

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from common.resources import ShortageError
+from dataset.rows import Row
 from engine import decode
-from engine.prepare import Preparation
+from engine.prepare import OwnMemory, Preparation
+from gcs import ListedObject
 from testing.photographs import picture
 
 
@@ -21,8 +23,10 @@ def prepared(image_file, fails_with, monkeypatch):
     monkeypatch.setattr(Image, "open", fail)
 
     async def run():
-        preparation = Preparation("b", "i", "id", decode_workers=1, decoded_pixels=10**8, at_once=9)
-        return await preparation._in_thread(decode.open_image, image_file)
+        memory = OwnMemory(10**8)
+        preparation = Preparation("b", "i", "id", decode_workers=1, memory=memory, at_once=9)
+        row = Row(0, ListedObject("t/a.jpg", len(image_file), 0, 0))
+        return await preparation._in_thread(row, decode.open_image, image_file)
 
     return asyncio.run(run())
 

@@ -10,7 +10,7 @@ import pytest
 from common.program import ROOT, copy_program, program_digest, program_files
 from dataset.arrays import DIMENSIONS, Embedding
 from dataset.rows import Row
-from engine.decode import Prepared
+from engine.decode import NotEmbedded, Prepared
 from engine.stages import StageTime
 from gcs import ListedObject
 
@@ -29,9 +29,9 @@ def test_packs_and_results_keep_every_number():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     clip_input = np.random.default_rng(1).integers(0, 256, (224, 224, 3), np.uint8)
     images = [
-        tables.NotEmbedded("broken"),
+        NotEmbedded("broken"),
         Prepared(pixels, clip_input, b""),
-        tables.NotEmbedded("was replaced", changed=True),
+        NotEmbedded("was replaced", changed=True),
         Prepared(pixels[:2], None, b"", is_rotated=True),
     ]
     times = [StageTime(name, 1, 0.5) for name in ("fetch", "decode", "thumbnails")]
