@@ -33,6 +33,7 @@ from dataset.lists import index_files, write_lists
 from dataset.manifest import EXACTNESS
 from dataset.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
+from engine.feeders.pipeline import FedPipeline
 from engine.loading import ModelLoader, ModelOptions
 from engine.local import Pipeline
 from engine.reuse import Copier
@@ -89,7 +90,7 @@ OPTION_GROUPS = {
         *("relist", "as_listed", "restart"),
     ),
     "Models": ("resnet_weights", "clip_weights", "backend", "precision"),
-    "Speed": ("device", "resnet_batch_size", "clip_batch_size", "decode_workers"),
+    "Speed": ("device", "resnet_batch_size", "clip_batch_size", "decode_workers", "decode_in"),
     "Several GPUs or machines": ("engine", "ray_address"),
 }
 
@@ -162,7 +163,14 @@ OPTION_GROUPS = {
     type=click.IntRange(min=1),
     default=default_decode_workers,
     show_default="1.5 x CPU cores",
-    help="Threads that decode images.",
+    help="Threads or processes that decode images.",
+)
+@click.option(
+    "--decode_in",
+    type=click.Choice(["auto", "threads", "processes"]),
+    default="auto",
+    show_default=True,
+    help="auto fetches and decodes in processes where a GPU computes, else in threads.",
 )
 @click.option("--allow_empty_val", is_flag=True, help="Accept a dataset without validation images.")
 @click.option(
@@ -462,7 +470,11 @@ async def embed_here(
     with report.step(LOADING):
         embedder = await loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
-    pipeline = Pipeline(
+    in_processes = request.decode_in == "processes" or (
+        request.decode_in == "auto" and embedder.device != "cpu"
+    )
+    kind = FedPipeline if in_processes else Pipeline
+    pipeline = kind(
         state,
         arrays,
         embedder,

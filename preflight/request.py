@@ -30,6 +30,7 @@ class Request(NamedTuple):
     prices: Path | None = None
     viewer_url: str | None = None
     decode_workers: int = 1
+    decode_in: str = "auto"
     engine: str = "local"
     ray_address: str | None = None
     reuse: tuple[str, ...] = ()  # datasets and work directories

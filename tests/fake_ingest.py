@@ -27,6 +27,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import ingest
+from engine.feeders.pipeline import FedPipeline
 from engine.loading import ModelOptions
 from engine.local import Pipeline
 from engine.reuse import Copier
@@ -45,12 +46,13 @@ def make_loader(options: ModelOptions) -> LoaderWithoutModels:
 @contextlib.contextmanager
 def settings() -> Iterator[None]:
     """Pipeline and copier of this process take limits from the environment in a `with` block."""
-    limits: dict[Any, dict[str, Any]] = {Pipeline: {}, Copier: {}}
+    limits: dict[Any, dict[str, Any]] = {Pipeline: {}, FedPipeline: {}, Copier: {}}
+    pipelines = [Pipeline, FedPipeline]
     for name, argument, kind, users in (
-        ("FAKE_WINDOW", "window", int, [Pipeline]),
-        ("FAKE_CHECKPOINT_S", "checkpoint_s", float, [Pipeline, Copier]),
+        ("FAKE_WINDOW", "window", int, pipelines),
+        ("FAKE_CHECKPOINT_S", "checkpoint_s", float, [*pipelines, Copier]),
         ("FAKE_CHUNK_ROWS", "chunk_rows", int, [Copier]),
-        ("FAKE_OBJECT_BYTES", "max_object_bytes", int, [Pipeline]),
+        ("FAKE_OBJECT_BYTES", "max_object_bytes", int, pipelines),
     ):
         for user in users:
             if name in os.environ:
@@ -58,6 +60,7 @@ def settings() -> Iterator[None]:
     copier = partial(Copier, **limits[Copier])
     with (
         mock.patch.object(ingest, "Pipeline", partial(Pipeline, **limits[Pipeline])),
+        mock.patch.object(ingest, "FedPipeline", partial(FedPipeline, **limits[FedPipeline])),
         mock.patch.object(ingest, "Copier", copier),
         mock.patch.object(relist, "Copier", copier),
     ):

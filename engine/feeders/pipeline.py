@@ -1,0 +1,135 @@
+"""The engine on one machine with a GPU: feeders fetch and decode, this process embeds and records.
+
+Each image is fetched once and decoded once, as in engine/local.py. What images hold is bounded for
+all feeders together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from types import TracebackType
+
+from dataset.arrays import Arrays, Embedding
+from dataset.rows import Row, State
+from engine.batches import BatchEmbedder, Batches
+from engine.checkpoint import CHECKPOINT_S, Recorder
+from engine.decode import CLIP_BYTES, BadImage, NotEmbedded, Prepared
+from engine.feeders.feeders import Feeders
+from engine.feeders.memory import PAGE, SharedMemory
+from engine.feeders.process import Job
+from engine.local import WINDOW_CPU, WINDOW_GPU
+from engine.prepare import FETCHES, MAX_OBJECT_BYTES
+from engine.stages import StageTime
+
+AHEAD = 16  # rows that a feeder has at least, so that it never waits for the bucket
+MAX_FEEDERS = PAGE // 8
+
+
+class FedPipeline:
+    """As engine.local.Pipeline, with `decode_workers` processes that decode an image each."""
+
+    def __init__(
+        self,
+        state: State,
+        arrays: Arrays,
+        embedder: BatchEmbedder,
+        *,
+        image_bucket: str,
+        index_bucket: str,
+        decode_workers: int,
+        window: int | None = None,
+        checkpoint_s: float = CHECKPOINT_S,
+        max_object_bytes: int = MAX_OBJECT_BYTES,
+    ) -> None:
+        self._state = state
+        counts = state.counts()
+        self._images = counts.images - counts.done - counts.failed
+        self._recorder = Recorder(state, arrays, checkpoint_s=checkpoint_s)
+        self._batches = Batches(embedder)
+        feeders = max(1, min(decode_workers, self._images, MAX_FEEDERS))
+        job = Job(
+            image_bucket,
+            index_bucket,
+            state.index_id,
+            feeders,
+            max(AHEAD, FETCHES // feeders),
+            embedder.max_pixels,
+            max_object_bytes,
+            not embedder.makes_clip_inputs,
+        )
+        # Whatever the limit, the largest image has a place when there is no other.
+        size = 3 * max(embedder.waiting_pixels, embedder.max_pixels) + CLIP_BYTES
+        self._memory = SharedMemory.create(-(-size // PAGE) * PAGE)
+        self._feeders = Feeders(
+            job,
+            self._memory,
+            window=window or (WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU),
+            take=self._take,
+        )
+
+    async def __aenter__(self) -> FedPipeline:
+        try:
+            await self._feeders.start()
+            await self._batches.__aenter__()
+        except BaseException:
+            self._feeders.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._feeders.stop()
+        # After Ctrl-C the process ends at once: an image in a model can take minutes.
+        if kind is not asyncio.CancelledError:
+            self._feeders.wait()
+            await self._batches.__aexit__()
+            self._memory.close()
+
+    async def run(self) -> None:
+        """Embed every pending row. What is done when this stops, for whatever reason, is recorded.
+
+        Raises:
+            ClickException: storage refuses or cannot be reached, or the feeders end.
+            OSError, sqlite3.OperationalError: the disk is full or fails.
+        """
+        self._feeders.give(self._state.pending(), self._images)
+        await self._recorder.during(self._done())
+
+    async def _done(self) -> None:
+        await self._feeders.done
+
+    def times(self) -> list[StageTime]:
+        """What each stage did, in the order of an image's path."""
+        fetch, decode, thumbnails = self._feeders.times()
+        return [fetch, decode, self._batches.time(), thumbnails]
+
+    def _take(self, row: Row, image: Prepared | NotEmbedded) -> None:
+        """Embed an image that a feeder prepared, or record why there is none."""
+        if isinstance(image, NotEmbedded):
+            self._record(row, None, None, image)
+        else:
+            height, width = image.pixels.shape[:2]
+            self._batches.add(image, partial(self._record, row, width, height))
+
+    def _record(
+        self,
+        row: Row,
+        width: int | None,
+        height: int | None,
+        outcome: Embedding | NotEmbedded | Exception,
+    ) -> None:
+        """Take what became of a row. An error stops the run, unless it is the image's fault."""
+        try:
+            if isinstance(outcome, BadImage):
+                outcome = NotEmbedded(str(outcome))
+            elif isinstance(outcome, Exception):
+                raise outcome
+            self._recorder.take(row, outcome, width, height)
+            self._feeders.release(row.row)
+        except Exception as error:
+            self._feeders.fail(error)

@@ -1,0 +1,226 @@
+"""Feeding by processes: the results of threads, and what becomes of processes that end."""
+
+import gzip
+import json
+import os
+import re
+import signal
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ingest
+from engine.feeders import feeders
+from engine.feeders.memory import PAGE, Amounts, Places
+from testing.embedders import FakeEmbedder
+from testing.photographs import picture
+from tests.fault_proxy import FaultProxy, Rule
+from tests.harness import (
+    TRAIN,
+    VAL,
+    Emulated,
+    dataset,
+    ended,
+    environment,
+    is_running,
+    pictures,
+    run_here,
+    start,
+    wait_for,
+)
+
+DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
+IN_PROCESSES = "--decode_in", "processes", "--decode_workers", "1"
+CRASHING = """
+import ctypes
+from PIL import Image
+plain = Image.open
+def open(file, *args, **options):
+    if file.getvalue() == b"crash":
+        ctypes.string_at(0)
+    return plain(file, *args, **options)
+Image.open = open
+"""
+
+
+@pytest.fixture
+def storage(emulator_url):
+    with FaultProxy(emulator_url) as proxy:
+        yield proxy
+
+
+def feeders_of(pid):
+    """The process ids of a command's feeders."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"engine.feeders" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def test_results_are_those_of_threads_and_each_image_is_fetched_once(
+    undisturbed, fresh, storage, servers
+):
+    command = fresh.command("--decode_in", "processes", "--decode_workers", "2")
+    done = run_here(command, environment(storage.url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    fresh.assert_same(undisturbed, servers["B"])
+    for pattern in (DOWNLOAD, THUMBNAIL):
+        counts = Counter(seen.target for seen in storage.requests(pattern))
+        assert (len(counts), set(counts.values())) == (TRAIN + VAL, {1})
+    for stage in ("fetch", "decode", "models", "thumbnails"):
+        assert re.search(rf"^{stage} +24 ", done.stdout, re.M)
+
+
+def test_odd_and_bad_images_are_as_in_threads(emulator_url, servers, tmp_path):
+    objects = {
+        **pictures(2, 1),
+        "train/tall.png": picture(1, (20, 500), "PNG"),
+        "train/zipped.jpg": gzip.compress(picture(2)),
+        "train/text.jpg": b"no image",
+        "train/empty.jpg": b"",
+        "train/cut.jpg": picture(3)[:-150],
+        "val/large.jpg": np.random.default_rng(0).bytes(70_000),
+    }
+    env = environment(emulator_url, servers["B"], FAKE_OBJECT_BYTES="60000")
+    made = [dataset(Emulated(emulator_url), tmp_path / "threads", objects)]
+    made.append(made[0].again(tmp_path / "processes"))
+    for each, options in zip(made, ((), IN_PROCESSES), strict=True):
+        done = run_here(each.command("--skip_bad_images", *options), env)
+        assert done.returncode == 0, done.stderr
+    one, other = (json.loads((each.work / "failed.json").read_text()) for each in made)
+    assert one == other and len(one) == 4
+    made[1].assert_same(made[0], servers["B"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stop_leaves_no_process_and_the_same_command_continues(
+    undisturbed, fresh, storage, servers, how
+):
+    storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
+    env = environment(storage.url, servers["B"], FAKE_CHECKPOINT_S="0.05")
+    process = start(fresh.command(*IN_PROCESSES), env, start_new_session=True)
+    wait_for(lambda: len(fresh.done()) >= 4)
+    pids = feeders_of(process.pid)
+    os.killpg(process.pid, how)  # as a terminal does
+    assert ended(process).returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}[how]
+    wait_for(lambda: not any(map(is_running, pids)))
+    assert pids
+    storage.rules = []
+    before = fresh.done()
+    fresh.assert_done_is_done()
+    storage.seen.clear()
+    done = run_here(fresh.command(*IN_PROCESSES), env)
+    assert done.returncode == 0, done.stderr
+    assert len(storage.requests(DOWNLOAD)) == TRAIN + VAL - len(before)
+    fresh.assert_same(undisturbed, servers["B"])
+
+
+def test_a_killed_feeder_is_replaced(undisturbed, fresh, storage, servers):
+    storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
+    env = environment(storage.url, servers["B"])
+    process = start(fresh.command(*IN_PROCESSES), env)
+    wait_for(lambda: storage.counts["hold"])
+    (feeder,) = feeders_of(process.pid)
+    os.kill(feeder, signal.SIGKILL)
+    storage.release()
+    done = ended(process)
+    assert done.returncode == 0, done.stderr
+    assert "A process that decodes images was ended by SIGKILL; it is replaced." in done.stderr
+    fresh.assert_same(undisturbed, servers["B"])
+
+
+def test_an_image_that_crashes_the_decoder_fails_alone_and_is_named(
+    emulator_url, servers, tmp_path
+):
+    made = dataset(
+        Emulated(emulator_url),
+        tmp_path / "made",
+        {
+            **pictures(8, 2),
+            "train/t0003b.jpg": b"crash",
+        },
+    )
+    (tmp_path / "sitecustomize.py").write_text(CRASHING)
+    env = environment(emulator_url, servers["B"], PYTHONPATH=str(tmp_path))
+    done = run_here(made.command("--skip_bad_images", *IN_PROCESSES), env)
+    assert done.returncode == 0, done.stderr
+    assert "decoded train/t0003b.jpg was ended by SIGSEGV; the image is tried once" in done.stderr
+    (failed,) = json.loads((made.work / "failed.json").read_text())
+    assert failed == {
+        "object": "train/t0003b.jpg",
+        "reason": "the process that decoded it was ended by SIGSEGV, 2 times",
+    }
+    assert len(made.done()) == 10
+    made.assert_done_is_done()
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (Rule(DOWNLOAD, "403", after=5), r"Error: Reading gs://\S+: access is denied"),
+        (Rule(THUMBNAIL, "lost"), r"attempt 2 of 8(.|\n)*Error: Writing gs://\S+/thumbnails/"),
+    ],
+)
+def test_storage_that_fails_ends_the_run_with_the_sentence_of_the_feeder(
+    fresh, storage, servers, rule, said
+):
+    storage.rules = [rule]
+    done = run_here(fresh.command(*IN_PROCESSES), environment(storage.url, servers["B"]))
+    assert done.returncode == 1
+    assert re.search(said, done.stderr), done.stderr
+
+
+def test_feeders_that_cannot_start_end_the_run(fresh, emulator_url, servers, monkeypatch):
+    monkeypatch.setattr(feeders, "PROGRAM", "raise SystemExit(3)")
+    done = run_here(fresh.command(*IN_PROCESSES), environment(emulator_url, servers["B"]))
+    assert done.returncode == 1
+    assert "Error: The processes that decode images ended with exit code 3" in done.stderr
+
+
+def test_a_gpu_is_fed_by_processes_within_little_memory(
+    undisturbed, fresh, emulator_url, servers, monkeypatch
+):
+    """There is room for one image at a time; the models get it from there."""
+    monkeypatch.setattr(FakeEmbedder, "device", "cuda:0")
+    monkeypatch.setattr(FakeEmbedder, "waiting_pixels", 40 * 30)
+    monkeypatch.setattr(FakeEmbedder, "max_pixels", 40 * 30)
+    monkeypatch.setattr(ingest, "Pipeline", None)
+    monkeypatch.setattr("engine.batches.QUIET_S", 0.0)
+    env = environment(emulator_url, servers["B"])
+    done = run_here(fresh.command("--decode_workers", "1"), env)
+    assert done.returncode == 0, done.stderr
+    fresh.assert_same(undisturbed, servers["B"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5 * PAGE)), max_size=40))
+def test_places_never_overlap_and_the_largest_fits_when_all_are_free(steps):
+    places, held = Places(5 * PAGE), {}
+    for row, size in steps:
+        if row in held:
+            places.release(row)
+            del held[row]
+        elif (start := places.take(row, size)) is not None:
+            assert places.place(row) == start and start + size <= 5 * PAGE
+            taken = set(range(start, start + size, PAGE))
+            assert not any(taken & other for other in held.values())
+            held[row] = taken
+    for row in held:
+        places.release(row)
+    assert places.take(0, 5 * PAGE) == 0
+
+
+def test_amounts_are_bounded_but_for_a_row_alone():
+    amounts = Amounts(10)
+    assert amounts.take(1, 25) == 0 and amounts.take(2, 1) is None
+    amounts.release(1)
+    amounts.release(1)
+    assert [amounts.take(row, 4) for row in (2, 3, 4)] == [0, 0, None]
