@@ -3,6 +3,9 @@
 The whole stream with an embedder that does nothing: images are fetched and decoded, thumbnails
 uploaded, rows written. This is the rate at which this machine can feed a GPU. Beside it is decoding
 alone on the same cores: for a GPU, which makes CLIP's input itself, and for a CPU.
+
+With feeders, the CPU time is that of the process with the models, which should leave the
+interpreter to the launches: up to MAIN_MS per image of 640x480.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import click
 
 from bench.measure import Result, interleave, options, ratio, show, storage_server
 from bench.scale import PATHS, embed_all
+from common.options import default_decode_workers
 from dataset.work_directory import WorkDirectory
 from engine import decode
 from engine.local import WINDOW_GPU
@@ -27,6 +32,9 @@ from testing.photographs import photograph
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
 MIXED_SIZES = [(400 + 24 * i, 700 - 18 * i) for i in range(20)]
+FED_SIZE = (640, 480)
+FED_IMAGES = 4  # times as many: feeders take half a second to start
+MAIN_MS = 0.3
 UNITS = {"rate": "images/s", "CPU": "ms/image"}
 
 
@@ -42,14 +50,14 @@ def decode_all(files: list[bytes], count: int, with_clip_input: bool) -> dict[st
     return {"rate": count / (time.perf_counter() - start)}
 
 
-def stream(files: list[Path], count: int) -> dict[str, float]:
+def stream(files: list[Path], count: int, feeders: int = 0) -> dict[str, float]:
     """Images per second of the stream, and CPU time per image in this process."""
     with (
         storage_server(count, files),
         tempfile.TemporaryDirectory() as directory,
         WorkDirectory(Path(directory, "work")) as work,
     ):
-        figures = embed_all(checks.list_images(PATHS, work), WINDOW_GPU)
+        figures = embed_all(checks.list_images(PATHS, work), WINDOW_GPU, feeders)
     return {"rate": 1000 / figures["per row"], "CPU": figures["per row, CPU"]}
 
 
@@ -63,6 +71,24 @@ def ways(sizes: list[tuple[int, int]], count: int) -> dict[str, Callable[[], dic
         f"{name} decode for a GPU": lambda: decode_all(data, count, with_clip_input=False),
         f"{name} decode for a CPU": lambda: decode_all(data, count, with_clip_input=True),
     }
+
+
+def fed(count: int, runs: int) -> list[Result]:
+    """The stream of FED_SIZE with one feeder, with two and with all, beside that in threads."""
+    files, name = [photograph(*FED_SIZE)], f"{FED_SIZE[0]}x{FED_SIZE[1]}"
+    numbers = sorted({1, 2, default_decode_workers()})
+    results = interleave(
+        {
+            f"{name} stream, {number} feeders": partial(
+                stream, files, FED_IMAGES * count, feeders=number
+            )
+            for number in numbers
+        },
+        runs,
+        UNITS,
+    )
+    limit = Result(f"{name}, feeders: limit of CPU", UNITS["CPU"], [MAIN_MS])
+    return [*results, limit]
 
 
 @click.command()
@@ -79,6 +105,7 @@ def main(megapixels: int, runs: int, json_file: Path | None) -> None:
         results += interleave(compared, runs, UNITS)
         one, other, _ = compared
         results.append(ratio(results, f"{one} / {other}", f"{one}: rate", f"{other}: rate"))
+    results += fed(max(20, int(megapixels * 1e6 / (FED_SIZE[0] * FED_SIZE[1]))), runs)
     show("The stream without models, and decoding alone, all cores", results, json_file)
 
 

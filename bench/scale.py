@@ -26,6 +26,7 @@ from common.options import default_decode_workers
 from dataset.arrays import Arrays
 from dataset.rows import State
 from dataset.work_directory import WorkDirectory
+from engine.feeders.pipeline import FedPipeline
 from engine.local import WINDOW_CPU, Pipeline
 from engine.stages import StageTime
 from preflight import checks
@@ -57,15 +58,23 @@ def one_run(rows: int, embed: bool) -> dict[str, float]:
     return figures
 
 
-async def embed_idly(state: State, arrays: Arrays, window: int = WINDOW_CPU) -> list[StageTime]:
-    """Run the pipeline with an embedder that does nothing, in batches as on a GPU."""
-    pipeline = Pipeline(
+async def embed_idly(
+    state: State, arrays: Arrays, window: int = WINDOW_CPU, feeders: int = 0
+) -> list[StageTime]:
+    """Run the pipeline with an embedder that does nothing, in batches as on a GPU.
+
+    Images are decoded by so many feeders, or in threads.
+    """
+    embedder = FakeEmbedder(constant=True, batch_size=256, makes_clip_inputs=True)
+    if feeders:
+        embedder.device = "idle"  # batches gather as on a GPU
+    pipeline = (FedPipeline if feeders else Pipeline)(
         state,
         arrays,
-        FakeEmbedder(constant=True, batch_size=256, makes_clip_inputs=True),
+        embedder,
         image_bucket=PATHS[0].bucket,
         index_bucket=PATHS[0].bucket,
-        decode_workers=default_decode_workers(),
+        decode_workers=feeders or default_decode_workers(),
         window=window,
     )
     async with pipeline:
@@ -73,13 +82,13 @@ async def embed_idly(state: State, arrays: Arrays, window: int = WINDOW_CPU) -> 
     return pipeline.times()
 
 
-def embed_all(state: State, window: int = WINDOW_CPU) -> dict[str, float]:
-    """Milliseconds per row that the pipeline takes without models, and of CPU time."""
+def embed_all(state: State, window: int = WINDOW_CPU, feeders: int = 0) -> dict[str, float]:
+    """Milliseconds per row that the pipeline takes without models, and CPU time of this process."""
     state.set_options({"index_id": str(uuid.uuid4())})
     rows = state.counts().images
     wall, processor = time.perf_counter(), time.process_time()
     with Arrays(state.directory, rows) as arrays:
-        asyncio.run(embed_idly(state, arrays, window))
+        asyncio.run(embed_idly(state, arrays, window, feeders))
     assert state.counts().done == rows
     return {
         "per row": (time.perf_counter() - wall) / rows * 1000,

@@ -145,6 +145,7 @@ class Preparation:
                 prepared = await self._in_thread(
                     row, decode.prepare, image, self._with_clip_inputs, place
                 )
+            del data, image  # twice the memory of the pixels, which may wait for the models now
             yield prepared
 
     async def deliver(

@@ -203,11 +203,14 @@ class Feeders:
     def _hand_out(self, feeder: Feeder) -> bool:
         """Give a feeder more rows. False if too much is under way to give it all that it wants."""
         given: list[tuple[object, ...]] = []
-        wanted = self._wanted() if feeder.number in self._feeders else 0
+        wanted = self._wanted()
         while self._left and len(feeder.rows) < wanted:
             if len(self._under_way) >= self._window:
                 break
-            row = self._next.popleft() if self._next else next(self._rows)
+            row = self._next.popleft() if self._next else next(self._rows, None)
+            if row is None:
+                self._left = 0
+                break
             size = min(row.listed.size, self._job.max_object_bytes)
             if self._held[FILES].take(row.row, size) is None:
                 self._next.appendleft(row)
@@ -278,6 +281,7 @@ class Feeders:
         self._ended_times += feeder.times
         for kind, asked in self._asked.items():
             self._asked[kind] = deque(ask for ask in asked if ask[0] is not feeder)
+        self._hungry = deque(other for other in self._feeders.values() if other.is_ready)
         for number in feeder.rows:
             self.release(number)
         at = feeder.rows.pop(int(self._memory.marks[feeder.number]), None)
