@@ -114,7 +114,9 @@ def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh, emu
     fresh.assert_same(undisturbed, servers["B"])
 
 
-@pytest.mark.parametrize("options", [[], ["--skip_bad_images"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--skip_bad_images"], ["--decode_in", "processes", "--decode_workers", "1"]]
+)
 def test_an_image_replaced_after_it_was_listed_is_taken_up_by_a_second_run(
     made, emulator_url, servers, options
 ):

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ingest
+from engine.decode import CLIP_BYTES
 from engine.feeders import feeders
-from engine.feeders.memory import PAGE, Amounts, Places
+from engine.feeders.memory import PAGE, Amounts, Places, SharedMemory
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
 from tests.fault_proxy import FaultProxy, Rule
@@ -190,6 +191,8 @@ def test_a_gpu_is_fed_by_processes_within_little_memory(
     undisturbed, fresh, emulator_url, servers, monkeypatch
 ):
     """There is room for one image at a time; the models get it from there."""
+    sizes, create = [], SharedMemory.create
+    monkeypatch.setattr(SharedMemory, "create", lambda size: sizes.append(size) or create(size))
     monkeypatch.setattr(FakeEmbedder, "device", "cuda:0")
     monkeypatch.setattr(FakeEmbedder, "waiting_pixels", 40 * 30)
     monkeypatch.setattr(FakeEmbedder, "max_pixels", 40 * 30)
@@ -198,6 +201,7 @@ def test_a_gpu_is_fed_by_processes_within_little_memory(
     env = environment(emulator_url, servers["B"])
     done = run_here(fresh.command("--decode_workers", "1"), env)
     assert done.returncode == 0, done.stderr
+    assert sizes == [-(-(3 * 40 * 30 + CLIP_BYTES) // PAGE) * PAGE]
     fresh.assert_same(undisturbed, servers["B"])
 
 

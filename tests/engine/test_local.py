@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 import ingest
+from engine.feeders.pipeline import FedPipeline
 from engine.local import Pipeline
 from engine.stages import Budget, Stage
 from testing.embedders import FakeEmbedder
@@ -61,9 +62,12 @@ class Held(FakeEmbedder):
         return sum("alt=media" in asked.path for asked in self.storage.asked)
 
 
-def test_images_on_their_way_are_bounded_by_the_window(world, fast_models, emulator, monkeypatch):
+@pytest.mark.parametrize("kind", [Pipeline, FedPipeline])
+def test_images_on_their_way_are_bounded_by_the_window(
+    world, fast_models, emulator, monkeypatch, kind
+):
     world.put("v/v.jpg", *(f"t/{number:02}.jpg" for number in range(23)))
-    monkeypatch.setattr(ingest, "Pipeline", partial(Pipeline, window=6))
+    monkeypatch.setattr(ingest, "Pipeline", partial(kind, window=6))
     with Front(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         embedder = world.embedder = Held(storage)
