@@ -185,7 +185,7 @@ class Embedder:
             devices.pixels_that_fit(torch.device("cpu"), torch.float32)
         )
         self.waiting_pixels = devices.waiting_pixels(self._device)
-        self._runner = Runner(self._models, self._device, self._clip_batch_size)
+        self._runner = Runner(self._models, self._device, self._clip_batch_size, self.dtype)
         self._gpu_pixels = (
             devices.pixels_that_fit(self._device, self.dtype) if self._on_gpu else 0
         )  # of a batch; lowered when memory runs out
@@ -215,6 +215,8 @@ class Embedder:
                 f"Computed on the CPU, because the memory of {self.device} is too small: "
                 f"{count(self._on_cpu_instead, 'image')}."
             )
+        if self._runner.graphs and (reason := self._runner.graphs.refusal):
+            sentences.append(f"CUDA graphs were given up, because {reason}.")
         return sentences
 
     @property
@@ -264,7 +266,10 @@ class Embedder:
         except RuntimeError as error:
             if not devices.is_out_of_memory(error):
                 raise
+        gave_back = self._runner.drop_graphs("the memory of the GPU is short")
         torch.cuda.empty_cache()
+        if gave_back:
+            return self.start(images, clip_inputs)
         if len(images) == 1:
             self._on_cpu_instead += 1
             rows = self.compute_in_float32(images, clip_inputs)

@@ -30,6 +30,7 @@ from bench.device import REFERENCE, Bench, Line, Pixels, batches_of, model_rate,
 from bench.end_to_end import forager, run_ingest
 from bench.measure import machine, storage_server
 from bench.model import resnet_operations
+from bench.pipeline import MAIN_MS, stream
 from bench.schedule import coco_sizes
 from common.program import ROOT
 from common.terminal import table
@@ -38,6 +39,7 @@ from embeddings import HEADROOM, sample_image
 from engine import decode
 from models import devices
 from models.convolutions import fused_operations
+from models.graphs import AFTER
 from models.resnet import build_resnet, largest_activation, map_convolutions, with_fused_operations
 from testing.photographs import encoded
 from weights.resnet50 import read_resnet_weights
@@ -139,7 +141,15 @@ def launches(bench: Bench) -> list[Line]:
             launched = time.perf_counter() - start
             batch.finish()
         lines.append(Line(f"launch beside {threads} decoding threads", 1000 * launched, "ms"))
-    return lines
+    for _ in range(1 if bench.small else AFTER):
+        bench.embedder.start(images, [None] * len(images)).finish()
+    start = time.perf_counter()
+    batch = bench.embedder.start(images, [None] * len(images))
+    launched = time.perf_counter() - start
+    batch.finish()
+    lines.append(Line(f"launch of {len(images)} images by a CUDA graph", 1000 * launched, "ms"))
+    given_up = [line for line in bench.embedder.exceptions() if "CUDA graphs" in line]
+    return [*lines, Line("CUDA graphs given up", len(given_up), limit="<= 0")]
 
 
 @contextlib.contextmanager
@@ -178,20 +188,18 @@ def models(bench: Bench) -> list[Line]:
 
 
 def feeding(bench: Bench) -> list[Line]:
-    """Decoding as for a GPU, by the number of threads."""
-    data = encoded(Image.fromarray(smooth(480, 640)), quality=90)
-    lines, count = [], 20 if bench.small else 500
-
-    def one(_: int) -> None:
-        decode.prepare(decode.open_image(data), with_clip_input=False)
-
-    threads = 1
-    while threads <= (os.cpu_count() or 1):
-        with ThreadPoolExecutor(threads) as pool:
-            seconds = bench.seconds(lambda pool=pool: list(pool.map(one, range(count))))  # type: ignore[misc]
-        lines.append(Line(f"decoding in {threads} threads", count / seconds, "images/s"))
-        threads *= 2
-    return lines
+    """Everything but the models, by the number of feeders; what is left to this process."""
+    lines, feeders = [], 1
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "640x480.jpg")
+        file.write_bytes(encoded(Image.fromarray(smooth(480, 640)), quality=90))
+        while feeders <= (1 if bench.small else os.cpu_count() or 1):
+            # Long enough that their start, half a second, counts little.
+            found = stream([file], 20 if bench.small else 600 * feeders, feeders)
+            lines.append(Line(f"feeding by {feeders} processes", found["rate"], "images/s"))
+            feeders *= 2
+    limit = "" if bench.small else f"<= {MAIN_MS}"
+    return [*lines, Line("CPU time in this process per image", found["CPU"], "ms", limit)]
 
 
 def ingest(bench: Bench) -> list[Line]:

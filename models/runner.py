@@ -1,4 +1,8 @@
-"""Batches of both models on one device. It owns the device's streams, events and pinned memory."""
+"""Batches of both models on one device. It owns the device's streams, events and pinned memory.
+
+Pixels travel from pinned memory on a stream of their own, results come back into pinned memory, and
+an event tells when they are there. Nothing waits for the device but `Launched.wait`.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import resize
+from models import devices, resize
 from models.canvas import rounded_up
+from models.graphs import GpuCapture, Graphs, Inputs, Tensors
 from models.pair import Models
 
 ONE_SIZE_FROM = 8  # images of one size that get no canvas: so many show that their size recurs
@@ -40,10 +45,20 @@ class Runner:
     be tested without a GPU.
     """
 
-    def __init__(self, models: Models, device: torch.device, clip_batch_size: int) -> None:
-        self._models, self._device = models, device
+    def __init__(
+        self,
+        models: Models,
+        device: torch.device,
+        clip_batch_size: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._models, self._device, self._dtype = models, device, dtype
         self._clip_batch_size = clip_batch_size
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # Only the built-in models are known to launch without waiting for the device.
+        self.graphs: Graphs | None = None
+        if self._copies and models.takes_canvases:
+            self.graphs = Graphs(self._compute, GpuCapture(), self._has_room_for)
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """The canvas of an image: images of equal canvases may share a batch."""
@@ -54,7 +69,8 @@ class Runner:
     def launch(self, images: Pixels, clip_inputs: ClipInputs) -> Launched:
         """Copy, compute and copy back. On a GPU this returns before the device has begun."""
         with torch.inference_mode(), self._device_context():
-            tensors = self._compute(images, clip_inputs)
+            inputs = self._inputs(images, clip_inputs)
+            tensors = self.graphs.run(inputs) if self.graphs else self._compute(inputs)
             rows = tuple(self._copied_back(tensor).numpy() for tensor in tensors)
             if self._copies is None:
                 return Launched(rows)
@@ -62,34 +78,57 @@ class Runner:
             done.record()
             return Launched(rows, done)
 
-    def _compute(self, images: Pixels, clip_inputs: ClipInputs) -> tuple[Tensor, ...]:
+    def drop_graphs(self, reason: str) -> bool:
+        """Give back the memory of CUDA graphs and capture no more; whether there were any."""
+        if self.graphs is None:
+            return False
+        with self._device_context():
+            if self._copies is not None:
+                torch.cuda.synchronize()  # a graph may be running
+            return self.graphs.clear(reason)
+
+    def _inputs(self, images: Pixels, clip_inputs: ClipInputs) -> Inputs:
+        """Everything that a batch is computed from, on its way to the device."""
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         if len(set(sizes)) == 1 and (len(images) >= ONE_SIZE_FROM or self._fills(sizes[0])):
             pixels, on_canvas = self._on_canvases(images, sizes[0]), None
         else:
             pixels = self._on_canvases(images, self.canvas(*sizes[0]))
             on_canvas = self._on_device(np.array(sizes, np.int64))
-        *vectors, classes = self._models.resnet(pixels, on_canvas)
-        inputs = self._clip_inputs(pixels, sizes, clip_inputs)
-        clip = torch.cat([self._models.clip(part) for part in inputs.split(self._clip_batch_size)])
+        given = [clip_input for clip_input in clip_inputs if clip_input is not None]
+        places = [place for place, given in enumerate(clip_inputs) if given is not None]
+        return Inputs(
+            pixels,
+            on_canvas,
+            self._on_device(resize.crop_table(sizes)) if len(given) < len(sizes) else None,
+            self._on_device(np.stack(given)) if given else None,
+            self._on_device(np.array(places)) if 0 < len(given) < len(sizes) else None,
+        )
+
+    def _compute(self, inputs: Inputs) -> Tensors:
+        """Launch both models. What is launched depends on the shapes of the inputs alone."""
+        *vectors, classes = self._models.resnet(inputs.pixels, inputs.sizes)
+        scaled = self._clip_inputs(inputs)
+        clip = torch.cat([self._models.clip(part) for part in scaled.split(self._clip_batch_size)])
         return *vectors, clip, classes
+
+    def _has_room_for(self, inputs: Inputs) -> bool:
+        """Whether a graph of these inputs leaves most of the free memory to other batches."""
+        fitting = devices.pixels_that_fit(self._device, self._dtype)
+        return inputs.pixels.numel() // 3 <= fitting // 4
 
     def _fills(self, size: tuple[int, int]) -> bool:
         return self.canvas(*size) == size
 
-    def _clip_inputs(
-        self, pixels: Tensor, sizes: list[tuple[int, int]], clip_inputs: ClipInputs
-    ) -> Tensor:
+    def _clip_inputs(self, inputs: Inputs) -> Tensor:
         """Those that are given, and the others made of the pixels."""
-        given = [clip_input for clip_input in clip_inputs if clip_input is not None]
-        on_device = self._on_device(np.stack(given)) if given else None
-        if on_device is not None and len(given) == len(sizes):
-            return on_device
-        inputs = resize.clip_inputs(pixels, self._on_device(resize.crop_table(sizes)))
-        if on_device is not None:
-            places = [place for place, given in enumerate(clip_inputs) if given is not None]
-            inputs[self._on_device(np.array(places))] = on_device
-        return inputs
+        if inputs.crops is None:
+            assert inputs.given is not None
+            return inputs.given
+        made = resize.clip_inputs(inputs.pixels, inputs.crops)
+        if inputs.places is not None and inputs.given is not None:
+            made[inputs.places] = inputs.given
+        return made
 
     def _on_canvases(self, images: Pixels, canvas: tuple[int, int]) -> Tensor:
         """uint8 (n, height, width, 3), an image at the top left of each; the rest is anything."""
