@@ -44,7 +44,7 @@ SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
 }
 TRIES = 2  # of an image whose feeder ended while it was decoded
-IDLE_ENDS = 10  # feeders that ended without decoding anything, before the run stops
+IDLE_ENDS = 10  # feeders that end between two images, and at none, before the run stops
 
 
 class Feeder:
@@ -283,7 +283,8 @@ class Feeders:
 
     def _on_lost(self, feeder: Feeder) -> None:
         """A feeder has ended: name the image that it was at, let others do its rows."""
-        how = how_it_ended(feeder.process.wait())
+        code = feeder.process.wait()
+        how = how_it_ended(code)
         del self._feeders[feeder.number]
         self._ended_times += feeder.times
         for kind, asked in self._asked.items():
@@ -293,10 +294,12 @@ class Feeders:
             self.release(number)
         at = feeder.rows.pop(int(self._memory.marks[feeder.number]), None)
         self._idle_ends += at is None
-        if not feeder.is_ready or self._idle_ends > IDLE_ENDS:
+        cannot_start = not feeder.is_ready and code > 0
+        if cannot_start or self._idle_ends > IDLE_ENDS:
             raise click.ClickException(
-                f"The processes that decode images {how}: see the messages above. "
-                "--decode_in threads continues without them."
+                f"A process that decodes images {how}{'' if cannot_start else ', as others before'}"
+                ": run the same command again, or add --decode_in threads, which needs no such "
+                "processes."
             )
         self._left += len(feeder.rows)
         self._next.extend(feeder.rows.values())

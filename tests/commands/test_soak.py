@@ -1,6 +1,9 @@
 """What takes minutes: `make soak`."""
 
+import contextlib
+import os
 import random
+import signal
 import sys
 import time
 
@@ -16,6 +19,7 @@ from tests.harness import (
     dataset,
     ended,
     environment,
+    feeders_of,
     pictures,
     run,
     start,
@@ -54,6 +58,28 @@ def test_fifty_kills_at_random_moments(emulator_url, servers, tmp_path):
             assert run(made.command(), env).returncode == 0
         made.assert_same(undisturbed, servers["B"])
     print(f"{kills} kills in {rounds} ingests of {len(objects)} images")
+
+
+def test_feeders_killed_at_random_moments(emulator_url, servers, tmp_path):
+    """The run ends with what an undisturbed run leaves: each image is tried twice."""
+    moments = random.Random(0)
+    undisturbed = dataset(Emulated(emulator_url), tmp_path / "undisturbed", pictures(270, 30))
+    made = undisturbed.again(tmp_path / "made")
+    env = environment(emulator_url, servers["B"])
+    assert run(undisturbed.command(), env).returncode == 0
+    command = made.command("--decode_in", "processes", "--decode_workers", "3")
+    kills = 0
+    with open(tmp_path / "said", "w") as said:
+        process = start(command, {**env, "FAKE_DELAY_S": "0.05"}, stdout=said, stderr=said)
+        while process.poll() is None:
+            time.sleep(moments.uniform(0.5, 1.5))
+            for feeder in feeders_of(process.pid)[:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(feeder, signal.SIGKILL)
+                    kills += 1
+    assert process.returncode == 0, (tmp_path / "said").read_text()
+    made.assert_same(undisturbed, servers["B"])
+    print(f"{kills} feeders killed for {len(made.done())} images")
 
 
 def test_a_thousand_images_through_faults(emulator_url, servers, tmp_path):
