@@ -97,15 +97,19 @@ class GrantedMemory:
 
 
 class Messages(io.TextIOBase):
-    """A standard error whose lines the other process prints, beside its progress bar."""
+    """A standard error whose lines the other process prints, above its progress bar.
+
+    Any thread may write to it.
+    """
 
     def __init__(self, lines: Lines) -> None:
         self._lines, self._rest = lines, ""
+        self._loop = asyncio.get_running_loop()
 
     def write(self, text: str) -> int:
         *whole, self._rest = (self._rest + text).split("\n")
         for line in whole:
-            self._lines.send("say", line)
+            self._loop.call_soon_threadsafe(self._lines.send, "say", line)
         return len(text)
 
 
