@@ -8,9 +8,10 @@ import torch
 
 import embeddings
 from dataset.arrays import DIMENSIONS
-from models import devices
+from models import devices, graphs
+from models.graphs import Graphs
 from models.runner import Launched, Runner
-from tests.models.helpers import TOLERANCE, embed
+from tests.models.helpers import TOLERANCE, Capture, embed
 
 CPU = torch.device("cpu")
 
@@ -145,3 +146,55 @@ def test_float32_is_never_computed_twice(embedder):
     rows[0][0] = np.nan
     (embedding,) = embeddings.Batch(embedder, images, [None], Launched(rows)).finish()
     assert np.isnan(embedding.vectors[0]).all()
+
+
+class Replaying(Runner):
+    """A runner that captures every shape at once; `short` makes it run out of memory once."""
+
+    short = False
+
+    def __init__(self, models):
+        super().__init__(models, CPU, clip_batch_size=128)
+        self.capture = Capture()
+        self.graphs = Graphs(self._compute, self.capture, lambda inputs: True)
+
+    def launch(self, images, clip_inputs):
+        if self.short:
+            self.short = False
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().launch(images, clip_inputs)
+
+    def _copied_back(self, tensor):
+        return tensor.clone()
+
+
+@pytest.fixture
+def replaying(gpu, embedder, monkeypatch):
+    """The same with CUDA graphs, imitated."""
+    monkeypatch.setattr(graphs, "AFTER", 1)
+    gpu._runner = Replaying(embedder._models)
+    return gpu
+
+
+def test_embeddings_do_not_depend_on_graphs(replaying, embedder):
+    """Two batches of the same shapes: canvases, and one of three inputs of CLIP made elsewhere."""
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        images = [random.integers(0, 256, (40 + i, 50, 3), np.uint8) for i in range(3)]
+        inputs = [None, random.integers(0, 256, (224, 224, 3), np.uint8), None]
+        rows, exact = embed(replaying, images, inputs), embed(embedder, images, inputs)
+        for name in DIMENSIONS:
+            assert abs(rows[name] - exact[name]).max() < 1e-5
+    assert replaying._runner.capture.replays == 2 and replaying.exceptions() == []
+
+
+def test_graphs_give_their_memory_back_before_batches_are_split(replaying, embedder):
+    images = [np.full((32, 32, 3), value, np.uint8) for value in (10, 20, 30)]
+    embed(replaying, images)
+    replaying._runner.short = True
+    rows, exact = embed(replaying, images), embed(embedder, images)
+    for name in DIMENSIONS:
+        assert abs(rows[name] - exact[name]).max() < 1e-5
+    assert replaying._gpu_pixels == 100_000_000
+    said = "CUDA graphs were given up, because the memory of the GPU is short."
+    assert replaying.exceptions() == [said]
