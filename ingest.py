@@ -465,7 +465,7 @@ async def embed_here(
     loader: ModelLoader,
     report: Report,
     index_bucket: str | None,
-) -> Pipeline:
+) -> Pipeline | FedPipeline:
     """The same with the models of this process; without an index bucket nothing is uploaded."""
     with report.step(LOADING):
         embedder = await loader.embedder(plan.precision)

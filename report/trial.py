@@ -8,6 +8,7 @@ from typing import Any
 from common.activity import Requests
 from common.terminal import count, duration, size, table
 from dataset.rows import State
+from engine.feeders.pipeline import FedPipeline
 from engine.local import Pipeline
 from preflight.checks import ROW_BYTES
 from report.forecast import (
@@ -27,7 +28,9 @@ FEW = 50  # images: from fewer, a forecast is rough
 REASONS_SHOWN = 10
 
 
-def measured(report: Report, pipeline: Pipeline, checks: Mapping[str, Requests]) -> Trial:
+def measured(
+    report: Report, pipeline: Pipeline | FedPipeline, checks: Mapping[str, Requests]
+) -> Trial:
     """What a pipeline that embedded a sample has measured. `checks` are the requests before it."""
     assert pipeline.finished
     (embedding,) = (step for step in report.steps if step.name == EMBEDDING)

@@ -20,6 +20,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+from common.activity import count_numbers
 from common.program import ROOT
 from common.resources import ShortageError
 from common.terminal import printable
@@ -55,6 +56,7 @@ class Feeder:
         self.rows: dict[int, Row] = {}  # that it has not prepared yet
         self.is_ready = False
         self.times = np.zeros((3, 2))  # of fetch, decode, thumbnails: images and seconds busy
+        self.thumbnail_bytes = 0
 
 
 Ask = tuple[Feeder, int, int]
@@ -94,6 +96,7 @@ class Feeders:
         self._crashes: Counter[int] = Counter()  # by row
         self._idle_ends = 0
         self._ended_times = np.zeros((3, 2))  # of feeders that have ended
+        self._ended_thumbnail_bytes = 0
         self._is_woken = self._is_stopped = False
 
     async def start(self) -> None:
@@ -127,7 +130,7 @@ class Feeders:
                     f"started ({error.strerror}): lower --decode_workers, or raise the limit, such "
                     "as with `ulimit -u`."
                 ) from error
-        receivers = ("ready", "ask", "image", "failed", "times", "say", "stop")
+        receivers = ("ready", "ask", "image", "failed", "did", "say", "stop")
         lines = Lines(
             {kind: partial(self._receive, number, kind) for kind in receivers},
             lost=partial(self._receive, number, "lost"),
@@ -174,6 +177,12 @@ class Feeders:
             StageTime(name, int(images), busy_s / self._job.feeders)
             for name, (images, busy_s) in zip((FETCH, DECODE, THUMBNAILS), pairs, strict=True)
         ]
+
+    @property
+    def thumbnail_bytes(self) -> int:
+        """Of the thumbnails made so far."""
+        made = sum(feeder.thumbnail_bytes for feeder in self._feeders.values())
+        return self._ended_thumbnail_bytes + made
 
     # What follows runs in the event loop, one message after the other.
 
@@ -252,11 +261,18 @@ class Feeders:
         self._grant(kind)
 
     def _on_image(
-        self, feeder: Feeder, number: int, height: int, width: int, with_clip_input: bool
+        self,
+        feeder: Feeder,
+        number: int,
+        height: int,
+        width: int,
+        with_clip_input: bool,
+        is_rotated: bool,
     ) -> None:
         row = self._prepared(feeder, number)
         place = self._memory.places[self._places.place(number) :]
-        self._take(row, Prepared(*views(place, height, width, with_clip_input), b""))
+        there = views(place, height, width, with_clip_input)
+        self._take(row, Prepared(*there, b"", is_rotated))
 
     def _on_failed(self, feeder: Feeder, number: int, reason: str, changed: bool) -> None:
         self._take(self._prepared(feeder, number), NotEmbedded(reason, changed))
@@ -272,8 +288,15 @@ class Feeders:
         self.wake()
         return row
 
-    def _on_times(self, feeder: Feeder, pairs: list[list[float]]) -> None:
-        feeder.times = np.array(pairs)
+    def _on_did(
+        self,
+        feeder: Feeder,
+        pairs: list[list[float]],
+        thumbnail_bytes: int,
+        requests: list[int],
+    ) -> None:
+        feeder.times, feeder.thumbnail_bytes = np.array(pairs), thumbnail_bytes
+        count_numbers(requests)
 
     def _on_say(self, feeder: Feeder, text: str) -> None:
         tqdm.write(text, file=sys.stderr)
@@ -287,6 +310,7 @@ class Feeders:
         how = how_it_ended(code)
         del self._feeders[feeder.number]
         self._ended_times += feeder.times
+        self._ended_thumbnail_bytes += feeder.thumbnail_bytes
         for kind, asked in self._asked.items():
             self._asked[kind] = deque(ask for ask in asked if ask[0] is not feeder)
         self._hungry = deque(other for other in self._feeders.values() if other.is_ready)

@@ -36,7 +36,7 @@ class FedPipeline:
         embedder: BatchEmbedder,
         *,
         image_bucket: str,
-        index_bucket: str,
+        index_bucket: str | None,
         decode_workers: int,
         window: int | None = None,
         checkpoint_s: float = CHECKPOINT_S,
@@ -45,7 +45,9 @@ class FedPipeline:
         self._state = state
         counts = state.counts()
         self._images = counts.images - counts.done - counts.failed
-        self._recorder = Recorder(state, arrays, checkpoint_s=checkpoint_s)
+        # Of each image, by time.monotonic(), in a trial: a few of them.
+        self.finished: list[float] | None = [] if index_bucket is None else None
+        self._recorder = Recorder(state, arrays, checkpoint_s=checkpoint_s, finished=self.finished)
         self._batches = Batches(embedder)
         feeders = max(1, min(decode_workers, self._images, MAX_FEEDERS))
         job = Job(
@@ -103,6 +105,11 @@ class FedPipeline:
     async def _done(self) -> None:
         await self._feeders.done
 
+    @property
+    def thumbnail_bytes(self) -> int:
+        """Of the thumbnails made so far."""
+        return self._feeders.thumbnail_bytes
+
     def times(self) -> list[StageTime]:
         """What each stage did, in the order of an image's path."""
         fetch, decode, thumbnails = self._feeders.times()
@@ -111,16 +118,17 @@ class FedPipeline:
     def _take(self, row: Row, image: Prepared | NotEmbedded) -> None:
         """Embed an image that a feeder prepared, or record why there is none."""
         if isinstance(image, NotEmbedded):
-            self._record(row, None, None, image)
+            self._record(row, None, None, False, image)
         else:
             height, width = image.pixels.shape[:2]
-            self._batches.add(image, partial(self._record, row, width, height))
+            self._batches.add(image, partial(self._record, row, width, height, image.is_rotated))
 
     def _record(
         self,
         row: Row,
         width: int | None,
         height: int | None,
+        is_rotated: bool,
         outcome: Embedding | NotEmbedded | Exception,
     ) -> None:
         """Take what became of a row. An error stops the run, unless it is the image's fault."""
@@ -129,7 +137,7 @@ class FedPipeline:
                 outcome = NotEmbedded(str(outcome))
             elif isinstance(outcome, Exception):
                 raise outcome
-            self._recorder.take(row, outcome, width, height)
+            self._recorder.take(row, outcome, width, height, is_rotated)
             self._feeders.release(row.row)
         except Exception as error:
             self._feeders.fail(error)

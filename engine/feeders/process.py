@@ -10,9 +10,11 @@ Messages that it sends:
 
     ready    it takes rows
     ask      kind, row, amount: the row needs so many bytes of this kind
-    image    row, height, width, whether CLIP's input is there: the image is in its place
+    image    row, height, width, whether CLIP's input is there, whether it carries an EXIF rotation:
+             the image is in its place
     failed   row, reason, whether the object changed: the row has no image
-    times    images and seconds busy of fetch, decode and thumbnails, so far
+    did      images and seconds busy of fetch, decode and thumbnails, so far; bytes of thumbnails,
+             so far; requests since the last such message
     say      a line for the user
     stop     message, whether it is a traceback: the run cannot go on
 """
@@ -34,6 +36,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 
+from common.activity import activity, activity_since, as_numbers
 from dataset.rows import Row
 from engine.decode import CLIP_BYTES, NotEmbedded, Prepared
 from engine.feeders.lines import Lines
@@ -44,14 +47,14 @@ from storage.pace import FIRST_RATE, MIN_RATE, WritePace
 
 FILES, UNZIPPED, PIXELS = "files", "unzipped", "pixels"  # what a row holds bytes of
 GATHER_S = 0.02  # between two times that a feeder sends: rows ahead keep it busy meanwhile
-TIMES_S = 1.0  # between two messages with times, and one when no row is left
+TOLD_S = 1.0  # between two messages with what it did, and one when no row is left
 
 
 class Job(NamedTuple):
     """What a feeder needs to know. It is the same for all feeders of a run."""
 
     image_bucket: str
-    index_bucket: str
+    index_bucket: str | None  # none in a trial, which uploads no thumbnails
     index_id: str
     feeders: int
     ahead: int  # rows that a feeder has at once; it decodes one of them at a time
@@ -128,6 +131,7 @@ class Feeder:
         self._rows: asyncio.Queue[Row] = asyncio.Queue()
         self._left = 0  # rows that are under way
         self._told = 0.0
+        self._activity = activity()
 
     async def run(self, connection: socket.socket) -> None:
         """Work until the connection ends, and with it this process."""
@@ -158,6 +162,7 @@ class Feeder:
                 max_pixels=job.max_pixels,
                 max_object_bytes=job.max_object_bytes,
                 with_clip_inputs=job.with_clip_inputs,
+                at_once=job.ahead,
                 fetches=job.ahead,
                 uploads=job.ahead,
                 pace=WritePace(FIRST_RATE / job.feeders, MIN_RATE / job.feeders),
@@ -182,14 +187,21 @@ class Feeder:
 
     async def _tell(self, row: Row, image: Prepared | NotEmbedded) -> None:
         self._left -= 1
-        if not self._left or time.monotonic() > self._told + TIMES_S:
+        if not self._left or time.monotonic() > self._told + TOLD_S:
             self._told = time.monotonic()
-            self._lines.send("times", [time[1:] for time in self._preparation.times()])
+            self._tell_what_it_did()
         if isinstance(image, NotEmbedded):
             self._lines.send("failed", row.row, *image)
         else:
             height, width = image.pixels.shape[:2]
-            self._lines.send("image", row.row, height, width, image.clip_input is not None)
+            has_clip_input = image.clip_input is not None
+            self._lines.send("image", row.row, height, width, has_clip_input, image.is_rotated)
+
+    def _tell_what_it_did(self) -> None:
+        before, self._activity = self._activity, activity()
+        requests = as_numbers(activity_since(before).requests)
+        times = [time[1:] for time in self._preparation.times()]
+        self._lines.send("did", times, self._preparation.thumbnail_bytes, requests)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Feeding by processes: the results of threads, and what becomes of processes that end."""
 
 import gzip
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
 import ingest
 from engine.decode import CLIP_BYTES
@@ -64,8 +66,29 @@ def test_results_are_those_of_threads_and_each_image_is_fetched_once(
     for pattern in (DOWNLOAD, THUMBNAIL):
         counts = Counter(seen.target for seen in storage.requests(pattern))
         assert (len(counts), set(counts.values())) == (TRAIN + VAL, {1})
-    for stage in ("fetch", "decode", "models", "thumbnails"):
-        assert re.search(rf"^{stage} +24 ", done.stdout, re.M)
+    report = json.loads((fresh.work / "report.json").read_text())
+    stages = {stage["name"]: stage["images"] for stage in report["stages"]}
+    assert stages == dict.fromkeys(("fetch", "decode", "models", "thumbnails"), TRAIN + VAL)
+    requests = {kind: report["requests"][kind]["requests"] for kind in ("read", "write")}
+    assert requests["read"] >= TRAIN + VAL and requests["write"] >= TRAIN + VAL
+
+
+def test_a_trial_in_processes(fresh, storage):
+    options = ["--trial", "4", "--decode_in", "processes", "--decode_workers", "2"]
+    done = run_here(fresh.command(*options), environment(storage.url, ""))
+    assert done.returncode == 0, done.stderr
+    assert storage.requests(THUMBNAIL) == []
+    report = json.loads((fresh.work / "trial.json").read_text())
+    assert report["requests"]["read"]["requests"] >= 4
+    assert report["trial"]["forecast"]["thumbnail_bytes"] > 0
+
+
+def turned():
+    """A photograph whose EXIF data ask to turn it."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(io.BytesIO(picture(4))).save(file, "JPEG", exif=exif)
+    return file.getvalue()
 
 
 def test_odd_and_bad_images_are_as_in_threads(emulator_url, servers, tmp_path):
@@ -75,6 +98,7 @@ def test_odd_and_bad_images_are_as_in_threads(emulator_url, servers, tmp_path):
         "train/zipped.jpg": gzip.compress(picture(2)),
         "train/text.jpg": b"no image",
         "train/empty.jpg": b"",
+        "train/turned.jpg": turned(),
         "train/cut.jpg": picture(3)[:-150],
         "val/large.jpg": np.random.default_rng(0).bytes(70_000),
     }
@@ -84,6 +108,7 @@ def test_odd_and_bad_images_are_as_in_threads(emulator_url, servers, tmp_path):
     for each, options in zip(made, ((), IN_PROCESSES), strict=True):
         done = run_here(each.command("--skip_bad_images", *options), env)
         assert done.returncode == 0, done.stderr
+        assert "EXIF rotations in 1 image of those embedded now" in done.stderr
     one, other = (json.loads((each.work / "failed.json").read_text()) for each in made)
     assert one == other and len(one) == 4
     made[1].assert_same(made[0], servers["B"])
