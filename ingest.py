@@ -378,10 +378,13 @@ async def register(
             listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
             await asyncio.to_thread(check_registrable, state, listing, as_listed=plan.as_listed)
             await forager.create_dataset(name, str(plan.train), str(plan.val), *wanted)
-        state.mark_registered(forager.shown, viewer_url=forager.viewer_url)
     listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
-    if changes := await asyncio.to_thread(changed_lines, state, listing, as_listed=plan.as_listed):
+    changes = await asyncio.to_thread(changed_lines, state, listing, as_listed=plan.as_listed)
+    if changes:
         state.mark_outdated(changes)
+    # Only now: a run that was killed before this compares again.
+    state.mark_registered(forager.shown, viewer_url=forager.viewer_url)
+    if changes:
         raise click.ClickException(outdated(name, changes))
     seconds = time.monotonic() - start
     _say(

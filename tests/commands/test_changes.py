@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import uuid
 
 import numpy as np
@@ -16,11 +17,13 @@ from tests.harness import (
     Emulated,
     ask,
     dataset,
+    ended,
     environment,
     picture,
     pictures,
     run,
     run_here,
+    start,
 )
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
@@ -99,6 +102,22 @@ def test_a_bucket_that_changed_while_the_server_listed_it(
     assert again.returncode == 1 and again.stderr.endswith(
         done.stderr[done.stderr.index("Error") :]
     )
+
+
+def test_a_kill_after_the_registration_skips_no_comparison(made, emulator_url, servers):
+    """The third listing of a split is that of the second comparison."""
+    rules = [Rule("GET /storage/.*prefix=val", "kill-before", after=2)]
+    with (
+        Front(servers["B"], once("create_dataset", lambda: replace(made))) as server,
+        FaultProxy(emulator_url, rules=rules) as storage,
+    ):
+        process = start(made.command(), environment(storage.url, server.url))
+        storage.victim = process
+        assert ended(process).returncode == -signal.SIGKILL
+        assert made.registered(servers["B"])
+        again = run_here(made.command(), environment(emulator_url, server.url))
+    assert again.returncode == 1
+    assert "is registered" in again.stderr and "changed: train/t0001.jpg" in again.stderr
 
 
 def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh, emulator_url, servers):
