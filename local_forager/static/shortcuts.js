@@ -11,6 +11,10 @@ const SHORTCUTS = {
     ["Ctrl + A", "select all images of the view"],
     ["Shift or Ctrl + click", "select a range or a single image"],
   ],
+  "Histograms": [
+    ["← → Home End", "move the handle that has the focus"], ["Enter", "apply at once"],
+    ["Esc", "undo the move"],
+  ],
   "One image": [["← →", "previous or next image of the view"], ["Esc", "close"]],
   "Map": [
     ["← → ↑ ↓", "move the map"], ["+ −", "zoom in or out"], ["0", "show all"],
