@@ -16,6 +16,7 @@ from tests.local_forager.page_server import (
     shows_rows,
     total,
     until,
+    wait_for,
     wait_for_pictures,
 )
 
@@ -175,6 +176,8 @@ def test_reason_if_the_original_cannot_be_had(server, tabs, dataset_name):
     gcs.make_client().bucket(server.images).blob(name).delete()
     page = tabs(f"{server.url}/{dataset_name}?image=0")
     expect(page.locator("figcaption")).to_contain_text("It is not in the bucket.")
+    # The browser may report the missing picture later; its messages arrive while it is asked.
+    wait_for(lambda: page.evaluate("1") and page.problems, "the browser's message")
     assert len(page.problems) == 1 and "404" in page.problems.pop()
 
 
