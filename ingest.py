@@ -67,8 +67,7 @@ from storage.uploads import upload_files
 FAILURES_SHOWN = 10
 BFLOAT16_ADVICE = (
     "This processor is faster with bfloat16: --precision bfloat16 would take about two thirds of "
-    "the time. Its vectors differ slightly (cosine 0.9999), so it needs --restart, which deletes "
-    "{}."
+    "the time. Its vectors differ slightly (cosine 0.9999), so it needs --restart{}."
 )
 
 
@@ -287,7 +286,9 @@ async def embed_here(
     async with pipeline:
         _say(f"Embedding on {embedder.device} in {embedder.precision}.")
         if embedder.bfloat16_would_be_faster and request.models.precision == "auto":
-            _say(BFLOAT16_ADVICE.format(what_restart_deletes(state)))
+            begun = state.counts().done > 0
+            loss = f", which deletes {what_restart_deletes(state)}" if begun else ""
+            _say(BFLOAT16_ADVICE.format(loss))
         for sentence in embedder.remarks:
             warn(sentence)
         with report.step(EMBEDDING):

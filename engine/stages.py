@@ -14,7 +14,7 @@ BUSY_SHARE = 0.7  # of the time: a stage that is busier is called the bottleneck
 ADVICE = {
     FETCH: "Run closer to the bucket.",
     DECODE: "Try --decode_workers {more} on a machine with more cores.",
-    MODELS: "A faster GPU, or --engine ray on several, would help.",
+    MODELS: "A GPU (or a faster one), or several with --engine ray, would help.",
     THUMBNAILS: "Run closer to the index bucket.",
 }
 

@@ -1,5 +1,6 @@
 """Each benchmark that the documents show, with as little work as it takes."""
 
+import re
 import subprocess
 import sys
 
@@ -17,12 +18,15 @@ SMALL = {
     "labels": "--images 1000 --runs 1",
     "listing": "--names 3000 --page_ms 1 --runs 1",
     "model": "--sizes 64x48 --images 2 --runs 1",
+    "neighbour_libraries": "--rows 2000 --queries 2",
+    "neighbours": "--rows 2000 --queries 2",
     "page": "--rows 300 --queries 2",
     "pipeline": "--megapixels 2 --runs 1",
     "ray_engine": "--rows 300 --seconds 0.01 --runs 1",
     "scale": "--few 100 --many 200 --names 2000 --reused 200 --runs 1",
     "schedule": "--images 500",
     "storage": "--objects 20 --megabytes 1 --runs 1",
+    "trial": "--images 20 --trial 10 --runs 1",
 }
 
 
@@ -33,8 +37,8 @@ def shown_benchmarks() -> list[str]:
         _, _, module, *options = [*shown.words, "", ""][: max(3, len(shown.words))]
         name = module.removeprefix("bench.")
         if name != module and name != "gpu":  # models/test_bench_gpu.py runs that one
-            pairs = zip(options[::2], options[1::2], strict=True)
-            others = [f"{option} {value}" for option, value in pairs if option not in SMALL[name]]
+            given = re.findall(r"(--\w+)( [^-]\S*)?", " ".join(options))
+            others = [option + value for option, value in given if option not in SMALL[name]]
             found.add(" ".join([name, *others]))
     return sorted(found)
 

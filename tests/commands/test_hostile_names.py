@@ -64,7 +64,7 @@ def assert_nothing_outside(directory):
     """The directory and those around it contain only what an ingest creates."""
     files = (Path(at, name) for at, _, names in os.walk(directory) for name in names)
     found = {str(file.relative_to(directory)) for file in files}
-    ours = r"(made/)?(resnet|clip|duplicates\.json|work/(lock|failed\.json|state\.sqlite.*"
+    ours = r"(made/)?(resnet|clip|duplicates\.json|work/(lock|(failed|report)\.json|state\.sqlite.*"
     ours += r"|aux/imagenet\.pickle|index/(\w+\.json|manifest\.parquet)"
     ours += r"|index/local/\w+/embeddings\.npy))"
     assert all(re.fullmatch(ours, name) for name in found), found

@@ -227,7 +227,7 @@ def test_host_that_cannot_import_the_program_is_named(lab, tmp_path):
         lab.workers[0].run("umount", package)
     assert done.returncode == 1
     assert f"The Ray node {lab.workers[0].address} cannot run this program" in done.stderr
-    assert "install requirements.txt" in done.stderr
+    assert "run `pip install -r requirements-ray.txt` there" in done.stderr
 
 
 def test_key_reaches_all_hosts_and_no_disk(lab):

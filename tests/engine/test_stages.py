@@ -15,7 +15,7 @@ def test_rate_and_busy_share():
     ("busy", "stage", "advice"),
     [
         ({"fetch": 9, "models": 2}, "fetch", "Run closer to the bucket."),
-        ({"fetch": 2, "models": 9}, "models", "A faster GPU, or --engine ray"),
+        ({"fetch": 2, "models": 9}, "models", "A GPU (or a faster one), or several with"),
         ({"decode": 8}, "decode", "Try --decode_workers 8 on a machine"),
         ({"thumbnails": 9}, "thumbnails", "Run closer to the index bucket."),
     ],

@@ -40,7 +40,7 @@ def test_everything_that_a_run_says_at_its_end():
         "in all               2 min 0 s",
         "Busy while embedding: fetch 10%, decode 30%, models 97%, thumbnails 1% "
         "(100%: at work all the time).",
-        "Limited by: models. A faster GPU, or --engine ray on several, would help.",
+        "Limited by: models. A GPU (or a faster one), or several with --engine ray, would help.",
         "Failed: 3 images.",
         "  2: the file is empty",
         "  1: not an image",
