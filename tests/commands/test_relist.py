@@ -167,7 +167,8 @@ def test_relist_computes_only_what_is_new(stopped, env, tmp_path):
     assert again.returncode == 0 and "This ingest is finished" in again.stdout
     assert f"use another name with --reuse {stopped.name}." in again.stderr
     assert {path.name for path in stopped.work.iterdir()} <= {
-        *("lock", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "index", "aux")
+        *("lock", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "index", "aux"),
+        "report.json",
     }
 
 
@@ -245,7 +246,8 @@ def test_kills_within_relist_lose_nothing(stopped, env, tmp_path):
             if (stopped.work / "relisting").exists():
                 stopped.assert_done_is_done()
                 assert len(stopped.done()) == 4
-        assert {path.name for path in stopped.work.iterdir()} == {"lock", "index", "relisted"}
+        names = {path.name for path in stopped.work.iterdir()}
+        assert names == {"lock", "report.json", "index", "relisted"}
         storage.seen.clear()
         done = run_here(stopped.command(), proxied)
         assert done.returncode == 0, done.stderr
