@@ -106,7 +106,7 @@ def test_wrong_address_is_one_sentence(world, fast_models, address, words):
     result = world.run("--engine", "ray", "--ray_address", address)
     assert result.exit_code == 1
     assert words in result.stderr and "Traceback" not in result.output
-    assert not Path("work").exists()
+    assert not Path("work/state.sqlite").exists()
 
 
 def test_address_without_the_engine_is_refused(world):

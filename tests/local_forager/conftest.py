@@ -16,6 +16,12 @@ def storage(emulator_url):
         yield emulator_url
 
 
+@pytest.fixture(autouse=True)
+def storage_of_each_test(emulator_url, monkeypatch):
+    """The same for each test: a setting that another test takes back may be that of `storage`."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
+
+
 @pytest.fixture(scope="session")
 def server(storage, tmp_path_factory):
     """A server for all tests. Its dataset "d" is read only; tests that write publish their own."""
