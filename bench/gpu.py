@@ -46,6 +46,7 @@ from weights.resnet50 import read_resnet_weights
 
 RESULTS = ROOT / "bench" / "results"
 SIZES = ((480, 640), (720, 1280), (1080, 1920))  # height, width
+SMALL = (96, 128)  # on a CPU
 
 
 def convolutions(bench: Bench) -> list[Line]:
@@ -121,9 +122,9 @@ def shapes(bench: Bench) -> list[Line]:
 
 def launches(bench: Bench) -> list[Line]:
     """Time to launch a batch and to compute it; the launch beside threads that decode."""
-    lines = []
+    lines, size = [], SMALL if bench.small else SIZES[0]
     for n in (1, 2) if bench.small else (1, 4, 16, 32, 64):
-        images = bench.noise((480, 640), n)
+        images = bench.noise(size, n)
         bench.embedder.start(images, [None] * n).finish()
         start = time.perf_counter()
         batch = bench.embedder.start(images, [None] * n)
@@ -132,7 +133,7 @@ def launches(bench: Bench) -> list[Line]:
         seconds = time.perf_counter() - start
         lines.append(Line(f"launch of {n} images", 1000 * launched, "ms"))
         lines.append(Line(f"batch of {n} images", n / seconds, "images/s"))
-    images = bench.noise((480, 640), 1 if bench.small else 32)
+    images = bench.noise(size, 1 if bench.small else 32)
     data = encoded(Image.fromarray(images[0]))
     for threads in (0, 1) if bench.small else (0, 8, 24):
         with busy_threads(threads, lambda: decode.prepare(decode.open_image(data), False)):
@@ -173,17 +174,17 @@ def busy_threads(count: int, work: Callable[[], object]) -> Iterator[None]:
 def models(bench: Bench) -> list[Line]:
     """The models alone, at three sizes and at COCO's, and the share of the matrix rate."""
     lines = []
-    size = 2048 if bench.small else 8192
+    size = 512 if bench.small else 8192
     one, other = (
         torch.randn(size, size, device=bench.device).to(bench.embedder.dtype) for _ in range(2)
     )
     matrix_rate = 2 * size**3 / min(bench.seconds(lambda: one @ other) for _ in range(8))
-    for height, width in SIZES[:1] if bench.small else SIZES:
+    for height, width in (SMALL,) if bench.small else SIZES:
         rate = model_rate(bench, bench.noise((height, width), 2 if bench.small else 256), 1)
         lines.append(Line(f"models at {width}x{height}", rate, "images/s"))
         share = rate * resnet_operations(height, width) / matrix_rate
         lines.append(Line(f"models at {width}x{height}, of the matrix rate", share))
-    images = [bench.noise(size)[0] for size in coco_sizes(4 if bench.small else 1000)]
+    images = [bench.noise(size)[0] for size in coco_sizes(2 if bench.small else 1000)]
     return [*lines, Line("models at COCO's sizes", model_rate(bench, images, 1), "images/s")]
 
 
