@@ -1,32 +1,35 @@
 """A local Forager with made-up datasets, and pages of it in a real headless Chromium."""
 
 import uuid
+from contextlib import ExitStack
 
 import pytest
 
 from testing.browser import chromium, chromium_path
-from tests.local_forager.page_server import COPY, FAILED, NAMES, SHAPES, TIMEOUT_S, page_server
-
-
-@pytest.fixture(scope="session")
-def storage(emulator_url):
-    """The storage emulator, for fixtures that outlive a test."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
-        yield emulator_url
+from tests.local_forager.page_server import (
+    COPY,
+    FAILED,
+    NAMES,
+    SHAPES,
+    TIMEOUT_S,
+    emulated,
+    page_server,
+)
 
 
 @pytest.fixture(autouse=True)
-def storage_of_each_test(emulator_url, monkeypatch):
-    """The same for each test: a setting that another test takes back may be that of `storage`."""
+def storage(emulator_url, monkeypatch):
+    """The storage emulator, in the environment of each test; fixtures that live longer set it."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
 
 
 @pytest.fixture(scope="session")
-def server(storage, tmp_path_factory):
+def server(emulator_url, tmp_path_factory):
     """A server for all tests. Its dataset "d" is read only; tests that write publish their own."""
-    with page_server(tmp_path_factory.mktemp("page")) as server:
-        server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2}, shapes=SHAPES)
+    with ExitStack() as stack:
+        with emulated(emulator_url):
+            server = stack.enter_context(page_server(tmp_path_factory.mktemp("page")))
+            server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2}, shapes=SHAPES)
         server.label("d", ["t00", "t01", "t02", "v00"], "bird")
         server.label("d", ["t03"], "bird", "NEGATIVE")
         server.label("d", ["t01", "t07"], "sky", "far away")

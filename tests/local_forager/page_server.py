@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import pytest
+
 import gcs
 from testing import synthetic
 from testing.servers import local_forager
@@ -95,6 +97,14 @@ class PageServer:
         annotation |= dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True))
         payload = {"dataset": name, "user": "a@b.c", "annotations": [annotation]}
         assert post(f"{self.url}/api/add_annotations_multi_v2", payload)["created"] == 1
+
+
+@contextmanager
+def emulated(url):
+    """Within the `with` block, the environment names this storage emulator."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        yield
 
 
 @contextmanager

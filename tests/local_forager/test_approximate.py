@@ -1,5 +1,7 @@
 """Searches with an inverted file: against exact ones, over HTTP, on the page, without faiss."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,16 @@ from local_forager import types as page_types
 from local_forager.analysis import approximate, health_checks
 from local_forager.analysis.vectors import Vectors
 from testing import synthetic
-from tests.local_forager.page_server import COPY, FAILED, NAMES, get, page_server, total, wait_for
+from tests.local_forager.page_server import (
+    COPY,
+    FAILED,
+    NAMES,
+    emulated,
+    get,
+    page_server,
+    total,
+    wait_for,
+)
 from tests.local_forager.test_page_api import conforms
 
 ROWS, DIMENSIONS, FAILED_ROW = 6_000, 32, 17
@@ -107,11 +118,14 @@ def test_a_search_of_100_000_reads_few_of_them(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def large(storage, tmp_path_factory):
+def large(emulator_url, tmp_path_factory):
     """A server for which 80 images are many."""
     pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
-    with page_server(tmp_path_factory.mktemp("large"), "--exact_rows", "50") as server:
-        server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2})
+    with ExitStack() as stack:
+        with emulated(emulator_url):
+            server = page_server(tmp_path_factory.mktemp("large"), "--exact_rows", "50")
+            server = stack.enter_context(server)
+            server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2})
         yield server
 
 
@@ -178,7 +192,7 @@ def test_near_duplicates_of_a_large_index(large, tabs):
     total(page, "2 of 80 images")
 
 
-def test_everything_works_without_faiss(storage, tmp_path, monkeypatch):
+def test_everything_works_without_faiss(tmp_path, monkeypatch):
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text("import sys\nsys.modules['faiss'] = None\n")

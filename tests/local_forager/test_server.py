@@ -1,11 +1,13 @@
 """The local Forager's API as a real process over HTTP, on an emulated bucket."""
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import uuid
+from contextlib import ExitStack
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -65,14 +67,17 @@ class ApiServer:
 
 
 @pytest.fixture(scope="module")
-def addresses(storage, tmp_path_factory):
+def addresses(emulator_url, tmp_path_factory):
     """{generation: (address, data directory)} of a server of each generation."""
-    directories = {generation: tmp_path_factory.mktemp(f"api-{generation}") for generation in "AB"}
-    with (
-        local_forager(directories["A"], directories["A"] / "log", "--generation", "A") as a,
-        local_forager(directories["B"], directories["B"] / "log", "--generation", "B") as b,
-    ):
-        yield {"A": (a.url, directories["A"]), "B": (b.url, directories["B"])}
+    environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator_url}
+    with ExitStack() as stack:
+        addresses = {}
+        for generation in "AB":
+            directory = tmp_path_factory.mktemp(f"api-{generation}")
+            options = "--generation", generation
+            service = local_forager(directory, directory / "log", *options, environment=environment)
+            addresses[generation] = stack.enter_context(service).url, directory
+        yield addresses
 
 
 @pytest.fixture
