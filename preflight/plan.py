@@ -73,7 +73,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
         delete = start_over and not request.dry_run
         await settle_taken_name(findings, earlier, work, other, delete=delete)
     if listing and weights:
-        identity = _identity(request, paths, weights)
+        identity = request.identity(weights.resnet_digest, weights.clip_digest)
         relist = False
         if continued and check_same(findings, continued, identity):
             is_there = on_server is not None and other is None
@@ -102,22 +102,6 @@ def _rows_left(state: State, skip_bad_images: bool) -> int:
     """How many rows of an earlier run are to embed, as far as its state tells."""
     counts = state.counts()
     return counts.images - counts.done - (counts.failed if skip_bad_images else 0)
-
-
-def _identity(request: Request, paths: tuple[GsPath, GsPath], weights: Weights) -> dict[str, str]:
-    """What an ingest that is continued must have in common with the earlier run."""
-    identity = {
-        "dataset": request.name,
-        "train_path": str(paths[0]),
-        "val_path": str(paths[1]),
-        "bucket": request.bucket,
-        "resnet_weights": weights.resnet_digest,
-        "clip_weights": weights.clip_digest,
-        "backend": request.models.backend,
-    }
-    if request.models.precision != "auto":
-        identity["precision"] = request.models.precision
-    return identity
 
 
 def precision_of(asked: str, continued: State | None) -> str:

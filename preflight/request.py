@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from common.names import parse_gs_path
 from common.options import Limit
 from engine.loading import ModelOptions
 
@@ -34,3 +35,23 @@ class Request(NamedTuple):
     engine: str = "local"
     ray_address: str | None = None
     reuse: tuple[str, ...] = ()  # datasets and work directories
+
+    def identity(
+        self, resnet_digest: str | None = None, clip_digest: str | None = None
+    ) -> dict[str, str]:
+        """What an ingest that is continued must have in common with the earlier run.
+
+        The digests of the weights are part of it where they are given.
+        """
+        digests = {"resnet_weights": resnet_digest, "clip_weights": clip_digest}
+        identity = {
+            "dataset": self.name,
+            "train_path": str(parse_gs_path(self.train_path)),
+            "val_path": str(parse_gs_path(self.val_path)),
+            "bucket": self.bucket,
+            **{name: digest for name, digest in digests.items() if digest is not None},
+            "backend": self.models.backend,
+        }
+        if self.models.precision != "auto":
+            identity["precision"] = self.models.precision
+        return identity

@@ -13,7 +13,7 @@ import click
 import gcs
 from common.activity import warn
 from common.findings import Findings
-from common.names import GsPath, identifier, parse_gs_path
+from common.names import GsPath, identifier
 from common.terminal import count, printable
 from dataset import arrays
 from dataset.arrays import Arrays
@@ -46,16 +46,7 @@ def finished(request: Request, state: State | None, loader: ModelLoader) -> str:
     servers = state.servers()
     if servers and shown_server(request.server_url) not in servers:
         return ""
-    asked = {
-        "dataset": request.name,
-        "train_path": str(parse_gs_path(request.train_path)),
-        "val_path": str(parse_gs_path(request.val_path)),
-        "bucket": request.bucket,
-        "backend": request.models.backend,
-    }
-    if request.models.precision != "auto":
-        asked["precision"] = request.models.precision
-    if any(state.option(name) != value for name, value in asked.items()):
+    if any(state.option(name) != value for name, value in request.identity().items()):
         return ""
     if not _same_weights(state, loader):
         return ""
