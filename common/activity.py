@@ -87,7 +87,22 @@ def activity() -> Activity:
 
 def activity_since(start: Activity) -> Activity:
     """What came after an earlier `activity()`."""
-    now = activity()
+    return _between(start, activity())
+
+
+class RequestsToTell:
+    """The requests of this process, for another one that counts them: each is told once."""
+
+    def __init__(self) -> None:
+        self._told = activity()
+
+    def numbers(self) -> list[int]:
+        """Those since the last call, as `count_numbers` takes them."""
+        before, self._told = self._told, activity()
+        return as_numbers(_between(before, self._told).requests)
+
+
+def _between(start: Activity, now: Activity) -> Activity:
     requests = {
         kind: number.minus(start.requests.get(kind, Requests()))
         for kind, number in now.requests.items()

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-from common.activity import activity, activity_since, as_numbers
+from common.activity import RequestsToTell
 from dataset.rows import Row
 from engine.decode import CLIP_BYTES, NotEmbedded, Prepared
 from engine.feeders.lines import Lines
@@ -131,7 +131,7 @@ class Feeder:
         self._rows: asyncio.Queue[Row] = asyncio.Queue()
         self._left = 0  # rows that are under way
         self._told = 0.0
-        self._activity = activity()
+        self._requests = RequestsToTell()
 
     async def run(self, connection: socket.socket) -> None:
         """Work until the connection ends, and with it this process."""
@@ -198,10 +198,8 @@ class Feeder:
             self._lines.send("image", row.row, height, width, has_clip_input, image.is_rotated)
 
     def _tell_what_it_did(self) -> None:
-        before, self._activity = self._activity, activity()
-        requests = as_numbers(activity_since(before).requests)
         times = [time[1:] for time in self._preparation.times()]
-        self._lines.send("did", times, self._preparation.thumbnail_bytes, requests)
+        self._lines.send("did", times, self._preparation.thumbnail_bytes, self._requests.numbers())
 
 
 def main() -> None:

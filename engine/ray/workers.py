@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from common.activity import activity, activity_since, as_numbers
+from common.activity import RequestsToTell
 from common.program import program_digest
 from dataset.arrays import Embedding
 from dataset.rows import Row, State
@@ -152,7 +152,7 @@ class Preparer:
             with_clip_inputs=job.with_clip_inputs,
         )
         self._loop.wait_for(self._preparation.__aenter__())
-        self._times, self._activity = self._preparation.times(), activity()
+        self._times, self._requests = self._preparation.times(), RequestsToTell()
 
     def packs(self, rows: list[Row]) -> Iterator[pa.Table]:
         """The prepared rows. A pack ends with the image that reaches one of its two limits.
@@ -166,10 +166,10 @@ class Preparer:
                 pack.append(result)
                 size = sum(p.pixels.nbytes for _, p in pack if isinstance(p, Prepared))
                 if len(pack) >= self._job.pack_images or size >= self._job.pack_bytes:
-                    yield packed(pack, self._new_times(), self._new_requests())
+                    yield packed(pack, self._new_times(), self._requests.numbers())
                     pack = []
             if pack:
-                yield packed(pack, self._new_times(), self._new_requests())
+                yield packed(pack, self._new_times(), self._requests.numbers())
         finally:
             self._loop.wait_for(results.aclose())
 
@@ -180,11 +180,6 @@ class Preparer:
             StageTime(new.name, new.images - old.images, new.busy_s - old.busy_s)
             for old, new in zip(before, self._times, strict=True)
         ]
-
-    def _new_requests(self) -> list[int]:
-        """What this process asked of storage since the last call."""
-        before, self._activity = self._activity, activity()
-        return as_numbers(activity_since(before).requests)
 
     async def _prepared(
         self, rows: list[Row]
