@@ -23,6 +23,11 @@ from storage.async_client import ObjectChanged, ObjectUnusable
 WINDOW_CPU, WINDOW_GPU = 48, 1024  # images between listing and index at once
 
 
+def window_of(embedder: BatchEmbedder) -> int:
+    """How many images are between listing and index at once."""
+    return WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU
+
+
 class Pipeline:
     """Embeds the pending rows of a state; an async context manager around `run`."""
 
@@ -41,7 +46,7 @@ class Pipeline:
     ) -> None:
         """Without an index bucket, as in a trial, no thumbnail is uploaded."""
         self._state = state
-        self._window = window or (WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU)
+        self._window = window or window_of(embedder)
         # Of each image, by time.monotonic(), in a trial: a few of them.
         self.finished: list[float] | None = [] if index_bucket is None else None
         self._recorder = Recorder(state, arrays, checkpoint_s=checkpoint_s, finished=self.finished)

@@ -18,7 +18,7 @@ from engine.decode import CLIP_BYTES, BadImage, NotEmbedded, Prepared
 from engine.feeders.feeders import Feeders
 from engine.feeders.memory import PAGE, SharedMemory
 from engine.feeders.process import Job
-from engine.local import WINDOW_CPU, WINDOW_GPU
+from engine.local import window_of
 from engine.prepare import FETCHES, MAX_OBJECT_BYTES
 from engine.stages import StageTime
 
@@ -66,7 +66,7 @@ class FedPipeline:
         self._feeders = Feeders(
             job,
             self._memory,
-            window=window or (WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU),
+            window=window or window_of(embedder),
             take=self._take,
         )
 
