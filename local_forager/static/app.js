@@ -30,6 +30,7 @@ class Session {
     this.view = null;
     this.kind = null;
     this.ready = false;
+    this.turn = 0;
   }
 
   ask(path, parameters = {}) {
@@ -62,7 +63,7 @@ class Session {
   async watch() {
     while (!this.ended.signal.aborted) {
       await pause(POLL);
-      if (document.hidden || this.ended.signal.aborted) continue;
+      if (document.hidden || this.ended.signal.aborted || main.ariaBusy === "true") continue;
       try {
         const info = await this.ask("dataset");
         if (info.version === this.info.version) continue;
@@ -75,10 +76,22 @@ class Session {
     }
   }
 
+  // Shows a state. What is asked for later takes its place, however late the answers come.
   async show(asked, how) {
+    const turn = (this.turn += 1);
+    const late = () => turn !== this.turn;
+    try {
+      await this.showNow(asked, { ...how, late });
+    } catch (error) {
+      if (!late() || !(error instanceof Problem)) throw error;
+    }
+  }
+
+  async showNow(asked, how) {
     const state = this.possible(asked);
     const kind = own(VIEWS, state.view) ? state.view : "grid";
     await this.nameQuery(state);
+    if (how.late()) return;
     this.filters.show(this.info, state);
     showTabs(kind);
     if (kind !== this.kind) {
@@ -89,6 +102,7 @@ class Session {
       this.stage.replaceChildren(this.view.element);
     }
     await this.view.show(state, how);
+    if (how.late()) return;
     await showDetail(this, state);
   }
 

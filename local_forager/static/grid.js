@@ -45,9 +45,10 @@ export class Grid {
     clearTimeout(this.settling);
   }
 
-  async show(state, { scroll }) {
-    const before = this.rows;
+  async show(state, { scroll, late }) {
     const { rows, groups, distances } = await this.session.rows.select(state);
+    if (late()) return;
+    const before = this.rows;
     this.rows = rows;
     this.groups = groups;
     this.distances = distances;
@@ -121,12 +122,21 @@ export class Grid {
     for (let place = first; place < last; place += 1) {
       this.put(this.tiles[place % pool], place, offset, fetchAll);
     }
+    const stop = this.tabStop(first, last, top);
     for (const tile of this.tiles) {
       if (tile.place < first || tile.place >= last) this.hide(tile);
+      const index = tile.place === stop ? 0 : -1;
+      if (tile.link.tabIndex !== index) tile.link.tabIndex = index;
     }
     clearTimeout(this.settling);
     if (settled) this.learn(first, last);
     else this.settling = setTimeout(() => this.update(true), SETTLE);
+  }
+
+  // The place that Tab leads to: the focus or, where that has no tile, the first on the screen.
+  tabStop(first, last, top) {
+    if (this.focus >= first && this.focus < last) return this.focus;
+    return Math.min(last - 1, Math.max(first, Math.ceil(top / this.step) * this.columns));
   }
 
   measureSpeed(y) {
@@ -170,7 +180,6 @@ export class Grid {
       tile.item.style.width = tile.item.style.height = `${this.tile}px`;
       tile.place = place;
       tile.offset = offset;
-      tile.link.tabIndex = place === this.focus ? 0 : -1;
       tile.item.ariaPosInSet = String(place + 1);
       tile.item.ariaSetSize = String(this.rows.length);
       this.mark(tile, place);
@@ -317,13 +326,9 @@ export class Grid {
   focusOn(place) {
     this.focus = place;
     this.reveal(place);
-    for (const tile of this.tiles) tile.link.tabIndex = -1;
     this.update(true);
     const tile = this.tiles.find((other) => other.place === place && !other.hidden);
-    if (tile) {
-      tile.link.tabIndex = 0;
-      tile.link.focus({ preventScroll: true });
-    }
+    tile?.link.focus({ preventScroll: true });
   }
 }
 
@@ -338,7 +343,7 @@ function makeTile() {
   const dots = h("span", { class: "dots", "aria-hidden": "true" });
   const text = h("span", { class: "tile-text" });
   const far = h("span", { class: "badge far", hidden: true, title: "Distance" });
-  const link = h("a", { class: "tile" }, image, text, dots, far);
+  const link = h("a", { class: "tile", tabIndex: -1 }, image, text, dots, far);
   const item = h("li", { class: "cell" }, link, badge, check);
   const tile = { item, link, image, badge, check, far, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
   image.addEventListener("load", () => link.classList.add("here"));

@@ -18,11 +18,11 @@ export class Health {
     clearTimeout(this.timer);
   }
 
-  async show(state) {
+  async show(state, { late }) {
     const turn = (this.turn += 1);
     const by = embeddingOf(this.session.info, state);
     await this.refresh(turn, by);
-    scrollTo(0, 0);
+    if (!late()) scrollTo(0, 0);
   }
 
   async refresh(turn, by, starting = {}) {

@@ -88,7 +88,7 @@ export class PointMap {
     }, NOTE_AFTER);
   }
 
-  async show(state, { back }) {
+  async show(state, { back, late }) {
     const { name, ended, info, rows } = this.session;
     if (!this.state) this.goTo(state.at ?? this.session.mapPlace);
     else if (back) this.goTo(state.at);
@@ -102,6 +102,7 @@ export class PointMap {
     if (this.key !== `${by} ${method}`) {
       this.legend.replaceChildren(h("li", { class: "quiet", role: "status" }, "Laying out the map…"));
       const points = await askArray(Float32Array, `/page/${name}/map`, { by, method }, ended.signal);
+      if (late()) return;
       this.key = `${by} ${method}`;
       this.points = points;
       this.index = pointIndex(points);
@@ -111,6 +112,7 @@ export class PointMap {
       askArray(Int32Array, `/page/${name}/column/${kind}`, { category }, ended.signal),
       rows.select(state),
     ]);
+    if (late()) return;
     this.head.replaceChildren(summary(this.session, state, selected.rows.length));
     this.color = kind;
     this.column = column;

@@ -9,11 +9,13 @@ from local_forager.analysis import text_search
 from testing import synthetic
 from tests.local_forager.page_server import (
     FAILED,
+    complete,
     page_server,
     shown_rows,
     shows_rows,
     total,
     until,
+    wait_for,
     wait_for_pictures,
 )
 
@@ -40,6 +42,56 @@ def test_grid_holds_only_what_is_seen(server, tabs):
     until(page, "[...document.querySelectorAll('.grid a')].some(a => a.href.endsWith('=79'))")
     wait_for_pictures(page)
     assert 0 not in shown_rows(page)
+
+
+def test_tab_leads_to_an_image_on_the_screen(server, tabs):
+    page = tabs(f"{server.url}/d", viewport={"width": 1000, "height": 400})
+    wait_for_pictures(page)
+    stop = "[...document.querySelectorAll('.cell:not([hidden]) a[tabindex=\"0\"]')]"
+    until(page, f"{stop}.map(a => a.href.split('=')[1]).join() === '0'")
+    page.mouse.wheel(0, 100_000)
+    until(page, f"{stop}.length === 1 && !{stop}[0].href.endsWith('image=0')")
+    top, bottom = page.evaluate(
+        f"(box => [box.top, box.bottom])({stop}[0].getBoundingClientRect())"
+    )
+    assert 0 <= top < bottom < 400
+
+
+def test_late_health_report_leaves_the_grid_in_place(server, tabs):
+    page = tabs(f"{server.url}/d?image=51")
+    expect(page.get_by_role("dialog")).to_contain_text("t51.jpg")
+    page.keyboard.press("Escape")
+    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=51')")
+    held = []
+    page.route("**/page/d/health*", lambda route: held.append(route))
+    page.get_by_role("link", name="Health").click()
+    wait_for(lambda: held, "the request for the health report")
+    page.get_by_role("link", name="Images", exact=True).click()
+    total(page, "80 images")
+    before = page.evaluate("scrollY")
+    assert before > 0
+    with page.expect_response("**/page/d/health*") as answer:
+        held[0].continue_()
+    answer.value.finished()
+    complete(page)
+    page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
+    assert page.evaluate("scrollY") == before
+
+
+def test_late_answer_does_not_replace_a_newer_view(server, tabs):
+    page = tabs(f"{server.url}/d")
+    total(page, "80 images")
+    held = []
+    page.route("**/page/d/rows?*split=val*", lambda route: held.append(route))
+    page.locator(".filters").get_by_role("link", name="Validation 20").click()
+    wait_for(lambda: held, "the request for validation images")
+    page.locator(".filters").get_by_role("link", name="Train 60").click()
+    total(page, "60 of 80 images")
+    with page.expect_response("**/page/d/rows?*split=val*") as answer:
+        held[0].continue_()
+    answer.value.finished()
+    page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
+    total(page, "60 of 80 images")
 
 
 def test_grid_of_a_million(server, tabs):
