@@ -39,10 +39,14 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of the page, and leave the slow tests out unless -m names them."""
+    """Mark the tests of the page, and leave the slow tests out unless -m names them.
+
+    Tests of Ray come first: they mostly wait, so one worker runs them beside all the others.
+    """
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("page")
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     if "soak" not in config.option.markexpr:
         config.hook.pytest_deselected(items=[item for item in items if _is_slow(item)])
         items[:] = [item for item in items if not _is_slow(item)]

@@ -29,6 +29,7 @@ from common.names import identifier
 from dataset import arrays
 from testing.guarded import guarded
 from testing.photographs import picture
+from testing.servers import LONGEST_S
 from tests.fake_ingest import make_loader, settings
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
@@ -50,7 +51,7 @@ def ask(url: str, method: str = "GET", data: bytes | None = None, kind: str = ""
     """One request to an emulator or a server, without any client library."""
     headers = {"Content-Type": kind} if kind else {}
     request = urllib.request.Request(url, data=data, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=LONGEST_S) as response:
         return response.read()
 
 
@@ -250,7 +251,7 @@ def run_here(command: list[str], env: dict[str, str]) -> Done:
     return Done(result.exit_code, result.stdout, plain(result.stderr))
 
 
-def run(command: list[str], env: dict[str, str], timeout: float = 120) -> Done:
+def run(command: list[str], env: dict[str, str], timeout: float = LONGEST_S) -> Done:
     """A command in a process of its own, to its end."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(**guarded(command), env=env, stdout=out, stderr=err)
@@ -279,7 +280,7 @@ def start(command: list[str], env: dict[str, str], **options: Any) -> subprocess
     return subprocess.Popen(**guarded(command), env=env, text=True, **{**pipes, **options})
 
 
-def ended(process: subprocess.Popen[str], timeout: float = 100) -> Done:
+def ended(process: subprocess.Popen[str], timeout: float = LONGEST_S) -> Done:
     """How a process ended; it is killed if it does not end within the timeout."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -289,7 +290,7 @@ def ended(process: subprocess.Popen[str], timeout: float = 100) -> Done:
     return Done(process.returncode, out, plain(err))
 
 
-def wait_for(condition: Callable[[], object], timeout: float = 100) -> None:
+def wait_for(condition: Callable[[], object], timeout: float = LONGEST_S) -> None:
     """Wait until a condition holds; it does not where a file or a table is not there yet."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

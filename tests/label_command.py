@@ -21,7 +21,7 @@ from common.program import ROOT
 from forager.client import Forager
 from ingest_labels import main
 from testing.guarded import guarded
-from testing.servers import local_forager
+from testing.servers import LONGEST_S, local_forager
 
 LABELS = "add_annotations_by_internal_identifiers_v2"
 BOXES = "add_annotations_multi_v2"
@@ -202,7 +202,7 @@ def run_process(begin):
 
     def finish(*arguments, **named):
         with begin(*arguments, **named) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=LONGEST_S)
         assert "Traceback" not in err
         return process.returncode, out, err
 

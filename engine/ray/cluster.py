@@ -21,6 +21,7 @@ from common.program import copy_program
 INSTALL = "pip install -r requirements-ray.txt"
 CONNECT_TIMEOUT_S = 10
 KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
+RECONNECT_S = 5  # that Ray's processes on this machine outlive a run that was stopped; Ray's is 60
 HEAD_PORT = 6379  # of a cluster's head node, if the address names none
 ENVIRONMENT = (  # variables that workers get
     gcs.EMULATOR,
@@ -132,6 +133,7 @@ class Cluster:
             }
             if self.is_local:
                 _stay_on_loopback()
+                os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(RECONNECT_S))
                 settings |= {"include_dashboard": False, "address": "local", **self._local}
             else:
                 settings["address"] = self._address

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from testing.servers import LONGEST_S
 from tests.damage import damaged_in_some_way
 from tests.label_command import (
     GOOD,
@@ -126,7 +127,7 @@ def test_an_interrupted_run_continues(server_b, begin, run, number, code):
         with begin(url, GOOD) as process:
             assert proxy.hanging.wait(100)
             process.send_signal(number)
-            _, err = process.communicate(timeout=100)
+            _, err = process.communicate(timeout=LONGEST_S)
             assert process.returncode == code
             if number != signal.SIGKILL:
                 assert err == "Interrupted: the same command continues where this one stopped.\n"
@@ -234,7 +235,7 @@ def test_output_that_cannot_be_printed_changes_nothing(server_a, begin, run, end
         os.close(reading)
     with begin(server_a.url, GOOD, stdout=target) as process:
         os.close(target)
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 1
     assert "5 of 5 labels were created, which the journal records, but the table cannot be" in err
     assert "Traceback" not in err
@@ -246,7 +247,7 @@ def test_output_that_cannot_be_printed_changes_nothing(server_a, begin, run, end
 def test_a_journal_that_is_no_file(server_b, begin, tmp_path):
     os.mkfifo(tmp_path / "labels.json.birds.journal")
     with begin(server_b.url, GOOD) as process:
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 1
     assert "labels.json.birds.journal is a FIFO, where the journal should be: move it away" in err
     assert server_b.stored() == []
@@ -306,7 +307,7 @@ def kill_until_finished(server, begin, seed, requests=8):
                 while process.poll() is None and not proxy.hanging.wait(0.02):
                     pass
                 process.kill()
-                _, err = process.communicate(timeout=100)
+                _, err = process.communicate(timeout=LONGEST_S)
             assert "Traceback" not in err
             if proxy.hanging.is_set():
                 proxy.hanging.clear()

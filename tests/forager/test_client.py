@@ -199,7 +199,7 @@ def test_create_lost_answer_while_the_server_is_at_work():
     partial = (200, {**INFO, "num_train": 0})
     answers = [ABSENT, ABSENT, partial, partial, (200, INFO)]
     script = Script({CREATE: [(504, "x")], DATASET: answers})
-    create(script, talk)
+    create(script, talk, Timeouts(settle=60))  # ends with the last answer
     assert script.count(CREATE) == 1
 
 

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 import pytest
 
 from testing.browser import chromium, chromium_path
+from testing.servers import LONGEST_S
 from tests.local_forager.page_server import (
     COPY,
     FAILED,
     NAMES,
     SHAPES,
-    TIMEOUT_S,
     emulated,
     page_server,
 )
@@ -54,7 +54,7 @@ def browser():
     )
     if chromium_path() is None:
         pytest.skip("no chromium: apt-get install chromium to test the page")
-    playwright.expect.set_options(timeout=1000 * TIMEOUT_S)
+    playwright.expect.set_options(timeout=1000 * LONGEST_S)
     with chromium() as browser:
         yield browser
 
@@ -79,7 +79,7 @@ def tabs(browser):
         context = browser.new_context(**({"viewport": {"width": 1200, "height": 800}} | options))
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(1000 * TIMEOUT_S)
+        page.set_default_timeout(1000 * LONGEST_S)
         page.on("console", watch_console)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(f"dialog {dialog.message}"))

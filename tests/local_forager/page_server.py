@@ -12,9 +12,8 @@ import pytest
 
 import gcs
 from testing import synthetic
-from testing.servers import local_forager
+from testing.servers import LONGEST_S, local_forager
 
-TIMEOUT_S = 60  # the longest wait for anything; a loaded machine is slow
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
     f"d/val/v{row:02}.jpg" for row in range(20)
 ]
@@ -25,7 +24,7 @@ FAILED, COPY = 4, 65  # rows of NAMES; COPY, in validation, has the picture of r
 def fetch(url, headers=None):
     """(status, headers, body) of a GET request, whatever the status."""
     try:
-        response = urlopen(Request(url, headers=headers or {}), timeout=TIMEOUT_S)
+        response = urlopen(Request(url, headers=headers or {}), timeout=LONGEST_S)
     except HTTPError as error:
         response = error
     with response:
@@ -40,15 +39,15 @@ def get(url):
 
 
 def post(url, payload):
-    with urlopen(Request(url, json.dumps(payload).encode()), timeout=TIMEOUT_S) as response:
+    with urlopen(Request(url, json.dumps(payload).encode()), timeout=LONGEST_S) as response:
         return json.loads(response.read())
 
 
 def wait_for(condition, what):
     """Wait until condition() is true and return its value."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + LONGEST_S
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {TIMEOUT_S} s: {what}"
+        assert time.monotonic() < deadline, f"not within {LONGEST_S} s: {what}"
         time.sleep(0.05)
     return value
 

@@ -17,7 +17,8 @@ from common.program import ROOT
 from local_forager.analysis import export_formats
 from local_forager.analysis.index import Index
 from local_forager.analysis.label_table import LabelTable
-from tests.local_forager.page_server import COPY, FAILED, TIMEOUT_S
+from testing.servers import LONGEST_S
+from tests.local_forager.page_server import COPY, FAILED
 
 HOSTILE = ["=cmd|' /C calc'!A0.jpg", "@SUM(1).jpg", "+1.jpg", "-1.jpg", 'a",b\n.jpg', "\tx.jpg"]
 
@@ -80,7 +81,7 @@ def test_many_images_are_streamed(format_):
 def post(url, body):
     request = Request(url, body, {"Content-Type": "application/octet-stream"})
     try:
-        response = urlopen(request, timeout=TIMEOUT_S)
+        response = urlopen(request, timeout=LONGEST_S)
     except HTTPError as error:
         response = error
     with response:
@@ -97,7 +98,7 @@ def test_export_over_http(server):
     assert post(f"{server.url}/page/d/export?format=labels", b"")[0] == 400
     request = Request(url, b"", {"Origin": "http://evil.example"})
     with pytest.raises(HTTPError, match="403"):
-        urlopen(request, timeout=TIMEOUT_S)
+        urlopen(request, timeout=LONGEST_S)
 
 
 def command(server, *arguments):
@@ -107,7 +108,7 @@ def command(server, *arguments):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=LONGEST_S,
         check=False,
     )
 
@@ -144,7 +145,7 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
         env=os.environ | {"SERVER_URL": server.url},
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=LONGEST_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -15,10 +15,9 @@ import pytest
 
 import gcs
 from common.program import ROOT
-from testing.servers import local_forager
+from testing.servers import LONGEST_S, local_forager
 
 LABELS = "api/add_annotations_by_internal_identifiers_v2"
-TIMEOUT_S = 60
 
 
 class ApiServer:
@@ -107,7 +106,7 @@ def ask(url, payload=None, method=None, headers=None):
     data = payload if isinstance(payload, bytes) else payload and json.dumps(payload).encode()
     request = Request(url, data, headers or {}, method=method)
     try:
-        response = urlopen(request, timeout=TIMEOUT_S)
+        response = urlopen(request, timeout=LONGEST_S)
     except HTTPError as error:
         response = error
     with response:
@@ -361,14 +360,14 @@ def test_data_outlives_the_process(images, tmp_path, generation):
 def test_signals_end_it_cleanly(emulator, tmp_path, number):
     with local_forager(tmp_path, tmp_path / "log") as service:
         service.process.send_signal(number)
-        assert service.process.wait(TIMEOUT_S) == 0
+        assert service.process.wait(LONGEST_S) == 0
 
 
 def test_port_in_use_is_one_sentence(start, tmp_path):
     port = start("B").url.rpartition(":")[2]
     command = [sys.executable, "-m", "local_forager", "--port", port, "--data_dir", str(tmp_path)]
     result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S, check=False
     )
     assert result.returncode == 1
     assert "choose another --port" in result.stderr
