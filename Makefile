@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Tests start hundreds of processes, which would compile the program again each.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALLED := $(VENV)/installed
 
 .PHONY: install demo test soak check format bench screenshots clean

@@ -202,6 +202,7 @@ def test_only_the_driver_and_ray_listen_beyond_loopback(lab, ingested):
     assert sum(it.port == HEAD_PORT for it in beyond) == 1
 
 
+@pytest.mark.soak  # test_ray.py has a quicker one on a single host
 def test_host_with_another_version_is_named(lab, tmp_path):
     metadata = next(Path(importlib.metadata.distribution("Pillow")._path).glob("METADATA"))
     other = lab.workers[1].path(lab.disk / "METADATA")

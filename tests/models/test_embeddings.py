@@ -23,17 +23,20 @@ from weights.files import WeightsError
 from weights.resnet50 import read_resnet_weights
 
 
-@pytest.mark.parametrize(("batch_size", "reverse"), [(1, False), (5, True), (12, True)])
-def test_reference_photographs(batch_size, reverse, embedder, photographs, expected, monkeypatch):
+@pytest.mark.parametrize(
+    ("batch_size", "order"),
+    [(1, slice(0, None, 3)), (2, slice(1, None, 3)), (12, slice(None, None, -1))],
+)
+def test_reference_photographs(batch_size, order, embedder, photographs, expected, monkeypatch):
     monkeypatch.setattr(embedder, "_clip_batch_size", batch_size)
-    order = slice(None, None, -1 if reverse else 1)
     assert_expected(embed_photographs(embedder, photographs[order]), expected, order)
 
 
 def test_clip_inputs_made_on_the_device_give_the_same_vectors(embedder, photographs, expected):
-    rows = embed(embedder, [photograph.pixels for photograph in photographs])
-    assert abs(rows["clip"] - expected["clip"]).max() < 1e-5
-    given = embed_photographs(embedder, photographs)
+    some = slice(2, None, 3)
+    rows = embed(embedder, [photograph.pixels for photograph in photographs[some]])
+    assert abs(rows["clip"] - expected["clip"][some]).max() < 1e-5
+    given = embed_photographs(embedder, photographs[some])
     np.testing.assert_array_equal(rows["imagenet"], given["imagenet"])
 
 

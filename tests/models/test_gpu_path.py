@@ -40,7 +40,7 @@ def gpu(embedder, monkeypatch):
     return emulated
 
 
-@pytest.mark.parametrize("order", [slice(None, None, -1), slice(3, 9)])
+@pytest.mark.parametrize("order", [slice(None, None, -2), slice(0, None, 4)])
 def test_photographs_of_all_sizes_in_one_batch(order, gpu, photographs, expected, monkeypatch):
     """Every photograph on the same canvas, whatever its size, with and without CLIP's input."""
     monkeypatch.setattr(gpu._runner, "canvas", lambda height, width: (704, 832))
