@@ -94,7 +94,7 @@ def main(make_loader: Any, **parameters: Any) -> None:
     check_combinations(request)
     with shortages():
         loader = (make_loader or ModelLoader)(models)
-        asyncio.run(until_interrupted(ingest(request, loader, report)))
+        asyncio.run(until_interrupted(ingest(request, loader, report), report.if_interrupted))
 
 
 async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:

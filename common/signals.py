@@ -14,7 +14,7 @@ import click
 
 # Exit codes by signal. A shell gives 130 after Ctrl-C and 129 after a closed terminal.
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGHUP: 129}
-MESSAGE = "Interrupted: the same command continues where this one stopped."
+CONTINUES = "Interrupted: the same command continues where this one stopped."
 
 _received = 0  # the signal that ends the run
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 Handler = Callable[[int, Any], Any] | int | None  # as signal.signal takes and returns it
 
 
-async def until_interrupted(run: Coroutine[Any, Any, T]) -> T:
-    """The result of `run`; a signal cancels it, then ends the process with its exit code.
+async def until_interrupted(run: Coroutine[Any, Any, T], message: str = CONTINUES) -> T:
+    """The result of `run`; a signal cancels it, then ends the process with message and exit code.
 
     The run's `finally` blocks record what is done. Threads that wait for the network are not
     waited for. A second signal ends the process without the record: that costs seconds of work,
@@ -36,7 +36,7 @@ async def until_interrupted(run: Coroutine[Any, Any, T]) -> T:
     def interrupt(number: int, frame: object) -> None:
         global _received
         if _received:
-            leave_interrupted(_received)
+            leave_interrupted(_received, message)
         _received = number
         loop.call_soon_threadsafe(task.cancel)
 
@@ -49,7 +49,7 @@ async def until_interrupted(run: Coroutine[Any, Any, T]) -> T:
         return await task
     except asyncio.CancelledError:
         if _received:
-            leave_interrupted(_received)
+            leave_interrupted(_received, message)
         raise
     finally:
         for number, handler in before.items():
@@ -73,10 +73,10 @@ def handle_in_loop(number: int, handler: Handler) -> Handler:
     return before
 
 
-def leave_interrupted(number: int) -> NoReturn:
-    """Print one line and end the process with the exit code of the signal."""
+def leave_interrupted(number: int, message: str) -> NoReturn:
+    """Print the message and end the process with the exit code of the signal."""
     with contextlib.suppress(OSError):  # the terminal may be closed
-        click.echo(MESSAGE, err=True)
+        click.echo(message, err=True)
     leave(EXIT_CODES[signal.Signals(number)])
 
 

@@ -37,6 +37,9 @@ DRY_RUN, STOPPED, INTERRUPTED, TRIED = "dry_run", "stopped", "interrupted", "tri
 CHECKS, LOADING, REUSE = "checks", "loading the models", "reuse"
 EMBEDDING, UPLOAD, REGISTRATION = "embedding", "upload", "registration"
 COUNTING_S = 2.0  # after Ctrl-C: 3 million rows; a report without counts ends sooner
+BEGINS_AGAIN = (
+    "Interrupted: nothing of a --trial or a --dry_run is kept, so the same command begins again."
+)
 REASONS = 100  # in the report; failed.json has all failures
 ADDRESSES = ("server_url", "viewer_url")  # options that may hold a password
 NUMBER = re.compile(r"\d[\d,.]*")
@@ -64,6 +67,8 @@ class Report:
         self.outcome, self.message = STOPPED, ""
         # A dry run changes nothing, and a repeated command leaves the report of what it repeats.
         self.keeps_earlier = bool(options.get("dry_run"))
+        no_work_is_kept = options.get("dry_run") or options.get("trial")
+        self.if_interrupted = BEGINS_AGAIN if no_work_is_kept else signals.CONTINUES
         self.page: str | None = None
         self.trial: dict[str, Any] | None = None  # the conclusions of one
         self._exit_code: int | None = None
@@ -117,7 +122,7 @@ class Report:
         if self.outcome == FINISHED and error:
             self.outcome = STOPPED
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
-            self.outcome, self.message = INTERRUPTED, signals.MESSAGE
+            self.outcome, self.message = INTERRUPTED, self.if_interrupted
             self._exit_code = signals.interrupted_with() or 1
         elif isinstance(error, click.ClickException):
             self._exit_code, self.message = error.exit_code, error.format_message()

@@ -1,6 +1,7 @@
 """--trial: a few images are embedded, nothing is uploaded, and the rest is forecast."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from report.forecast import Forecast, cost, describe_sizes, index_requests, meas
 from report.prices import EXAMPLES, read_prices
 from report.sample import spread
 from storage.pace import least_seconds
-from tests.fault_proxy import FaultProxy
-from tests.harness import TRAIN, VAL, environment, run_here
+from tests.fault_proxy import FaultProxy, Rule
+from tests.harness import TRAIN, VAL, ended, environment, run_here, start, wait_for
 from tests.report.test_report import DOWNLOAD, assert_documented, documented, fields
 
 
@@ -60,6 +61,20 @@ def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
         "From fewer than 50 images, this is a rough forecast.",
     ):
         assert words in done.stdout
+
+
+@pytest.mark.parametrize("option", ["--trial", "--dry_run"])
+def test_interrupted_where_nothing_is_kept(fresh, storage, servers, option):
+    storage.rules = [Rule(r"GET /storage/.*prefix=train", "hold")]
+    process = start([*fresh.command(), option], environment(storage.url, servers["B"]))
+    wait_for(lambda: storage.counts["hold"])
+    process.send_signal(signal.SIGINT)
+    stopped = ended(process)
+    assert stopped.returncode == 130
+    assert stopped.stderr.endswith(
+        "Interrupted: nothing of a --trial or a --dry_run is kept, so the same command begins "
+        "again.\n"
+    )
 
 
 def test_an_ingest_after_a_trial_and_a_trial_after_an_ingest(fresh, emulator_url, servers):
