@@ -12,6 +12,7 @@ import pytest
 
 from common.program import ROOT
 from testing.guarded import guarded
+from testing.servers import LONGEST_S
 from tests.harness import is_running, wait_for
 
 SMALL_RUN = """
@@ -52,7 +53,7 @@ def small_run(tmp_path):
                 cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         runs.append(run)
-        wait_for(lambda: found.exists() or run.poll() is not None, 60)
+        wait_for(lambda: found.exists() or run.poll() is not None)
         assert found.exists(), (tmp_path / "log").read_text()
         return run, *json.loads(found.read_text())
 
@@ -80,13 +81,13 @@ def test_nothing_is_left_of_a_run_that_was_stopped(small_run, options, end):
         os.killpg(run.pid, end)  # as Ctrl-C in a terminal does
     else:
         run.kill()
-    run.wait(60)
-    wait_for(lambda: not is_running(pid) and not is_served(server), 60)
+    run.wait(LONGEST_S)
+    wait_for(lambda: not is_running(pid) and not is_served(server))
 
 
 def test_nothing_is_left_where_a_fixture_fails_in_the_middle(small_run):
     run, server, pid = small_run(FAIL="1")
-    assert run.wait(60) == pytest.ExitCode.TESTS_FAILED
+    assert run.wait(LONGEST_S) == pytest.ExitCode.TESTS_FAILED
     wait_for(lambda: not is_running(pid) and not is_served(server))
 
 

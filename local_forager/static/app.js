@@ -31,6 +31,7 @@ class Session {
     this.kind = null;
     this.ready = false;
     this.turn = 0;
+    this.loading = false; // the view that was asked for last
   }
 
   ask(path, parameters = {}) {
@@ -63,7 +64,7 @@ class Session {
   async watch() {
     while (!this.ended.signal.aborted) {
       await pause(POLL);
-      if (document.hidden || this.ended.signal.aborted || main.ariaBusy === "true") continue;
+      if (document.hidden || this.ended.signal.aborted || this.loading) continue;
       try {
         const info = await this.ask("dataset");
         if (info.version === this.info.version) continue;
@@ -80,10 +81,13 @@ class Session {
   async show(asked, how) {
     const turn = (this.turn += 1);
     const late = () => turn !== this.turn;
+    this.loading = true;
     try {
       await this.showNow(asked, { ...how, late });
     } catch (error) {
-      if (!late() || !(error instanceof Problem)) throw error;
+      if (late() && error instanceof Problem) return;
+      this.loading = false;
+      throw error;
     }
   }
 
@@ -103,6 +107,7 @@ class Session {
     }
     await this.view.show(state, how);
     if (how.late()) return;
+    this.loading = false;
     await showDetail(this, state);
   }
 
