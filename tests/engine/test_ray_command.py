@@ -51,7 +51,7 @@ def test_what_the_local_engine_began_ends_on_ray_with_the_same_index(world, weig
     assert "3 of 5 images cannot be embedded" in begun.stderr
     world.put(**{name: pictures[name] for name in empty})
     command = [sys.executable, str(ROOT / "ingest.py")]
-    done = run([*command, *world.arguments(*options, "--engine", "ray")], dict(os.environ), 250)
+    done = run([*command, *world.arguments(*options, "--engine", "ray")], dict(os.environ), 450)
     assert done.returncode == 0, done.stderr
     said = [line.split()[0] for line in done.stderr.split("\n") if line and "%|" not in line]
     steps = ["Listed", "Continuing", "Embedding", "Embedded", "Uploaded", "Registered"]

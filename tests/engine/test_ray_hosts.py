@@ -63,7 +63,7 @@ class Lab:
     def __init__(self, hosts, directory, services, settings):
         self.hosts, self.disk, self._services = hosts, hosts.disk, services
         self.env = clean_environment() | {"HOME": str(self.disk), "TMPDIR": str(self.disk)}
-        self.env |= {"RAY_USAGE_STATS_ENABLED": "0", **settings}
+        self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", **settings}
         at_bridge = hosts.enter("net", "mnt", "pid")
         emulator = storage_emulator(directory / "emulator.log", host=BRIDGE, enter=at_bridge)
         self.storage = Emulated(services.enter_context(emulator).url)
