@@ -57,6 +57,15 @@ def test_tab_leads_to_an_image_on_the_screen(server, tabs):
     assert 0 <= top < bottom < 400
 
 
+def arrives(page, held):
+    """Let a request go that was held back, and wait until the page has dealt with its answer."""
+    with page.expect_response(held.request.url) as answer:
+        held.continue_()
+    answer.value.finished()
+    complete(page)
+    page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
+
+
 def test_late_health_report_leaves_the_grid_in_place(server, tabs):
     page = tabs(f"{server.url}/d?image=51")
     expect(page.get_by_role("dialog")).to_contain_text("t51.jpg")
@@ -70,11 +79,7 @@ def test_late_health_report_leaves_the_grid_in_place(server, tabs):
     total(page, "80 images")
     before = page.evaluate("scrollY")
     assert before > 0
-    with page.expect_response("**/page/d/health*") as answer:
-        held[0].continue_()
-    answer.value.finished()
-    complete(page)
-    page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
+    arrives(page, held[0])
     assert page.evaluate("scrollY") == before
 
 
@@ -87,10 +92,7 @@ def test_late_answer_does_not_replace_a_newer_view(server, tabs):
     wait_for(lambda: held, "the request for validation images")
     page.locator(".filters").get_by_role("link", name="Train 60").click()
     total(page, "60 of 80 images")
-    with page.expect_response("**/page/d/rows?*split=val*") as answer:
-        held[0].continue_()
-    answer.value.finished()
-    page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
+    arrives(page, held[0])
     total(page, "60 of 80 images")
 
 
