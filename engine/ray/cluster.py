@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -40,9 +41,9 @@ QUIET = {
 }
 
 
-# Of a Ray that is started here: after Ctrl-C its processes wait 5 s for its head to come back, not
-# 60, and its workers get as much of the processors as without Ray, not a niceness of 15.
-LOCAL = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_worker_niceness": "0"}
+# Workers of a Ray that is started here get as much of the processors as without Ray, not a niceness
+# of 15.
+LOCAL = {"RAY_worker_niceness": "0"}
 
 
 class ClusterError(click.ClickException):
@@ -163,12 +164,14 @@ class Cluster:
         """Leave the cluster. One that was started here ends.
 
         Not while a thread reads results, as after Ctrl-C or on a full disk: Ray's core would end
-        this process at once. Ray's processes notice by themselves that this one has ended.
+        this process at once.
         """
         import ray
 
         if self.reader is None or not self.reader.is_alive():
             ray.shutdown()
+        elif self.is_local:
+            _end_children_with_this_process()
 
     @property
     def is_local(self) -> bool:
@@ -286,6 +289,25 @@ def _stay_on_loopback() -> None:
 
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the same for the processes it starts
+
+
+def _end_children_with_this_process() -> None:
+    """Let a shell wait until this process has ended, and then end what it started.
+
+    Ray's processes notice that themselves, but its agents first try for 60 s to reach the head.
+    """
+    import psutil  # Ray brings it
+
+    children = [str(child.pid) for child in psutil.Process().children(recursive=True)]
+    closes_at_the_end, _ = os.pipe()
+    subprocess.Popen(
+        ["sh", "-c", 'read _; kill -9 "$@"', "sh", *children],
+        stdin=closes_at_the_end,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C again must not end it
+    )
+    os.close(closes_at_the_end)
 
 
 @contextlib.contextmanager

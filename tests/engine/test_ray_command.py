@@ -80,7 +80,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(world, emulator, tmp_path):
         done = ended(process)
     assert done.returncode == 130, done.stderr
     assert done.stderr.endswith("Interrupted: the same command continues where this one stopped.\n")
-    wait_for(lambda: not processes_with(marker.encode()))
+    wait_for(lambda: not processes_with(marker.encode()), timeout=40)  # its agents alone: 60 s
 
 
 @pytest.mark.parametrize(
