@@ -30,7 +30,7 @@ bench: $(INSTALLED)  ## the quick benchmarks, each a table and a JSON file under
 	for name in storage pipeline scale schedule model end_to_end; do \
 		$(RUN) -m bench.$$name --json .bench/$$name.json || exit 1; done
 
-screenshots: $(INSTALLED)  ## the pictures in the README; needs chromium
+screenshots: $(INSTALLED)  ## the pictures in the README; needs Chromium
 	mkdir -p .bench
 	$(RUN) demo.py --screenshots docs >.bench/demo.txt 2>&1
 	sed -n '/^\$$ .*ingest.py/,/Look at them/p' .bench/demo.txt >.bench/commands.txt

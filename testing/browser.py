@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+HEADLESS = "chromium-headless-shell"
+MISSING = f"There is no Chromium: run `apt-get install {HEADLESS}`, or name another in CHROMIUM."
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -17,8 +19,11 @@ FLAGS = [
 
 
 def chromium_path() -> str | None:
-    """The browser's program: CHROMIUM in the environment, or chromium on the PATH."""
-    return os.environ.get("CHROMIUM") or shutil.which("chromium")
+    """The browser's program: CHROMIUM in the environment, or what Debian installs; None without it.
+
+    The build without windows is preferred: the tests of the page take half of the CPU time with it.
+    """
+    return os.environ.get("CHROMIUM") or shutil.which(HEADLESS) or shutil.which("chromium")
 
 
 @contextmanager
@@ -30,7 +35,7 @@ def chromium() -> Iterator[Any]:
         raise click.ClickException("There is no playwright: pip install playwright.") from None
     path = chromium_path()
     if path is None:
-        raise click.ClickException("There is no chromium: apt-get install chromium.")
+        raise click.ClickException(MISSING)
     with sync_playwright() as starter:
         browser = starter.chromium.launch(executable_path=path, args=FLAGS)
         try:

@@ -9,7 +9,7 @@ import torch
 
 from common.program import ROOT
 from models.devices import DeviceError, check_precision
-from testing.browser import chromium_path
+from testing.browser import MISSING, chromium_path
 from tests.harness import clean_environment
 from tests.test_documents import shown_commands
 
@@ -49,7 +49,7 @@ def shown_benchmarks() -> list[str]:
 def test_a_benchmark_runs(shown, tmp_path):
     name, *options = shown.split()
     if name == "page" and chromium_path() is None:
-        pytest.skip("there is no chromium")
+        pytest.skip(MISSING)
     if name == "ray_engine":
         pytest.importorskip("ray", reason="Ray is not installed")
     if "bfloat16" in options:

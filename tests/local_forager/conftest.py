@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from testing.browser import chromium, chromium_path
+from testing.browser import MISSING, chromium, chromium_path
 from testing.servers import LONGEST_S
 from tests.local_forager.page_server import (
     COPY,
@@ -53,7 +53,7 @@ def browser():
         "playwright.sync_api", reason="no playwright: pip install playwright to test the page"
     )
     if chromium_path() is None:
-        pytest.skip("no chromium: apt-get install chromium to test the page")
+        pytest.skip(MISSING)
     playwright.expect.set_options(timeout=1000 * LONGEST_S)
     with chromium() as browser:
         yield browser
