@@ -27,14 +27,14 @@ check: $(INSTALLED)  ## lint, format, types
 
 bench: $(INSTALLED)  ## the quick benchmarks, each a table and a JSON file under .bench/
 	mkdir -p .bench
-	for name in storage pipeline scale schedule model end_to_end; do \
+	for name in storage pipeline collection.scale schedule model end_to_end; do \
 		$(RUN) -m bench.$$name --json .bench/$$name.json || exit 1; done
 
 screenshots: $(INSTALLED)  ## the pictures in the README; needs Chromium
 	mkdir -p .bench
 	$(RUN) demo.py --screenshots docs >.bench/demo.txt 2>&1
 	sed -n '/^\$$ .*ingest.py/,/Look at them/p' .bench/demo.txt >.bench/commands.txt
-	$(RUN) -m testing.terminal_picture .bench/commands.txt docs/terminal.png
+	$(RUN) -m testing.browser.terminal_picture .bench/commands.txt docs/terminal.png
 
 format: $(INSTALLED)
 	$(RUN) -m ruff check --fix .

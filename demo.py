@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from common.program import ROOT
-from testing.guarded import guarded
 from testing.photographs import crops, encoded
-from testing.servers import Service, local_forager, storage_emulator
+from testing.servers.guarded import guarded
+from testing.servers.processes import Service, local_forager, storage_emulator
 from testing.weights import seeded_weights
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def main(serve: bool, port: int | None, screenshots: str | None, generation: str
         run_commands(directory, weights, emulator, server)
         show_results(client, server)
         if screenshots:
-            page = ["-m", "testing.screenshots", f"{server}/{NAME}", "--out", screenshots]
+            page = ["-m", "testing.browser.screenshots", f"{server}/{NAME}", "--out", screenshots]
             run(page, {})
         if serve:
             click.secho(f"\nLook at {server}/{NAME}. Ctrl-C ends this.", bold=True)

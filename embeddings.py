@@ -15,10 +15,11 @@ import torch
 
 from common.terminal import count
 from dataset.arrays import Embedding
-from models import devices, resize
+from models import resize
 from models.clip_crop import CLIP_SIDE
+from models.device import devices
+from models.device.runner import ClipInputs, Launched, Pixels, Rows, Runner
 from models.pair import Models
-from models.runner import ClipInputs, Launched, Pixels, Rows, Runner
 from weights.clip import check_clip_weights
 from weights.resnet50 import read_resnet_weights
 

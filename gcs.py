@@ -20,9 +20,9 @@ from urllib.parse import quote, urlsplit
 
 import click
 
-from common import retries
 from common.names import GsPath
-from common.retries import TransientError
+from common.network import retries
+from common.network.retries import TransientError
 from common.terminal import printable
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def make_client(*, anonymous_allowed: bool = False) -> storage.Client:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
-    from common.counted_session import count_requests
+    from common.network.counted_session import count_requests
 
     os.environ.setdefault(NO_METADATA, "true")
     if emulator := emulator_host():

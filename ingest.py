@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 import gcs
-from common.activity import warn
 from common.files import disk_errors, write_atomically
+from common.network.activity import warn
 from common.options import CONTEXT_SETTINGS, GroupedCommand, Limit, shared_options
 from common.resources import raise_open_file_limit, shortages
 from common.signals import leave, until_interrupted
@@ -22,28 +22,28 @@ from common.terminal import count, duration, printable, size
 from dataset.arrays import Arrays
 from dataset.lists import index_files, write_lists
 from dataset.manifest import EXACTNESS
-from dataset.rows import TRAIN, VAL, State
+from dataset.state.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
-from engine.feeders.pipeline import FedPipeline
 from engine.loading import ModelLoader, ModelOptions
-from engine.local import Pipeline
+from engine.local.fed_pipeline import FedPipeline
+from engine.local.pipeline import Pipeline
 from engine.reuse import Copier
 from forager.addresses import dataset_page, shown_server
 from forager.answers import DatasetInfo
 from forager.client import Forager
 from preflight.arguments import check_arguments
-from preflight.changes import (
+from preflight.checks import list_images
+from preflight.describe import describe_plan
+from preflight.earlier.changes import (
     changed_lines,
     check_registrable,
     describe_way,
     what_restart_deletes,
 )
-from preflight.checks import list_images
-from preflight.describe import describe_plan
+from preflight.earlier.resume import begin_or_continue, finished, reopen_damaged
 from preflight.options import OPTION_GROUPS, check_combinations, ingest_options
 from preflight.plan import Plan, make_plan
 from preflight.request import Request
-from preflight.resume import begin_or_continue, finished, reopen_damaged
 from preflight.sources import Reuse, describe_reuse
 from report.prices import read_prices
 from report.run import (

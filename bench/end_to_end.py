@@ -22,14 +22,14 @@ import click
 import numpy as np
 import torch
 
-from bench import original
-from bench.measure import interleave, options, ratio, show, storage_server
+from bench.support import original
+from bench.support.measure import interleave, options, ratio, show, storage_server
 from common.program import ROOT
 from dataset.arrays import DIMENSIONS, array_path
 from engine import decode
-from testing.guarded import guarded
 from testing.photographs import photograph
-from testing.servers import local_forager
+from testing.servers.guarded import guarded
+from testing.servers.processes import local_forager
 from testing.weights import seeded_weights
 
 POLL_S = 0.02

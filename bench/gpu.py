@@ -26,20 +26,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.device import REFERENCE, Bench, Line, Pixels, batches_of, model_rate, smooth
 from bench.end_to_end import forager, run_ingest
-from bench.measure import machine, storage_server
 from bench.model import resnet_operations
 from bench.pipeline import MAIN_MS, stream
 from bench.schedule import coco_sizes
+from bench.support.device import REFERENCE, Bench, Line, Pixels, batches_of, model_rate, smooth
+from bench.support.measure import machine, storage_server
 from common.program import ROOT
 from common.terminal import table
 from dataset.arrays import DIMENSIONS
 from embeddings import HEADROOM, sample_image
 from engine import decode
-from models import devices
 from models.convolutions import fused_operations
-from models.graphs import AFTER
+from models.device import devices
+from models.device.graphs import AFTER
 from models.resnet import build_resnet, largest_activation, map_convolutions, with_fused_operations
 from testing.photographs import encoded
 from weights.resnet50 import read_resnet_weights

@@ -15,10 +15,10 @@ import click
 import numpy as np
 import torch
 
-from bench import original
-from bench.measure import Result, interleave, options, ratio, show
+from bench.support import original
+from bench.support.measure import Result, interleave, options, ratio, show
 from embeddings import Batch, Embedder
-from models import devices
+from models.device import devices
 from testing.weights import seeded_weights
 from weights.clip import CLIP_LAYERS, CLIP_WIDTH
 from weights.resnet50 import RESNET_STAGES

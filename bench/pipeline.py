@@ -21,12 +21,12 @@ from pathlib import Path
 
 import click
 
-from bench.measure import Result, interleave, options, ratio, show, storage_server
-from bench.scale import PATHS, embed_all
+from bench.collection.scale import PATHS, embed_all
+from bench.support.measure import Result, interleave, options, ratio, show, storage_server
 from common.options import default_decode_workers
 from dataset.work_directory import WorkDirectory
 from engine import decode
-from engine.local import WINDOW_GPU
+from engine.local.pipeline import WINDOW_GPU
 from preflight import checks
 from testing.photographs import photograph
 

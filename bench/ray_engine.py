@@ -20,11 +20,11 @@ from typing import Any
 
 import click
 
-from bench.measure import Result, options, ratio, show, storage_server
-from bench.scale import PATHS
+from bench.collection.scale import PATHS
+from bench.support.measure import Result, options, ratio, show, storage_server
 from testing.embedders import CONSTANT, FakeEmbedder
-from testing.guarded import guarded
 from testing.photographs import photograph
+from testing.servers.guarded import guarded
 
 STARTED = 0.1  # of the rows: from there on every part runs
 DRIVER_ROWS = 50_000  # 700 MB
@@ -76,7 +76,7 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
 
 def run_here(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
     """The engine of one machine."""
-    from engine.local import Pipeline
+    from engine.local.pipeline import Pipeline
 
     async def embed() -> None:
         embedder = sleeping_embedder(setting["seconds"], setting["threads"])
@@ -154,7 +154,7 @@ def in_own_process(rows: int, image: Path, **setting: Any) -> dict[str, float]:
 def driver_rate() -> float:
     """Rows per second from tables of results to marked rows, a checkpoint every two seconds."""
     from dataset.arrays import Arrays, Embedding
-    from dataset.rows import TRAIN, State
+    from dataset.state.rows import TRAIN, State
     from engine.checkpoint import Recorder
     from engine.ray.tables import read_results, results
     from gcs import ListedObject

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import click
 
-from bench.measure import Result, show
+from bench.support.measure import Result, show
 from engine.batches import AHEAD, GATHER_S, MAX_WAIT_S, QUIET_S
 from engine.grouping import Groups
-from engine.local import WINDOW_GPU
+from engine.local.pipeline import WINDOW_GPU
 from models.canvas import rounded_up
 
 Size = tuple[int, int]  # height, width

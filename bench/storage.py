@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 import gcs
-from bench.measure import Result, interleave, options, ratio, show, storage_server
+from bench.support.measure import Result, interleave, options, ratio, show, storage_server
 from common.files import FileToUpload
 from common.names import GsPath
 from engine import decode

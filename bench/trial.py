@@ -17,10 +17,10 @@ from typing import Any
 import click
 
 from bench.end_to_end import forager, ingest_command
-from bench.measure import interleave, options, ratio, show, storage_server
+from bench.support.measure import interleave, options, ratio, show, storage_server
 from common.program import ROOT
-from testing.guarded import guarded
 from testing.photographs import photograph
+from testing.servers.guarded import guarded
 
 SIZES = ((160, 120), (120, 160), (200, 150), (240, 160))
 SIMULATED = """

@@ -1,1 +1,1 @@
-"""What every other folder may use: names, terminal output, files, retries, signals, options."""
+"""What every other folder may use: names, terminal output, files, signals, options."""

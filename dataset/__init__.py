@@ -1,1 +1,1 @@
-"""One ingest on disk: work directory, rows in SQLite, embedding arrays, lists."""
+"""One ingest on disk: its work directory, embedding arrays, lists and manifest."""

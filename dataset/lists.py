@@ -14,7 +14,7 @@ from common.names import checked_index_id, identifier
 from dataset import manifest
 from dataset.arrays import DIMENSIONS, array_path
 from dataset.manifest import manifest_path
-from dataset.rows import TRAIN, VAL, State
+from dataset.state.rows import TRAIN, VAL, State
 
 PICKLE_BATCH = 1000  # entries between two SETITEMS opcodes, as pickle itself writes them
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.files import refuse_irregular, sync_directory
 from common.program import program_digest
-from dataset.rows import SPLIT_NAMES, State
+from dataset.state.rows import SPLIT_NAMES, State
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -24,7 +24,8 @@ from typing import Protocol, TypeVar
 import click
 
 from common.files import refuse_irregular, sync_directory
-from dataset.rows import State, remove_state
+from dataset.state.rows import State
+from dataset.state.state_file import remove_state
 
 STATE, LISTING = "state.sqlite", "listing.sqlite"
 REUSE = "reuse.sqlite"

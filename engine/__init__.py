@@ -1,1 +1,1 @@
-"""The path of an image: fetch, decode, batch, embed, record."""
+"""The path of an image, the same for every engine: fetch, decode, batch, embed, record."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.resources import raise_open_file_limit, shortage
 from dataset.lists import thumbnail_name
-from dataset.rows import Row
+from dataset.state.rows import Row
 from engine import decode
 from engine.decode import BadImage, NotEmbedded, Prepared
 from engine.stages import DECODE, FETCH, THUMBNAILS, Budget, Stage, StageTime

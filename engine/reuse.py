@@ -18,8 +18,8 @@ import google_crc32c
 
 from dataset.arrays import DIMENSIONS, DTYPE, Arrays, array_path
 from dataset.lists import thumbnail_directory, thumbnail_name
-from dataset.matches import Match
-from dataset.rows import Outcome, State
+from dataset.state.matches import Match
+from dataset.state.rows import Outcome, State
 from engine.checkpoint import CHECKPOINT_S, Recorder
 from engine.stages import together
 from gcs import ListedObject

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import click
 
-from common import retries
+from common.network import retries
 from common.terminal import printable
 
 FIRST_CONNECT_ATTEMPTS = 3  # a mistyped address or port fails sooner than a restarting server

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from common import activity, retries
+from common.network import activity, retries
 from common.terminal import printable
 from forager.addresses import check_server_url, shown_address
 from forager.answers import (

@@ -8,13 +8,6 @@ from typing import TextIO
 import click
 
 from local_forager.analysis.approximate import usable
-from local_forager.analysis.export_formats import (
-    FORMATS,
-    Annotation,
-    ExportProblem,
-    annotation,
-    export,
-)
 from local_forager.analysis.health import near_in_lists
 from local_forager.analysis.health_checks import (
     Groups,
@@ -23,9 +16,16 @@ from local_forager.analysis.health_checks import (
     leaks,
     near_duplicates,
 )
-from local_forager.analysis.index import Index
-from local_forager.analysis.index_copy import IndexCopies
-from local_forager.analysis.label_table import POSITIVE, LabelTable, table_of
+from local_forager.export_formats import (
+    FORMATS,
+    Annotation,
+    ExportProblem,
+    annotation,
+    export,
+)
+from local_forager.indexes.index import Index
+from local_forager.indexes.index_copy import IndexCopies
+from local_forager.indexes.label_table import POSITIVE, LabelTable, table_of
 from local_forager.page.query import COMPARED_BY
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database

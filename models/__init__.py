@@ -1,1 +1,1 @@
-"""ResNet-50 and the CLIP vision tower in torch, and the devices that compute them."""
+"""ResNet-50 and the CLIP vision tower in torch."""

@@ -1,1 +1,1 @@
-"""Everything that happens before the first image is fetched: check, plan, begin or continue."""
+"""Everything that happens before the first image is fetched: options, checks, and the plan."""

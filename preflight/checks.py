@@ -17,7 +17,7 @@ from common.findings import Findings
 from common.names import GsPath
 from common.terminal import count, printable, size
 from dataset import arrays
-from dataset.rows import SPLITS, TRAIN, VAL, State
+from dataset.state.rows import SPLITS, TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from forager.answers import DatasetInfo
 from forager.client import Forager

@@ -8,7 +8,7 @@ from pathlib import Path
 from common.names import IMAGE_SUFFIXES
 from common.terminal import printable, size, table
 from dataset.arrays import BYTES_PER_ROW
-from dataset.rows import SPLITS, State
+from dataset.state.rows import SPLITS, State
 from preflight.renames import NEW_SUFFIXES
 
 THUMBNAIL_BYTES = 8_000  # of a usual thumbnail

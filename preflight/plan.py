@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 import click
 
-from common.activity import warn
 from common.findings import Findings
 from common.names import GsPath, parse_gs_path
+from common.network.activity import warn
 from common.terminal import size
-from dataset.rows import TRAIN, VAL, State
+from dataset.state.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from preflight import checks
-from preflight.changes import check_changes
 from preflight.describe import describe_skipped
+from preflight.earlier.changes import check_changes
+from preflight.earlier.resume import check_same, settle_taken_name
 from preflight.renames import write_renames
 from preflight.request import Request
-from preflight.resume import check_same, settle_taken_name
 from preflight.sources import Computed, Reuse, find_sources, precisions_that_do
 
 

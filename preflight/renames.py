@@ -11,7 +11,7 @@ from typing import NamedTuple
 from common.files import write_atomically
 from common.names import IMAGE_SUFFIXES, GsPath, encodable
 from common.terminal import count, printable
-from dataset.rows import State
+from dataset.state.rows import State
 from storage.listing import listed
 
 # What an extension becomes, in lower case: JPEG files have more of them than Forager takes.

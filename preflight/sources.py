@@ -19,9 +19,9 @@ from common.terminal import count, printable
 from dataset import manifest
 from dataset.arrays import DIMENSIONS, DTYPE, arrays_complete
 from dataset.lists import thumbnail_name
-from dataset.matches import Matches, Tally
-from dataset.rows import State
-from dataset.schema import DamagedState
+from dataset.state.matches import Matches, Tally
+from dataset.state.rows import State
+from dataset.state.schema import DamagedState
 from dataset.work_directory import REUSE, STATE, WorkDirectory
 from engine.reuse import Source
 from forager.client import Forager

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from common.activity import CLASSES, LIST, READ, Requests
+from common.network.activity import CLASSES, LIST, READ, Requests
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS, DTYPE
 from report.prices import Prices
 from storage.pace import least_seconds

@@ -22,14 +22,14 @@ from typing import Any
 import click
 
 from common import signals
-from common.activity import CLASSES, Requests, activity, activity_since
 from common.files import write_atomically
-from common.machine import machine, versions
+from common.network.activity import CLASSES, Requests, activity, activity_since
 from common.terminal import count, duration, printable
-from dataset.rows import State
+from dataset.state.rows import State
 from dataset.work_directory import REPORT, TRIAL_REPORT
 from engine.stages import Bottleneck, StageTime, limiting_stage
 from forager.addresses import shown_address
+from report.machine import machine, versions
 
 FORMAT = 1  # of report.json
 RUNNING, REGISTERED, FINISHED = "running", "registered", "finished"

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.rows import SPLITS, TRAIN, VAL, State
+from dataset.state.rows import SPLITS, TRAIN, VAL, State
 from dataset.work_directory import TRIAL
 
 ROWS_AT_ONCE = 500

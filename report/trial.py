@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from common.activity import Requests
+from common.network.activity import Requests
 from common.terminal import count, duration, size, table
-from dataset.rows import State
-from engine.feeders.pipeline import FedPipeline
-from engine.local import Pipeline
+from dataset.state.rows import State
+from engine.local.fed_pipeline import FedPipeline
+from engine.local.pipeline import Pipeline
 from preflight.checks import ROW_BYTES
 from report.forecast import (
     UPLOAD_BYTES_PER_S,

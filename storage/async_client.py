@@ -19,11 +19,12 @@ import aiohttp
 from yarl import URL
 
 import gcs
-from common import activity, resources, retries
-from common.activity import Requests
+from common import resources
 from common.files import crc32c_of_bytes
 from common.names import GsPath
-from common.retries import TransientError
+from common.network import activity, retries
+from common.network.activity import Requests
+from common.network.retries import TransientError
 from common.terminal import duration, printable
 from gcs import DamagedContent, ListedObject, Refused
 from storage import batch

@@ -7,18 +7,20 @@ parts, or the file, of the first one and does not send them again.
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gcs
-from common.activity import warn
 from common.files import FileToUpload, crc32c_of_file
-from common.retries import TransientError
+from common.network.activity import warn
+from common.network.retries import TransientError
 from common.terminal import printable
 from gcs import DamagedContent, Refused, StorageError
 from storage.bucket import Bucket
-from storage.file_slice import FileSlice
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -210,3 +212,37 @@ def _repeated(what: str, request: Callable[[], Any]) -> Callable[[], Any]:
             raise
 
     return partial(gcs.call, what, once)
+
+
+class FileSlice(io.RawIOBase):
+    """The bytes start..start+size of a file."""
+
+    def __init__(self, path: Path, start: int, size: int) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
+        self._start, self._size, self._at = start, size, 0
+
+    def read(self, size: int = -1) -> bytes:
+        left = self._size - self._at
+        data = os.pread(
+            self._file.fileno(), left if size < 0 else min(size, left), self._start + self._at
+        )
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

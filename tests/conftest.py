@@ -18,7 +18,7 @@ from hypothesis import settings
 os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # short waits
 
 from testing.embedders import FakeEmbedder
-from testing.servers import local_forager, storage_emulator
+from testing.servers.processes import local_forager, storage_emulator
 from testing.weights import seeded_weights
 from tests.harness import TRAIN, VAL, Dataset, Emulated, dataset, environment, pictures, run_here
 from tests.world import World

@@ -27,11 +27,11 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import ingest
-from engine.feeders.pipeline import FedPipeline
 from engine.loading import ModelOptions
-from engine.local import Pipeline
+from engine.local.fed_pipeline import FedPipeline
+from engine.local.pipeline import Pipeline
 from engine.reuse import Copier
-from preflight import relist
+from preflight.earlier import relist
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 
 

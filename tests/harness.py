@@ -27,9 +27,9 @@ from pyarrow import parquet
 import ingest
 from common.names import identifier
 from dataset import arrays
-from testing.guarded import guarded
 from testing.photographs import picture
-from testing.servers import LONGEST_S
+from testing.servers.guarded import guarded
+from testing.servers.processes import LONGEST_S
 from tests.fake_ingest import make_loader, settings
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]

@@ -20,8 +20,8 @@ from google.cloud import storage
 from common.program import ROOT
 from forager.client import Forager
 from ingest_labels import main
-from testing.guarded import guarded
-from testing.servers import LONGEST_S, local_forager
+from testing.servers.guarded import guarded
+from testing.servers.processes import LONGEST_S, local_forager
 
 LABELS = "add_annotations_by_internal_identifiers_v2"
 BOXES = "add_annotations_multi_v2"

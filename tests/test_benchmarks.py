@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from common.program import ROOT
-from models.devices import DeviceError, check_precision
-from testing.browser import MISSING, chromium_path
+from models.device.devices import DeviceError, check_precision
+from testing.browser.chromium import MISSING, chromium_path
 from tests.harness import clean_environment
 from tests.test_documents import shown_commands
 
 SMALL = {
     "end_to_end": "--images 4 --size 64 48 --runs 1",
-    "labels": "--images 1000 --runs 1",
-    "listing": "--names 3000 --page_ms 1 --runs 1",
+    "collection.labels": "--images 1000 --runs 1",
+    "collection.listing": "--names 3000 --page_ms 1 --runs 1",
     "model": "--sizes 64x48 --images 2 --runs 1",
-    "neighbour_libraries": "--rows 2000 --queries 2",
-    "neighbours": "--rows 2000 --queries 2",
-    "page": "--rows 300 --queries 2",
+    "page.neighbour_libraries": "--rows 2000 --queries 2",
+    "page.neighbours": "--rows 2000 --queries 2",
+    "page.frames": "--rows 300 --queries 2",
     "pipeline": "--megapixels 2 --runs 1",
     "ray_engine": "--rows 300 --seconds 0.01 --runs 1",
-    "scale": "--few 100 --many 200 --names 2000 --reused 200 --runs 1",
+    "collection.scale": "--few 100 --many 200 --names 2000 --reused 200 --runs 1",
     "schedule": "--images 500",
     "storage": "--objects 20 --megabytes 1 --runs 1",
     "trial": "--images 20 --trial 10 --runs 1",
@@ -48,7 +48,7 @@ def shown_benchmarks() -> list[str]:
 @pytest.mark.parametrize("shown", shown_benchmarks())
 def test_a_benchmark_runs(shown, tmp_path):
     name, *options = shown.split()
-    if name == "page" and chromium_path() is None:
+    if name == "page.frames" and chromium_path() is None:
         pytest.skip(MISSING)
     if name == "ray_engine":
         pytest.importorskip("ray", reason="Ray is not installed")

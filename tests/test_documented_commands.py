@@ -16,10 +16,10 @@ from click.testing import CliRunner
 import ingest
 import ingest_labels
 from common.program import ROOT
-from dataset.rows import State
+from dataset.state.rows import State
 from testing.embedders import LoaderWithoutModels
 from testing.photographs import picture
-from testing.servers import Service, local_forager
+from testing.servers.processes import Service, local_forager
 from tests.harness import ask
 from tests.test_documents import DOCUMENTS, code_blocks, section
 from tests.world import put

@@ -205,7 +205,7 @@ def shown_commands() -> Iterator[Shown]:
 def options_in(module: str) -> str:
     """The sources that may define the options of a module's command."""
     paths = [ROOT / f"{module.replace('.', '/')}.py", *(ROOT / module).glob("*.py")]
-    shared = "common/options.py", "preflight/options.py", "bench/measure.py"
+    shared = "common/options.py", "preflight/options.py", "bench/support/measure.py"
     paths += [ROOT / path for path in shared]
     return "".join(path.read_text() for path in paths if path.exists())
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from common.program import ROOT
-from testing.guarded import guarded
-from testing.servers import LONGEST_S
+from testing.servers.guarded import guarded
+from testing.servers.processes import LONGEST_S
 from tests.harness import is_running, wait_for
 
 SMALL_RUN = """

@@ -87,17 +87,17 @@ def test_imports_go_one_way():
     [
         ("gcs.py", "import storage.uploads", "storage"),
         ("common/names.py", "def f():\n    from gcs import GsPath", "gcs"),
-        ("storage/uploads.py", "if TYPE_CHECKING:\n    import dataset.rows", "dataset"),
+        ("storage/uploads.py", "if TYPE_CHECKING:\n    import dataset.state.rows", "dataset"),
         ("storage/uploads.py", "from storage.async_client import AsyncStorage", None),
         ("engine/ray/driver.py", "from engine import local", None),
-        ("engine/local.py", "from engine import ray", "engine/ray"),
-        ("engine/local.py", "from .ray import driver", "engine/ray"),
-        ("engine/ray/driver.py", "from ..local import Pipeline", None),
+        ("engine/local/pipeline.py", "from engine import ray", "engine/ray"),
+        ("engine/local/pipeline.py", "from ..ray import driver", "engine/ray"),
+        ("engine/ray/driver.py", "from ..local.pipeline import Pipeline", None),
         ("engine/__init__.py", "import numpy.testing", None),
-        ("local_forager/page/rows.py", "import engine.decode", "engine"),
+        ("local_forager/page/view/rows.py", "import engine.decode", "engine"),
         ("preflight/checks.py", "import local_forager", "local_forager"),
         ("preflight/checks.py", "from tests import harness", "tests"),
-        ("testing/servers.py", "import local_forager, ingest", None),
+        ("testing/servers/processes.py", "import local_forager, ingest", None),
     ],
 )
 def test_violations_are_found(path, source, imported):

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from common.files import disk_errors
 from common.names import GsPath, identifier, parse_gs_path
-from common.retries import (
+from common.network.retries import (
     BASE_S,
     CAP_IN_BASES,
     RETRY_AFTER_CAP_S,
@@ -31,9 +31,9 @@ from common.retries import (
     retry_after_s,
 )
 from dataset import lists
-from dataset.changes import Comparison
-from dataset.rows import TRAIN, VAL, Outcome, State
-from dataset.schema import DONE, FAILED, PENDING
+from dataset.state.changes import Comparison
+from dataset.state.rows import TRAIN, VAL, Outcome, State
+from dataset.state.schema import DONE, FAILED, PENDING
 from engine.decode import BadImage, open_image, prepare
 from engine.prepare import Budget
 from gcs import ListedObject

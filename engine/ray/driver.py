@@ -21,9 +21,9 @@ from ray.data.exceptions import ExecutionTimeoutError, UserCodeException
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common.activity import count_numbers
+from common.network.activity import count_numbers
 from dataset.arrays import Arrays
-from dataset.rows import State
+from dataset.state.rows import State
 from engine.checkpoint import Recorder
 from engine.decode import NotEmbedded
 from engine.loading import ModelLoader, ModelOptions

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from common.activity import RequestsToTell
+from common.network.activity import RequestsToTell
 from common.program import program_digest
 from dataset.arrays import Embedding
-from dataset.rows import Row, State
+from dataset.state.rows import Row, State
 from engine.batches import BatchEmbedder, Batches
 from engine.decode import BadImage, NotEmbedded, Prepared
 from engine.prepare import OwnMemory, Preparation

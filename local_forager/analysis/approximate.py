@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from local_forager.analysis.jobs import Progress
-from local_forager.analysis.vectors import Neighbours, Vectors, nearest
+from local_forager.indexes.vectors import Neighbours, Vectors, nearest
 
 EXACT_ROWS = 200_000  # images up to which every search compares with all: 15 ms by CLIP
 NOT_INSTALLED = "Install faiss-cpu beside local_forager for faster searches of so many images."

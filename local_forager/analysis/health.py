@@ -16,9 +16,9 @@ from local_forager.analysis.health_checks import (
     near_duplicates,
     near_duplicates_in_lists,
 )
-from local_forager.analysis.index import Index
 from local_forager.analysis.jobs import Job, Jobs, Progress
-from local_forager.analysis.label_table import LabelTable
+from local_forager.indexes.index import Index
+from local_forager.indexes.label_table import LabelTable
 from local_forager.types import AllPairs, Finding
 
 AUTOMATIC_ROWS = 20_000  # images up to which every check starts by itself: 7 seconds of work

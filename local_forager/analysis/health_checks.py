@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from local_forager.analysis.approximate import InvertedFile
-from local_forager.analysis.index import Index
 from local_forager.analysis.jobs import Progress
-from local_forager.analysis.vectors import Vectors
+from local_forager.indexes.index import Index
+from local_forager.indexes.vectors import Vectors
 
 NEAR_SHARE = 0.05  # near duplicates: a distance of up to this share of the median distance
 SAMPLED_PAIRS = 4_000  # random pairs of images that estimate the median distance

@@ -3,7 +3,7 @@
 import numpy as np
 
 from local_forager.analysis.jobs import Progress
-from local_forager.analysis.vectors import Vectors
+from local_forager.indexes.vectors import Vectors
 
 TYPICAL_NEIGHBOURS = 10  # an image is typical if so many others are close to it
 BLOCK_ROWS = 1_024  # rows per matrix product

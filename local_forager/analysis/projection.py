@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from local_forager.analysis.vectors import Vectors
+from local_forager.indexes.vectors import Vectors
 
 SAMPLE_ROWS = 20_000  # rows that the components are computed from; every row is projected
 SEED = 0

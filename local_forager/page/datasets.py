@@ -8,9 +8,9 @@ from aiohttp import web
 from common.names import DATASET_NAME
 from dataset.arrays import EMBEDDINGS
 from local_forager.analysis.health import TITLES, Health
-from local_forager.analysis.imagenet import class_name
-from local_forager.analysis.index import Index
 from local_forager.analysis.projection import umap_installed
+from local_forager.indexes.imagenet import class_name
+from local_forager.indexes.index import Index
 from local_forager.page.map import UMAP_MISSING
 from local_forager.page.query import COMPARED_BY, choice, embedding_choice
 from local_forager.page.state import PAGE, view_of

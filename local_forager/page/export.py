@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 from aiohttp import web
 
-from local_forager.analysis.export_formats import FORMATS, ExportProblem, annotation, export
-from local_forager.analysis.label_table import POSITIVE
+from local_forager.export_formats import FORMATS, ExportProblem, annotation, export
+from local_forager.indexes.label_table import POSITIVE
 from local_forager.page.query import PageError, choice
 from local_forager.page.state import PAGE, view_of
 

@@ -7,9 +7,8 @@ from functools import partial
 from aiohttp import web
 
 from common.names import identifier
-from local_forager.analysis.imagenet import class_name
+from local_forager.indexes.imagenet import class_name
 from local_forager.page.query import PageError, choice, embedding_choice, number, row_in_path
-from local_forager.page.search import inverted_file
 from local_forager.page.state import PAGE, View, index_of, view_of
 from local_forager.page.stored_images import (
     FOREVER,
@@ -18,6 +17,7 @@ from local_forager.page.stored_images import (
     image_facts,
     image_response,
 )
+from local_forager.page.view.search import inverted_file
 from local_forager.server.api import dataset_of
 from local_forager.server.database import Dataset
 from local_forager.types import ImageDetail, ImageList, ImageSummary, NeighbourList

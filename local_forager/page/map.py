@@ -7,8 +7,8 @@ from aiohttp import web
 
 from local_forager.analysis.projection import METHODS, umap_installed
 from local_forager.page.query import PageError, choice, embedding_choice
-from local_forager.page.rows import WAIT, array_response
 from local_forager.page.state import PAGE, view_of
+from local_forager.page.view.rows import WAIT, array_response
 from local_forager.types import Working
 
 MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes

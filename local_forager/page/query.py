@@ -5,7 +5,7 @@ import re
 from aiohttp import web
 
 from dataset.arrays import DIMENSIONS
-from local_forager.analysis.index import Index
+from local_forager.indexes.index import Index
 
 DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 COMPARED_BY = ("clip", *(name for name in DIMENSIONS if name != "clip"))  # the default first

@@ -9,14 +9,14 @@ from aiohttp import web
 
 from local_forager.page.datasets import dataset_page, datasets, health
 from local_forager.page.export import export_rows
-from local_forager.page.histograms import histograms
 from local_forager.page.images import cover, image, images, neighbours, original, thumbnail
 from local_forager.page.map import column, map_points
 from local_forager.page.query import PageError
-from local_forager.page.rows import distances, rows
-from local_forager.page.search import search
 from local_forager.page.state import PAGE, Page
 from local_forager.page.stored_images import ImageMissing
+from local_forager.page.view.histograms import histograms
+from local_forager.page.view.rows import distances, rows
+from local_forager.page.view.search import search
 from local_forager.server.api import SLUG
 from local_forager.server.errors import Endpoint, NoSuchDataset
 

@@ -11,12 +11,12 @@ import numpy as np
 from aiohttp import web
 
 import gcs
-from local_forager.analysis.index import Index
-from local_forager.analysis.index_copy import IndexCopies
 from local_forager.analysis.jobs import Jobs
-from local_forager.analysis.label_table import LabelTable, table_of
 from local_forager.analysis.projection import saved_projection
 from local_forager.analysis.text_search import TextTower, why_not
+from local_forager.indexes.index import Index
+from local_forager.indexes.index_copy import IndexCopies
+from local_forager.indexes.label_table import LabelTable, table_of
 from local_forager.page.query import PageError
 from local_forager.page.stored_images import Originals, Thumbnails
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dataset import arrays
-from dataset.rows import State
+from dataset.state.rows import State
 from storage.async_client import ObjectUnusable
 from storage.gzipped import unzipped, unzipped_size
 from testing.photographs import picture

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dataset.arrays import DIMENSIONS, DTYPE, array_path
-from dataset.rows import State, remove_state
+from dataset.state.rows import State
+from dataset.state.state_file import remove_state
 from tests.fault_proxy import FaultProxy, Rule
 from tests.front import Front
 from tests.harness import (

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from testing.servers import LONGEST_S
+from testing.servers.processes import LONGEST_S
 from tests.damage import damaged_in_some_way
 from tests.label_command import (
     GOOD,

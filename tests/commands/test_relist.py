@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from dataset.rows import State
+from dataset.state.rows import State
 from tests.fault_proxy import FaultProxy, Rule
 from tests.front import Front
 from tests.harness import (

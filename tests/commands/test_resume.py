@@ -13,7 +13,8 @@ import sys
 
 import pytest
 
-from dataset import arrays, lists, rows
+from dataset import arrays, lists
+from dataset.state import rows
 from testing.photographs import picture
 from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import (

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset.arrays import DIMENSIONS, array_path
-from dataset.rows import State
+from dataset.state.rows import State
 from tests.fault_proxy import KINDS, FaultProxy, Rule
 from tests.harness import ended, environment, has_only_a_report, run_here, start
 from tests.world import Index, picture

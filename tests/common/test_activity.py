@@ -2,8 +2,8 @@
 
 import pytest
 
-from common import activity
-from common.activity import Requests
+from common.network import activity
+from common.network.activity import Requests
 
 API = "https://www.googleapis.com/storage/v1/b/b"
 UPLOAD = "https://www.googleapis.com/upload/storage/v1/b/b/o"

@@ -8,8 +8,8 @@ import aiohttp
 import click
 import pytest
 
-from common import retries
-from common.retries import Retries, TransientError
+from common.network import retries
+from common.network.retries import Retries, TransientError
 
 QUICK = Retries(base_s=0.001)
 

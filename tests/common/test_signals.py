@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from common.program import ROOT
-from testing.guarded import guarded
+from testing.servers.guarded import guarded
 
 PROGRAM = """
 import asyncio, signal, sys, threading

@@ -22,7 +22,7 @@ from dataset.arrays import (
     verify_arrays,
 )
 from dataset.lists import index_files, pickled_dict, thumbnail_name, write_lists
-from dataset.rows import TRAIN, VAL, Outcome, State
+from dataset.state.rows import TRAIN, VAL, Outcome, State
 from gcs import ListedObject
 
 INDEX_ID = "12345678-1234-4234-8234-123456789abc"

@@ -10,8 +10,8 @@ import click
 import pytest
 
 from common.files import disk_errors
-from dataset.rows import Outcome, State
-from dataset.schema import VERSION, DamagedState, OtherVersion, index_id_on_disk
+from dataset.state.rows import Outcome, State
+from dataset.state.schema import VERSION, DamagedState, OtherVersion, index_id_on_disk
 from gcs import ListedObject
 
 INDEX_ID = str(uuid.UUID(int=2**127 + 5, version=4))

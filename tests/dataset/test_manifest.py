@@ -12,7 +12,7 @@ from pyarrow import parquet
 from dataset import manifest
 from dataset.arrays import DIMENSIONS, Arrays, array_path
 from dataset.export import main
-from dataset.rows import TRAIN, VAL, Outcome, State
+from dataset.state.rows import TRAIN, VAL, Outcome, State
 from gcs import ListedObject
 
 INDEX_ID = "12345678-1234-4234-8234-123456789abc"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dataset.matches import Matches
-from dataset.rows import TRAIN, Outcome, State
+from dataset.state.matches import Matches
+from dataset.state.rows import TRAIN, Outcome, State
 from gcs import ListedObject
 
 

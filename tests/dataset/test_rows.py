@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dataset.changes import Changes, Comparison, Numbers
-from dataset.rows import TRAIN, VAL, Counts, Outcome, State
-from dataset.schema import REPLACED, VANISHED
+from dataset.state.changes import Changes, Comparison, Numbers
+from dataset.state.rows import TRAIN, VAL, Counts, Outcome, State
+from dataset.state.schema import REPLACED, VANISHED
 from dataset.work_directory import WorkDirectory, WorkDirectoryError
 from gcs import ListedObject
 
@@ -104,7 +104,7 @@ def test_close_stops_a_statement_of_another_thread(tmp_path, monkeypatch):
         time.sleep(0.001)
         return 0
 
-    monkeypatch.setattr("dataset.rows.row_checksum", slow_checksum)
+    monkeypatch.setattr("dataset.state.state_file.row_checksum", slow_checksum)
     state = State.create(tmp_path / "listing.sqlite")
     state.add(TRAIN, [listed(f"{n}.jpg") for n in range(20_000)])
     with ThreadPoolExecutor(1) as threads:
@@ -155,7 +155,7 @@ def test_failed_rows_can_be_tried_again(make_state):
 def test_an_outcome_survives_the_process(make_state, tmp_path):
     make_state(["a.jpg", "b.jpg"])
     code = (
-        "import os, sys; from pathlib import Path; from dataset.rows import Outcome, State\n"
+        "import os, sys; from pathlib import Path; from dataset.state.rows import Outcome, State\n"
         "state = State(Path(sys.argv[1])); state.set_options({'index_id': sys.argv[2]})\n"
         "state.record([Outcome(1, 42, None)]); os._exit(9)"
     )

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.program import MODULES, ROOT, program_files
-from testing.guarded import guarded
+from testing.servers.guarded import guarded
 from tests.harness import wait_for
 from tests.listeners import below
 

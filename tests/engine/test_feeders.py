@@ -16,8 +16,8 @@ from PIL import ExifTags, Image
 
 import ingest
 from engine.decode import CLIP_BYTES
-from engine.feeders import feeders
-from engine.feeders.memory import PAGE, Amounts, Places, SharedMemory
+from engine.local import feeders
+from engine.local.shared_memory import PAGE, Amounts, Places, SharedMemory
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
 from tests.fault_proxy import FaultProxy, Rule

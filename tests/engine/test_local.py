@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 
 import ingest
-from engine.feeders.pipeline import FedPipeline
-from engine.local import Pipeline
+from engine.local.fed_pipeline import FedPipeline
+from engine.local.pipeline import Pipeline
 from engine.stages import Budget, Stage
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture

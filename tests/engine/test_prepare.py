@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from common.resources import ShortageError
-from dataset.rows import Row
+from dataset.state.rows import Row
 from engine import decode
 from engine.prepare import OwnMemory, Preparation
 from gcs import ListedObject

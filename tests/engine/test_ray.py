@@ -23,11 +23,11 @@ from tests.listeners import below, listeners
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
 
 import gcs  # noqa: E402
-from common.activity import activity, activity_since  # noqa: E402
+from common.network.activity import activity, activity_since  # noqa: E402
 from dataset.arrays import DIMENSIONS, Arrays, array_path  # noqa: E402
-from dataset.rows import State  # noqa: E402
+from dataset.state.rows import State  # noqa: E402
 from engine.checkpoint import ImagesChanged, Recorder  # noqa: E402
-from engine.local import Pipeline  # noqa: E402
+from engine.local.pipeline import Pipeline  # noqa: E402
 from engine.ray import workers  # noqa: E402
 from engine.ray.cluster import Cluster, ClusterError, Pool  # noqa: E402
 from engine.ray.driver import RayPipeline  # noqa: E402

@@ -23,8 +23,8 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirem
 
 from dataset.arrays import DIMENSIONS
 from testing.embedders import embedding_of
-from testing.guarded import guarded
-from testing.servers import local_forager, storage_emulator
+from testing.servers.guarded import guarded
+from testing.servers.processes import local_forager, storage_emulator
 from tests.engine.hosts import BRIDGE, PYTHON, Hosts, reason_to_skip
 from tests.engine.ray_ingest import write_weights
 from tests.harness import (

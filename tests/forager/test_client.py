@@ -7,7 +7,7 @@ import socket
 import pytest
 from aiohttp import web
 
-from common import retries
+from common.network import retries
 from forager.answers import AnswerLost, DatasetInfo, ForagerError
 from forager.client import CREATE_ATTEMPTS, Forager
 from forager.connection import Timeouts

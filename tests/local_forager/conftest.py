@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from testing.browser import MISSING, chromium, chromium_path
-from testing.servers import LONGEST_S
+from testing.browser.chromium import MISSING, chromium, chromium_path
+from testing.servers.processes import LONGEST_S
 from tests.local_forager.page_server import (
     COPY,
     FAILED,

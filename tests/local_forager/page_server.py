@@ -12,7 +12,7 @@ import pytest
 
 import gcs
 from testing import synthetic
-from testing.servers import LONGEST_S, local_forager
+from testing.servers.processes import LONGEST_S, local_forager
 
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
     f"d/val/v{row:02}.jpg" for row in range(20)

@@ -7,7 +7,7 @@ import pytest
 
 from local_forager import types as page_types
 from local_forager.analysis import approximate, health_checks
-from local_forager.analysis.vectors import Vectors
+from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from tests.local_forager.page_server import (
     COPY,

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from common.program import ROOT
-from local_forager.analysis import export_formats
-from local_forager.analysis.index import Index
-from local_forager.analysis.label_table import LabelTable
-from testing.servers import LONGEST_S
+from local_forager import export_formats
+from local_forager.indexes.index import Index
+from local_forager.indexes.label_table import LabelTable
+from testing.servers.processes import LONGEST_S
 from tests.local_forager.page_server import COPY, FAILED
 
 HOSTILE = ["=cmd|' /C calc'!A0.jpg", "@SUM(1).jpg", "+1.jpg", "-1.jpg", 'a",b\n.jpg', "\tx.jpg"]

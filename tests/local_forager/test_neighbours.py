@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from local_forager.analysis import health_checks, projection
-from local_forager.analysis.index import Index
-from local_forager.analysis.vectors import Vectors
+from local_forager.indexes.index import Index
+from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 
 ROWS, DIMENSIONS = 500, 64

@@ -15,7 +15,8 @@ import pytest
 import gcs
 from common.program import ROOT
 from local_forager import types as page_types
-from local_forager.analysis import index, index_copy, text_search
+from local_forager.analysis import text_search
+from local_forager.indexes import index, index_copy
 from local_forager.page import routes
 from local_forager.page.datasets import warnings_of
 from local_forager.server.database import Counts

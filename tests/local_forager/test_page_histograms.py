@@ -8,7 +8,7 @@ import pytest
 
 from local_forager import types as page_types
 from local_forager.analysis.histogram import BINS, counts_of, edges_of
-from local_forager.page.histograms import histogram
+from local_forager.page.view.histograms import histogram
 from testing import synthetic
 from tests.local_forager.page_server import complete, get, shows_rows, total
 from tests.local_forager.test_page_api import conforms

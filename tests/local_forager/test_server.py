@@ -15,7 +15,7 @@ import pytest
 
 import gcs
 from common.program import ROOT
-from testing.servers import LONGEST_S, local_forager
+from testing.servers.processes import LONGEST_S, local_forager
 
 LABELS = "api/add_annotations_by_internal_identifiers_v2"
 

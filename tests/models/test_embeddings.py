@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 import embeddings
-from bench import original
+from bench.support import original
 from dataset.arrays import DIMENSIONS
 from embeddings import Embedder
 from engine.decode import clip_input
-from models import devices
 from models.convolutions import OneDnnOperations, PlainOperations
+from models.device import devices
 from models.pair import Models
 from models.resnet import build_resnet, resnet_features, with_fused_operations
 from tests.models.helpers import TOLERANCE, assert_expected, embed, embed_photographs

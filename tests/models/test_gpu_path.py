@@ -8,9 +8,9 @@ import torch
 
 import embeddings
 from dataset.arrays import DIMENSIONS
-from models import devices, graphs
-from models.graphs import Graphs
-from models.runner import Launched, Runner
+from models.device import devices, graphs
+from models.device.graphs import Graphs
+from models.device.runner import Launched, Runner
 from tests.models.helpers import TOLERANCE, Capture, embed
 
 CPU = torch.device("cpu")

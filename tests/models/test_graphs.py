@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models import graphs
-from models.graphs import AFTER, Graphs, Inputs
+from models.device import graphs
+from models.device.graphs import AFTER, Graphs, Inputs
 from tests.models.helpers import Capture
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from common.names import GsPath
 from common.options import Limit
-from dataset.rows import TRAIN, VAL, State
+from dataset.state.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from gcs import ListedObject
 from preflight.describe import describe_plan, describe_skipped
+from preflight.earlier.resume import begin_or_continue
 from preflight.plan import Plan
-from preflight.resume import begin_or_continue
 
 OPTIONS = {"dataset": "birds", "bucket": "index-bucket"}
 

@@ -7,7 +7,7 @@ from google.auth import exceptions as auth
 from google.auth.credentials import TokenState
 
 import gcs
-from common.retries import Retries
+from common.network.retries import Retries
 from storage.access_token import AccessToken
 
 

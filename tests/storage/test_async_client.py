@@ -13,7 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 import gcs
-from common import retries
+from common.network import retries
 from common.resources import ShortageError
 from gcs import ListedObject, StorageError
 from storage.async_client import AsyncStorage, Limits, ObjectChanged

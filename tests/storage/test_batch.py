@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from common.retries import TransientError
+from common.network.retries import TransientError
 from gcs import StorageError
 from storage import batch
 from tests.front import Answer, Front

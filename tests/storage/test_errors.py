@@ -12,7 +12,7 @@ from google.auth import exceptions as auth
 
 import gcs
 from common.names import GsPath
-from common.retries import TransientError
+from common.network.retries import TransientError
 from gcs import Refused, StorageError
 from storage.listing import listed
 from tests.front import Answer, Front

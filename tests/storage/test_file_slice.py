@@ -1,6 +1,6 @@
 """A part of a file that reads as a file of its own."""
 
-from storage.file_slice import FileSlice
+from storage.uploads import FileSlice
 
 
 def test_a_slice_reads_and_seeks_within_its_bounds(tmp_path):

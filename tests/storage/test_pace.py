@@ -8,7 +8,7 @@ from base64 import b64encode
 import google_crc32c
 import pytest
 
-from common.retries import Retries, TransientError
+from common.network.retries import Retries, TransientError
 from storage.async_client import AsyncStorage
 from storage.pace import DOUBLING_S, WritePace
 from tests.front import Answer, Front

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import gcs
-from common import activity
 from common.files import FileToUpload
+from common.network import activity
 from gcs import StorageError
 from storage.uploads import upload_files
 from tests.fault_proxy import FaultProxy, Rule

@@ -1,0 +1,1 @@
+"""Benchmarks of what grows with the collection: listing, rows, reuse, labels."""

@@ -1,0 +1,126 @@
+"""How fast and how exact are searches of a large index? `python -m bench.page.neighbours`
+
+Neighbours and near duplicates over made-up embeddings, by the inverted file of faiss against a
+comparison with all vectors.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from bench.support.measure import Result, show
+from local_forager.analysis.approximate import InvertedFile, installed, open_or_build
+from local_forager.analysis.health_checks import near_distance, near_duplicates_in_lists
+from local_forager.indexes.vectors import Vectors
+from testing import synthetic
+
+COUNT = 20  # neighbours of a search
+DIMENSIONS = 512  # CLIP
+SAMPLE = 2_000  # rows whose near duplicates are also searched for exactly
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    return function(*arguments), time.perf_counter() - begin
+
+
+def measured(what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, list[Result]]:
+    """What the function returns, and how long it took: also the CPU time of all threads."""
+    begin = time.process_time()
+    result, seconds = timed(function, *arguments)
+    used = time.process_time() - begin
+    return result, [Result(what, "s", [seconds]), Result(f"{what}: CPU time", "s", [used])]
+
+
+def ignore(progress: float) -> None:
+    pass
+
+
+def peak_gb() -> float:
+    """The largest memory of this process so far, mapped vectors included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def searches(vectors: Vectors, inverted: InvertedFile, queries: int) -> list[Result]:
+    """Times of searches either way, in turn, and the share of the neighbours that is found."""
+    failed = np.zeros(vectors.rows, bool)
+    near, exact, recall = [], [], []
+    for row in np.random.default_rng(1).integers(0, vectors.rows, queries).tolist():
+        found, seconds = timed(inverted.neighbours, row, COUNT)
+        near.append(1000 * seconds)
+        expected, seconds = timed(vectors.neighbours, row, COUNT, failed)
+        exact.append(1000 * seconds)
+        recall.append(len(set(found.rows) & set(expected.rows)) / COUNT)
+    return [
+        Result("search, inverted file", "ms", near),
+        Result("search, all vectors", "ms", exact),
+        Result(f"recall@{COUNT}", "", [float(np.mean(recall))]),
+    ]
+
+
+def duplicates(vectors: Vectors, inverted: InvertedFile) -> list[Result]:
+    """Time of all near duplicates, and the share of the pairs of SAMPLE rows in one group."""
+    failed = np.zeros(vectors.rows, bool)
+    what = "near duplicates of all"
+    found, results = measured(what, near_duplicates_in_lists, inverted, failed, ignore)
+    group_of = {row: number for number, rows in enumerate(found.groups) for row in rows}
+    good = np.arange(vectors.rows)
+    least = 1 - near_distance(vectors, good)
+    sample = np.random.default_rng(2).choice(good, min(SAMPLE, vectors.rows), replace=False)
+    queries, together, pairs = vectors.array[sample], 0, 0
+    for start, block in vectors.blocks():
+        places, others = np.nonzero(queries @ block.T >= least)
+        for one, other in zip(sample[places].tolist(), (others + start).tolist(), strict=True):
+            if one != other:
+                pairs += 1
+                together += one in group_of and group_of[one] == group_of.get(other)
+    return [
+        *results,
+        Result("groups of near duplicates", "", [len(found.groups)]),
+        Result(f"pairs of {len(sample):,} rows", "", [pairs]),
+        *([Result("share of them found", "", [together / pairs])] if pairs else []),
+    ]
+
+
+@click.command()
+@click.option("--rows", default=100_000, show_default=True, help="Made-up embeddings.")
+@click.option("--queries", default=50, show_default=True, help="Searches for neighbours.")
+@click.option(
+    "--work_dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where to write them, 2.6 kB each.  [default: a temporary directory]",
+)
+@click.option("--evenly", is_flag=True, help="Spread them evenly in 12 balls: the hardest case.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
+def main(
+    rows: int, queries: int, work_dir: Path | None, evenly: bool, json_file: Path | None
+) -> None:
+    """Time searches for neighbours and near duplicates over made-up embeddings."""
+    if not installed():
+        raise click.ClickException("There is no faiss: pip install -r requirements-faiss.txt.")
+    with tempfile.TemporaryDirectory(dir=work_dir) as name:
+        path = Path(name) / "clip.f32"
+        with path.open("wb") as file:
+            made = synthetic.vectors if evenly else synthetic.embeddings
+            for chunk in made(rows, DIMENSIONS):
+                chunk.tofile(file)
+        vectors, failed = Vectors(path, rows, DIMENSIONS), np.zeros(rows, bool)
+        file_path = Path(name) / "neighbours.faiss"
+        what = "build the inverted file"
+        inverted, results = measured(what, open_or_build, file_path, vectors, failed, ignore)
+        results.append(Result("its size", "MB", [file_path.stat().st_size / 1e6]))
+        results += searches(vectors, inverted, queries) + duplicates(vectors, inverted)
+        results.append(Result("peak memory", "GB", [peak_gb()]))
+    show(f"Searches of {rows:,} made-up embeddings of {DIMENSIONS} numbers", results, json_file)
+
+
+if __name__ == "__main__":
+    main()

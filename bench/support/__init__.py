@@ -1,0 +1,1 @@
+"""What the benchmarks share: measuring, devices, and the original way to compute."""

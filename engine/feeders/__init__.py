@@ -1,1 +1,0 @@
-"""The same path with fetching and decoding in processes, to feed a GPU."""

@@ -1,0 +1,1 @@
+"""The engines on one machine: all in one process, or with feeders, which feed a GPU."""

@@ -1,0 +1,1 @@
+"""Indexes on this machine: copied from the bucket, checked and read."""

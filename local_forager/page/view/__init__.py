@@ -1,0 +1,1 @@
+"""Which images a view of the page shows, and in which order."""

@@ -1,0 +1,1 @@
+"""Computing on a device: precisions, memory, batches of both models, CUDA graphs."""

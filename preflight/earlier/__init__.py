@@ -1,0 +1,1 @@
+"""What an earlier run left: continue it, take a newer listing, or start over."""

@@ -1,0 +1,1 @@
+"""A headless Chromium, and the pictures that it takes for the README."""
