@@ -30,6 +30,7 @@ SOURCES = [
     *ROOT.glob("*.py"),
     *(path for package in ROOT.glob("*/__init__.py") for path in package.parent.rglob("*.py")),
 ]
+STATIC = ROOT / "local_forager/static"
 COMMAND = r"(?:[A-Z_]+=\S+ )*(?:\S*/)?((?:python|pytest|make)( .+|$))"
 FILE = re.compile(
     r"(?<![\w/.$<>{}*])([\w-][\w.-]*(?:/[\w.-]+)*\.(?:py|md|ya?ml|toml|js|html|css|README))\b"
@@ -326,7 +327,7 @@ def test_links_lead_somewhere(document):
 
 def test_nothing_names_a_path_of_a_developers_machine():
     others = [ROOT / "Makefile", ROOT / "pyproject.toml", *ROOT.glob("requirements*.txt")]
-    static = [*ROOT.glob("local_forager/static/*.js"), *ROOT.glob("local_forager/static/*.html")]
+    static = [path for kind in ("*.js", "*.html") for path in STATIC.rglob(kind)]
     named = {
         shown(path)
         for path in (*DOCUMENTS, *SOURCES, *others, *static, *ROOT.glob("docs/*.yaml"))

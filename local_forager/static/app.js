@@ -1,15 +1,15 @@
 // The page: reads the address and shows what it asks for.
 
-import { closeDetail, showDetail } from "./detail.js";
+import { closeDetail, showDetail } from "./images/detail.js";
 import { askJson, count, h, own, pause, Problem } from "./dom.js";
-import { Filters } from "./filters.js";
-import { Grid } from "./grid.js";
+import { Filters } from "./filters/filters.js";
+import { Grid } from "./images/grid.js";
 import { Health } from "./health.js";
 import { home } from "./home.js";
-import { PointMap } from "./map.js";
-import { impossible } from "./ranges.js";
-import { Rows } from "./rows.js";
-import { Selection } from "./selection.js";
+import { PointMap } from "./map/map.js";
+import { impossible } from "./filters/ranges.js";
+import { Rows } from "./images/rows.js";
+import { Selection } from "./images/selection.js";
 import { watchShortcuts } from "./shortcuts.js";
 import { changed, current, onChange, onLink } from "./state.js";
 

@@ -1,9 +1,9 @@
 // The grid of thumbnails. Only the tiles on the screen exist, whatever the number of images.
 
 import { boxSwitch, tileBoxes } from "./boxes.js";
-import { basename, h, kept, keep, labelText, modeKind, own, splitName } from "./dom.js";
-import { summary } from "./filters.js";
-import { changed, onLink } from "./state.js";
+import { basename, h, kept, keep, labelText, modeKind, own, splitName } from "../dom.js";
+import { summary } from "../filters/filters.js";
+import { changed, onLink } from "../state.js";
 
 const SIZES = { small: 104, medium: 160, large: 240 }; // minimum width of a tile in pixels
 const GAP = 6; // pixels

@@ -1,7 +1,7 @@
 // Colours of the map's points by split, label, ImageNet class or the modes of one label; its legend.
 
-import { count, h, own, plural, splitName } from "./dom.js";
-import { changed, onLink } from "./state.js";
+import { count, h, own, plural, splitName } from "../dom.js";
+import { changed, onLink } from "../state.js";
 
 const COLUMNS = { split: "split", label: "label", class: "ImageNet class" };
 const CATEGORY = "category:"; // before a label in the address: colours by the modes of that label

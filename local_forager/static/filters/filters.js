@@ -1,8 +1,8 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
-import { basename, count, h, modeKind, modeName, own, plural, splitName } from "./dom.js";
+import { basename, count, h, modeKind, modeName, own, plural, splitName } from "../dom.js";
 import { needsManifest, rangeChips, Ranges, SIZE_SORTS } from "./ranges.js";
-import { changed, go, labelsIn, leaveHealth, onLink, toggled } from "./state.js";
+import { changed, go, labelsIn, leaveHealth, onLink, toggled } from "../state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
 const CLASSES = 8; // classes listed at once; the others are found by name

@@ -1,19 +1,19 @@
 // The map: a point per image; similar images are close together.
 
-import { askArray, count, embeddingOf, h } from "./dom.js";
-import { summary } from "./filters.js";
+import { askArray, count, embeddingOf, h } from "../dom.js";
+import { summary } from "../filters/filters.js";
 import {
   chosenColor, colorChoices, columnColors, css, dark, legend, pixel, valueName,
 } from "./colors.js";
-import { Density } from "./density.js";
-import { FEW, Pictures } from "./pictures.js";
-import { pointIndex } from "./points.js";
-import { disc, drawingOrder, scatter, scatterSmooth } from "./scatter.js";
+import { Density } from "../points/density.js";
+import { FEW, Pictures } from "../points/pictures.js";
+import { pointIndex } from "../points/points.js";
+import { disc, drawingOrder, scatter, scatterSmooth } from "../points/scatter.js";
 import { densestPlaces, drawNames } from "./places.js";
 import { listenTo } from "./map_input.js";
 import { drawCross, drawRing, drawShape } from "./shapes.js";
 import { Tip } from "./tip.js";
-import { changed, go, note, onLink } from "./state.js";
+import { changed, go, note, onLink } from "../state.js";
 
 const NOTE_AFTER = 300; // milliseconds after the last move until the address has the place
 const TOOLS = { move: "Move", rectangle: "Rectangle", lasso: "Lasso" };

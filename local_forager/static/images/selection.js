@@ -1,8 +1,8 @@
 // The images that the person has selected, and the bar that says so and offers what to do with them.
 
-import { count, h, keep, kept, plural } from "./dom.js";
+import { count, h, keep, kept, plural } from "../dom.js";
 import { openExport } from "./export.js";
-import { go } from "./state.js";
+import { go } from "../state.js";
 
 export class Selection {
   constructor(session, rows) {

@@ -2,9 +2,9 @@
 
 import {
   basename, bytes, count, embeddingOf, h, labelText, modeKind, pause, Problem, splitName,
-} from "./dom.js";
+} from "../dom.js";
 import { boxSwitch, drawBoxes } from "./boxes.js";
-import { changed, closeImage, go, onLink } from "./state.js";
+import { changed, closeImage, go, onLink } from "../state.js";
 
 const COUNT = 24; // neighbours shown
 const POLL = 1500; // milliseconds between looks at the progress of preparing a faster search

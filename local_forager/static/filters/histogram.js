@@ -1,7 +1,7 @@
 // A small histogram with two handles: brushing it, with mouse, touch or keyboard, chooses a range.
 
-import { h, plural } from "./dom.js";
-import { svg } from "./svg.js";
+import { h, plural } from "../dom.js";
+import { svg } from "../svg.js";
 
 const HEIGHT = 36; // units of the drawing; its width is one unit per bar
 const GRAB = 10; // CSS pixels around a handle that move it

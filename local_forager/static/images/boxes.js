@@ -1,7 +1,7 @@
 // The boxes of an image, drawn over its picture, with their categories.
 
-import { h, keep, kept, labelText, modeKind } from "./dom.js";
-import { svg } from "./svg.js";
+import { h, keep, kept, labelText, modeKind } from "../dom.js";
+import { svg } from "../svg.js";
 
 const HIDE = "forager-hide-boxes"; // the browser keeps "yes" if the person switched boxes off
 let hidden = kept(HIDE) === "yes";

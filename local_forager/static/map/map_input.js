@@ -1,9 +1,9 @@
 // Pointer, wheel and keyboard of the map: moving, zooming, opening images, drawing shapes.
 
 import { dark } from "./colors.js";
-import { own } from "./dom.js";
+import { own } from "../dom.js";
 import { rowsWithin } from "./shapes.js";
-import { go } from "./state.js";
+import { go } from "../state.js";
 
 const STEP = 60; // CSS pixels that an arrow key moves the map
 const CLICK = 4; // CSS pixels; a pointer that moves further drags

@@ -1,6 +1,6 @@
 // The dialog that exports the selected images, with the command that sends a label file to Forager.
 
-import { count, h, plural, Problem, sendRows } from "./dom.js";
+import { count, h, plural, Problem, sendRows } from "../dom.js";
 
 const FORMATS = {
   names: ["Object names", "one per line"],

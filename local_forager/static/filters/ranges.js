@@ -1,9 +1,9 @@
 // Filters by what an image measures: its width, height, aspect and file size. Each has a histogram to
 // brush and two boxes for exact limits.
 
-import { bytes, count, h, pause, Problem } from "./dom.js";
+import { bytes, count, h, pause, Problem } from "../dom.js";
 import { Histogram } from "./histogram.js";
-import { go, leaveHealth } from "./state.js";
+import { go, leaveHealth } from "../state.js";
 
 const POLL = 700; // milliseconds until histograms are asked for again while the server computes
 const KILO = 1000;

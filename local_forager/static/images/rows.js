@@ -1,7 +1,7 @@
 // The images that pass the filters, and what is known about each. Kept until labels change.
 
-import { askArray } from "./dom.js";
-import { FILTERS, LABEL_LISTS, labelsIn } from "./state.js";
+import { askArray } from "../dom.js";
+import { FILTERS, LABEL_LISTS, labelsIn } from "../state.js";
 
 const BATCH = 200; // images per request; the server accepts 500
 const KEPT = 20000; // summaries in memory
