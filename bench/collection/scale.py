@@ -129,7 +129,7 @@ def main(
     for rows, kind in ((few, ""), (many, ""), (names, NAMES_ONLY), (reused, REUSE)):
         with storage_server(rows, images, index_rows=rows - rows // NEW):
             words = ["reuse", str(rows)] if kind == REUSE else ["scale", "--one", f"{rows}:{kind}"]
-            command = [sys.executable, "-m", f"bench.{words[0]}", *words[1:]]
+            command = [sys.executable, "-m", f"bench.collection.{words[0]}", *words[1:]]
             printed = subprocess.run(
                 **guarded(command), capture_output=True, text=True, check=True
             ).stdout
