@@ -40,7 +40,8 @@ from preflight.earlier.changes import (
     describe_way,
     what_restart_deletes,
 )
-from preflight.earlier.resume import begin_or_continue, finished, reopen_damaged
+from preflight.earlier.found import finished
+from preflight.earlier.resume import begin_or_continue, reopen_damaged
 from preflight.options import OPTION_GROUPS, check_combinations, ingest_options
 from preflight.plan import Plan, make_plan
 from preflight.request import Request

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+Group = tuple[str, str]  # category, mode
 ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each call
 
 

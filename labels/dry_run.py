@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common.terminal import count, printable
 from forager.answers import DatasetInfo
 from forager.client import Forager
-from forager.payloads import Box, Label
+from forager.payloads import Box, Group, Label
 from forager.stored import (
     NOTHING,
     CannotTell,
@@ -25,7 +25,7 @@ from forager.stored import (
 )
 from labels.journal import STORED, Journal
 from labels.report import amount, count_asked, numbers_table, shortened
-from labels.requests import Group, Plan
+from labels.requests import Plan
 from labels.similar import notes_on_categories, show_notes
 
 # Images per question. A server of generation B with 1.6 million annotations took 1 s for 1,000 or

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import click
 
 from common.terminal import count, printable, table
+from forager.payloads import Group
 from labels.journal import Entry, Journal
-from labels.requests import BOXES, LABELS, BoxRequest, Group, LabelRequest, Plan, Request
+from labels.requests import BOXES, LABELS, BoxRequest, LabelRequest, Plan, Request
 
 SHOWN_LINES = 10  # of a list, on the screen; all of them go to a file
 

@@ -7,13 +7,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from common.terminal import count, printable
-from forager.payloads import Box, Label, annotation_fields, label_body, multi_body
-
-if TYPE_CHECKING:
-    from labels.images import KnownImages
+from forager.payloads import Box, Group, Label, annotation_fields, label_body, multi_body
+from labels.images import KnownImages
 
 # Django refuses bodies over 2,621,440 bytes. nginx, which often stands in front of it, by default
 # refuses bodies over 1,048,576.
@@ -27,7 +25,6 @@ MIN_SAVED_REQUESTS = 10
 
 LABELS, BOXES = "labels", "boxes"  # kinds of requests
 
-Group = tuple[str, str]  # category, mode
 T = TypeVar("T")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import click
 
 from common.terminal import printable
+from forager.payloads import Group
 from labels.images import KnownImages
-from labels.requests import Group
 
 SHOWN = 10  # notes
 

@@ -19,7 +19,7 @@ from engine.loading import ModelLoader
 from preflight import checks
 from preflight.describe import describe_skipped
 from preflight.earlier.changes import check_changes
-from preflight.earlier.resume import check_same, settle_taken_name
+from preflight.earlier.found import check_same, settle_taken_name
 from preflight.renames import write_renames
 from preflight.request import Request
 from preflight.sources import Computed, Reuse, find_sources, precisions_that_do

@@ -1,6 +1,7 @@
 """Which folder may import which: imports go one way, from a later rank to an earlier one."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -74,12 +75,37 @@ def violations(files):
     return found
 
 
-def test_imports_go_one_way():
+def circle(files):
+    """Files that import each other, the first of them again at the end; or []."""
+    paths = {path.removesuffix(".py").replace("/", "."): path for path in files}
+    imports = {path: set() for path in files}
+    for path, source in files.items():
+        for module in imported_modules(path, source):
+            found = paths.get(module) or paths.get(module.rpartition(".")[0])
+            imports[path] |= {found} - {None, path}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+@pytest.fixture(scope="module")
+def files():
     packages = [path.parent for path in ROOT.glob("*/__init__.py")]
     paths = [*ROOT.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
     assert len(paths) > 50
-    files = {str(path.relative_to(ROOT)): path.read_text() for path in paths}
+    return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
+
+
+def test_imports_go_one_way(files):
     assert violations(files) == set()
+
+
+def test_no_files_import_each_other_in_a_circle(files):
+    assert circle(files) == []
+    lower = {"a/one.py": "from a.two import f", "a/two.py": "def f():\n    from a import one"}
+    assert set(circle(lower)) == set(lower)
 
 
 @pytest.mark.parametrize(

@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import platform
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
 import gcs
-from common.program import copy_program
+from common.program import copy_program, program_digest
 
 INSTALL = "pip install -r requirements-ray.txt"
 CONNECT_TIMEOUT_S = 10
 KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
+PACKAGES = ("ray", "torch", "numpy", "Pillow")  # whose versions numbers and protocols depend on
 HEAD_PORT = 6379  # of a cluster's head node, if the address names none
 ENVIRONMENT = (  # variables that workers get
     gcs.EMULATOR,
@@ -224,10 +227,8 @@ class Cluster:
         from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from engine.ray import workers
-
-        expected = expected or workers.versions()
-        task = ray.remote(num_cpus=0)(workers.versions)
+        expected = expected or versions()
+        task = ray.remote(num_cpus=0)(versions)
         answers = {}
         for node in self.nodes():
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -252,6 +253,17 @@ class Cluster:
                     f"The Ray node {host} has {', '.join(different)}: install the same versions "
                     f"there with `{INSTALL}`."
                 )
+
+
+def versions() -> dict[str, str]:
+    """The versions on this machine of everything that the numbers depend on."""
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return {**found, "this program": program_digest()}
 
 
 def environment(*, to_others: bool) -> dict[str, str]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import platform
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +18,6 @@ import pyarrow as pa
 import ray
 
 from common.network.activity import RequestsToTell
-from common.program import program_digest
 from dataset.arrays import Embedding
 from dataset.state.rows import Row, State
 from engine.batches import BatchEmbedder, Batches
@@ -33,7 +30,6 @@ from engine.stages import DECODE, FETCH, MODELS, THUMBNAILS, StageTime
 FETCHES = 32  # images of one task under way at once: most of their time they wait for the bucket
 DECODED_PIXELS = 40_000_000  # of one task: 3 bytes per pixel, about 10 while decoding
 PREPARED_AHEAD = 2  # images that are decoded and wait to be packed, beside the pack
-PACKAGES = ("ray", "torch", "numpy", "Pillow")  # whose versions numbers and protocols depend on
 STAGES = (FETCH, DECODE, MODELS, THUMBNAILS)
 
 
@@ -51,17 +47,6 @@ def probe(load: Callable[[], Any]) -> Loaded:
     """Load the models once, to learn before the run what `auto` chooses on a worker."""
     embedder = load()
     return Loaded(*(getattr(embedder, field) for field in Loaded._fields))
-
-
-def versions() -> dict[str, str]:
-    """The versions on this machine of everything that the numbers depend on."""
-    found = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return {**found, "this program": program_digest()}
 
 
 class Job(NamedTuple):

@@ -14,10 +14,9 @@ from common.names import (
     identifier,
     text_problem,
 )
-from forager.payloads import Box
+from forager.payloads import Box, Group
 from labels.file.describe import LabelFileError, got, inverted, key, quoted
 from labels.file.modes import misspelled
-from labels.requests import Group
 
 MAX_FINDINGS = 100_000
 COORDINATES = ("x1", "y1", "x2", "y2")

@@ -29,7 +29,7 @@ from dataset.state.rows import State  # noqa: E402
 from engine.checkpoint import ImagesChanged, Recorder  # noqa: E402
 from engine.local.pipeline import Pipeline  # noqa: E402
 from engine.ray import workers  # noqa: E402
-from engine.ray.cluster import Cluster, ClusterError, Pool  # noqa: E402
+from engine.ray.cluster import Cluster, ClusterError, Pool, versions  # noqa: E402
 from engine.ray.driver import RayPipeline  # noqa: E402
 from engine.ray.worker_files import send  # noqa: E402
 from gcs import ListedObject  # noqa: E402
@@ -277,7 +277,7 @@ def test_device_that_names_one_gpu_is_refused(cluster):
 
 def test_nodes_with_other_versions_are_refused(cluster):
     cluster.check_versions()
-    expected = {**workers.versions(), "torch": "0.1"}
+    expected = {**versions(), "torch": "0.1"}
     with pytest.raises(ClusterError, match=r"127.0.0.1 has torch .*\(here 0.1\)"):
         cluster.check_versions(expected)
 

@@ -1,0 +1,128 @@
+"""What a work directory holds of an earlier run: is it finished, the same ingest, or in the way?"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+import click
+
+import gcs
+from common.findings import Findings
+from common.terminal import count, printable
+from dataset import arrays
+from dataset.state.rows import TRAIN, VAL, State
+from dataset.work_directory import WorkDirectory
+from engine.loading import ModelLoader
+from forager.addresses import shown_server
+from preflight.earlier.changes import computed, reuse_option, what_restart_deletes
+from preflight.request import Request
+from storage.bucket import Bucket
+from weights.files import WeightsError
+
+
+def finished(request: Request, state: State | None, loader: ModelLoader) -> str:
+    """What a work directory holds, if this server has just what is requested; else "".
+
+    Blocks: it reads the files of the weights, where all else is the same.
+    """
+    if state is None or not state.is_registered or request.restart or request.dry_run:
+        return ""
+    servers = state.servers()
+    if servers and shown_server(request.server_url) not in servers:
+        return ""
+    if any(state.option(name) != value for name, value in request.identity().items()):
+        return ""
+    if not _same_weights(state, loader):
+        return ""
+    train, val, total = state.present(TRAIN), state.present(VAL), state.counts()
+    failed = total.failed - (total.images - train - val)
+    return (
+        f"{request.name} was registered with {train:,} training and {val:,} validation images"
+        + (f", of which {failed:,} failed" if failed else "")
+        + f" (index {state.index_id})"
+    )
+
+
+def _same_weights(state: State, loader: ModelLoader) -> bool:
+    """Whether the requested weights are those of a state, or cannot be read."""
+    try:
+        loader.find_clip()
+        return loader.digests() == (state.option("resnet_weights"), state.option("clip_weights"))
+    except (WeightsError, OSError):
+        return True  # nothing is left to compute
+
+
+def check_same(findings: Findings, earlier: State, identity: dict[str, str]) -> bool:
+    """That the earlier run in this work directory was the same ingest, and its arrays are there.
+
+    Returns whether it was the same.
+    """
+    where = earlier.directory
+    ways_out = (
+        f"start over with --restart, which deletes {what_restart_deletes(earlier)}; or keep both "
+        "with another --work_dir"
+    )
+    differences = [name for name in identity if earlier.option(name) not in (None, identity[name])]
+    for name in differences:
+        before, now = printable(earlier.option(name) or ""), printable(identity[name])
+        findings.add(
+            f"{where} holds an ingest with another {name} ({before}, now {now}): {ways_out}."
+        )
+    counts = earlier.counts()
+    if counts.done and not arrays.arrays_complete(where, counts.images):
+        findings.add(
+            f"The arrays of {count(counts.done, 'finished image')} are missing or cut short in "
+            f"{where}: {ways_out}."
+        )
+    return not differences
+
+
+async def settle_taken_name(
+    findings: Findings,
+    earlier: State,
+    work: WorkDirectory,
+    registered: str,
+    *,
+    delete: bool,
+) -> None:
+    """Another index has taken the name of an earlier run: say what that uploaded, or delete it.
+
+    `registered` is the id of the index that the server has under the name. It may be that of the
+    earlier run itself, if that ended before it recorded the answer: then nothing is deleted.
+    """
+    bucket, index_id = earlier.option("bucket"), earlier.index_id
+    if index_id == registered:
+        findings.add(
+            f"This dataset is that of the earlier run in {work.path}: the same command without "
+            "--restart finishes it. To start over, remove the dataset on the server first."
+        )
+    elif delete:
+        await delete_earlier(earlier, registered=False)
+        work.forget_state()
+        findings.add(f"The earlier run in {work.path} was deleted, here and in gs://{bucket}.")
+    else:
+        findings.add(
+            f"What the earlier run in {work.path} uploaded is left in gs://{bucket}, under "
+            f"indexes/{index_id}/, aux_labels/{index_id}/ and thumbnails/{index_id}/: the same "
+            f"command with --restart deletes {what_restart_deletes(earlier)}. Another NAME with "
+            f"{reuse_option(work.path)} and another --work_dir copies what is computed."
+        )
+
+
+async def delete_earlier(earlier: State, *, registered: bool) -> None:
+    """Delete what an earlier run made, here and, unless it was registered, in the index bucket.
+
+    It is marked first: were this interrupted, its rows would count as done without thumbnails.
+    """
+    vectors = computed(earlier, earlier.counts().done)
+    earlier.mark_abandoned()
+    if not registered:
+        client = await asyncio.to_thread(gcs.make_client)
+        with Bucket(client, earlier.option("bucket") or "") as bucket:
+            deleted = await bucket.delete_index(earlier.index_id)
+        click.echo(
+            f"Deleted {vectors}, with {count(deleted, 'object')} in gs://{bucket.name}.", err=True
+        )
+    for name in ("index", "aux"):
+        shutil.rmtree(earlier.directory / name, ignore_errors=True)
