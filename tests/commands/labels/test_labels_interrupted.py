@@ -7,32 +7,8 @@ import signal
 import pytest
 
 from testing.servers.processes import LONGEST_S
+from tests.commands.labels.label_command import GOOD, STORED, Proxy, serve
 from tests.damage import damaged_in_some_way
-from tests.label_command import (
-    GOOD,
-    STORED,
-    Proxy,
-    begin,
-    bucket,
-    label_servers,
-    run,
-    run_process,
-    serve,
-    server,
-    server_a,
-    server_b,
-)
-
-__all__ = [  # fixtures
-    "begin",
-    "bucket",
-    "label_servers",
-    "run",
-    "run_process",
-    "server",
-    "server_a",
-    "server_b",
-]
 
 
 def test_faults_before_b_change_nothing(server_b, run):

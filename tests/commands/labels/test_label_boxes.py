@@ -5,29 +5,7 @@ import json
 import pytest
 
 import gcs
-from tests.label_command import (
-    GOOD,
-    STORED,
-    Proxy,
-    begin,
-    bucket,
-    label_servers,
-    run,
-    serve,
-    server,
-    server_a,
-    server_b,
-)
-
-__all__ = [  # fixtures
-    "begin",
-    "bucket",
-    "label_servers",
-    "run",
-    "server",
-    "server_a",
-    "server_b",
-]
+from tests.commands.labels.label_command import GOOD, STORED, Proxy, serve
 
 
 def box(category="cat", x2=40.5, **fields):

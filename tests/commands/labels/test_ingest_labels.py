@@ -12,31 +12,7 @@ from aiohttp import web
 from common.program import ROOT
 from labels import dry_run
 from labels.images import KnownImages
-from tests.label_command import (
-    GOOD,
-    LABELS,
-    STORED,
-    begin,
-    bucket,
-    label_servers,
-    run,
-    run_process,
-    serve,
-    server,
-    server_a,
-    server_b,
-)
-
-__all__ = [  # fixtures
-    "begin",
-    "bucket",
-    "label_servers",
-    "run",
-    "run_process",
-    "server",
-    "server_a",
-    "server_b",
-]
+from tests.commands.labels.label_command import GOOD, LABELS, STORED, serve
 
 
 def test_labels_are_stored(server, run_process, tmp_path):
