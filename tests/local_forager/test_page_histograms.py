@@ -98,6 +98,20 @@ def test_brush_with_the_mouse(server, tabs):
     total(page, "2 of 80 images")
 
 
+def test_brush_back_before_the_new_distributions_are_there(server, tabs):
+    page = tabs(f"{server.url}/d")
+    complete(page)
+    expect(page.get_by_role("slider", name="Width: lower end")).to_be_visible()
+    page.route("**/histograms?*min_width*", lambda held: None)  # never answered
+    at = plot(page, "width")
+    for start, end, found in ((0.8, 1.2, "2 of 80 images"), (0.8, -0.2, "80 images")):
+        page.mouse.move(*at(start))
+        page.mouse.down()
+        page.mouse.move(*at(end), steps=3)
+        page.mouse.up()
+        total(page, found)
+
+
 def test_brush_with_the_keyboard(server, tabs):
     page = tabs(f"{server.url}/d")
     complete(page)

@@ -39,11 +39,8 @@ export class Histogram {
     this.element.hidden = !histogram;
     if (!histogram) return;
     this.histogram = histogram;
-    const { edges, images, chosen } = histogram;
+    const { images, chosen } = histogram;
     this.bars = images.length;
-    const bar = (value) => Math.min(this.bars - 1, Math.max(0, edges.findLastIndex((edge) => edge <= value)));
-    this.givenLimits = [low ?? edges[0], high ?? Number((edges[this.bars] - histogram.step).toFixed(3))];
-    this.given = [low === null ? 0 : bar(low), high === null ? this.bars : bar(high) + 1];
     this.drawing.setAttribute("viewBox", `0 0 ${this.bars} ${HEIGHT}`);
     // Square roots, so that few images can be seen beside many.
     const top = Math.sqrt(Math.max(1, ...images));
@@ -53,6 +50,16 @@ export class Histogram {
     }).join("");
     this.all.setAttribute("d", path(images));
     this.part.setAttribute("d", path(chosen));
+    this.limit(low, high);
+  }
+
+  // The limits that the address has now: what a brush is compared with.
+  limit(low, high) {
+    if (!this.histogram) return;
+    const { edges, step } = this.histogram;
+    const bar = (value) => Math.min(this.bars - 1, Math.max(0, edges.findLastIndex((edge) => edge <= value)));
+    this.givenLimits = [low ?? edges[0], high ?? Number((edges[this.bars] - step).toFixed(3))];
+    this.given = [low === null ? 0 : bar(low), high === null ? this.bars : bar(high) + 1];
     if (!this.drag && !this.waiting) this.move(this.given);
   }
 

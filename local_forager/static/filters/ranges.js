@@ -55,6 +55,7 @@ export class Ranges {
     const fields = Object.keys(RANGES).filter((field) => available || field === "bytes");
     this.element.replaceChildren(...fields.map((field) => this.range(field)),
       ...(available ? [] : [h("p", { class: "quiet" }, reason)]));
+    for (const field of fields) this.histograms[field].limit(...this.limitsOf(field));
     this.refresh();
   }
 
