@@ -18,7 +18,7 @@ test: $(INSTALLED)  ## all quick tests; TEST_FLAGS goes to pytest
 
 soak: $(INSTALLED)  ## the slow tests: many kills, many faults
 	$(RUN) -m pytest -m soak $(TEST_FLAGS)
-	$(RUN) -m pytest --hypothesis-profile=default -m hypothesis $(TEST_FLAGS)
+	$(RUN) -m pytest --hypothesis-profile=others -m hypothesis $(TEST_FLAGS)
 
 check: $(INSTALLED)  ## lint, format, types
 	$(RUN) -m ruff check .

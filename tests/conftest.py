@@ -27,6 +27,7 @@ MAX_WORKERS = 4  # of `make test`
 
 # The same examples every time: a run of CI fails for the change it tests. `make soak` tries others.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("others", deadline=None)
 settings.load_profile("repeatable")
 
 
