@@ -44,11 +44,6 @@ QUIET = {
 }
 
 
-# Workers of a Ray that is started here get as much of the processors as without Ray, not a niceness
-# of 15.
-LOCAL = {"RAY_worker_niceness": "0"}
-
-
 class ClusterError(click.ClickException):
     """What is wrong with the cluster, and what to do, in one sentence."""
 
@@ -141,8 +136,8 @@ class Cluster:
             }
             if self.is_local:
                 _stay_on_loopback()
-                for name, value in LOCAL.items():
-                    os.environ.setdefault(name, value)
+                # Workers get as much of the processors as without Ray, not a niceness of 15.
+                os.environ.setdefault("RAY_worker_niceness", "0")
                 settings |= {"include_dashboard": False, "address": "local", **self._local}
             else:
                 settings["address"] = self._address
