@@ -74,6 +74,14 @@ def plot(page, name):
     return lambda share: (box["x"] + share * box["width"], box["y"] + box["height"] / 2)
 
 
+def brush(page, start, end):
+    """Press the button at one place of the screen and release it at another."""
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=3)
+    page.mouse.up()
+
+
 def test_brush_with_the_mouse(server, tabs):
     page = tabs(f"{server.url}/d")
     complete(page)
@@ -88,10 +96,7 @@ def test_brush_with_the_mouse(server, tabs):
     total(page, "2 of 80 images")
     shows_rows(page, [10, 11])
     expect(page.locator(".summary .chip")).to_contain_text("width from ")
-    page.mouse.move(*at(0.8))  # the handle, back to the beginning
-    page.mouse.down()
-    page.mouse.move(*at(-0.2), steps=3)
-    page.mouse.up()
+    brush(page, at(0.8), at(-0.2))  # the handle, back to the beginning
     total(page, "80 images")
     expect(page).to_have_url(f"{server.url}/d")
     page.go_back()
@@ -105,10 +110,7 @@ def test_brush_back_before_the_new_distributions_are_there(server, tabs):
     page.route("**/histograms?*min_width*", lambda held: None)  # never answered
     at = plot(page, "width")
     for start, end, found in ((0.8, 1.2, "2 of 80 images"), (0.8, -0.2, "80 images")):
-        page.mouse.move(*at(start))
-        page.mouse.down()
-        page.mouse.move(*at(end), steps=3)
-        page.mouse.up()
+        brush(page, at(start), at(end))
         total(page, found)
 
 
