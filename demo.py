@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from common.errors import IngestError, WeightsError
+from common.options import Command
 from common.program import ROOT
 from testing.photographs import crops, encoded
 from testing.servers.guarded import guarded
@@ -50,7 +52,6 @@ class Weights(NamedTuple):
 def choose_weights() -> Weights:
     """The real weights if they are on this machine, or else the seeded ones; prints which."""
     from weights.clip import CLIP_ID, check_clip_weights
-    from weights.files import WeightsError
     from weights.resnet50 import RESNET_DOWNLOAD
 
     options, server = [], []
@@ -91,7 +92,7 @@ def start_server(directory: Path, port: int | None, *options: str) -> Service:
     """A local Forager of this demo, at this port; None is PORT, or a free one if that is in use.
 
     Raises:
-        click.ClickException: the port is in use.
+        IngestError: the port is in use.
     """
     try:
         chosen = PORT if port is None else port
@@ -102,7 +103,7 @@ def start_server(directory: Path, port: int | None, *options: str) -> Service:
         if not in_use:
             raise
         if port is not None:
-            raise click.ClickException(in_use[0]) from error
+            raise IngestError(in_use[0]) from error
     click.echo(f"Another program uses port {PORT}, so the page gets a free port.")
     return start_server(directory, 0, *options)
 
@@ -186,7 +187,7 @@ def show_results(client: storage.Client, server_url: str) -> None:
     click.echo(json.dumps(info))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--serve/--no-serve", default=True, help="Serve the page until Ctrl-C, or end.")
 @click.option(
     "--port",

@@ -150,7 +150,7 @@ class Embedder:
 
         Raises:
             WeightsError, DeviceError: they cannot be loaded.
-            ClickException: `original` is not installed.
+            IngestError: `original` is not installed.
         """
         self._device = devices.choose_device(device)
         self.device = str(self._device)

@@ -18,11 +18,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit
 
-import click
-
+from common.errors import StorageError, TransientError
 from common.names import GsPath
 from common.network import retries
-from common.network.retries import TransientError
 from common.terminal import printable
 
 if TYPE_CHECKING:
@@ -52,17 +50,6 @@ XML_REASON = re.compile(r"<(?:Details|Message|title)>([^<]+)<")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class StorageError(click.ClickException):
-    """Storage did not do what was asked; the message names the object and the reason.
-
-    `status` is the HTTP status of the answer, or None where there was none.
-    """
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Refused(Exception):

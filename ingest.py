@@ -13,12 +13,13 @@ from typing import Any
 import click
 
 import gcs
+from common.errors import IngestError
 from common.files import disk_errors, write_atomically
 from common.network.activity import warn
 from common.options import CONTEXT_SETTINGS, GroupedCommand, Limit, shared_options
 from common.resources import raise_open_file_limit, shortages
 from common.signals import leave, until_interrupted
-from common.terminal import count, duration, printable, size
+from common.terminal import count, duration, printable, say, size
 from dataset.arrays import Arrays
 from dataset.lists import index_files, write_lists
 from dataset.manifest import EXACTNESS
@@ -102,7 +103,7 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     """Check, embed, upload, register: the whole ingest.
 
     Raises:
-        click.ClickException: what stopped it, for the user.
+        IngestError: what stopped it, for the user.
     """
     try:
         raise_open_file_limit()
@@ -119,7 +120,7 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
         report.end(error)
         if request.as_json:
             with contextlib.suppress(OSError):  # the message on stderr matters more
-                click.echo(report.text())
+                print(report.text(), flush=True)
         raise
     print_result(request, report.text() if request.as_json else summarize(report))
 
@@ -133,7 +134,7 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
         report.outcome, report.page = FINISHED, page_of(request, state)
         report.keeps_earlier = True
         if state.outdated_by:
-            raise click.ClickException(outdated(request.name, state.outdated_by))
+            raise IngestError(outdated(request.name, state.outdated_by))
         report.message = f"This ingest is finished: {what_it_holds}. Look at {report.page}"
         if request.relist:
             _say(
@@ -306,7 +307,7 @@ def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) 
     """Write failed.json, and stop here if there are more failed images than were allowed.
 
     Raises:
-        click.ClickException: how many failed, which, and what to do.
+        IngestError: how many failed, which, and what to do.
     """
     counts = state.counts()
     if counts.done + counts.failed != counts.images:
@@ -328,7 +329,7 @@ def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) 
     if len(failed) > FAILURES_SHOWN:
         examples += "\n  ..."
     too_many = f", more than the {allowed:,} allowed" if skip_bad_images else ""
-    raise click.ClickException(
+    raise IngestError(
         f"{counts.failed:,} of {count(counts.images, 'image')} cannot be embedded{too_many}; "
         f"nothing was registered.{examples}\nAll of them are in {path}. Replace or remove them and "
         "run the same command again (after removing any, with --relist, which leaves them out and "
@@ -341,12 +342,12 @@ async def upload(state: State, bucket: str) -> None:
     """Upload the index and verify every object of it.
 
     Raises:
-        click.ClickException: an array is damaged on the disk, or an object cannot be written.
+        IngestError: an array is damaged on the disk, or an object cannot be written.
     """
     start = time.monotonic()
     checksums = await asyncio.to_thread(reopen_damaged, state)
     if state.has_pending():
-        raise click.ClickException(
+        raise IngestError(
             "Nothing was registered. Run the same command again: it embeds the images whose "
             "vectors are damaged, and continues."
         )
@@ -370,7 +371,7 @@ async def register(
     find the images that vanished before, and it leaves their rows in the index unused.
 
     Raises:
-        click.ClickException: the bucket changed, or the server did not register the dataset.
+        IngestError: the bucket changed, or the server did not register the dataset.
     """
     start = time.monotonic()
     wanted = DatasetInfo(state.index_id, state.present(TRAIN), state.present(VAL))
@@ -387,7 +388,7 @@ async def register(
     # Only now: a run that was killed before this compares again.
     state.mark_registered(forager.shown, viewer_url=forager.viewer_url)
     if changes:
-        raise click.ClickException(outdated(name, changes))
+        raise IngestError(outdated(name, changes))
     seconds = time.monotonic() - start
     _say(
         f"Registered {name} with {wanted.num_train:,} training and {wanted.num_val:,} validation "
@@ -415,17 +416,17 @@ def page_of(request: Request, state: State | None) -> str:
 def print_result(request: Request, result: str) -> None:
     """Print it. Everything else is done by now, whatever happens to the output."""
     try:
-        click.echo(result)
+        print(result, flush=True)
         sys.stdout.flush()
     except OSError as error:
         done = "Every check passed" if request.dry_run else f"{request.name} is registered"
-        raise click.ClickException(
+        raise IngestError(
             f"{done}. Only the summary could not be printed ({error.strerror})."
         ) from error
 
 
 def _say(message: str) -> None:
-    click.echo(message, err=True)
+    say(message)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from common.errors import IngestError, ServerError
 from common.findings import Findings
 from common.names import MAX_TEXT_LENGTH, dataset_name_error, text_problem
-from common.options import CONTEXT_SETTINGS, shared_options
-from common.terminal import count, printable
+from common.options import CONTEXT_SETTINGS, Command, shared_options
+from common.terminal import count, printable, say
 
 if TYPE_CHECKING:  # imported by the functions that use them, so that --help is fast
     from forager.answers import DatasetInfo
@@ -53,7 +54,7 @@ class LabelOptions(NamedTuple):
         return (self.work_dir or self.label_file.parent) / f"{self.label_file.name}{suffix}"
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("name")
 @click.argument("label_file", metavar="LABELS.json", type=click.Path(path_type=Path))
 @click.option(
@@ -134,7 +135,7 @@ async def ingest(options: LabelOptions) -> bool:
     """Check the labels, send them, report. Returns whether all labels were stored.
 
     Raises:
-        click.ClickException: what stopped it, for the user.
+        IngestError: what stopped it, for the user.
     """
     from forager.addresses import dataset_page
     from forager.client import Forager
@@ -195,7 +196,7 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: b
     `mixed` says whether the server takes labels of several categories in one request.
 
     Raises:
-        click.ClickException: there are labels of other images, or boxes outside their images.
+        IngestError: there are labels of other images, or boxes outside their images.
     """
     from labels.images import check_boxes, image_sizes, inversion, known_images, split_unknown
     from labels.report import shortened
@@ -210,7 +211,7 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: b
     if known is not None:
         kept, unknown = split_unknown(labels, known)
         if unknown and (problem := inversion(labels, kept, known)):
-            raise click.ClickException(f"{printable(str(options.label_file))}: {problem}")
+            raise IngestError(f"{printable(str(options.label_file))}: {problem}")
         labels = kept
     if unknown:
         paths = [printable(labels.paths[image], 1000) for image in unknown]
@@ -218,14 +219,13 @@ def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: b
     if labels.boxes:
         sizes = image_sizes(options.bucket, info.index_id)
         if not sizes:
-            click.echo(
+            say(
                 "The index does not tell the sizes of the images, so it is not checked that boxes "
                 "are inside their images.",
-                err=True,
             )
         if problems := check_boxes(labels.boxes, sizes):
             listed = shortened(problems, options.file_beside(".problems.txt"))
-            raise click.ClickException(
+            raise IngestError(
                 f"{printable(str(options.label_file))} has {count(len(problems), 'problem')}:\n"
                 f"{listed}"
             )
@@ -238,10 +238,9 @@ def check_arguments(options: LabelOptions) -> tuple[Labels, str]:
     """The labels of the file, and its SHA-256 in hexadecimal.
 
     Raises:
-        click.ClickException: everything that is wrong with the arguments and the file.
+        IngestError: everything that is wrong with the arguments and the file.
     """
     from forager.addresses import check_server_url
-    from forager.answers import ForagerError
 
     findings = Findings()
     if problem := dataset_name_error(options.name):
@@ -251,7 +250,7 @@ def check_arguments(options: LabelOptions) -> tuple[Labels, str]:
     else:
         try:
             check_server_url(options.server_url)
-        except ForagerError as error:
+        except ServerError as error:
             findings.add(error.message)
     if problem := user_error(options.user):
         findings.add(problem)
@@ -295,7 +294,7 @@ async def find_dataset(server: Forager, name: str) -> DatasetInfo:
     """The dataset on the server.
 
     Raises:
-        click.ClickException: there is none of this name, and which there are.
+        IngestError: there is none of this name, and which there are.
     """
     info = await server.dataset(name)
     if info is not None:
@@ -308,18 +307,18 @@ async def find_dataset(server: Forager, name: str) -> DatasetInfo:
     else:
         more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
         hint = f"It has {', '.join(map(printable, sorted(names)[:SHOWN_NAMES]))}{more}."
-    raise click.ClickException(f"There is no dataset {name} on {server.shown}. {hint}")
+    raise IngestError(f"There is no dataset {name} on {server.shown}. {hint}")
 
 
 def check_generation(options: LabelOptions, labels: Labels, appends: bool) -> None:
-    """Raise a ClickException if a server of this generation cannot store what is asked."""
+    """Raise a IngestError if a server of this generation cannot store what is asked."""
     if len(options.user) > MAX_EMAIL_LENGTH_B and not appends:
-        raise click.ClickException(
+        raise IngestError(
             f"--user {printable(options.user)} is longer than {MAX_EMAIL_LENGTH_B} characters, "
             "which this server does not store."
         )
     if labels.boxes and appends and not options.skip_boxes:
-        raise click.ClickException(
+        raise IngestError(
             f"This server stores no boxes, and {printable(str(options.label_file))} has "
             f"{count(len(labels.boxes), 'box', 'boxes')}: add --skip_boxes to store only the "
             "labels of whole images."
@@ -330,7 +329,7 @@ def refuse_unknown(options: LabelOptions, paths: list[str], hint: str) -> None:
     """Say which images the dataset does not have.
 
     Raises:
-        click.ClickException: without --skip_unknown.
+        IngestError: without --skip_unknown.
     """
     from labels.report import shortened
 
@@ -340,10 +339,10 @@ def refuse_unknown(options: LabelOptions, paths: list[str], hint: str) -> None:
         f"dataset {options.name}:\n" + shortened(paths, list_file, always=True)
     ) + (f"\n{hint}" if hint else "")
     if not options.skip_unknown:
-        raise click.ClickException(
+        raise IngestError(
             f"{message}\nCorrect the label file, or skip these labels with --skip_unknown."
         )
-    click.echo(f"Skipped: {message}", err=True)
+    say(f"Skipped: {message}")
 
 
 if __name__ == "__main__":

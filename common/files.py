@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import google_crc32c
 
+from common.errors import DiskError
 from common.terminal import printable
 
 DISK_ERRNOS = {
@@ -41,10 +41,6 @@ class FileToUpload(NamedTuple):
     object_name: str
     content_type: str
     crc32c: int | None = None  # where it is known already
-
-
-class DiskError(click.ClickException):
-    """The disk is full, fails or holds damaged files; the message says what to do."""
 
 
 def is_disk_error(error: BaseException) -> bool:

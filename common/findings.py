@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import click
+from common.errors import IngestError
 
 
 class Findings:
@@ -21,10 +21,10 @@ class Findings:
             self.sentences.append(sentence)
 
     async def gather(self, check: Awaitable[Any]) -> Any:
-        """The result of one check, or None after adding the message of its ClickException."""
+        """The result of one check, or None after adding the message of its IngestError."""
         try:
             return await check
-        except click.ClickException as error:
+        except IngestError as error:
             self.add(error.message)
             return None
 
@@ -33,9 +33,9 @@ class Findings:
         return await self.gather(asyncio.to_thread(check, *args))
 
     def raise_if_any(self) -> None:
-        """Raise a ClickException with all findings, if there are any."""
+        """Raise a IngestError with all findings, if there are any."""
         if len(self.sentences) == 1:
-            raise click.ClickException(self.sentences[0])
+            raise IngestError(self.sentences[0])
         if self.sentences:
             listed = "".join(f"\n  - {sentence}" for sentence in self.sentences)
-            raise click.ClickException(f"{len(self.sentences)} problems found:{listed}")
+            raise IngestError(f"{len(self.sentences)} problems found:{listed}")

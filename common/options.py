@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from common.errors import IngestError
 from common.names import BUCKET_NAME, BUCKET_NAME_RULE
 from common.terminal import printable
 
@@ -80,7 +81,17 @@ class BucketType(click.ParamType[str]):
         self.fail(f"{printable(text)!r} is no bucket name: {form}.")
 
 
-class GroupedCommand(click.Command):
+class Command(click.Command):
+    """A command that prints an IngestError as one sentence and ends with exit code 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except IngestError as error:
+            raise click.ClickException(error.message) from error
+
+
+class GroupedCommand(Command):
     """A command whose --help shows its options under headings; `groups` is heading -> names."""
 
     def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **kwargs: Any) -> None:

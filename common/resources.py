@@ -11,14 +11,10 @@ import os
 import resource
 from collections.abc import Iterator
 
-import click
+from common.errors import IngestError, ShortageError
 
 OPEN_FILES = 1 << 20  # no more than this is asked for, where the hard limit is higher
 CONTINUE = "the same command then continues where this one stopped."
-
-
-class ShortageError(click.ClickException):
-    """The process or the machine ran out of something; the message says what to do."""
 
 
 def raise_open_file_limit() -> int:
@@ -39,7 +35,7 @@ def shortages() -> Iterator[None]:
     """Raise an exception that reports a shortage within a `with` block as ShortageError."""
     try:
         yield
-    except click.ClickException:
+    except IngestError:
         raise
     except Exception as error:
         if found := shortage(error):

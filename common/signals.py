@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
-import click
+from common.terminal import say
 
 # Exit codes by signal. A shell gives 130 after Ctrl-C and 129 after a closed terminal.
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGHUP: 129}
@@ -76,7 +76,7 @@ def handle_in_loop(number: int, handler: Handler) -> Handler:
 def leave_interrupted(number: int, message: str) -> NoReturn:
     """Print the message and end the process with the exit code of the signal."""
     with contextlib.suppress(OSError):  # the terminal may be closed
-        click.echo(message, err=True)
+        say(message)
     leave(EXIT_CODES[signal.Signals(number)])
 
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import google_crc32c
 import numpy as np
 
+from common.errors import DiskError
 from common.files import refuse_irregular, sync_directory
 
 
@@ -41,10 +41,6 @@ DTYPE = np.dtype("<f4")
 BYTES_PER_ROW = sum(DIMENSIONS.values()) * DTYPE.itemsize
 ROWS_PER_READ = 1000
 ZEROS = tuple(np.zeros(dimension, DTYPE) for dimension in DIMENSIONS.values())
-
-
-class DiskFull(click.ClickException):
-    """No space is left for the arrays."""
 
 
 class Embedding(NamedTuple):
@@ -75,7 +71,7 @@ class Arrays:
     not after hours.
 
     Raises:
-        DiskFull: not enough space.
+        DiskError: not enough space.
     """
 
     def __init__(self, directory: Path, rows: int) -> None:
@@ -90,7 +86,7 @@ class Arrays:
                 _allocate(self._files[name], size)
             except OSError as error:
                 self.close()
-                raise DiskFull(
+                raise DiskError(
                     f"{path} needs {size / 1e9:,.1f} GB ({error.strerror}): free space there, or "
                     "choose another disk with --work_dir."
                 ) from error

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
+from common.errors import IngestError
+from common.options import Command
 from dataset.arrays import DIMENSIONS, DTYPE, array_path, arrays_complete
 from dataset.manifest import ROWS_PER_GROUP, manifest_path, read_metadata
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 ROWS_PER_WRITE = 10_000  # 140 MB with all vectors
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--to",
@@ -56,7 +58,7 @@ def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
     """Write the Parquet file in row groups; returns the number of rows.
 
     Raises:
-        click.ClickException: the work directory has no finished index, or the file cannot be
+        IngestError: the work directory has no finished index, or the file cannot be
             written.
     """
     import pyarrow as pa
@@ -67,13 +69,13 @@ def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
         read_metadata(source)
         manifest = parquet.ParquetFile(source, page_checksum_verification=True)
     except (OSError, ValueError) as error:
-        raise click.ClickException(
+        raise IngestError(
             f"{directory} has no readable index/manifest.parquet: name the work directory of a "
             "finished ingest."
         ) from error
     count = manifest.metadata.num_rows
     if not arrays_complete(directory, count):
-        raise click.ClickException(
+        raise IngestError(
             f"The arrays in {directory} do not have the {count:,} rows of the manifest: run the "
             "ingest again to finish it."
         )
@@ -104,13 +106,13 @@ def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
 
 
 def _batches(manifest: parquet.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of a manifest. Raises click.ClickException if they cannot be read."""
+    """The rows of a manifest. Raises IngestError if they cannot be read."""
     from pyarrow import ArrowException
 
     try:
         yield from manifest.iter_batches(ROWS_PER_WRITE)
     except (ArrowException, OSError) as error:
-        raise click.ClickException(
+        raise IngestError(
             f"{path} is damaged: run the ingest again, or take the manifest from the index bucket."
         ) from error
 
@@ -120,16 +122,14 @@ def _written_whole(path: Path) -> Iterator[Path]:
     """A temporary name for a file that gets its own name once it is whole.
 
     Raises:
-        click.ClickException: it cannot be written; nothing is left of it.
+        IngestError: it cannot be written; nothing is left of it.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise click.ClickException(
-            f"{path} cannot be written ({error.strerror or error})."
-        ) from error
+        raise IngestError(f"{path} cannot be written ({error.strerror or error}).") from error
     finally:
         temporary.unlink(missing_ok=True)
 

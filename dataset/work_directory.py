@@ -21,8 +21,7 @@ import shutil
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import click
-
+from common.errors import DiskError
 from common.files import refuse_irregular, sync_directory
 from dataset.state.rows import State
 from dataset.state.state_file import remove_state
@@ -35,10 +34,6 @@ REPORT, TRIAL_REPORT = "report.json", "trial.json"
 TRIAL = "trial"
 # A directory with any of them is one of an ingest.
 OURS = ("lock", STATE, LISTING, REUSE, REPORT, TRIAL)
-
-
-class WorkDirectoryError(click.ClickException):
-    """The work directory cannot be used; the message says why and what to do."""
 
 
 class Closable(Protocol):
@@ -54,7 +49,7 @@ class WorkDirectory:
     A run that begins nothing leaves no more behind than its report.
 
     Raises:
-        WorkDirectoryError: another ingest holds it, or it cannot be written.
+        DiskError: another ingest holds it, or it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +64,7 @@ class WorkDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             there = os.listdir(self.path)
             if there and not any(name.startswith(OURS) for name in there):
-                raise WorkDirectoryError(
+                raise DiskError(
                     f"The directory {self.path} has files that are not of an ingest: choose "
                     "another with --work_dir."
                 )
@@ -79,7 +74,7 @@ class WorkDirectory:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self._lock = os.open(self.path / "lock", flags, 0o644)
         except OSError as error:
-            raise WorkDirectoryError(
+            raise DiskError(
                 f"The work directory {self.path} cannot be written ({error.strerror}): "
                 "choose another with --work_dir."
             ) from error
@@ -89,7 +84,7 @@ class WorkDirectory:
                 raise BlockingIOError
         except OSError as error:
             os.close(self._lock)
-            raise WorkDirectoryError(
+            raise DiskError(
                 f"Another ingest is running in {self.path}: wait for it, end it, or choose "
                 "another directory with --work_dir."
             ) from error
@@ -98,7 +93,7 @@ class WorkDirectory:
             _remove(self.path / RELISTING)
         except OSError as error:
             os.close(self._lock)
-            raise WorkDirectoryError(
+            raise DiskError(
                 f"The work directory {self.path} cannot be written ({error.strerror}): "
                 "repair the disk; the same command then continues where this one stopped."
             ) from error

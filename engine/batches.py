@@ -17,8 +17,9 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from common.errors import ImageError
 from dataset.arrays import Embedding
-from engine.decode import BadImage, Prepared
+from engine.decode import Prepared
 from engine.grouping import Groups
 from engine.stages import StageTime
 
@@ -112,7 +113,7 @@ class Batches:
         """The embedding of one image.
 
         Raises:
-            BadImage: it needs more memory than there is.
+            ImageError: it needs more memory than there is.
         """
         future: asyncio.Future[Embedding] = self._loop.create_future()
 
@@ -213,7 +214,7 @@ class Batches:
                     self._finish(self._launch([image]))
                 return
             height, width = images[0].pixels.shape[:2]
-            failure = BadImage(f"not enough memory to embed {width} x {height} pixels")
+            failure = ImageError(f"not enough memory to embed {width} x {height} pixels")
             failure.__cause__ = error
             outcomes = [(images[0], failure)]
         except Exception as error:

@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-import click
 import numpy as np
 from tqdm import tqdm
 
-from common.terminal import count, printable
+from common.errors import ImagesChanged
+from common.terminal import count, printable, say
 from dataset.arrays import BYTES_PER_ROW, ZEROS, Arrays, Embedding
 from dataset.state.rows import Outcome, Row, State
 from engine.decode import NotEmbedded
@@ -28,17 +28,15 @@ FAILURES_SHOWN = 10
 BAR_INTERVAL_S = (0.2, 30.0)  # between updates of the progress bar: on a terminal, in a log
 
 
-class ImagesChanged(click.ClickException):
-    """Images changed in the bucket after they were listed; their rows are still pending."""
-
-    def __init__(self, changed: int, examples: list[str]) -> None:
-        shown = "".join(f"\n  {example}" for example in examples)
-        more = f"\n  and {changed - len(examples):,} more" if changed > len(examples) else ""
-        super().__init__(
-            f"{count(changed, 'image')} changed in the bucket since they were listed; nothing was "
-            f"registered.{shown}{more}\nRun the same command again: it lists the bucket again and "
-            "embeds what was replaced."
-        )
+def images_changed(changed: int, examples: list[str]) -> ImagesChanged:
+    """The error at the end of a run in which images changed; all others are done."""
+    shown = "".join(f"\n  {example}" for example in examples)
+    more = f"\n  and {changed - len(examples):,} more" if changed > len(examples) else ""
+    return ImagesChanged(
+        f"{count(changed, 'image')} changed in the bucket since they were listed; nothing was "
+        f"registered.{shown}{more}\nRun the same command again: it lists the bucket again and "
+        "embeds what was replaced."
+    )
 
 
 class Recorder:
@@ -88,13 +86,12 @@ class Recorder:
                 await asyncio.gather(*both, return_exceptions=True)
                 self.commit()
         if self._rotated:
-            click.echo(
+            say(
                 f"EXIF rotations in {count(self._rotated, 'image')} of those embedded now are not "
                 "applied: vectors and thumbnails are of the pixels as stored.",
-                err=True,
             )
         if self._changed:
-            raise ImagesChanged(self._changed, self._changes)
+            raise images_changed(self._changed, self._changes)
 
     def take(
         self,

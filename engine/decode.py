@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
+from common.errors import ImageError
 from common.terminal import printable
 from models.clip_crop import CLIP_SIDE, clip_crop
 
@@ -36,10 +37,6 @@ Image.core.set_block_size(64 << 20)
 warnings.filterwarnings("ignore", module="PIL")
 
 
-class BadImage(Exception):
-    """This file cannot be embedded; the message is the reason, for failed.json."""
-
-
 class NotEmbedded(NamedTuple):
     """Why a row has no image, or no embedding."""
 
@@ -60,25 +57,25 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image with its header read and its pixels not yet decoded.
 
     Raises:
-        BadImage: empty, of no known format, or of more than `max_pixels`.
+        ImageError: empty, of no known format, or of more than `max_pixels`.
     """
     if not data:
-        raise BadImage("the file is empty")
+        raise ImageError("the file is empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise BadImage(f"not an image in a supported format ({', '.join(FORMATS)})") from error
+        raise ImageError(f"not an image in a supported format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's parsers raise struct.error, KeyError and others
-        raise BadImage(f"its header cannot be read ({_reason(error)})") from error
+        raise ImageError(f"its header cannot be read ({_reason(error)})") from error
     width, height = image.size
     if width * height > max_pixels:
-        raise BadImage(
+        raise ImageError(
             f"{width} x {height} is {width * height / 1e6:,.1f} megapixels; "
             f"at most {max_pixels / 1e6:,.1f} fit in memory here"
         )
     scans = data.count(SCAN_MARKER) if image.format in ("JPEG", "MPO") else 1
     if scans > MAX_JPEG_SCANS or scans * width * height > MAX_SCANNED_PIXELS:
-        raise BadImage(
+        raise ImageError(
             f"a JPEG of {scans:,} scans over {width * height / 1e6:,.1f} megapixels, which takes "
             "too long to decode"
         )
@@ -92,7 +89,7 @@ def decode(image: Image.Image) -> Image.Image:
     Pillow's conversion; what is transparent keeps its colour.
 
     Raises:
-        BadImage: truncated or damaged.
+        ImageError: truncated or damaged.
     """
     try:
         image.load()
@@ -101,7 +98,7 @@ def decode(image: Image.Image) -> Image.Image:
             image = Image.fromarray((values >> 8).astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError and others
-        raise BadImage(f"it cannot be decoded ({_reason(error)})") from error
+        raise ImageError(f"it cannot be decoded ({_reason(error)})") from error
 
 
 def is_rotated(image: Image.Image) -> bool:
@@ -131,7 +128,7 @@ def thumbnail(image: Image.Image) -> bytes:
     """A JPEG file at most 200 pixels high, aspect kept, never enlarged.
 
     Raises:
-        BadImage: wider than a JPEG file can be.
+        ImageError: wider than a JPEG file can be.
     """
     small = image
     if image.height > THUMBNAIL_HEIGHT:
@@ -141,7 +138,7 @@ def thumbnail(image: Image.Image) -> bytes:
         bicubic = Image.Resampling.BICUBIC
         small = image.resize((width, THUMBNAIL_HEIGHT), bicubic, reducing_gap=1.0)
     if small.width > MAX_JPEG_SIDE:
-        raise BadImage(f"its thumbnail would be {small.width:,} pixels wide, too wide for a JPEG")
+        raise ImageError(f"its thumbnail would be {small.width:,} pixels wide, too wide for a JPEG")
     file = io.BytesIO()
     small.save(file, "JPEG")
     return file.getvalue()
@@ -160,7 +157,7 @@ def prepare(
     and CLIP_BYTES.
 
     Raises:
-        BadImage: truncated or damaged.
+        ImageError: truncated or damaged.
     """
     rgb = decode(image)
     here = with_clip_input or rgb.height > TALL * rgb.width

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from common.errors import WeightsError
 from weights.clip import check_clip_weights, require_clip
-from weights.files import WeightsError, digest
+from weights.files import digest
 from weights.resnet50 import read_resnet_weights, require_resnet
 
 if TYPE_CHECKING:

@@ -15,13 +15,14 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from common.errors import ImageChanged, ImageError
 from common.resources import raise_open_file_limit, shortage
 from dataset.lists import thumbnail_name
 from dataset.state.rows import Row
 from engine import decode
-from engine.decode import BadImage, NotEmbedded, Prepared
+from engine.decode import NotEmbedded, Prepared
 from engine.stages import DECODE, FETCH, THUMBNAILS, Budget, Stage, StageTime
-from storage.async_client import AsyncStorage, ObjectChanged, ObjectUnusable
+from storage.async_client import AsyncStorage
 from storage.gzipped import unzipped, unzipped_size
 from storage.pace import WritePace
 
@@ -125,11 +126,11 @@ class Preparation:
         """What the models and the bucket need of one image, held while the `with` block runs.
 
         Raises:
-            BadImage, ObjectUnusable: the reason why this image cannot be embedded.
+            ImageError, ImageError: the reason why this image cannot be embedded.
             StorageError, ShortageError: the run cannot go on.
         """
         if row.listed.size > self._max_object_bytes:
-            raise BadImage(f"{row.listed.size / 1e9:,.1f} GB is too large for an image")
+            raise ImageError(f"{row.listed.size / 1e9:,.1f} GB is too large for an image")
         async with contextlib.AsyncExitStack() as held:
             await held.enter_async_context(self._memory.file(row))
             async with self._fetching.slot():
@@ -162,9 +163,9 @@ class Preparation:
             async with self.prepared(row) as prepared:
                 await self.upload_thumbnail(row, prepared.thumbnail)
                 await take(prepared._replace(thumbnail=b""))
-        except ObjectChanged as error:
+        except ImageChanged as error:
             await take(NotEmbedded(str(error), changed=True))
-        except (BadImage, ObjectUnusable) as error:
+        except ImageError as error:
             await take(NotEmbedded(str(error)))
 
     async def upload_thumbnail(self, row: Row, thumbnail: bytes) -> None:

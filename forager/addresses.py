@@ -5,8 +5,9 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
+from common.errors import ServerError
 from common.terminal import printable
-from forager.answers import VIEWER_PORT, ForagerError
+from forager.answers import VIEWER_PORT
 
 FORM = "write it as http://HOST:PORT"
 HIDDEN = " (shown without the user and password, in which / is written %2F, ? %3F, # %23)"
@@ -17,15 +18,15 @@ def check_server_url(server_url: str) -> str:
     """The URL without trailing slashes.
 
     Raises:
-        ForagerError: it cannot be the address of a server.
+        ServerError: it cannot be the address of a server.
     """
     shown = shown_address(server_url)
     if not _is_address(server_url):
         hint = HIDDEN if "@" in server_url else ""
-        raise ForagerError(f"SERVER_URL {shown!r}{hint} is not an address: {FORM}.")
+        raise ServerError(f"SERVER_URL {shown!r}{hint} is not an address: {FORM}.")
     parts = urlsplit(server_url)
     if parts.query or parts.fragment or not server_url.isprintable() or " " in server_url:
-        raise ForagerError(f"SERVER_URL {shown!r} has more than an address: {FORM}.")
+        raise ServerError(f"SERVER_URL {shown!r} has more than an address: {FORM}.")
     return server_url.rstrip("/")
 
 

@@ -7,8 +7,8 @@ import re
 from typing import Any, NamedTuple
 
 import aiohttp
-import click
 
+from common.errors import ServerError, TransientError
 from common.network import retries
 from common.terminal import printable
 
@@ -21,15 +21,7 @@ MAX_TITLE_LENGTH = 2_000  # characters, with tags
 NOT_DONE_STATUSES = {408, 425, 429, 500, 503}
 
 
-class ForagerError(click.ClickException):
-    """What went wrong with the server, in one sentence with the next step."""
-
-
-class AnswerLost(ForagerError):
-    """A request that must not be repeated was sent, and it may have been carried out."""
-
-
-class Unreachable(retries.TransientError):
+class Unreachable(TransientError):
     """There was no connection, so the server did not get the request."""
 
     def __init__(self, message: str, reached_before: bool) -> None:
@@ -55,7 +47,7 @@ def certainly_not_done(error: BaseException) -> bool:
     """Whether this failure means that the server did not carry out the request."""
     if isinstance(error, Unreachable):
         return True
-    return isinstance(error, retries.TransientError) and error.status in NOT_DONE_STATUSES
+    return isinstance(error, TransientError) and error.status in NOT_DONE_STATUSES
 
 
 def registration_mismatch(
@@ -84,10 +76,10 @@ def registration_mismatch(
     )
 
 
-def refusal(server: str, method: str, route: str, answer: Answer) -> ForagerError:
+def refusal(server: str, method: str, route: str, answer: Answer) -> ServerError:
     """The error for an answer with a status that is not 200."""
     if 300 <= answer.status < 400:
-        return ForagerError(
+        return ServerError(
             f"{server} redirects {method} api/{route} to {answer.location or 'nowhere'} "
             f"(HTTP {answer.status}): set SERVER_URL to the address of the Forager server "
             "behind it."
@@ -98,7 +90,7 @@ def refusal(server: str, method: str, route: str, answer: Answer) -> ForagerErro
         403: "access is not allowed: check SERVER_URL and the proxy in front of the server",
         413: "the proxy in front of the server only accepts smaller requests",
     }.get(answer.status, "check SERVER_URL and the server's log")
-    return ForagerError(
+    return ServerError(
         f"{server} answered {method} api/{route} with HTTP {answer.status}"
         + (f" ({said})" if said else "")
         + f": {hint}."
@@ -112,31 +104,31 @@ def no_answer(
     error: BaseException,
     timeout_s: float,
     attempts: int,
-) -> ForagerError:
+) -> ServerError:
     """The error for a request that got no usable answer."""
     request = f"{method} api/{route}"
     if isinstance(error, Unreachable):
-        return ForagerError(
+        return ServerError(
             f"Cannot reach the Forager server at {server} ({error}): check SERVER_URL, and "
             "that the server is running."
         )
     if isinstance(error, aiohttp.InvalidURL):
-        return ForagerError(f"SERVER_URL {server} is not an address.")
+        return ServerError(f"SERVER_URL {server} is not an address.")
     tries = f", in {attempts} attempts" if retries.is_transient(error) else ""
     if isinstance(error, asyncio.TimeoutError | TimeoutError):
-        return ForagerError(
+        return ServerError(
             f"The Forager server at {server} did not answer {request} within "
             f"{timeout_s:,} s{tries}: check SERVER_URL, and that the server is not overloaded."
         )
-    return ForagerError(
+    return ServerError(
         f"The Forager server at {server} failed to answer {request}{tries}: "
         f"{retries.reason(error)}. Look at the server's log, or try again later."
     )
 
 
-def other_shape(server: str, route: str) -> ForagerError:
+def other_shape(server: str, route: str) -> ServerError:
     """The error for JSON that does not have the expected fields."""
-    return ForagerError(
+    return ServerError(
         f"{server} answered api/{route} with JSON of another shape than a Forager server: "
         "check SERVER_URL."
     )

@@ -9,15 +9,14 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
+from common.errors import AnswerLost, ServerError
 from common.network import retries
 from common.network.retries import Retries
 from common.terminal import count, printable
 from forager.answers import (
     VIEWER_PORT,
     Answer,
-    AnswerLost,
     DatasetInfo,
-    ForagerError,
     certainly_not_done,
     lost_text,
     no_answer,
@@ -37,7 +36,7 @@ DEFAULT_TIMEOUTS = Timeouts()
 class Forager:
     """A session with one server; use it as an async context manager.
 
-    Every method raises ForagerError, after retries of transient failures.
+    Every method raises ServerError, after retries of transient failures.
 
     Attributes:
         connection: the requests to the server.
@@ -127,9 +126,9 @@ class Forager:
             if found == wanted:
                 return
             if found is not None:
-                raise ForagerError(registration_mismatch(name, found, wanted, failure))
+                raise ServerError(registration_mismatch(name, found, wanted, failure))
             if failure is None:
-                raise ForagerError(
+                raise ServerError(
                     f"The Forager server at {self.shown} answered that it created {name}, but "
                     "does not have it: look at the server's log."
                 )
@@ -142,7 +141,7 @@ class Forager:
                     file=sys.stderr,
                 )
                 await asyncio.sleep(self._retrying.wait_s(attempt, failure))
-        raise ForagerError(
+        raise ServerError(
             f"The Forager server at {self.shown} did not create {name} "
             f"({retries.reason(failure)}): look at its log, then run the same command again, which "
             "asks first whether the dataset is there."
@@ -178,8 +177,8 @@ class Forager:
         while True:
             try:
                 found = await self.dataset(name)
-            except ForagerError as error:
-                raise ForagerError(
+            except ServerError as error:
+                raise ServerError(
                     f"Whether {name} was created is not known. {error.message} Then run the same "
                     "command again, which asks first whether the dataset is there."
                 ) from error
@@ -254,7 +253,7 @@ class Forager:
                 not tell a plausible number.
         """
         if answer.status == 404 and answer.content is not None:
-            raise ForagerError(f"There is no dataset {name} on {self.shown} any more.")
+            raise ServerError(f"There is no dataset {name} on {self.shown} any more.")
         content = await self._content("POST", route, answer)
         created = content.get("created") if isinstance(content, dict) else None
         if type(created) is int and 0 <= created <= MAX_CREATED:
@@ -266,7 +265,7 @@ class Forager:
         """The JSON of a 200.
 
         Raises:
-            ForagerError: another status, or not JSON.
+            ServerError: another status, or not JSON.
         """
         if answer.status == 404 and answer.content is None:
             raise await self._missing_route(route)
@@ -274,23 +273,23 @@ class Forager:
             raise refusal(self.shown, method, route, answer)
         if answer.content is None:
             page = f"a web page ({answer.title!r})" if answer.title else "something else"
-            raise ForagerError(
+            raise ServerError(
                 f"{self.shown} answered {method} api/{route} with {page} instead of JSON: "
                 "SERVER_URL must be the address of the Forager server itself, not of its web page "
                 f"(port {VIEWER_PORT})."
             )
         return answer.content
 
-    async def _missing_route(self, route: str) -> ForagerError:
+    async def _missing_route(self, route: str) -> ServerError:
         """The error for a 404 that is not JSON: no server of these generations."""
         later = await self.connection.ask("GET", "get_datasets")
         if later.status == 200 and isinstance(later.content, dict):
-            return ForagerError(
+            return ServerError(
                 f"{self.shown} is the later forager-server from PyPI, which takes local "
                 "directories and embeds by itself: add the dataset in its web page, or point "
                 "SERVER_URL to a server with the _v2 routes."
             )
-        return ForagerError(
+        return ServerError(
             f"{self.shown} is not a Forager server that this program can talk to: there is no "
             f"api/{route} there. Check SERVER_URL."
         )

@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import aiohttp
 
+from common.errors import AnswerLost, ServerError, TransientError
 from common.network import activity, retries
 from common.terminal import printable
 from forager.addresses import check_server_url, shown_address
 from forager.answers import (
     FIRST_CONNECT_ATTEMPTS,
     Answer,
-    AnswerLost,
-    ForagerError,
     Unreachable,
     certainly_not_done,
     lost_text,
@@ -24,7 +23,7 @@ from forager.answers import (
 MAX_ANSWER_BYTES = 16_000_000  # the longest known answer, all datasets' names, has some 100 kB
 REQUEST_ERRORS = (
     aiohttp.ClientError,
-    retries.TransientError,
+    TransientError,
     asyncio.TimeoutError,
     TimeoutError,
     OSError,
@@ -88,7 +87,7 @@ class Connection:
 
         Raises:
             AnswerLost: a request of that kind was sent and may have been carried out.
-            ForagerError: there was no usable answer.
+            ServerError: there was no usable answer.
         """
         timeout_s = timeout_s or self._timeouts.read
         send = self._send_once if once else self.send
@@ -140,19 +139,19 @@ class Connection:
                 data = await read_body(response)
                 self.serves_page = PAGE_HEADER in response.headers
         except aiohttp.ClientSSLError as error:
-            raise ForagerError(
+            raise ServerError(
                 f"No TLS connection to {self.shown} ({printable(str(error))}): check the "
                 "certificate, or whether SERVER_URL should begin with http://."
             ) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unreachable(retries.reason(error), self._reached) from error
         except aiohttp.ClientHttpProxyError as error:
-            raise ForagerError(
+            raise ServerError(
                 f"The proxy in front of {self.shown} refused the connection (HTTP {error.status}): "
                 "check the proxy settings of the environment."
             ) from error
         except aiohttp.ClientResponseError as error:
-            raise retries.TransientError(
+            raise TransientError(
                 "the answer is not valid HTTP", attempts=FIRST_CONNECT_ATTEMPTS
             ) from error
         finally:
@@ -162,7 +161,7 @@ class Connection:
         title = page_title(data)
         status = response.status
         if status in retries.TRANSIENT_STATUSES:
-            raise retries.TransientError(
+            raise TransientError(
                 f"HTTP {status}" + (f" ({title})" if title else ""),
                 status,
                 response.headers.get("Retry-After"),

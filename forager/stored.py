@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
+from common.errors import ServerError
 from common.names import identifier
-from forager.answers import ForagerError
 from forager.connection import Connection
 
 TRIES = 2  # a server without index server answers some of these questions with 500, always
@@ -168,7 +168,7 @@ async def _ask(
     """The JSON object that the server answers."""
     try:
         answer = await connection.ask(method, route, body, attempts=TRIES)
-    except ForagerError as error:
+    except ServerError as error:
         raise CannotTell(error.message.rstrip(".")) from error
     shown = route.partition("?")[0]
     if answer.status != 200:

@@ -7,11 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import numpy as np
 from tqdm import tqdm
 
-from common.terminal import count, printable
+from common.terminal import count, printable, say
 from forager.answers import DatasetInfo
 from forager.client import Forager
 from forager.payloads import Box, Group, Label
@@ -106,20 +105,19 @@ async def report_dry_run(
     try:
         comparison = await compare(server, name, info, plan)
     except CannotTell as error:
-        click.echo(
-            f"It is not known what the images have already: {printable(str(error), 300)}.", err=True
-        )
-    click.echo(plan_table(plan, counts, comparison))
+        say(f"It is not known what the images have already: {printable(str(error), 300)}.")
+    print(plan_table(plan, counts, comparison), flush=True)
     asked = count_asked(plan.requests)
-    click.echo(
+    print(
         f"\n{amount(asked.labels.total(), asked.boxes.total())} in "
         f"{count(len(plan.requests), 'request')} would be sent to {server.shown}{plan.skipped()}. "
-        "This was a dry run: nothing was sent."
+        "This was a dry run: nothing was sent.",
+        flush=True,
     )
     if comparison:
         appends = await server.generation() == "A"
         for sentence in consequences(comparison, appends, replaced_file):
-            click.echo(sentence)
+            print(sentence, flush=True)
 
 
 def report_earlier_run(path: Path, belongs_to: dict[str, str], plan: Plan) -> None:
@@ -131,10 +129,16 @@ def report_earlier_run(path: Path, belongs_to: dict[str, str], plan: Plan) -> No
             return
         done = sum(entry.state == STORED for entry in journal.entries)
         if journal.finished:
-            click.echo("An earlier run finished sending these: they are only sent with --again.")
+            print(
+                "An earlier run finished sending these: they are only sent with --again.",
+                flush=True,
+            )
         elif done:
             requests = count(len(plan.requests), "request")
-            click.echo(f"An interrupted run has stored {done:,} of {requests}: they are not sent.")
+            print(
+                f"An interrupted run has stored {done:,} of {requests}: they are not sent.",
+                flush=True,
+            )
 
 
 def plan_table(

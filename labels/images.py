@@ -6,11 +6,10 @@ import math
 import re
 from typing import NamedTuple
 
-import click
-
 import gcs
+from common.errors import StorageError
 from common.names import identifier
-from common.terminal import printable
+from common.terminal import printable, say
 from forager.payloads import Box
 from labels.file.collector import Labels
 from labels.file.describe import inverted
@@ -44,16 +43,15 @@ def known_images(bucket: str, index_id: str) -> KnownImages | None:
             if not isinstance(rows, dict):
                 raise ValueError(f"{file} is not a JSON object")
             splits.append(rows)
-    except gcs.StorageError as error:
+    except StorageError as error:
         reason = error.message
     except (ValueError, RecursionError) as error:
         reason = f"{printable(str(error))}."
     else:
         return KnownImages(*splits)
-    click.echo(
+    say(
         f"The dataset's index in gs://{printable(bucket)} cannot be read: {reason} Unknown images "
         "are therefore found only by comparing how many labels the server stores.",
-        err=True,
     )
     return None
 
@@ -72,7 +70,7 @@ def image_sizes(bucket: str, index_id: str) -> dict[str, tuple[int, int]]:
         data = gcs.read_bytes(bucket, f"indexes/{index_id}/manifest.parquet")
         columns = ["identifier", "width", "height"]
         table = parquet.read_table(pyarrow.BufferReader(data), columns=columns)
-    except (gcs.StorageError, pyarrow.ArrowException, OSError):
+    except (StorageError, pyarrow.ArrowException, OSError):
         return {}
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     return {image: (width, height) for image, width, height in rows if width and height}

@@ -20,8 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
-
+from common.errors import IngestError
 from common.files import sync_directory
 from common.terminal import count, printable
 from labels.locking import lock_existing, lock_new
@@ -31,10 +30,6 @@ FORMAT = 2
 WAITING, SENT, STORED = "waiting", "sent", "stored"  # states of a request
 UNFINISHED, FINISHED = "unfinished", "finished"  # states of the run
 CHECK_LENGTH = 16  # hexadecimal digits of SHA-256
-
-
-class JournalError(click.ClickException):
-    """The journal cannot be used; the message says what to do."""
 
 
 class Entry(NamedTuple):
@@ -138,7 +133,7 @@ class Journal:
         After damage, a request is SENT unless its line is readable.
 
         Raises:
-            JournalError: an unfinished run of other labels stored labels, or may have.
+            IngestError: an unfinished run of other labels stored labels, or may have.
         """
         waiting = _waiting(requests)
         if self._is_new or start_over:
@@ -160,7 +155,7 @@ class Journal:
         self._start_bytes = 0
 
     def _refuse_to_replace(self) -> None:
-        """Raise JournalError unless the earlier run is finished or stored nothing."""
+        """Raise IngestError unless the earlier run is finished or stored nothing."""
         if self.finished or self.other_finished or not self.possibly_stored():
             return
         differences, stored = self._differences(), self.possibly_stored()
@@ -170,7 +165,7 @@ class Journal:
             else "sent other requests than this run would (because of --skip_unknown, because one "
             "of the runs could not read the index, or because this program was updated)"
         )
-        raise JournalError(
+        raise IngestError(
             f"An interrupted run left {printable(str(self.path))}, which {what}. That run stored, "
             f"or may have stored, {count(sum(stored.values()), 'label')}. Repeat it to finish "
             "it, or send all labels of this run with --restart."
@@ -219,7 +214,7 @@ class Journal:
             offset = self._start_bytes + (place - 1) * len(self._line(1))
             _write_at(self._file, line, offset)
         except OSError as error:
-            raise JournalError(
+            raise IngestError(
                 f"Cannot write the journal {printable(str(self.path))} ({error.strerror}): "
                 "nothing more is sent; the same command continues."
             ) from error

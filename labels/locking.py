@@ -7,8 +7,7 @@ import fcntl
 import os
 from pathlib import Path
 
-import click
-
+from common.errors import IngestError
 from common.files import file_kind
 from common.terminal import printable
 
@@ -19,7 +18,7 @@ def lock_existing(path: Path) -> int | None:
     """A descriptor of the locked file, or None if there is no such file.
 
     Raises:
-        click.ClickException: it is not a regular file, cannot be opened, or is locked.
+        IngestError: it is not a regular file, cannot be opened, or is locked.
     """
     return _lock(path, FLAGS)
 
@@ -33,7 +32,7 @@ def _lock(path: Path, flags: int) -> int | None:
     shown = printable(str(path))
     try:
         if kind := file_kind(os.lstat(path).st_mode):
-            raise click.ClickException(
+            raise IngestError(
                 f"{shown} is {kind}, where the journal should be: move it away, or name another "
                 "directory with --work_dir."
             )
@@ -56,7 +55,7 @@ def _lock(path: Path, flags: int) -> int | None:
     except OSError as error:
         os.close(file)
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise click.ClickException(
+            raise IngestError(
                 f"Another ingest_labels.py is sending these labels: it holds {shown}."
             ) from None
         raise _cannot_open(shown, error) from error
@@ -72,8 +71,8 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _cannot_open(shown: str, error: OSError) -> click.ClickException:
-    return click.ClickException(
+def _cannot_open(shown: str, error: OSError) -> IngestError:
+    return IngestError(
         f"Cannot write the journal {shown} ({error.strerror}): name a directory for it with "
         "--work_dir."
     )

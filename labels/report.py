@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import click
-
-from common.terminal import count, printable, table
+from common.errors import IngestError
+from common.terminal import count, printable, say, table
 from forager.payloads import Group
 from labels.journal import Entry, Journal
 from labels.requests import BOXES, LABELS, BoxRequest, LabelRequest, Plan, Request
@@ -140,12 +139,12 @@ def stored_twice(journal: Journal, plan: Plan, appends: bool) -> str:
 
 
 def refuse_other_selection(path: Path, twice: str) -> None:
-    """Raise a ClickException if an earlier run finished sending other labels of the same file.
+    """Raise a IngestError if an earlier run finished sending other labels of the same file.
 
     `twice` is what the server would store a second time; if that is nothing, there is no error.
     """
     if twice:
-        raise click.ClickException(
+        raise IngestError(
             f"According to {printable(str(path))}, an earlier run finished sending other labels of "
             "this file (because of --skip_unknown or --skip_boxes, because one of the runs could "
             "not read the index, or because this program was updated). This server would store "
@@ -159,16 +158,14 @@ def warn_of_second_copies(journal: Journal, twice: str, appends: bool, start_ove
         return
     counts = "the newest counts" if appends else "Forager shows both copies of a box"
     if start_over:
-        click.echo(
+        say(
             f"Starting over: this server stores {twice} of an earlier run a second time, as far as "
             f"that run stored it; {counts}.",
-            err=True,
         )
     elif journal.other_finished and not journal.differs_in("server", "dataset", "index_id"):
-        click.echo(
+        say(
             f"An earlier run finished sending another version of this label file, with {twice}. "
             f"What is in both versions is stored twice by this server; {counts}.",
-            err=True,
         )
 
 
@@ -183,11 +180,10 @@ def report_finished(label_file: Path, entries: Sequence[Entry], twice: str) -> b
         asked[entry.kind] += entry.labels
         created[entry.kind] += entry.created
     consequence = f": this server then stores {twice} a second time" if twice else ""
-    click.echo(
+    say(
         f"An earlier run finished sending {printable(str(label_file))}: "
         f"{parts(asked[LABELS], created[LABELS], asked[BOXES], created[BOXES])} created. Nothing "
         f"was sent now. To send them again, add --again{consequence}.",
-        err=True,
     )
     return created == asked
 
@@ -203,23 +199,24 @@ def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
     """Print what was stored. Returns whether that is all that was sent.
 
     Raises:
-        click.ClickException: everything is recorded, but standard output cannot be written.
+        IngestError: everything is recorded, but standard output cannot be written.
     """
     asked, created = count_asked(plan.requests), count_created(plan.requests, entries)
     problem = count_mismatch(asked, created, plan.known is not None)
     if problem:
-        click.echo(f"Error: {problem}", err=True)
+        say(f"Error: {problem}")
     stored = parts(
         asked.labels.total(), created.labels.total(), asked.boxes.total(), created.boxes.total()
     )
     try:
-        click.echo(result_table(asked, created))
-        click.echo(
+        print(result_table(asked, created), flush=True)
+        print(
             f"\n{stored} created in {count(len(plan.requests), 'request')}{plan.skipped()}. "
-            f"Look at them at {page}"
+            f"Look at them at {page}",
+            flush=True,
         )
     except OSError as error:
-        raise click.ClickException(
+        raise IngestError(
             f"{stored} were created, which the journal records, but the table cannot be printed "
             f"({error.strerror})."
         ) from error

@@ -4,11 +4,10 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-import click
 from tqdm import tqdm
 
-from common.terminal import count
-from forager.answers import AnswerLost, ForagerError
+from common.errors import AnswerLost, IngestError, ServerError
+from common.terminal import count, say
 from forager.client import Forager
 from labels.journal import SENT, STORED, Journal
 from labels.report import SHOWN_LINES
@@ -39,14 +38,13 @@ class Sender:
         """Send all requests that the journal does not have as stored.
 
         Raises:
-            click.ClickException: the server failed, or the user must decide on a lost answer.
+            IngestError: the server failed, or the user must decide on a lost answer.
         """
         stored = _stored(journal)
         if stored:
-            click.echo(
+            say(
                 f"{stored:,} of {count(len(requests), 'request')} were stored by an interrupted "
                 "run.",
-                err=True,
             )
         await asyncio.to_thread(self._settle_uncertain, requests, journal)
         todo = [n for n, entry in enumerate(journal.entries) if entry.state != STORED]
@@ -56,7 +54,7 @@ class Sender:
                 await asyncio.to_thread(journal.sent, number)
                 try:
                     created = await self._send(requests[number])
-                except ForagerError as error:
+                except ServerError as error:
                     await self._stop(error, number, requests, journal)
                 await asyncio.to_thread(journal.stored, number, created)
                 progress.update(requests[number].size())
@@ -85,13 +83,13 @@ class Sender:
             return request.size()
 
     async def _stop(
-        self, error: ForagerError, number: int, requests: Sequence[Request], journal: Journal
+        self, error: ServerError, number: int, requests: Sequence[Request], journal: Journal
     ) -> None:
-        """Raise a ClickException that says what is stored and what to do about a failure."""
+        """Raise a IngestError that says what is stored and what to do about a failure."""
         request = requests[number]
         so_far = f"{_stored(journal):,} of {count(len(requests), 'request')} stored so far"
         if isinstance(error, AnswerLost):
-            raise click.ClickException(
+            raise IngestError(
                 f"{error.message}\n{so_far}; no answer came to:\n  {request}\n"
                 f"{self._choice(request.size())}"
             ) from error
@@ -104,7 +102,7 @@ class Sender:
                 f" The server refuses all {request.kind} of a request if the dataset lacks one "
                 "image."
             )
-        raise click.ClickException(
+        raise IngestError(
             f"{error.message}{hint}\n{so_far}; the same command continues."
         ) from error
 
@@ -112,7 +110,7 @@ class Sender:
         """Decide what to do with the requests of an earlier run that may have been carried out.
 
         Raises:
-            click.ClickException: they would be stored twice, so the user must decide.
+            IngestError: they would be stored twice, so the user must decide.
         """
         numbers = [n for n, entry in enumerate(journal.entries) if entry.state == SENT]
         if not numbers:
@@ -130,13 +128,13 @@ class Sender:
         if self._uncertain == ASSUME_STORED:
             for number in numbers:
                 journal.stored(number, requests[number].size())
-            click.echo(f"{said}\nAssumed to be stored, as asked.", err=True)
+            say(f"{said}\nAssumed to be stored, as asked.")
         elif not twice:
-            click.echo(f"{said}\nSent again: this server replaces labels that it has.", err=True)
+            say(f"{said}\nSent again: this server replaces labels that it has.")
         elif self._uncertain == RESEND:
-            click.echo(f"{said}\nSent again, as asked.", err=True)
+            say(f"{said}\nSent again, as asked.")
         else:
-            raise click.ClickException(f"{said}\n{self._choice(twice)}")
+            raise IngestError(f"{said}\n{self._choice(twice)}")
 
     def _stores_twice(self, request: Request) -> bool:
         return self._appends or isinstance(request, BoxRequest)

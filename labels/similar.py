@@ -4,9 +4,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 
-import click
-
-from common.terminal import printable
+from common.terminal import printable, say
 from forager.payloads import Group
 from labels.images import KnownImages
 
@@ -45,9 +43,9 @@ def notes_on_categories(groups: Iterable[Group], on_server: Iterable[str]) -> li
 def show_notes(notes: list[str]) -> None:
     """Print the first notes on standard error."""
     for note in notes[:SHOWN]:
-        click.echo(f"Note: {note}", err=True)
+        say(f"Note: {note}")
     if len(notes) > SHOWN:
-        click.echo(f"Note: there are {len(notes) - SHOWN:,} more notes on names.", err=True)
+        say(f"Note: there are {len(notes) - SHOWN:,} more notes on names.")
 
 
 def similar_image(unknown: Iterable[str], known: KnownImages) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from aiohttp import web
 
+from common.options import Command
 from local_forager.analysis.approximate import EXACT_ROWS
 from local_forager.export_command import export_set
 from local_forager.page.routes import add_page
@@ -86,7 +87,11 @@ async def serve(app: web.Application, host: str, port: int) -> None:
         await runner.cleanup()
 
 
-@click.group(invoke_without_command=True, context_settings={"show_default": True})
+class Group(Command, click.Group):
+    """A group of commands that print an IngestError as one sentence."""
+
+
+@click.group(cls=Group, invoke_without_command=True, context_settings={"show_default": True})
 @click.option(
     "--port", default=8000, type=click.IntRange(0, 65535), help="Port; 0 chooses a free one."
 )

@@ -7,6 +7,7 @@ from typing import TextIO
 
 import click
 
+from common.options import Command
 from local_forager.analysis.approximate import usable
 from local_forager.analysis.health import near_in_lists
 from local_forager.analysis.health_checks import (
@@ -88,7 +89,7 @@ async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, L
         database.close()
 
 
-@click.command("export", context_settings={"show_default": True})
+@click.command("export", cls=Command, context_settings={"show_default": True})
 @click.argument("name")
 @click.option(
     "--data_dir",

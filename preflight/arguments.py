@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from common.errors import ServerError
 from common.findings import Findings
 from common.names import dataset_name_error
 from common.terminal import printable
 from engine.loading import ModelLoader
 from forager.addresses import check_server_url
-from forager.answers import ForagerError
 from preflight.checks import check_paths
 from preflight.request import Request
 from preflight.sources import check_reuse
@@ -17,7 +17,7 @@ def check_arguments(request: Request, loader: ModelLoader) -> None:
     """Check names, paths, addresses, files that must be there, and combinations of options.
 
     Raises:
-        click.ClickException: everything that is wrong, in one message.
+        IngestError: everything that is wrong, in one message.
     """
     findings = Findings()
     if error := dataset_name_error(request.name):
@@ -28,7 +28,7 @@ def check_arguments(request: Request, loader: ModelLoader) -> None:
     elif request.server_url:
         try:
             check_server_url(request.server_url)
-        except ForagerError as error:
+        except ServerError as error:
             findings.add(error.message)
     if request.write_renames and not request.write_renames.absolute().parent.is_dir():
         findings.add(

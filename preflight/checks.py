@@ -13,6 +13,7 @@ from typing import Any
 
 import gcs
 from common import names
+from common.errors import StorageError
 from common.findings import Findings
 from common.names import GsPath
 from common.terminal import count, printable, size
@@ -205,7 +206,7 @@ def check_write_access(bucket: str) -> None:
     """
     missing = gcs.missing_write_permissions(gcs.make_client(), bucket)
     if missing:
-        raise gcs.StorageError(
+        raise StorageError(
             f"The credentials in use lack {', '.join(missing)} on gs://{bucket}: ask its owner for "
             "the role Storage Object User, or name a bucket of your own with --bucket."
         )

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import click
-
 from common.findings import Findings
 from common.names import GsPath, parse_gs_path
 from common.network.activity import warn
-from common.terminal import size
+from common.terminal import say, size
 from dataset.state.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
@@ -47,7 +45,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     It begins to load the models, if they are needed here. The arguments were checked before.
 
     Raises:
-        click.ClickException: everything that is wrong, in one message.
+        IngestError: everything that is wrong, in one message.
     """
     findings = Findings()
     paths = parse_gs_path(request.train_path), parse_gs_path(request.val_path)
@@ -196,14 +194,14 @@ async def _list_and_check(
         checks.check_disk(findings, listing, work.path)
     await checks.check_public(findings, listing, paths[0].bucket)
     counts = [listing.counts(split) for split in (TRAIN, VAL)]
-    click.echo(
+    say(
         f"Listed {counts[0].images:,} training and {counts[1].images:,} validation images "
         f"({size(counts[0].size + counts[1].size)}).",
-        err=True,
     )
     for line in describe_skipped(listing, request.write_renames):
         warn(line)
     if script := request.write_renames:
         said = await findings.gather_in_thread(write_renames, script, paths, listing)
-        click.echo(said or "", err=True, nl=bool(said))
+        if said:
+            say(said)
     return listing

@@ -10,9 +10,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import google_crc32c
 
+from common.errors import DamagedState, IngestError
 from common.findings import Findings
 from common.names import DATASET_NAME, INDEX_ID
 from common.terminal import count, printable
@@ -21,7 +21,6 @@ from dataset.arrays import DIMENSIONS, DTYPE, arrays_complete
 from dataset.lists import thumbnail_name
 from dataset.state.matches import Matches, Tally
 from dataset.state.rows import State
-from dataset.state.schema import DamagedState
 from dataset.work_directory import REUSE, STATE, WorkDirectory
 from engine.reuse import Source
 from forager.client import Forager
@@ -40,10 +39,6 @@ NEEDS_MANIFEST = (
     "and of the original scripts have none: ingest these images once with this version, and reuse "
     "that"
 )
-
-
-class SourceError(click.ClickException):
-    """A source cannot be used; the message says why and what to do."""
 
 
 class Reuse(NamedTuple):
@@ -156,18 +151,18 @@ class SourceReader:
         """The index of a dataset on the server.
 
         Raises:
-            SourceError, StorageError, ForagerError: it cannot be used.
+            IngestError, StorageError, ServerError: it cannot be used.
         """
         async with Forager(server_url) as forager:
             info = await forager.dataset(name)
         if info is None:
             hint = f" For the work directory, write ./{name}." if Path(name, STATE).exists() else ""
-            raise SourceError(
+            raise IngestError(
                 f"--reuse {name}: the server has no dataset of this name. Correct it, or leave it "
                 f"out.{hint}"
             )
         if not INDEX_ID.fullmatch(info.index_id):
-            raise SourceError(
+            raise IngestError(
                 f"--reuse {name}: its index id {printable(info.index_id)!r} is not that of an "
                 "index that was made here: leave it out."
             )
@@ -177,7 +172,7 @@ class SourceReader:
         """The index of a dataset in the bucket, which has this number of images.
 
         Raises:
-            SourceError, StorageError: it cannot be used.
+            IngestError, StorageError: it cannot be used.
         """
         path = self._work / "reuse.parquet"
         try:
@@ -191,7 +186,7 @@ class SourceReader:
             await asyncio.to_thread(self._add, source, rows)
         except ValueError as error:
             reason = str(error).removeprefix(f"{path} ")
-            raise SourceError(
+            raise IngestError(
                 f"--reuse {name}: gs://{self._bucket}/indexes/{index_id}/{manifest.NAME} "
                 f"{reason}: restore it, or leave --reuse {name} out."
             ) from error
@@ -204,7 +199,7 @@ class SourceReader:
         bucket = self._bucket
         listed = await self._objects.find(bucket, object_name)
         if listed is None:
-            raise SourceError(
+            raise IngestError(
                 f"--reuse {name}: there is no gs://{bucket}/{object_name}, and {NEEDS_MANIFEST}."
             )
         checksum = 0
@@ -218,7 +213,7 @@ class SourceReader:
             raise ValueError(f"{path} is not what storage has (crc32c differs)")
 
     async def _described(self, name: str, index_id: str, path: Path) -> Source:
-        """What the metadata of a manifest says. Raises ValueError or SourceError."""
+        """What the metadata of a manifest says. Raises ValueError or IngestError."""
         metadata = await asyncio.to_thread(manifest.read_metadata, path)
         if metadata.get("index_id") != index_id:
             raise _lie(name, f"is that of index {printable(metadata.get('index_id', 'unknown'))}")
@@ -253,19 +248,19 @@ class SourceReader:
         """The rows that are done in a work directory, whether it was registered or not.
 
         Raises:
-            SourceError, StorageError: it cannot be used.
+            IngestError, StorageError: it cannot be used.
         """
         shown, directory = printable(value), Path(value)
         try:
             with closing(State.open_checked(directory / STATE)) as state:
                 return await self._of_state(shown, directory, state)
         except DamagedState as error:
-            raise SourceError(
+            raise IngestError(
                 f"--reuse {shown}: its state cannot be used ({error.reason}). Leave it out, or "
                 "name the dataset, if it was registered."
             ) from error
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise SourceError(
+            raise IngestError(
                 f"--reuse {shown}: its state cannot be read ({printable(str(error))}). Leave it "
                 "out, or name the dataset, if it was registered."
             ) from error
@@ -273,9 +268,9 @@ class SourceReader:
     async def _of_state(self, shown: str, directory: Path, state: State) -> Source:
         counts = state.counts()
         if state.is_abandoned or not counts.done:
-            raise SourceError(f"--reuse {shown}: nothing in it is embedded. Leave it out.")
+            raise IngestError(f"--reuse {shown}: nothing in it is embedded. Leave it out.")
         if not arrays_complete(directory, counts.images):
-            raise SourceError(
+            raise IngestError(
                 f"--reuse {shown}: its arrays do not have its {count(counts.images, 'row')}. Leave "
                 "it out, or name the dataset, if it was registered."
             )
@@ -311,8 +306,8 @@ def _rows_of(state: State) -> Iterator[tuple[Any, ...]]:
         yield name, size, crc32c, imagenet_class, width, height, checksum, reason
 
 
-def _lie(name: str, what: str) -> SourceError:
-    return SourceError(
+def _lie(name: str, what: str) -> IngestError:
+    return IngestError(
         f"--reuse {name}: its manifest {what}. It does not belong to this index: restore it, or "
         f"leave --reuse {name} out."
     )

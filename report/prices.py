@@ -10,8 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
-
+from common.errors import IngestError
 from common.terminal import printable
 
 # List prices of Standard storage in us-east1: https://cloud.google.com/storage/pricing
@@ -35,15 +34,11 @@ class Prices(NamedTuple):
     examples: tuple[str, ...] = tuple(EXAMPLES)  # those of the values that are no user's
 
 
-class PricesError(click.ClickException):
-    """The file of prices cannot be used; the message says why."""
-
-
 def read_prices(path: Path | None) -> Prices:
     """The prices of a file; the examples without one.
 
     Raises:
-        PricesError: it cannot be read, or has something else than prices.
+        IngestError: it cannot be read, or has something else than prices.
     """
     if path is None:
         return Prices(dict(EXAMPLES))
@@ -51,21 +46,21 @@ def read_prices(path: Path | None) -> Prices:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise PricesError(f"--prices {shown} cannot be read ({error.strerror}).") from error
+        raise IngestError(f"--prices {shown} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise PricesError(f"--prices {shown} is not JSON: {_form()}.") from error
+        raise IngestError(f"--prices {shown} is not JSON: {_form()}.") from error
     if not isinstance(content, dict):
-        raise PricesError(f"--prices {shown} is not a JSON object: {_form()}.")
+        raise IngestError(f"--prices {shown} is not a JSON object: {_form()}.")
     for name, value in content.items():
         if name in TEXTS:
             continue
         if name not in EXAMPLES:
-            raise PricesError(
+            raise IngestError(
                 f"--prices {shown}: {printable(name)!r} is no price. Prices are "
                 f"{', '.join(EXAMPLES)}."
             )
         if not _is_price(value):
-            raise PricesError(
+            raise IngestError(
                 f"--prices {shown}: {name} is {printable(json.dumps(value))}, where a number from "
                 "0 is expected."
             )

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from common import signals
+from common.errors import IngestError
 from common.files import write_atomically
 from common.network.activity import CLASSES, Requests, activity, activity_since
-from common.terminal import count, duration, printable
+from common.terminal import count, duration, printable, say
 from dataset.state.rows import State
 from dataset.work_directory import REPORT, TRIAL_REPORT
 from engine.stages import Bottleneck, StageTime, limiting_stage
@@ -124,8 +123,8 @@ class Report:
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
             self.outcome, self.message = INTERRUPTED, self.if_interrupted
             self._exit_code = signals.interrupted_with() or 1
-        elif isinstance(error, click.ClickException):
-            self._exit_code, self.message = error.exit_code, error.format_message()
+        elif isinstance(error, IngestError):
+            self._exit_code, self.message = 1, error.message
         elif error:
             self._exit_code, self.message = 1, f"{type(error).__name__}: {error}"
         else:
@@ -222,9 +221,9 @@ class Report:
         path = directory / (TRIAL_REPORT if self.options.get("trial") else REPORT)
         try:
             write_atomically(path, [self.text().encode() + b"\n"])
-        except (OSError, click.ClickException) as error:
-            reason = error.message if isinstance(error, click.ClickException) else error.strerror
-            click.echo(f"{path} could not be written ({reason}).", err=True)
+        except (OSError, IngestError) as error:
+            reason = error.message if isinstance(error, IngestError) else error.strerror
+            say(f"{path} could not be written ({reason}).")
 
 
 def failures_by_reason(state: State) -> list[dict[str, Any]]:

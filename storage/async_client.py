@@ -20,11 +20,11 @@ from yarl import URL
 
 import gcs
 from common import resources
+from common.errors import ImageChanged, ImageError, StorageError, TransientError
 from common.files import crc32c_of_bytes
 from common.names import GsPath
 from common.network import activity, retries
 from common.network.activity import Requests
-from common.network.retries import TransientError
 from common.terminal import duration, printable
 from gcs import DamagedContent, ListedObject, Refused
 from storage import batch
@@ -37,14 +37,6 @@ SLOW_ATTEMPTS = 2  # a slow transfer is long: eight would take hours
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class ObjectUnusable(Exception):
-    """This object cannot be used; the message is the reason. The run goes on without it."""
-
-
-class ObjectChanged(ObjectUnusable):
-    """The object was replaced or deleted after it was listed."""
 
 
 class Page(NamedTuple):
@@ -133,16 +125,16 @@ class AsyncStorage:
         """The bytes of the object as listed: what is stored gzip-compressed is not unpacked.
 
         Raises:
-            ObjectChanged: it was replaced or deleted since; that is not tried again.
-            ObjectUnusable: other bytes arrive at every attempt.
+            ImageChanged: it was replaced or deleted since; that is not tried again.
+            ImageError: other bytes arrive at every attempt.
             StorageError: no access, or storage cannot be reached.
         """
         what = f"Reading gs://{bucket}/{printable(listed.name)}"
         try:
             return await self._call(what, self._fetch_once, bucket, listed)
-        except gcs.StorageError as error:
+        except StorageError as error:
             if isinstance(error.__cause__, DamagedContent):
-                raise ObjectUnusable(f"{error.__cause__}: it was damaged on the way") from error
+                raise ImageError(f"{error.__cause__}: it was damaged on the way") from error
             raise
 
     async def _fetch_once(self, bucket: str, listed: ListedObject) -> bytes:
@@ -176,16 +168,16 @@ class AsyncStorage:
         """The object as storage has it now, if it has the listed content.
 
         Raises:
-            ObjectChanged: it has other content, or is gone.
+            ImageChanged: it has other content, or is gone.
         """
         try:
             now = await self._describe(bucket, listed.name)
         except Refused as error:
             if error.status == 404:
-                raise ObjectChanged("it was deleted after it was listed") from error
+                raise ImageChanged("it was deleted after it was listed") from error
             raise
         if (now.size, now.crc32c) != (listed.size, listed.crc32c):
-            raise ObjectChanged("it was replaced after it was listed")
+            raise ImageChanged("it was replaced after it was listed")
         return now
 
     def _object(self, bucket: str, name: str) -> str:
@@ -221,7 +213,7 @@ class AsyncStorage:
         what = f"Looking for gs://{bucket}/{printable(name)}"
         try:
             return await self._call(what, self._describe, bucket, name)
-        except gcs.StorageError as error:
+        except StorageError as error:
             if error.status == 404:
                 return None
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from common.network.retries import TransientError
+from common.errors import TransientError
 
 MAX_CALLS = 100  # in one request, Google's limit
 BOUNDARY = "===forager==="

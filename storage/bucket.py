@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import gcs
+from common.errors import StorageError
 from common.names import GsPath, checked_index_id
 from common.terminal import printable
 from storage.async_client import AsyncStorage
@@ -66,7 +67,7 @@ class Bucket:
                 await self.call(
                     what, self.handle.delete_blob, name, timeout=gcs.TIMEOUT, retry=None
                 )
-            except gcs.StorageError as error:
+            except StorageError as error:
                 if error.status != 404:
                     raise
 

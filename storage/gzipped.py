@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from storage.async_client import ObjectUnusable
+from common.errors import ImageError
 
 MAX_UNZIPPED_BYTES = 1 << 30
 GZIP = b"\x1f\x8b"  # how gzip files begin (RFC 1952); no image does
@@ -21,17 +21,17 @@ def unzipped(data: bytes) -> bytes:
     """The content of a gzip file; never more is unpacked than its stated size.
 
     Raises:
-        ObjectUnusable: damaged, or more than MAX_UNZIPPED_BYTES.
+        ImageError: damaged, or more than MAX_UNZIPPED_BYTES.
     """
     size = unzipped_size(data)
     if size > MAX_UNZIPPED_BYTES:
-        raise ObjectUnusable(f"it is gzip-compressed, and {size / 1e9:,.1f} GB uncompressed")
+        raise ImageError(f"it is gzip-compressed, and {size / 1e9:,.1f} GB uncompressed")
     decompressor = zlib.decompressobj(wbits=31)
     try:
         content = decompressor.decompress(data, size)
         rest = b"" if decompressor.eof else decompressor.decompress(decompressor.unconsumed_tail, 1)
     except zlib.error as error:
-        raise ObjectUnusable(f"its gzip compression is damaged ({error})") from error
+        raise ImageError(f"its gzip compression is damaged ({error})") from error
     if rest or not decompressor.eof or decompressor.unused_data:
-        raise ObjectUnusable("its gzip compression is cut short, or has several members")
+        raise ImageError("its gzip compression is cut short, or has several members")
     return content

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from common.errors import StorageError
 from common.names import GsPath, encodable
-from gcs import ListedObject, StorageError
+from gcs import ListedObject
 from storage.async_client import AsyncStorage
 
 WORKERS = 32  # requests at once

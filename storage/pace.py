@@ -11,7 +11,7 @@ import contextlib
 import math
 from collections.abc import AsyncIterator
 
-from common.network.retries import TransientError
+from common.errors import TransientError
 
 FIRST_RATE = 1000.0  # writes per second
 DOUBLING_S = 20 * 60.0

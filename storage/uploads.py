@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gcs
+from common.errors import StorageError, TransientError
 from common.files import FileToUpload, crc32c_of_file
 from common.network.activity import warn
-from common.network.retries import TransientError
 from common.terminal import printable
-from gcs import DamagedContent, Refused, StorageError
+from gcs import DamagedContent, Refused
 from storage.bucket import Bucket
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
+from common.errors import DeviceError
 from common.program import ROOT
-from models.device.devices import DeviceError, check_precision
+from models.device.devices import check_precision
 from testing.browser.chromium import MISSING, chromium_path
 from tests.harness import clean_environment
 from tests.test_documents import shown_commands

@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 
-import click
 import pytest
 
 import demo
+from common.errors import IngestError
 from common.program import ROOT
 from tests.harness import ask, clean_environment, start, wait_for
 
@@ -46,7 +46,7 @@ def test_the_page_gets_a_free_port_if_the_usual_one_is_in_use(taken, emulator, t
 
 
 def test_a_port_that_was_asked_for_and_is_in_use(taken, emulator, tmp_path):
-    with pytest.raises(click.ClickException) as refused:
+    with pytest.raises(IngestError) as refused:
         demo.start_server(tmp_path, taken)
     assert refused.value.message == (
         f"Cannot listen on 127.0.0.1:{taken} (Address already in use): choose another --port."

@@ -20,24 +20,17 @@ from hypothesis.stateful import (
     rule,
 )
 
+from common.errors import ImageError, TransientError
 from common.files import disk_errors
 from common.names import GsPath, identifier, parse_gs_path
-from common.network.retries import (
-    BASE_S,
-    CAP_IN_BASES,
-    RETRY_AFTER_CAP_S,
-    Retries,
-    TransientError,
-    retry_after_s,
-)
+from common.network.retries import BASE_S, CAP_IN_BASES, RETRY_AFTER_CAP_S, Retries, retry_after_s
 from dataset import lists
 from dataset.state.changes import Comparison
 from dataset.state.rows import TRAIN, VAL, Outcome, State
 from dataset.state.schema import DONE, FAILED, PENDING
-from engine.decode import BadImage, open_image, prepare
+from engine.decode import open_image, prepare
 from engine.prepare import Budget
 from gcs import ListedObject
-from storage.async_client import ObjectUnusable
 from storage.gzipped import unzipped, unzipped_size
 
 ROWS = 12
@@ -268,9 +261,9 @@ def test_waits_are_bounded_whatever_a_server_asks_for(attempt, retry_after):
 
 @given(st.binary(max_size=300), st.booleans())
 def test_any_bytes_are_an_image_or_a_reason(data, as_png):
-    """Pillow's parsers, fed with anything: BadImage or an image, and nothing else."""
+    """Pillow's parsers, fed with anything: ImageError or an image, and nothing else."""
     data = (b"\x89PNG\r\n\x1a\n" if as_png else b"\xff\xd8\xff\xe0") + data
-    with contextlib.suppress(BadImage):
+    with contextlib.suppress(ImageError):
         prepare(open_image(data, 1_000_000))
 
 
@@ -279,7 +272,7 @@ def test_any_bytes_unzip_within_what_they_say(data):
     for candidate in (data, b"\x1f\x8b" + data, b"\x1f\x8b\x08\0\0\0\0\0\0\0" + data):
         size = unzipped_size(candidate)
         if size:
-            with contextlib.suppress(ObjectUnusable):
+            with contextlib.suppress(ImageError):
                 assert len(unzipped(candidate)) <= size
 
 

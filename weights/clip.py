@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from weights.files import WeightsError, safetensors_header
+from common.errors import WeightsError
+from weights.files import safetensors_header
 
 CLIP_ID = "openai/clip-vit-base-patch32"
 CLIP_FILES = ("config.json", "model.safetensors")

@@ -5,13 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import click
-
 MAX_HEADER_BYTES = 10 << 20  # CLIP's has 60 kB
-
-
-class WeightsError(click.ClickException):
-    """What is wrong with a file of weights, and what to do, in one sentence."""
 
 
 def digest(path: Path) -> str:

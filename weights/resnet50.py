@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from weights.files import WeightsError
+from common.errors import WeightsError
 from weights.safe_pickle import UnsafePickleError, read_pickle
 
 RESNET_URL = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import torch
 
+from common.errors import IngestError
 from models.backends import original, transformers
 from models.pair import ResNetFunction
 from weights.resnet50 import read_resnet_weights
@@ -33,7 +33,7 @@ def load(weights: Path, device: torch.device) -> Original:
     try:
         models = original.load(arrays, clip, device, torch.float32)
         return Original(models.resnet, models.clip, "Detectron2 and clip")
-    except click.ClickException:  # not installed
+    except IngestError:  # not installed
         model = transformers.resnet(arrays, fold=False).to(device)
         tower = transformers.vision_tower(clip / "model.safetensors").to(device)
 

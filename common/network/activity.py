@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import click
+from common.terminal import say
 
 LIST, READ, DESCRIBE, PERMISSIONS = "list", "read", "describe", "permissions"
 WRITE, CHUNK, COMPOSE, COPY, DELETE = "write", "chunk", "compose", "copy", "delete"
@@ -74,7 +74,7 @@ def count_numbers(numbers: Sequence[int]) -> None:
 
 def warn(message: str) -> None:
     """Print a message that belongs into the report too: something is not as it should be."""
-    click.echo(message, err=True)
+    say(message)
     with _lock:
         _warnings.append(message)
 

@@ -20,10 +20,10 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import aiohttp
-import click
 import tenacity
 from tqdm import tqdm
 
+from common.errors import IngestError, TransientError
 from common.terminal import printable
 
 ATTEMPTS = 8  # if 10% of requests fail, one in 100 million fails eight times
@@ -46,25 +46,6 @@ _retrying: ContextVar[bool] = ContextVar("retrying", default=False)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class TransientError(Exception):
-    """A failed request that may succeed a little later; the message is the reason.
-
-    `retry_after` is the header as the server sent it. `attempts`, if given, limits the tries.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        status: int | None = None,
-        retry_after: str | None = None,
-        attempts: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.retry_after = retry_after
-        self.attempts = attempts
 
 
 class Retries(NamedTuple):
@@ -174,7 +155,7 @@ def from_environment() -> Retries:
     """The usual retries, with the first wait that FORAGER_RETRY_BASE_S sets.
 
     Raises:
-        ClickException: its value is not a number of seconds.
+        IngestError: its value is not a number of seconds.
     """
     text = os.environ.get(BASE_VARIABLE)
     if text is None:
@@ -184,7 +165,7 @@ def from_environment() -> Retries:
     except ValueError:
         base_s = math.nan
     if not 0 <= base_s <= RETRY_AFTER_CAP_S:
-        raise click.ClickException(
+        raise IngestError(
             f"{BASE_VARIABLE}={printable(text)!r} in the environment is not a number of seconds "
             f"from 0 to {RETRY_AFTER_CAP_S:.0f}: correct it or unset it."
         )

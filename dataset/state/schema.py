@@ -14,8 +14,7 @@ import sqlite3
 import zlib
 from pathlib import Path
 
-import click
-
+from common.errors import DamagedState, OtherVersion
 from common.terminal import printable
 
 PENDING, DONE, FAILED = 0, 1, 2  # what status is
@@ -61,29 +60,19 @@ PENDING_AGAIN = {**dict.fromkeys(OUTCOME.split(", ")), "status": PENDING}
 WRONG_ROW = f"checksum IS NOT checksum({LISTED}, {OUTCOME})"
 
 
-class DamagedState(click.ClickException):
-    """The file of a state is damaged; the message says what to do. `reason` says what is wrong."""
-
-    what = "is damaged"
-    ways_out = "remove that directory, or choose another with --work_dir"
-
-    def __init__(self, path: Path, reason: str) -> None:
-        self.reason = printable(reason)
-        index_id = index_id_on_disk(path)
-        uploaded = f"its index id is {index_id}" if index_id else "its index id cannot be read"
-        super().__init__(
-            f"The state in {path.parent} {self.what} ({self.reason}): {self.ways_out}. What it "
-            f"uploaded stays in the index bucket; {uploaded}."
-        )
-
-
-class OtherVersion(DamagedState):
-    """Another version of this program wrote a state, with other tables."""
-
-    what = "was written by another version of this program"
-    ways_out = (
-        "continue it with that version, or start over: remove that directory, or choose another "
-        "with --work_dir"
+def damaged_state(path: Path, reason: str, *, other_version: bool = False) -> DamagedState:
+    """The error for a state that cannot be used; `reason` says what is wrong with it."""
+    index_id = index_id_on_disk(path)
+    uploaded = f"its index id is {index_id}" if index_id else "its index id cannot be read"
+    shown = printable(reason)
+    what, ways_out = "is damaged", "remove that directory, or choose another with --work_dir"
+    if other_version:
+        what = "was written by another version of this program"
+        ways_out = f"continue it with that version, or start over: {ways_out}"
+    return (OtherVersion if other_version else DamagedState)(
+        f"The state in {path.parent} {what} ({shown}): {ways_out}. What it uploaded stays in the "
+        f"index bucket; {uploaded}.",
+        shown,
     )
 
 

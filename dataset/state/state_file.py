@@ -21,8 +21,7 @@ from dataset.state.schema import (
     OPTIONS_CHECKSUM,
     SCHEMA,
     VERSION,
-    DamagedState,
-    OtherVersion,
+    damaged_state,
     options_checksum,
     other_version_of,
     problem_of,
@@ -65,7 +64,7 @@ class StateFile:
         if problem:
             if state:
                 state.close()
-            raise (OtherVersion if other else DamagedState)(path, problem)
+            raise damaged_state(path, problem, other_version=bool(other))
         assert state
         return state
 

@@ -10,11 +10,12 @@ import asyncio
 from functools import partial
 from types import TracebackType
 
+from common.errors import ImageError
 from dataset.arrays import Arrays, Embedding
 from dataset.state.rows import Row, State
 from engine.batches import BatchEmbedder, Batches
 from engine.checkpoint import CHECKPOINT_S, Recorder
-from engine.decode import CLIP_BYTES, BadImage, NotEmbedded, Prepared
+from engine.decode import CLIP_BYTES, NotEmbedded, Prepared
 from engine.local.feeder_process import Job
 from engine.local.feeders import Feeders
 from engine.local.pipeline import window_of
@@ -96,7 +97,7 @@ class FedPipeline:
         """Embed every pending row. What is done when this stops, for whatever reason, is recorded.
 
         Raises:
-            ClickException: storage refuses or cannot be reached, or the feeders end.
+            IngestError: storage refuses or cannot be reached, or the feeders end.
             OSError, sqlite3.OperationalError: the disk is full or fails.
         """
         self._feeders.give(self._state.pending(), self._images)
@@ -133,7 +134,7 @@ class FedPipeline:
     ) -> None:
         """Take what became of a row. An error stops the run, unless it is the image's fault."""
         try:
-            if isinstance(outcome, BadImage):
+            if isinstance(outcome, ImageError):
                 outcome = NotEmbedded(str(outcome))
             elif isinstance(outcome, Exception):
                 raise outcome

@@ -33,9 +33,9 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import NamedTuple
 
-import click
 import numpy as np
 
+from common.errors import IngestError
 from common.network.activity import RequestsToTell
 from dataset.state.rows import Row
 from engine.decode import CLIP_BYTES, NotEmbedded, Prepared
@@ -171,7 +171,7 @@ class Feeder:
             async with self._preparation:
                 self._lines.send("ready")
                 await asyncio.gather(*(self._travel() for _ in range(job.ahead)))
-        except click.ClickException as error:
+        except IngestError as error:
             self._lines.send("stop", error.message, False)
         except Exception:
             self._lines.send("stop", traceback.format_exc(), True)

@@ -16,13 +16,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import click
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import IngestError, ShortageError
 from common.network.activity import count_numbers
 from common.program import ROOT
-from common.resources import ShortageError
 from common.terminal import printable
 from dataset.state.rows import Row
 from engine.decode import NotEmbedded, Prepared, views
@@ -302,7 +301,7 @@ class Feeders:
         tqdm.write(text, file=sys.stderr)
 
     def _on_stop(self, feeder: Feeder, message: str, is_traceback: bool) -> None:
-        raise RuntimeError(message) if is_traceback else click.ClickException(message)
+        raise RuntimeError(message) if is_traceback else IngestError(message)
 
     def _on_lost(self, feeder: Feeder) -> None:
         """A feeder has ended: name the image that it was at, let others do its rows."""
@@ -320,7 +319,7 @@ class Feeders:
         self._idle_ends += at is None
         cannot_start = not feeder.is_ready and code > 0
         if cannot_start or self._idle_ends > IDLE_ENDS:
-            raise click.ClickException(
+            raise IngestError(
                 f"A process that decodes images {how}{'' if cannot_start else ', as others before'}"
                 ": run the same command again, or add --decode_in threads, which needs no such "
                 "processes."

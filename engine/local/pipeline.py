@@ -11,14 +11,13 @@ import sys
 from collections.abc import Iterator
 from types import TracebackType
 
+from common.errors import ImageChanged, ImageError
 from dataset.arrays import Arrays, Embedding
 from dataset.state.rows import Row, State
-from engine import decode
 from engine.batches import BatchEmbedder, Batches
 from engine.checkpoint import CHECKPOINT_S, Recorder
 from engine.prepare import MAX_OBJECT_BYTES, OwnMemory, Preparation
 from engine.stages import StageTime, together
-from storage.async_client import ObjectChanged, ObjectUnusable
 
 WINDOW_CPU, WINDOW_GPU = 48, 1024  # images between listing and index at once
 
@@ -110,9 +109,9 @@ class Pipeline:
         for row in rows:
             try:
                 described = await self._embed(row)
-            except ObjectChanged as error:
+            except ImageChanged as error:
                 self._recorder.changed(row, str(error))
-            except (decode.BadImage, ObjectUnusable) as error:
+            except ImageError as error:
                 self._recorder.failed(row, str(error))
             else:
                 self._recorder.done(row, *described)
@@ -123,7 +122,7 @@ class Pipeline:
         Returns its embedding, its width and height, and whether it carries an EXIF rotation.
 
         Raises:
-            BadImage, ObjectUnusable: the reason why this image cannot be embedded.
+            ImageError, ImageError: the reason why this image cannot be embedded.
             StorageError: the run cannot go on.
         """
         async with self._preparation.prepared(row) as prepared:

@@ -16,9 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
-
 import gcs
+from common.errors import ClusterError
 from common.program import copy_program, program_digest
 
 INSTALL = "pip install -r requirements-ray.txt"
@@ -42,10 +41,6 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a call after the end would start a second cluster
 }
-
-
-class ClusterError(click.ClickException):
-    """What is wrong with the cluster, and what to do, in one sentence."""
 
 
 def check(address: str | None) -> None:

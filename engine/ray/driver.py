@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import ray
 import ray.data
@@ -21,6 +20,7 @@ from ray.data.exceptions import ExecutionTimeoutError, UserCodeException
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from common.errors import ClusterError, IngestError
 from common.network.activity import count_numbers
 from dataset.arrays import Arrays
 from dataset.state.rows import State
@@ -28,7 +28,7 @@ from engine.checkpoint import Recorder
 from engine.decode import NotEmbedded
 from engine.loading import ModelLoader, ModelOptions
 from engine.ray import workers
-from engine.ray.cluster import Cluster, ClusterError, Pool, key_file
+from engine.ray.cluster import Cluster, Pool, key_file
 from engine.ray.tables import read_results
 from engine.ray.worker_files import WorkerModels
 from engine.stages import MODELS, StageTime
@@ -241,13 +241,13 @@ class RayPipeline:
             self._recorder.take(row, outcome, width, height, is_rotated)
 
 
-def click_error(error: BaseException) -> click.ClickException | None:
+def click_error(error: BaseException) -> IngestError | None:
     """The error for the user that a worker raised, found inside Ray's own errors, or None."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(cause := getattr(seen, "cause", None), click.ClickException):
+        if isinstance(cause := getattr(seen, "cause", None), IngestError):
             return cause
-        if isinstance(seen, click.ClickException):
+        if isinstance(seen, IngestError):
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
@@ -272,7 +272,7 @@ async def embed_on_ray(
     `make_loader` makes what loads the models on the workers; `times` becomes what each stage did.
 
     Raises:
-        click.ClickException: there is no cluster, its versions differ, or what stopped the run.
+        IngestError: there is no cluster, its versions differ, or what stopped the run.
     """
     cluster = Cluster(address)
     await asyncio.to_thread(cluster.__enter__)

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from common.errors import ClusterError
 from engine.loading import ModelLoader, ModelOptions
-from engine.ray.cluster import KEY_VARIABLE, ClusterError
+from engine.ray.cluster import KEY_VARIABLE
 from weights import files
 from weights.clip import CLIP_FILES
 

@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from common.errors import ImageError
 from common.network.activity import RequestsToTell
 from dataset.arrays import Embedding
 from dataset.state.rows import Row, State
 from engine.batches import BatchEmbedder, Batches
-from engine.decode import BadImage, NotEmbedded, Prepared
+from engine.decode import NotEmbedded, Prepared
 from engine.prepare import OwnMemory, Preparation
 from engine.ray.tables import packed, results, unpacked
 from engine.ray.worker_files import use_key
@@ -229,7 +230,7 @@ class EmbedPacks:
             return image
         try:
             return await self._batches.embed(image)
-        except BadImage as error:
+        except ImageError as error:
             return NotEmbedded(str(error))
 
     def _new_time(self) -> tuple[int, float]:

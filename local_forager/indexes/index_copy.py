@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import gcs
+from common.errors import StorageError
 from dataset import manifest
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from local_forager.indexes.image_sizes import NO_MANIFEST, UNKNOWN
@@ -78,7 +78,7 @@ class IndexCopies:
             copy.index = replace(index, no_sizes=problem) if problem else index
         except IndexProblem as error:
             copy.problem = str(error)
-        except gcs.StorageError as error:
+        except StorageError as error:
             copy.problem = f"The index cannot be downloaded. {error}"
             if error.status == 404:
                 where = f"gs://{self._bucket}/indexes/{index_id}/"
@@ -103,7 +103,7 @@ class IndexCopies:
         classes = copy.directory / CLASSES
         try:
             await self._buckets.download(self._bucket, f"aux_labels/{index_id}/{CLASSES}", classes)
-        except gcs.StorageError as error:
+        except StorageError as error:
             if error.status != 404:
                 raise
             classes.unlink(missing_ok=True)
@@ -123,7 +123,7 @@ class IndexCopies:
             return (
                 f"{UNKNOWN}{manifest.NAME} was not downloaded within {MANIFEST_TIMEOUT:g} seconds."
             )
-        except gcs.StorageError as error:
+        except StorageError as error:
             if error.status != 404:
                 return f"{UNKNOWN}{manifest.NAME} cannot be downloaded. {error}"
             none.touch()

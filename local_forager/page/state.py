@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from aiohttp import web
 
-import gcs
+from common.errors import StorageError
 from local_forager.analysis.jobs import Jobs
 from local_forager.analysis.projection import saved_projection
 from local_forager.analysis.text_search import TextTower, why_not
@@ -79,7 +79,7 @@ class Page:
             self._sizes[dataset.index_id] = task
         try:
             return await asyncio.shield(task)
-        except gcs.StorageError as error:
+        except StorageError as error:
             raise PageError(502, f"The file sizes are not known. {error}") from error
 
     def has_sizes(self, dataset: Dataset) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from aiohttp import web
 from PIL import ExifTags, Image
 
-import gcs
+from common.errors import StorageError
 from local_forager.server.buckets import Buckets
 
 KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
@@ -35,7 +35,7 @@ class ImageMissing(Exception):
 async def fetch(buckets: Buckets, bucket: str, name: str) -> bytes:
     try:
         return await buckets.read(bucket, name)
-    except gcs.StorageError as error:
+    except StorageError as error:
         if error.status == 404:
             raise ImageMissing("It is not in the bucket.", 404) from None
         raise ImageMissing(f"It cannot be downloaded. {error}", 502) from error

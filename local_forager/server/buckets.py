@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 class Buckets:
     """Reads buckets with up to READERS requests at a time; the first one makes the client.
 
-    Every method raises gcs.StorageError, with status 404 if the bucket or object does not exist.
+    Every method raises StorageError, with status 404 if the bucket or object does not exist.
     """
 
     def __init__(self) -> None:

@@ -6,11 +6,11 @@ Both run as they come, for comparison: batch norm as a layer, channels first.
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from safetensors import safe_open
 
+from common.errors import IngestError
 from models.pair import Models, Tensors
 from models.resnet import PIXEL_MEANS
 from models.vision_tower import PIXEL_DEVIATIONS
@@ -37,7 +37,7 @@ def load(
     """ResNet-50 and CLIP's image tower.
 
     Raises:
-        ClickException: a package is not installed, or another package has its name.
+        IngestError: a package is not installed, or another package has its name.
     """
     try:
         from clip.model import VisionTransformer
@@ -45,7 +45,7 @@ def load(
         from detectron2.layers import ShapeSpec
         from detectron2.modeling.backbone import build_resnet_backbone
     except ImportError as error:
-        raise click.ClickException(
+        raise IngestError(
             f"--backend original needs Detectron2 and OpenAI's clip ({error}): install them with"
             f" {INSTALL_COMMANDS}, or leave --backend out."
         ) from error

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import torch
 
+from common.errors import DeviceError
 from common.terminal import count
 
 # What ResNet-50 keeps in memory at its peak, in res2: 52 values per pixel (input, shortcut, inner
@@ -32,10 +32,6 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # exists where the driver i
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")
 TORCH_THREADS = torch.get_num_threads()  # as found: physical cores, or OMP_NUM_THREADS
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class DeviceError(click.ClickException):
-    """Why the requested device or precision is not available, in one sentence."""
 
 
 def choose_device(name: str) -> torch.device:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
+from common.errors import IngestError
 from common.findings import Findings
 from common.network.activity import warn
 from common.terminal import count, duration, printable
@@ -84,7 +83,7 @@ def check_registrable(state: State, listing: State, *, as_listed: bool) -> None:
     Blocks: it compares all rows.
 
     Raises:
-        click.ClickException: what changed, and the ways to go on.
+        IngestError: what changed, and the ways to go on.
     """
     with Comparison(state.path, listing.path) as compared:
         changes = compared.changes(as_listed=as_listed)
@@ -92,7 +91,7 @@ def check_registrable(state: State, listing: State, *, as_listed: bool) -> None:
             return
         what = f"nothing was registered.{shown(changes)}\n"
         if as_listed and changes.appeared:
-            raise click.ClickException(
+            raise IngestError(
                 f"The server lists the bucket itself: it would show "
                 f"{count(len(changes.appeared), 'image')} that the index does not have, so {what}"
                 "Move what appeared out of these directories and run the same command again, or "
@@ -100,11 +99,11 @@ def check_registrable(state: State, listing: State, *, as_listed: bool) -> None:
             )
         what = f"The images in the bucket changed since they were listed; {what}"
         if as_listed or not compared.changes(done_only=True):
-            raise click.ClickException(
+            raise IngestError(
                 f"{what}Run the same command again: what is computed stays, and it "
                 + ("makes failed rows of these." if as_listed else "embeds these.")
             )
-        raise click.ClickException(what + ways_on(state, listing, changes, compared.numbers()))
+        raise IngestError(what + ways_on(state, listing, changes, compared.numbers()))
 
 
 def changed_lines(state: State, listing: State, *, as_listed: bool) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 
-import click
-
 import gcs
+from common.errors import WeightsError
 from common.findings import Findings
-from common.terminal import count, printable
+from common.terminal import count, printable, say
 from dataset import arrays
 from dataset.state.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
@@ -18,7 +17,6 @@ from forager.addresses import shown_server
 from preflight.earlier.changes import computed, reuse_option, what_restart_deletes
 from preflight.request import Request
 from storage.bucket import Bucket
-from weights.files import WeightsError
 
 
 def finished(request: Request, state: State | None, loader: ModelLoader) -> str:
@@ -121,8 +119,6 @@ async def delete_earlier(earlier: State, *, registered: bool) -> None:
         client = await asyncio.to_thread(gcs.make_client)
         with Bucket(client, earlier.option("bucket") or "") as bucket:
             deleted = await bucket.delete_index(earlier.index_id)
-        click.echo(
-            f"Deleted {vectors}, with {count(deleted, 'object')} in gs://{bucket.name}.", err=True
-        )
+        say(f"Deleted {vectors}, with {count(deleted, 'object')} in gs://{bucket.name}.")
     for name in ("index", "aux"):
         shutil.rmtree(earlier.directory / name, ignore_errors=True)

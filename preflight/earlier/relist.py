@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import click
-
-from common.terminal import count, duration
+from common.terminal import count, duration, say
 from dataset.arrays import Arrays
 from dataset.state.changes import Comparison
 from dataset.state.rows import State
@@ -37,9 +35,8 @@ async def relist(earlier: State, listing: State, work: WorkDirectory) -> State:
         copier = Copier(listing, arrays, [source], compared.unchanged(), bucket)
         seconds = await copier.run()
     state = work.adopt_relisting()
-    click.echo(
+    say(
         f"Took today's list of {count(images, 'image')}: {copier.copied:,} keep their vectors and "
         f"thumbnails ({duration(seconds)}).",
-        err=True,
     )
     return state

@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import uuid
 
-import click
-
 import gcs
 from common.names import GsPath, identifier
 from common.network.activity import warn
-from common.terminal import count
+from common.terminal import count, say
 from dataset import arrays
 from dataset.arrays import Arrays
 from dataset.lists import thumbnail_directory
@@ -57,10 +55,9 @@ async def _continue(earlier: State, listing: State, retry_failed: bool, as_liste
         await _give_up_unlisted(earlier, listing)
     await _check_thumbnails(earlier)
     counts = earlier.counts()
-    click.echo(
+    say(
         f"Continuing in {earlier.directory}: {counts.done:,} of {counts.images:,} images are done"
         + (f". Replaced since then: {count(replaced, 'other image')}." if replaced else "."),
-        err=True,
     )
     return earlier
 
@@ -116,10 +113,9 @@ async def _check_thumbnails(state: State) -> None:
         client = await asyncio.to_thread(gcs.make_client)
         with Bucket(client, path.bucket) as bucket:
             await bucket.delete(f"{path.prefix}{name}.jpg" for name in unused)
-        click.echo(
+        say(
             f"Deleted from {path}: {count(len(unused), 'thumbnail')} of images that are not in "
             "the list any more.",
-            err=True,
         )
 
 

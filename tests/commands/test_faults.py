@@ -7,10 +7,11 @@ import time
 import pytest
 
 import gcs
+from common.errors import ImageError, StorageError
 from common.files import FileToUpload
 from forager.answers import DatasetInfo
 from forager.client import Forager
-from storage.async_client import AsyncStorage, ObjectUnusable
+from storage.async_client import AsyncStorage
 from storage.uploads import upload_files
 from testing.photographs import picture
 from tests.fault_proxy import KINDS, FaultProxy, Rule
@@ -167,7 +168,7 @@ def test_refusals_are_not_repeated(store, tmp_path, what, status):
         "list": lambda: listing(bucket),
         "upload": lambda: upload_file(bucket, tmp_path / "array"),
     }
-    with pytest.raises((gcs.StorageError, ObjectUnusable)):
+    with pytest.raises((StorageError, ImageError)):
         calls[what]()
     refused = [seen.target for seen in proxy.seen if seen.fault]
     assert len(refused) == len(set(refused)) >= 1

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.files import DiskError, crc32c_of_bytes, crc32c_of_file, disk_errors, write_atomically
+from common.errors import DiskError
+from common.files import crc32c_of_bytes, crc32c_of_file, disk_errors, write_atomically
 
 
 def test_a_file_is_written_whole(tmp_path):

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from common.resources import ShortageError, shortage
+from common.errors import ShortageError
+from common.resources import shortage
 
 RAISE = """
 import resource

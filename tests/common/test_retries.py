@@ -5,11 +5,11 @@ import email.utils
 import time
 
 import aiohttp
-import click
 import pytest
 
+from common.errors import IngestError, TransientError
 from common.network import retries
-from common.network.retries import Retries, TransientError
+from common.network.retries import Retries
 
 QUICK = Retries(base_s=0.001)
 
@@ -161,7 +161,7 @@ def test_the_environment_sets_the_first_wait(monkeypatch):
 @pytest.mark.parametrize("text", ["", "fast", "-1", "nan", "inf", "1e9", "\x1b[2J"])
 def test_a_wrong_first_wait_is_one_sentence(monkeypatch, text):
     monkeypatch.setenv("FORAGER_RETRY_BASE_S", text)
-    with pytest.raises(click.ClickException) as caught:
+    with pytest.raises(IngestError) as caught:
         retries.from_environment()
     assert caught.value.message.isprintable()
     assert (

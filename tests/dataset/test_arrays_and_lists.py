@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import DiskError
 from common.files import crc32c_of_file
 from dataset.arrays import (
     BYTES_PER_ROW,
     DIMENSIONS,
     ZEROS,
     Arrays,
-    DiskFull,
     array_path,
     arrays_complete,
     verify_arrays,
@@ -103,7 +103,7 @@ def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(DiskFull, match=r"needs 0\.8 GB \(No space left on device\).*--work_dir"):
+    with pytest.raises(DiskError, match=r"needs 0\.8 GB \(No space left on device\).*--work_dir"):
         Arrays(tmp_path, 100_000)
 
 

@@ -6,12 +6,12 @@ import sqlite3
 import uuid
 from pathlib import Path
 
-import click
 import pytest
 
+from common.errors import DamagedState, IngestError, OtherVersion
 from common.files import disk_errors
 from dataset.state.rows import Outcome, State
-from dataset.state.schema import VERSION, DamagedState, OtherVersion, index_id_on_disk
+from dataset.state.schema import VERSION, index_id_on_disk
 from gcs import ListedObject
 
 INDEX_ID = str(uuid.UUID(int=2**127 + 5, version=4))
@@ -59,7 +59,7 @@ def try_damage(sound, tmp_path, seed):
     try:
         with disk_errors(tmp_path):
             state = State.open_checked(path)
-    except click.ClickException as error:
+    except IngestError as error:
         what = "was written by another version" if isinstance(error, OtherVersion) else "is damaged"
         assert error.message.startswith(f"The state in {tmp_path} {what}"), seed
         assert "What it uploaded stays in the index bucket; its index id " in error.message

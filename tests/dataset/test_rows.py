@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import DiskError
 from dataset.state.changes import Changes, Comparison, Numbers
 from dataset.state.rows import TRAIN, VAL, Counts, Outcome, State
 from dataset.state.schema import REPLACED, VANISHED
-from dataset.work_directory import WorkDirectory, WorkDirectoryError
+from dataset.work_directory import WorkDirectory
 from gcs import ListedObject
 
 INDEX_ID = "12345678-1234-4234-8234-123456789abc"
@@ -257,7 +258,7 @@ def test_move_takes_everything_along(make_state, tmp_path):
 
 
 def test_second_ingest_in_a_work_directory_is_refused(tmp_path):
-    with WorkDirectory(tmp_path / "work"), pytest.raises(WorkDirectoryError) as refused:
+    with WorkDirectory(tmp_path / "work"), pytest.raises(DiskError) as refused:
         WorkDirectory(tmp_path / "work").__enter__()
     assert refused.value.message == (
         f"Another ingest is running in {tmp_path / 'work'}: wait for it, end it, or choose another "
@@ -280,7 +281,7 @@ def test_the_lock_goes_with_its_process(tmp_path):
 
 def test_a_directory_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(WorkDirectoryError) as refused:
+    with pytest.raises(DiskError) as refused:
         WorkDirectory(tmp_path).__enter__()
     assert refused.value.message == (
         f"The directory {tmp_path} has files that are not of an ingest: choose another with "
@@ -292,7 +293,7 @@ def test_a_directory_of_other_files_is_refused(tmp_path):
 def test_a_file_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "work"
-    with pytest.raises(WorkDirectoryError) as refused:
+    with pytest.raises(DiskError) as refused:
         WorkDirectory(path).__enter__()
     assert refused.value.message == (
         f"The work directory {path} cannot be written (Not a directory): choose another with "

@@ -6,9 +6,10 @@ import threading
 import numpy as np
 import pytest
 
+from common.errors import ImageError
 from dataset.arrays import Embedding
 from engine.batches import Batches
-from engine.decode import BadImage, Prepared
+from engine.decode import Prepared
 
 
 def image(number, height=2, width=3):
@@ -151,7 +152,7 @@ def test_an_image_too_large_for_memory_fails_alone():
             return await asyncio.gather(*tasks, return_exceptions=True), running.time().images
 
     results, count = asyncio.run(asyncio.wait_for(main(), 60))
-    assert isinstance(results[2], BadImage)
+    assert isinstance(results[2], ImageError)
     assert str(results[2]) == "not enough memory to embed 3 x 2 pixels"
     assert [r.imagenet_class for r in results[:2] + results[3:]] == [0, 1, 3] and count == 3
 

@@ -6,7 +6,7 @@ import errno
 import pytest
 from PIL import Image
 
-from common.resources import ShortageError
+from common.errors import ImageError, ShortageError
 from dataset.state.rows import Row
 from engine import decode
 from engine.prepare import OwnMemory, Preparation
@@ -40,5 +40,5 @@ def test_a_shortage_while_decoding_is_not_the_fault_of_the_image(emulator, monke
 
 
 def test_a_damaged_header_is_the_fault_of_the_image(emulator, monkeypatch):
-    with pytest.raises(decode.BadImage, match="its header cannot be read"):
+    with pytest.raises(ImageError, match="its header cannot be read"):
         prepared(picture(1), ValueError("broken"), monkeypatch)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from common.errors import ClusterError, ImagesChanged, StorageError
 from testing import embedders
 from testing.embedders import FakeEmbedder, FinishedBatch
 from tests.fault_proxy import FaultProxy, Rule
@@ -26,10 +27,10 @@ import gcs  # noqa: E402
 from common.network.activity import activity, activity_since  # noqa: E402
 from dataset.arrays import DIMENSIONS, Arrays, array_path  # noqa: E402
 from dataset.state.rows import State  # noqa: E402
-from engine.checkpoint import ImagesChanged, Recorder  # noqa: E402
+from engine.checkpoint import Recorder  # noqa: E402
 from engine.local.pipeline import Pipeline  # noqa: E402
 from engine.ray import workers  # noqa: E402
-from engine.ray.cluster import Cluster, ClusterError, Pool, versions  # noqa: E402
+from engine.ray.cluster import Cluster, Pool, versions  # noqa: E402
 from engine.ray.driver import RayPipeline  # noqa: E402
 from engine.ray.worker_files import send  # noqa: E402
 from gcs import ListedObject  # noqa: E402
@@ -265,7 +266,7 @@ def test_killed_workers_cost_no_row_and_count_none_twice(world, storage, cluster
 def test_lost_access_stops_with_the_sentence_of_storage(world, cluster, make_state):
     world.put(*NAMES[:3])
     world.index = "no-such-bucket-here"
-    with pytest.raises(gcs.StorageError, match="no such bucket or object"):
+    with pytest.raises(StorageError, match="no such bucket or object"):
         run_on_ray(cluster, make_state(), world)
 
 

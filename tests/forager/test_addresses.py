@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import ServerError
 from forager.addresses import check_server_url, dataset_page, shown_address
-from forager.answers import ForagerError
 from forager.client import Forager
 
 
@@ -33,7 +33,7 @@ from forager.client import Forager
     ],
 )
 def test_what_is_no_address(url):
-    with pytest.raises(ForagerError, match=r"write it as http://HOST:PORT\.$") as caught:
+    with pytest.raises(ServerError, match=r"write it as http://HOST:PORT\.$") as caught:
         check_server_url(url)
     assert caught.value.message.isprintable()
 
@@ -81,7 +81,7 @@ def test_passwords_are_not_shown(url):
     said = shown_address(url)
     try:
         check_server_url(url)
-    except ForagerError as error:
+    except ServerError as error:
         said += error.message
     assert "s3" not in said
     assert "cret" not in said
@@ -98,7 +98,7 @@ def test_any_text_is_an_address_or_refused(url):
     """What the check accepts, aiohttp accepts too; it fails to connect at most."""
     try:
         check_server_url(url)
-    except ForagerError as error:
+    except ServerError as error:
         assert error.message.isprintable()
     else:
         Forager(url)
@@ -110,7 +110,7 @@ def test_odd_hosts_cannot_be_reached(url):
         async with Forager(url) as client:
             await client.dataset("d")
 
-    with pytest.raises(ForagerError) as caught:
+    with pytest.raises(ServerError) as caught:
         asyncio.run(run())
     assert "SERVER_URL" in caught.value.message
 

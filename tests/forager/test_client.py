@@ -7,8 +7,9 @@ import socket
 import pytest
 from aiohttp import web
 
+from common.errors import AnswerLost, ServerError
 from common.network import retries
-from forager.answers import AnswerLost, DatasetInfo, ForagerError
+from forager.answers import DatasetInfo
 from forager.client import CREATE_ATTEMPTS, Forager
 from forager.connection import Timeouts
 from forager.payloads import Box, Label
@@ -61,7 +62,7 @@ def talk(script, method, *args, timeouts=TIMEOUTS):
 
 
 def refusal(script, method, *args, timeouts=TIMEOUTS):
-    with pytest.raises(ForagerError) as caught:
+    with pytest.raises(ServerError) as caught:
         talk(script, method, *args, timeouts=timeouts)
     message = caught.value.message
     assert message.isprintable()
@@ -148,7 +149,7 @@ def test_nobody_listens():
         async with Forager(url) as client:
             await client.dataset("d")
 
-    with pytest.raises(ForagerError, match="Cannot reach .*.Connection refused.") as caught:
+    with pytest.raises(ServerError, match="Cannot reach .*.Connection refused.") as caught:
         asyncio.run(run())
     assert "secret" not in caught.value.message
 
@@ -158,7 +159,7 @@ def test_tls_where_there_is_none():
         async with serve(Script({})) as url, Forager(url.replace("http", "https")) as client:
             await client.dataset("d")
 
-    with pytest.raises(ForagerError, match="should begin with http://"):
+    with pytest.raises(ServerError, match="should begin with http://"):
         asyncio.run(run())
 
 
@@ -330,7 +331,7 @@ async def talk_to_garbage(garbage, method, *arguments):
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with Forager(url, TIMEOUTS) as client:
             client._generation = "A"
-            with pytest.raises(ForagerError) as caught:
+            with pytest.raises(ServerError) as caught:
                 await getattr(client, method)(*arguments)
     assert caught.value.message.isprintable()
     assert "\\n" not in caught.value.message

@@ -4,11 +4,11 @@ import os
 import random
 
 import pytest
-from click import ClickException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labels.journal import SENT, STORED, WAITING, Journal, JournalError
+from common.errors import IngestError
+from labels.journal import SENT, STORED, WAITING, Journal
 from labels.requests import LabelRequest
 from tests.damage import damaged_in_some_way
 
@@ -108,15 +108,15 @@ def test_a_run_that_sends_nothing_leaves_nothing(path):
 
 def test_a_journal_is_locked_while_in_use(path):
     with Journal(path, HEADER) as journal:
-        with pytest.raises(ClickException, match="Another"):
+        with pytest.raises(IngestError, match="Another"):
             Journal(path, HEADER)
         journal.begin(REQUESTS)
         journal.sent(0)
-        with pytest.raises(ClickException, match="Another"):
+        with pytest.raises(IngestError, match="Another"):
             Journal(path, HEADER)
         journal.begin(REQUESTS, start_over=True)
         journal.sent(0)
-        with pytest.raises(ClickException, match="Another"):
+        with pytest.raises(IngestError, match="Another"):
             Journal(path, HEADER)
     reopen(path)
     assert list(path.parent.iterdir()) == [path]
@@ -124,7 +124,7 @@ def test_a_journal_is_locked_while_in_use(path):
 
 def test_another_run_is_told_what_differs(path):
     make(path, steps="sss")
-    with pytest.raises(JournalError) as caught:
+    with pytest.raises(IngestError) as caught:
         reopen(path, belongs_to=HEADER | {"user": "v"})
     assert "user 'u', now 'v'. That run stored, or may have stored, 3 labels." in str(caught.value)
     assert "--restart" in str(caught.value)
@@ -139,7 +139,7 @@ def test_a_journal_of_nothing_stored_is_no_obstacle(path):
 
 def test_requests_of_another_run_are_noticed(path):
     make(path, steps="s")
-    with pytest.raises(JournalError, match="sent other requests"):
+    with pytest.raises(IngestError, match="sent other requests"):
         reopen(path, REQUESTS[:2])
 
 
@@ -158,12 +158,12 @@ def test_what_is_no_journal_makes_everything_uncertain(path, content):
 @pytest.mark.parametrize("make_special", [os.mkfifo, os.mkdir, lambda path: os.symlink("y", path)])
 def test_what_is_no_regular_file(path, make_special):
     make_special(path)
-    with pytest.raises(ClickException, match="where the journal should be: move it away"):
+    with pytest.raises(IngestError, match="where the journal should be: move it away"):
         Journal(path, HEADER)
 
 
 def test_a_directory_that_is_not_there(path):
-    with pytest.raises(ClickException, match="--work_dir"):
+    with pytest.raises(IngestError, match="--work_dir"):
         Journal(path / "x", HEADER)
 
 
@@ -175,7 +175,7 @@ def test_a_disk_that_cannot_be_written(path, monkeypatch):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("os.fsync", full)
-        with pytest.raises(JournalError, match="No space left on device"):
+        with pytest.raises(IngestError, match="No space left on device"):
             journal.sent(0)
 
 

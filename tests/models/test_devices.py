@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
+from common.errors import DeviceError
 from models.device import devices
-from models.device.devices import DeviceError
 
 
 def test_bfloat16_needs_a_cpu_that_has_it(monkeypatch):

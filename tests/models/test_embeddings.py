@@ -3,7 +3,6 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import click
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from PIL import Image
 
 import embeddings
 from bench.support import original
+from common.errors import IngestError, WeightsError
 from dataset.arrays import DIMENSIONS
 from embeddings import Embedder
 from engine.decode import clip_input
@@ -19,7 +19,6 @@ from models.device import devices
 from models.pair import Models
 from models.resnet import build_resnet, resnet_features, with_fused_operations
 from tests.models.helpers import TOLERANCE, assert_expected, embed, embed_photographs
-from weights.files import WeightsError
 from weights.resnet50 import read_resnet_weights
 
 
@@ -79,7 +78,7 @@ def test_the_original_way_of_the_benchmarks_gives_the_same_numbers(
 
 def test_original_packages_missing_names_the_commands(weights, monkeypatch):
     monkeypatch.setitem(sys.modules, "clip.model", None)  # also where it is installed
-    with pytest.raises(click.ClickException, match="pip install") as caught:
+    with pytest.raises(IngestError, match="pip install") as caught:
         Embedder(*weights, backend="original", device="cpu")
     assert "clip" in caught.value.message
 

@@ -13,10 +13,10 @@ from urllib.request import urlopen
 import pytest
 
 import gcs
+from common.errors import ImageChanged, ShortageError, StorageError
 from common.network import retries
-from common.resources import ShortageError
-from gcs import ListedObject, StorageError
-from storage.async_client import AsyncStorage, Limits, ObjectChanged
+from gcs import ListedObject
+from storage.async_client import AsyncStorage, Limits
 from tests.front import Answer, Front
 from tests.world import listing, put, with_objects
 
@@ -44,7 +44,7 @@ def test_any_name_is_written_listed_and_read(make_bucket, name):
 
 def test_an_object_deleted_after_the_listing_has_changed(make_bucket):
     listed = ListedObject("gone.jpg", 4, 0, 1)
-    with pytest.raises(ObjectChanged, match="it was deleted after it was listed"):
+    with pytest.raises(ImageChanged, match="it was deleted after it was listed"):
         with_objects("fetch", make_bucket(), listed)
 
 
@@ -54,7 +54,7 @@ def test_a_replaced_object_has_changed_at_the_first_sign(make_bucket, capsys, ch
     bucket = make_bucket()
     put(bucket, "a.jpg")
     (listed,) = listing(bucket)
-    with pytest.raises(ObjectChanged, match="it was replaced after it was listed"):
+    with pytest.raises(ImageChanged, match="it was replaced after it was listed"):
         with_objects("fetch", bucket, listed._replace(**change))
     assert "attempt" not in capsys.readouterr().err
 
@@ -91,7 +91,7 @@ def test_a_replaced_object_is_not_tried_again(versions, capsys):
     (listed,) = listing(versions.bucket)
     put(versions.bucket, "a.jpg", data=b"other")
     before = len(versions.asked)
-    with pytest.raises(ObjectChanged, match="it was replaced after it was listed"):
+    with pytest.raises(ImageChanged, match="it was replaced after it was listed"):
         with_objects("fetch", versions.bucket, listed)
     assert len(versions.asked) - before == 2  # the object, then its metadata
     assert capsys.readouterr().err == ""

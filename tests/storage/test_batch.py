@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from common.network.retries import TransientError
-from gcs import StorageError
+from common.errors import StorageError, TransientError
 from storage import batch
 from tests.front import Answer, Front
 from tests.world import listing, put, with_objects

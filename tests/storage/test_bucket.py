@@ -6,6 +6,7 @@ import uuid
 import pytest
 
 import gcs
+from common.errors import StorageError
 from storage.bucket import Bucket
 from tests.front import Answer, Front
 
@@ -46,7 +47,7 @@ def test_a_refused_deletion_is_one_sentence(emulator, make_bucket, monkeypatch):
     name = make_bucket()
     with Front(emulator, lambda asked: Answer(403) if asked.method == "DELETE" else None) as front:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
-        with Bucket(gcs.make_client(), name) as calls, pytest.raises(gcs.StorageError) as caught:
+        with Bucket(gcs.make_client(), name) as calls, pytest.raises(StorageError) as caught:
             asyncio.run(calls.delete(["a.jpg"]))
     assert caught.value.status == 403
     assert caught.value.message.startswith(f"Deleting gs://{name}/a.jpg: access is denied (403)")

@@ -11,9 +11,9 @@ from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 
 import gcs
+from common.errors import StorageError, TransientError
 from common.names import GsPath
-from common.network.retries import TransientError
-from gcs import Refused, StorageError
+from gcs import Refused
 from storage.listing import listed
 from tests.front import Answer, Front
 

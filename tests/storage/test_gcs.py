@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import gcs
+from common.errors import StorageError
 from common.names import GsPath
-from gcs import ListedObject, StorageError
+from gcs import ListedObject
 from storage.access_token import AccessToken
 from tests.front import Answer, Front
 from tests.world import listing, put, with_objects

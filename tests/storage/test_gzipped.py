@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from storage.async_client import ObjectUnusable
+from common.errors import ImageError
 from storage.gzipped import unzipped
 
 
@@ -13,5 +13,5 @@ def test_gzip_is_unpacked():
 
 
 def test_gzip_cut_short_is_unusable():
-    with pytest.raises(ObjectUnusable, match="gzip-compressed"):
+    with pytest.raises(ImageError, match="gzip-compressed"):
         unzipped(gzip.compress(b"an image" * 1000)[:-20])

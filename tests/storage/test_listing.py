@@ -9,8 +9,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import gcs
+from common.errors import StorageError
 from common.names import GsPath
-from gcs import ListedObject, StorageError
+from gcs import ListedObject
 from storage.listing import listed, split_points
 from tests.front import Answer, Front
 

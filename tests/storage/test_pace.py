@@ -8,7 +8,8 @@ from base64 import b64encode
 import google_crc32c
 import pytest
 
-from common.network.retries import Retries, TransientError
+from common.errors import TransientError
+from common.network.retries import Retries
 from storage.async_client import AsyncStorage
 from storage.pace import DOUBLING_S, WritePace
 from tests.front import Answer, Front

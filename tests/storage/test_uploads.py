@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import gcs
+from common.errors import StorageError
 from common.files import FileToUpload
 from common.network import activity
-from gcs import StorageError
 from storage.uploads import upload_files
 from tests.fault_proxy import FaultProxy, Rule
 from tests.front import Answer, Front

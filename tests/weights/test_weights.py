@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from common.errors import WeightsError
 from weights import clip, files, resnet50
 from weights.clip import check_clip_weights
-from weights.files import WeightsError
 from weights.resnet50 import read_resnet_weights
 
 ROOT = Path(__file__).parents[2]
@@ -265,10 +265,11 @@ def test_missing_directory(name):
 
 
 HUB_SCRIPT = """
-from weights import clip, files, resnet50
+from common.errors import WeightsError
+from weights import clip
 try:
     print(clip.check_clip_weights("openai/clip-vit-base-patch32"))
-except files.WeightsError as error:
+except WeightsError as error:
     print(error.message)
 """
 
