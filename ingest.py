@@ -7,46 +7,55 @@ import contextlib
 import json
 import sys
 import time
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import click
 
 import gcs
-from common.errors import IngestError
+from common.errors import ImagesChanged, IngestError
 from common.files import disk_errors, write_atomically
+from common.findings import Findings
 from common.network.activity import warn
-from common.options import CONTEXT_SETTINGS, GroupedCommand, Limit, shared_options
+from common.options import (
+    CONTEXT_SETTINGS,
+    OPTION_GROUPS,
+    GroupedCommand,
+    Limit,
+    check_combinations,
+    ingest_options,
+    shared_options,
+)
 from common.resources import raise_open_file_limit, shortages
 from common.signals import leave, until_interrupted
 from common.terminal import count, duration, printable, say, size
 from dataset.arrays import Arrays
+from dataset.listing import Listing, Split
 from dataset.lists import index_files, write_lists
 from dataset.manifest import EXACTNESS
-from dataset.state.rows import TRAIN, VAL, State
-from dataset.work_directory import WorkDirectory
-from engine.loading import ModelLoader, ModelOptions
+from dataset.matches import Matches
+from dataset.state import State
+from dataset.work_directory import COPIES, WorkDirectory
+from engine.loading import ModelLoader
 from engine.local.fed_pipeline import FedPipeline
 from engine.local.pipeline import Pipeline
-from engine.reuse import Copier
+from engine.reuse import Copier, Source
+from engine.verify import verify
 from forager.addresses import dataset_page, shown_server
 from forager.answers import DatasetInfo
 from forager.client import Forager
-from preflight.arguments import check_arguments
-from preflight.checks import list_images
-from preflight.describe import describe_plan
-from preflight.earlier.changes import (
-    changed_lines,
-    check_registrable,
-    describe_way,
+from preflight.changes import (
+    check_left_out,
+    describe_changes,
+    list_changes,
     what_restart_deletes,
 )
-from preflight.earlier.found import finished
-from preflight.earlier.resume import begin_or_continue, reopen_damaged
-from preflight.options import OPTION_GROUPS, check_combinations, ingest_options
-from preflight.plan import Plan, make_plan
-from preflight.request import Request
-from preflight.sources import Reuse, describe_reuse
+from preflight.checks import check_arguments, check_listing, list_images
+from preflight.describe import describe_plan
+from preflight.earlier import finished
+from preflight.plan import Plan, begin_or_continue, make_plan
+from preflight.request import Request, parse_request
+from preflight.sources import describe_reuse
 from report.prices import read_prices
 from report.run import (
     CHECKS,
@@ -59,6 +68,7 @@ from report.run import (
     REUSE,
     TRIED,
     UPLOAD,
+    VERIFICATION,
     Report,
 )
 from report.sample import sampled
@@ -66,6 +76,8 @@ from report.summary import summarize
 from report.trial import concluded, describe_trial, measured
 from storage.uploads import upload_files
 
+ROUNDS = 5  # in which the bucket may change before its registration
+PASSES = 3  # over damaged vectors and missing thumbnails
 FAILURES_SHOWN = 10
 BFLOAT16_ADVICE = (
     "This processor is faster with bfloat16: --precision bfloat16 would take about two thirds of "
@@ -90,12 +102,11 @@ def main(make_loader: Any, **parameters: Any) -> None:
     The same command again continues an ingest that was interrupted. For a long ingest, use tmux
     or nohup: it ends when its terminal closes.
     """
-    report = Report(parameters.copy(), parameters["decode_workers"])
-    models = ModelOptions(*(parameters.pop(name) for name in ModelOptions._fields))
-    request = Request(models=models, **parameters)
-    check_combinations(request)
+    check_combinations(parameters)
+    report = Report(parameters, parameters["decode_workers"])
+    request = parse_request(parameters)
     with shortages():
-        loader = (make_loader or ModelLoader)(models)
+        loader = (make_loader or ModelLoader)(request.models)
         asyncio.run(until_interrupted(ingest(request, loader, report), report.if_interrupted))
 
 
@@ -108,77 +119,118 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     try:
         raise_open_file_limit()
         check_arguments(request, loader)
-        directory = request.work_dir or Path(request.name)
         with (
-            WorkDirectory(directory) as work,
+            WorkDirectory(request.work_dir) as work,
             report.kept_in(work.path),
             shortages(),
             disk_errors(work.path),
         ):
-            await run(request, work, loader, report)
+            if request.mode.trial:
+                await try_out(request, request.mode.trial, work, loader, report)
+            else:
+                await run(request, work, loader, report)
     except BaseException as error:
         report.end(error)
-        if request.as_json:
+        if request.mode.as_json:
             with contextlib.suppress(OSError):  # the message on stderr matters more
-                print(report.text(), flush=True)
+                click.echo(report.text())
         raise
-    print_result(request, report.text() if request.as_json else summarize(report))
+    print_result(request, report.text() if request.mode.as_json else summarize(report))
 
 
 async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report: Report) -> None:
     """The same in the work directory."""
-    if request.trial:
-        return await try_out(request, request.trial, work, loader, report)
     report.state = state = work.state()
     if state and (what_it_holds := await asyncio.to_thread(finished, request, state, loader)):
         report.outcome, report.page = FINISHED, page_of(request, state)
         report.keeps_earlier = True
         if state.outdated_by:
-            raise IngestError(outdated(request.name, state.outdated_by))
+            raise IngestError(outdated(request.target.name, state.outdated_by))
         report.message = f"This ingest is finished: {what_it_holds}. Look at {report.page}"
-        if request.relist:
-            _say(
-                "Forager cannot change a dataset: for images that appeared or changed after that, "
-                f"use another name with --reuse {request.name}."
-            )
         return
-    if not request.dry_run:
+    if not request.mode.dry_run:
         report.begin(work.path)
     with report.step(CHECKS):
         plan = await make_plan(request, work, loader)
-        if request.dry_run:
-            report.outcome, report.state = DRY_RUN, plan.listing
-            report.message = await describe(request, plan)
+        if request.mode.dry_run:
+            report.outcome, report.state = DRY_RUN, work.draft(plan.listing)
+            report.message = await describe(request, plan, report.state)
             return
-        retry_failed = not request.skip_bad_images
         report.state = state = await begin_or_continue(
-            plan, work, request.server_url, retry_failed=retry_failed
+            plan,
+            work,
+            request.target.server_url,
+            retry_failed=not request.mode.skip_bad_images,
         )
-    if plan.reuse:
-        with report.step(REUSE) as step:
-            step.images = await reuse_rows(plan.reuse, state, request.bucket)
-    if state.has_pending():
-        await embed(request, plan, state, loader, report)
-    refuse_failures(state, request.skip_bad_images, request.max_bad)
+    for _ in range(ROUNDS):
+        newer = await one_round(request, plan, state, work, loader, report)
+        if newer is None:
+            report.outcome, report.page = REGISTERED, page_of(request, state)
+            return
+        with report.step(CHECKS):
+            changes = await asyncio.to_thread(take_newer, request, plan, state, newer)
+    raise IngestError(
+        f"The bucket changed in each of {ROUNDS} rounds, so nothing was registered. The last time:"
+        f"{changes}\nAll that is computed is kept. Run the same command again when {plan.train} "
+        f"and {plan.val} hold still for the time of one listing."
+    )
+
+
+async def one_round(
+    request: Request,
+    plan: Plan,
+    state: State,
+    work: WorkDirectory,
+    loader: ModelLoader,
+    report: Report,
+) -> Listing | None:
+    """Embed, upload and register the listed images.
+
+    Returns the newer listing if the bucket has changed; then nothing is registered.
+    """
+    try:
+        checksums = await complete(request, plan, state, work, loader, report)
+    except ImagesChanged as error:
+        warn(error.message)
+        return await asyncio.to_thread(list_images, (plan.train, plan.val), work)
     with report.step(UPLOAD):
-        await upload(state, request.bucket)
+        await upload(state, request.target.bucket, checksums)
     with report.step(REGISTRATION):
-        await register(plan, state, work, request.server_url, request.name)
-    report.outcome, report.page = REGISTERED, page_of(request, state)
+        return await register(request, plan, state, work)
+
+
+def take_newer(request: Request, plan: Plan, state: State, listing: Listing) -> str:
+    """Make a newer listing the images of this ingest. Blocks.
+
+    Returns what it changed, a line for each kind.
+
+    Raises:
+        IngestError: it cannot be ingested, or leaves out most of what is computed.
+    """
+    findings = Findings()
+    paths = plan.train, plan.val
+    check_listing(findings, listing, paths, request.mode.allow_empty_val)
+    changes = state.changes(listing.path)
+    check_left_out(findings, changes, request.mode.accept_changes)
+    findings.raise_if_any()
+    if changes:
+        say(describe_changes(changes, "the images were listed"))
+    state.take(listing.path)
+    return list_changes(changes)
 
 
 async def try_out(
     request: Request, images: int, work: WorkDirectory, loader: ModelLoader, report: Report
 ) -> None:
     """Embed some images and say what all of them will take, for --trial."""
-    prices = read_prices(request.prices)
+    prices = read_prices(request.mode.prices)
     report.begin(work.path)
     with report.step(CHECKS):
         plan = await make_plan(request, work, loader)
     checks = report.requests()
     with (
         sampled(plan.listing, images, work.path) as sample,
-        Arrays(sample.directory, sample.counts().images) as arrays,
+        Arrays(sample.directory, sample.slots()) as arrays,
     ):
         report.done_before = 0
         pipeline = await embed_here(request, plan, sample, arrays, loader, report, None)
@@ -188,42 +240,90 @@ async def try_out(
     report.outcome, report.message = TRIED, describe_trial(report)
 
 
-async def describe(request: Request, plan: Plan) -> str:
-    """What the run would do, for --dry_run."""
+async def describe(request: Request, plan: Plan, listed: State) -> str:
+    """What the run would do, for --dry_run; `listed` has today's images, with nothing done."""
+    continued = None if plan.start_over else plan.earlier
     reuse, reused_bytes = "", 0
     if plan.reuse:
-        continues = plan.earlier and not plan.start_over and not plan.relist
-        state = plan.earlier if plan.earlier and continues else plan.listing
-        tally = await asyncio.to_thread(plan.reuse.matches.match, state.path)
-        reuse, reused_bytes = describe_reuse(plan.reuse, tally, would=True), tally.size
-    what = describe_plan(plan.listing, plan.train.bucket, request.bucket, reuse, reused_bytes)
+        state = continued if continued and not plan.changes else listed
+        matched = await asyncio.to_thread(plan.reuse.matches.match, state.path)
+        reuse, reused_bytes = describe_reuse(plan.reuse, matched, would=True), matched.size
+    bucket = request.target.bucket
+    what = describe_plan(plan.listing, plan.train.bucket, bucket, reuse, reused_bytes)
     if plan.earlier and plan.start_over:
         return f"Would start over: this deletes {what_restart_deletes(plan.earlier)}.\n{what}"
-    if plan.earlier and (plan.relist or plan.as_listed):
-        way = await asyncio.to_thread(
-            describe_way, plan.earlier, plan.listing, as_listed=plan.as_listed
-        )
-        return f"{way}\n{what}"
+    if continued and plan.changes:
+        return f"{describe_changes(plan.changes, 'the last run')}\n{what}"
     return what
 
 
-async def reuse_rows(reuse: Reuse, state: State, bucket: str) -> int:
-    """Copy the pending rows that another index has already, vectors and thumbnails.
+async def complete(
+    request: Request,
+    plan: Plan,
+    state: State,
+    work: WorkDirectory,
+    loader: ModelLoader,
+    report: Report,
+) -> dict[str, int]:
+    """Copy and embed until every image is done or failed, and all of it is as it was written.
 
-    Returns how many were copied.
+    Returns the crc32c of each array by name.
+
+    Raises:
+        ImagesChanged: images were replaced or deleted meanwhile; everything else is done.
+        IngestError: what stopped it.
     """
-    tally = await asyncio.to_thread(reuse.matches.match, state.path)
-    _say(describe_reuse(reuse, tally, would=False))
-    if not tally.reused:
-        return 0
-    used = [reuse.sources[number].precision for number in tally.reused]
-    before = state.option("reused_precision")
-    least = min([*used, *([before] if before else [])], key=EXACTNESS.index)
-    state.set_options({"reused_precision": least})
-    with Arrays(state.directory, state.counts().images) as arrays:
-        copier = Copier(state, arrays, reuse.sources, reuse.matches, bucket)
+    for _ in range(PASSES):
+        await copy_computed(plan, state, work, report)
+        if state.has_pending():
+            await embed(request, plan, state, loader, report)
+        refuse_failures(state, request.mode.skip_bad_images, request.mode.max_bad)
+        with report.step(VERIFICATION):
+            checksums = await verify(state)
+        if not state.has_pending():
+            return checksums
+    raise IngestError(
+        "Nothing was registered: vectors or thumbnails that were just written are damaged again. "
+        f"Check the disk of {state.directory}, then run the same command again."
+    )
+
+
+async def copy_computed(plan: Plan, state: State, work: WorkDirectory, report: Report) -> None:
+    """Copy what pending images need and other images have: here, or in what --reuse names."""
+    if await asyncio.to_thread(state.has_copies):
+        matches = work.keep_open(Matches(work.path / COPIES))
+        await asyncio.to_thread(matches.add, state.found(), usable=True)
+        await asyncio.to_thread(matches.match, state.path)
+        own = Source(
+            name=str(state.directory),
+            index_id=state.index_id,
+            bucket=state.option("bucket") or "",
+            rows=state.slots(),
+            precision=state.option("precision") or "",
+            directory=state.directory,
+        )
+        with report.step(REUSE) as step:
+            step.images = await copy_matches(state, [own], matches)
+    if not plan.reuse or not state.has_pending():
+        return
+    with report.step(REUSE) as step:
+        matched = await asyncio.to_thread(plan.reuse.matches.match, state.path)
+        say(describe_reuse(plan.reuse, matched, would=False))
+        if not matched.reused:
+            return
+        used = [plan.reuse.sources[number].precision for number in matched.reused]
+        before = state.option("reused_precision")
+        least = min([*used, *([before] if before else [])], key=EXACTNESS.index)
+        state.set_options({"reused_precision": least})
+        step.images = await copy_matches(state, plan.reuse.sources, plan.reuse.matches)
+
+
+async def copy_matches(state: State, sources: list[Source], matches: Matches) -> int:
+    """Copy vectors and thumbnails of matched images; returns of how many."""
+    with Arrays(state.directory, state.slots()) as arrays:
+        copier = Copier(state, arrays, sources, matches, state.option("bucket") or "")
         seconds = await copier.run()
-    _say(f"Reused {count(copier.copied, 'image')} in {duration(seconds)}.")
+    say(f"Copied what {count(copier.copied, 'image')} need, in {duration(seconds)}.")
     if copier.damaged:
         warn(f"Embedded again, as their vectors are damaged there: {copier.damaged:,}.")
     if copier.without_thumbnail:
@@ -235,29 +335,31 @@ async def embed(
     request: Request, plan: Plan, state: State, loader: ModelLoader, report: Report
 ) -> None:
     """Embed every pending image and upload its thumbnail."""
-    counts = state.counts()
-    report.done_before, start = counts.done, time.monotonic()
-    with Arrays(state.directory, counts.images) as arrays:
-        if request.engine == "ray":
+    before, start = state.counts().done, time.monotonic()
+    report.done_before = before - report.embedded
+    with Arrays(state.directory, state.slots()) as arrays:
+        if request.workers.engine == "ray":
             from engine.ray.driver import embed_on_ray  # Ray takes seconds, and few have it
 
             with report.step(EMBEDDING):
                 await embed_on_ray(
                     state,
                     arrays,
-                    request.models._replace(precision=plan.precision),
+                    replace(request.models, precision=plan.precision),
                     plan.clip_directory,
-                    address=request.ray_address,
+                    address=request.workers.ray_address,
                     image_bucket=plan.train.bucket,
-                    index_bucket=request.bucket,
-                    say=_say,
+                    index_bucket=request.target.bucket,
+                    say=say,
                     make_loader=type(loader),
                     times=report.stages,
                 )
         else:
-            await embed_here(request, plan, state, arrays, loader, report, request.bucket)
-    embedded = state.counts().done - counts.done
-    _say(f"Embedded {count(embedded, 'image')} in {duration(time.monotonic() - start)}.")
+            bucket = request.target.bucket
+            await embed_here(request, plan, state, arrays, loader, report, bucket)
+    embedded = state.counts().done - before
+    report.embedded += embedded
+    say(f"Embedded {count(embedded, 'image')} in {duration(time.monotonic() - start)}.")
 
 
 async def embed_here(
@@ -273,8 +375,8 @@ async def embed_here(
     with report.step(LOADING):
         embedder = await loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
-    in_processes = request.decode_in == "processes" or (
-        request.decode_in == "auto" and embedder.device != "cpu"
+    in_processes = request.workers.decode_in == "processes" or (
+        request.workers.decode_in == "auto" and embedder.device != "cpu"
     )
     kind = FedPipeline if in_processes else Pipeline
     pipeline = kind(
@@ -283,14 +385,14 @@ async def embed_here(
         embedder,
         image_bucket=plan.train.bucket,
         index_bucket=index_bucket,
-        decode_workers=request.decode_workers,
+        decode_workers=request.workers.decode_workers,
     )
     async with pipeline:
-        _say(f"Embedding on {embedder.device} in {embedder.precision}.")
+        say(f"Embedding on {embedder.device} in {embedder.precision}.")
         if embedder.bfloat16_would_be_faster and request.models.precision == "auto":
             begun = state.counts().done > 0
             loss = f", which deletes {what_restart_deletes(state)}" if begun else ""
-            _say(BFLOAT16_ADVICE.format(loss))
+            say(BFLOAT16_ADVICE.format(loss))
         for sentence in embedder.remarks:
             warn(sentence)
         with report.step(EMBEDDING):
@@ -332,68 +434,64 @@ def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) 
     raise IngestError(
         f"{counts.failed:,} of {count(counts.images, 'image')} cannot be embedded{too_many}; "
         f"nothing was registered.{examples}\nAll of them are in {path}. Replace or remove them and "
-        "run the same command again (after removing any, with --relist, which leaves them out and "
-        "keeps what is computed), or continue without them with --skip_bad_images: their rows then "
-        "hold zeros."
+        "run the same command again, or continue without them with --skip_bad_images: their rows "
+        "then hold zeros."
     )
 
 
-async def upload(state: State, bucket: str) -> None:
-    """Upload the index and verify every object of it.
+async def upload(state: State, bucket: str, checksums: dict[str, int]) -> None:
+    """Upload the index and verify every object of it; `checksums` are those of the arrays.
 
     Raises:
-        IngestError: an array is damaged on the disk, or an object cannot be written.
+        StorageError: an object cannot be written.
     """
     start = time.monotonic()
-    checksums = await asyncio.to_thread(reopen_damaged, state)
-    if state.has_pending():
-        raise IngestError(
-            "Nothing was registered. Run the same command again: it embeds the images whose "
-            "vectors are damaged, and continues."
-        )
     await asyncio.to_thread(write_lists, state, state.directory)
     client = await asyncio.to_thread(gcs.make_client)
     files = index_files(state.directory, state.index_id, checksums)
     volume = await upload_files(client, bucket, files)
-    seconds = time.monotonic() - start
-    _say(
+    say(
         f"Uploaded the index to gs://{bucket}/indexes/{state.index_id}/ and verified it: "
-        f"{size(volume)} in {duration(seconds)}."
+        f"{size(volume)} in {duration(time.monotonic() - start)}."
     )
 
 
 async def register(
-    plan: Plan, state: State, work: WorkDirectory, server_url: str, name: str
-) -> None:
-    """Create the dataset and read its counts back; the bucket must not have changed meanwhile.
+    request: Request, plan: Plan, state: State, work: WorkDirectory
+) -> Listing | None:
+    """Create the dataset and read its counts back, unless the bucket has changed.
 
-    The server lists the bucket itself, at some time between the two comparisons here. It does not
-    find the images that vanished before, and it leaves their rows in the index unused.
+    The server lists the bucket itself, at some time between the two listings here. Returns the
+    newer listing if that has other images than the index; then nothing is registered.
 
     Raises:
-        IngestError: the bucket changed, or the server did not register the dataset.
+        IngestError: the bucket changed meanwhile, or the server did not register the dataset.
     """
-    start = time.monotonic()
-    wanted = DatasetInfo(state.index_id, state.present(TRAIN), state.present(VAL))
-    async with Forager(server_url) as forager:
+    start, target = time.monotonic(), request.target
+    train, val = (state.counts(split).images for split in Split)
+    wanted = DatasetInfo(state.index_id, train, val)
+
+    async def list_again() -> Listing:
+        return await asyncio.to_thread(list_images, (plan.train, plan.val), work)
+
+    async with Forager(target.server_url) as forager:
         # Without this question, a lost answer to an earlier run would lead to a second dataset.
-        if await forager.dataset(name) != wanted:
-            listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
-            await asyncio.to_thread(check_registrable, state, listing, as_listed=plan.as_listed)
-            await forager.create_dataset(name, str(plan.train), str(plan.val), *wanted)
-    listing = await asyncio.to_thread(list_images, (plan.train, plan.val), work)
-    changes = await asyncio.to_thread(changed_lines, state, listing, as_listed=plan.as_listed)
-    if changes:
-        state.mark_outdated(changes)
+        if await forager.dataset(target.name) != wanted:
+            listing = await list_again()
+            if await asyncio.to_thread(state.changes, listing.path):
+                return listing
+            await forager.create_dataset(target.name, str(plan.train), str(plan.val), *wanted)
+    listing = await list_again()
+    changes = list_changes(await asyncio.to_thread(state.changes, listing.path))
     # Only now: a run that was killed before this compares again.
-    state.mark_registered(forager.shown, viewer_url=forager.viewer_url)
+    state.mark_registered(forager.shown, viewer_url=forager.viewer_url, outdated=changes or None)
     if changes:
-        raise IngestError(outdated(name, changes))
-    seconds = time.monotonic() - start
-    _say(
-        f"Registered {name} with {wanted.num_train:,} training and {wanted.num_val:,} validation "
-        f"images in {duration(seconds)}."
+        raise IngestError(outdated(target.name, changes))
+    say(
+        f"Registered {target.name} with {train:,} training and {val:,} validation images in "
+        f"{duration(time.monotonic() - start)}."
     )
+    return None
 
 
 def outdated(name: str, changes: str) -> str:
@@ -408,9 +506,9 @@ def outdated(name: str, changes: str) -> str:
 
 def page_of(request: Request, state: State | None) -> str:
     """The web page of the dataset, as the server that SERVER_URL names has it."""
-    pages = state.servers() if state else {}
-    viewer_url = request.viewer_url or pages.get(shown_server(request.server_url))
-    return dataset_page(request.server_url, viewer_url, request.name)
+    target, pages = request.target, state.servers() if state else {}
+    viewer_url = target.viewer_url or pages.get(shown_server(target.server_url))
+    return dataset_page(target.server_url, viewer_url, target.name)
 
 
 def print_result(request: Request, result: str) -> None:
@@ -419,14 +517,12 @@ def print_result(request: Request, result: str) -> None:
         print(result, flush=True)
         sys.stdout.flush()
     except OSError as error:
-        done = "Every check passed" if request.dry_run else f"{request.name} is registered"
+        done = (
+            "Every check passed" if request.mode.dry_run else f"{request.target.name} is registered"
+        )
         raise IngestError(
             f"{done}. Only the summary could not be printed ({error.strerror})."
         ) from error
-
-
-def _say(message: str) -> None:
-    say(message)
 
 
 if __name__ == "__main__":

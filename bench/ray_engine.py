@@ -154,7 +154,7 @@ def in_own_process(rows: int, image: Path, **setting: Any) -> dict[str, float]:
 def driver_rate() -> float:
     """Rows per second from tables of results to marked rows, a checkpoint every two seconds."""
     from dataset.arrays import Arrays, Embedding
-    from dataset.state.rows import TRAIN, State
+    from dataset.state import TRAIN, State
     from engine.checkpoint import Recorder
     from engine.ray.tables import read_results, results
     from gcs import ListedObject

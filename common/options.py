@@ -1,14 +1,16 @@
-"""Command-line options that both commands share, and the types of their values."""
+"""The options of both commands: their values, defaults and help, and which go together."""
 
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
 from common.errors import IngestError
 from common.names import BUCKET_NAME, BUCKET_NAME_RULE
+from common.program import ROOT
 from common.terminal import printable
 
 # --skip-unknown is --skip_unknown: every option accepts dashes for underscores.
@@ -124,7 +126,7 @@ class BatchSizeType(click.ParamType[int]):
         return size
 
 
-_SHARED = (
+SHARED_OPTIONS = (
     click.option(
         "--server_url",
         envvar="SERVER_URL",
@@ -152,4 +154,208 @@ _SHARED = (
 
 def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --server_url, --bucket, --viewer_url and --dry_run to a click command."""
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(_SHARED), command)
+    return _decorated(command, SHARED_OPTIONS)
+
+
+def _decorated(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Any:
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def _gone(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        raise click.UsageError(
+            f"--{option.name} is gone: the same command takes today's listing by itself, and keeps "
+            "what is computed. Leave it out."
+        )
+
+
+RESNET_WEIGHTS = ROOT / "R-50.pkl"
+CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
+OPTION_GROUPS = {
+    "Usual options": (
+        *("server_url", "dry_run", "write_renames", "work_dir", "bucket", "viewer_url", "reuse"),
+        *("trial", "prices", "as_json"),
+    ),
+    "Failures and going on": (
+        *("skip_bad_images", "max_bad", "allow_empty_val", "accept_changes", "restart"),
+    ),
+    "Models": ("resnet_weights", "clip_weights", "backend", "precision"),
+    "Speed": ("device", "resnet_batch_size", "clip_batch_size", "decode_workers", "decode_in"),
+    "Several GPUs or machines": ("engine", "ray_address"),
+}
+INGEST_OPTIONS = (
+    click.option(
+        "--resnet_batch_size",
+        type=BatchSizeType(),
+        default="auto",
+        metavar="N",
+        show_default=True,
+        help="Images per ResNet forward pass, at most; their sizes may differ. The numbers never "
+        "depend on it.",
+    ),
+    click.option(
+        "--clip_batch_size",
+        type=BatchSizeType(),
+        default="auto",
+        metavar="N",
+        show_default=True,
+        help="Images per CLIP forward pass, at most. The numbers never depend on it.",
+    ),
+    click.option(
+        "--resnet_weights",
+        type=click.Path(path_type=Path),
+        default=RESNET_WEIGHTS,
+        metavar="FILE",
+        help="Detectron2's R-50.pkl.  [default: R-50.pkl beside ingest.py]",
+    ),
+    click.option(
+        "--clip_weights",
+        default=CLIP_WEIGHTS,
+        show_default=True,
+        metavar="ID_OR_DIR",
+        help="CLIP ViT-B/32: a hub id, or a local directory in the hub's layout.",
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(["fused", "original"]),
+        default="fused",
+        show_default=True,
+        help="Model implementation: built-in, or Detectron2 and CLIP for comparison.",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="DEVICE",
+        help="auto, cuda, cuda:1 or cpu.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+        default="auto",
+        show_default=True,
+        help="Precision of the models. auto stays within cosine 0.9999 of float32.",
+    ),
+    click.option(
+        "--work_dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Directory for embeddings and resume state.  [default: a directory named NAME]",
+    ),
+    click.option(
+        "--decode_workers",
+        type=click.IntRange(min=1),
+        default=default_decode_workers,
+        show_default="1.5 x CPU cores",
+        help="Threads or processes that decode images.",
+    ),
+    click.option(
+        "--decode_in",
+        type=click.Choice(["auto", "threads", "processes"]),
+        default="auto",
+        show_default=True,
+        help="auto fetches and decodes in processes where a GPU computes, else in threads.",
+    ),
+    click.option(
+        "--allow_empty_val", is_flag=True, help="Accept a dataset without validation images."
+    ),
+    click.option(
+        "--skip_bad_images",
+        is_flag=True,
+        help="Continue although some images cannot be embedded. Their rows hold zeros.",
+    ),
+    click.option(
+        "--max_bad",
+        type=LimitType(),
+        metavar="N|N%",
+        help="With --skip_bad_images: stop if more images than this cannot be embedded.",
+    ),
+    click.option(
+        "--accept_changes",
+        is_flag=True,
+        help="Go on although more than half of what is computed would be left out, because the "
+        "bucket does not have these images any more.",
+    ),
+    *(
+        click.option(f"--{name}", is_flag=True, hidden=True, expose_value=False, callback=_gone)
+        for name in ("relist", "as_listed")
+    ),
+    click.option(
+        "--restart",
+        is_flag=True,
+        help="Start over: delete the earlier run's local files and, unless it was registered, its "
+        "uploaded objects.",
+    ),
+    click.option(
+        "--write_renames",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="With --dry_run: write a script that renames .JPG and other objects to names that the "
+        "server takes.",
+    ),
+    click.option(
+        "--reuse",
+        multiple=True,
+        metavar="NAME|DIR",
+        help="Copy what a dataset or a work directory (./birds) has already computed, and embed "
+        "only the rest. May be repeated.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="ray: all GPUs of this machine, or a cluster. See docs/scaling.md.",
+    ),
+    click.option(
+        "--ray_address",
+        metavar="auto|HOST:PORT",
+        help="The Ray cluster to join.  [default: --engine ray starts one on this machine]",
+    ),
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print the report of the run on stdout instead of a table: what report.json in the "
+        "work directory holds. See docs/report.md.",
+    ),
+    click.option(
+        "--trial",
+        type=TrialType(),
+        is_flag=False,
+        flag_value="200",
+        metavar="[N]",
+        help="Embed N images (200 without N) of both splits, upload and register nothing, and "
+        "forecast time, requests, disk and cost of all.",
+    ),
+    click.option(
+        "--prices",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="With --trial: your prices, as JSON. See docs/report.md.",
+    ),
+)
+
+
+def ingest_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a click command the options of ingest.py, except those that ingest_labels.py shares."""
+    return _decorated(command, INGEST_OPTIONS)
+
+
+def check_combinations(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for options of ingest.py that do not go together."""
+    for option, needed, is_there in (
+        ("max_bad", "--skip_bad_images", options["skip_bad_images"]),
+        ("ray_address", "--engine ray", options["engine"] == "ray"),
+        ("write_renames", "--dry_run", options["dry_run"]),
+        ("prices", "--trial", options["trial"]),
+    ):
+        if options[option] and not is_there:
+            raise click.UsageError(f"--{option} goes with {needed}.")
+    if options["trial"]:
+        others = [f"--{name}" for name in ("dry_run", "restart", "reuse") if options[name]]
+        others += ["--engine ray"] if options["engine"] == "ray" else []
+        if others:
+            raise click.UsageError(
+                f"--trial measures how this machine embeds images: leave out {', '.join(others)}."
+            )

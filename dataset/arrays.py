@@ -2,7 +2,8 @@
 
 The arrays have no header, in spite of `.npy`: little-endian float32, C order, one row per image.
 The server opens them with numpy.memmap. They are written with pwrite, not through a mapping: pages
-of a mapping would count as this process's memory.
+of a mapping would count as this process's memory. While they fill, an image has its slot (state.py)
+in place of its row; `put_in_order` ends that.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import google_crc32c
 import numpy as np
 
 from common.errors import DiskError
 from common.files import refuse_irregular, sync_directory
+
+if TYPE_CHECKING:
+    from dataset.state import State
 
 
 class EmbeddingKind(NamedTuple):
@@ -55,17 +59,21 @@ def array_path(directory: Path, name: str) -> Path:
     return directory / "index" / "local" / name / "embeddings.npy"
 
 
-def arrays_complete(directory: Path, rows: int) -> bool:
-    """Whether all arrays are there with space for exactly `rows` rows."""
+def arrays_complete(directory: Path, rows: int, *, exactly: bool = True) -> bool:
+    """Whether all arrays are there with space for `rows` rows, or for at least as many."""
+
+    def fits(path: Path, wanted: int) -> bool:
+        size = path.stat().st_size if path.is_file() else -1
+        return size == wanted or (size > wanted and not exactly)
+
     return all(
-        (path := array_path(directory, name)).is_file()
-        and path.stat().st_size == rows * dimension * DTYPE.itemsize
+        fits(array_path(directory, name), rows * dimension * DTYPE.itemsize)
         for name, dimension in DIMENSIONS.items()
     )
 
 
 class Arrays:
-    """The embedding arrays of `rows` images, open for writing; a context manager.
+    """The embedding arrays with `rows` slots, open for writing; a context manager.
 
     A new array holds zeros and takes its whole space on the disk at once: a full disk shows now,
     not after hours.
@@ -180,3 +188,68 @@ def _allocate(file: int, size: int) -> None:
     if hasattr(os, "posix_fallocate") and size > os.fstat(file).st_size:
         os.posix_fallocate(file, 0, size)
     os.ftruncate(file, size)
+
+
+def put_in_order(state: State) -> None:
+    """Bring the arrays into row order, one after the other, and number the slots of a state anew.
+
+    So the disk holds one array twice at most. An array in row order gets a temporary name and is
+    renamed after the state has recorded it: whatever ends this, the next call goes on with it.
+
+    Raises:
+        DiskError: not enough space.
+    """
+    directory, rows = state.directory, state.counts().images
+    ordered = state.ordered_arrays()
+    if ordered is None and not state.is_in_order():
+        state.mark_ordered(ordered := [])
+    if ordered is not None:
+        for name, dimension in DIMENSIONS.items():
+            path = array_path(directory, name)
+            temporary = path.with_name(path.name + ".ordered")
+            if name not in ordered:
+                _copy_in_order(path, temporary, state.slots_in_order(), dimension * DTYPE.itemsize)
+                ordered.append(name)
+                state.mark_ordered(ordered)
+            if temporary.exists():
+                os.replace(temporary, path)
+                sync_directory(path.parent)
+    if ordered is not None or state.slots() != rows:
+        state.number_rows()
+    with Arrays(directory, rows):  # cuts what is beyond the last row
+        pass
+
+
+def _copy_in_order(source: Path, target: Path, slots: Iterator[int], row_bytes: int) -> None:
+    """Write the rows of an array in the order of `slots` to a new file, durably."""
+    refuse_irregular(target)
+    try:
+        with open(source, "rb") as old, open(target, "wb") as new:
+            for first, count in _runs(slots):
+                for start in range(first, first + count, ROWS_PER_READ):
+                    rows = min(ROWS_PER_READ, first + count - start)
+                    new.write(os.pread(old.fileno(), rows * row_bytes, start * row_bytes))
+            new.flush()
+            os.fsync(new.fileno())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        target.unlink(missing_ok=True)
+        raise DiskError(
+            f"{target.parent} has no space for its array a second time, in row order "
+            f"({error.strerror}): free some; the same command then continues."
+        ) from error
+
+
+def _runs(numbers: Iterator[int]) -> Iterator[tuple[int, int]]:
+    """Numbers that follow each other, as the first of them and how many there are."""
+    first = count = 0
+    for number in numbers:
+        if count and number != first + count:
+            yield first, count
+            count = 0
+        if not count:
+            first = number
+        count += 1
+    if count:
+        yield first, count

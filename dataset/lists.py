@@ -13,8 +13,9 @@ from common.files import FileToUpload, write_atomically
 from common.names import checked_index_id, identifier
 from dataset import manifest
 from dataset.arrays import DIMENSIONS, array_path
+from dataset.listing import Split
 from dataset.manifest import manifest_path
-from dataset.state.rows import TRAIN, VAL, State
+from dataset.state import State
 
 PICKLE_BATCH = 1000  # entries between two SETITEMS opcodes, as pickle itself writes them
 
@@ -25,8 +26,8 @@ def write_lists(state: State, directory: Path) -> None:
     index = directory / "index"
     index.mkdir(parents=True, exist_ok=True)
     write_atomically(index / "labels.json", _json_list(state.objects()))
-    write_atomically(index / "identifiers.json", _json_object(state.identifiers(TRAIN)))
-    write_atomically(index / "val_identifiers.json", _json_object(state.identifiers(VAL)))
+    write_atomically(index / "identifiers.json", _json_object(state.identifiers(Split.TRAIN)))
+    write_atomically(index / "val_identifiers.json", _json_object(state.identifiers(Split.VAL)))
     (directory / "aux").mkdir(exist_ok=True)
     classes = ((name.rpartition("/")[2], c) for name, c in state.imagenet_classes())
     write_atomically(directory / "aux" / "imagenet.pickle", pickled_dict(classes))

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from common.files import refuse_irregular, sync_directory
 from common.program import program_digest
-from dataset.state.rows import SPLIT_NAMES, State
+from dataset.listing import Split
+from dataset.state import State
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,7 +76,7 @@ def write_manifest(state: State) -> None:
     ) as writer:
         for rows in _groups(state.manifest_rows()):
             values = dict(zip(columns.names, zip(*rows, strict=True), strict=True))
-            values["split"] = tuple(SPLIT_NAMES[number] for number in values["split"])
+            values["split"] = tuple(Split(number).short for number in values["split"])
             arrays = [pa.array(values[field.name], field.type) for field in columns]
             writer.write_table(pa.Table.from_arrays(arrays, schema=columns))
     with open(temporary, "rb") as file:

@@ -1,11 +1,10 @@
 """The directory of one ingest on disk: locked while it runs, and the databases in it.
 
 lock            held while an ingest runs; the lock is released with the process
-state.sqlite    rows and options (rows.py)
-listing.sqlite  the same, of a listing that is being checked
-reuse.sqlite    the rows of other indexes that may be reused, during a run (matches.py)
-relisting/      state and index/ of a newer listing, while unchanged rows are copied into them
-relisted/       the same, complete: it takes the place of state and index/
+state.sqlite    images and options (state.py)
+listing.sqlite  the newest listing, during a run (listing.py)
+reuse.sqlite    images of other indexes that may be copied, during a run (matches.py)
+copies.sqlite   the same of images that are here under other names
 index/, aux/    what is uploaded in the end (arrays.py, lists.py)
 failed.json     the images that could not be embedded, with the reason
 report.json     what the last run did (docs/report.md)
@@ -17,19 +16,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from common.errors import DiskError
-from common.files import refuse_irregular, sync_directory
-from dataset.state.rows import State
-from dataset.state.state_file import remove_state
+from common.files import refuse_irregular
+from dataset.database import remove_database
+from dataset.listing import Listing
+from dataset.state import State
 
-STATE, LISTING = "state.sqlite", "listing.sqlite"
-REUSE = "reuse.sqlite"
-RELISTING, RELISTED = "relisting", "relisted"
-INDEX = "index"
+STATE, LISTING, REUSE = "state.sqlite", "listing.sqlite", "reuse.sqlite"
+NEW_STATE, COPIES = "state.sqlite.new", "copies.sqlite"
+SCRATCH = (LISTING, REUSE, COPIES, NEW_STATE)  # of no use after a run
+DIRECTORIES = ("index", "aux")
 REPORT, TRIAL_REPORT = "report.json", "trial.json"
 TRIAL = "trial"
 # A directory with any of them is one of an ingest.
@@ -55,7 +55,7 @@ class WorkDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._state: State | None = None
-        self._listing: State | None = None
+        self._listing: Listing | None = None
         self._others: list[Closable] = []
 
     def __enter__(self) -> WorkDirectory:
@@ -70,6 +70,12 @@ class WorkDirectory:
                 )
             for name in OURS:
                 refuse_irregular(self.path / name)
+            for name in DIRECTORIES:
+                if (self.path / name).is_symlink():
+                    raise DiskError(
+                        f"{self.path / name} is a symbolic link, not a directory: remove it, or "
+                        "choose another directory with --work_dir."
+                    )
             # Without following links, and without waiting for the other end of a named pipe.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self._lock = os.open(self.path / "lock", flags, 0o644)
@@ -88,27 +94,14 @@ class WorkDirectory:
                 f"Another ingest is running in {self.path}: wait for it, end it, or choose "
                 "another directory with --work_dir."
             ) from error
-        try:
-            self._take_relisted()
-            _remove(self.path / RELISTING)
-        except OSError as error:
-            os.close(self._lock)
-            raise DiskError(
-                f"The work directory {self.path} cannot be written ({error.strerror}): "
-                "repair the disk; the same command then continues where this one stopped."
-            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        for state in (self._state, self._listing):
-            if state is not None:
-                state.close()
-        for database in self._others:
-            database.close()
-        remove_state(self.path / LISTING)
-        remove_state(self.path / REUSE)
-        with contextlib.suppress(OSError):
-            _remove(self.path / RELISTING)
+        for database in (self._state, self._listing, *self._others):
+            if database is not None:
+                database.close()
+        for name in SCRATCH:
+            remove_database(self.path / name)
         if self._is_new and set(os.listdir(self.path)) <= {"lock", REPORT, TRIAL_REPORT}:
             (self.path / "lock").unlink()
             # It has a report, or after Ctrl-C a listing is still under way.
@@ -127,11 +120,11 @@ class WorkDirectory:
             self._state = State.open_checked(path)
         return self._state
 
-    def new_listing(self) -> State:
-        """An empty state for a listing that is to be checked."""
+    def new_listing(self) -> Listing:
+        """An empty listing, in the place of the last one."""
         if self._listing is not None:
             self._listing.close()
-        self._listing = State.create(self.path / LISTING)
+        self._listing = Listing(self.path / LISTING)
         return self._listing
 
     def keep_open(self, database: Database) -> Database:
@@ -144,54 +137,19 @@ class WorkDirectory:
         if self._state is not None:
             self._state.close()
             self._state = None
-        remove_state(self.path / STATE)
+        remove_database(self.path / STATE)
 
-    def begin_relisting(self, listing: State) -> State:
-        """Move a listing to a directory of its own, in which the rows of the state are copied."""
-        directory = self.path / RELISTING
-        _remove(directory)
-        directory.mkdir()
-        self._listing = listing.move(directory / STATE)
-        return self._listing
+    def draft(self, listing: Listing) -> State:
+        """A state with the images of a listing, under a temporary name."""
+        state = self.keep_open(State.create(self.path / NEW_STATE))
+        state.take(listing.path)
+        return state
 
-    def adopt_relisting(self) -> State:
-        """Make the listing in that directory, with its arrays, the state of this directory.
-
-        A process that ends before the first rename leaves the earlier state as it is. After that,
-        the next run makes the other renames.
-        """
-        for state in (self._listing, self._state):
-            assert state is not None
-            state.close_whole()
-        os.rename(self.path / RELISTING, self.path / RELISTED)
-        sync_directory(self.path)
-        self._take_relisted()
-        self._state, self._listing = State(self.path / STATE), None
-        return self._state
-
-    def _take_relisted(self) -> None:
-        relisted = self.path / RELISTED
-        if not relisted.exists():
-            return
-        if (relisted / INDEX).exists():
-            _remove(self.path / INDEX)
-            os.rename(relisted / INDEX, self.path / INDEX)
-            sync_directory(self.path)
-        if (relisted / STATE).exists():
-            remove_state(self.path / STATE)
-            os.rename(relisted / STATE, self.path / STATE)
-        _remove(relisted)
-        sync_directory(self.path)
-
-    def adopt(self, listing: State) -> State:
-        """Make a listing the state of this directory, instead of an earlier one."""
+    def begin(self, listing: Listing, options: Mapping[str, str | None]) -> State:
+        """Begin with the images of a listing, in the place of an earlier run if there was one."""
+        new = self.draft(listing)
+        new.set_options(options)
         if self._state is not None:
             self._state.close()
-        self._state, self._listing = listing.move(self.path / STATE), None
+        self._state = new.move(self.path / STATE)
         return self._state
-
-
-def _remove(directory: Path) -> None:
-    """Remove a directory with all that is in it, if it is there."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.errors import ImagesChanged
 from common.terminal import count, printable, say
 from dataset.arrays import BYTES_PER_ROW, ZEROS, Arrays, Embedding
-from dataset.state.rows import Outcome, Row, State
+from dataset.state import Outcome, Row, State
 from engine.decode import NotEmbedded
 
 CHECKPOINT_S = 2.0  # seconds of work that a power cut can lose

@@ -18,7 +18,7 @@ import numpy as np
 from common.errors import ImageChanged, ImageError
 from common.resources import raise_open_file_limit, shortage
 from dataset.lists import thumbnail_name
-from dataset.state.rows import Row
+from dataset.state import Row
 from engine import decode
 from engine.decode import NotEmbedded, Prepared
 from engine.stages import DECODE, FETCH, THUMBNAILS, Budget, Stage, StageTime

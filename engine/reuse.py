@@ -1,8 +1,9 @@
-"""Copy the rows of other indexes: vectors in ranges, thumbnails inside the bucket.
+"""Copy images that are computed elsewhere: vectors in ranges, thumbnails inside the bucket.
 
-The vectors of every row are checked against their crc32c. A row is recorded when its vectors are
-written and its thumbnail is copied, as an embedded row is: so resuming needs nothing more. A row
-that cannot be copied stays pending and is embedded.
+Elsewhere is another index, or this one under other names. The vectors of every image are checked
+against their crc32c. An image is recorded when its vectors are written and its thumbnail is copied,
+as an embedded image is: so resuming needs nothing more. One that cannot be copied stays pending and
+is embedded.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import google_crc32c
 
 from dataset.arrays import DIMENSIONS, DTYPE, Arrays, array_path
 from dataset.lists import thumbnail_directory, thumbnail_name
-from dataset.state.matches import Match
-from dataset.state.rows import Outcome, State
+from dataset.matches import Match
+from dataset.state import Outcome, State
 from engine.checkpoint import CHECKPOINT_S, Recorder
 from engine.stages import together
 from gcs import ListedObject
@@ -33,25 +34,22 @@ READS = 2  # of a chunk whose rows do not match their checksums
 ROW_BYTES = {name: dimension * DTYPE.itemsize for name, dimension in DIMENSIONS.items()}
 
 
-class Source(NamedTuple):
-    """An index whose rows can be reused: of a registered dataset, or of a work directory."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An index whose images can be copied: of a registered dataset, or of a work directory."""
 
     name: str  # as the user wrote it
     index_id: str
     bucket: str  # of its thumbnails and, without a directory, of its arrays
     rows: int
     precision: str
-    difference: str  # what was computed otherwise; "" if its rows can be used
+    difference: str | None = None  # what was computed otherwise; None if its images can be used
     directory: Path | None = None  # of its arrays
-    arrays: dict[str, ListedObject] = {}  # its arrays in the bucket, by name
+    arrays: dict[str, ListedObject] = field(default_factory=dict)  # those in the bucket, by name
 
 
 class Copier:
-    """Copies the rows of matches into the arrays of an ingest.
-
-    The source may be an earlier listing of the same ingest: then a thumbnail stays where it is,
-    unless its image has another identifier now.
-    """
+    """Copies the images of matches into the arrays of an ingest, which may be the source too."""
 
     def __init__(
         self,
@@ -142,12 +140,12 @@ class Copier:
                 block[start * size : (start + count) * size]
                 for block, size in zip(blocks, ROW_BYTES.values(), strict=True)
             ]
-            self._arrays.write_block(run[0].row, vectors)
+            self._arrays.write_block(run[0].slot, vectors)
 
     def _outcome(self, source: Source, match: Match) -> Outcome:
         is_own = source.index_id == self._index_id
         return Outcome(
-            match.row,
+            match.slot,
             match.imagenet_class,
             None,
             match.vectors_crc32c,
@@ -175,10 +173,10 @@ def chunked(matches: Iterable[Match], rows: int, gap: int = GAP_ROWS) -> Iterato
 
 
 def _runs(matches: list[Match]) -> Iterator[list[Match]]:
-    """Matches whose rows follow each other, both in the source and here."""
+    """Matches whose vectors follow each other, both in the source and here."""
     run: list[Match] = []
     for match in matches:
-        if run and (match.source_row, match.row) != (run[-1].source_row + 1, run[-1].row + 1):
+        if run and (match.source_row, match.slot) != (run[-1].source_row + 1, run[-1].slot + 1):
             yield run
             run = []
         run.append(match)

@@ -13,15 +13,19 @@ from typing import Any
 
 import gcs
 from common import names
-from common.errors import StorageError
+from common.errors import ServerError, StorageError
 from common.findings import Findings
 from common.names import GsPath
 from common.terminal import count, printable, size
 from dataset import arrays
-from dataset.state.rows import SPLITS, TRAIN, VAL, State
+from dataset.listing import Listing, Split
 from dataset.work_directory import WorkDirectory
+from engine.loading import ModelLoader
+from forager.addresses import check_server_url
 from forager.answers import DatasetInfo
 from forager.client import Forager
+from preflight.request import Request
+from preflight.sources import check_reuse
 from storage.async_client import AsyncStorage
 from storage.listing import listed
 
@@ -33,6 +37,32 @@ PUBLIC_COMMAND = (
     "gcloud storage buckets add-iam-policy-binding gs://{bucket} "
     "--member=allUsers --role=roles/storage.objectViewer"
 )
+
+
+def check_arguments(request: Request, loader: ModelLoader) -> None:
+    """What can be judged from the command line alone, before any request and before torch.
+
+    Raises:
+        IngestError: everything that is wrong, in one message.
+    """
+    findings, target = Findings(), request.target
+    if error := names.dataset_name_error(target.name):
+        findings.add(error)
+    check_paths(findings, target.train_path, target.val_path)
+    if not target.server_url and not request.mode.trial:
+        findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
+    elif target.server_url:
+        try:
+            check_server_url(target.server_url)
+        except ServerError as error:
+            findings.add(error.message)
+    script = request.mode.write_renames
+    if script and not script.absolute().parent.is_dir():
+        findings.add(f"--write_renames {printable(str(script))}: there is no such directory.")
+    check_reuse(findings, request)
+    for sentence in loader.missing_files():
+        findings.add(sentence)
+    findings.raise_if_any()
 
 
 def check_paths(findings: Findings, train: str, val: str) -> None:
@@ -88,47 +118,41 @@ async def check_server(
     return found.index_id
 
 
-def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> State:
-    """All images of both splits, in row order, in a new listing of the work directory.
+def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> Listing:
+    """All images of both splits, in a new listing of the work directory.
 
     Raises:
         StorageError: a directory cannot be listed.
     """
     listing = work.new_listing()
-    for split, path in zip((TRAIN, VAL), paths, strict=True):
+    for split, path in zip(Split, paths, strict=True):
         for page in listed(path):
             listing.add(split, page)
-    listing.number_rows()
     return listing
 
 
-def check_not_empty(
-    findings: Findings, state: State, paths: tuple[GsPath, GsPath], allow_empty_val: bool
+def check_listing(
+    findings: Findings, listing: Listing, paths: tuple[GsPath, GsPath], allow_empty_val: bool
 ) -> None:
-    """That there are images of both splits. Blocks: it may look for directories of like names.
+    """That there are images of both splits, no identifier is there twice, and the server takes all.
+
+    Blocks: it reads all images, and may look for directories of like names.
 
     Raises:
         StorageError: storage cannot be reached.
     """
-    for split, path in zip((TRAIN, VAL), paths, strict=True):
-        if state.counts(split).images == 0 and not (split == VAL and allow_empty_val):
+    for split, path in zip(Split, paths, strict=True):
+        if listing.counts(split).images == 0 and not (split == Split.VAL and allow_empty_val):
             beside = gcs.directories_beside(gcs.make_client(), path)
             near = difflib.get_close_matches(str(path), beside, SHOWN_DIRECTORIES) or beside
             others = ", ".join(map(printable, near[:SHOWN_DIRECTORIES]))
-            hint = "; --allow_empty_val continues without them" if split == VAL else ""
+            hint = "; --allow_empty_val continues without them" if split == Split.VAL else ""
             findings.add(
-                f"No {SPLITS[split]} images under {printable(str(path))}: images are objects that "
+                f"No {split.word} images under {printable(str(path))}: images are objects that "
                 f"end in {', '.join(names.IMAGE_SUFFIXES)}, in lower case{hint}."
                 + (f" Directories beside it: {others}." if others else "")
             )
-
-
-def check_images(findings: Findings, state: State) -> None:
-    """That no identifier is there twice, and that the server takes all names.
-
-    Blocks: it reads all rows.
-    """
-    duplicates = dict(state.duplicates())
+    duplicates = dict(listing.duplicates())
     if duplicates:
         examples = "".join(
             f"\n      {printable(name)}: {', '.join(printable(o) for o in objects[:SHOWN])}"
@@ -141,7 +165,7 @@ def check_images(findings: Findings, state: State) -> None:
             "and validation, without the extension. Rename or remove all but one of "
             f"each.{examples}{rest}"
         )
-    too_long = state.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH)
+    too_long = listing.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH)
     if too_long:
         examples = "".join(f"\n      {printable(name)}" for name in too_long[:SHOWN])
         rest = _all_in_file("too_long.json", too_long, len(too_long))
@@ -150,7 +174,7 @@ def check_images(findings: Findings, state: State) -> None:
             f"{names.MAX_IDENTIFIER_LENGTH} in basenames: {count(len(too_long), 'name')}. Rename "
             f"these objects.{examples}{rest}"
         )
-    unchecked = state.without_crc32c()
+    unchecked = listing.without_crc32c()
     if unchecked:
         examples = "".join(f"\n      {printable(name)}" for name in unchecked[:SHOWN])
         rest = _all_in_file("without_crc32c.json", unchecked, len(unchecked))
@@ -170,14 +194,14 @@ def _all_in_file(name: str, content: Any, items: int) -> str:
     return f"\n      ... all of them are in {path}"
 
 
-async def check_public(findings: Findings, state: State, bucket: str) -> None:
+async def check_public(findings: Findings, listing: Listing, bucket: str) -> None:
     """That one image of each split can be read without credentials, as the web page does."""
     async with AsyncStorage(connections=2) as objects:
-        for split in (TRAIN, VAL):
-            first = state.first(split)
+        for split in Split:
+            first = listing.first(split)
             if first is None:
                 continue
-            name = first.listed.name
+            name = first.name
             refused = await findings.gather(objects.public_refusal(bucket, name))
             if refused is None:
                 continue
@@ -212,18 +236,14 @@ def check_write_access(bucket: str) -> None:
         )
 
 
-def check_disk(findings: Findings, state: State, work_dir: Path, *, beside: bool = False) -> None:
-    """That the arrays fit on the disk, with what of them is already there.
-
-    With `beside`, they are written beside those that are there.
-    """
-    rows = state.counts().images
+def check_disk(findings: Findings, slots: int, work_dir: Path) -> None:
+    """That arrays with so many slots fit on the disk, with what of them is already there."""
     there = sum(
         path.stat().st_blocks * 512
         for name in arrays.DIMENSIONS
-        if (path := arrays.array_path(work_dir, name)).exists() and not beside
+        if (path := arrays.array_path(work_dir, name)).exists()
     )
-    needed = rows * ROW_BYTES - there
+    needed = slots * ROW_BYTES - there
     free = shutil.disk_usage(work_dir).free
     if needed > free:
         findings.add(

@@ -8,7 +8,7 @@ from pathlib import Path
 from common.names import IMAGE_SUFFIXES
 from common.terminal import printable, size, table
 from dataset.arrays import BYTES_PER_ROW
-from dataset.state.rows import SPLITS, State
+from dataset.listing import Listing, Split
 from preflight.renames import NEW_SUFFIXES
 
 THUMBNAIL_BYTES = 8_000  # of a usual thumbnail
@@ -17,7 +17,7 @@ CONVERTIBLE = (".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
 
 
 def describe_plan(
-    listing: State, image_bucket: str, index_bucket: str, reuse: str = "", reused_bytes: int = 0
+    listing: Listing, image_bucket: str, index_bucket: str, reuse: str = "", reused_bytes: int = 0
 ) -> str:
     """What an ingest would read, store and upload, for --dry_run.
 
@@ -27,8 +27,8 @@ def describe_plan(
     array_bytes = total.images * BYTES_PER_ROW
     upload = array_bytes + total.images * (THUMBNAIL_BYTES + LISTED_BYTES)
     rows = [
-        (name, f"{counts.images:,}", size(counts.size))
-        for split, name in SPLITS.items()
+        (split.word, f"{counts.images:,}", size(counts.size))
+        for split in Split
         for counts in [listing.counts(split)]
     ]
     skipped = [(f"skipped: {printable(kind)}", f"{n:,}", "-") for kind, n, _ in listing.skipped()]
@@ -43,7 +43,7 @@ def describe_plan(
     )
 
 
-def describe_skipped(listing: State, script: Path | None) -> Iterator[str]:
+def describe_skipped(listing: Listing, script: Path | None) -> Iterator[str]:
     """A line for each kind of object that is not taken as an image, with what would change that.
 
     `script` is the file for the renames, if one was asked for.

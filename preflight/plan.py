@@ -1,42 +1,46 @@
-"""From the command line to a plan: every check at once, and what they found."""
+"""Every check at once, what they found, and the state to go on with."""
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from common.findings import Findings
-from common.names import GsPath, parse_gs_path
+from common.names import GsPath
 from common.network.activity import warn
 from common.terminal import say, size
-from dataset.state.rows import TRAIN, VAL, State
+from dataset.arrays import arrays_complete, put_in_order
+from dataset.listing import Listing, Split
+from dataset.state import Changes, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
+from forager.client import Forager
 from preflight import checks
+from preflight.changes import check_left_out, check_registered, describe_changes
 from preflight.describe import describe_skipped
-from preflight.earlier.changes import check_changes
-from preflight.earlier.found import check_same, settle_taken_name
+from preflight.earlier import check_same, delete_earlier, settle_taken_name
 from preflight.renames import write_renames
-from preflight.request import Request
-from preflight.sources import Computed, Reuse, find_sources, precisions_that_do
+from preflight.request import Mode, Request, Target, Workers, identity_of
+from preflight.sources import Computed, Reuse, accepted_precisions, find_sources
 
 
-class Plan(NamedTuple):
-    """What the checks found: all that an ingest needs to know. Nothing here changes."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the checks found: all that an ingest needs to know."""
 
     train: GsPath
     val: GsPath
-    listing: State
+    listing: Listing
     earlier: State | None  # of a run in the same work directory
     start_over: bool  # instead of continuing it
+    changes: Changes | None  # in the bucket, if it is continued
     identity: dict[str, str]  # what the numbers and the index depend on
     precision: str  # to load the models in
     clip_directory: Path  # of the CLIP weights
-    reuse: Reuse | None = None  # what --reuse names
-    relist: bool = False  # instead of continuing with the earlier list
-    as_listed: bool = False  # keep the earlier list whatever changed
+    reuse: Reuse | None  # what --reuse names
 
 
 async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) -> Plan:
@@ -47,57 +51,100 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     Raises:
         IngestError: everything that is wrong, in one message.
     """
-    findings = Findings()
-    paths = parse_gs_path(request.train_path), parse_gs_path(request.val_path)
-    earlier = None if request.trial else work.state()
+    findings, target, mode = Findings(), request.target, request.mode
+    earlier = None if mode.trial else work.state()
     # An interrupted --restart continues.
-    start_over = earlier is not None and (request.restart or earlier.is_abandoned)
+    start_over = earlier is not None and (mode.restart or earlier.is_abandoned)
     continued = None if start_over else earlier
     precision = precision_of(request.models.precision, continued)
     ours = continued.index_id if continued and not continued.is_registered else None
     # Before the others: importing torch keeps the interpreter busy, and nothing takes longer. The
     # imports of the others then run while the models load, which needs no interpreter.
-    machine = await findings.gather_in_thread(_check_machine(request, loader))
-    unfinished = continued is None or _rows_left(continued, request.skip_bad_images) > 0
-    load = request.engine == "local" and not request.dry_run and unfinished and machine
-    listing, weights, on_server = await asyncio.gather(
-        _list_and_check(findings, work, paths, request),
+    machine = await findings.gather_in_thread(_check_machine(request.workers, loader))
+    unfinished = continued is None or _images_left(continued, mode.skip_bad_images) > 0
+    is_local = request.workers.engine == "local"
+    load = is_local and not mode.dry_run and unfinished and machine
+    listed, weights, on_server = await asyncio.gather(
+        _list_and_check(findings, work, target.paths, mode, continued),
         _check_weights(findings, loader, precision if load else None),
-        _check_targets(findings, request, ours),
+        _check_targets(findings, target, ours) if not mode.trial else _nothing(),
     )
-    same_name = earlier is not None and earlier.option("dataset") == request.name
+    same_name = earlier is not None and earlier.option("dataset") == target.name
     other = None if on_server == ours else on_server
     if other is not None and earlier and same_name and not earlier.is_registered:
-        delete = start_over and not request.dry_run
+        delete = start_over and not mode.dry_run
         await settle_taken_name(findings, earlier, work, other, delete=delete)
-    if listing and weights:
-        identity = request.identity(weights.resnet_digest, weights.clip_digest)
-        relist = False
-        if continued and check_same(findings, continued, identity):
-            is_there = on_server is not None and other is None
-            relist = await asyncio.to_thread(
-                check_changes, findings, request, continued, listing, on_server=is_there
-            )
-        reuse = await _find_sources(findings, request, work, loader, weights, precision)
+    if not listed or not weights:
         findings.raise_if_any()
-        return Plan(
-            *paths,
-            listing,
-            earlier,
-            start_over,
-            identity,
-            precision,
-            weights.clip_directory,
-            reuse,
-            relist,
-            request.as_listed,
-        )
+        raise AssertionError("a check failed without a finding")
+    listing, changes = listed
+    identity = identity_of(target, request.models, (weights.resnet_digest, weights.clip_digest))
+    if continued and changes is not None and check_same(findings, continued, identity):
+        is_there = on_server is not None and other is None
+        if is_there or continued.is_registered:
+            check_registered(findings, target.name, continued, changes)
+        else:
+            check_left_out(findings, changes, mode.accept_changes)
+    reuse = await _find_sources(findings, request, work, loader, weights, precision)
     findings.raise_if_any()
-    raise AssertionError("a check failed without a finding")
+    return Plan(
+        train=target.paths[0],
+        val=target.paths[1],
+        listing=listing,
+        earlier=earlier,
+        start_over=start_over,
+        changes=changes,
+        identity=identity,
+        precision=precision,
+        clip_directory=weights.clip_directory,
+        reuse=reuse,
+    )
 
 
-def _rows_left(state: State, skip_bad_images: bool) -> int:
-    """How many rows of an earlier run are to embed, as far as its state tells."""
+async def _nothing() -> None:
+    return None
+
+
+async def begin_or_continue(
+    plan: Plan, work: WorkDirectory, server_url: str, *, retry_failed: bool
+) -> State:
+    """The state to go on with, with today's images: an earlier run's, or a new one."""
+    earlier = plan.earlier
+    if earlier is None or plan.start_over:
+        if earlier:
+            registered = await _is_registered(earlier, server_url)
+            await delete_earlier(earlier, registered=registered)
+        options = {**plan.identity, "index_id": str(uuid.uuid4())}
+        return await asyncio.to_thread(work.begin, plan.listing, options)
+    if earlier.ordered_arrays() is not None:  # the earlier run was stopped in between
+        await asyncio.to_thread(put_in_order, earlier)
+    if plan.changes:
+        say(describe_changes(plan.changes, "the last run"))
+    await asyncio.to_thread(earlier.take, plan.listing.path)
+    # The arrays may be gone if no image is done: check_same refuses it otherwise.
+    if retry_failed or not arrays_complete(
+        earlier.directory, earlier.slots(done=True), exactly=False
+    ):
+        earlier.retry_failed()
+    counts = earlier.counts()
+    say(f"Continuing in {earlier.directory}: {counts.done:,} of {counts.images:,} images are done.")
+    return earlier
+
+
+async def _is_registered(earlier: State, server_url: str) -> bool:
+    """Whether the server was told of the index of an earlier run.
+
+    That run may have ended between the registration and the record of it.
+    """
+    if earlier.is_registered:
+        return True
+    async with Forager(server_url) as forager:
+        found = await forager.dataset(earlier.option("dataset") or "")
+    return found is not None and found.index_id == earlier.index_id
+
+
+def _images_left(state: State, skip_bad_images: bool) -> int:
+    """How many images of an earlier run are to embed, as far as its state tells."""
     counts = state.counts()
     return counts.images - counts.done - (counts.failed if skip_bad_images else 0)
 
@@ -108,14 +155,14 @@ def precision_of(asked: str, continued: State | None) -> str:
     return chosen if chosen and asked == "auto" else asked
 
 
-def _check_machine(request: Request, loader: ModelLoader) -> Callable[[], bool]:
+def _check_machine(workers: Workers, loader: ModelLoader) -> Callable[[], bool]:
     """The check of what is to compute: the device of this machine, or a Ray cluster."""
 
     def check_machine() -> bool:
-        if request.engine == "ray":
+        if workers.engine == "ray":
             from engine.ray import cluster
 
-            cluster.check(request.ray_address)
+            cluster.check(workers.ray_address)
         else:
             loader.check_device()
         return True
@@ -123,7 +170,8 @@ def _check_machine(request: Request, loader: ModelLoader) -> Callable[[], bool]:
     return check_machine
 
 
-class Weights(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Weights:
     """The weights of both models that the checks found."""
 
     resnet_digest: str  # SHA-256 of the file, in hexadecimal
@@ -144,7 +192,8 @@ async def _check_weights(
         return None
     if load_in:
         loader.start(load_in)
-    return Weights(*await asyncio.to_thread(loader.digests), clip)
+    resnet_digest, clip_digest = await asyncio.to_thread(loader.digests)
+    return Weights(resnet_digest=resnet_digest, clip_digest=clip_digest, clip_directory=clip)
 
 
 async def _find_sources(
@@ -156,52 +205,63 @@ async def _find_sources(
     precision: str,
 ) -> Reuse | None:
     """What --reuse names, if anything."""
-    if not request.reuse:
+    if not request.mode.reuse:
         return None
     # What auto means on the machines of a Ray cluster is known only later.
-    on_gpu = request.engine == "local" and await findings.gather_in_thread(loader.is_on_gpu)
-    wanted = Computed(*weights[:2], request.models.backend, precision)
-    return await find_sources(
-        findings, request, work, wanted, precisions_that_do(precision, bool(on_gpu))
+    is_local = request.workers.engine == "local"
+    on_gpu = is_local and await findings.gather_in_thread(loader.is_on_gpu)
+    wanted = Computed(
+        resnet_weights=weights.resnet_digest,
+        clip_weights=weights.clip_digest,
+        backend=request.models.backend,
+        precision=precision,
     )
+    accepted = accepted_precisions(precision, bool(on_gpu))
+    return await find_sources(findings, request, work, wanted, accepted)
 
 
-async def _check_targets(findings: Findings, request: Request, ours: str | None) -> str | None:
+async def _check_targets(findings: Findings, target: Target, ours: str | None) -> str | None:
     """Write access to the index bucket, and a server that has no other dataset of this name.
 
-    Returns the index id that the server has under this name, or None. A trial needs neither.
+    Returns the index id that the server has under this name, or None.
     """
-    if request.trial:
-        return None
     _, other = await asyncio.gather(
-        findings.gather_in_thread(checks.check_write_access, request.bucket),
-        checks.check_server(findings, request.server_url, request.name, ours),
+        findings.gather_in_thread(checks.check_write_access, target.bucket),
+        checks.check_server(findings, target.server_url, target.name, ours),
     )
     return other
 
 
 async def _list_and_check(
-    findings: Findings, work: WorkDirectory, paths: tuple[GsPath, GsPath], request: Request
-) -> State | None:
-    listing: State | None = await findings.gather_in_thread(checks.list_images, paths, work)
+    findings: Findings,
+    work: WorkDirectory,
+    paths: tuple[GsPath, GsPath],
+    mode: Mode,
+    continued: State | None,
+) -> tuple[Listing, Changes | None] | None:
+    """Today's images, and what changed since an earlier run listed them."""
+    listing: Listing | None = await findings.gather_in_thread(checks.list_images, paths, work)
     if listing is None:
         return None
     await findings.gather_in_thread(
-        checks.check_not_empty, findings, listing, paths, request.allow_empty_val
+        checks.check_listing, findings, listing, paths, mode.allow_empty_val
     )
-    await findings.gather_in_thread(checks.check_images, findings, listing)
-    if not request.trial:  # which says what would be needed
-        checks.check_disk(findings, listing, work.path)
+    changes, slots = None, listing.counts().images
+    if continued:
+        changes = await asyncio.to_thread(continued.changes, listing.path)
+        slots = continued.slots() + changes.new
+    if not mode.trial:  # which says what would be needed
+        checks.check_disk(findings, slots, work.path)
     await checks.check_public(findings, listing, paths[0].bucket)
-    counts = [listing.counts(split) for split in (TRAIN, VAL)]
+    train, val = (listing.counts(split) for split in Split)
     say(
-        f"Listed {counts[0].images:,} training and {counts[1].images:,} validation images "
-        f"({size(counts[0].size + counts[1].size)}).",
+        f"Listed {train.images:,} training and {val.images:,} validation images "
+        f"({size(train.size + val.size)})."
     )
-    for line in describe_skipped(listing, request.write_renames):
+    for line in describe_skipped(listing, mode.write_renames):
         warn(line)
-    if script := request.write_renames:
+    if script := mode.write_renames:
         said = await findings.gather_in_thread(write_renames, script, paths, listing)
         if said:
             say(said)
-    return listing
+    return listing, changes

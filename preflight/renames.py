@@ -11,7 +11,7 @@ from typing import NamedTuple
 from common.files import write_atomically
 from common.names import IMAGE_SUFFIXES, GsPath, encodable
 from common.terminal import count, printable
-from dataset.state.rows import State
+from dataset.listing import Listing
 from storage.listing import listed
 
 # What an extension becomes, in lower case: JPEG files have more of them than Forager takes.
@@ -87,7 +87,7 @@ def _quoted(text: str) -> str:
     return f"$'{''.join(plain)}'"
 
 
-def write_renames(path: Path, directories: Sequence[GsPath], listing: State) -> str:
+def write_renames(path: Path, directories: Sequence[GsPath], listing: Listing) -> str:
     """Write the script for all objects in these directories; returns what to do with it.
 
     It lists them again, and keeps the names of those to rename in memory. This function blocks.
@@ -97,7 +97,7 @@ def write_renames(path: Path, directories: Sequence[GsPath], listing: State) -> 
         DiskError: the script cannot be written.
     """
     names = (o.name for directory in directories for page in listed(directory) for o in page)
-    renames = find_renames(names, listing.objects())
+    renames = find_renames(names, (o.name for _, o in listing.images()))
     kept = len(renames.kept)
     if not renames.new_names:
         why = f": {printable(renames.kept[0][0])}, because {renames.kept[0][1]}" if kept else ""

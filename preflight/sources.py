@@ -7,8 +7,8 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import google_crc32c
 
@@ -19,8 +19,8 @@ from common.terminal import count, printable
 from dataset import manifest
 from dataset.arrays import DIMENSIONS, DTYPE, arrays_complete
 from dataset.lists import thumbnail_name
-from dataset.state.matches import Matches, Tally
-from dataset.state.rows import State
+from dataset.matches import Found, Matched, Matches
+from dataset.state import State
 from dataset.work_directory import REUSE, STATE, WorkDirectory
 from engine.reuse import Source
 from forager.client import Forager
@@ -29,11 +29,7 @@ from storage.async_client import AsyncStorage
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 RANGE_BYTES = 8 << 20  # of a manifest in one request
-# Of a manifest, in the order that Matches.add expects.
-COLUMNS = (
-    *("object", "size", "crc32c", "imagenet_class", "width", "height"),
-    *("vectors_crc32c", "failure"),
-)
+COLUMNS = ("object", "size", "crc32c", "imagenet_class", "width", "height", "vectors_crc32c")
 NEEDS_MANIFEST = (
     "a manifest tells which images and weights its vectors belong to. Indexes of older versions "
     "and of the original scripts have none: ingest these images once with this version, and reuse "
@@ -41,14 +37,16 @@ NEEDS_MANIFEST = (
 )
 
 
-class Reuse(NamedTuple):
-    """The sources of an ingest, in the order in which they are searched, and all their rows."""
+@dataclass(frozen=True, kw_only=True)
+class Reuse:
+    """The sources of an ingest, in the order in which they are searched, and all their images."""
 
     sources: list[Source]
     matches: Matches
 
 
-class Computed(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Computed:
     """How vectors were computed."""
 
     resnet_weights: str  # SHA-256 of the file, in hexadecimal
@@ -56,8 +54,8 @@ class Computed(NamedTuple):
     backend: str
     precision: str
 
-    def difference(self, wanted: Computed, precisions: frozenset[str]) -> str:
-        """What keeps these vectors from being used for an ingest, or ""."""
+    def difference(self, wanted: Computed, precisions: frozenset[str]) -> str | None:
+        """What keeps these vectors from being used for an ingest, if anything."""
         if self.resnet_weights != wanted.resnet_weights:
             return "other ResNet-50 weights"
         if self.clip_weights != wanted.clip_weights:
@@ -66,10 +64,10 @@ class Computed(NamedTuple):
             return f"--backend {printable(self.backend)}"
         if self.precision not in precisions:
             return f"--precision {printable(self.precision)}, which is less exact"
-        return ""
+        return None
 
 
-def precisions_that_do(precision: str, on_gpu: bool) -> frozenset[str]:
+def accepted_precisions(precision: str, on_gpu: bool) -> frozenset[str]:
     """The precisions that are at least as exact as that of an ingest.
 
     On a GPU, auto is float16 as long as that is exact enough.
@@ -86,10 +84,10 @@ def is_dataset(value: str) -> bool:
 
 def check_reuse(findings: Findings, request: Request) -> None:
     """That no source is the ingest itself, and that directories are work directories."""
-    work = (request.work_dir or Path(request.name)).absolute()
-    for value in request.reuse:
+    work = request.work_dir.absolute()
+    for value in request.mode.reuse:
         shown = printable(value)
-        if value == request.name:
+        if value == request.target.name:
             findings.add(
                 f"--reuse {shown} names the dataset itself: name an earlier one, whose rows are "
                 "copied into this one."
@@ -112,23 +110,23 @@ async def find_sources(
     work: WorkDirectory,
     wanted: Computed,
     precisions: frozenset[str],
-) -> Reuse | None:
+) -> Reuse:
     """Check the sources and read their rows. What is wrong with them becomes findings."""
-    if not request.reuse:
-        return None
     matches = work.keep_open(Matches(work.path / REUSE))
     sources = []
     async with AsyncStorage(1) as objects:
-        reader = SourceReader(objects, request.bucket, work.path, wanted, precisions, matches)
-        for value in request.reuse:
+        reader = SourceReader(
+            objects, request.target.bucket, work.path, wanted, precisions, matches
+        )
+        for value in request.mode.reuse:
             read = (
-                reader.dataset(value, request.server_url)
+                reader.dataset(value, request.target.server_url)
                 if is_dataset(value)
                 else reader.directory(value)
             )
             if source := await findings.gather(read):
                 sources.append(source)
-    return Reuse(sources, matches)
+    return Reuse(sources=sources, matches=matches)
 
 
 class SourceReader:
@@ -182,8 +180,7 @@ class SourceReader:
                 raise _lie(name, f"has {source.rows:,} rows, the dataset {images:,} images")
             for array, dimension in DIMENSIONS.items():
                 await self._find_array(source, array, source.rows * dimension * DTYPE.itemsize)
-            rows = manifest.read_rows(path, *COLUMNS)
-            await asyncio.to_thread(self._add, source, rows)
+            await asyncio.to_thread(self._add, source, _images_of_manifest(path))
         except ValueError as error:
             reason = str(error).removeprefix(f"{path} ")
             raise IngestError(
@@ -218,18 +215,25 @@ class SourceReader:
         if metadata.get("index_id") != index_id:
             raise _lie(name, f"is that of index {printable(metadata.get('index_id', 'unknown'))}")
         computed = Computed(
-            metadata.get("resnet_weights_sha256", ""),
-            metadata.get("clip_weights_sha256", ""),
-            metadata.get("backend", ""),
-            metadata.get("precision", ""),
+            resnet_weights=metadata.get("resnet_weights_sha256", ""),
+            clip_weights=metadata.get("clip_weights_sha256", ""),
+            backend=metadata.get("backend", ""),
+            precision=metadata.get("precision", ""),
         )
-        if not all(DIGEST.fullmatch(digest) for digest in computed[:2]):
+        digests = computed.resnet_weights, computed.clip_weights
+        if not all(DIGEST.fullmatch(digest) for digest in digests):
             raise _lie(name, "has no digests of the weights")
         if computed.precision not in manifest.EXACTNESS:
             raise _lie(name, "names no precision")
         rows = await asyncio.to_thread(manifest.row_count, path)
-        difference = computed.difference(self._wanted, self._precisions)
-        return Source(name, index_id, self._bucket, rows, computed.precision, difference, None, {})
+        return Source(
+            name=name,
+            index_id=index_id,
+            bucket=self._bucket,
+            rows=rows,
+            precision=computed.precision,
+            difference=computed.difference(self._wanted, self._precisions),
+        )
 
     async def _find_array(self, source: Source, array: str, size: int) -> None:
         """Note the version of an array in the bucket, which has this size."""
@@ -266,44 +270,46 @@ class SourceReader:
             ) from error
 
     async def _of_state(self, shown: str, directory: Path, state: State) -> Source:
-        counts = state.counts()
-        if state.is_abandoned or not counts.done:
+        slots = state.slots()
+        if state.is_abandoned or not state.counts().done:
             raise IngestError(f"--reuse {shown}: nothing in it is embedded. Leave it out.")
-        if not arrays_complete(directory, counts.images):
+        if state.ordered_arrays() is not None or not arrays_complete(
+            directory, slots, exactly=False
+        ):
             raise IngestError(
-                f"--reuse {shown}: its arrays do not have its {count(counts.images, 'row')}. Leave "
-                "it out, or name the dataset, if it was registered."
+                f"--reuse {shown}: its arrays do not have its {count(slots, 'image')}. Leave it "
+                "out, or name the dataset, if it was registered."
             )
         computed = Computed(
-            state.option("resnet_weights") or "",
-            state.option("clip_weights") or "",
-            state.option("backend") or "",
-            manifest.precision_of_rows(state),
+            resnet_weights=state.option("resnet_weights") or "",
+            clip_weights=state.option("clip_weights") or "",
+            backend=state.option("backend") or "",
+            precision=manifest.precision_of_rows(state),
         )
         source = Source(
-            shown,
-            state.index_id,
-            state.option("bucket") or "",
-            counts.images,
-            computed.precision,
-            computed.difference(self._wanted, self._precisions),
-            directory,
+            name=shown,
+            index_id=state.index_id,
+            bucket=state.option("bucket") or "",
+            rows=slots,
+            precision=computed.precision,
+            difference=computed.difference(self._wanted, self._precisions),
+            directory=directory,
         )
-        first = next(iter(state.imagenet_classes()))[0]
+        first = next(iter(state.found())).object
         # Can the thumbnails be read? One that is gone is made again.
         await self._objects.find(source.bucket, thumbnail_name(source.index_id, first))
-        await asyncio.to_thread(self._add, source, _rows_of(state))
+        await asyncio.to_thread(self._add, source, state.found())
         return source
 
-    def _add(self, source: Source, rows: Iterator[tuple[Any, ...]]) -> None:
-        self._matches.add(rows, usable=not source.difference)
+    def _add(self, source: Source, images: Iterator[Found]) -> None:
+        self._matches.add(images, usable=source.difference is None)
 
 
-def _rows_of(state: State) -> Iterator[tuple[Any, ...]]:
-    """The values of COLUMNS for each row of a state."""
-    for row in state.manifest_rows():
-        name, _, _, size, _, crc32c, width, height, imagenet_class, reason, checksum = row
-        yield name, size, crc32c, imagenet_class, width, height, checksum, reason
+def _images_of_manifest(path: Path) -> Iterator[Found]:
+    """The images of a manifest, in row order. Raises ValueError if it is damaged."""
+    for row, (*values, failure) in enumerate(manifest.read_rows(path, *COLUMNS, "failure")):
+        known = dict(zip(COLUMNS, values, strict=True))
+        yield Found(row=row, failed=failure is not None, **known)
 
 
 def _lie(name: str, what: str) -> IngestError:
@@ -313,22 +319,22 @@ def _lie(name: str, what: str) -> IngestError:
     )
 
 
-def describe_reuse(reuse: Reuse, tally: Tally, *, would: bool) -> str:
+def describe_reuse(reuse: Reuse, matched: Matched, *, would: bool) -> str:
     """How many rows are reused from each source, and why the others are not.
 
     `would` is for a dry run.
     """
-    reused = sum(tally.reused.values())
+    reused = sum(matched.reused.values())
     origins = ", ".join(
-        f"{tally.reused[number]:,} from {source.name}"
+        f"{matched.reused[number]:,} from {source.name}"
         for number, source in enumerate(reuse.sources)
-        if tally.reused.get(number)
+        if matched.reused.get(number)
     )
     others = {
-        "new": tally.new,
-        "changed": tally.changed,
-        "failed there": tally.failed,
-        "computed otherwise": tally.otherwise,
+        "new": matched.new,
+        "changed": matched.changed,
+        "failed there": matched.failed,
+        "computed otherwise": matched.otherwise,
     }
     left = sum(others.values())
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in others.items() if number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import json
 import re
@@ -24,7 +25,7 @@ from common.errors import IngestError
 from common.files import write_atomically
 from common.network.activity import CLASSES, Requests, activity, activity_since
 from common.terminal import count, duration, printable, say
-from dataset.state.rows import State
+from dataset.state import State
 from dataset.work_directory import REPORT, TRIAL_REPORT
 from engine.stages import Bottleneck, StageTime, limiting_stage
 from forager.addresses import shown_address
@@ -34,7 +35,8 @@ FORMAT = 1  # of report.json
 RUNNING, REGISTERED, FINISHED = "running", "registered", "finished"
 DRY_RUN, STOPPED, INTERRUPTED, TRIED = "dry_run", "stopped", "interrupted", "trial"
 CHECKS, LOADING, REUSE = "checks", "loading the models", "reuse"
-EMBEDDING, UPLOAD, REGISTRATION = "embedding", "upload", "registration"
+EMBEDDING, VERIFICATION, UPLOAD = "embedding", "verification", "upload"
+REGISTRATION = "registration"
 COUNTING_S = 2.0  # after Ctrl-C: 3 million rows; a report without counts ends sooner
 BEGINS_AGAIN = (
     "Interrupted: nothing of a --trial or a --dry_run is kept, so the same command begins again."
@@ -61,6 +63,7 @@ class Report:
         self.options, self.decode_workers = options, decode_workers
         self.state: State | None = None  # of the rows that are counted
         self.done_before: int | None = None  # rows before the embedding began
+        self.embedded = 0  # by the rounds before this one
         self.steps: list[Step] = []
         self.stages: list[StageTime] = []
         self.outcome, self.message = STOPPED, ""
@@ -137,14 +140,14 @@ class Report:
 
     def count_rows(self, state: State) -> None:
         """Note what became of the rows of a state."""
-        tally, embedded = state.tally(), 0
+        tally, embedded = state.progress(), 0
         if self.done_before is not None:
             embedded = max(0, tally.done - self.done_before)
             for step in self.steps:
                 if step.name == EMBEDDING:
                     step.images = embedded
         self.counts = {
-            **tally._asdict(),
+            **dataclasses.asdict(tally),
             "embedded_now": embedded,
             "skipped": {printable(kind): number for kind, number, _ in state.skipped()},
         }

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.state.rows import SPLITS, TRAIN, VAL, State
-from dataset.work_directory import TRIAL
-
-ROWS_AT_ONCE = 500
+from dataset.listing import Listing, Split
+from dataset.state import State
+from dataset.work_directory import LISTING, STATE, TRIAL
 
 
 @contextlib.contextmanager
-def sampled(listing: State, images: int, work: Path) -> Iterator[State]:
+def sampled(listing: Listing, images: int, work: Path) -> Iterator[State]:
     """A state of some of the listed images; its directory is deleted after the `with` block."""
     directory = work / TRIAL
     shutil.rmtree(directory, ignore_errors=True)  # of a trial that was killed
     directory.mkdir()
     try:
-        sample = State.create(directory / "state.sqlite")
-        try:
-            counts = {split: listing.counts(split).images for split in SPLITS}
-            for split, rows in zip(SPLITS, spread(counts[TRAIN], counts[VAL], images), strict=True):
-                for first in range(0, len(rows), ROWS_AT_ONCE):
-                    found = listing.rows(rows[first : first + ROWS_AT_ONCE])
-                    sample.add(split, [row.listed for row in found])
-            sample.number_rows()
+        train, val = (listing.counts(split).images for split in Split)
+        chosen = set(itertools.chain(*spread(train, val, images)))
+        with (
+            contextlib.closing(Listing(directory / LISTING)) as some,
+            contextlib.closing(State.create(directory / STATE)) as sample,
+        ):
+            for row, (split, image) in enumerate(listing.images()):
+                if row in chosen:
+                    some.add(split, [image])
+            sample.take(some.path)
             sample.set_options({"index_id": str(uuid.uuid4())})
             yield sample
-        finally:
-            sample.close()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from common.network.activity import Requests
 from common.terminal import count, duration, size, table
-from dataset.state.rows import State
+from dataset.listing import Listing
+from dataset.state import State
 from engine.local.fed_pipeline import FedPipeline
 from engine.local.pipeline import Pipeline
 from preflight.checks import ROW_BYTES
@@ -48,9 +49,9 @@ def measured(
     )
 
 
-def concluded(sample: State, listing: State, trial: Trial, prices: Prices) -> dict[str, Any]:
+def concluded(sample: State, listing: Listing, trial: Trial, prices: Prices) -> dict[str, Any]:
     """What report.json has under `trial`."""
-    counts, whole = sample.tally(), listing.counts()
+    counts, whole = sample.progress(), listing.counts()
     found = forecast(trial, counts.failed, whole.images, whole.size, whole.images * ROW_BYTES)
     pixels = [(row[6], row[7]) for row in sample.manifest_rows() if row[6] is not None]
     sizes = describe_sizes(pixels)

@@ -10,7 +10,7 @@ weights are any two files. Settings in the environment:
     FAKE_CHUNK_ROWS    rows of another index that are copied at once
     FAKE_OBJECT_BYTES  size of the largest object that is fetched
     FAKE_DISK_BYTES    size that no file can exceed (RLIMIT_FSIZE)
-    FAKE_KILL_RENAME   number of the os.rename, from 1, at which the process kills itself
+    FAKE_KILL_RENAME   number of the os.replace, from 1, at which the process kills itself
 """
 
 import contextlib
@@ -31,7 +31,6 @@ from engine.loading import ModelOptions
 from engine.local.fed_pipeline import FedPipeline
 from engine.local.pipeline import Pipeline
 from engine.reuse import Copier
-from preflight.earlier import relist
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 
 
@@ -62,7 +61,6 @@ def settings() -> Iterator[None]:
         mock.patch.object(ingest, "Pipeline", partial(Pipeline, **limits[Pipeline])),
         mock.patch.object(ingest, "FedPipeline", partial(FedPipeline, **limits[FedPipeline])),
         mock.patch.object(ingest, "Copier", copier),
-        mock.patch.object(relist, "Copier", copier),
     ):
         yield
 
@@ -82,15 +80,15 @@ def main() -> None:
 
 
 def kill_at_rename(number: int) -> None:
-    """Kill this process instead of its os.rename of this number, or after the last before it."""
-    rename, left = os.rename, iter(range(1, number))
+    """Kill this process instead of its os.replace of this number."""
+    replace, left = os.replace, iter(range(1, number))
 
     def counted(*paths: Any) -> None:
         if next(left, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        rename(*paths)
+        replace(*paths)
 
-    os.rename = counted  # type: ignore[assignment]
+    os.replace = counted  # type: ignore[assignment]
 
 
 def peak_bytes() -> int:

@@ -131,7 +131,8 @@ class Dataset(NamedTuple):
         """Object names and the status of their rows, as they are on the disk now."""
         path = f"file:{self.work / 'state.sqlite'}?mode=ro"  # else it would be made
         with contextlib.closing(sqlite3.connect(path, uri=True)) as state:
-            return dict(state.execute("SELECT object, status FROM rows ORDER BY row"))
+            listed = "FROM images WHERE split IS NOT NULL ORDER BY split, object"
+            return dict(state.execute(f"SELECT object, status {listed}"))
 
     def options(self) -> dict[str, str]:
         """The recorded options; none where the run did not come that far."""

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import ingest
 import ingest_labels
 from common.program import ROOT
-from dataset.state.rows import State
+from dataset.state import State
 from testing.embedders import LoaderWithoutModels
 from testing.photographs import picture
 from testing.servers.processes import Service, local_forager

@@ -25,13 +25,13 @@ from common.files import disk_errors
 from common.names import GsPath, identifier, parse_gs_path
 from common.network.retries import BASE_S, CAP_IN_BASES, RETRY_AFTER_CAP_S, Retries, retry_after_s
 from dataset import lists
-from dataset.state.changes import Comparison
-from dataset.state.rows import TRAIN, VAL, Outcome, State
-from dataset.state.schema import DONE, FAILED, PENDING
+from dataset.listing import Split
+from dataset.state import DONE, FAILED, PENDING, Outcome, State
 from engine.decode import open_image, prepare
 from engine.prepare import Budget
 from gcs import ListedObject
 from storage.gzipped import unzipped, unzipped_size
+from tests.dataset.states import state_of
 
 ROWS = 12
 INDEX_ID = "12345678-1234-4234-8234-123456789abc"
@@ -47,13 +47,13 @@ class Resuming(RuleBasedStateMachine):
     @initialize()
     def begin(self):
         self.directory = Path(tempfile.mkdtemp())
-        listing = State.create(self.directory / "listing.sqlite")
-        for split, letter in ((VAL, "v"), (TRAIN, "t")):
-            objects = [ListedObject(f"{letter}/{i}.jpg", 10, i, 1) for i in range(ROWS // 2)]
-            listing.add(split, objects)
-        listing.number_rows()
-        listing.set_options({"index_id": INDEX_ID})
-        self.state = listing.move(self.directory / "state.sqlite")
+        half = range(ROWS // 2)
+        self.state = state_of(
+            self.directory,
+            [ListedObject(f"t/{i}.jpg", 10, i, 1) for i in half],
+            [ListedObject(f"v/{i}.jpg", 10, i, 1) for i in half],
+        )
+        self.state.set_options({"index_id": INDEX_ID})
         self.known = dict.fromkeys(range(ROWS), PENDING)
         self.classes = {}
 
@@ -92,7 +92,7 @@ class Resuming(RuleBasedStateMachine):
         """A transaction that does not end leaves nothing behind."""
         other = sqlite3.connect(self.directory / "state.sqlite", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        other.execute("UPDATE rows SET status = 1, imagenet_class = 5 WHERE row = ?", (row,))
+        other.execute("UPDATE images SET status = 1, imagenet_class = 5 WHERE slot = ?", (row,))
         other.close()
 
     @precondition(lambda self: FAILED in self.known.values())
@@ -130,65 +130,14 @@ test_resuming = Resuming.TestCase
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_rows_are_in_the_order_of_names(train, val):
     with tempfile.TemporaryDirectory() as directory:
-        state = State.create(Path(directory, "state.sqlite"))
-        for split, names in ((VAL, val), (TRAIN, train)):
-            state.add(split, [ListedObject(f"{name}.jpg", 1, 1, 1) for name in names])
-        state.number_rows()
-        expected = [*sorted(f"{n}.jpg" for n in train), *sorted(f"{n}.jpg" for n in val)]
+        train, val = ([f"{name}.jpg" for name in names] for names in (train, val))
+        state = state_of(Path(directory), train, val)
+        expected = [*sorted(train), *sorted(val)]
         assert list(state.objects()) == expected
         rows = [(identifier(name), row) for row, name in enumerate(expected)]
-        found = [*state.identifiers(TRAIN), *state.identifiers(VAL)]
+        found = [*state.identifiers(Split.TRAIN), *state.identifiers(Split.VAL)]
         assert found == rows
         state.close()
-
-
-@given(
-    st.lists(st.tuples(NAMES, st.integers(1, 3)), max_size=12, unique_by=lambda o: o[0]), st.data()
-)
-@settings(max_examples=30, deadline=None)
-def test_changes_are_those_of_two_dicts(old, data):
-    """Objects that appeared, vanished, changed or have the same bytes again, in any mixture."""
-    new = [(name, g) for name, g in old if data.draw(st.booleans())]
-    new = [(name, g + data.draw(st.integers(0, 1))) for name, g in new] + [("\0 another", 1)]
-    same_bytes = {name for name, _ in old if data.draw(st.booleans())}
-    failed = {name for name, _ in old if data.draw(st.booleans())}
-    with tempfile.TemporaryDirectory() as directory:
-        states = []
-        for file, objects in (("old", old), ("new", new)):
-            state = State.create(Path(directory, file))
-            state.add(
-                TRAIN,
-                [
-                    ListedObject(f"{name}.jpg", 1, 0 if name in same_bytes else g, g)
-                    for name, g in objects
-                ],
-            )
-            state.number_rows()
-            states.append(state)
-        before, listing = states
-        rows = {name: row for row, name in enumerate(before.objects())}
-        before.record(
-            Outcome(rows[f"{name}.jpg"], None, "bad")
-            if name in failed
-            else Outcome(rows[f"{name}.jpg"], 1, None)
-            for name, _ in old
-        )
-        was, now = dict(old), dict(new)
-        changed = {n for n in was if n in now and was[n] != now[n]} - same_bytes
-        expected = {
-            "appeared": set(now) - set(was),
-            "vanished": set(was) - set(now),
-            "changed": changed - failed,
-        }
-        with Comparison(before.path, listing.path) as compared:
-            found = compared.changes(done_only=True)
-        assert {k: set(v) for k, v in found._asdict().items()} == {
-            k: {f"{n}.jpg" for n in v} for k, v in expected.items()
-        }
-        assert before.take_replaced(listing.path) == len(changed & failed)
-        assert before.counts().failed == len(failed - changed)
-        for state in states:
-            state.close()
 
 
 @given(st.lists(st.tuples(st.integers(0, 150), st.booleans()), max_size=30))

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import click
 import google_crc32c
+from dataset.state.matches import Matches
 
 from bench.collection.scale import NEW, PATHS, embed_idly
 from dataset.arrays import Arrays
 from dataset.manifest import NAME, manifest_path, write_manifest
-from dataset.state.matches import Matches
-from dataset.state.rows import Outcome, State
+from dataset.state import Outcome, State
 from dataset.work_directory import REUSE, WorkDirectory
 from engine.reuse import Copier
 from engine.stages import FETCH, MODELS

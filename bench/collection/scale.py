@@ -24,7 +24,7 @@ from common.findings import Findings
 from common.names import GsPath
 from common.options import default_decode_workers
 from dataset.arrays import Arrays
-from dataset.state.rows import State
+from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.local.fed_pipeline import FedPipeline
 from engine.local.pipeline import WINDOW_CPU, Pipeline

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from common.errors import ImageError
 from dataset.arrays import Arrays, Embedding
-from dataset.state.rows import Row, State
+from dataset.state import Row, State
 from engine.batches import BatchEmbedder, Batches
 from engine.checkpoint import CHECKPOINT_S, Recorder
 from engine.decode import CLIP_BYTES, NotEmbedded, Prepared

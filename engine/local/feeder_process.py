@@ -37,7 +37,7 @@ import numpy as np
 
 from common.errors import IngestError
 from common.network.activity import RequestsToTell
-from dataset.state.rows import Row
+from dataset.state import Row
 from engine.decode import CLIP_BYTES, NotEmbedded, Prepared
 from engine.local.messages import Lines
 from engine.local.shared_memory import NOTHING, SharedMemory

@@ -23,7 +23,7 @@ from common.errors import IngestError, ShortageError
 from common.network.activity import count_numbers
 from common.program import ROOT
 from common.terminal import printable
-from dataset.state.rows import Row
+from dataset.state import Row
 from engine.decode import NotEmbedded, Prepared, views
 from engine.local.feeder_process import FILES, PIXELS, UNZIPPED, Job
 from engine.local.messages import Lines

@@ -13,7 +13,7 @@ from types import TracebackType
 
 from common.errors import ImageChanged, ImageError
 from dataset.arrays import Arrays, Embedding
-from dataset.state.rows import Row, State
+from dataset.state import Row, State
 from engine.batches import BatchEmbedder, Batches
 from engine.checkpoint import CHECKPOINT_S, Recorder
 from engine.prepare import MAX_OBJECT_BYTES, OwnMemory, Preparation

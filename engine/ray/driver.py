@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from common.errors import ClusterError, IngestError
 from common.network.activity import count_numbers
 from dataset.arrays import Arrays
-from dataset.state.rows import State
+from dataset.state import State
 from engine.checkpoint import Recorder
 from engine.decode import NotEmbedded
 from engine.loading import ModelLoader, ModelOptions
@@ -279,13 +280,13 @@ async def embed_on_ray(
     try:
         await asyncio.to_thread(cluster.check_versions)
         pool = cluster.pool(models.device)
-        options = models._replace(device="cuda" if pool.gpus else "cpu")
+        options = replace(models, device="cuda" if pool.gpus else "cpu")
         sent = await asyncio.to_thread(
             WorkerModels.send, options, clip_directory, make_loader, to_others=not cluster.is_local
         )
         loaded = await asyncio.to_thread(_probe, pool, sent)
         # All rows get one precision: what `auto` chose on one worker.
-        sent = sent._replace(options=options._replace(precision=loaded.precision))
+        sent = sent._replace(options=replace(options, precision=loaded.precision))
         state.set_options({"precision": loaded.precision})
         pipeline = RayPipeline(
             cluster,

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.arrays import DIMENSIONS, ZEROS, Embedding
-from dataset.state.rows import Row
+from dataset.state import Row
 from engine.decode import NotEmbedded, Prepared
 from engine.stages import StageTime
 from gcs import ListedObject

@@ -20,7 +20,7 @@ import ray
 from common.errors import ImageError
 from common.network.activity import RequestsToTell
 from dataset.arrays import Embedding
-from dataset.state.rows import Row, State
+from dataset.state import Row, State
 from engine.batches import BatchEmbedder, Batches
 from engine.decode import NotEmbedded, Prepared
 from engine.prepare import OwnMemory, Preparation

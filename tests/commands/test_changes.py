@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dataset.arrays import DIMENSIONS, DTYPE, array_path
-from dataset.state.rows import State
-from dataset.state.state_file import remove_state
+from dataset.database import remove_database
+from dataset.state import State
 from tests.fault_proxy import FaultProxy, Rule
 from tests.front import Front
 from tests.harness import (
@@ -50,19 +50,9 @@ def replace(made):
     made.storage.put(made.images, "train/t0001.jpg", picture(7))
 
 
-def remove(made):
-    made.storage.delete(made.images, "train/t0001.jpg")
-
-
-def add(made):
-    made.storage.put(made.images, "val/another.jpg", picture(7))
-
-
 CHANGES = [
     (rename, ["1 appeared: train/another.jpg", "1 vanished: train/t0001.jpg"]),
-    (replace, ["1 changed: train/t0001.jpg"]),
-    (remove, ["1 vanished: train/t0001.jpg"]),
-    (add, ["1 appeared: val/another.jpg"]),
+    (replace, ["1 replaced: train/t0001.jpg"]),
 ]
 
 
@@ -78,19 +68,6 @@ def once(pattern, change):
 
 
 @pytest.mark.parametrize(("change", "said"), CHANGES)
-def test_a_bucket_that_changed_before_the_dataset_is_registered(
-    made, emulator_url, servers, change, said
-):
-    with Front(emulator_url, once(LAST_LIST, lambda: change(made))) as front:
-        done = run_here(made.command(), environment(front.url, servers["B"]))
-    assert done.returncode == 1
-    assert "The images in the bucket changed since they were listed; nothing was" in done.stderr
-    assert all(f"\n  {line}" in done.stderr for line in said) and "--restart" in done.stderr
-    with pytest.raises(OSError, match="404"):
-        made.registered(servers["B"])
-
-
-@pytest.mark.parametrize(("change", "said"), CHANGES[:2])
 def test_a_bucket_that_changed_while_the_server_listed_it(
     made, emulator_url, servers, change, said
 ):
@@ -118,7 +95,7 @@ def test_a_kill_after_the_registration_skips_no_comparison(made, emulator_url, s
         assert made.registered(servers["B"])
         again = run_here(made.command(), environment(emulator_url, server.url))
     assert again.returncode == 1
-    assert "is registered" in again.stderr and "changed: train/t0001.jpg" in again.stderr
+    assert "is registered" in again.stderr and "replaced: train/t0001.jpg" in again.stderr
 
 
 def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh, emulator_url, servers):
@@ -132,26 +109,6 @@ def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh, emu
     done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
     assert done.returncode == 0, done.stderr
     fresh.assert_same(undisturbed, servers["B"])
-
-
-@pytest.mark.parametrize(
-    "options", [[], ["--skip_bad_images"], ["--decode_in", "processes", "--decode_workers", "1"]]
-)
-def test_an_image_replaced_after_it_was_listed_is_taken_up_by_a_second_run(
-    made, emulator_url, servers, options
-):
-    with Front(emulator_url, once("t0001.jpg?alt=media", lambda: replace(made))) as front:
-        done = run_here(made.command(*options), environment(front.url, servers["B"]))
-        fetched = [asked for asked in front.asked if "t0001.jpg?alt=media" in asked.path]
-    assert done.returncode == 1 and len(fetched) == 1
-    assert "Error: 1 image changed in the bucket since they were listed; nothing was" in done.stderr
-    assert "\n  train/t0001.jpg: it was replaced after it was listed\n" in done.stderr
-    assert made.statuses()["train/t0001.jpg"] == 0 and len(made.done()) == 5
-    assert not (made.work / "failed.json").exists()
-    done = run_here(made.command(*options), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    assert "Replaced since then: 1 other image." in done.stderr
-    assert len(made.done()) == 6
 
 
 def test_thumbnails_deleted_between_two_runs_are_uploaded_again(
@@ -248,7 +205,7 @@ def test_a_flipped_bit_in_an_array_is_found_and_computed_again(
     done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
     assert done.returncode == 0, done.stderr
     assert f"The vectors of 3 images in {fresh.work} are damaged" in done.stderr
-    assert "21 of 24 images are done" in done.stderr
+    assert "Embedded 3 images in" in done.stderr
     fresh.assert_same(undisturbed, servers["B"])
 
 
@@ -288,10 +245,8 @@ def test_a_bit_that_flips_before_the_upload_is_found(undisturbed, fresh, emulato
     with Front(emulator_url, once("v0005.jpg", damage)) as front:
         small = {"FAKE_WINDOW": "1", "FAKE_CHECKPOINT_S": "0.01"}
         done = run_here(fresh.command(), environment(front.url, servers["B"], **small))
-    assert done.returncode == 1
-    assert "The vectors of 1 image in" in done.stderr and "Nothing was registered." in done.stderr
-    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
     assert done.returncode == 0, done.stderr
+    assert "The vectors of 1 image in" in done.stderr
     fresh.assert_same(undisturbed, servers["B"])
 
 
@@ -381,5 +336,5 @@ def test_a_state_of_other_tables_is_one_sentence(made, emulator_url, servers):
     assert (
         f"The state in {made.work} is damaged (its tables are not those of an ingest" in done.stderr
     )
-    remove_state(made.work / "state.sqlite")
+    remove_database(made.work / "state.sqlite")
     shutil.rmtree(made.work)

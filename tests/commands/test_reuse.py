@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset.arrays import DIMENSIONS, array_path
-from dataset.state.rows import State
+from dataset.state import State
 from tests.fault_proxy import KINDS, FaultProxy, Rule
 from tests.harness import ended, environment, has_only_a_report, run_here, start
 from tests.world import Index, picture
@@ -71,9 +71,9 @@ def test_only_new_images_are_embedded_and_the_index_is_the_same(grown):
     assert "0 failed, 3 reused, 1 embedded now" in result.stdout
     assert without_id(new_index(grown)) == without_id(fresh_index(grown))
     with closing(State.open_checked(Path("work/state.sqlite"))) as state:
-        assert state.reused() == 3
+        assert state.progress().reused == 3
     with closing(sqlite3.connect("work/state.sqlite")) as db:
-        found = db.execute("SELECT object, source FROM rows ORDER BY row").fetchall()
+        found = db.execute("SELECT object, source FROM images ORDER BY slot").fetchall()
     assert found == [
         ("t/a.jpg", f"{grown.old_id}/0"),
         ("t/b.jpg", f"{grown.old_id}/1"),

@@ -1,5 +1,6 @@
 """The index on disk: the bytes that the server opens."""
 
+import contextlib
 import errno
 import json
 import os
@@ -19,11 +20,12 @@ from dataset.arrays import (
     Arrays,
     array_path,
     arrays_complete,
+    put_in_order,
     verify_arrays,
 )
 from dataset.lists import index_files, pickled_dict, thumbnail_name, write_lists
-from dataset.state.rows import TRAIN, VAL, Outcome, State
-from gcs import ListedObject
+from dataset.state import Outcome, State
+from tests.dataset.states import images, listed, state_of, take
 
 INDEX_ID = "12345678-1234-4234-8234-123456789abc"
 
@@ -31,14 +33,6 @@ INDEX_ID = "12345678-1234-4234-8234-123456789abc"
 def vectors(seed):
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
-
-
-def make_state(path, train, val):
-    state = State.create(path / "state.sqlite")
-    for split, names in ((TRAIN, train), (VAL, val)):
-        state.add(split, [ListedObject(name, 1, 2, 3) for name in names])
-    state.number_rows()
-    return state
 
 
 def test_arrays_are_headerless_little_endian_float32(tmp_path):
@@ -108,7 +102,7 @@ def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_lists(tmp_path):
-    state = make_state(tmp_path, ["t/b.v1.jpg", "t/a.png"], ["v/é.jpeg"])
+    state = state_of(tmp_path, ["t/b.v1.jpg", "t/a.png"], ["v/é.jpeg"])
     state.record([Outcome(0, 7, None), Outcome(1, None, "bad"), Outcome(2, 999, None)])
     write_lists(state, tmp_path)
     state.close()
@@ -124,7 +118,7 @@ def test_lists(tmp_path):
 
 
 def test_lists_without_validation_images(tmp_path):
-    state = make_state(tmp_path, ["t/a.jpg"], [])
+    state = state_of(tmp_path, ["t/a.jpg"], [])
     write_lists(state, tmp_path)
     state.close()
     assert json.loads((tmp_path / "index" / "val_identifiers.json").read_text()) == {}
@@ -176,3 +170,89 @@ def test_a_malformed_index_id_is_never_part_of_a_name(tmp_path, index_id):
         index_files(tmp_path, index_id)
     with pytest.raises(ValueError, match="is no index id"):
         thumbnail_name(index_id, "t/a.jpg")
+
+
+@pytest.fixture
+def out_of_order(tmp_path):
+    """Four images whose slots are not their rows, and a fifth that is not listed any more."""
+    contents = {name: number for number, name in enumerate("bdfgh")}
+    state = state_of(tmp_path, [listed(f"{n}.jpg", crc32c=i) for n, i in contents.items()])
+    contents |= {"a": 7, "e": 8}
+    write_pending(state, contents)
+    take(state, [listed(f"{n}.jpg", crc32c=contents[n]) for n in "adeh"])
+    write_pending(state, contents)
+    yield state, [contents[n] for n in "adeh"]
+    state.close()
+
+
+def write_pending(state, contents):
+    """Embed what is pending; the vectors are those of the image's content."""
+    with Arrays(state.directory, state.slots()) as arrays:
+        for slot, image in list(state.pending()):
+            checksum = arrays.write(slot, vectors(contents[image.name.removesuffix(".jpg")]))
+            state.record([Outcome(slot, 1, None, checksum)])
+
+
+def assert_in_order(state, contents):
+    for number, (name, dimension) in enumerate(DIMENSIONS.items()):
+        found = np.fromfile(array_path(state.directory, name), "<f4").reshape(-1, dimension)
+        np.testing.assert_array_equal(found, [vectors(c)[number] for c in contents])
+        assert not list(array_path(state.directory, name).parent.glob("*.ordered"))
+    assert [slot for slot, _ in images(state).values()] == list(range(len(contents)))
+    assert verify_arrays(state.directory, len(contents), state.vector_checksums()).damaged == []
+
+
+def test_arrays_are_put_in_row_order(out_of_order):
+    state, contents = out_of_order
+    put_in_order(state)
+    assert_in_order(state, contents)
+    before = [array_path(state.directory, name).stat().st_ino for name in DIMENSIONS]
+    put_in_order(state)  # nothing is left to do
+    assert [array_path(state.directory, name).stat().st_ino for name in DIMENSIONS] == before
+
+
+@pytest.mark.parametrize("stop", range(7))
+def test_putting_in_order_goes_on_after_a_kill_at_any_point(out_of_order, monkeypatch, stop):
+    """Before or after each rename: three arrays, and the end of the last."""
+    state, contents = out_of_order
+    replace, left = os.replace, iter(range(stop))
+
+    def killed(*paths):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        replace(*paths)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        put_in_order(state)
+    monkeypatch.undo()
+    again = State.open_checked(state.path)
+    put_in_order(again)
+    assert_in_order(again, contents)
+    again.close()
+
+
+def test_a_disk_that_has_no_space_for_an_array_twice_is_one_sentence(out_of_order, monkeypatch):
+    state, contents = out_of_order
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(DiskError, match="a second time"):
+        patched.setattr(os, "fsync", full)
+        put_in_order(state)
+    put_in_order(state)
+    assert_in_order(state, contents)
+
+
+def test_images_that_are_not_listed_cost_no_copy(tmp_path):
+    state = state_of(tmp_path, [listed(f"{n}.jpg", crc32c=n) for n in range(3)])
+    write_pending(state, {str(n): n for n in range(3)})
+    take(state, [listed(f"{n}.jpg", crc32c=n) for n in range(2)])
+    before = array_path(tmp_path, "clip").stat().st_ino
+    put_in_order(state)
+    assert_in_order(state, [0, 1])
+    assert array_path(tmp_path, "clip").stat().st_ino == before
+    state.close()

@@ -10,9 +10,10 @@ import pytest
 
 from common.errors import DamagedState, IngestError, OtherVersion
 from common.files import disk_errors
-from dataset.state.rows import Outcome, State
-from dataset.state.schema import VERSION, index_id_on_disk
+from dataset.database import VERSION, index_id_on_disk
+from dataset.state import Outcome, State
 from gcs import ListedObject
+from tests.dataset.states import state_of
 
 INDEX_ID = str(uuid.UUID(int=2**127 + 5, version=4))
 
@@ -20,10 +21,11 @@ INDEX_ID = str(uuid.UUID(int=2**127 + 5, version=4))
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A state of 300 images, two thirds of them done or failed, and everything that is in it."""
-    state = State.create(tmp_path_factory.mktemp("sound") / "state.sqlite")
-    state.add(0, [ListedObject(f"t/{i:03}.jpg", 10 + i, 2**31 + i, 7) for i in range(250)])
-    state.add(1, [ListedObject(f"v/{i:03}.png", 20 + i, i, 8) for i in range(50)])
-    state.number_rows()
+    state = state_of(
+        tmp_path_factory.mktemp("sound"),
+        [ListedObject(f"t/{i:03}.jpg", 10 + i, 2**31 + i, 7) for i in range(250)],
+        [ListedObject(f"v/{i:03}.png", 20 + i, i, 8) for i in range(50)],
+    )
     state.set_options({"dataset": "birds", "index_id": INDEX_ID, "bucket": "foragerml"})
     state.record(Outcome(row, row % 1000, None, row * 7) for row in range(150))
     state.record(Outcome(row, None, "truncated") for row in range(150, 200))
@@ -35,7 +37,7 @@ def sound(tmp_path_factory):
 def content(path):
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
         found = [
-            db.execute(f"SELECT * FROM {t} ORDER BY 1").fetchall() for t in ("options", "rows")
+            db.execute(f"SELECT * FROM {t} ORDER BY 1").fetchall() for t in ("options", "images")
         ]
     db.close()
     return found
@@ -92,11 +94,11 @@ def test_a_sound_state_is_opened(sound, tmp_path):
     [
         ("UPDATE options SET value = 'cats' WHERE name = 'dataset'", "options do not match"),
         ("DELETE FROM options WHERE name = 'index_id'", "options do not match"),
-        ("UPDATE rows SET identifier = 'other' WHERE row = 7", "row 7 does not match"),
-        ("UPDATE rows SET imagenet_class = 5 WHERE row = 8", "row 8 does not match"),
-        ("UPDATE rows SET status = 1 WHERE row = 299", "row 299 does not match"),
-        ("UPDATE rows SET size = 'many' WHERE row = 9", "row 9 does not match"),
-        ("DELETE FROM rows WHERE row = 10", "299 rows, the last of them 299"),
+        ("UPDATE images SET identifier = 'other' WHERE slot = 7", "image 7 does not match"),
+        ("UPDATE images SET imagenet_class = 5 WHERE slot = 8", "image 8 does not match"),
+        ("UPDATE images SET status = 1 WHERE slot = 299", "image 299 does not match"),
+        ("UPDATE images SET size = 'many' WHERE slot = 9", "image 9 does not match"),
+        ("DELETE FROM images WHERE slot = 10", "299 images, where it recorded 300"),
         ("DROP TABLE skipped", "its tables are not those of an ingest"),
     ],
 )
@@ -121,7 +123,7 @@ def test_a_state_of_another_version_is_told_in_full(sound, tmp_path):
         State.open_checked(path)
     assert caught.value.message == (
         f"The state in {tmp_path} was written by another version of this program (its tables have "
-        f"version 3, and those of this program version {VERSION}): continue it with that version, "
+        f"version 3, this program's have {VERSION}): continue it with that version, "
         "or start over: remove that directory, or choose another with --work_dir. What it uploaded "
         f"stays in the index bucket; its index id is {INDEX_ID}."
     )

@@ -12,10 +12,10 @@ from pyarrow import parquet
 from dataset import manifest
 from dataset.arrays import DIMENSIONS, Arrays, array_path
 from dataset.export import main
-from dataset.state.rows import TRAIN, VAL, Outcome, State
+from dataset.state import Outcome
 from gcs import ListedObject
+from tests.dataset.states import INDEX_ID, state_of
 
-INDEX_ID = "12345678-1234-4234-8234-123456789abc"
 OPTIONS = {
     "dataset": "birds",
     "train_path": "gs://b/t/",
@@ -36,12 +36,8 @@ def vectors(seed):
 @pytest.fixture
 def state(tmp_path):
     """Two training images, one of which failed, and a validation image."""
-    made = State.create(tmp_path / "state.sqlite")
-    made.add(
-        TRAIN, [ListedObject("t/b.jpg", 7, 2**32 - 1, 2**60), ListedObject("t/a.png", 5, 1, 3)]
-    )
-    made.add(VAL, [ListedObject("v/é.jpeg", 6, 2, 4)])
-    made.number_rows()
+    train = [ListedObject("t/b.jpg", 7, 2**32 - 1, 2**60), ListedObject("t/a.png", 5, 1, 3)]
+    made = state_of(tmp_path, train, [ListedObject("v/é.jpeg", 6, 2, 4)])
     made.set_options(OPTIONS)
     with Arrays(tmp_path, 3) as arrays:
         checksums = [arrays.write(row, vectors(row)) for row in (0, 2)]

@@ -1,10 +1,12 @@
 """Which rows of other indexes hold what pending rows need."""
 
+from dataclasses import replace
+
 import pytest
 
-from dataset.state.matches import Matches
-from dataset.state.rows import TRAIN, Outcome, State
-from gcs import ListedObject
+from dataset.matches import Matched, Matches
+from dataset.state import Found, Outcome
+from tests.dataset.states import listed, state_of
 
 
 @pytest.fixture
@@ -12,11 +14,8 @@ def make_state(tmp_path):
     states = []
 
     def make(*objects):
-        state = State.create(tmp_path / "state.sqlite")
-        states.append(state)
-        state.add(TRAIN, [ListedObject(f"{name}.jpg", *content, 1) for name, content in objects])
-        state.number_rows()
-        return state
+        states.append(state_of(tmp_path, [listed(f"{name}.jpg", *c) for name, c in objects]))
+        return states[-1]
 
     yield make
     for state in states:
@@ -32,53 +31,63 @@ def matches(tmp_path):
 
 
 def row(name, content, *, failed=False):
-    if failed:
-        return (f"{name}.jpg", *content, None, None, None, 5, "bad")
-    return (f"{name}.jpg", *content, 7, 640, 480, 2**32 - 1, None)
+    """An image of a source, in row 0."""
+    known = {"imagenet_class": None, "width": None, "height": None, "vectors_crc32c": 5}
+    if not failed:
+        known = dict(imagenet_class=7, width=640, height=480, vectors_crc32c=2**32 - 1)
+    size, crc32c = content
+    return Found(row=0, object=f"{name}.jpg", size=size, crc32c=crc32c, failed=failed, **known)
+
+
+def rows(*found):
+    return [replace(image, row=number) for number, image in enumerate(found)]
 
 
 A, B, C, D = (10, 1), (10, 2), (11, 1), (12, 4)  # size and crc32c
 
 
 def found(matches):
-    return [(m.row, m.source, m.source_row) for m in matches]
+    return [(m.slot, m.source, m.source_row) for m in matches]
 
 
 def test_a_row_of_the_same_name_is_preferred_to_the_same_bytes_elsewhere(make_state, matches):
     state = make_state(("a", A), ("b", A), ("other", A))
-    matches.add([row("x", A), row("b", A), row("a", A)], usable=True)
+    matches.add(rows(row("x", A), row("b", A), row("a", A)), usable=True)
     tally = matches.match(state.path)
     assert found(matches) == [(2, 0, 0), (1, 0, 1), (0, 0, 2)]
     assert (tally.reused, tally.size) == ({0: 3}, 30)
     first = next(iter(matches))
-    assert first[2:5] == ("x.jpg", 2, "other") and first[5:9] == (7, 640, 480, 2**32 - 1)
+    assert (first.source_object, first.slot, first.identifier) == ("x.jpg", 2, "other")
+    assert (first.imagenet_class, first.width, first.height) == (7, 640, 480)
+    assert first.vectors_crc32c == 2**32 - 1
 
 
 def test_sources_are_searched_in_order(make_state, matches):
     state = make_state(("a", A), ("b", B))
-    matches.add([row("x", A)], usable=True)
-    matches.add([row("a", A), row("b", B)], usable=True)
+    matches.add(rows(row("x", A)), usable=True)
+    matches.add(rows(row("a", A), row("b", B)), usable=True)
     assert matches.match(state.path).reused == {0: 1, 1: 1}
     assert found(matches) == [(0, 0, 0), (1, 1, 1)]
 
 
 def test_every_row_that_is_not_reused_has_a_reason(make_state, matches):
     state = make_state(("bad", A), ("changed", B), ("heavy", C), ("new", D), ("same", (13, 5)))
-    matches.add([row("bad", A, failed=True), row("changed", D[:1] + (9,))], usable=True)
-    matches.add([row("heavy", C), row("new2", A)], usable=False)
-    matches.add([row("same", (13, 5))], usable=True)
+    matches.add(rows(row("bad", A, failed=True), row("changed", D[:1] + (9,))), usable=True)
+    matches.add(rows(row("heavy", C), row("new2", A)), usable=False)
+    matches.add(rows(row("same", (13, 5))), usable=True)
     tally = matches.match(state.path)
-    assert tally == ({2: 1}, 13, 1, 1, 1, 1)  # new, changed, failed, computed otherwise
+    assert tally == Matched(reused={2: 1}, size=13, new=1, changed=1, failed=1, otherwise=1)
 
 
 def test_only_pending_rows_are_matched(make_state, matches):
     state = make_state(("a", A), ("b", B))
     state.record([Outcome(0, 1, None, 2)])
-    matches.add([row("a", A), row("b", B)], usable=True)
+    matches.add(rows(row("a", A), row("b", B)), usable=True)
     assert matches.match(state.path).reused == {0: 1}
     assert found(matches) == [(1, 0, 1)]
     state.record([Outcome(1, 1, None, 2)])
-    assert matches.match(state.path) == ({}, 0, 0, 0, 0, 0)
+    nothing = dict.fromkeys(("size", "new", "changed", "failed", "otherwise"), 0)
+    assert matches.match(state.path) == Matched(reused={}, **nothing)
     assert found(matches) == []
 
 
@@ -86,6 +95,6 @@ def test_many_images_of_the_same_bytes_take_no_longer(make_state, matches):
     """With a search through all of them for each row, this would take an hour."""
     names = [f"{number:06}" for number in range(50_000)]
     state = make_state(*((name, A) for name in names), ("other", A))
-    matches.add([row(name, A) for name in names], usable=True)
+    matches.add(rows(*(row(name, A) for name in names)), usable=True)
     assert matches.match(state.path).reused == {0: 50_001}
     assert found(matches)[:3] == [(0, 0, 0), (50_000, 0, 0), (1, 0, 1)]

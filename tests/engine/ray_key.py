@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dataset.state.rows import State
+from dataset.state import State
 from engine.ray.cluster import Cluster, key_file
 from engine.ray.worker_files import use_key
 from engine.ray.workers import Rows

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from common.errors import ImageError, ShortageError
-from dataset.state.rows import Row
+from dataset.state import Row
 from engine import decode
 from engine.prepare import OwnMemory, Preparation
 from gcs import ListedObject

@@ -26,7 +26,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r re
 import gcs  # noqa: E402
 from common.network.activity import activity, activity_since  # noqa: E402
 from dataset.arrays import DIMENSIONS, Arrays, array_path  # noqa: E402
-from dataset.state.rows import State  # noqa: E402
+from dataset.state import State  # noqa: E402
 from engine.checkpoint import Recorder  # noqa: E402
 from engine.local.pipeline import Pipeline  # noqa: E402
 from engine.ray import workers  # noqa: E402

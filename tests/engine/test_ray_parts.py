@@ -9,7 +9,7 @@ import pytest
 
 from common.program import ROOT, copy_program, program_digest, program_files
 from dataset.arrays import DIMENSIONS, Embedding
-from dataset.state.rows import Row
+from dataset.state import Row
 from engine.decode import NotEmbedded, Prepared
 from engine.stages import StageTime
 from gcs import ListedObject

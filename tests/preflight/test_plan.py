@@ -8,26 +8,22 @@ import pytest
 
 from common.names import GsPath
 from common.options import Limit
-from dataset.state.rows import TRAIN, VAL, State
+from dataset.listing import Split
 from dataset.work_directory import WorkDirectory
-from gcs import ListedObject
 from preflight.describe import describe_plan, describe_skipped
-from preflight.earlier.resume import begin_or_continue
-from preflight.plan import Plan
+from preflight.plan import Plan, begin_or_continue
+from tests.dataset.states import listed, listing_of
 
 OPTIONS = {"dataset": "birds", "bucket": "index-bucket"}
 
 
 @pytest.fixture
 def listing(tmp_path):
-    (tmp_path / "work").mkdir()
-    state = State.create(tmp_path / "work" / "listing.sqlite")
     objects = ["t/a.jpg", "t/b.JPG", "t/c.Jpeg", "t/d.webp", "t/e.txt", "t/f.txt", "t/g/", "t/h"]
-    state.add(TRAIN, [ListedObject(name, 1_000_000, 0, 1) for name in objects])
-    state.add(VAL, [ListedObject(f"v/{n}.jpg", 500_000, 0, 1) for n in range(1200)])
-    state.number_rows()
-    yield state
-    state.close()
+    train = [listed(name, 1_000_000) for name in objects]
+    made = listing_of(tmp_path, train, [listed(f"v/{n}.jpg", 500_000) for n in range(1200)])
+    yield made
+    made.close()
 
 
 def test_the_plan_in_numbers(listing):
@@ -66,16 +62,25 @@ def test_what_is_skipped_is_named_with_what_would_help(listing):
 def test_a_new_ingest_gets_an_id_and_keeps_what_it_depends_on(tmp_path):
     with WorkDirectory(tmp_path / "work") as work:
         listing = work.new_listing()
-        listing.add(TRAIN, [ListedObject("t/a.jpg", 1, 0, 1)])
-        listing.number_rows()
-        paths = GsPath("images", "t/"), GsPath("images", "v/")
-        made = Plan(*paths, listing, None, False, OPTIONS, "auto", Path("clip"))
+        listing.add(Split.TRAIN, [listed("t/a.jpg")])
+        made = Plan(
+            train=GsPath("images", "t/"),
+            val=GsPath("images", "v/"),
+            listing=listing,
+            earlier=None,
+            start_over=False,
+            changes=None,
+            identity=OPTIONS,
+            precision="auto",
+            clip_directory=Path("clip"),
+            reuse=None,
+        )
         state = asyncio.run(begin_or_continue(made, work, "http://none", retry_failed=True))
         assert state.path == tmp_path / "work" / "state.sqlite"
         assert str(uuid.UUID(state.index_id, version=4)) == state.index_id
         assert (state.option("dataset"), state.option("bucket")) == ("birds", "index-bucket")
         assert state.counts().images == 1
-        assert not listing.path.exists()
+    assert not listing.path.exists()
 
 
 @pytest.mark.parametrize(

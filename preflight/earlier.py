@@ -1,4 +1,4 @@
-"""What a work directory holds of an earlier run: is it finished, the same ingest, or in the way?"""
+"""What an earlier run left in a work directory: finished, to be continued, or in the way."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ import gcs
 from common.errors import WeightsError
 from common.findings import Findings
 from common.terminal import count, printable, say
-from dataset import arrays
-from dataset.state.rows import TRAIN, VAL, State
+from dataset.arrays import arrays_complete
+from dataset.listing import Split
+from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from forager.addresses import shown_server
-from preflight.earlier.changes import computed, reuse_option, what_restart_deletes
-from preflight.request import Request
+from preflight.changes import computed, reuse_option, what_restart_deletes
+from preflight.request import Request, identity_of
 from storage.bucket import Bucket
 
 
-def finished(request: Request, state: State | None, loader: ModelLoader) -> str:
-    """What a work directory holds, if this server has just what is requested; else "".
+def finished(request: Request, state: State | None, loader: ModelLoader) -> str | None:
+    """What a work directory holds, if this server has just what is requested.
 
     Blocks: it reads the files of the weights, where all else is the same.
     """
-    if state is None or not state.is_registered or request.restart or request.dry_run:
-        return ""
+    if state is None or not state.is_registered or request.mode.restart or request.mode.dry_run:
+        return None
     servers = state.servers()
-    if servers and shown_server(request.server_url) not in servers:
-        return ""
-    if any(state.option(name) != value for name, value in request.identity().items()):
-        return ""
+    if servers and shown_server(request.target.server_url) not in servers:
+        return None
+    wanted = identity_of(request.target, request.models)
+    if any(state.option(name) != value for name, value in wanted.items()):
+        return None
     if not _same_weights(state, loader):
-        return ""
-    train, val, total = state.present(TRAIN), state.present(VAL), state.counts()
-    failed = total.failed - (total.images - train - val)
+        return None
+    train, val, total = state.counts(Split.TRAIN), state.counts(Split.VAL), state.counts()
     return (
-        f"{request.name} was registered with {train:,} training and {val:,} validation images"
-        + (f", of which {failed:,} failed" if failed else "")
+        f"{request.target.name} was registered with {train.images:,} training and {val.images:,} "
+        "validation images"
+        + (f", of which {total.failed:,} failed" if total.failed else "")
         + f" (index {state.index_id})"
     )
 
@@ -67,8 +69,9 @@ def check_same(findings: Findings, earlier: State, identity: dict[str, str]) -> 
         findings.add(
             f"{where} holds an ingest with another {name} ({before}, now {now}): {ways_out}."
         )
-    counts = earlier.counts()
-    if counts.done and not arrays.arrays_complete(where, counts.images):
+    counts, is_ordering = earlier.counts(), earlier.ordered_arrays() is not None
+    slots = counts.images if is_ordering else earlier.slots(done=True)
+    if counts.done and not arrays_complete(where, slots, exactly=False):
         findings.add(
             f"The arrays of {count(counts.done, 'finished image')} are missing or cut short in "
             f"{where}: {ways_out}."
@@ -77,12 +80,7 @@ def check_same(findings: Findings, earlier: State, identity: dict[str, str]) -> 
 
 
 async def settle_taken_name(
-    findings: Findings,
-    earlier: State,
-    work: WorkDirectory,
-    registered: str,
-    *,
-    delete: bool,
+    findings: Findings, earlier: State, work: WorkDirectory, registered: str, *, delete: bool
 ) -> None:
     """Another index has taken the name of an earlier run: say what that uploaded, or delete it.
 
@@ -111,7 +109,7 @@ async def settle_taken_name(
 async def delete_earlier(earlier: State, *, registered: bool) -> None:
     """Delete what an earlier run made, here and, unless it was registered, in the index bucket.
 
-    It is marked first: were this interrupted, its rows would count as done without thumbnails.
+    It is marked first: were this interrupted, its images would count as done without thumbnails.
     """
     vectors = computed(earlier, earlier.counts().done)
     earlier.mark_abandoned()

@@ -1,0 +1,351 @@
+"""The durable state: images in order, what is done, newer listings, one ingest at a time."""
+
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from common.errors import DiskError
+from dataset.listing import Split
+from dataset.state import DONE, FAILED, PENDING, Counts, Outcome, State
+from dataset.work_directory import WorkDirectory
+from gcs import ListedObject
+from tests.dataset.states import INDEX_ID, images, listed, listing_of, state_of, take
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def make_state(tmp_path):
+    states = []
+
+    def make(train=(), val=()):
+        states.append(state_of(tmp_path, train, val))
+        return states[-1]
+
+    yield make
+    for state in states:
+        state.close()
+
+
+@pytest.fixture
+def make_listing(tmp_path):
+    listings = []
+
+    def make(train=(), val=()):
+        listings.append(listing_of(tmp_path, train, val))
+        return listings[-1]
+
+    yield make
+    for listing in listings:
+        listing.close()
+
+
+def test_rows_are_training_then_validation_each_sorted_by_name(make_state):
+    train = [
+        "b.jpg",
+        "a.jpg",
+        "a/z.jpg",
+        "B.jpg",
+        "é.jpg",
+        "a-.jpg",
+        "\uffee.jpg",
+        "😀.jpg",
+        "ü.png",
+    ]
+    random.Random(1).shuffle(train)
+    state = make_state(train, ["0.jpg", "-.jpg"])
+    assert list(state.objects()) == [*sorted(train), "-.jpg", "0.jpg"]
+    assert list(state.identifiers(Split.VAL)) == [("-", 9), ("0", 10)]
+    assert [row.row for row in state.pending()] == list(range(11))
+
+
+def test_a_row_keeps_what_was_listed(make_state):
+    state = make_state([ListedObject("a.jpg", 2**40, 2**32 - 1, 2**62)])
+    assert next(state.pending()).listed == ListedObject("a.jpg", 2**40, 2**32 - 1, 2**62)
+
+
+def test_only_lower_case_image_suffixes_are_images(make_listing):
+    images = ["a.jpg", "b.jpeg", "c.png", "d.e.jpg", ".jpg"]
+    others = ["f.JPG", "g.Png", "h.txt", "i.JPG", "dir/", "README", "x.jpg.gz", ".hidden", "k.jpg/"]
+    listing = make_listing(images + others)
+    assert listing.counts().images == 5
+    assert listing.skipped() == [
+        (".JPG", 2, "f.JPG"),
+        ("directory", 2, "dir/"),
+        ("no extension", 2, "README"),
+        (".Png", 1, "g.Png"),
+        (".gz", 1, "x.jpg.gz"),
+        (".txt", 1, "h.txt"),
+    ]
+
+
+def test_duplicates_over_both_splits(make_listing):
+    listing = make_listing(["x/a.jpg", "y/a.png", "y/b.jpg", "c.jpg"], ["b.jpg", "C.jpg"])
+    assert dict(listing.duplicates()) == {"a": ["x/a.jpg", "y/a.png"], "b": ["y/b.jpg", "b.jpg"]}
+
+
+def test_all_duplicates_are_found_in_one_query(make_listing):
+    """A query for each name would read all images for each: hours for a copied directory."""
+    listing = make_listing([f"t/{n}.jpg" for n in range(50)], [f"v/{n}.jpg" for n in range(50)])
+    queries = []
+    listing._db.set_trace_callback(queries.append)
+    assert len(dict(listing.duplicates())) == 50
+    assert len(queries) == 1
+
+
+def test_lengths_are_counted_in_characters(make_listing):
+    fits, too_long = "é" * 300 + ".jpg", "é" * 301 + ".jpg"
+    deep, too_deep = "d/" * 297 + "ab.jpg", "d/" * 297 + "abc.jpg"
+    listing = make_listing([fits, too_long, deep, too_deep])
+    assert (len(deep), len(too_deep)) == (600, 601)
+    assert listing.longer_than(300, 600) == sorted([too_long, too_deep])
+
+
+def test_close_stops_a_statement_of_another_thread(tmp_path, monkeypatch):
+    """After Ctrl-C a thread may be taking a listing of a million images."""
+    running = threading.Event()
+
+    def slow_checksum(*values):
+        running.set()
+        time.sleep(0.001)
+        return 0
+
+    monkeypatch.setattr("dataset.database.checksum", slow_checksum)
+    listing = listing_of(tmp_path, [f"{n}.jpg" for n in range(20_000)])
+    state = State.create(tmp_path / "state.sqlite")
+    with ThreadPoolExecutor(1) as threads:
+        taking = threads.submit(state.take, listing.path)
+        assert running.wait(60)
+        state.close()
+        with pytest.raises(sqlite3.Error):
+            taking.result()
+    listing.close()
+
+
+def test_record_and_counts(make_state):
+    state = make_state(["a.jpg", "b.jpg", "c.jpg"], [listed("d.jpg", 5)])
+    state.record([Outcome(3, 5, None), Outcome(1, None, "no image")])
+    assert state.counts() == Counts(4, 35, 1, 1)
+    assert state.counts(Split.VAL) == Counts(1, 5, 1, 0)
+    assert state.failed() == [("b.jpg", "no image")]
+    assert [row.row for row in state.pending()] == [0, 2]
+    assert list(state.imagenet_classes()) == [("d.jpg", 5)]
+    assert state.has_pending()
+
+
+def test_pending_goes_on_while_rows_are_recorded(make_state):
+    state = make_state([f"{number:04}.jpg" for number in range(2500)])
+    seen = []
+    for row in state.pending():
+        seen.append(row.row)
+        state.record([Outcome(row.row, 0, None)] if row.row % 500 == 0 else [])
+    assert seen == list(range(2500))
+    assert not make_state().has_pending()
+
+
+def test_failed_rows_can_be_tried_again(make_state):
+    state = make_state(["a.jpg", "b.jpg"])
+    state.record([Outcome(0, 1, None), Outcome(1, None, "bad")])
+    assert state.retry_failed() == 1
+    assert [row.row for row in state.pending()] == [1]
+    assert state.failed() == []
+
+
+def test_an_outcome_survives_the_process(make_state, tmp_path):
+    make_state(["a.jpg", "b.jpg"])
+    code = (
+        "import os, sys; from pathlib import Path; from dataset.state import Outcome, State\n"
+        "state = State(Path(sys.argv[1])); state.set_options({'index_id': sys.argv[2]})\n"
+        "state.record([Outcome(1, 42, None)]); os._exit(9)"
+    )
+    path = str(tmp_path / "state.sqlite")
+    assert subprocess.run([sys.executable, "-c", code, path, INDEX_ID], cwd=ROOT).returncode == 9
+    state = State(tmp_path / "state.sqlite")
+    assert (state.index_id, list(state.imagenet_classes())) == (INDEX_ID, [("b.jpg", 42)])
+    state.close()
+
+
+def done(state, *slots, source=None):
+    state.record(Outcome(slot, slot, None, 100 + slot, 4, 3, source) for slot in slots)
+
+
+def numbers(changes):
+    return {kind: number for kind, (number, _) in changes.kinds().items() if number}
+
+
+def test_the_same_bytes_keep_their_slot(make_state):
+    """Moved to another directory or split, written again, or untouched; whatever became of them."""
+    state = make_state(["a.jpg", "b.jpg", "bad.jpg", "pending.jpg"], ["v.jpg"])
+    done(state, 0, 1)
+    state.record([Outcome(2, None, "no image")])
+    train = ["deep/a.jpg", listed("b.jpg", generation=2), "bad.jpg", "pending.jpg", "v.jpg"]
+    changes = take(state, train)
+    assert numbers(changes) == {"renamed": 2}  # a and v have other names now
+    assert (changes.computed, changes.left_out, changes.lost, changes.new) == (2, 0, 0, 0)
+    assert images(state) == {
+        "deep/a.jpg": (0, DONE),
+        "b.jpg": (1, DONE),
+        "bad.jpg": (2, FAILED),
+        "pending.jpg": (3, PENDING),
+        "v.jpg": (4, PENDING),
+    }
+    assert state.rows([1])[0].listed.generation == 2
+    assert list(state.objects()) == ["b.jpg", "bad.jpg", "deep/a.jpg", "pending.jpg", "v.jpg"]
+    state.close()
+    State.open_checked(state.path).close()
+
+
+def test_what_appears_gets_a_free_slot_and_what_vanishes_is_left_out(make_state):
+    state = make_state(["a.jpg", "b.jpg", "c.jpg"])
+    done(state, 0)
+    changes = take(state, ["c.jpg", listed("d.jpg", crc32c=1), listed("e.jpg", crc32c=2)])
+    assert numbers(changes) == {"appeared": 2, "vanished": 2}
+    assert changes.appeared.examples == ["d.jpg", "e.jpg"] and changes.left_out == 0
+    # Slot 0 is kept for a.jpg, which is done; that of b.jpg, which was not, is free.
+    assert images(state) == {"c.jpg": (2, PENDING), "d.jpg": (1, PENDING), "e.jpg": (3, PENDING)}
+    assert state.counts() == Counts(3, 30, 0, 0)
+    changes = take(state, ["a.jpg", "c.jpg"])
+    assert numbers(changes) == {"appeared": 1, "vanished": 2}
+    assert images(state) == {"a.jpg": (0, DONE), "c.jpg": (2, PENDING)}
+
+
+def test_other_bytes_under_the_same_name_are_computed_again(make_state):
+    state = make_state(["a.jpg", "b.jpg"])
+    done(state, 0, 1)
+    changes = take(state, [listed("a.jpg", crc32c=5), "b.jpg"])
+    assert numbers(changes) == {"replaced": 1}
+    assert (changes.left_out, changes.lost) == (0, 1)  # b.jpg has the bytes that a.jpg had
+    assert images(state) == {"a.jpg": (0, PENDING), "b.jpg": (1, DONE)}
+
+
+def test_images_that_exchange_their_names_are_computed_again(make_state):
+    """The thumbnail of one would replace that of the other."""
+    state = make_state([listed("a.jpg", crc32c=1), listed("b.jpg", crc32c=2)])
+    done(state, 0, 1)
+    changes = take(state, [listed("a.jpg", crc32c=2), listed("b.jpg", crc32c=1)])
+    assert numbers(changes) == {"replaced": 2} and changes.lost == 2
+    assert [status for _, status in images(state).values()] == [PENDING, PENDING]
+
+
+def test_a_renamed_image_is_found_by_its_bytes(make_state):
+    state = make_state([listed("a.jpg", crc32c=1), listed("b.jpg", crc32c=2)])
+    done(state, 0, source="x/7")
+    changes = take(state, [listed("b.jpg", crc32c=2), listed("new.jpg", crc32c=1)])
+    assert numbers(changes) == {"renamed": 1} and changes.left_out == 0
+    assert state.has_copies()
+    (found,) = state.found()
+    assert (found.row, found.object, found.origin, found.failed) == (0, "a.jpg", "x/7", False)
+    done(state, images(state)["new.jpg"][0])
+    assert not state.has_copies()
+
+
+def test_what_most_is_left_out_of_is_counted(make_state):
+    state = make_state([listed(f"{n}.jpg", crc32c=n) for n in range(4)])
+    done(state, 0, 1, 2)
+    listing = listing_of(state.directory, [listed("0.jpg", crc32c=0), "other.jpg"])
+    changes = state.changes(listing.path)
+    assert (changes.computed, changes.left_out, changes.new) == (3, 2, 1)
+    assert len(images(state)) == 4  # nothing is taken yet
+    listing.close()
+
+
+def test_rows_are_numbered_last(make_state):
+    state = make_state(["b.jpg", "c.jpg"])
+    done(state, 0, 1)
+    assert state.is_in_order()
+    take(state, ["c.jpg", listed("a.jpg", crc32c=1), "d.jpg"])
+    assert not state.is_in_order() and list(state.slots_in_order()) == [2, 1, 3]
+    state.mark_ordered(["clip"])
+    assert state.ordered_arrays() == ["clip"]
+    state.number_rows()
+    assert state.ordered_arrays() is None and state.slots() == 3
+    assert {name: slot for name, (slot, _) in images(state).items()} == {
+        "a.jpg": 0,
+        "c.jpg": 1,
+        "d.jpg": 2,
+    }
+    state.close()
+    State.open_checked(state.path).close()
+
+
+def test_move_takes_everything_along(tmp_path):
+    state = state_of(tmp_path, ["a.jpg"], name="state.sqlite.new")
+    (tmp_path / "state.sqlite-wal").write_bytes(b"of an older state")
+    moved = state.move(tmp_path / "state.sqlite")
+    assert list(moved.objects()) == ["a.jpg"]
+    assert moved.directory == tmp_path
+    moved.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["state.sqlite"]
+
+
+def test_second_ingest_in_a_work_directory_is_refused(tmp_path):
+    with WorkDirectory(tmp_path / "work"), pytest.raises(DiskError) as refused:
+        WorkDirectory(tmp_path / "work").__enter__()
+    assert refused.value.message == (
+        f"Another ingest is running in {tmp_path / 'work'}: wait for it, end it, or choose another "
+        "directory with --work_dir."
+    )
+    with WorkDirectory(tmp_path / "work") as work:
+        assert work.state() is None
+
+
+def test_the_lock_goes_with_its_process(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from dataset.work_directory import WorkDirectory\n"
+        "work = WorkDirectory(Path(sys.argv[1])); work.__enter__(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == 9
+    with WorkDirectory(tmp_path):
+        pass
+
+
+def test_a_directory_of_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(DiskError) as refused:
+        WorkDirectory(tmp_path).__enter__()
+    assert refused.value.message == (
+        f"The directory {tmp_path} has files that are not of an ingest: choose another with "
+        "--work_dir."
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "work"
+    with pytest.raises(DiskError) as refused:
+        WorkDirectory(path).__enter__()
+    assert refused.value.message == (
+        f"The work directory {path} cannot be written (Not a directory): choose another with "
+        "--work_dir."
+    )
+
+
+def test_an_unused_work_directory_leaves_nothing_behind(tmp_path):
+    with WorkDirectory(tmp_path / "work") as work:
+        work.new_listing()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_used_work_directory_stays(tmp_path):
+    with WorkDirectory(tmp_path / "work") as work:
+        work.begin(work.new_listing(), {})
+    assert (tmp_path / "work" / "state.sqlite").exists()
+
+
+def test_a_statement_that_takes_too_long_is_stopped(tmp_path):
+    state = State.create(tmp_path / "state.sqlite")
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT max(i) FROM n"
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"), state.limited_to(0.01):
+        state._db.execute(endless).fetchone()
+    with state.limited_to(60):
+        assert state.skipped() == []
+    state.close()
