@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from common.terminal import count, duration, table
-from report.run import CHECKS, EMBEDDING, LOADING, REGISTERED, REGISTRATION, REUSE, UPLOAD, Report
+from report.run import (
+    CHECKS,
+    EMBEDDING,
+    LOADING,
+    REGISTERED,
+    REGISTRATION,
+    REUSE,
+    UPLOAD,
+    VERIFICATION,
+    Report,
+)
 
 REASONS_SHOWN = 10
 ONCE = {  # what to know of a step that took longer than the embedding
     CHECKS: "This time depends little on the number of images that are embedded.",
     LOADING: "This time does not depend on the number of images.",
     REUSE: "Run closer to the bucket.",
+    VERIFICATION: "It reads all vectors from the disk, and lists the thumbnails.",
     UPLOAD: "Run closer to the index bucket.",
     REGISTRATION: "The server and this command list all images; both wait for the bucket.",
 }
