@@ -15,11 +15,9 @@ import click
 import gcs
 from common.errors import IngestError
 from common.files import disk_errors, write_atomically
-from common.network.activity import warn
 from common.options import CONTEXT_SETTINGS, GroupedCommand, Limit, shared_options
-from common.resources import raise_open_file_limit, shortages
-from common.signals import leave, until_interrupted
-from common.terminal import count, duration, printable, say, size
+from common.process import leave, raise_open_file_limit, shortages, until_interrupted
+from common.terminal import count, duration, printable, say, size, warn
 from dataset.arrays import Arrays
 from dataset.lists import index_files, write_lists
 from dataset.manifest import EXACTNESS
@@ -47,23 +45,14 @@ from preflight.options import OPTION_GROUPS, check_combinations, ingest_options
 from preflight.plan import Plan, make_plan
 from preflight.request import Request
 from preflight.sources import Reuse, describe_reuse
-from report.prices import read_prices
+from report.forecast import read_prices
 from report.run import (
-    CHECKS,
-    DRY_RUN,
-    EMBEDDING,
-    FINISHED,
-    LOADING,
-    REGISTERED,
-    REGISTRATION,
-    REUSE,
-    TRIED,
-    UPLOAD,
     Report,
+    RunOutcome,
+    StepName,
 )
-from report.sample import sampled
 from report.summary import summarize
-from report.trial import concluded, describe_trial, measured
+from report.trial import conclude, describe_trial, sampled
 from storage.uploads import upload_files
 
 FAILURES_SHOWN = 10
@@ -131,7 +120,7 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
         return await try_out(request, request.trial, work, loader, report)
     report.state = state = work.state()
     if state and (what_it_holds := await asyncio.to_thread(finished, request, state, loader)):
-        report.outcome, report.page = FINISHED, page_of(request, state)
+        report.outcome, report.page = RunOutcome.FINISHED, page_of(request, state)
         report.keeps_earlier = True
         if state.outdated_by:
             raise IngestError(outdated(request.name, state.outdated_by))
@@ -144,10 +133,10 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
         return
     if not request.dry_run:
         report.begin(work.path)
-    with report.step(CHECKS):
+    with report.step(StepName.CHECKS):
         plan = await make_plan(request, work, loader)
         if request.dry_run:
-            report.outcome, report.state = DRY_RUN, plan.listing
+            report.outcome, report.state = RunOutcome.DRY_RUN, plan.listing
             report.message = await describe(request, plan)
             return
         retry_failed = not request.skip_bad_images
@@ -155,16 +144,16 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
             plan, work, request.server_url, retry_failed=retry_failed
         )
     if plan.reuse:
-        with report.step(REUSE) as step:
+        with report.step(StepName.REUSE) as step:
             step.images = await reuse_rows(plan.reuse, state, request.bucket)
     if state.has_pending():
         await embed(request, plan, state, loader, report)
     refuse_failures(state, request.skip_bad_images, request.max_bad)
-    with report.step(UPLOAD):
+    with report.step(StepName.UPLOAD):
         await upload(state, request.bucket)
-    with report.step(REGISTRATION):
+    with report.step(StepName.REGISTRATION):
         await register(plan, state, work, request.server_url, request.name)
-    report.outcome, report.page = REGISTERED, page_of(request, state)
+    report.outcome, report.page = RunOutcome.REGISTERED, page_of(request, state)
 
 
 async def try_out(
@@ -173,9 +162,8 @@ async def try_out(
     """Embed some images and say what all of them will take, for --trial."""
     prices = read_prices(request.prices)
     report.begin(work.path)
-    with report.step(CHECKS):
+    with report.step(StepName.CHECKS):
         plan = await make_plan(request, work, loader)
-    checks = report.requests()
     with (
         sampled(plan.listing, images, work.path) as sample,
         Arrays(sample.directory, sample.counts().images) as arrays,
@@ -183,9 +171,16 @@ async def try_out(
         report.done_before = 0
         pipeline = await embed_here(request, plan, sample, arrays, loader, report, None)
         report.count_rows(sample)
-        trial = measured(report, pipeline, checks)
-        report.trial = concluded(sample, plan.listing, trial, prices)
-    report.outcome, report.message = TRIED, describe_trial(report)
+        assert pipeline.finished
+        report.trial = conclude(
+            report,
+            sample,
+            plan.listing,
+            prices,
+            finished=pipeline.finished,
+            thumbnail_bytes=pipeline.thumbnail_bytes,
+        )
+    report.outcome, report.message = RunOutcome.TRIED, describe_trial(report)
 
 
 async def describe(request: Request, plan: Plan) -> str:
@@ -241,7 +236,7 @@ async def embed(
         if request.engine == "ray":
             from engine.ray.driver import embed_on_ray  # Ray takes seconds, and few have it
 
-            with report.step(EMBEDDING):
+            with report.step(StepName.EMBEDDING):
                 await embed_on_ray(
                     state,
                     arrays,
@@ -270,7 +265,7 @@ async def embed_here(
     index_bucket: str | None,
 ) -> Pipeline | FedPipeline:
     """The same with the models of this process; without an index bucket nothing is uploaded."""
-    with report.step(LOADING):
+    with report.step(StepName.LOADING):
         embedder = await loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
     in_processes = request.decode_in == "processes" or (
@@ -293,7 +288,7 @@ async def embed_here(
             _say(BFLOAT16_ADVICE.format(loss))
         for sentence in embedder.remarks:
             warn(sentence)
-        with report.step(EMBEDDING):
+        with report.step(StepName.EMBEDDING):
             try:
                 await pipeline.run()
             finally:

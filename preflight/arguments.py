@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from common.errors import ServerError
-from common.findings import Findings
+from common.errors import Findings, ServerError
 from common.names import dataset_name_error
 from common.terminal import printable
 from engine.loading import ModelLoader

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from common.findings import Findings
+from common.errors import Findings
 from common.names import GsPath, parse_gs_path
-from common.network.activity import warn
-from common.terminal import say, size
+from common.terminal import say, size, warn
 from dataset.state.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from common.errors import ImageError, TransientError
 from common.files import disk_errors
 from common.names import GsPath, identifier, parse_gs_path
-from common.network.retries import BASE_S, CAP_IN_BASES, RETRY_AFTER_CAP_S, Retries, retry_after_s
+from common.retries import BASE_S, CAP_IN_BASES, RETRY_AFTER_CAP_S, Retries, retry_after_s
 from dataset import lists
 from dataset.state.changes import Comparison
 from dataset.state.rows import TRAIN, VAL, Outcome, State
@@ -31,7 +31,7 @@ from dataset.state.schema import DONE, FAILED, PENDING
 from engine.decode import open_image, prepare
 from engine.prepare import Budget
 from gcs import ListedObject
-from storage.gzipped import unzipped, unzipped_size
+from storage.async_client import unzipped, unzipped_size
 
 ROWS = 12
 INDEX_ID = "12345678-1234-4234-8234-123456789abc"

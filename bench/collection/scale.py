@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from bench.support.measure import Result, options, show, storage_server
-from common.findings import Findings
+from common.errors import Findings
 from common.names import GsPath
 from common.options import default_decode_workers
 from dataset.arrays import Arrays

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.errors import IngestError
-from common.findings import Findings
-from common.network.activity import warn
-from common.terminal import count, duration, printable
+from common.errors import Findings, IngestError
+from common.terminal import count, duration, printable, warn
 from dataset.state.changes import Changes, Comparison, Numbers
 from dataset.state.rows import State
 from preflight.checks import SHOWN, check_disk

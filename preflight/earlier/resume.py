@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import uuid
 
-import gcs
 from common.names import GsPath, identifier
-from common.network.activity import warn
-from common.terminal import count, say
+from common.terminal import count, say, warn
 from dataset import arrays
 from dataset.arrays import Arrays
 from dataset.lists import thumbnail_directory
@@ -21,8 +19,8 @@ from forager.client import Forager
 from preflight.earlier.found import delete_earlier
 from preflight.earlier.relist import relist
 from preflight.plan import Plan
-from storage.bucket import Bucket
-from storage.listing import listed
+from storage.async_client import AsyncStorage
+from storage.listing import WORKERS, listed
 
 
 async def begin_or_continue(
@@ -110,9 +108,9 @@ async def _check_thumbnails(state: State) -> None:
     path = GsPath(state.option("bucket") or "", thumbnail_directory(state.index_id))
     unused = await asyncio.to_thread(_reopen_without_thumbnail, state, path)
     if unused:
-        client = await asyncio.to_thread(gcs.make_client)
-        with Bucket(client, path.bucket) as bucket:
-            await bucket.delete(f"{path.prefix}{name}.jpg" for name in unused)
+        async with AsyncStorage(WORKERS) as objects:
+            names = (f"{path.prefix}{name}.jpg" for name in unused)
+            await asyncio.gather(*(objects.delete(path.bucket, name) for name in names))
         say(
             f"Deleted from {path}: {count(len(unused), 'thumbnail')} of images that are not in "
             "the list any more.",

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from common.errors import ShortageError
-from common.resources import shortage
+from common.process import shortage
 
 RAISE = """
 import resource
-from common.resources import raise_open_file_limit
+from common.process import raise_open_file_limit
 print(raise_open_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 

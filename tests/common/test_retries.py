@@ -7,9 +7,9 @@ import time
 import aiohttp
 import pytest
 
+from common import retries
 from common.errors import IngestError, TransientError
-from common.network import retries
-from common.network.retries import Retries
+from common.retries import Retries
 
 QUICK = Retries(base_s=0.001)
 

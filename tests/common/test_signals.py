@@ -12,7 +12,7 @@ from testing.servers.guarded import guarded
 
 PROGRAM = """
 import asyncio, signal, sys, threading
-from common.signals import until_interrupted
+from common.process import until_interrupted
 
 def interrupt_another_thread():
     if sys.stdin.readline():

@@ -7,8 +7,8 @@ from google.auth import exceptions as auth
 from google.auth.credentials import TokenState
 
 import gcs
-from common.network.retries import Retries
-from storage.access_token import AccessToken
+from common.retries import Retries
+from storage.session import AccessToken
 
 
 class Credentials:

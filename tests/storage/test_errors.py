@@ -1,5 +1,6 @@
 """What storage's and the libraries' errors become: another try, or one sentence for the user."""
 
+import asyncio
 import json
 import re
 import socket
@@ -11,8 +12,9 @@ from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 
 import gcs
-from common.errors import StorageError, TransientError
+from common.errors import IngestError, StorageError, TransientError
 from common.names import GsPath
+from forager.client import Forager
 from gcs import Refused
 from storage.listing import listed
 from tests.front import Answer, Front
@@ -81,7 +83,11 @@ def test_other_errors_pass_unchanged(error):
         ),
         (b"<html><title>502 Bad Gateway</title>", "502 Bad Gateway"),
         (b"No such object: b/a.jpg", "No such object: b/a.jpg"),
-        (b'{"error": {"message": "cut off', ""),
+        (b'{"error": {"errors": [{"message": "Held \\"x\\".", "reason": "a"}]}}', 'Held "x"'),
+        (b'{"error": {"message": "cut off', "cut off"),
+        (b'{"error": {"message": "It is held.", "errors": [' + b'{"x": 1},' * 9999, "It is held"),
+        (b'{"error": {"message": "{\\"error\\": {\\"message\\": \\"inner\\"}}"}}', "inner"),
+        (b'Failed: {"error": {"code": 400, "message": "Invalid \\u00e9"}}', "Invalid é"),
         (b"[" * 100_000, ""),
         (b"<" * 100_000, ""),
         (b"{}", ""),
@@ -145,3 +151,23 @@ def test_a_network_failure_while_renewing_a_token_is_no_refusal():
     ours = gcs.translated(auth.TransportError("no route to host"))
     message = gcs.storage_error("Reading a", ours).message
     assert message.startswith("Reading a: Google's token server: ")
+
+
+@pytest.mark.parametrize("proxy", ["not an address", "::::", "http://u:s3cret@h:port", "ftp://x:1"])
+@pytest.mark.parametrize("ask", ["google-cloud-storage", "aiohttp", "server"])
+def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, ask):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://storage.example")
+    monkeypatch.setenv("http_proxy", proxy)
+
+    async def find_dataset():
+        async with Forager("http://server.example") as server:
+            await server.dataset("birds")
+
+    with pytest.raises(IngestError, match="^http_proxy=.* is not an address: write it") as caught:
+        if ask == "aiohttp":
+            list(listed(GsPath("bucket", "t/")))
+        elif ask == "server":
+            asyncio.run(find_dataset())
+        else:
+            gcs.read_bytes("bucket", "a.jpg")
+    assert "s3cret" not in caught.value.message

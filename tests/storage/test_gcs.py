@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import gcs
-from common.errors import StorageError
+from common.errors import IngestError, StorageError
 from common.names import GsPath
 from gcs import ListedObject
-from storage.access_token import AccessToken
+from storage.session import AccessToken
 from tests.front import Answer, Front
 from tests.world import listing, put, with_objects
 
@@ -43,13 +43,16 @@ def test_an_emulator_host_without_a_scheme_works_for_both_libraries(make_bucket,
 
 @pytest.mark.parametrize(
     "host",
-    ["ftp://x", "http://", "http://h:port", "http://h:99999", "http://h/path", "a b", "\x1b"],
+    [
+        *("ftp://x", "http://", "http://h:port", "http://h:99999", "http://h/path", "a b", "\x1b"),
+        *("http://h:9?token=s3cret", "http://bob:s3cret@h:9", "bob:s3cret@h"),
+    ],
 )
 def test_a_wrong_emulator_host_is_refused_with_the_form(monkeypatch, host):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(IngestError) as caught:
         gcs.make_client()
-    assert caught.value.message.isprintable()
+    assert caught.value.message.isprintable() and "s3cret" not in caught.value.message
     assert "is not an address: write it as http://HOST:PORT, or unset it" in caught.value.message
 
 
@@ -169,10 +172,17 @@ def test_no_credentials_is_one_sentence(no_credentials):
     assert "GOOGLE_APPLICATION_CREDENTIALS" in error.value.message
 
 
-@pytest.mark.parametrize("content", [None, "no JSON", "{}", '{"type": "service_account"}'])
+DIRECTORY = object()
+
+
+@pytest.mark.parametrize(
+    "content", [None, DIRECTORY, "no JSON", "{}", '{"type": "service_account"}']
+)
 def test_a_wrong_key_file_is_named(no_credentials, monkeypatch, tmp_path, content):
     path = tmp_path / "key.json"
-    if content is not None:
+    if content is DIRECTORY:
+        path.mkdir()
+    elif content is not None:
         path.write_text(content)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
     with pytest.raises(StorageError, match=r"credentials are in .*key\.json: run `gcloud"):
