@@ -77,13 +77,8 @@ class Prices:
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusions:
-    """What report.json has under `trial`."""
+    """What report.json has under `trial`, beside the counts of the report."""
 
-    images: int
-    training: int
-    validation: int
-    bytes: int
-    failed: int
     sizes: dict[str, Any] | None
     forecast: Forecast
     prices: Prices

@@ -89,17 +89,8 @@ def conclude(
         thumbnail_bytes=round(thumbnail_bytes * share),
     )
     pixels = [(row[6], row[7]) for row in sample.manifest_rows() if row[6] is not None]
-    return Conclusions(
-        images=tally.images,
-        training=tally.training,
-        validation=tally.validation,
-        bytes=tally.size,
-        failed=tally.failed,
-        sizes=describe_sizes(pixels),
-        forecast=found,
-        prices=prices,
-        cost=cost(found, prices),
-    )
+    sizes, costs = describe_sizes(pixels), cost(found, prices)
+    return Conclusions(sizes=sizes, forecast=found, prices=prices, cost=costs)
 
 
 def describe_sizes(pixels: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
@@ -117,9 +108,10 @@ def describe_sizes(pixels: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
 
 def describe_trial(report: Report) -> str:
     """What a trial prints on stdout."""
-    trial = report.trial
-    assert trial
-    images = count(trial.forecast.images, "image")
+    trial, counts = report.trial, report.counts
+    assert trial and counts
+    found = trial.forecast
+    images = count(found.images, "image")
     wall_s = report.seconds_of(StepName.EMBEDDING)
     stages = [
         (stage.name, f"{stage.rate:,.1f}" if stage.rate else "", f"{stage.busy_share(wall_s):.0%}")
@@ -127,30 +119,25 @@ def describe_trial(report: Report) -> str:
         if stage.images
     ]
     parts = [
-        f"A trial of {trial.images:,} of {images} ({trial.training:,} training, "
-        f"{trial.validation:,} validation). Nothing was uploaded or registered.",
+        f"A trial of {counts['images']:,} of {images} ({counts['training']:,} training, "
+        f"{counts['validation']:,} validation). Nothing was uploaded or registered.",
         table(("stage", "images/s alone", "busy"), stages),
         limited_by(report),
         "",
         f"Forecast for {images}:",
-        table(("what", "how much", ""), _forecast_rows(trial, trial.forecast), 3),
+        table(("what", "how much", ""), [*_forecast_rows(found), *_image_rows(trial, counts)], 3),
         *failure_lines(report),
         *_cost_lines(trial),
     ]
-    if trial.images < FEW:
+    if counts["images"] < FEW:
         parts.append(f"From fewer than {FEW} images, this is a rough forecast.")
     return "\n".join(parts)
 
 
-def _forecast_rows(trial: Conclusions, found: Forecast) -> list[tuple[str, str, str]]:
+def _forecast_rows(found: Forecast) -> list[tuple[str, str, str]]:
     stored = found.thumbnail_bytes + found.index_bytes
     at = f"{UPLOAD_BYTES_PER_S / 1e6:.0f} MB/s assumed"
-    # Without a failure: the largest share that gives none in 5% of such samples.
-    failed = ("none found", f"so fewer than {min(1.0, 3 / trial.images):.1%} of all, most probably")
-    if trial.failed:
-        share = f"{trial.failed:,} of {trial.images:,} ({trial.failed / trial.images:.1%})"
-        failed = (f"about {found.failed:,}", share)
-    rows = [
+    return [
         ("time", duration(found.seconds), f"{found.images_per_s:,.1f} images/s"),
         ("  of it start-up", duration(found.startup_s), "checks, models, first image"),
         ("  and upload of the index", duration(found.upload_s), at),
@@ -159,15 +146,25 @@ def _forecast_rows(trial: Conclusions, found: Forecast) -> list[tuple[str, str, 
         ("requests, Class A", f"{found.class_a:,}", "listing, thumbnails, index"),
         ("requests, Class B", f"{found.class_b:,}", "reading images"),
         ("disk", size(found.disk_bytes), "for the work directory"),
-        ("cannot be read", *failed),
     ]
+
+
+def _image_rows(trial: Conclusions, counts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """How many images cannot be read, and the sizes of the others."""
+    images, failed = counts["images"], counts["failed"]
+    if failed:
+        share = f"{failed:,} of {images:,} ({failed / images:.1%})"
+        yield "cannot be read", f"about {trial.forecast.failed:,}", share
+    else:
+        # The largest share that gives no failure in 5% of such samples.
+        share = f"so fewer than {min(1.0, 3 / images):.1%} of all, most probably"
+        yield "cannot be read", "none found", share
     if sizes := trial.sizes:
         smallest, median, largest = (
             "{} x {}".format(*sizes[name]) for name in ("smallest", "median", "largest")
         )
         different = count(sizes["different"], "size")
-        rows.append(("median size", median, f"{different}, {smallest} to {largest}"))
-    return rows
+        yield "median size", median, f"{different}, {smallest} to {largest}"
 
 
 def _cost_lines(trial: Conclusions) -> list[str]:
