@@ -171,7 +171,7 @@ def proxy_for(address: str) -> str | None:
         IngestError: it is no address.
     """
     url = urlsplit(address)
-    if not url.hostname or urllib.request.proxy_bypass(url.netloc):
+    if not url.hostname or urllib.request.proxy_bypass(url.netloc.rpartition("@")[2]):
         return None
     proxy = urllib.request.getproxies().get(url.scheme)
     if not proxy:

@@ -28,59 +28,41 @@ def answered(status, body=b"", headers=None):
     return api.from_http_status(status, "x", response=response)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        requests.ConnectionError(),
-        requests.Timeout(),
-        requests.exceptions.ChunkedEncodingError(),
-        requests.exceptions.JSONDecodeError("Unterminated string starting at", "{", 1),
-        answered(503),
-        answered(429),
-        auth.TransportError("x"),
-        auth.RefreshError("x", retryable=True),
-        storage_errors.DataCorruption(None, "x"),
-        ConnectionResetError(),
-    ],
-    ids=repr,
-)
-def test_errors_that_are_tried_again(error):
-    assert isinstance(gcs.translated(error), TransientError)
+TRANSIENT = [
+    *(requests.ConnectionError(), requests.Timeout(), requests.exceptions.ChunkedEncodingError()),
+    requests.exceptions.JSONDecodeError("Unterminated string starting at", "{", 1),
+    *(answered(503), answered(429), ConnectionResetError()),
+    *(auth.TransportError("x"), auth.RefreshError("x", retryable=True)),
+    storage_errors.DataCorruption(None, "x"),
+]
+REFUSALS = [
+    *(requests.exceptions.SSLError(), answered(404), answered(403), answered(412)),
+    auth.RefreshError("x"),
+]
+OTHERS = [ValueError(), KeyError("status"), FileNotFoundError()]
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "kind"),
     [
-        requests.exceptions.SSLError(),
-        answered(404),
-        answered(403),
-        answered(412),
-        auth.RefreshError("x"),
+        *((error, TransientError) for error in TRANSIENT),
+        *((error, Refused) for error in REFUSALS),
+        *((error, type(error)) for error in OTHERS),  # they pass unchanged
     ],
     ids=repr,
 )
-def test_errors_that_another_try_would_not_help(error):
-    assert isinstance(gcs.translated(error), Refused)
-
-
-@pytest.mark.parametrize("error", [ValueError(), KeyError("status"), FileNotFoundError()])
-def test_other_errors_pass_unchanged(error):
-    assert gcs.translated(error) is error
+def test_errors_of_libraries_are_told_apart(error, kind):
+    assert isinstance(gcs.translated(error), kind)
+    assert (gcs.translated(error) is error) == (error in OTHERS)
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (
-            b'{"error": {"code": 403, "message": "Object is under retention.\\n"}}',
-            "Object is under retention",
-        ),
+        (b'{"error": {"code": 403, "message": "Under retention.\\n"}}', "Under retention"),
         (b'{"error": "invalid_grant", "error_description": "x"}', "invalid_grant"),
         (b"<?xml version='1.0'?><Error><Code>A</Code><Message>Denied.</Message></Error>", "Denied"),
-        (
-            b"<Error><Message>Denied.</Message><Details>ann is missing</Details></Error>",
-            "ann is missing",
-        ),
+        (b"<Error><Message>No.</Message><Details>ann is missing</Details>", "ann is missing"),
         (b"<html><title>502 Bad Gateway</title>", "502 Bad Gateway"),
         (b"No such object: b/a.jpg", "No such object: b/a.jpg"),
         (b'{"error": {"errors": [{"message": "Held \\"x\\".", "reason": "a"}]}}', 'Held "x"'),
