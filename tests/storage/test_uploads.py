@@ -54,6 +54,12 @@ def sent(front):
     return sum(map(len, contents))
 
 
+def assert_arrived(bucket, file):
+    """The file is in the bucket, and no part of it."""
+    assert names(bucket) == [NAME]
+    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
+
+
 def composed(front):
     return [asked for asked in front.asked if "/compose?" in asked.path]
 
@@ -65,20 +71,11 @@ def composed(front):
 def test_a_file_arrives_whole_and_leaves_no_parts(bucket, front, tmp_path, size, parts):
     file = make_file(tmp_path, size)
     assert upload(bucket, file) == size
-    assert names(bucket) == [NAME]
-    blob = bucket.get_blob(NAME)
-    assert blob.download_as_bytes() == file.path.read_bytes()
-    assert blob.content_type == "application/octet-stream"
+    assert_arrived(bucket, file)
+    assert bucket.get_blob(NAME).content_type == "application/octet-stream"
     sources = [json.loads(asked.body)["sourceObjects"] for asked in composed(front)]
     assert [len(source) for source in sources] == ([parts] if parts else [])
     assert sent(front) == size
-
-
-def test_a_large_file_goes_in_a_resumable_upload(bucket, front, tmp_path):
-    file = make_file(tmp_path, 9_000_001)
-    upload(bucket, file, min_part_bytes=32 << 20, chunk_bytes=4 << 20)
-    assert [asked for asked in front.asked if "uploadType=resumable" in asked.path]
-    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
 
 
 def test_a_file_that_is_in_the_bucket_is_not_sent_again(bucket, front, tmp_path):
@@ -94,8 +91,7 @@ def test_other_content_of_the_same_size_is_replaced(bucket, front, tmp_path, siz
     bucket.blob(NAME).upload_from_string(b"x" * size)
     file = make_file(tmp_path, size)
     upload(bucket, file)
-    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
-    assert names(bucket) == [NAME]
+    assert_arrived(bucket, file)
 
 
 def test_parts_of_an_interrupted_run_are_used(bucket, front, tmp_path):
@@ -105,8 +101,7 @@ def test_parts_of_an_interrupted_run_are_used(bucket, front, tmp_path):
     bucket.blob(f"{NAME}.part-03-of-04").upload_from_string(b"of another file")
     upload(bucket, file)
     assert sent(front) == 3 * PART
-    assert bucket.blob(NAME).download_as_bytes() == data
-    assert names(bucket) == [NAME]
+    assert_arrived(bucket, file)
 
 
 def test_parts_left_beside_the_whole_file_are_deleted(bucket, front, tmp_path):
@@ -123,8 +118,7 @@ def test_without_compose_the_file_goes_in_one_stream(bucket, front, tmp_path, st
     file = make_file(tmp_path, 3 * PART)
     upload(bucket, file)
     assert len(composed(front)) == 1
-    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
-    assert names(bucket) == [NAME]
+    assert_arrived(bucket, file)
 
 
 def test_the_stored_object_is_compared_with_the_file(bucket, front, tmp_path):
@@ -172,8 +166,7 @@ def test_a_held_object_with_the_same_bytes_counts_as_sent(bucket, front, tmp_pat
     file = make_file(tmp_path, size)
     lost_then_held(front, pattern)
     assert upload(bucket, file) == size
-    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
-    assert names(bucket) == [NAME]
+    assert_arrived(bucket, file)
     assert sent(front) == (size if "compose" in pattern else 2 * size)
 
 
@@ -230,7 +223,7 @@ def test_a_lost_upload_session_is_begun_again(bucket, front, tmp_path, capsys, s
     loses_sessions(front, status, times=2)
     file = make_file(tmp_path, 9_000_001)
     upload(bucket, file, min_part_bytes=32 << 20)
-    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
+    assert_arrived(bucket, file)
     assert capsys.readouterr().err.count(f"storage lost the upload ({status}); it is begun") == 2
 
 
@@ -261,7 +254,7 @@ def test_a_failed_chunk_is_repeated(bucket, emulator, tmp_path, monkeypatch, kin
         assert len(begun) == 2
     else:
         assert (len(begun), len(sent)) == (1, chunks + faults)
-    assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
+    assert_arrived(bucket, file)
 
 
 def test_a_slice_reads_and_seeks_within_its_bounds(tmp_path):
