@@ -10,17 +10,18 @@ does.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import functools
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from common import retries
 from common.errors import StorageError, TransientError
-from common.names import GsPath
-from common.network import retries
+from common.names import GsPath, address_in, proxy_for
 from common.terminal import printable
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ LISTED_FIELDS = "name,size,crc32c,generation"
 NO_CRC32C = -1  # of an object that is encrypted with a customer's key
 MAX_ERROR_BYTES = 10_000  # of an error's body that are read for its reason
 XML_REASON = re.compile(r"<(?:Details|Message|title)>([^<]+)<")
+# Found also in JSON that is cut off: the end of the string may be missing.
+JSON_REASON = re.compile(r'"(?:message|error)"\s*:\s*"((?:[^"\\]|\\.)*)')
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,28 +80,20 @@ class ListedObject(NamedTuple):
     crc32c: int
     generation: int
 
+    @property
+    def content(self) -> tuple[int, int]:
+        """What tells whether two objects have the same bytes: size and crc32c."""
+        return self.size, self.crc32c
+
 
 def emulator_host() -> str | None:
     """The address of the storage emulator, with its http://, or None for the real service.
 
     Raises:
-        StorageError: STORAGE_EMULATOR_HOST is not an address.
+        IngestError: STORAGE_EMULATOR_HOST is not an address.
     """
     text = os.environ.get(EMULATOR)
-    if not text:
-        return None
-    address = (text if "://" in text else f"http://{text}").rstrip("/")
-    try:
-        parts = urlsplit(address)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid or not address.isprintable() or " " in address or parts.path or parts.query:
-        raise StorageError(
-            f"{EMULATOR}={printable(text)!r} in the environment is not an address: write it as "
-            "http://HOST:PORT, or unset it to use Google Cloud Storage."
-        )
-    return address
+    return address_in(EMULATOR, text, "to use Google Cloud Storage") if text else None
 
 
 def api_address() -> str:
@@ -128,7 +123,7 @@ def credentials() -> Any:
 
     try:
         found, _ = google.auth.default(scopes=[SCOPE])
-    except DefaultCredentialsError as error:
+    except (DefaultCredentialsError, OSError) as error:  # such as a directory
         path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
         what = f"No Google credentials are in {printable(path)}" if path else NO_CREDENTIALS
         raise StorageError(f"{what}: {CREDENTIALS_ADVICE}.") from error
@@ -144,29 +139,26 @@ def make_client(*, anonymous_allowed: bool = False) -> storage.Client:
 
     Raises:
         StorageError: no credentials.
+        IngestError: the emulator or the proxy that the environment names is no address.
     """
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
-    from common.network.counted_session import count_requests
-
+    proxy_for(api_address())  # requests would say only that the connection was closed
     os.environ.setdefault(NO_METADATA, "true")
     if emulator := emulator_host():
-        client = storage.Client(
+        return storage.Client(
             project="emulator",
             credentials=AnonymousCredentials(),
             client_options={"api_endpoint": emulator},
         )
-    else:
-        try:
-            found = credentials()
-        except StorageError:
-            if not anonymous_allowed:
-                raise
-            found = AnonymousCredentials()
-        client = storage.Client(project="unused", credentials=found)
-    count_requests(client._http)
-    return client
+    try:
+        found = credentials()
+    except StorageError:
+        if not anonymous_allowed:
+            raise
+        found = AnonymousCredentials()
+    return storage.Client(project="unused", credentials=found)
 
 
 def failed_answer(status: int, body: bytes, retry_after: str | None = None) -> Exception:
@@ -183,22 +175,16 @@ def failed_answer(status: int, body: bytes, retry_after: str | None = None) -> E
 def reason_in(body: bytes) -> str:
     """The reason in an error's body (JSON, XML, or a line of text), printable; "" if none."""
     text = body[:MAX_ERROR_BYTES].decode(errors="replace").strip()
-    if text.startswith(("{", "[")):
-        text = _json_reason(text)
-    elif text.startswith("<"):
+    if text.startswith("<"):
         found = XML_REASON.findall(text)
         text = found[-1] if found else ""
+    while "{" in text and (message := JSON_REASON.search(text)):  # JSON in a message of JSON
+        text = message[1]
+        with contextlib.suppress(ValueError):  # it may be cut within an escaped character
+            text = json.loads(f'"{text}"', strict=False)
+    if text.lstrip().startswith(("{", "[")):
+        text = ""
     return printable(" ".join(text.split()), 300).rstrip(". ")
-
-
-def _json_reason(text: str) -> str:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return ""
-    error = content.get("error", content) if isinstance(content, dict) else None
-    found = error.get("message") if isinstance(error, dict) else error
-    return found if isinstance(found, str) else ""
 
 
 def storage_error(what: str, error: TransientError | Refused) -> StorageError:
@@ -257,6 +243,17 @@ def _connection_reason(error: Exception) -> str:
     return retries.connection_reason(error) or retries.CLOSED
 
 
+@contextlib.contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise errors of Google's libraries within a `with` block as TransientError or Refused."""
+    try:
+        yield
+    except Exception as error:
+        if (ours := translated(error)) is error:
+            raise
+        raise ours from error
+
+
 def call(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a blocking function of google-cloud-storage with our retries; its own must be off.
 
@@ -265,12 +262,8 @@ def call(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     """
 
     def once() -> T:
-        try:
+        with translated_errors():
             return function(*args, **kwargs)
-        except Exception as error:
-            if (ours := translated(error)) is error:
-                raise
-            raise ours from error
 
     try:
         return retries.from_environment().call_blocking(what, once)

@@ -13,10 +13,8 @@ from typing import Any
 import click
 
 import gcs
-from common.errors import ImagesChanged, IngestError
+from common.errors import Findings, ImagesChanged, IngestError
 from common.files import disk_errors, write_atomically
-from common.findings import Findings
-from common.network.activity import warn
 from common.options import (
     CONTEXT_SETTINGS,
     OPTION_GROUPS,
@@ -26,9 +24,8 @@ from common.options import (
     ingest_options,
     shared_options,
 )
-from common.resources import raise_open_file_limit, shortages
-from common.signals import leave, until_interrupted
-from common.terminal import count, duration, printable, say, size
+from common.process import leave, raise_open_file_limit, shortages, until_interrupted
+from common.terminal import count, duration, printable, say, size, warn
 from dataset.arrays import Arrays
 from dataset.listing import Listing, Split
 from dataset.lists import index_files, write_lists
@@ -56,24 +53,14 @@ from preflight.earlier import finished
 from preflight.plan import Plan, begin_or_continue, make_plan
 from preflight.request import Request, parse_request
 from preflight.sources import describe_reuse
-from report.prices import read_prices
+from report.forecast import read_prices
 from report.run import (
-    CHECKS,
-    DRY_RUN,
-    EMBEDDING,
-    FINISHED,
-    LOADING,
-    REGISTERED,
-    REGISTRATION,
-    REUSE,
-    TRIED,
-    UPLOAD,
-    VERIFICATION,
     Report,
+    RunOutcome,
+    StepName,
 )
-from report.sample import sampled
 from report.summary import summarize
-from report.trial import concluded, describe_trial, measured
+from report.trial import conclude, describe_trial, sampled
 from storage.uploads import upload_files
 
 ROUNDS = 5  # in which the bucket may change before its registration
@@ -142,7 +129,7 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
     """The same in the work directory."""
     report.state = state = work.state()
     if state and (what_it_holds := await asyncio.to_thread(finished, request, state, loader)):
-        report.outcome, report.page = FINISHED, page_of(request, state)
+        report.outcome, report.page = RunOutcome.FINISHED, page_of(request, state)
         report.keeps_earlier = True
         if state.outdated_by:
             raise IngestError(outdated(request.target.name, state.outdated_by))
@@ -150,10 +137,10 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
         return
     if not request.mode.dry_run:
         report.begin(work.path)
-    with report.step(CHECKS):
+    with report.step(StepName.CHECKS):
         plan = await make_plan(request, work, loader)
         if request.mode.dry_run:
-            report.outcome, report.state = DRY_RUN, work.draft(plan.listing)
+            report.outcome, report.state = RunOutcome.DRY_RUN, work.draft(plan.listing)
             report.message = await describe(request, plan, report.state)
             return
         report.state = state = await begin_or_continue(
@@ -165,9 +152,9 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
     for _ in range(ROUNDS):
         newer = await one_round(request, plan, state, work, loader, report)
         if newer is None:
-            report.outcome, report.page = REGISTERED, page_of(request, state)
+            report.outcome, report.page = RunOutcome.REGISTERED, page_of(request, state)
             return
-        with report.step(CHECKS):
+        with report.step(StepName.CHECKS):
             changes = await asyncio.to_thread(take_newer, request, plan, state, newer)
     raise IngestError(
         f"The bucket changed in each of {ROUNDS} rounds, so nothing was registered. The last time:"
@@ -193,9 +180,9 @@ async def one_round(
     except ImagesChanged as error:
         warn(error.message)
         return await asyncio.to_thread(list_images, (plan.train, plan.val), work)
-    with report.step(UPLOAD):
+    with report.step(StepName.UPLOAD):
         await upload(state, request.target.bucket, checksums)
-    with report.step(REGISTRATION):
+    with report.step(StepName.REGISTRATION):
         return await register(request, plan, state, work)
 
 
@@ -225,9 +212,8 @@ async def try_out(
     """Embed some images and say what all of them will take, for --trial."""
     prices = read_prices(request.mode.prices)
     report.begin(work.path)
-    with report.step(CHECKS):
+    with report.step(StepName.CHECKS):
         plan = await make_plan(request, work, loader)
-    checks = report.requests()
     with (
         sampled(plan.listing, images, work.path) as sample,
         Arrays(sample.directory, sample.slots()) as arrays,
@@ -235,9 +221,16 @@ async def try_out(
         report.done_before = 0
         pipeline = await embed_here(request, plan, sample, arrays, loader, report, None)
         report.count_rows(sample)
-        trial = measured(report, pipeline, checks)
-        report.trial = concluded(sample, plan.listing, trial, prices)
-    report.outcome, report.message = TRIED, describe_trial(report)
+        assert pipeline.finished
+        report.trial = conclude(
+            report,
+            sample,
+            plan.listing,
+            prices,
+            finished=pipeline.finished,
+            thumbnail_bytes=pipeline.thumbnail_bytes,
+        )
+    report.outcome, report.message = RunOutcome.TRIED, describe_trial(report)
 
 
 async def describe(request: Request, plan: Plan, listed: State) -> str:
@@ -278,7 +271,7 @@ async def complete(
         if state.has_pending():
             await embed(request, plan, state, loader, report)
         refuse_failures(state, request.mode.skip_bad_images, request.mode.max_bad)
-        with report.step(VERIFICATION):
+        with report.step(StepName.VERIFICATION):
             checksums = await verify(state)
         if not state.has_pending():
             return checksums
@@ -302,11 +295,11 @@ async def copy_computed(plan: Plan, state: State, work: WorkDirectory, report: R
             precision=state.option("precision") or "",
             directory=state.directory,
         )
-        with report.step(REUSE) as step:
+        with report.step(StepName.REUSE) as step:
             step.images = await copy_matches(state, [own], matches)
     if not plan.reuse or not state.has_pending():
         return
-    with report.step(REUSE) as step:
+    with report.step(StepName.REUSE) as step:
         matched = await asyncio.to_thread(plan.reuse.matches.match, state.path)
         say(describe_reuse(plan.reuse, matched, would=False))
         if not matched.reused:
@@ -341,7 +334,7 @@ async def embed(
         if request.workers.engine == "ray":
             from engine.ray.driver import embed_on_ray  # Ray takes seconds, and few have it
 
-            with report.step(EMBEDDING):
+            with report.step(StepName.EMBEDDING):
                 await embed_on_ray(
                     state,
                     arrays,
@@ -372,7 +365,7 @@ async def embed_here(
     index_bucket: str | None,
 ) -> Pipeline | FedPipeline:
     """The same with the models of this process; without an index bucket nothing is uploaded."""
-    with report.step(LOADING):
+    with report.step(StepName.LOADING):
         embedder = await loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
     in_processes = request.workers.decode_in == "processes" or (
@@ -395,7 +388,7 @@ async def embed_here(
             say(BFLOAT16_ADVICE.format(loss))
         for sentence in embedder.remarks:
             warn(sentence)
-        with report.step(EMBEDDING):
+        with report.step(StepName.EMBEDDING):
             try:
                 await pipeline.run()
             finally:

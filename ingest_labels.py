@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from common.errors import IngestError, ServerError
-from common.findings import Findings
+from common.errors import Findings, IngestError, ServerError
 from common.names import MAX_TEXT_LENGTH, dataset_name_error, text_problem
 from common.options import CONTEXT_SETTINGS, Command, shared_options
 from common.terminal import count, printable, say
@@ -117,8 +116,7 @@ def main(**parameters: Any) -> None:
     The same command continues a run that was interrupted. For a long run, use tmux or nohup: it
     ends when its terminal closes.
     """
-    from common.resources import shortages
-    from common.signals import until_interrupted
+    from common.process import shortages, until_interrupted
 
     options = LabelOptions(**parameters)
     if options.as_labels and options.file_format != "coco":
@@ -346,7 +344,7 @@ def refuse_unknown(options: LabelOptions, paths: list[str], hint: str) -> None:
 
 
 if __name__ == "__main__":
-    from common.signals import leave
+    from common.process import leave
 
     try:
         main()

@@ -57,7 +57,7 @@ def stream(files: list[Path], count: int, feeders: int = 0) -> dict[str, float]:
         tempfile.TemporaryDirectory() as directory,
         WorkDirectory(Path(directory, "work")) as work,
     ):
-        figures = embed_all(checks.list_images(PATHS, work), WINDOW_GPU, feeders)
+        figures = embed_all(work.draft(checks.list_images(PATHS, work)), WINDOW_GPU, feeders)
     return {"rate": 1000 / figures["per row"], "CPU": figures["per row, CPU"]}
 
 

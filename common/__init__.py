@@ -1,1 +1,1 @@
-"""What every other folder may use: names, terminal output, files, signals, options."""
+"""What every other folder may use: errors, names, terminal output, files, retries, options."""

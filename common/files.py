@@ -80,12 +80,12 @@ def disk_errors(directory: Path) -> Iterator[None]:
     ) from None
 
 
-def file_kind(mode: int) -> str:
-    """The kind of a file that is not a regular file, such as "a FIFO"; "" for a regular file.
+def file_kind(mode: int) -> str | None:
+    """The kind of a file that is not a regular file, such as "a FIFO"; None for a regular file.
 
     `mode` comes from os.stat, or from os.lstat to tell symbolic links.
     """
-    return next((kind for is_kind, kind in KINDS if is_kind(mode)), "")
+    return next((kind for is_kind, kind in KINDS if is_kind(mode)), None)
 
 
 def refuse_irregular(path: Path) -> None:
@@ -97,25 +97,39 @@ def refuse_irregular(path: Path) -> None:
     if kind := file_kind(mode):
         raise DiskError(
             f"{printable(str(path))} is {kind}, not a regular file: remove it, or choose another "
-            "directory with --work_dir."
+            "directory."
         )
 
 
-def write_atomically(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file so that after a crash or power cut `path` is either the old file or the new.
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it becomes `path` when the `with` block ends without an error.
 
-    The pieces go to a temporary name, are flushed to the disk, and the file is renamed.
+    So `path` is either the old file or the new one, also after a crash or a power cut. An error
+    removes what was written.
+
+    Raises:
+        DiskError: something else than a regular file has one of the names.
     """
     temporary = path.with_name(path.name + ".tmp")
     for used in (path, temporary):
         refuse_irregular(used)
-    with open(temporary, "wb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     sync_directory(path.parent)
+
+
+def write_atomically(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write these bytes, so that `path` is either the old file or the new one."""
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(pieces)
 
 
 def sync_directory(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text for the terminal: escaped names, tables, sizes, durations and counts."""
+"""Text for the terminal: escaped names, tables, sizes, durations and counts; warnings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 PRINTED_LENGTH = 120  # characters of an untrusted name that go to the terminal
+
+warned: list[str] = []  # the warnings of this process so far, for report.json
 
 
 def printable(text: str, limit: int = PRINTED_LENGTH) -> str:
@@ -66,3 +68,9 @@ def say(message: str) -> None:
     from tqdm import tqdm  # takes a tenth of the time of `ingest_labels.py --help`
 
     tqdm.write(message, file=sys.stderr)
+
+
+def warn(message: str) -> None:
+    """Print a message that belongs into the report too: something is not as it should be."""
+    say(message)
+    warned.append(message)

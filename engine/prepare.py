@@ -16,14 +16,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from common.errors import ImageChanged, ImageError
-from common.resources import raise_open_file_limit, shortage
+from common.process import raise_open_file_limit, shortage
 from dataset.lists import thumbnail_name
 from dataset.state import Row
 from engine import decode
 from engine.decode import NotEmbedded, Prepared
 from engine.stages import DECODE, FETCH, THUMBNAILS, Budget, Stage, StageTime
-from storage.async_client import AsyncStorage
-from storage.gzipped import unzipped, unzipped_size
+from storage.async_client import AsyncStorage, unzipped, unzipped_size
 from storage.pace import WritePace
 
 FETCHES = 128  # downloads at once

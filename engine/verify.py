@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-import gcs
 from common.names import GsPath, identifier
-from common.network.activity import warn
-from common.terminal import count, say
+from common.terminal import count, say, warn
 from dataset.arrays import put_in_order, verify_arrays
 from dataset.lists import thumbnail_directory
 from dataset.state import State
-from storage.bucket import Bucket
-from storage.listing import listed
+from storage.async_client import AsyncStorage
+from storage.listing import WORKERS, listed
 
 
 async def verify(state: State) -> dict[str, int]:
@@ -43,12 +41,11 @@ async def _check_thumbnails(state: State) -> None:
             "again."
         )
     if unused:
-        client = await asyncio.to_thread(gcs.make_client)
-        with Bucket(client, path.bucket) as bucket:
-            await bucket.delete(f"{path.prefix}{name}.jpg" for name in unused)
-        say(
-            f"Deleted from {path}: {count(len(unused), 'thumbnail')} of images that are not listed."
-        )
+        async with AsyncStorage(WORKERS) as objects:
+            names = (f"{path.prefix}{name}.jpg" for name in unused)
+            await asyncio.gather(*(objects.delete(path.bucket, name) for name in names))
+        thumbnails = count(len(unused), "thumbnail")
+        say(f"Deleted from {path}: {thumbnails} of images that are not listed.")
 
 
 def _compare_thumbnails(state: State, path: GsPath) -> tuple[list[int], list[str]]:

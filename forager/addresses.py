@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from yarl import URL
 
 from common.errors import ServerError
-from common.terminal import printable
+from common.names import shown_address
 from forager.answers import VIEWER_PORT
 
 FORM = "write it as http://HOST:PORT"
@@ -50,25 +50,6 @@ def _is_host(host: str) -> bool:
         return 0 < len(host.encode("idna")) <= MAX_HOST_LENGTH
     except UnicodeError:  # an empty label, or one of more than 63 characters
         return False
-
-
-def shown_address(server_url: str) -> str:
-    """The address as it may be printed: without a password, whatever its form.
-
-    All text up to the last @ is left out, and so is what follows a ?, a # or a colon that no port
-    number follows: each may hold a password or a token.
-    """
-    scheme, separator, rest = server_url.rpartition("://")
-    if not separator or scheme not in ("http", "https") or "@" in scheme:
-        scheme, separator, rest = "", "", server_url
-    rest = rest.rpartition("@")[2]
-    for mark in "?#":
-        before, found, _ = rest.partition(mark)
-        rest = f"{before}{mark}..." if found else rest
-    host, colon, port = rest.partition(":")
-    if colon and not rest.startswith("[") and not port.split("/")[0].isdigit():
-        rest = f"{host}:..."
-    return printable(scheme + separator + rest)
 
 
 def shown_server(server_url: str) -> str:

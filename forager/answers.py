@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from common import retries
 from common.errors import ServerError, TransientError
-from common.network import retries
 from common.terminal import printable
 
 FIRST_CONNECT_ATTEMPTS = 3  # a mistyped address or port fails sooner than a restarting server

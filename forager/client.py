@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
+from common import retries
 from common.errors import AnswerLost, ServerError
-from common.network import retries
-from common.network.retries import Retries
+from common.retries import Retries
 from common.terminal import count, printable
 from forager.answers import (
     VIEWER_PORT,

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import aiohttp
 
+from common import retries
 from common.errors import AnswerLost, ServerError, TransientError
-from common.network import activity, retries
+from common.names import proxy_for
 from common.terminal import printable
 from forager.addresses import check_server_url, shown_address
 from forager.answers import (
@@ -62,7 +63,9 @@ class Connection:
         # One connection per request. A reset on a reused connection does not tell whether the
         # server closed it before or read the request, and there are few requests.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True), trust_env=True
+            connector=aiohttp.TCPConnector(force_close=True),
+            proxy=proxy_for(self._url),
+            trust_env=True,
         )
         return self
 
@@ -126,7 +129,6 @@ class Connection:
         if body is not None:
             headers["Content-Type"] = "application/json"
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._timeouts.connect)
-        data = b""
         try:
             async with self._session.request(
                 method,
@@ -154,9 +156,6 @@ class Connection:
             raise TransientError(
                 "the answer is not valid HTTP", attempts=FIRST_CONNECT_ATTEMPTS
             ) from error
-        finally:
-            made = activity.Requests(1, int(retries.is_retrying()), len(body or b""), len(data))
-            activity.count(activity.SERVER, made)
         self._reached = True
         title = page_title(data)
         status = response.status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.findings import Findings
+from common.errors import Findings
 from common.terminal import count, duration, printable
 from dataset.state import Changes, State
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import gcs
 from common import names
-from common.errors import ServerError, StorageError
-from common.findings import Findings
+from common.errors import Findings, ServerError, StorageError
 from common.names import GsPath
 from common.terminal import count, printable, size
 from dataset import arrays

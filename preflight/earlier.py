@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 
-import gcs
-from common.errors import WeightsError
-from common.findings import Findings
+from common.errors import Findings, WeightsError
 from common.terminal import count, printable, say
 from dataset.arrays import arrays_complete
 from dataset.listing import Split
@@ -17,7 +14,7 @@ from engine.loading import ModelLoader
 from forager.addresses import shown_server
 from preflight.changes import computed, reuse_option, what_restart_deletes
 from preflight.request import Request, identity_of
-from storage.bucket import Bucket
+from storage.listing import delete_index
 
 
 def finished(request: Request, state: State | None, loader: ModelLoader) -> str | None:
@@ -114,9 +111,8 @@ async def delete_earlier(earlier: State, *, registered: bool) -> None:
     vectors = computed(earlier, earlier.counts().done)
     earlier.mark_abandoned()
     if not registered:
-        client = await asyncio.to_thread(gcs.make_client)
-        with Bucket(client, earlier.option("bucket") or "") as bucket:
-            deleted = await bucket.delete_index(earlier.index_id)
-        say(f"Deleted {vectors}, with {count(deleted, 'object')} in gs://{bucket.name}.")
+        bucket = earlier.option("bucket") or ""
+        deleted = await delete_index(bucket, earlier.index_id)
+        say(f"Deleted {vectors}, with {count(deleted, 'object')} in gs://{bucket}.")
     for name in ("index", "aux"):
         shutil.rmtree(earlier.directory / name, ignore_errors=True)

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.findings import Findings
+from common.errors import Findings
 from common.names import GsPath
-from common.network.activity import warn
-from common.terminal import say, size
+from common.terminal import say, size, warn
 from dataset.arrays import arrays_complete, put_in_order
 from dataset.listing import Listing, Split
 from dataset.state import Changes, State

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from common.errors import DamagedState, IngestError
-from common.findings import Findings
+from common.errors import DamagedState, Findings, IngestError
 from common.names import DATASET_NAME, INDEX_ID
 from common.terminal import count, printable
 from dataset import manifest

@@ -1,22 +1,40 @@
-"""What a trial of a few images says of the whole collection."""
+"""What a trial of a few images says of the whole collection: time, requests, disk, and the cost.
+
+Prices are examples, or those of a JSON file that the user gives with --prices.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from common.network.activity import CLASSES, LIST, READ, Requests
+from common.errors import IngestError
+from common.terminal import printable
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS, DTYPE
-from report.prices import Prices
+from preflight.checks import ROW_BYTES
 from storage.pace import least_seconds
 from storage.uploads import part_count
 
 WARM_UP = 0.1  # of the images: the first ones wait for connections, and for kernels of their size
 LISTINGS = 4  # of all images: at the start, before and after the registration, and by the server
+NAMES_PER_PAGE = 1000  # of a listing
 LISTED_BYTES = 300  # per image in the lists and the manifest
 UPLOAD_BYTES_PER_S = 125e6  # that is assumed for the index: a trial uploads nothing
 INDEX_FILES = 5  # beside the arrays
+# List prices of Standard storage in us-east1: https://cloud.google.com/storage/pricing
+EXAMPLES_DATE = "2025"
+EXAMPLES = {
+    "class_a_per_1000": 0.005,
+    "class_b_per_1000": 0.0004,
+    "read_per_gb": 0.12,  # to a machine outside Google; nothing within the bucket's region
+    "stored_per_gb_month": 0.020,
+    "machine_per_hour": 1.0,
+}
+TEXTS = ("currency", "date")
 
 
 class Pace(NamedTuple):
@@ -29,18 +47,8 @@ class Pace(NamedTuple):
         return self.startup_s + images / self.images_per_s
 
 
-class Trial(NamedTuple):
-    """What a trial measured."""
-
-    images: int
-    pace: Pace  # of the embedding
-    before_s: float  # for the checks and the loading of the models
-    thumbnail_bytes: int  # of all thumbnails
-    during: Mapping[str, Requests]  # requests while embedding
-    before: Mapping[str, Requests]  # requests of the checks
-
-
-class Forecast(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
     """What the whole collection takes."""
 
     images: int
@@ -57,6 +65,26 @@ class Forecast(NamedTuple):
     failed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """What things cost, by the names in EXAMPLES."""
+
+    values: dict[str, float]
+    currency: str = "USD"
+    date: str = EXAMPLES_DATE
+    examples: tuple[str, ...] = tuple(EXAMPLES)  # those of the values that are no user's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusions:
+    """What report.json has under `trial`, beside the counts of the report."""
+
+    sizes: dict[str, Any] | None
+    forecast: Forecast
+    prices: Prices
+    cost: dict[str, float]
+
+
 def measured_pace(start: float, finished: Sequence[float]) -> Pace:
     """The pace of images that were finished at these times, in seconds, after `start`.
 
@@ -71,32 +99,30 @@ def measured_pace(start: float, finished: Sequence[float]) -> Pace:
     return Pace(max(0.0, times[-1] - start - len(times) / rate), rate)
 
 
-def forecast(trial: Trial, failed: int, images: int, size: int, disk_bytes: int) -> Forecast:
-    """What `images` images of `size` bytes take; in the trial, `failed` images failed."""
-    share = images / trial.images
-    thumbnail_bytes = round(trial.thumbnail_bytes * share)
-    arrays = [images * dimension * DTYPE.itemsize for dimension in DIMENSIONS.values()]
+def forecast(
+    images: int, size: int, pace: Pace, *, before_s: float, failed: int, thumbnail_bytes: int
+) -> Forecast:
+    """What `images` images of together `size` bytes take, `failed` of them without a thumbnail.
+
+    `pace` is that of the embedding, `before_s` the time before it.
+    """
     index_bytes = images * (BYTES_PER_ROW + LISTED_BYTES)
-    a, b = index_requests(arrays)
-    a += LISTINGS * trial.before.get(LIST, Requests()).requests
-    a += round(images - failed * share)  # a thumbnail each
-    b += round(trial.during.get(READ, Requests()).requests * share)
-    b += sum(n.requests for kind, n in trial.before.items() if CLASSES.get(kind) == "B")
-    embedding_s = max(trial.pace.seconds(images), least_seconds(images))
     upload_s = index_bytes / UPLOAD_BYTES_PER_S
+    embedding_s = max(pace.seconds(images), least_seconds(images))
+    written, checked = index_requests([images * n * DTYPE.itemsize for n in DIMENSIONS.values()])
     return Forecast(
-        images,
-        trial.before_s + embedding_s + upload_s,
-        trial.before_s + trial.pace.startup_s,
-        trial.pace.images_per_s,
-        upload_s,
-        size,
-        thumbnail_bytes,
-        index_bytes,
-        a,
-        b,
-        disk_bytes,
-        round(failed * share),
+        images=images,
+        seconds=before_s + embedding_s + upload_s,
+        startup_s=before_s + pace.startup_s,
+        images_per_s=pace.images_per_s,
+        upload_s=upload_s,
+        read_bytes=size,
+        thumbnail_bytes=thumbnail_bytes,
+        index_bytes=index_bytes,
+        class_a=LISTINGS * math.ceil(images / NAMES_PER_PAGE) + images - failed + written,
+        class_b=images + checked,
+        disk_bytes=images * ROW_BYTES,
+        failed=failed,
     )
 
 
@@ -105,11 +131,9 @@ def index_requests(arrays: Sequence[int]) -> tuple[int, int]:
 
     Each part is looked for and written; a file is looked for before and after.
     """
-    parts = [part_count(size) for size in arrays]
-    in_parts = [count for count in parts if count > 1]
-    files = len(arrays) + INDEX_FILES
-    writes = files - len(in_parts) + sum(in_parts) + len(in_parts)  # the last: composing
-    return writes, 2 * files + sum(in_parts)
+    parts = [count for size in arrays if (count := part_count(size)) > 1]
+    files = len(arrays) + INDEX_FILES  # one write each: sent whole, or composed
+    return files + sum(parts), 2 * files + sum(parts)
 
 
 def cost(found: Forecast, prices: Prices) -> dict[str, float]:
@@ -124,21 +148,28 @@ def cost(found: Forecast, prices: Prices) -> dict[str, float]:
     }
 
 
-class Sizes(NamedTuple):
-    """The sizes of the images of a trial, in pixels."""
+def read_prices(path: Path | None) -> Prices:
+    """The prices of a JSON object with any of the names in EXAMPLES; without a file the examples.
 
-    smallest: tuple[int, int]
-    median: tuple[int, int]
-    largest: tuple[int, int]
-    different: int
-    mean_megapixels: float
-
-
-def describe_sizes(sizes: Sequence[tuple[int, int]]) -> Sizes | None:
-    """Of (width, height) pairs, by the number of pixels; None without any."""
-    if not sizes:
-        return None
-    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-    mean = statistics.fmean(width * height for width, height in sizes) / 1e6
-    middle = ordered[len(ordered) // 2]
-    return Sizes(ordered[0], middle, ordered[-1], len(set(sizes)), mean)
+    Raises:
+        IngestError: it cannot be read, or has something else than prices.
+    """
+    if path is None:
+        return Prices(values=EXAMPLES)
+    shown = f"--prices {printable(str(path))}"
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise IngestError(f"{shown} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError):
+        content = None
+    form = f"write a JSON object of numbers from 0, such as {json.dumps(EXAMPLES)}."
+    if not isinstance(content, dict):
+        raise IngestError(f"{shown} has no prices: {form}")
+    texts = {name: printable(str(content.pop(name)), 40) for name in TEXTS if name in content}
+    for name, value in content.items():
+        if name not in EXAMPLES or type(value) not in (int, float) or not 0 <= value < math.inf:
+            entry = printable(json.dumps({name: value})[1:-1])
+            raise IngestError(f"{shown}: {entry} is no price: {form}")
+    examples = tuple(name for name in EXAMPLES if name not in content)
+    return Prices(values=EXAMPLES | content, examples=examples, **{"date": "no date"} | texts)

@@ -11,46 +11,71 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
+import platform
 import re
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from common import signals
 from common.errors import IngestError
 from common.files import write_atomically
-from common.network.activity import CLASSES, Requests, activity, activity_since
-from common.terminal import count, duration, printable, say
+from common.names import shown_address
+from common.process import CONTINUES, interrupted_with
+from common.program import program_digest
+from common.terminal import count, duration, printable, say, warned
 from dataset.state import State
 from dataset.work_directory import REPORT, TRIAL_REPORT
 from engine.stages import Bottleneck, StageTime, limiting_stage
-from forager.addresses import shown_address
-from report.machine import machine, versions
+from report.forecast import Conclusions
 
 FORMAT = 1  # of report.json
-RUNNING, REGISTERED, FINISHED = "running", "registered", "finished"
-DRY_RUN, STOPPED, INTERRUPTED, TRIED = "dry_run", "stopped", "interrupted", "trial"
-CHECKS, LOADING, REUSE = "checks", "loading the models", "reuse"
-EMBEDDING, VERIFICATION, UPLOAD = "embedding", "verification", "upload"
-REGISTRATION = "registration"
 COUNTING_S = 2.0  # after Ctrl-C: 3 million rows; a report without counts ends sooner
 BEGINS_AGAIN = (
     "Interrupted: nothing of a --trial or a --dry_run is kept, so the same command begins again."
 )
 REASONS = 100  # in the report; failed.json has all failures
-ADDRESSES = ("server_url", "viewer_url")  # options that may hold a password
+ADDRESSES = ("server_url", "viewer_url", "ray_address")  # options that may hold a password
+PACKAGES = ("torch", "numpy", "Pillow", "aiohttp", "google-cloud-storage")
 NUMBER = re.compile(r"\d[\d,.]*")
+
+
+class RunOutcome(str, Enum):
+    """How a run ended, or that it is under way."""
+
+    RUNNING = "running"
+    REGISTERED = "registered"
+    FINISHED = "finished"  # by an earlier run
+    DRY_RUN = "dry_run"
+    TRIED = "trial"
+    STOPPED = "stopped"
+    INTERRUPTED = "interrupted"
+
+
+class StepName(str, Enum):
+    """The steps of a run, which follow each other."""
+
+    CHECKS = "checks"
+    LOADING = "loading the models"
+    REUSE = "reuse"
+    EMBEDDING = "embedding"
+    VERIFICATION = "verification"
+    UPLOAD = "upload"
+    REGISTRATION = "registration"
 
 
 @dataclass
 class Step:
-    """One step of a run: steps follow each other, while stages run at the same time."""
+    """One step of a run and its time."""
 
-    name: str
+    name: StepName
     seconds: float = 0.0
     images: int | None = None  # if its time depends on their number alone
     began: float = 0.0  # time.monotonic()
@@ -66,24 +91,24 @@ class Report:
         self.embedded = 0  # by the rounds before this one
         self.steps: list[Step] = []
         self.stages: list[StageTime] = []
-        self.outcome, self.message = STOPPED, ""
+        self.outcome, self.message = RunOutcome.STOPPED, ""
         # A dry run changes nothing, and a repeated command leaves the report of what it repeats.
         self.keeps_earlier = bool(options.get("dry_run"))
         no_work_is_kept = options.get("dry_run") or options.get("trial")
-        self.if_interrupted = BEGINS_AGAIN if no_work_is_kept else signals.CONTINUES
+        self.if_interrupted = BEGINS_AGAIN if no_work_is_kept else CONTINUES
         self.page: str | None = None
-        self.trial: dict[str, Any] | None = None  # the conclusions of one
+        self.trial: Conclusions | None = None
         self._exit_code: int | None = None
         self._ended: str | None = None
         self._index_id: str | None = None
         self._start, self._started = time.monotonic(), _now()
-        self._before = activity()
+        self._warned_before = len(warned)
         self.seconds = 0.0  # until it ended
         self.counts: dict[str, Any] | None = None
         self.failures: list[dict[str, Any]] = []
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[Step]:
+    def step(self, name: StepName) -> Iterator[Step]:
         """Measure a step; the `with` block may set its images."""
         step = Step(name, began=time.monotonic())
         self.steps.append(step)
@@ -92,7 +117,7 @@ class Report:
         finally:
             step.seconds = time.monotonic() - step.began
 
-    def seconds_of(self, name: str) -> float:
+    def seconds_of(self, name: StepName) -> float:
         """Seconds that a step took; 0 if it was not made."""
         return sum(step.seconds for step in self.steps if step.name == name)
 
@@ -104,36 +129,34 @@ class Report:
         except BaseException as error:
             self.end(error)
             raise
-        else:
-            self.end()
         finally:
+            self.end()
             if not self.keeps_earlier:
                 self.write(directory)
 
     def begin(self, directory: Path) -> None:
         """Write the report of a run that is under way, which replaces that of an earlier run."""
-        outcome, self.outcome = self.outcome, RUNNING
+        outcome, self.outcome = self.outcome, RunOutcome.RUNNING
         self.write(directory)
         self.outcome = outcome
 
     def end(self, error: BaseException | None = None) -> None:
-        """Note how the run ended, and count its rows as long as the state is open."""
-        if self._ended:  # noted when the work directory was left
+        """Note how the run ended, and count its rows as long as the state is open.
+
+        Only the first call does something: the one when the work directory is left.
+        """
+        if self._ended:
             return
         self.seconds, self._ended = time.monotonic() - self._start, _now()
-        if self.outcome == FINISHED and error:
-            self.outcome = STOPPED
+        limit_s, self._exit_code = threading.TIMEOUT_MAX, 1 if error else 0
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
-            self.outcome, self.message = INTERRUPTED, self.if_interrupted
-            self._exit_code = signals.interrupted_with() or 1
-        elif isinstance(error, IngestError):
-            self._exit_code, self.message = 1, error.message
+            self.outcome, self.message = RunOutcome.INTERRUPTED, self.if_interrupted
+            limit_s, self._exit_code = COUNTING_S, interrupted_with() or 1
         elif error:
-            self._exit_code, self.message = 1, f"{type(error).__name__}: {error}"
-        else:
-            self._exit_code = 0
+            self.outcome = RunOutcome.STOPPED
+            bug = f"{type(error).__name__}: {error}"
+            self.message = error.message if isinstance(error, IngestError) else bug
         if self.state:
-            limit_s = COUNTING_S if self.outcome == INTERRUPTED else threading.TIMEOUT_MAX
             # It may be closed or damaged, or take too long.
             with contextlib.suppress(sqlite3.Error), self.state.limited_to(limit_s):
                 self.count_rows(self.state)
@@ -144,7 +167,7 @@ class Report:
         if self.done_before is not None:
             embedded = max(0, tally.done - self.done_before)
             for step in self.steps:
-                if step.name == EMBEDDING:
+                if step.name == StepName.EMBEDDING:
                     step.images = embedded
         self.counts = {
             **dataclasses.asdict(tally),
@@ -153,7 +176,7 @@ class Report:
         }
         self._index_id = state.option("index_id")
         self.failures = failures_by_reason(state) if tally.failed else []
-        if self.outcome == REGISTERED:
+        if self.outcome == RunOutcome.REGISTERED:
             reused = f"{tally.reused:,} reused, " if tally.reused else ""
             self.message = (
                 f"{self.options['name']}: {count(tally.images, 'image')} ({tally.training:,} "
@@ -163,7 +186,6 @@ class Report:
 
     def content(self) -> dict[str, Any]:
         """Everything so far, as report.json has it."""
-        made = activity_since(self._before)
         limit = self.limit()
         return {
             "format": FORMAT,
@@ -185,25 +207,16 @@ class Report:
             ],
             "stages": self._stages(),
             "limit": limit._asdict() if limit else None,
-            "trial": self.trial,
-            "requests": {kind: _described(kind, number) for kind, number in made.requests.items()},
-            "bytes": {
-                "sent": sum(number.sent for number in made.requests.values()),
-                "received": sum(number.received for number in made.requests.values()),
-            },
-            "warnings": made.warnings,
+            "trial": asdict(self.trial) if self.trial else None,
+            "warnings": warned[self._warned_before :],
         }
-
-    def requests(self) -> dict[str, Requests]:
-        """The requests so far, by kind."""
-        return activity_since(self._before).requests
 
     def limit(self) -> Bottleneck | None:
         """The stage that slows the embedding down, if one does."""
-        return limiting_stage(self.stages, self.seconds_of(EMBEDDING), self.decode_workers)
+        return limiting_stage(self.stages, self.seconds_of(StepName.EMBEDDING), self.decode_workers)
 
     def _stages(self) -> list[dict[str, Any]]:
-        wall_s = self.seconds_of(EMBEDDING)
+        wall_s = self.seconds_of(StepName.EMBEDDING)
         return [
             {
                 "name": stage.name,
@@ -261,15 +274,42 @@ def _plain(value: Any, is_address: bool) -> Any:
     return printable(text, 1000)
 
 
-def _described(kind: str, number: Requests) -> dict[str, Any]:
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, system, and the GPUs if torch is loaded already."""
     return {
-        "requests": number.requests,
-        "retries": number.retries,
-        "class": CLASSES.get(kind),
-        "sent_bytes": number.sent,
-        "received_bytes": number.received,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "system": platform.platform(),
+        "gpus": _gpus(),
     }
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+def versions() -> dict[str, str]:
+    """Of Python, of this program (a digest of its modules) and of PACKAGES."""
+    found = {"python": platform.python_version(), "program": program_digest()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _gpus() -> list[str]:
+    if not (torch := sys.modules.get("torch")):
+        return []
+    try:
+        return [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    except (AttributeError, RuntimeError):  # it is being imported, or a GPU has failed
+        return []
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

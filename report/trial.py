@@ -1,110 +1,147 @@
-"""The conclusions of a trial, as data for its report and as text."""
+"""A trial: a sample of both splits, and what it says of the whole collection, as data and text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import itertools
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from common.network.activity import Requests
 from common.terminal import count, duration, size, table
-from dataset.listing import Listing
+from dataset.listing import Listing, Split
 from dataset.state import State
-from engine.local.fed_pipeline import FedPipeline
-from engine.local.pipeline import Pipeline
-from preflight.checks import ROW_BYTES
+from dataset.work_directory import LISTING, STATE, TRIAL
 from report.forecast import (
+    EXAMPLES_DATE,
     UPLOAD_BYTES_PER_S,
+    Conclusions,
     Forecast,
-    Trial,
+    Prices,
     cost,
-    describe_sizes,
     forecast,
     measured_pace,
 )
-from report.prices import EXAMPLES_DATE, Prices
-from report.run import CHECKS, EMBEDDING, LOADING, Report
-from report.summary import limited_by
+from report.run import Report, StepName
+from report.summary import failure_lines, limited_by
 
 FEW = 50  # images: from fewer, a forecast is rough
-REASONS_SHOWN = 10
 
 
-def measured(
-    report: Report, pipeline: Pipeline | FedPipeline, checks: Mapping[str, Requests]
-) -> Trial:
-    """What a pipeline that embedded a sample has measured. `checks` are the requests before it."""
-    assert pipeline.finished
-    (embedding,) = (step for step in report.steps if step.name == EMBEDDING)
-    during = {
-        kind: number.minus(checks.get(kind, Requests()))
-        for kind, number in report.requests().items()
-    }
-    return Trial(
-        len(pipeline.finished),
-        measured_pace(embedding.began, pipeline.finished),
-        report.seconds_of(CHECKS) + report.seconds_of(LOADING),
-        pipeline.thumbnail_bytes,
-        during,
-        checks,
+@contextlib.contextmanager
+def sampled(listing: Listing, images: int, work: Path) -> Iterator[State]:
+    """A state of some of the listed images; its directory is deleted after the `with` block."""
+    directory = work / TRIAL
+    shutil.rmtree(directory, ignore_errors=True)  # of a trial that was killed
+    directory.mkdir()
+    try:
+        train, val = (listing.counts(split).images for split in Split)
+        chosen = set(itertools.chain(*spread(train, val, images)))
+        with (
+            contextlib.closing(Listing(directory / LISTING)) as some,
+            contextlib.closing(State.create(directory / STATE)) as sample,
+        ):
+            for row, (split, image) in enumerate(listing.images()):
+                if row in chosen:
+                    some.add(split, [image])
+            sample.take(some.path)
+            sample.set_options({"index_id": str(uuid.uuid4())})
+            yield sample
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def spread(training: int, validation: int, images: int) -> tuple[list[int], list[int]]:
+    """The rows of a sample: both splits by their share, each from its beginning to its end."""
+    images = min(images, training + validation)
+    share = round(images * validation / max(1, training + validation))
+    of_val = min(max(share, 1 if images > 1 else 0), validation)
+    of_train = min(images - of_val, training)
+    return _evenly(training, of_train, 0), _evenly(validation, images - of_train, training)
+
+
+def _evenly(count: int, wanted: int, first: int) -> list[int]:
+    """`wanted` of the `count` rows from `first` on, at equal distances."""
+    return [first + (2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+def conclude(
+    report: Report,
+    sample: State,
+    listing: Listing,
+    prices: Prices,
+    *,
+    finished: Sequence[float],
+    thumbnail_bytes: int,
+) -> Conclusions:
+    """What a trial that embedded a sample says of the listing.
+
+    `finished` has the time of each image (time.monotonic), `thumbnail_bytes` is the size of all
+    thumbnails together.
+    """
+    (embedding,) = (step for step in report.steps if step.name == StepName.EMBEDDING)
+    tally, whole = sample.progress(), listing.counts()
+    share = whole.images / len(finished)
+    found = forecast(
+        whole.images,
+        whole.size,
+        measured_pace(embedding.began, finished),
+        before_s=report.seconds_of(StepName.CHECKS) + report.seconds_of(StepName.LOADING),
+        failed=round(tally.failed * share),
+        thumbnail_bytes=round(thumbnail_bytes * share),
     )
-
-
-def concluded(sample: State, listing: Listing, trial: Trial, prices: Prices) -> dict[str, Any]:
-    """What report.json has under `trial`."""
-    counts, whole = sample.progress(), listing.counts()
-    found = forecast(trial, counts.failed, whole.images, whole.size, whole.images * ROW_BYTES)
     pixels = [(row[6], row[7]) for row in sample.manifest_rows() if row[6] is not None]
-    sizes = describe_sizes(pixels)
-    costs = cost(found, prices)
+    sizes, costs = describe_sizes(pixels), cost(found, prices)
+    return Conclusions(sizes=sizes, forecast=found, prices=prices, cost=costs)
+
+
+def describe_sizes(pixels: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
+    """The sizes (width, height) of images, by the number of pixels; None without any."""
+    if not pixels:
+        return None
+    ordered = sorted(pixels, key=lambda size: (size[0] * size[1], size))
     return {
-        "images": counts.images,
-        "training": counts.training,
-        "validation": counts.validation,
-        "bytes": counts.size,
-        "failed": counts.failed,
-        "sizes": sizes._asdict() if sizes else None,
-        "forecast": found._asdict(),
-        "prices": prices._asdict(),
-        "cost": costs,
+        "smallest": ordered[0],
+        "median": ordered[len(ordered) // 2],
+        "largest": ordered[-1],
+        "different": len(set(pixels)),
     }
 
 
 def describe_trial(report: Report) -> str:
     """What a trial prints on stdout."""
-    content = report.trial
-    assert content is not None
-    found = Forecast(**content["forecast"])
-    parts = [
-        f"A trial of {content['images']:,} of {count(found.images, 'image')} "
-        f"({content['training']:,} training, {content['validation']:,} validation). Nothing was "
-        "uploaded or registered.",
-        _stages(report),
-        limited_by(report),
-        "",
-        f"Forecast for {count(found.images, 'image')}:",
-        table(("what", "how much", ""), _forecast_rows(content, found), 3),
-        *_failures(report),
-        *_cost(content),
-    ]
-    if content["images"] < FEW:
-        parts.append(f"From fewer than {FEW} images, this is a rough forecast.")
-    return "\n".join(parts)
-
-
-def _stages(report: Report) -> str:
-    wall_s = report.seconds_of(EMBEDDING)
-    rows = [
+    trial, counts = report.trial, report.counts
+    assert trial and counts
+    found = trial.forecast
+    images = count(found.images, "image")
+    wall_s = report.seconds_of(StepName.EMBEDDING)
+    stages = [
         (stage.name, f"{stage.rate:,.1f}" if stage.rate else "", f"{stage.busy_share(wall_s):.0%}")
         for stage in report.stages
         if stage.images
     ]
-    return table(("stage", "images/s alone", "busy"), rows)
+    parts = [
+        f"A trial of {counts['images']:,} of {images} ({counts['training']:,} training, "
+        f"{counts['validation']:,} validation). Nothing was uploaded or registered.",
+        table(("stage", "images/s alone", "busy"), stages),
+        limited_by(report),
+        "",
+        f"Forecast for {images}:",
+        table(("what", "how much", ""), [*_forecast_rows(found), *_image_rows(trial, counts)], 3),
+        *failure_lines(report),
+        *_cost_lines(trial),
+    ]
+    if counts["images"] < FEW:
+        parts.append(f"From fewer than {FEW} images, this is a rough forecast.")
+    return "\n".join(parts)
 
 
-def _forecast_rows(content: dict[str, Any], found: Forecast) -> list[tuple[str, str, str]]:
+def _forecast_rows(found: Forecast) -> list[tuple[str, str, str]]:
     stored = found.thumbnail_bytes + found.index_bytes
     at = f"{UPLOAD_BYTES_PER_S / 1e6:.0f} MB/s assumed"
-    rows = [
+    return [
         ("time", duration(found.seconds), f"{found.images_per_s:,.1f} images/s"),
         ("  of it start-up", duration(found.startup_s), "checks, models, first image"),
         ("  and upload of the index", duration(found.upload_s), at),
@@ -113,40 +150,38 @@ def _forecast_rows(content: dict[str, Any], found: Forecast) -> list[tuple[str, 
         ("requests, Class A", f"{found.class_a:,}", "listing, thumbnails, index"),
         ("requests, Class B", f"{found.class_b:,}", "reading images"),
         ("disk", size(found.disk_bytes), "for the work directory"),
-        ("cannot be read", *_share(content, found)),
     ]
-    if sizes := content["sizes"]:
-        (w1, h1), (w2, h2), (w3, h3) = (sizes[k] for k in ("smallest", "median", "largest"))
-        different = count(sizes["different"], "size")
-        rows.append(("median size", f"{w2} x {h2}", f"{different}, {w1} x {h1} to {w3} x {h3}"))
-    return rows
 
 
-def _share(content: dict[str, Any], found: Forecast) -> tuple[str, str]:
-    images, failed = content["images"], content["failed"]
+def _image_rows(trial: Conclusions, counts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """How many images cannot be read, and the sizes of the others."""
+    images, failed = counts["images"], counts["failed"]
     if failed:
-        return f"about {found.failed:,}", f"{failed:,} of {images:,} ({failed / images:.1%})"
-    # The largest share that gives no failure in 5% of such samples.
-    return "none found", f"so fewer than {min(1.0, 3 / images):.1%} of all, most probably"
+        share = f"{failed:,} of {images:,} ({failed / images:.1%})"
+        yield "cannot be read", f"about {trial.forecast.failed:,}", share
+    else:
+        # The largest share that gives no failure in 5% of such samples.
+        share = f"so fewer than {min(1.0, 3 / images):.1%} of all, most probably"
+        yield "cannot be read", "none found", share
+    if sizes := trial.sizes:
+        smallest, median, largest = (
+            "{} x {}".format(*sizes[name]) for name in ("smallest", "median", "largest")
+        )
+        different = count(sizes["different"], "size")
+        yield "median size", median, f"{different}, {smallest} to {largest}"
 
 
-def _failures(report: Report) -> list[str]:
-    return [
-        f"  {group['images']:,}: {group['reason']}" for group in report.failures[:REASONS_SHOWN]
-    ]
-
-
-def _cost(content: dict[str, Any]) -> list[str]:
-    prices, costs = Prices(**content["prices"]), content["cost"]
+def _cost_lines(trial: Conclusions) -> list[str]:
+    prices, costs, unit = trial.prices, trial.cost, trial.prices.currency
     once = sum(value for name, value in costs.items() if name != "stored_month")
-    values, unit = prices.values, prices.currency
     lines = [
         f"Cost: {once:,.2f} {unit} once: Class A {costs['class_a']:,.2f}, Class B "
         f"{costs['class_b']:,.2f}, reading {costs['read']:,.2f} (nothing within the bucket's "
-        f"region), machine {costs['machine']:,.2f} at {values['machine_per_hour']:g} per hour. "
-        f"Storage: {costs['stored_month']:,.2f} per month."
+        f"region), machine {costs['machine']:,.2f} at {prices.values['machine_per_hour']:g} per "
+        f"hour. Storage: {costs['stored_month']:,.2f} per month."
     ]
     if prices.examples:
-        which = "All prices" if len(prices.examples) == len(values) else ", ".join(prices.examples)
+        all_of_them = len(prices.examples) == len(prices.values)
+        which = "All prices" if all_of_them else ", ".join(prices.examples)
         lines.append(f"{which}: examples of {EXAMPLES_DATE}. Give yours with --prices FILE.")
     return lines

@@ -1,4 +1,4 @@
-"""List a directory of many objects quickly: disjoint ranges of names at once.
+"""List a directory of many objects quickly, in disjoint ranges of names at once; delete an index.
 
 A page holds at most 1,000 names and takes as long as a round trip. A range that takes more than one
 page is divided among the workers that are idle.
@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from common.errors import StorageError
-from common.names import GsPath, encodable
+from common.names import GsPath, checked_index_id, encodable
+from common.terminal import count, warn
 from gcs import ListedObject
-from storage.async_client import AsyncStorage
+from storage.async_client import HELD, AsyncStorage
 
 WORKERS = 32  # requests at once
+INDEX_DIRECTORIES = ("indexes", "aux_labels", "thumbnails")  # each has one directory per index
 EXPIRED = 410  # HTTP status of a page token that is too old
 EMPTY_PAGES = 4  # per worker, beyond as many as pages with names; then no range is divided
 TAIL = 3  # characters after those that all names of a page share, from which others are guessed
@@ -25,10 +26,10 @@ GUESSED = "05AMZagmrtz"  # beside the characters that were seen
 
 
 class Range(NamedTuple):
-    """Names from `start` on and before `end`; "" is no bound."""
+    """Names from `start` on and, unless it is None, before `end`."""
 
     start: str
-    end: str
+    end: str | None
 
 
 def listed(path: GsPath, *, workers: int = WORKERS) -> Iterator[list[ListedObject]]:
@@ -76,6 +77,40 @@ async def list_directory(
         await asyncio.gather(run, return_exceptions=True)
 
 
+async def delete_index(bucket: str, index_id: str) -> int:
+    """Delete everything that an abandoned ingest uploaded; returns the number of deleted objects.
+
+    What a retention policy or a hold keeps is left, with a warning.
+
+    Raises:
+        ValueError: the id is no index id.
+        StorageError: no such bucket, no access, or storage cannot be reached.
+    """
+    checked_index_id(index_id)
+    deleted = 0
+    held: list[str] = []
+
+    async def delete(name: str) -> None:
+        try:
+            await objects.delete(bucket, name)
+        except StorageError as error:
+            if error.status not in HELD:
+                raise
+            held.append(error.message)
+
+    async with AsyncStorage(WORKERS) as objects:
+        for directory in INDEX_DIRECTORIES:
+            async for page in list_directory(objects, GsPath(bucket, f"{directory}/{index_id}/")):
+                await asyncio.gather(*(delete(listed.name) for listed in page))
+                deleted += len(page)
+    if held:
+        warn(
+            f"{held[0]} {count(len(held), 'object')} of the earlier index in gs://{bucket} "
+            "cannot be deleted. They are not used: delete them when the bucket allows it."
+        )
+    return deleted - len(held)
+
+
 class _Listing:
     """The ranges that are still to be listed, and what was learned about the names."""
 
@@ -90,7 +125,7 @@ class _Listing:
 
     async def run(self) -> None:
         """List all ranges."""
-        self._ranges.put_nowait(Range("", ""))
+        self._ranges.put_nowait(Range("", None))
         tasks = [asyncio.create_task(self._work()) for _ in range(self._workers)]
         end = asyncio.create_task(self._ranges.join())
         result = None
@@ -119,7 +154,8 @@ class _Listing:
 
     async def _list(self, names: Range) -> None:
         start, end = names
-        token = last = ""
+        last = ""
+        token: str | None = None
         expired_after: str | None = None
         while True:
             try:
@@ -127,13 +163,13 @@ class _Listing:
             except StorageError as error:
                 if error.status != EXPIRED or not token or expired_after == last:
                     raise
-                start, token, expired_after = last, "", last
+                start, token, expired_after = last, None, last
                 continue
             # A repeated name is dropped, and what a server without ranges sends too much.
             found = [
                 o
                 for o in page.objects
-                if o.name > last and o.name >= names.start and (not end or o.name < end)
+                if o.name > last and o.name >= names.start and (end is None or o.name < end)
             ]
             await self.pages.put(found)
             self._full, self._empty = self._full + bool(found), self._empty + (not found)
@@ -146,11 +182,11 @@ class _Listing:
                 continue
             last = found[-1].name
             if points := self._divide(found, end):
-                for bounds in pairwise([*points, end]):
+                for bounds in zip(points, [*points[1:], end], strict=True):
                     self._ranges.put_nowait(Range(*bounds))
-                start, end, token = last, points[0], ""
+                start, end, token = last, points[0], None
 
-    def _divide(self, page: Sequence[ListedObject], end: str) -> list[str]:
+    def _divide(self, page: Sequence[ListedObject], end: str | None) -> list[str]:
         """Names at which to divide what follows the page, one for each idle worker."""
         idle = self._workers - self._busy - self._ranges.qsize()
         if idle <= 0 or self._empty > self._full + EMPTY_PAGES * self._workers:
@@ -169,7 +205,7 @@ class _Listing:
 
 
 def split_points(
-    last: str, end: str, skip: int, shared: int, characters: Sequence[str], count: int
+    last: str, end: str | None, skip: int, shared: int, characters: Sequence[str], count: int
 ) -> list[str]:
     """Up to `count` names after `last` and before `end`, in order, at which to divide that range.
 
@@ -184,7 +220,7 @@ def split_points(
         for character in characters
         if character > last[depth]
         for point in [last[:depth] + character]
-        if not end or point < end
+        if end is None or point < end
     ]
     count = min(count, len(points))
     return [points[(number + 1) * len(points) // (count + 1)] for number in range(count)]

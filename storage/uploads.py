@@ -10,6 +10,8 @@ import asyncio
 import io
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,10 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gcs
 from common.errors import StorageError, TransientError
 from common.files import FileToUpload, crc32c_of_file
-from common.network.activity import warn
-from common.terminal import printable
+from common.terminal import printable, warn
 from gcs import DamagedContent, Refused
-from storage.bucket import Bucket
+from storage.async_client import HELD, AsyncStorage
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -34,7 +35,7 @@ CHUNK_AGAIN = (None, 408, 429, 500, 502, 503, 504)  # HTTP statuses, or no answe
 ALREADY_THERE = 400  # HTTP status: Google's storage takes a chunk twice, others may not
 LOST_SESSION = (404, 410)  # HTTP statuses of a chunk: Google's advice is to begin a new upload
 NEW_SESSIONS = 2  # per part
-CANNOT_COMPOSE = (403, 405, 501)  # HTTP statuses: send the file whole
+CANNOT_COMPOSE = (403, 405, 412, 501)  # HTTP statuses: send the file whole, unless it is there
 
 
 class UploadFailed(Exception):
@@ -62,9 +63,21 @@ async def upload_files(
     Raises:
         StorageError: an object could not be written, or is not what was sent.
     """
-    with Bucket(client, bucket) as calls:
-        upload = Upload(calls, min_part_bytes, chunk_bytes)
-        return sum([await upload.file(file) for file in files])
+    # asyncio's own threads are a few more than the cores; these only wait for the network.
+    threads = ThreadPoolExecutor(PARTS_AT_ONCE, "storage")
+    try:
+        async with AsyncStorage(PARTS_AT_ONCE) as objects:
+            upload = Upload(
+                bucket=client.bucket(bucket),
+                objects=objects,
+                threads=threads,
+                min_part_bytes=min_part_bytes,
+                chunk_bytes=chunk_bytes,
+            )
+            return sum([await upload.file(file) for file in files])
+    finally:
+        # After Ctrl-C a thread may still wait for a lost network: the process does not.
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def part_count(size: int, min_part_bytes: int = MIN_PART_BYTES) -> int:
@@ -74,51 +87,58 @@ def part_count(size: int, min_part_bytes: int = MIN_PART_BYTES) -> int:
     return min(MAX_PARTS, -(-size // min_part_bytes))
 
 
+@dataclass(frozen=True, kw_only=True)
 class Upload:
     """Sends files into a bucket."""
 
-    def __init__(self, bucket: Bucket, min_part_bytes: int, chunk_bytes: int) -> None:
-        self._bucket = bucket
-        self._min_part_bytes, self._chunk_bytes = min_part_bytes, chunk_bytes
+    bucket: storage.Bucket
+    objects: AsyncStorage
+    threads: ThreadPoolExecutor
+    min_part_bytes: int
+    chunk_bytes: int
 
     async def file(self, file: FileToUpload) -> int:
         """Upload and verify one file; returns its size."""
-        size = file.path.stat().st_size
-        checksum = file.crc32c
+        size, checksum = file.path.stat().st_size, file.crc32c
         if checksum is None:
             checksum = await asyncio.to_thread(crc32c_of_file, file.path)
-        parts = self._parts(file, size)
-        if not await self._bucket.holds(file.object_name, size, checksum):
-            if len(parts) < 2:
-                await self._send(file, Part(file.object_name, 0, size))
+        whole, parts = Part(file.object_name, 0, size), self._parts(file, size)
+        if not await self._holds(whole, checksum):
+            if parts:
+                await self._in_parts(file, whole, checksum, parts)
             else:
-                await self._in_parts(file, size, parts)
-            if not await self._bucket.holds(file.object_name, size, checksum):
+                await self._send(file, whole, checksum)
+            if not await self._holds(whole, checksum):
                 raise StorageError(
-                    f"{self._bucket.address(file.object_name)} is not what was sent (size or "
-                    "crc32c differ): run the same command again, which sends it once more."
+                    f"{self._address(whole)} is not what was sent (size or crc32c differ): run "
+                    "the same command again, which sends it once more."
                 )
-        if len(parts) > 1:  # an interrupted run may have left them beside the whole file
-            await self._delete_parts(parts)
+        if parts:  # an interrupted run may have left them beside the whole file
+            await self._delete(parts)
         return size
 
-    async def _delete_parts(self, parts: list[Part]) -> None:
+    async def _holds(self, part: Part, checksum: int) -> bool:
+        """Whether the bucket has this object already."""
+        found = await self.objects.find(self.bucket.name, part.name)
+        return found is not None and found.content == (part.length, checksum)
+
+    async def _delete(self, parts: list[Part]) -> None:
         """Delete them; where that is refused, as by a retention policy, say what is left."""
         try:
-            await self._bucket.delete(part.name for part in parts)
+            await asyncio.gather(*(self.objects.delete(self.bucket.name, p.name) for p in parts))
         except StorageError as error:
-            if error.status != 403:
+            if error.status not in HELD:
                 raise
-            first, last = self._bucket.address(parts[0].name), parts[-1].name.rpartition("/")[2]
+            last = parts[-1].name.rpartition("/")[2]
             warn(
                 f"{error.message} The index is complete; up to {len(parts)} parts of it remain, "
-                f"{first} to {printable(last)}. They are not used: delete them when the bucket "
-                "allows it."
+                f"{self._address(parts[0])} to {printable(last)}. They are not used: delete them "
+                "when the bucket allows it."
             )
 
     def _parts(self, file: FileToUpload, size: int) -> list[Part]:
-        """The parts to send a file of `size` bytes in; fewer than two if it is sent whole."""
-        count = part_count(size, self._min_part_bytes)
+        """The parts to send a file of `size` bytes in; none if it is sent whole."""
+        count = part_count(size, self.min_part_bytes)
         if count < 2:
             return []
         step = -(-size // count)
@@ -129,65 +149,75 @@ class Upload:
             for number, start in enumerate(range(0, size, step), start=1)
         ]
 
-    async def _in_parts(self, file: FileToUpload, size: int, parts: list[Part]) -> None:
+    async def _in_parts(
+        self, file: FileToUpload, whole: Part, checksum: int, parts: list[Part]
+    ) -> None:
         free = asyncio.Semaphore(PARTS_AT_ONCE)
 
         async def send(part: Part) -> None:
             async with free:
-                checksum = await asyncio.to_thread(
+                of_part = await asyncio.to_thread(
                     crc32c_of_file, file.path, part.start, part.length
                 )
-                if not await self._bucket.holds(part.name, part.length, checksum):
-                    await self._send(file, part)
+                if not await self._holds(part, of_part):
+                    await self._send(file, part, of_part)
 
         await asyncio.gather(*map(send, parts))
+        blob = self.bucket.blob(whole.name)
+        blob.content_type = file.content_type
+        sources = [self.bucket.blob(part.name) for part in parts]
+        compose = partial(blob.compose, sources, timeout=gcs.TIMEOUT, retry=None)
         try:
-            await self._compose(file, [part.name for part in parts])
+            await self._call(f"Composing {self._address(whole)}", compose)
         except StorageError as error:
             if error.status not in CANNOT_COMPOSE:
                 raise
-            await self._send(file, Part(file.object_name, 0, size))
+            if not await self._holds(whole, checksum):
+                await self._send(file, whole, checksum)
 
-    async def _compose(self, file: FileToUpload, names: list[str]) -> None:
-        blob = self._bucket.handle.blob(file.object_name)
-        blob.content_type = file.content_type
-        sources = [self._bucket.handle.blob(name) for name in names]
-        what = f"Composing {self._bucket.address(file.object_name)}"
-        await self._bucket.call(what, blob.compose, sources, timeout=gcs.TIMEOUT, retry=None)
-
-    async def _send(self, file: FileToUpload, part: Part) -> None:
+    async def _send(self, file: FileToUpload, part: Part, checksum: int) -> None:
         """Send bytes of the file in one stream; they become the object that the part names.
 
         A request that fails is repeated, not the whole stream. A resumable upload whose session is
         lost is begun again, up to NEW_SESSIONS times.
         """
-        what = f"Writing {self._bucket.address(part.name)}"
-
-        def send() -> None:
-            blob = self._bucket.handle.blob(part.name, chunk_size=self._chunk_bytes)
-            try:
-                with FileSlice(file.path, part.start, part.length) as content:
-                    blob.upload_from_file(
-                        content,
-                        size=part.length,
-                        content_type=file.content_type,
-                        checksum="crc32c",
-                        timeout=gcs.TIMEOUT,
-                        retry=partial(_repeated, what),
-                    )
-            except UploadFailed as error:
-                assert error.__cause__
-                raise error.__cause__ from error
-
+        what = f"Writing {self._address(part)}"
         left = NEW_SESSIONS if part.length > RESUMABLE_BYTES else 0
         while True:
             try:
-                return await self._bucket.call(what, send)
+                return await self._call(what, partial(self._stream, what, file, part))
             except StorageError as error:
                 if error.status not in LOST_SESSION or not left:
-                    raise
+                    content = part.length, checksum
+                    bucket = self.bucket.name
+                    return await self.objects.accept_held(error, bucket, part.name, content)
                 left -= 1
                 warn(f"{what}: storage lost the upload ({error.status}); it is begun again.")
+
+    def _stream(self, what: str, file: FileToUpload, part: Part) -> None:
+        blob = self.bucket.blob(part.name, chunk_size=self.chunk_bytes)
+        try:
+            with FileSlice(file.path, part.start, part.length) as content:
+                blob.upload_from_file(
+                    content,
+                    size=part.length,
+                    content_type=file.content_type,
+                    checksum="crc32c",
+                    timeout=gcs.TIMEOUT,
+                    retry=partial(_repeated, what),
+                )
+        except UploadFailed as error:
+            assert error.__cause__
+            raise error.__cause__ from error
+
+    async def _call(self, what: str, function: Callable[[], None]) -> None:
+        """`gcs.call` in a thread. Raises StorageError."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self.threads, gcs.call, what, function)
+
+    def _address(self, part: Part) -> str:
+        """The object as messages name it."""
+        return f"gs://{self.bucket.name}/{printable(part.name)}"
 
 
 def _repeated(what: str, request: Callable[[], Any]) -> Callable[[], Any]:
@@ -214,35 +244,24 @@ def _repeated(what: str, request: Callable[[], Any]) -> Callable[[], Any]:
     return partial(gcs.call, what, once)
 
 
-class FileSlice(io.RawIOBase):
+class FileSlice(io.FileIO):
     """The bytes start..start+size of a file."""
 
     def __init__(self, path: Path, start: int, size: int) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
-        self._start, self._size, self._at = start, size, 0
+        super().__init__(path)
+        self._start, self._size = start, size
+        self.seek(0)
 
-    def read(self, size: int = -1) -> bytes:
-        left = self._size - self._at
-        data = os.pread(
-            self._file.fileno(), left if size < 0 else min(size, left), self._start + self._at
-        )
-        self._at += len(data)
-        return data
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left)) or b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
+        if whence == os.SEEK_END:
+            offset, whence = offset + self._size, os.SEEK_SET
+        if whence == os.SEEK_SET:
+            offset += self._start
+        return super().seek(offset, whence) - self._start
 
     def tell(self) -> int:
-        return self._at
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+        return super().tell() - self._start

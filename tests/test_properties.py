@@ -23,14 +23,14 @@ from hypothesis.stateful import (
 from common.errors import ImageError, TransientError
 from common.files import disk_errors
 from common.names import GsPath, identifier, parse_gs_path
-from common.network.retries import BASE_S, CAP_IN_BASES, RETRY_AFTER_CAP_S, Retries, retry_after_s
+from common.retries import BASE_S, CAP_IN_BASES, RETRY_AFTER_CAP_S, Retries, retry_after_s
 from dataset import lists
 from dataset.listing import Split
 from dataset.state import DONE, FAILED, PENDING, Outcome, State
 from engine.decode import open_image, prepare
 from engine.prepare import Budget
 from gcs import ListedObject
-from storage.gzipped import unzipped, unzipped_size
+from storage.async_client import unzipped, unzipped_size
 from tests.dataset.states import state_of
 
 ROWS = 12

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import operator
 import resource
 import tempfile
 import time
@@ -16,11 +17,12 @@ from pathlib import Path
 
 import click
 import google_crc32c
-from dataset.state.matches import Matches
 
 from bench.collection.scale import NEW, PATHS, embed_idly
 from dataset.arrays import Arrays
+from dataset.listing import Listing
 from dataset.manifest import NAME, manifest_path, write_manifest
+from dataset.matches import Matches
 from dataset.state import Outcome, State
 from dataset.work_directory import REUSE, WorkDirectory
 from engine.reuse import Copier
@@ -32,8 +34,10 @@ from storage.pace import WritePace
 from testing.embedders import CONSTANT
 
 BUCKET = PATHS[0].bucket
-PAGE = 10_000  # rows that are added or recorded at once
-COMPUTED = Computed("1" * 64, "2" * 64, "fused", "float32")
+PAGE = 10_000  # rows that are recorded at once
+COMPUTED = Computed(
+    resnet_weights="1" * 64, clip_weights="2" * 64, backend="fused", precision="float32"
+)
 UNLIMITED = 1e6  # writes per second: what is measured is this program
 
 
@@ -44,26 +48,26 @@ def reuse_run(rows: int) -> dict[str, float]:
         WorkDirectory(Path(directory, "work")) as work,
     ):
         index_id = str(uuid.uuid4())
-        state = checks.list_images(PATHS, work)
-        images = make_source(state, Path(directory), index_id)
+        listing = checks.list_images(PATHS, work)
+        images = make_source(listing, Path(directory), index_id)
+        state = work.draft(listing)
         state.set_options({"index_id": str(uuid.uuid4())})
         matches = work.keep_open(Matches(work.path / REUSE))
         with Arrays(work.path, rows) as arrays:
             figures = asyncio.run(_run(state, arrays, matches, work.path, index_id, images))
-        assert state.reused() == images and state.counts().done == rows
+        assert state.progress().reused == images and state.counts().done == rows
     figures["reuse, resident memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return figures
 
 
-def make_source(listing: State, directory: Path, index_id: str) -> int:
+def make_source(listing: Listing, directory: Path, index_id: str) -> int:
     """Upload the manifest of an index of the listed images without one of NEW; returns its rows."""
+    old = Listing(directory / "source-listing.sqlite")
+    for split, images in itertools.groupby(listing.images(), operator.itemgetter(0)):
+        old.add(split, (image for _, image in images if not is_new(image.name)))
     state = State.create(directory / "source.sqlite")
-    for split, path in enumerate(PATHS):
-        listed = (row.listed for row in listing.pending())
-        old = (o for o in listed if o.name.startswith(path.prefix) and not is_new(o.name))
-        while page := list(itertools.islice(old, PAGE)):
-            state.add(split, page)
-    state.number_rows()
+    state.take(old.path)
+    old.close()
     checksum = google_crc32c.value(b"".join(vector.tobytes() for vector in CONSTANT.vectors))
     rows = state.counts().images
     for start in range(0, rows, PAGE):

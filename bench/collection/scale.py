@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from bench.support.measure import Result, options, show, storage_server
-from common.findings import Findings
+from common.errors import Findings
 from common.names import GsPath
 from common.options import default_decode_workers
 from dataset.arrays import Arrays
@@ -47,13 +47,13 @@ def one_run(rows: int, embed: bool) -> dict[str, float]:
         tempfile.TemporaryDirectory() as directory,
         WorkDirectory(Path(directory, "work")) as work,
     ):
-        state = checks.list_images(PATHS, work)
+        listing = checks.list_images(PATHS, work)
         findings = Findings()
-        checks.check_images(findings, state)
+        checks.check_listing(findings, listing, PATHS, allow_empty_val=False)
         findings.raise_if_any()
         figures = {"list and check, CPU": time.process_time() - processor}
         if embed:
-            figures |= embed_all(state)
+            figures |= embed_all(work.draft(listing))
     figures["resident memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return figures
 

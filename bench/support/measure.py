@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import click
 
 from common.terminal import table
-from report.machine import machine as this_machine
-from report.machine import versions
+from report.run import machine as this_machine
+from report.run import versions
 from testing.servers.guarded import guarded
 
 

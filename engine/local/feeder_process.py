@@ -13,8 +13,8 @@ Messages that it sends:
     image    row, height, width, whether CLIP's input is there, whether it carries an EXIF rotation:
              the image is in its place
     failed   row, reason, whether the object changed: the row has no image
-    did      images and seconds busy of fetch, decode and thumbnails, so far; bytes of thumbnails,
-             so far; requests since the last such message
+    did      images and seconds busy of fetch, decode and thumbnails, and bytes of
+             thumbnails, so far
     say      a line for the user
     stop     message, whether it is a traceback: the run cannot go on
 """
@@ -36,7 +36,6 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import IngestError
-from common.network.activity import RequestsToTell
 from dataset.state import Row
 from engine.decode import CLIP_BYTES, NotEmbedded, Prepared
 from engine.local.messages import Lines
@@ -131,7 +130,6 @@ class Feeder:
         self._rows: asyncio.Queue[Row] = asyncio.Queue()
         self._left = 0  # rows that are under way
         self._told = 0.0
-        self._requests = RequestsToTell()
 
     async def run(self, connection: socket.socket) -> None:
         """Work until the connection ends, and with it this process."""
@@ -199,7 +197,7 @@ class Feeder:
 
     def _tell_what_it_did(self) -> None:
         times = [time[1:] for time in self._preparation.times()]
-        self._lines.send("did", times, self._preparation.thumbnail_bytes, self._requests.numbers())
+        self._lines.send("did", times, self._preparation.thumbnail_bytes)
 
 
 def main() -> None:

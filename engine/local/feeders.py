@@ -20,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import IngestError, ShortageError
-from common.network.activity import count_numbers
 from common.program import ROOT
 from common.terminal import printable
 from dataset.state import Row
@@ -287,15 +286,8 @@ class Feeders:
         self.wake()
         return row
 
-    def _on_did(
-        self,
-        feeder: Feeder,
-        pairs: list[list[float]],
-        thumbnail_bytes: int,
-        requests: list[int],
-    ) -> None:
+    def _on_did(self, feeder: Feeder, pairs: list[list[float]], thumbnail_bytes: int) -> None:
         feeder.times, feeder.thumbnail_bytes = np.array(pairs), thumbnail_bytes
-        count_numbers(requests)
 
     def _on_say(self, feeder: Feeder, text: str) -> None:
         tqdm.write(text, file=sys.stderr)

@@ -22,7 +22,6 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.errors import ClusterError, IngestError
-from common.network.activity import count_numbers
 from dataset.arrays import Arrays
 from dataset.state import State
 from engine.checkpoint import Recorder
@@ -228,9 +227,6 @@ class RayPipeline:
         for pairs in table["times"].to_pylist():
             if pairs:
                 self._times += np.reshape(pairs, self._times.shape)
-        for made in table["requests"].to_pylist():
-            if made:
-                count_numbers(made)
         for row, width, height, is_rotated, outcome in read_results(table):
             position = int(np.searchsorted(numbers, row.row))
             if not waiting[position]:

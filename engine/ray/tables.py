@@ -38,7 +38,7 @@ PACK = pa.schema(
         ("pixels", pa.list_(pa.large_binary())),  # per row; null for a row with a reason
         ("clip_inputs", pa.list_(pa.large_binary())),  # per row; null where the device makes it
         ("times", pa.list_(pa.float64())),  # of fetch, decode, thumbnails: images and seconds busy
-        ("requests", pa.list_(pa.int64())),  # as activity.as_numbers gives them
+        ("requests", pa.list_(pa.int64())),  # empty
     ]
 )
 RESULTS = pa.schema(

@@ -18,7 +18,6 @@ import pyarrow as pa
 import ray
 
 from common.errors import ImageError
-from common.network.activity import RequestsToTell
 from dataset.arrays import Embedding
 from dataset.state import Row, State
 from engine.batches import BatchEmbedder, Batches
@@ -138,7 +137,7 @@ class Preparer:
             with_clip_inputs=job.with_clip_inputs,
         )
         self._loop.wait_for(self._preparation.__aenter__())
-        self._times, self._requests = self._preparation.times(), RequestsToTell()
+        self._times = self._preparation.times()
 
     def packs(self, rows: list[Row]) -> Iterator[pa.Table]:
         """The prepared rows. A pack ends with the image that reaches one of its two limits.
@@ -152,10 +151,10 @@ class Preparer:
                 pack.append(result)
                 size = sum(p.pixels.nbytes for _, p in pack if isinstance(p, Prepared))
                 if len(pack) >= self._job.pack_images or size >= self._job.pack_bytes:
-                    yield packed(pack, self._new_times(), self._requests.numbers())
+                    yield packed(pack, self._new_times(), [])
                     pack = []
             if pack:
-                yield packed(pack, self._new_times(), self._requests.numbers())
+                yield packed(pack, self._new_times(), [])
         finally:
             self._loop.wait_for(results.aclose())
 

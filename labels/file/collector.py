@@ -109,7 +109,7 @@ def image_problem(image: str) -> str:
         return "names no image: it has no file name"
     if len(image) > MAX_IDENTIFIER_LENGTH:
         return f"the file name is longer than {MAX_IDENTIFIER_LENGTH} characters"
-    return text_problem(image)
+    return text_problem(image) or ""
 
 
 def category_problem(value: Any) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from common.errors import ImageError
 from dataset import arrays
 from dataset.state import State
-from storage.gzipped import unzipped, unzipped_size
+from storage.async_client import unzipped, unzipped_size
 from testing.photographs import picture
 from tests.harness import (
     Dataset,

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from common.errors import DiskError
-from common.files import crc32c_of_bytes, crc32c_of_file, disk_errors, write_atomically
+from common.files import (
+    crc32c_of_bytes,
+    crc32c_of_file,
+    disk_errors,
+    write_atomically,
+    written_whole,
+)
 
 
 def test_a_file_is_written_whole(tmp_path):
@@ -17,16 +23,22 @@ def test_a_file_is_written_whole(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, error):
     (tmp_path / "a").write_bytes(b"old")
-
-    def pieces():
-        yield b"new"
-        raise ValueError("no more")
-
-    with pytest.raises(ValueError):
-        write_atomically(tmp_path / "a", pieces())
+    with pytest.raises(error), written_whole(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"new")
+        raise error
     assert (tmp_path / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["a", "a.tmp"])
+def test_what_is_no_regular_file_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DiskError, match=f"{name} is a FIFO, not a regular file: remove it"):
+        write_atomically(tmp_path / "a", [b"new"])
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_crc32c_of_a_part_of_a_file(tmp_path):
@@ -36,18 +48,16 @@ def test_crc32c_of_a_part_of_a_file(tmp_path):
     assert crc32c_of_file(path) == crc32c_of_bytes(path.read_bytes())
 
 
+CONTINUES = "free space or repair the disk; the same command then continues where this one stopped."
+
+
 @pytest.mark.parametrize(
-    ("error", "advice"),
+    ("error", "sentence"),
     [
-        (
-            OSError(errno.ENOSPC, "No space left on device", "work/index/labels.json"),
-            "Writing to work/index/labels.json failed (No space left on device): free space or "
-            "repair the disk; the same command then continues where this one stopped.",
-        ),
+        (OSError(errno.ENOSPC, "x", "w/a"), f"Writing to w/a failed (x): {CONTINUES}"),
         (
             sqlite3.OperationalError("database or disk is full"),
-            "Writing to work failed (database or disk is full): free space or repair the disk; the "
-            "same command then continues where this one stopped.",
+            f"Writing to work failed (database or disk is full): {CONTINUES}",
         ),
         (
             sqlite3.DatabaseError("database disk image is malformed"),
@@ -57,7 +67,7 @@ def test_crc32c_of_a_part_of_a_file(tmp_path):
         ),
     ],
 )
-def test_errors_of_the_disk_are_one_sentence_with_the_next_step(error, advice):
+def test_errors_of_the_disk_are_one_sentence_with_the_next_step(error, sentence):
     with pytest.raises(DiskError) as caught, disk_errors(Path("work")):
         raise error
-    assert caught.value.message == advice
+    assert caught.value.message == sentence

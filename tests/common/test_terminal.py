@@ -1,42 +1,25 @@
-"""Tables, sizes, durations and counts for the terminal."""
+"""Tables, sizes, durations and counts for the terminal; warnings."""
 
 import pytest
 
-from common.terminal import count, duration, size, table
+from common.terminal import count, duration, size, table, warn, warned
+
+TEXTS = {
+    size: {
+        **{0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 12_345_678: "12.3 MB"},
+        **{999_949_999: "999.9 MB", 999_999_999: "1.0 GB", 4.2e9: "4.2 GB", 5.55e15: "5,550.0 TB"},
+    },
+    duration: {
+        **{0.04: "0.0 s", 9.94: "9.9 s", 9.96: "10 s", 59.7: "60 s", 99.4: "99 s"},
+        **{100: "1 min 40 s", 3599.6: "60 min 0 s", 18_720: "5 h 12 min"},
+    },
+    lambda number: count(number, "label"): {0: "0 labels", 1: "1 label", 1234: "1,234 labels"},
+}
 
 
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1000, "1.0 kB"),
-        (12_345_678, "12.3 MB"),
-        (999_949_999, "999.9 MB"),
-        (999_999_999, "1.0 GB"),
-        (4.2e9, "4.2 GB"),
-        (5.55e15, "5,550.0 TB"),
-    ],
-)
-def test_size(number, text):
-    assert size(number) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.04, "0.0 s"),
-        (9.94, "9.9 s"),
-        (9.96, "10 s"),
-        (59.7, "60 s"),
-        (99.4, "99 s"),
-        (100, "1 min 40 s"),
-        (3599.6, "60 min 0 s"),
-        (18_720, "5 h 12 min"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
+@pytest.mark.parametrize("function", TEXTS)
+def test_numbers_as_text(function):
+    assert {number: function(number) for number in TEXTS[function]} == TEXTS[function]
 
 
 def test_table_is_aligned():
@@ -45,9 +28,6 @@ def test_table_is_aligned():
         "a               1",
         "long name  12,345",
     ]
-
-
-def test_table_with_two_text_columns():
     rows = [("cat", "POSITIVE", "1"), ("horse", "NEW", "1,000")]
     assert table(("category", "mode", "labels"), rows, text_columns=2).splitlines() == [
         "category  mode      labels",
@@ -56,9 +36,8 @@ def test_table_with_two_text_columns():
     ]
 
 
-def test_count():
-    assert [count(number, "label") for number in (0, 1, 1234)] == [
-        "0 labels",
-        "1 label",
-        "1,234 labels",
-    ]
+def test_a_warning_is_said_and_kept_for_the_report(capsys):
+    before = len(warned)
+    warn("something is wrong")
+    assert capsys.readouterr().err == "something is wrong\n"
+    assert warned[before:] == ["something is wrong"]

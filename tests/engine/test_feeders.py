@@ -69,8 +69,6 @@ def test_results_are_those_of_threads_and_each_image_is_fetched_once(
     report = json.loads((fresh.work / "report.json").read_text())
     stages = {stage["name"]: stage["images"] for stage in report["stages"]}
     assert stages == dict.fromkeys(("fetch", "decode", "models", "thumbnails"), TRAIN + VAL)
-    requests = {kind: report["requests"][kind]["requests"] for kind in ("read", "write")}
-    assert requests["read"] >= TRAIN + VAL and requests["write"] >= TRAIN + VAL
 
 
 def test_a_trial_in_processes(fresh, storage):
@@ -79,7 +77,6 @@ def test_a_trial_in_processes(fresh, storage):
     assert done.returncode == 0, done.stderr
     assert storage.requests(THUMBNAIL) == []
     report = json.loads((fresh.work / "trial.json").read_text())
-    assert report["requests"]["read"]["requests"] >= 4
     assert report["trial"]["forecast"]["thumbnail_bytes"] > 0
 
 

@@ -7,8 +7,8 @@ import socket
 import pytest
 from aiohttp import web
 
+from common import retries
 from common.errors import AnswerLost, ServerError
-from common.network import retries
 from forager.answers import DatasetInfo
 from forager.client import CREATE_ATTEMPTS, Forager
 from forager.connection import Timeouts

@@ -10,7 +10,7 @@ from urllib.request import urlopen
 import pytest
 
 import gcs
-from common.findings import Findings
+from common.errors import Findings
 from engine.loading import ModelLoader
 from testing.embedders import FakeEmbedder
 from tests.front import Answer, Front

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.stages import StageTime
-from report.run import REGISTERED, Report, Step
+from report.run import Report, RunOutcome, Step, StepName
 from report.summary import summarize
 
 MESSAGE = (
@@ -14,10 +14,10 @@ MESSAGE = (
 def finished(steps, **busy):
     """The report of a run with these steps, (name, seconds, images), and busy stages."""
     report = Report({}, decode_workers=4)
-    report.steps = [Step(*step) for step in steps]
+    report.steps = [Step(StepName(name), *numbers) for name, *numbers in steps]
     report.stages = [StageTime(name, 297, seconds) for name, seconds in busy.items()]
-    report.seconds, report.outcome = sum(step.seconds for step in report.steps), REGISTERED
-    report.message = MESSAGE
+    report.seconds = sum(step.seconds for step in report.steps)
+    report.outcome, report.message = RunOutcome.REGISTERED, MESSAGE
     return report
 
 

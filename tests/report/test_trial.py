@@ -6,12 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from dataset.arrays import BYTES_PER_ROW
+from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from preflight.checks import ROW_BYTES
-from report.forecast import Forecast, cost, describe_sizes, index_requests, measured_pace
-from report.prices import EXAMPLES, read_prices
-from report.sample import spread
+from report.forecast import (
+    EXAMPLES,
+    Pace,
+    cost,
+    forecast,
+    index_requests,
+    measured_pace,
+    read_prices,
+)
+from report.trial import describe_sizes, spread
 from storage.pace import least_seconds
+from storage.uploads import part_count
 from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import TRAIN, VAL, ended, environment, run_here, start, wait_for
 from tests.report.test_report import DOWNLOAD, assert_documented, documented, fields
@@ -42,13 +50,13 @@ def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
     of_trials = {path for path in documented() if path.startswith("trial.")}
     assert of_trials <= {path for path, _ in fields(report)}
     assert report["outcome"] == "trial" and report["message"] + "\n" == done.stdout
-    trial, found = report["trial"], report["trial"]["forecast"]
+    trial, found, counts = report["trial"], report["trial"]["forecast"], report["counts"]
     images = TRAIN + 1 + VAL
-    assert (trial["images"], trial["training"], trial["validation"]) == (13, 10, 3)
-    assert trial["failed"] == 1 and found["failed"] == round(images / 13)
+    assert (counts["images"], counts["training"], counts["validation"]) == (13, 10, 3)
+    assert counts["failed"] == 1 and found["failed"] == round(images / 13)
     assert trial["sizes"]["median"] == [40, 30] and trial["sizes"]["different"] == 1
     assert found["images"] == images and found["disk_bytes"] == images * ROW_BYTES
-    assert found["read_bytes"] > trial["bytes"] > 0
+    assert found["read_bytes"] > counts["size"] > 0
     assert found["index_bytes"] > images * BYTES_PER_ROW and found["thumbnail_bytes"] > 0
     assert found["class_b"] >= images and found["class_a"] >= images - found["failed"]
     assert trial["cost"]["machine"] == pytest.approx(found["seconds"] * 10)
@@ -109,11 +117,14 @@ def test_options_that_do_not_go_together(fresh, options, said):
     ("content", "said"),
     [
         (None, "cannot be read (No such file or directory)."),
-        ("class_a: 1", 'is not JSON: write {"class_a_per_1000": 0.005,'),
-        ("[1]", "is not a JSON object: write"),
-        ('{"class_a": 1}', "'class_a' is no price. Prices are class_a_per_1000, "),
-        ('{"read_per_gb": -1}', "read_per_gb is -1, where a number from 0 is expected."),
-        ('{"read_per_gb": "1"}', 'read_per_gb is "1", where a number from 0 is expected.'),
+        ("class_a: 1", 'has no prices: write a JSON object of numbers from 0, such as {"class_a_'),
+        ("[1]", "has no prices: write a JSON object"),
+        *(
+            (f"{{{entry}}}", f"{entry} is no price: write a JSON object of numbers from 0")
+            for entry in ('"class_a": 1', '"read_per_gb": -1', '"read_per_gb": "1"')
+        ),
+        ('{"read_per_gb": true}', '"read_per_gb": true is no price'),
+        ('{"read_per_gb": NaN}', '"read_per_gb": NaN is no price'),
     ],
 )
 def test_prices_that_are_none(tmp_path, content, said):
@@ -158,21 +169,33 @@ def test_a_sample_is_spread_over_both_splits(training, validation, images, expec
     assert spread(training, validation, images) == expected
 
 
-def test_requests_cost_and_sizes():
+def test_a_forecast_follows_from_images_pages_and_arrays():
+    images = 1_000_001
+    found = forecast(images, 10**11, Pace(10, 500), before_s=20, failed=1, thumbnail_bytes=10**10)
+    parts = sum(part_count(images * width * 4) for width in DIMENSIONS.values())
+    # 1,001 pages four times, a thumbnail per image, the parts, three arrays and five other files.
+    assert found.class_a == 4 * 1001 + 10**6 + parts + 8
+    assert found.class_b == images + 2 * 8 + parts
+    assert found.startup_s == 30
+    assert found.seconds == pytest.approx(20 + 10 + images / 500 + found.upload_s)
     assert index_requests([1000] * 3) == (8, 16)
-    assert index_requests([1 << 30, 33 << 20, 1000]) == (6 + 32 + 3 + 2, 16 + 32 + 3)
-    found = Forecast(10**6, 7200, 1, 1, 1, 10**11, 10**10, 10**10, 2_000_000, 1_000_000, 1, 0)
+    assert index_requests([1 << 30, 33 << 20, 1000]) == (8 + 32 + 3, 16 + 32 + 3)
+    stored = (found.thumbnail_bytes + found.index_bytes) / 1e9
     assert cost(found, read_prices(None)) == pytest.approx(
-        {"class_a": 10, "class_b": 0.4, "read": 12, "machine": 2, "stored_month": 0.4}
+        {
+            "class_a": found.class_a * 0.005 / 1000,
+            "class_b": found.class_b * 0.0004 / 1000,
+            "read": 12,
+            "machine": found.seconds / 3600,
+            "stored_month": stored * 0.02,
+        }
     )
+
+
+def test_sizes_are_ordered_by_their_pixels():
     assert describe_sizes([]) is None
-    assert describe_sizes([(2, 3), (9, 9), (1, 1), (2, 3)]) == (
-        (1, 1),
-        (2, 3),
-        (9, 9),
-        3,
-        0.0000235,
-    )
+    sizes = {"smallest": (1, 1), "median": (2, 3), "largest": (9, 9), "different": 3}
+    assert describe_sizes([(2, 3), (9, 9), (1, 1), (2, 3)]) == sizes
 
 
 def test_a_fresh_prefix_limits_only_what_is_fast():

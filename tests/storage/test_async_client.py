@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gzip
 import itertools
 import json
 import os
+import re
 import resource
 from base64 import b64encode
 from urllib.parse import parse_qs, urlsplit
@@ -13,10 +15,11 @@ from urllib.request import urlopen
 import pytest
 
 import gcs
-from common.errors import ImageChanged, ShortageError, StorageError
-from common.network import retries
+from common import retries
+from common.errors import ImageChanged, ImageError, ShortageError, StorageError, TransientError
 from gcs import ListedObject
-from storage.async_client import AsyncStorage, Limits
+from storage.async_client import AsyncStorage, unzipped
+from storage.session import TimeLimits, batch_answers
 from tests.front import Answer, Front
 from tests.world import listing, put, with_objects
 
@@ -141,7 +144,7 @@ def fetch_from(server, monkeypatch, **limits):
     async def run():
         async with server:
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-            async with AsyncStorage(1, limits=Limits(**limits)) as objects:
+            async with AsyncStorage(1, limits=TimeLimits(**limits)) as objects:
                 await objects.fetch("b", ListedObject("a.jpg", 1000, 0, 1))
 
     with pytest.raises(StorageError) as caught:
@@ -169,9 +172,10 @@ def test_a_server_that_never_answers_stops(monkeypatch):
 def test_an_endless_error_is_read_up_to_a_bound(monkeypatch):
     head = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
-    message = fetch_from(Raw(head, chunk), monkeypatch)
+    server = Raw(head, chunk)
+    message = fetch_from(server, monkeypatch)
     assert message.startswith("Reading gs://b/a.jpg: access is denied (403): xxx")
-    assert len(message) < 400
+    assert len(message) < 400 and server.connections == 1
 
 
 def test_an_endless_object_is_read_up_to_its_listed_size(make_bucket, monkeypatch):
@@ -206,14 +210,6 @@ def test_running_out_of_open_files_stops_with_its_own_sentence(make_bucket):
         asyncio.run(fetch())
 
 
-def test_no_access_to_an_object_stops(monkeypatch):
-    with Front(rule=lambda asked: Answer(403)) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        with pytest.raises(StorageError, match=r"Reading gs://b/a\.jpg: access is denied"):
-            with_objects("fetch", "b", ListedObject("a.jpg", 4, 0, 1))
-        assert len(storage.asked) == 1
-
-
 def test_other_bytes_stored_than_sent_stops(monkeypatch):
     stored = {"name": "a.jpg", "size": "4", "crc32c": b64encode(b"\0\0\0\1").decode()}
     with Front(rule=lambda asked: Answer(200, json.dumps(stored).encode())) as storage:
@@ -240,3 +236,154 @@ def test_a_refused_public_object_comes_with_the_reason(monkeypatch, status):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         refused = with_objects("public_refusal", "bucket", "a.jpg")
     assert (refused.status, str(refused)) == (status, "No billing")
+
+
+def answer(*statuses, ids=True, boundary="b"):
+    parts = [
+        f"--{boundary}\r\nContent-Type: application/http\r\n"
+        + (f"Content-ID: <response-{number}>\r\n" if ids else "")
+        + f"\r\nHTTP/1.1 {status} Words\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
+        for number, status in statuses
+    ]
+    return ("".join(parts) + f"--{boundary}--").encode()
+
+
+def test_answers_have_the_order_of_the_calls():
+    body = answer((1, 404), (0, 200))
+    found = batch_answers('multipart/mixed; boundary="b"', body, 2)
+    assert [status for status, _ in found] == [200, 404]
+    body = answer((0, 204), (1, 503), ids=False)
+    found = batch_answers("multipart/mixed; boundary=b", body, 2)
+    assert found == [(204, b"{}\r\n"), (503, b"{}\r\n")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/html", b"<html>"),
+        ("multipart/mixed; boundary=b", b""),
+        ("multipart/mixed; boundary=b", answer((0, 200))),
+        ("multipart/mixed; boundary=b", answer((0, 200), (0, 200))),
+        ("multipart/mixed; boundary=b", answer((0, 200), (2, 200))),
+        ("multipart/mixed; boundary=b", answer((0, 200), (1, 200))[:-110]),
+    ],
+)
+def test_an_incomplete_answer_is_worth_another_try(kind, body):
+    with pytest.raises(TransientError, match="batch of 2 calls is incomplete"):
+        batch_answers(kind, body, 2)
+
+
+def test_copies_have_the_bytes_of_their_sources(make_bucket):
+    one, other = make_bucket(), make_bucket()
+    names = ["a/b c.jpg", "é?#%.jpg", "plain.jpg"]
+    for name in names:
+        put(one, name, data=name.encode())
+    wanted = {f"t/{number} {name}": name for number, name in enumerate(names * 60)}
+    wanted["t/gone"] = "never there"
+    missing = with_objects("copy", one, other, wanted)
+    assert set(missing) == {"t/gone"}
+    found = {listed.name: listed.size for listed in listing(other)}
+    assert found == {
+        name: len(source.encode()) for name, source in wanted.items() if name != "t/gone"
+    }
+
+
+def test_only_calls_that_failed_are_made_again(monkeypatch):
+    statuses = iter([[(0, 200), (1, 503), (2, 404), (3, 429)], [(0, 200), (1, 200)]])
+
+    def rule(_):
+        kind = {"Content-Type": "multipart/mixed; boundary=b"}
+        return Answer(200, answer(*next(statuses)), kind)
+
+    with Front(rule=rule) as front:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
+        missing = with_objects("copy", "one", "two", {f"new/{n}": f"old/{n}" for n in range(4)})
+    assert set(missing) == {"new/2"}
+    calls = [re.findall(rb"POST (\S+) HTTP/1.1\r\n", asked.body) for asked in front.asked]
+    path = "/storage/v1/b/one/o/old%2F{0}/copyTo/b/two/o/new%2F{0}"
+    assert calls == [
+        [path.format(n).encode() for n in numbers] for numbers in ((0, 1, 2, 3), (1, 3))
+    ]
+    assert {asked.path for asked in front.asked} == {"/batch/storage/v1"}
+
+
+def test_a_copy_that_is_refused_ends_with_storage_s_reason(monkeypatch):
+    body = answer((0, 503), (1, 403)).replace(b"{}", b'{"error": {"message": "no access"}}')
+    kind = {"Content-Type": "x; boundary=b"}
+
+    def rule(asked):
+        return Answer(200, body, kind) if asked.method == "POST" else Answer(404)
+
+    with Front(rule=rule) as front:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
+        with pytest.raises(StorageError, match=r"gs://one to gs://two: .*\(403\): no access"):
+            with_objects("copy", "one", "two", {"a": "b", "c": "d"})
+    assert len([asked for asked in front.asked if asked.method == "POST"]) == 1
+
+
+def test_find_and_fetch_range(make_bucket):
+    bucket = make_bucket()
+    put(bucket, "a b", data=b"0123456789")
+    (listed,) = listing(bucket)
+    assert with_objects("find", bucket, "a b") == listed
+    assert with_objects("find", bucket, "b") is None
+    assert with_objects("fetch_range", bucket, listed, 3, 4) == b"3456"
+    with pytest.raises(StorageError, match="2 bytes came instead of 4"):
+        with_objects("fetch_range", bucket, listed, 8, 4)
+
+
+def test_gzip_is_unpacked():
+    assert unzipped(gzip.compress(b"an image" * 1000)) == b"an image" * 1000
+
+
+def test_gzip_cut_short_is_unusable():
+    with pytest.raises(ImageError, match="gzip-compressed"):
+        unzipped(gzip.compress(b"an image" * 1000)[:-20])
+
+
+RETAINED = b'{"error": {"message": "Object is subject to the bucket retention policy."}}'
+
+
+@pytest.fixture
+def retained(emulator, make_bucket, monkeypatch):
+    """A bucket of a server that refuses every write, as to objects that are held, with `status`."""
+
+    def rule(asked):
+        if asked.method != "POST" or storage.status is None:
+            return None
+        if "/batch/" not in asked.path:
+            return Answer(storage.status, RETAINED)
+        calls = asked.body.count(b"POST ")
+        body = answer(*((number, storage.status) for number in range(calls)))
+        return Answer(200, body.replace(b"{}", RETAINED), {"Content-Type": "x; boundary=b"})
+
+    with Front(emulator, rule) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        storage.status = None
+        storage.bucket = make_bucket()
+        yield storage
+
+
+@pytest.mark.parametrize("status", [403, 412])
+def test_a_held_object_with_the_same_bytes_counts_as_written(retained, status):
+    """A run that was killed had written it, or the answer was lost."""
+    put(retained.bucket, "a.jpg", "b.jpg")
+    retained.status = status
+    with_objects("put", retained.bucket, "a.jpg", b"data", "image/jpeg")
+    copied = {"b.jpg": "a.jpg"}
+    assert with_objects("copy", retained.bucket, retained.bucket, copied) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("a.jpg", "held there and must not be replaced"), ("new.jpg", r"policy\.$")]
+)
+def test_a_refused_write_says_whether_an_object_is_held(retained, name, words):
+    put(retained.bucket, "a.jpg", data=b"other")
+    put(retained.bucket, "b.jpg", data=b"data")
+    retained.status = 403
+    denied = rf"Writing gs://{retained.bucket}/{name}: access is denied \(403\): Object is subject"
+    with pytest.raises(StorageError, match=denied) as caught:
+        with_objects("put", retained.bucket, name, b"data", "image/jpeg")
+    assert re.search(words, caught.value.message)
+    with pytest.raises(StorageError, match="access is denied"):
+        with_objects("copy", retained.bucket, retained.bucket, {name: "b.jpg"})

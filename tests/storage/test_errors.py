@@ -1,5 +1,6 @@
 """What storage's and the libraries' errors become: another try, or one sentence for the user."""
 
+import asyncio
 import json
 import re
 import socket
@@ -11,8 +12,9 @@ from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 
 import gcs
-from common.errors import StorageError, TransientError
+from common.errors import IngestError, StorageError, TransientError
 from common.names import GsPath
+from forager.client import Forager
 from gcs import Refused
 from storage.listing import listed
 from tests.front import Answer, Front
@@ -26,62 +28,48 @@ def answered(status, body=b"", headers=None):
     return api.from_http_status(status, "x", response=response)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        requests.ConnectionError(),
-        requests.Timeout(),
-        requests.exceptions.ChunkedEncodingError(),
-        requests.exceptions.JSONDecodeError("Unterminated string starting at", "{", 1),
-        answered(503),
-        answered(429),
-        auth.TransportError("x"),
-        auth.RefreshError("x", retryable=True),
-        storage_errors.DataCorruption(None, "x"),
-        ConnectionResetError(),
-    ],
-    ids=repr,
-)
-def test_errors_that_are_tried_again(error):
-    assert isinstance(gcs.translated(error), TransientError)
+TRANSIENT = [
+    *(requests.ConnectionError(), requests.Timeout(), requests.exceptions.ChunkedEncodingError()),
+    requests.exceptions.JSONDecodeError("Unterminated string starting at", "{", 1),
+    *(answered(503), answered(429), ConnectionResetError()),
+    *(auth.TransportError("x"), auth.RefreshError("x", retryable=True)),
+    storage_errors.DataCorruption(None, "x"),
+]
+REFUSALS = [
+    *(requests.exceptions.SSLError(), answered(404), answered(403), answered(412)),
+    auth.RefreshError("x"),
+]
+OTHERS = [ValueError(), KeyError("status"), FileNotFoundError()]
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "kind"),
     [
-        requests.exceptions.SSLError(),
-        answered(404),
-        answered(403),
-        answered(412),
-        auth.RefreshError("x"),
+        *((error, TransientError) for error in TRANSIENT),
+        *((error, Refused) for error in REFUSALS),
+        *((error, type(error)) for error in OTHERS),  # they pass unchanged
     ],
     ids=repr,
 )
-def test_errors_that_another_try_would_not_help(error):
-    assert isinstance(gcs.translated(error), Refused)
-
-
-@pytest.mark.parametrize("error", [ValueError(), KeyError("status"), FileNotFoundError()])
-def test_other_errors_pass_unchanged(error):
-    assert gcs.translated(error) is error
+def test_errors_of_libraries_are_told_apart(error, kind):
+    assert isinstance(gcs.translated(error), kind)
+    assert (gcs.translated(error) is error) == (error in OTHERS)
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (
-            b'{"error": {"code": 403, "message": "Object is under retention.\\n"}}',
-            "Object is under retention",
-        ),
+        (b'{"error": {"code": 403, "message": "Under retention.\\n"}}', "Under retention"),
         (b'{"error": "invalid_grant", "error_description": "x"}', "invalid_grant"),
         (b"<?xml version='1.0'?><Error><Code>A</Code><Message>Denied.</Message></Error>", "Denied"),
-        (
-            b"<Error><Message>Denied.</Message><Details>ann is missing</Details></Error>",
-            "ann is missing",
-        ),
+        (b"<Error><Message>No.</Message><Details>ann is missing</Details>", "ann is missing"),
         (b"<html><title>502 Bad Gateway</title>", "502 Bad Gateway"),
         (b"No such object: b/a.jpg", "No such object: b/a.jpg"),
-        (b'{"error": {"message": "cut off', ""),
+        (b'{"error": {"errors": [{"message": "Held \\"x\\".", "reason": "a"}]}}', 'Held "x"'),
+        (b'{"error": {"message": "cut off', "cut off"),
+        (b'{"error": {"message": "It is held.", "errors": [' + b'{"x": 1},' * 9999, "It is held"),
+        (b'{"error": {"message": "{\\"error\\": {\\"message\\": \\"inner\\"}}"}}', "inner"),
+        (b'Failed: {"error": {"code": 400, "message": "Invalid \\u00e9"}}', "Invalid é"),
         (b"[" * 100_000, ""),
         (b"<" * 100_000, ""),
         (b"{}", ""),
@@ -145,3 +133,23 @@ def test_a_network_failure_while_renewing_a_token_is_no_refusal():
     ours = gcs.translated(auth.TransportError("no route to host"))
     message = gcs.storage_error("Reading a", ours).message
     assert message.startswith("Reading a: Google's token server: ")
+
+
+@pytest.mark.parametrize("proxy", ["not an address", "::::", "http://u:s3cret@h:port", "ftp://x:1"])
+@pytest.mark.parametrize("ask", ["google-cloud-storage", "aiohttp", "server"])
+def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, ask):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://storage.example")
+    monkeypatch.setenv("http_proxy", proxy)
+
+    async def find_dataset():
+        async with Forager("http://server.example") as server:
+            await server.dataset("birds")
+
+    with pytest.raises(IngestError, match="^http_proxy=.* is not an address: write it") as caught:
+        if ask == "aiohttp":
+            list(listed(GsPath("bucket", "t/")))
+        elif ask == "server":
+            asyncio.run(find_dataset())
+        else:
+            gcs.read_bytes("bucket", "a.jpg")
+    assert "s3cret" not in caught.value.message

@@ -1,5 +1,6 @@
 """Listing a directory in disjoint ranges at once: every object once, whatever the names are."""
 
+import asyncio
 import bisect
 import json
 import random
@@ -12,8 +13,9 @@ import gcs
 from common.errors import StorageError
 from common.names import GsPath
 from gcs import ListedObject
-from storage.listing import listed, split_points
+from storage.listing import delete_index, listed, split_points
 from tests.front import Answer, Front
+from tests.world import listing, put
 
 PREFIX = "t/"
 PAGE = 10
@@ -193,3 +195,42 @@ def test_split_points_are_in_order_and_within_the_range():
     assert {"t/05", "t/09", "t/041"} <= set(points)
     assert split_points("t/0409", "t/1", 2, 4, "0123456789", 3) == ["t/044", "t/048", "t/06"]
     assert split_points("t/0999", "t/1", 2, 4, "0123456789", 3) == []
+
+
+def index_objects(bucket, *index_ids):
+    """Put an object of each kind for each index; their names."""
+    kinds = ["aux_labels/{}/imagenet.pickle", "indexes/{}/labels.json", "thumbnails/{}/#?.jpg"]
+    names = {index_id: [kind.format(index_id) for kind in kinds] for index_id in index_ids}
+    put(bucket, *(name for of_index in names.values() for name in of_index))
+    return names
+
+
+def test_delete_index_deletes_one_index_only(make_bucket):
+    bucket, index_id, other = make_bucket(), str(uuid.uuid4()), str(uuid.uuid4())
+    names = index_objects(bucket, index_id, other)
+    assert asyncio.run(delete_index(bucket, index_id)) == 3
+    assert [o.name for o in listing(bucket)] == names[other]
+
+
+@pytest.mark.parametrize("index_id", ["", "..", "ID"])
+def test_a_malformed_index_id_deletes_nothing(make_bucket, index_id):
+    bucket = make_bucket()
+    put(bucket, "indexes//labels.json")
+    with pytest.raises(ValueError, match="is no index id"):
+        asyncio.run(delete_index(bucket, index_id))
+    assert [o.name for o in listing(bucket)] == ["indexes//labels.json"]
+
+
+def test_objects_that_are_held_are_left_with_a_warning(emulator, make_bucket, monkeypatch, capsys):
+    bucket, index_id = make_bucket(), str(uuid.uuid4())
+    names = index_objects(bucket, index_id)[index_id]
+
+    def rule(asked):
+        held = asked.method == "DELETE" and "/thumbnails" in asked.path
+        return Answer(403, b"retained") if held else None
+
+    with Front(emulator, rule) as front:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
+        assert asyncio.run(delete_index(bucket, index_id)) == 2
+        assert [o.name for o in listing(bucket)] == names[2:]
+    assert "(403): retained. 1 object of the earlier index" in capsys.readouterr().err

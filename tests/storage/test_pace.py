@@ -9,7 +9,7 @@ import google_crc32c
 import pytest
 
 from common.errors import TransientError
-from common.network.retries import Retries
+from common.retries import Retries
 from storage.async_client import AsyncStorage
 from storage.pace import DOUBLING_S, WritePace
 from tests.front import Answer, Front

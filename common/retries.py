@@ -1,30 +1,25 @@
 """Retries: which errors are worth another try, how long to wait before it, and how many tries.
 
 `TransientError` marks what is worth another try. Code that calls a library translates the library's
-exceptions into it (gcs.py, storage/async_client.py); only aiohttp's are known here too.
+exceptions into it (gcs.py, storage/session.py); only aiohttp's are known here too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import email.utils
 import math
 import os
 import random
 import ssl
-import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextvars import ContextVar
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import aiohttp
-import tenacity
-from tqdm import tqdm
 
 from common.errors import IngestError, TransientError
-from common.terminal import printable
+from common.terminal import printable, say
 
 ATTEMPTS = 8  # if 10% of requests fail, one in 100 million fails eight times
 BASE_S = 0.25  # the longest first wait
@@ -42,7 +37,6 @@ TRANSIENT_KINDS = (
 )
 CLOSED = "the connection was closed before the whole answer came"
 PERMANENT_KINDS = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
-_retrying: ContextVar[bool] = ContextVar("retrying", default=False)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,40 +59,40 @@ class Retries(NamedTuple):
         Raises:
             Exception: what the last attempt raised.
         """
-        # Nearly every call succeeds, and tenacity costs 0.1 ms: use it only after a failure.
-        failure: Exception | None
-        try:
-            return await function(*args, **kwargs)
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            failure = error
-
-        async def attempt() -> T:
-            nonlocal failure
-            if failure is not None:
-                first, failure = failure, None
-                raise first
-            return await function(*args, **kwargs)
-
-        with _marked_as_retry():
-            return await tenacity.AsyncRetrying(**self._policy(what))(attempt)
+        attempt = 1
+        while True:
+            try:
+                return await function(*args, **kwargs)
+            except Exception as error:
+                wait_s = self._announced_wait_s(what, attempt, error)
+                if wait_s is None:
+                    raise
+            await asyncio.sleep(wait_s)
+            attempt += 1
 
     def call_blocking(
         self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """The same for a function that blocks. It sleeps between attempts: call it in a thread."""
-        first = True
-
-        def attempt() -> T:
-            nonlocal first
-            if first:
-                first = False
+        attempt = 1
+        while True:
+            try:
                 return function(*args, **kwargs)
-            with _marked_as_retry():
-                return function(*args, **kwargs)
+            except Exception as error:
+                wait_s = self._announced_wait_s(what, attempt, error)
+                if wait_s is None:
+                    raise
+            time.sleep(wait_s)
+            attempt += 1
 
-        return tenacity.Retrying(**self._policy(what))(attempt)
+    def _announced_wait_s(self, what: str, attempt: int, error: Exception) -> float | None:
+        """Seconds until the next attempt, which a line on stderr announces; None without one."""
+        attempts = self.attempts_for(error)
+        if attempt >= attempts or not is_transient(error):
+            return None
+        wait_s = self.wait_s(attempt, error)
+        say(f"{what}: {reason(error)}; attempt {attempt + 1} of {attempts} in {wait_s:.1f} s")
+        return wait_s
 
     def wait_s(self, attempt: int, error: BaseException | None) -> float:
         """Seconds to wait after attempt number `attempt`.
@@ -115,40 +109,6 @@ class Retries(NamedTuple):
         """How many tries a request gets that fails with this error."""
         own = error.attempts if isinstance(error, TransientError) else None
         return min(self.attempts, own or self.attempts)
-
-    def _policy(self, what: str) -> dict[str, Any]:
-        """The arguments of tenacity."""
-
-        def say(state: tenacity.RetryCallState) -> None:
-            error = _error(state)
-            wait = state.next_action.sleep if state.next_action else 0.0
-            tqdm.write(
-                f"{what}: {reason(error)}; attempt {state.attempt_number + 1} of "
-                f"{self.attempts_for(error)} in {wait:.1f} s",
-                file=sys.stderr,
-            )
-
-        return {
-            "stop": lambda state: state.attempt_number >= self.attempts_for(_error(state)),
-            "wait": lambda state: self.wait_s(state.attempt_number, _error(state)),
-            "retry": tenacity.retry_if_exception(is_transient),
-            "before_sleep": say,
-            "reraise": True,
-        }
-
-
-@contextlib.contextmanager
-def _marked_as_retry() -> Iterator[None]:
-    token = _retrying.set(True)
-    try:
-        yield
-    finally:
-        _retrying.reset(token)
-
-
-def is_retrying() -> bool:
-    """Whether what this task or thread does repeats what failed before, in `Retries.call`."""
-    return _retrying.get()
 
 
 def from_environment() -> Retries:
@@ -192,8 +152,8 @@ def reason(error: BaseException | None) -> str:
     return printable(str(error) or type(error).__name__, 300).rstrip(". ")
 
 
-def connection_reason(error: BaseException) -> str:
-    """Why a connection failed, in the operating system's words; "" for other errors.
+def connection_reason(error: BaseException) -> str | None:
+    """Why a connection failed, in the operating system's words; None for other errors.
 
     The words are those of the first cause that has some: the messages of HTTP libraries show
     addresses of objects and exceptions within exceptions.
@@ -218,7 +178,7 @@ def connection_reason(error: BaseException) -> str:
             # The number is negative for errors of the name resolver.
             text = os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
             return printable(text)
-    return ""
+    return None
 
 
 def retry_after_s(error: BaseException | None) -> float:
@@ -236,7 +196,3 @@ def retry_after_s(error: BaseException | None) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0
-
-
-def _error(state: tenacity.RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome else None
