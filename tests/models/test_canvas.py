@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.canvas import Region, rounded_up
+from models.canvas import Region
 from models.resnet import build_resnet, onednn, resnet_features, with_operator
 from weights.resnet50 import read_resnet_weights
 
@@ -91,8 +91,3 @@ def test_without_the_strips_the_vectors_differ(plain, monkeypatch):
         together, *_ = resnet_features(plain, *on_canvas([image], 64, 64))
         alone, *_ = resnet_features(plain, torch.from_numpy(image)[None])
     assert (together - alone).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize(("side", "expected"), [(1, 64), (64, 64), (65, 128), (640, 640)])
-def test_canvases_are_few(side, expected):
-    assert rounded_up(side) == expected

@@ -10,7 +10,7 @@ from PIL import Image
 
 import embeddings
 from bench.support import original
-from common.errors import IngestError, WeightsError
+from common.errors import IngestError
 from common.precision import Precision
 from dataset.arrays import DIMENSIONS
 from embeddings import Embedder
@@ -95,11 +95,6 @@ def test_bfloat16_keeps_the_cosine(weights, photographs, expected):
         assert np.allclose((found[name] ** 2).sum(1), 1, atol=1e-6)
 
 
-def test_auto_on_a_cpu_is_float32(weights):
-    embedder = Embedder(*weights, device="cpu")
-    assert (embedder.precision, embedder.device) == ("float32", "cpu")
-
-
 @pytest.mark.parametrize(("spoilt", "chosen"), [(0.0, "bfloat16"), (0.05, "float32")])
 def test_auto_leaves_a_precision_that_loses_the_cosine(spoilt, chosen, weights, monkeypatch):
     def load(arrays, clip, device, dtype):
@@ -133,10 +128,13 @@ def test_auto_leaves_a_precision_whose_range_a_layer_comes_near(weights, monkeyp
     assert "float16 was not chosen: with these weights a layer reaches" in loaded.reason
 
 
-def test_arrays_that_were_read_are_not_read_again(weights, monkeypatch):
+def test_auto_on_a_cpu_is_float32_and_arrays_that_were_read_are_not_read_again(
+    weights, monkeypatch
+):
     arrays = read_resnet_weights(weights[0])
     monkeypatch.setattr(embeddings, "read_resnet_weights", None)
-    Embedder(*weights, device="cpu", precision="float32", resnet_arrays=arrays)
+    embedder = Embedder(*weights, device="cpu", resnet_arrays=arrays)
+    assert (embedder.precision, embedder.device) == ("float32", "cpu")
 
 
 def test_threads_may_share_an_embedder(embedder, photographs, expected):
@@ -237,8 +235,3 @@ def test_gpu_agrees(weights, photographs, expected):
             assert (rows * expected[name]).sum(1).min() >= least
             if precision == "float32":
                 assert abs(rows - expected[name]).max() < 1e-5
-
-
-def test_missing_weights_are_said_before_anything_else(weights, tmp_path):
-    with pytest.raises(WeightsError, match="is missing"):
-        Embedder(tmp_path / "R-50.pkl", weights[1], device="cpu")

@@ -72,6 +72,7 @@ def test_many_images_of_one_size_need_no_canvas(gpu, embedder, monkeypatch):
 
 def test_canvases_group_images(gpu):
     assert gpu.group(480, 640) == gpu.group(449, 577) == (512, 640)
+    assert gpu.group(1, 64) == (64, 64)
     assert gpu.group(480, 640) != gpu.group(640, 480)
 
 
