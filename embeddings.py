@@ -4,30 +4,26 @@ An image's vectors depend on that image alone, however images are batched.
 """
 
 import contextlib
-import importlib
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from common.precision import Precision, fastest_precision
 from common.terminal import count
 from dataset.arrays import Embedding
-from models import resize
+from models import devices
+from models.backends import BACKENDS, Models
+from models.clip import crop_table, resized_for_clip
 from models.clip_crop import CLIP_SIDE
-from models.device import devices
-from models.device.runner import ClipInputs, Launched, Pixels, Rows, Runner
-from models.pair import Models
+from models.runner import ClipInputs, Pending, Pixels, Rows, Runner
 from weights.clip import check_clip_weights
 from weights.resnet50 import read_resnet_weights
 
-BACKENDS = {
-    "fused": "models.backends.fused",
-    "transformers": "models.backends.transformers",
-    "original": "models.backends.original",
-}
 # Smallest cosine to float32 on the sample image. `auto` promises 0.9999 for every image; the margin
 # is there because the sample is only one.
 MIN_COSINE = 0.99995
@@ -37,7 +33,7 @@ CLIP_BATCH_CPU, CLIP_BATCH_GPU = 4, 128
 
 class LoadedModels(NamedTuple):
     models: Models
-    precision: str
+    precision: Precision
     reason: str | None = None  # why auto did not choose the fastest precision
 
 
@@ -46,38 +42,37 @@ def load_models(
     arrays: dict[str, np.ndarray],
     clip: Path,
     device: torch.device,
-    precision: str,
+    precision: Precision | None,
 ) -> LoadedModels:
-    """The two models of a backend, and their precision: for auto, the fastest that is exact enough.
+    """Both models of a backend, and their precision: for None, the fastest that is exact enough.
 
     `arrays` come from read_resnet_weights. A precision is exact enough if, computed with these
     weights, the vectors of a sample image keep MIN_COSINE to those of float32, and no layer comes
     near to its range. The original backend is for comparison: auto is float32 there.
     """
-    module = importlib.import_module(BACKENDS[backend])  # only the one in use: some take seconds
 
-    def load(name: str) -> Models:
-        models: Models = module.load(arrays, clip, device, devices.PRECISIONS[name])
-        return models
+    def load(precision: Precision) -> Models:
+        return BACKENDS[backend](arrays, clip, device, devices.DTYPES[precision])
 
-    if precision != "auto":
+    if precision is not None:
         return LoadedModels(load(precision), precision)
-    fastest = "float32" if backend == "original" else devices.fastest_precision(device)
-    exact = load("float32")
-    if fastest == "float32":
-        return LoadedModels(exact, fastest)
+    fastest = fastest_precision(device.type == "cuda")
+    exact = load(Precision.FLOAT32)
+    if fastest is Precision.FLOAT32 or exact.largest_activation is None:
+        return LoadedModels(exact, Precision.FLOAT32)
     sample = sample_image().to(device)
-    largest = exact.largest_activation(sample) if exact.largest_activation else 0.0
-    limit = torch.finfo(devices.PRECISIONS[fastest]).max / HEADROOM
-    if not largest <= limit:
-        reason = f"with these weights a layer reaches {largest:,.0f}, and {limit:,.0f} is the limit"
-        return LoadedModels(exact, "float32", f"{fastest} was not chosen: {reason}.")
-    models = load(fastest)
-    cosine = cosine_on_sample(models, exact, sample)
-    if cosine >= MIN_COSINE:
-        return LoadedModels(models, fastest)
-    reason = f"with these weights its cosine to float32 is {cosine:.6f}, below {MIN_COSINE}"
-    return LoadedModels(exact, "float32", f"{fastest} was not chosen: {reason}.")
+    largest = exact.largest_activation(sample)
+    limit = torch.finfo(devices.DTYPES[fastest]).max / HEADROOM
+    if largest <= limit:
+        models = load(fastest)
+        cosine = cosine_on_sample(models, exact, sample)
+        if cosine >= MIN_COSINE:
+            return LoadedModels(models, fastest)
+        problem = f"its cosine to float32 is {cosine:.6f}, below {MIN_COSINE}"
+    else:  # or NaN
+        problem = f"a layer reaches {largest:,.0f}, and {limit:,.0f} is the limit"
+    reason = f"{fastest} was not chosen: with these weights {problem}."
+    return LoadedModels(exact, Precision.FLOAT32, reason)
 
 
 def sample_image() -> torch.Tensor:
@@ -100,35 +95,14 @@ def cosine_on_sample(models: Models, exact: Models, pixels: torch.Tensor) -> flo
 
 
 class Batch:
-    """A batch under way: Embedder.start began it, `finish` waits for it."""
+    """A batch under way: Embedder.start began it."""
 
-    def __init__(
-        self, embedder: "Embedder", images: Pixels, clip_inputs: ClipInputs, launched: Launched
-    ) -> None:
-        self._embedder, self._images, self._clip_inputs = embedder, images, clip_inputs
-        self._launched = launched
+    def __init__(self, finish: Callable[[], list[Embedding]]) -> None:
+        self._finish = finish
 
     def finish(self) -> list[Embedding]:
-        """The embedding of each image, in order.
-
-        An image whose values overflow in half precision is computed again in float32.
-        """
-        self._launched.wait()
-        rows = self._launched.rows
-        if self._embedder.dtype != torch.float32:
-            for row in _overflown(rows):
-                image, clip_input = self._images[row], self._clip_inputs[row]
-                exact = self._embedder.compute_in_float32([image], [clip_input])
-                self._embedder.overflown += 1
-                for array, again in zip(rows, exact, strict=True):
-                    array[row] = again[0]
-        *vectors, classes = rows
-        return [Embedding(row, int(number)) for *row, number in zip(*vectors, classes, strict=True)]
-
-
-def _overflown(rows: Rows) -> list[int]:
-    finite = [np.isfinite(array).reshape(len(array), -1).all(1) for array in rows]
-    return np.flatnonzero(~np.logical_and.reduce(finite)).tolist()
+        """Wait for the batch: the embedding of each image, in order."""
+        return self._finish()
 
 
 class Embedder:
@@ -154,15 +128,14 @@ class Embedder:
         """
         self._device = devices.choose_device(device)
         self.device = str(self._device)
-        devices.check_precision(precision, self._device)
+        chosen = devices.choose_precision(precision, self._device)
         self.backend = backend
         self._resnet_weights = resnet_weights
         self._clip_weights = check_clip_weights(str(clip_weights))
         self._on_gpu = self._device.type == "cuda"
         self._resnet_batch_size = resnet_batch_size
-        self._clip_batch_size = clip_batch_size or (
-            CLIP_BATCH_GPU if self._on_gpu else CLIP_BATCH_CPU
-        )
+        default = CLIP_BATCH_GPU if self._on_gpu else CLIP_BATCH_CPU
+        self._clip_batch_size = clip_batch_size or default
         # On a CPU each core computes an image of its own. On 2 free cores that is as fast as both
         # on one image, and 1.4 times as fast when other work wants the cores too.
         self.workers = 1 if self._on_gpu else devices.cores()
@@ -171,33 +144,33 @@ class Embedder:
         self._cpu_models: Models | None = None  # in float32, for what a GPU cannot compute
         self._lock = threading.Lock()
         if self._on_gpu:
-            # float32 means float32: TF32 has 10 bits of mantissa.
+            # float32 means float32: TF32 has 10 bits of mantissa. `benchmark` stays off: with many
+            # shapes, trying algorithms takes longer than it saves.
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         with torch.inference_mode(), devices.gpu_errors(self._device):
             arrays = resnet_arrays or read_resnet_weights(resnet_weights)
             self._models, self.precision, reason = load_models(
-                backend, arrays, self._clip_weights, self._device, precision
+                backend, arrays, self._clip_weights, self._device, chosen
             )
-        self.dtype = devices.PRECISIONS[self.precision]
+        self.dtype = devices.DTYPES[self.precision]
         # A CPU is no faster at it than Pillow, and float32 promises the numbers of Pillow's pixels.
         self.makes_clip_inputs = self._on_gpu and self.dtype != torch.float32
-        self._budget = devices.PixelBudget(
-            devices.pixels_that_fit(torch.device("cpu"), torch.float32)
-        )
+        fitting = devices.pixels_that_fit(torch.device("cpu"), torch.float32)
+        self._budget = devices.PixelBudget(fitting)
         self.waiting_pixels = devices.waiting_pixels(self._device)
-        self._runner = Runner(self._models, self._device, self._clip_batch_size, self.dtype)
-        self._gpu_pixels = (
-            devices.pixels_that_fit(self._device, self.dtype) if self._on_gpu else 0
-        )  # of a batch; lowered when memory runs out
-        self.overflown = self._on_cpu_instead = 0  # images computed again, or not on the GPU
+        self._runner = Runner(self._models, self._device, self._clip_batch_size)
+        # Of a batch; lowered when memory runs out.
+        fitting = devices.pixels_that_fit(self._device, self.dtype)
+        self._gpu_pixels = fitting if self._on_gpu else 0
+        self._overflown = self._on_cpu_instead = 0  # images computed again, or not on the GPU
         self.remarks = self._remarks(device, reason)
 
     def _remarks(self, device: str, reason: str | None) -> list[str]:
         """What is slower than it could be, a sentence each."""
         remarks = [reason] if reason else []
-        if device == "auto" and not self._on_gpu and (unused := devices.why_no_gpu()):
-            remarks.append(unused)
+        if device == "auto" and devices.has_unused_gpu():
+            remarks.append(f"This machine has an NVIDIA GPU, but {devices.why_no_gpu()}")
         if self._models.plain_kinds:
             kinds = ", ".join(self._models.plain_kinds)
             remarks.append(f"Convolutions that the fused operators here cannot compute: {kinds}.")
@@ -206,25 +179,23 @@ class Embedder:
     def exceptions(self) -> list[str]:
         """Which images took another way than the others, a sentence each."""
         sentences = []
-        if self.overflown:
+        if self._overflown:
             sentences.append(
                 f"Computed again in float32, after an overflow in {self.precision}: "
-                f"{count(self.overflown, 'image')}."
+                f"{count(self._overflown, 'image')}."
             )
         if self._on_cpu_instead:
             sentences.append(
                 f"Computed on the CPU, because the memory of {self.device} is too small: "
                 f"{count(self._on_cpu_instead, 'image')}."
             )
-        if self._runner.graphs and (reason := self._runner.graphs.refusal):
-            sentences.append(f"CUDA graphs were given up, because {reason}.")
         return sentences
 
     @property
     def bfloat16_would_be_faster(self) -> bool:
         """Whether this CPU computes in float32 what it could compute faster in bfloat16."""
         in_use = self.backend, self._device.type, self.precision
-        return in_use == ("fused", "cpu", "float32") and devices.bfloat16_is_faster()
+        return in_use == ("fused", "cpu", Precision.FLOAT32) and devices.bfloat16_is_faster()
 
     @property
     def max_pixels(self) -> int:
@@ -259,40 +230,55 @@ class Embedder:
         Raises:
             MemoryError: main memory is too small.
         """
+        pending = self._launch(images, clip_inputs)
+        if pending is not None:
+            return Batch(partial(self._finish, images, clip_inputs, pending))
+        half = len(images) // 2
+        # Later batches are no larger than this one: another process may have taken the memory.
+        rows, columns = self._runner.canvas(*images[0].shape[:2])
+        self._gpu_pixels = min(self._gpu_pixels, half * rows * columns)
+        # One half after the other: together they would need the memory that was not there.
+        embeddings = [
+            embedding
+            for part in (slice(half), slice(half, None))
+            for embedding in self.start(images[part], clip_inputs[part]).finish()
+        ]
+        return Batch(lambda: embeddings)
+
+    def _launch(self, images: Pixels, clip_inputs: ClipInputs) -> Pending | None:
+        """None if the memory of the GPU is too small for these images together."""
         if not self._on_gpu:
-            rows = self._compute_on_cpu(self._models, images, clip_inputs)
-            return Batch(self, images, clip_inputs, Launched(rows))
+            return Pending(self._compute_on_cpu(self._models, images, clip_inputs))
         try:
-            return Batch(self, images, clip_inputs, self._runner.launch(images, clip_inputs))
+            return self._runner.launch(images, clip_inputs)
         except RuntimeError as error:
             if not devices.is_out_of_memory(error):
                 raise
-        gave_back = self._runner.drop_graphs("the memory of the GPU is short")
         torch.cuda.empty_cache()
-        if gave_back:
-            return self.start(images, clip_inputs)
-        if len(images) == 1:
-            self._on_cpu_instead += 1
-            rows = self.compute_in_float32(images, clip_inputs)
-            return Batch(self, images, clip_inputs, Launched(rows))
-        half = len(images) // 2
-        # Later batches are no larger than this one: another process may have taken the memory.
-        rows_of_canvas, columns = self._runner.canvas(*images[0].shape[:2])
-        self._gpu_pixels = min(self._gpu_pixels, half * rows_of_canvas * columns)
-        # One half after the other: together they would need the memory that was not there.
-        halves = [
-            self.start(images[part], clip_inputs[part]).finish()
-            for part in (slice(half), slice(half, None))
-        ]
-        return Batch(self, images, clip_inputs, Launched(_rows_of([*halves[0], *halves[1]])))
+        if len(images) > 1:
+            return None
+        self._on_cpu_instead += 1
+        return Pending(self._compute_in_float32(images, clip_inputs))
 
-    def compute_in_float32(self, images: Pixels, clip_inputs: ClipInputs) -> Rows:
+    def _finish(self, images: Pixels, clip_inputs: ClipInputs, pending: Pending) -> list[Embedding]:
+        """Wait; compute again in float32 the images whose values overflow in half precision."""
+        rows = pending.wait()
+        if self.dtype != torch.float32:
+            for place in _overflown(rows):
+                exact = self._compute_in_float32([images[place]], [clip_inputs[place]])
+                self._overflown += 1
+                for array, again in zip(rows, exact, strict=True):
+                    array[place] = again[0]
+        *vectors, classes = rows
+        return [Embedding(row, int(number)) for *row, number in zip(*vectors, classes, strict=True)]
+
+    def _compute_in_float32(self, images: Pixels, clip_inputs: ClipInputs) -> Rows:
         """The rows of images on the CPU in float32, whatever the device and precision in use."""
         with self._lock, torch.inference_mode():
             if self._cpu_models is None:
                 arrays = read_resnet_weights(self._resnet_weights)
                 self._cpu_models = load_models(
-                    self.backend, arrays, self._clip_weights, torch.device("cpu"), "float32"
+                    self.backend, arrays, self._clip_weights, torch.device("cpu"), Precision.FLOAT32
                 ).models
         return self._compute_on_cpu(self._cpu_models, images, clip_inputs)
 
@@ -306,18 +292,16 @@ class Embedder:
                 with self._budget.spend(image.shape[0] * image.shape[1]):
                     resnet.append(models.resnet(pixels))
                     inputs.append(self._clip_input(pixels, clip_input))
-            clip = self._clip_in_parts(models, torch.cat(inputs))
+            parts = torch.cat(inputs).split(self._clip_batch_size)
+            of_clip = torch.cat([models.clip(part) for part in parts])
         *vectors, classes = (torch.cat(parts) for parts in zip(*resnet, strict=True))
-        return tuple(tensor.numpy() for tensor in (*vectors, clip, classes))
+        return tuple(tensor.numpy() for tensor in (*vectors, of_clip, classes))
 
     def _clip_input(self, pixels: torch.Tensor, clip_input: np.ndarray | None) -> torch.Tensor:
         if clip_input is not None:
             return torch.tensor(clip_input)[None]
-        table = resize.crop_table([(pixels.shape[1], pixels.shape[2])])
-        return resize.clip_inputs(pixels, torch.from_numpy(table))
-
-    def _clip_in_parts(self, models: Models, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.cat([models.clip(part) for part in inputs.split(self._clip_batch_size)])
+        table = crop_table([(pixels.shape[1], pixels.shape[2])])
+        return resized_for_clip(pixels, torch.from_numpy(table))
 
 
 @contextlib.contextmanager
@@ -331,6 +315,7 @@ def _memory_errors() -> Iterator[None]:
         raise
 
 
-def _rows_of(embeddings: Sequence[Embedding]) -> Rows:
-    vectors = (np.stack(rows) for rows in zip(*(e.vectors for e in embeddings), strict=True))
-    return *vectors, np.array([e.imagenet_class for e in embeddings])
+def _overflown(rows: Rows) -> list[int]:
+    """The places of the images with a value that is not finite."""
+    finite = [np.isfinite(array).reshape(len(array), -1).all(1) for array in rows]
+    return np.flatnonzero(~np.logical_and.reduce(finite)).tolist()

@@ -18,8 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -27,20 +27,18 @@ import torch
 from PIL import Image
 
 from bench.end_to_end import forager, run_ingest
-from bench.model import resnet_operations
+from bench.model import matrix_rate, resnet_operations
 from bench.pipeline import MAIN_MS, stream
 from bench.schedule import coco_sizes
-from bench.support.device import REFERENCE, Bench, Line, Pixels, batches_of, model_rate, smooth
+from bench.support.device import REFERENCE, Bench, Line, Pixels, embed, model_rate, smooth
 from bench.support.measure import machine, storage_server
+from common.precision import Precision
 from common.program import ROOT
 from common.terminal import table
 from dataset.arrays import DIMENSIONS
 from embeddings import HEADROOM, sample_image
 from engine import decode
-from models.convolutions import fused_operations
-from models.device import devices
-from models.device.graphs import AFTER
-from models.resnet import build_resnet, largest_activation, map_convolutions, with_fused_operations
+from models import devices, resnet
 from testing.photographs import encoded
 from weights.resnet50 import read_resnet_weights
 
@@ -52,30 +50,28 @@ SMALL = (96, 128)  # on a CPU
 def convolutions(bench: Bench) -> list[Line]:
     """Every kind of convolution, with NaN in freed memory; infinite inputs; headroom."""
     arrays = read_resnet_weights(bench.weights / "R-50.pkl")
-    fused, lines = fused_operations(bench.device), []
-    names = ["float32"] if bench.small else ["float32", "float16", "bfloat16"]
+    lines, hidden = [], 0
+
+    def feed_infinity(convolution: resnet.Convolution) -> resnet.Convolution:
+        nonlocal hidden
+        weight = convolution.weight
+        x = torch.full((1, weight.shape[1], 9, 9), float("inf"), device=weight.device)
+        x = x.to(weight.dtype, memory_format=torch.channels_last)
+        if convolution.relu and not convolution.adds:
+            hidden += bool(torch.isfinite(convolution(x)).all())
+        return convolution
+
     with torch.inference_mode():
-        for name in names:
-            plain = build_resnet(arrays, bench.device, devices.PRECISIONS[name])
-            model, refused = with_fused_operations(plain, fused)
-            lines.append(
-                Line(f"{name}: kinds that fail ({', '.join(refused)})", len(refused), limit="<= 0")
-            )
+        for name in [Precision.FLOAT32] if bench.small else Precision:
+            plain = resnet.build_resnet(arrays, bench.device, devices.DTYPES[name])
+            model, refused = resnet.with_operator(plain, resnet.fused_operator(bench.device))
+            kinds = f"{name}: kinds that fail ({', '.join(refused)})"
+            lines.append(Line(kinds, len(refused), limit="<= 0"))
             hidden = 0
-
-            def feed_infinity(convolution: Any, follows: str) -> Any:
-                nonlocal hidden
-                weight = convolution.weight
-                x = torch.full((1, weight.shape[1], 9, 9), float("inf"), device=weight.device)
-                x = x.to(weight.dtype, memory_format=torch.channels_last)
-                if follows == "relu":
-                    hidden += bool(torch.isfinite(convolution.relu(x)).all())
-                return convolution
-
-            map_convolutions(model, feed_infinity)
+            model.with_convolutions(feed_infinity)
             lines.append(Line(f"{name}: convolutions that turn infinity into numbers", hidden))
-        exact = build_resnet(arrays, bench.device, torch.float32)
-        largest = largest_activation(exact, sample_image().to(bench.device))
+        exact = resnet.build_resnet(arrays, bench.device, torch.float32)
+        largest = resnet.largest_activation(exact, sample_image().to(bench.device))
     limit = torch.finfo(torch.float16).max / HEADROOM
     return [*lines, Line("largest activation", largest, limit=f"<= {limit:.0f}")]
 
@@ -88,14 +84,10 @@ def precision(bench: Bench) -> list[Line]:
     prepared = [decode.prepare(decode.open_image(data)) for data in files]
     images, made = [image.pixels for image in prepared], not bench.small
     inputs = [None if made else image.clip_input for image in prepared]
-    found: dict[int, Any] = {}
-    for batch in batches_of(bench.embedder, images):
-        started = bench.embedder.start([images[i] for i in batch], [inputs[i] for i in batch])
-        found.update(zip(batch, started.finish(), strict=True))
-    lines = []
+    found, lines = embed(bench.embedder, images, inputs), []
     for place, name in enumerate(DIMENSIONS):
         expected = np.load(REFERENCE / "expected" / f"{name}.npy")[some]
-        rows = np.stack([found[i].vectors[place] for i in range(len(images))])
+        rows = np.stack([embedding.vectors[place] for embedding in found])
         cosine = float((rows * expected).sum(1).min())
         lines.append(Line(f"smallest cosine, {name}", cosine, limit=">= 0.9999"))
     return lines
@@ -111,9 +103,9 @@ def shapes(bench: Bench) -> list[Line]:
 
     run(bench.noise((100, 100))[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    first = [bench.seconds(lambda image=image: run(image)) for image in images]  # type: ignore[misc]
+    first = [bench.seconds(partial(run, image)) for image in images]
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    second = [bench.seconds(lambda image=image: run(image)) for image in images]  # type: ignore[misc]
+    second = [bench.seconds(partial(run, image)) for image in images]
     return [
         Line("a new shape, first pass", 1000 * float(np.median(first)), "ms"),
         Line("the same, second pass", 1000 * float(np.median(second)), "ms"),
@@ -124,34 +116,28 @@ def shapes(bench: Bench) -> list[Line]:
 def launches(bench: Bench) -> list[Line]:
     """Time to launch a batch and to compute it; the launch beside threads that decode."""
     lines, size = [], SMALL if bench.small else SIZES[0]
-    for n in (1, 2) if bench.small else (1, 4, 16, 32, 64):
-        images = bench.noise(size, n)
-        bench.embedder.start(images, [None] * n).finish()
+
+    def timed(images: list[Pixels]) -> tuple[float, float]:
+        """Seconds to launch a batch, and to have its numbers."""
         start = time.perf_counter()
-        batch = bench.embedder.start(images, [None] * n)
+        batch = bench.embedder.start(images, [None] * len(images))
         launched = time.perf_counter() - start
         batch.finish()
-        seconds = time.perf_counter() - start
+        return launched, time.perf_counter() - start
+
+    for n in (1, 2) if bench.small else (1, 4, 16, 32, 64):
+        images = bench.noise(size, n)
+        timed(images)
+        launched, seconds = timed(images)
         lines.append(Line(f"launch of {n} images", 1000 * launched, "ms"))
         lines.append(Line(f"batch of {n} images", n / seconds, "images/s"))
     images = bench.noise(size, 1 if bench.small else 32)
     data = encoded(Image.fromarray(images[0]))
     for threads in (0, 1) if bench.small else (0, 8, 24):
         with busy_threads(threads, lambda: decode.prepare(decode.open_image(data), False)):
-            start = time.perf_counter()
-            batch = bench.embedder.start(images, [None] * len(images))
-            launched = time.perf_counter() - start
-            batch.finish()
+            launched, _ = timed(images)
         lines.append(Line(f"launch beside {threads} decoding threads", 1000 * launched, "ms"))
-    for _ in range(1 if bench.small else AFTER):
-        bench.embedder.start(images, [None] * len(images)).finish()
-    start = time.perf_counter()
-    batch = bench.embedder.start(images, [None] * len(images))
-    launched = time.perf_counter() - start
-    batch.finish()
-    lines.append(Line(f"launch of {len(images)} images by a CUDA graph", 1000 * launched, "ms"))
-    given_up = [line for line in bench.embedder.exceptions() if "CUDA graphs" in line]
-    return [*lines, Line("CUDA graphs given up", len(given_up), limit="<= 0")]
+    return lines
 
 
 @contextlib.contextmanager
@@ -175,15 +161,11 @@ def busy_threads(count: int, work: Callable[[], object]) -> Iterator[None]:
 def models(bench: Bench) -> list[Line]:
     """The models alone, at three sizes and at COCO's, and the share of the matrix rate."""
     lines = []
-    size = 512 if bench.small else 8192
-    one, other = (
-        torch.randn(size, size, device=bench.device).to(bench.embedder.dtype) for _ in range(2)
-    )
-    matrix_rate = 2 * size**3 / min(bench.seconds(lambda: one @ other) for _ in range(8))
+    best = matrix_rate(bench.device, bench.embedder.dtype, devices.cores())
     for height, width in (SMALL,) if bench.small else SIZES:
         rate = model_rate(bench, bench.noise((height, width), 2 if bench.small else 256), 1)
         lines.append(Line(f"models at {width}x{height}", rate, "images/s"))
-        share = rate * resnet_operations(height, width) / matrix_rate
+        share = rate * resnet_operations(height, width) / best
         lines.append(Line(f"models at {width}x{height}, of the matrix rate", share))
     images = [bench.noise(size)[0] for size in coco_sizes(2 if bench.small else 1000)]
     return [*lines, Line("models at COCO's sizes", model_rate(bench, images, 1), "images/s")]
@@ -255,16 +237,7 @@ def memory(bench: Bench) -> list[Line]:
 
 PARTS: dict[str, Callable[[Bench], list[Line]]] = {
     part.__name__: part
-    for part in (
-        convolutions,
-        precision,
-        shapes,
-        launches,
-        models,
-        feeding,
-        ingest,
-        memory,
-    )
+    for part in (convolutions, precision, shapes, launches, models, feeding, ingest, memory)
 }
 
 
@@ -285,8 +258,7 @@ def main(parts: tuple[str, ...], device: str, json_file: Path | None) -> None:
       python -m bench.gpu convolutions precision
     """
     if device == "auto" and not torch.cuda.is_available():
-        why = devices.why_no_gpu() or "This machine has no NVIDIA GPU."
-        raise click.ClickException(f"{why} `--device cpu` runs a small version.")
+        raise click.ClickException(f"{devices.why_no_gpu()} `--device cpu` runs a small version.")
     bench = Bench(device)
     lines = []
     for name in parts or PARTS:

@@ -16,19 +16,16 @@ import numpy as np
 import torch
 
 from bench.support import original
+from bench.support.device import synchronize
 from bench.support.measure import Result, interleave, options, ratio, show
 from embeddings import Batch, Embedder
-from models.device import devices
+from models import devices
 from testing.weights import seeded_weights
 from weights.clip import CLIP_LAYERS, CLIP_WIDTH
 from weights.resnet50 import RESNET_STAGES
 
 CLIP_TOKENS = 50
-UNITS = {
-    "rate": "images/s",
-    "pixels": "megapixels/s",
-    "share of matrix rate": "",
-}
+UNITS = {"rate": "images/s", "pixels": "megapixels/s", "share of matrix rate": ""}
 
 
 def resnet_operations(height: int, width: int) -> float:
@@ -69,11 +66,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, cores: int) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def embed(embedder: Embedder, images: list[np.ndarray], inputs: list[np.ndarray]) -> None:

@@ -69,11 +69,7 @@ def ingested(server: str, device: str, model_s: float) -> dict[str, float]:
 @click.option("--images", default=2000, show_default=True)
 @click.option("--trial", default=200, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option(
-    "--model_s",
-    default=0.0,
-    help="Seconds per image of models that sleep, instead of the real ones.",
-)
+@click.option("--model_s", default=0.0, help="Seconds per image of models that only sleep.")
 @options
 def main(
     images: int, trial: int, device: str, model_s: float, runs: int, json_file: Path | None

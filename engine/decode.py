@@ -150,7 +150,7 @@ def prepare(
     """Decode an opened image once, for all its uses.
 
     Without `with_clip_input`, the device computes CLIP's input with the same numbers
-    (models/resize.py). Tall images get theirs here in any case, because Pillow swaps its two passes
+    (models/clip.py). Tall images get theirs here in any case, because Pillow swaps its two passes
     for them.
 
     Pixels and CLIP's input are written to `place`, if it is given: uint8 of three bytes per pixel

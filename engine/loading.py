@@ -61,14 +61,14 @@ class ModelLoader:
 
     def check_device(self) -> None:
         """Raises DeviceError unless this machine has the device and computes in the precision."""
-        from models.device import devices
+        from models import devices
 
         device = devices.choose_device(self._options.device)
-        devices.check_precision(self._options.precision, device)
+        devices.choose_precision(self._options.precision, device)
 
     def is_on_gpu(self) -> bool:
         """Whether the models will compute on a GPU. Raises DeviceError."""
-        from models.device import devices
+        from models import devices
 
         return devices.choose_device(self._options.device).type != "cpu"
 

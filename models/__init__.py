@@ -1,1 +1,1 @@
-"""ResNet-50 and the CLIP vision tower in torch."""
+"""ResNet-50 and CLIP's image tower in torch, on which device, in batches of which size."""

@@ -3,13 +3,13 @@
 An image's numbers are those of the image alone. Every stage of ResNet-50 halves a side to
 ceil(side / 2), on the canvas as on the image, so each map of an image is at the top left of the map
 of its canvas. What a convolution or the max pool reads beyond that part is one row and one column,
-which `zero_strip` sets to zero: the padding that the image alone would have. What is further out
-may be anything. The averages over space are taken over the image's part alone.
+which `zero_strip` sets to zero: the padding that the image alone would have. Nothing further out is
+read. The averages over space are taken over the image's part alone.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ def rounded_up(side: int) -> int:
     return -(-side // STEP) * STEP
 
 
-class Region(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Region:
     """The part of a map (n, channels, height, width) that belongs to each image."""
 
     inside: Tensor  # bool (n, 1, height, width)
@@ -69,5 +70,10 @@ def _region(sizes: Tensor, height: int, width: int) -> Region:
     column = torch.cat([columns.expand(n, width), w.expand(n, height)], 1).clamp(max=width - 1)
     image = torch.arange(n, device=sizes.device)[:, None].expand_as(row)
     outside = (row >= h) | (column >= w)
-    image, row, column = (part.reshape(-1) for part in (image, row, column))
-    return Region(inside[:, None], image, row, column, outside.reshape(-1, 1))
+    return Region(
+        inside=inside[:, None],
+        image=image.reshape(-1),
+        row=row.reshape(-1),
+        column=column.reshape(-1),
+        outside=outside.reshape(-1, 1),
+    )

@@ -1,24 +1,21 @@
-"""ResNet-50's forward pass for inference: Detectron2's variant, with batch norm folded.
+"""ResNet-50's forward pass: Detectron2's variant with batch norm folded, written for inference.
 
-The pass is the same on every device. convolutions.py chooses what computes a convolution with its
-bias, addition and ReLU.
+Plain torch runs a convolution, the addition and the ReLU that follow one after the other. oneDNN on
+a CPU and cuDNN on a GPU compute them in one pass over memory, through operators that torch's own
+compiler emits for frozen models. These are not part of torch's documented interface, so each kind
+of convolution is tried first (`agrees`), and plain torch computes the kinds for which they fail.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models import canvas
-from models.convolutions import (
-    Convolution,
-    Follows,
-    Operations,
-    PlainOperations,
-    agree,
-    kind,
-)
 from weights.resnet50 import BATCH_NORM_EPSILON, RESNET_STAGES
 
 # Red, green, blue. Caffe2's ImageNet models, from which these means are, take blue, green, red.
@@ -27,8 +24,113 @@ PIXEL_MEANS = (123.675, 116.28, 103.53)
 LEVELS = 6  # scales of the maps: 1 pixel of the image, then 2, 4, 8, 16, 32
 EARLY_LEVEL = 4  # res4's
 
+# Largest difference of values of up to 10, by precision; a wrong operation differs by more than 1.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.2}
+SAMPLE = (2, 9, 10)  # images, height, width of the maps that are tried
+# What an undocumented operator raises if it does not exist, or not for this device or precision.
+REFUSALS = (RuntimeError, AttributeError, TypeError)
 
-class Block(NamedTuple):
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """A convolution, what follows it, and the function that computes both.
+
+    Maps are channels-last. A residual, which a convolution that `adds` gets, may be overwritten.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: int = 1
+    padding: int = 0
+    adds: bool = False
+    relu: bool = True
+    compute: Compute
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.compute(self, x, residual)
+
+    @property
+    def kind(self) -> str:
+        """What an operator may support or not, such as "3x3/1 of 64 to 64 channels"."""
+        outputs, inputs, side, _ = self.weight.shape
+        added = " and an addition" if self.adds else ""
+        return f"{side}x{side}/{self.stride} of {inputs} to {outputs} channels{added}"
+
+
+Compute = Callable[[Convolution, Tensor, Tensor | None], Tensor]
+
+
+def plain(conv: Convolution, x: Tensor, residual: Tensor | None) -> Tensor:
+    """By torch's public functions, on any device."""
+    result = torch.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
+    if residual is not None:
+        result.add_(residual)
+    return result.relu_() if conv.relu else result
+
+
+def onednn(conv: Convolution, x: Tensor, residual: Tensor | None) -> Tensor:
+    """By oneDNN on a CPU, which adds and cuts while the sums are in registers.
+
+    With plain torch the models take 1.44 times as long at 640x480 and 1.15 times at mixed sizes.
+    """
+    sizes = ([conv.padding] * 2, [conv.stride] * 2, [1, 1], 1)
+    if residual is not None:
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            residual, x, conv.weight, conv.bias, *sizes, "add", 1.0, "relu", [], ""
+        )
+    after = "relu" if conv.relu else "none"
+    return torch.ops.mkldnn._convolution_pointwise(x, conv.weight, conv.bias, *sizes, after, [], "")
+
+
+def cudnn(conv: Convolution, x: Tensor, residual: Tensor | None) -> Tensor:
+    """By cuDNN on a GPU, where addition and ReLU are part of the convolution's kernel."""
+    if not conv.relu:
+        return plain(conv, x, residual)
+    sizes = ([conv.stride] * 2, [conv.padding] * 2, [1, 1], 1)
+    if residual is not None:
+        return torch.cudnn_convolution_add_relu(x, conv.weight, residual, 1.0, conv.bias, *sizes)
+    return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *sizes)
+
+
+def fused_operator(device: torch.device) -> Compute:
+    """What computes a convolution and what follows it in one pass on the device."""
+    return cudnn if device.type == "cuda" else onednn
+
+
+def agrees(conv: Convolution) -> bool:
+    """Whether a convolution gives on a small sample what plain torch gives in float32."""
+    device, dtype = conv.weight.device, conv.weight.dtype
+    exact = replace(
+        conv,
+        weight=conv.weight.float().cpu(),
+        bias=None if conv.bias is None else conv.bias.float().cpu(),
+        compute=plain,
+    )
+    random = torch.Generator().manual_seed(0)
+    # Inputs that make outputs of up to about 10 with any weights.
+    scale = 1 / max(float(exact.weight.square().sum((1, 2, 3)).max()) ** 0.5, 1e-9)
+    n, *sides = SAMPLE
+    x = _rounded(scale * torch.randn(n, conv.weight.shape[1], *sides, generator=random), dtype)
+    residual = _rounded(torch.randn(exact(x.float()).shape, generator=random), dtype)
+    added = residual if conv.adds else None
+    expected = exact(x.float(), None if added is None else added.float())
+    try:
+        if device.type == "cuda":  # an operator may read its output before it writes: leave NaN
+            torch.full(expected.shape, float("nan"), device=device, dtype=dtype)
+        result = conv(x.to(device), None if added is None else added.to(device)).float().cpu()
+    except REFUSALS:
+        return False
+    scale = max(10.0, float(expected.abs().max())) / 10  # of rounding errors
+    # Written so that NaN disagrees.
+    return bool((result - expected).abs().max() < TOLERANCE[dtype] * scale)
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Block:
     """A bottleneck: 1x1 (with the stride), 3x3, 1x1, and the 1x1 shortcut where shapes change.
 
     The shortcut has no bias: the bias of `expand`, to which it is added, contains it.
@@ -40,12 +142,27 @@ class Block(NamedTuple):
     shortcut: Convolution | None
 
 
-class ResNet(NamedTuple):
-    pixel_means: torch.Tensor  # on the device: a copy for each batch would wait for the last one
+@dataclass(frozen=True, kw_only=True)
+class ResNet:
+    pixel_means: Tensor  # on the device: a copy for each batch would wait for the last one
     stem: Convolution
     stages: list[list[Block]]
-    classes_weight: torch.Tensor
-    classes_bias: torch.Tensor
+    classes_weight: Tensor
+    classes_bias: Tensor
+
+    def with_convolutions(self, change: Callable[[Convolution], Convolution]) -> ResNet:
+        """The model with every convolution replaced by what `change` makes of it."""
+
+        def changed(block: Block) -> Block:
+            return Block(
+                change(block.reduce),
+                change(block.spread),
+                change(block.expand),
+                block.shortcut and change(block.shortcut),
+            )
+
+        stages = [[changed(block) for block in stage] for stage in self.stages]
+        return replace(self, stem=change(self.stem), stages=stages)
 
 
 def fold_batch_norm(
@@ -65,113 +182,80 @@ def build_resnet(arrays: dict[str, np.ndarray], device: torch.device, dtype: tor
     """ResNet-50 from the arrays of read_resnet_weights, computed by plain torch."""
 
     def convolution(
-        weight: np.ndarray, bias: np.ndarray | None, stride: int = 1, padding: int = 0
+        folded: tuple[np.ndarray, np.ndarray], stride: int = 1, padding: int = 0
     ) -> Convolution:
-        laid_out = torch.from_numpy(weight).to(device, dtype, memory_format=torch.channels_last)
-        on_device = None if bias is None else torch.from_numpy(bias).to(device, dtype)
-        return Convolution(laid_out, on_device, stride, padding)
+        weight, bias = (torch.from_numpy(part).to(device, dtype) for part in folded)
+        weight = weight.to(dtype, memory_format=torch.channels_last)
+        return Convolution(weight=weight, bias=bias, stride=stride, padding=padding, compute=plain)
+
+    def block(branch: str, stride: int, with_shortcut: bool) -> Block:
+        reduce, spread, (weight, bias) = (folded(branch + part) for part in ("2a", "2b", "2c"))
+        shortcut = None
+        if with_shortcut:
+            shortcut_weight, shortcut_bias = folded(branch + "1")
+            shortcut = convolution((shortcut_weight, shortcut_bias), stride)
+            shortcut = replace(shortcut, bias=None, relu=False)
+            bias = bias + shortcut_bias
+        expand = replace(convolution((weight, bias)), adds=True)
+        return Block(convolution(reduce, stride), convolution(spread, 1, 1), expand, shortcut)
 
     def folded(branch: str) -> tuple[np.ndarray, np.ndarray]:
         return fold_batch_norm(arrays, branch, branch)
 
     stem_weight, stem_bias = fold_batch_norm(arrays, "conv1", "res_conv1")
-    stages = []
-    for stage, (blocks, _) in enumerate(RESNET_STAGES, start=2):
-        built = []
-        for block in range(blocks):
-            branch = f"res{stage}_{block}_branch"
-            stride = 2 if block == 0 and stage > 2 else 1
-            expand_weight, expand_bias = folded(branch + "2c")
-            shortcut = None
-            if block == 0:
-                shortcut_weight, shortcut_bias = folded(branch + "1")
-                shortcut = convolution(shortcut_weight, None, stride)
-                expand_bias = expand_bias + shortcut_bias
-            built.append(
-                Block(
-                    convolution(*folded(branch + "2a"), stride),
-                    convolution(*folded(branch + "2b"), padding=1),
-                    convolution(expand_weight, expand_bias),
-                    shortcut,
-                )
-            )
-        stages.append(built)
     return ResNet(
-        torch.tensor(PIXEL_MEANS, device=device),
+        pixel_means=torch.tensor(PIXEL_MEANS, device=device),
         # Pixels come as red, green, blue.
-        convolution(stem_weight[:, ::-1].copy(), stem_bias, 2, 3),
-        stages,
-        torch.tensor(arrays["fc1000_w"], device=device),
-        torch.tensor(arrays["fc1000_b"], device=device),
+        stem=convolution((stem_weight[:, ::-1].copy(), stem_bias), 2, 3),
+        stages=[
+            [
+                block(f"res{stage}_{i}_branch", 2 if i == 0 and stage > 2 else 1, i == 0)
+                for i in range(blocks)
+            ]
+            for stage, (blocks, _) in enumerate(RESNET_STAGES, start=2)
+        ],
+        classes_weight=torch.tensor(arrays["fc1000_w"], device=device),
+        classes_bias=torch.tensor(arrays["fc1000_b"], device=device),
     )
 
 
-def with_fused_operations(model: ResNet, fused: Operations) -> tuple[ResNet, list[str]]:
-    """The model computed by fused operations, and the kinds for which plain torch remains."""
-    works: dict[tuple[str, str], bool] = {}
+def with_operator(model: ResNet, fused: Compute) -> tuple[ResNet, list[str]]:
+    """The model computed by a fused operator, and the kinds for which plain torch remains."""
+    works: dict[str, bool] = {}
 
-    def choose(convolution: Convolution, follows: Follows) -> Convolution:
-        tried = convolution._replace(operations=fused)
-        key = kind(convolution), follows
-        if key not in works:
-            works[key] = agree(tried, follows)
-        return tried if works[key] else convolution
+    def choose(convolution: Convolution) -> Convolution:
+        tried = replace(convolution, compute=fused)
+        if tried.kind not in works:
+            works[tried.kind] = agrees(tried)
+        return tried if works[tried.kind] else convolution
 
-    chosen = map_convolutions(model, choose)
-    return chosen, [name for (name, _), right in works.items() if not right]
-
-
-def map_convolutions(
-    model: ResNet, change: Callable[[Convolution, Follows], Convolution]
-) -> ResNet:
-    """The model with every convolution replaced by change(convolution, what follows it)."""
-
-    def changed(block: Block) -> Block:
-        return Block(
-            change(block.reduce, "relu"),
-            change(block.spread, "relu"),
-            change(block.expand, "add_relu"),
-            block.shortcut and change(block.shortcut, "nothing"),
-        )
-
-    stages = [[changed(block) for block in stage] for stage in model.stages]
-    return model._replace(stem=change(model.stem, "relu"), stages=stages)
+    chosen = model.with_convolutions(choose)
+    return chosen, [kind for kind, right in works.items() if not right]
 
 
-class Recorder(PlainOperations):
-    """Plain torch that notes the largest value before each ReLU, sums included."""
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-
-    def convolve(self, x: torch.Tensor, convolution: Convolution) -> torch.Tensor:
-        return self._noted(super().convolve(x, convolution))
-
-    def convolve_add_relu(
-        self, x: torch.Tensor, convolution: Convolution, residual: torch.Tensor
-    ) -> torch.Tensor:
-        return self._noted(self.convolve(x, convolution).add_(residual)).relu_()
-
-    def _noted(self, x: torch.Tensor) -> torch.Tensor:
-        self.largest = max(self.largest, float(x.abs().max()))
-        return x
-
-
-def largest_activation(model: ResNet, pixels: torch.Tensor) -> float:
+def largest_activation(model: ResNet, pixels: Tensor) -> float:
     """The largest value of any layer for images, to be computed in float32.
 
     In half precision an overflow can pass unnoticed: a fused ReLU turns NaN into 0. With one layer
     beyond the range, the vectors are finite and have a cosine of 0.73 to the right ones.
     """
-    recorder = Recorder()
-    watched = map_convolutions(model, lambda part, _: part._replace(operations=recorder))
-    resnet_features(watched, pixels)
-    return recorder.largest
+    largest = 0.0
+
+    def watched(convolution: Convolution, x: Tensor, residual: Tensor | None) -> Tensor:
+        nonlocal largest
+        result = plain(replace(convolution, relu=False), x, None)
+        largest = max(largest, float(result.abs().max()))
+        if residual is not None:
+            largest = max(largest, float(result.add_(residual).abs().max()))
+        return result.relu_() if convolution.relu else result
+
+    resnet_features(model.with_convolutions(lambda part: replace(part, compute=watched)), pixels)
+    return largest
 
 
 def resnet_features(
-    model: ResNet, pixels: torch.Tensor, sizes: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    model: ResNet, pixels: Tensor, sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """res5 (n, 2048) and res4 (n, 1024) as float32 unit vectors, and the ImageNet classes (n,).
 
     `pixels` is uint8 (n, height, width, 3), red, green, blue, on the device of the model. `sizes`,
@@ -184,23 +268,21 @@ def resnet_features(
     on_canvas = None if sizes is None else canvas.regions(sizes, height, width, LEVELS)
     if on_canvas:
         x = on_canvas[0].zero_outside(x)
-    x = model.stem.relu(x)
+    x = model.stem(x)
     if on_canvas:
         on_canvas[1].zero_strip(x)  # the pool pads with minus infinity, and ReLU leaves no less
     x = torch.nn.functional.max_pool2d(x, 3, 2, 1)
     means = []
     for level, stage in enumerate(model.stages, start=2):
         for block in stage:
-            inner = block.reduce.relu(x)
+            inner = block.reduce(x)
             if on_canvas:
                 on_canvas[level].zero_strip(inner)
-            inner = block.spread.relu(inner)
-            residual = block.shortcut(x) if block.shortcut else x
-            x = block.expand.add_relu(inner, residual)
+            inner = block.spread(inner)
+            x = block.expand(inner, block.shortcut(x) if block.shortcut else x)
         if level >= EARLY_LEVEL:
-            means.append(
-                on_canvas[level].mean(x) if on_canvas else x.mean((2, 3), dtype=torch.float32)
-            )
+            mean = on_canvas[level].mean(x) if on_canvas else x.mean((2, 3), dtype=torch.float32)
+            means.append(mean)
     early, late = means
     classes = torch.addmm(model.classes_bias, late, model.classes_weight.T).argmax(1)
     normalize = torch.nn.functional.normalize

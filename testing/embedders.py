@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common.precision import Precision
 from dataset.arrays import DIMENSIONS, Embedding
 from engine.loading import ModelLoader, ModelOptions
 from weights.files import digest
@@ -39,7 +40,7 @@ class FinishedBatch:
 class FakeEmbedder:
     """Gives the embeddings of `embedding_of`; `batches` has the number of images of each batch."""
 
-    device, precision = "cpu", "float32"
+    device, precision = "cpu", Precision.FLOAT32
     max_pixels = waiting_pixels = 100_000_000
     bfloat16_would_be_faster = False
     remarks: Sequence[str] = ()

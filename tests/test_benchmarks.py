@@ -9,7 +9,7 @@ import torch
 
 from common.errors import DeviceError
 from common.program import ROOT
-from models.device.devices import check_precision
+from models.devices import choose_precision
 from testing.browser.chromium import MISSING, chromium_path
 from tests.harness import clean_environment
 from tests.test_documents import shown_commands
@@ -55,7 +55,7 @@ def test_a_benchmark_runs(shown, tmp_path):
         pytest.importorskip("ray", reason="Ray is not installed")
     if "bfloat16" in options:
         try:
-            check_precision("bfloat16", torch.device("cpu"))
+            choose_precision("bfloat16", torch.device("cpu"))
         except DeviceError as error:
             pytest.skip(error.message)
     command = [sys.executable, "-m", f"bench.{name}", *options, *SMALL[name].split()]

@@ -18,28 +18,23 @@ SAFETENSORS_REVISIONS = {CLIP_ID: "refs/pr/15"}
 def clip_shapes() -> dict[str, tuple[int, ...]]:
     """The names and shapes of ViT-B/32's image tower and projection in the hub's layout."""
     width, wide = CLIP_WIDTH, 4 * CLIP_WIDTH
-    shapes: dict[str, tuple[int, ...]] = {
+    layer: dict[str, tuple[int, ...]] = {
+        **{f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")},
+        "mlp.fc1": (wide, width),
+        "mlp.fc2": (width, wide),
+        **{f"layer_norm{number}": (width,) for number in (1, 2)},
+    }
+    affine: dict[str, tuple[int, ...]] = {"pre_layrnorm": (width,), "post_layernorm": (width,)}
+    for index in range(CLIP_LAYERS):
+        affine |= {f"encoder.layers.{index}.{name}": shape for name, shape in layer.items()}
+    return {
         "vision_model.embeddings.class_embedding": (width,),
         "vision_model.embeddings.patch_embedding.weight": (width, 3, 32, 32),
         "vision_model.embeddings.position_embedding.weight": (50, width),
         "visual_projection.weight": (CLIP_DIMENSIONS, width),
+        **{f"vision_model.{name}.weight": shape for name, shape in affine.items()},
+        **{f"vision_model.{name}.bias": shape[:1] for name, shape in affine.items()},
     }
-
-    def add(name: str, *shape: int) -> None:
-        shapes[f"{name}.weight"] = shape
-        shapes[f"{name}.bias"] = shape[:1]
-
-    add("vision_model.pre_layrnorm", width)
-    add("vision_model.post_layernorm", width)
-    for index in range(CLIP_LAYERS):
-        layer = f"vision_model.encoder.layers.{index}"
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            add(f"{layer}.self_attn.{name}", width, width)
-        add(f"{layer}.mlp.fc1", wide, width)
-        add(f"{layer}.mlp.fc2", width, wide)
-        add(f"{layer}.layer_norm1", width)
-        add(f"{layer}.layer_norm2", width)
-    return shapes
 
 
 def check_clip_weights(id_or_dir: str) -> Path:
@@ -56,15 +51,12 @@ def check_clip_weights(id_or_dir: str) -> Path:
     if not directory.is_dir():
         directory = _download_clip(id_or_dir)
     missing = [name for name in CLIP_FILES if not (directory / name).is_file()]
-    if "model.safetensors" in missing and (directory / "pytorch_model.bin").exists():
-        raise WeightsError(
-            f"{directory} has CLIP as pytorch_model.bin only, a pickle that could run code: add"
-            " model.safetensors or name a directory that has it."
-        )
     if missing:
+        is_pickled = (directory / "pytorch_model.bin").exists()
+        reason = " (pytorch_model.bin is a pickle that could run code)" if is_pickled else ""
         raise WeightsError(
-            f"{directory} has no {' and no '.join(missing)}: name a directory in the hub's layout"
-            f" or the hub id {CLIP_ID} with --clip_weights."
+            f"{directory} has no {' and no '.join(missing)}{reason}: name a directory in the hub's"
+            f" layout or the hub id {CLIP_ID} with --clip_weights."
         )
     _check_clip_config(directory / "config.json")
     _check_clip_header(directory / "model.safetensors")
@@ -85,15 +77,10 @@ def _check_clip_config(path: Path) -> None:
 
 
 def _check_clip_header(path: Path) -> None:
-    try:
-        header = safetensors_header(path)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise _clip_error(path, str(error)) from error
+    header = safetensors_header(path)
     for name, shape in clip_shapes().items():
         entry = header.get(name)
-        if not isinstance(entry, dict):
+        if entry is None:
             raise _clip_error(path, f"has no tensor {name}")
         if entry.get("shape") != list(shape):
             raise _clip_error(path, f"has {name} of shape {entry.get('shape')} instead of {shape}")
@@ -135,37 +122,25 @@ def _download_clip(hub_id: str) -> Path:
 
 def _snapshot(name: str, revision: str, local_only: bool) -> Path | None:
     """The directory of one revision; None if it is not in the cache (or not on the hub)."""
-    from huggingface_hub import snapshot_download  # half a second, only for downloads
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download  # half a second, only for downloads
 
     try:
         directory = snapshot_download(
             name, revision=revision, allow_patterns=list(CLIP_FILES), local_files_only=local_only
         )
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         return None
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise WeightsError(
             f"The hub has no public model {name!r}: correct --clip_weights, or leave it out for "
             f"{CLIP_ID}."
         ) from error
-    except LocalEntryNotFoundError as error:
-        if local_only:
+    except (errors.HfHubHTTPError, OSError) as error:
+        if local_only and isinstance(error, errors.LocalEntryNotFoundError):
             return None
-        raise _unreachable(name) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise _unreachable(name) from error
+        raise WeightsError(
+            f"The hub cannot be reached for the CLIP weights {name}: copy"
+            f" {' and '.join(CLIP_FILES)} from a machine that can and name their directory with"
+            " --clip_weights."
+        ) from error
     return Path(directory)
-
-
-def _unreachable(name: str) -> WeightsError:
-    return WeightsError(
-        f"The hub cannot be reached for the CLIP weights {name}: copy {' and '.join(CLIP_FILES)}"
-        " from a machine that can and name their directory with --clip_weights."
-    )

@@ -1,9 +1,11 @@
-"""Files of weights of any model: their digest, the header of a safetensors file, the error."""
+"""Files of weights of any model: their SHA-256, and the header of a safetensors file."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+from common.errors import WeightsError
 
 MAX_HEADER_BYTES = 10 << 20  # CLIP's has 60 kB
 
@@ -24,19 +26,23 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     (https://huggingface.co/docs/safetensors).
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not a safetensors file, or not all of it is there; the message says which.
+        WeightsError: the file cannot be read, is not a safetensors file, or not all of it is there.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if 8 + length <= size and length <= MAX_HEADER_BYTES else b""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if 8 + length <= size and length <= MAX_HEADER_BYTES else b""
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}).") from error
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
         end = max(entry["data_offsets"][1] for entry in header.values())
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-        raise ValueError("is not a safetensors file, or is damaged") from error
+        problem = "it is not a safetensors file, or is damaged"
+        raise WeightsError(f"{path} cannot be read: {problem}.") from error
     if 8 + length + end != size:
-        raise ValueError(f"has {size:,} bytes where its header says {8 + length + end:,}")
+        problem = f"has {size:,} bytes where its header says {8 + length + end:,}"
+        raise WeightsError(f"{path} {problem}: download it again.")
     return dict(header)

@@ -42,7 +42,7 @@ DAMAGE = (
 )
 
 
-class UnsafePickleError(ValueError):
+class UnsafePickleError(Exception):
     """What a file has that it must not have, to be put behind its name."""
 
 
@@ -64,8 +64,6 @@ def read_pickle(path: Path, max_reads: int = MAX_READS) -> Any:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         try:
             return _Reader(view, max_reads).load()
-        except UnsafePickleError:
-            raise
         except DAMAGE as error:
             problem = "is not a pickle of plain data and NumPy arrays, or is cut short or damaged"
             raise UnsafePickleError(problem) from error

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
 from common.program import ROOT
-from embeddings import Embedder
+from dataset.arrays import Embedding
+from embeddings import Batch, Embedder
 from engine.batches import AHEAD
-from models.device import devices
+from models import devices
 from testing.weights import seeded_weights
 
 REFERENCE = ROOT / "tests" / "reference"
@@ -44,7 +45,6 @@ class Bench:
         self.device = devices.choose_device(device)
         self.small = self.device.type == "cpu"
         self.weights = seeded_weights()
-        self.clip = self.weights / "clip-vit-base-patch32"
         self.random = np.random.default_rng(0)
         self._embedder: Embedder | None = None
 
@@ -52,24 +52,27 @@ class Bench:
     def embedder(self) -> Embedder:
         """Both models in the precision that auto chooses, loaded once."""
         if self._embedder is None:
-            self._embedder = Embedder(self.weights / "R-50.pkl", self.clip, device=str(self.device))
+            files = self.weights / "R-50.pkl", self.weights / "clip-vit-base-patch32"
+            self._embedder = Embedder(*files, device=str(self.device))
         return self._embedder
 
     def noise(self, size: tuple[int, int], count: int = 1) -> list[Pixels]:
         return list(self.random.integers(0, 256, (count, *size, 3), np.uint8))
 
-    def synchronize(self) -> None:
-        if not self.small:
-            torch.cuda.synchronize(self.device)
-
     def seconds(self, function: Callable[[], object], repeat: int = 1) -> float:
         """Seconds per call, the device's work included."""
-        self.synchronize()
+        synchronize(self.device)
         start = time.perf_counter()
         for _ in range(repeat):
             function()
-        self.synchronize()
+        synchronize(self.device)
         return (time.perf_counter() - start) / repeat
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def smooth(height: int, width: int) -> Pixels:
@@ -80,7 +83,7 @@ def smooth(height: int, width: int) -> Pixels:
 
 def batches_of(embedder: Embedder, images: list[Pixels]) -> Iterator[list[int]]:
     """The images, by their places, in full batches of one group."""
-    groups: dict[Any, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for place, image in enumerate(images):
         groups.setdefault(embedder.group(*image.shape[:2]), []).append(place)
     for group in groups.values():
@@ -89,17 +92,29 @@ def batches_of(embedder: Embedder, images: list[Pixels]) -> Iterator[list[int]]:
             yield group[start : start + step]
 
 
+def embed(
+    embedder: Embedder, images: list[Pixels], clip_inputs: Sequence[Pixels | None] | None = None
+) -> list[Embedding]:
+    """The embeddings of images of any sizes, in their order."""
+    inputs = clip_inputs or [None] * len(images)
+    found: dict[int, Embedding] = {}
+    for batch in batches_of(embedder, images):
+        started = embedder.start([images[i] for i in batch], [inputs[i] for i in batch])
+        found.update(zip(batch, started.finish(), strict=True))
+    return [found[place] for place in range(len(images))]
+
+
 def model_rate(bench: Bench, images: list[Pixels], repeat: int = 2) -> float:
     """Images per second of both models, with images in memory and full batches."""
 
     def run() -> None:
-        started: deque[Any] = deque()
+        started: deque[Batch] = deque()
         for batch in batches_of(bench.embedder, images):
             if len(started) == AHEAD:
                 started.popleft().finish()
             started.append(bench.embedder.start([images[i] for i in batch], [None] * len(batch)))
-        for batch_ in started:
-            batch_.finish()
+        while started:
+            started.popleft().finish()
 
     run()
     return len(images) / bench.seconds(run, repeat)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import WeightsError
 from dataset.arrays import DIMENSIONS
 from weights.files import safetensors_header
 
@@ -18,10 +19,8 @@ def why_not(directory: Path | None) -> str | None:
     path = directory / "model.safetensors"
     try:
         names = safetensors_header(path)
-    except OSError as error:
-        return f"The CLIP weights {path} cannot be read ({error.strerror})."
-    except ValueError as error:
-        return f"The CLIP weights {path} cannot be read: the file {error}."
+    except WeightsError as error:
+        return error.message
     if not any(name.startswith("text_model.") for name in names):
         return f"The CLIP weights in {directory} have no text tower, only the image tower."
     if not any(all((directory / name).exists() for name in files) for files in TOKENIZERS):

@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.canvas import Region, rounded_up
-from models.convolutions import OneDnnOperations
-from models.resnet import build_resnet, resnet_features, with_fused_operations
+from models.canvas import Region
+from models.resnet import build_resnet, onednn, resnet_features, with_operator
 from weights.resnet50 import read_resnet_weights
 
 CPU = torch.device("cpu")
@@ -23,11 +22,11 @@ def plain(weights_dir):
 @pytest.fixture(scope="module")
 def fused(plain):
     with torch.inference_mode():
-        return with_fused_operations(plain, OneDnnOperations())[0]
+        return with_operator(plain, onednn)[0]
 
 
 class Poisoned(Region):
-    """Whatever is beyond the strip may be anything: here it becomes NaN before each use."""
+    """What is beyond the strip is never read: here it becomes NaN before each use."""
 
     def zero_strip(self, x):
         rows = torch.arange(x.shape[2])[:, None]
@@ -92,8 +91,3 @@ def test_without_the_strips_the_vectors_differ(plain, monkeypatch):
         together, *_ = resnet_features(plain, *on_canvas([image], 64, 64))
         alone, *_ = resnet_features(plain, torch.from_numpy(image)[None])
     assert (together - alone).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize(("side", "expected"), [(1, 64), (64, 64), (65, 128), (640, 640)])
-def test_canvases_are_few(side, expected):
-    assert rounded_up(side) == expected

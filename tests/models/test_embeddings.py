@@ -10,16 +10,18 @@ from PIL import Image
 
 import embeddings
 from bench.support import original
-from common.errors import IngestError, WeightsError
+from common.errors import IngestError
+from common.precision import Precision
 from dataset.arrays import DIMENSIONS
 from embeddings import Embedder
 from engine.decode import clip_input
-from models.convolutions import OneDnnOperations, PlainOperations
-from models.device import devices
-from models.pair import Models
-from models.resnet import build_resnet, resnet_features, with_fused_operations
-from tests.models.helpers import TOLERANCE, assert_expected, embed, embed_photographs
+from models import backends, resnet
+from models.backends import Models
+from models.resnet import onednn, plain
+from tests.models.helpers import TOLERANCE, assert_close, embed, embed_photographs
 from weights.resnet50 import read_resnet_weights
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,7 @@ from weights.resnet50 import read_resnet_weights
 )
 def test_reference_photographs(batch_size, order, embedder, photographs, expected, monkeypatch):
     monkeypatch.setattr(embedder, "_clip_batch_size", batch_size)
-    assert_expected(embed_photographs(embedder, photographs[order]), expected, order)
+    assert_close(embed_photographs(embedder, photographs[order]), expected, order)
 
 
 def test_clip_inputs_made_on_the_device_give_the_same_vectors(embedder, photographs, expected):
@@ -49,25 +51,20 @@ def test_class_is_of_the_mean_before_scaling(embedder, photographs, weights, mon
         assert logits.argmax() == rows["classes"][0]
 
 
-def test_other_backend_agrees(weights, photographs, expected):
-    pytest.importorskip("transformers")
-    embedder = Embedder(*weights, backend="transformers", device="cpu", precision="float32")
-    assert_expected(embed_photographs(embedder, photographs[7:8]), expected, slice(7, 8))
-
-
 def test_original_packages_agree(weights, photographs, embedder):
     pytest.importorskip("detectron2.modeling")
     pytest.importorskip("clip")
     original = Embedder(*weights, backend="original", device="cpu")
     ours, theirs = (embed_photographs(e, photographs[6:8]) for e in (embedder, original))
     np.testing.assert_array_equal(ours.pop("classes"), theirs.pop("classes"))
-    assert_expected(ours, theirs)
+    assert_close(ours, theirs)
 
 
-def test_the_original_way_of_the_benchmarks_gives_the_same_numbers(
-    weights_dir, photographs, expected
-):
-    models = original.load(weights_dir, torch.device("cpu"))
+def test_transformers_modules_agree(weights_dir, photographs, expected):
+    """Which stand in the benchmarks for the original packages."""
+    clip = weights_dir / "clip-vit-base-patch32" / "model.safetensors"
+    arrays = read_resnet_weights(weights_dir / "R-50.pkl")
+    models = original.transformers_models(arrays, clip, CPU)
     pixels, inputs = (torch.from_numpy(np.array(part)[None]) for part in photographs[7][:2])
     with torch.inference_mode():
         imagenet, early, *_ = models.resnet(pixels)
@@ -98,11 +95,6 @@ def test_bfloat16_keeps_the_cosine(weights, photographs, expected):
         assert np.allclose((found[name] ** 2).sum(1), 1, atol=1e-6)
 
 
-def test_auto_on_a_cpu_is_float32(weights):
-    embedder = Embedder(*weights, device="cpu")
-    assert (embedder.precision, embedder.device) == ("float32", "cpu")
-
-
 @pytest.mark.parametrize(("spoilt", "chosen"), [(0.0, "bfloat16"), (0.05, "float32")])
 def test_auto_leaves_a_precision_that_loses_the_cosine(spoilt, chosen, weights, monkeypatch):
     def load(arrays, clip, device, dtype):
@@ -116,12 +108,11 @@ def test_auto_leaves_a_precision_that_loses_the_cosine(spoilt, chosen, weights, 
         def resnet(pixels, sizes=None):
             return vectors(pixels), vectors(pixels), vectors(pixels)
 
-        return Models(resnet, vectors)
+        return Models(resnet=resnet, clip=vectors, largest_activation=lambda pixels: 1.0)
 
-    module = type("Backend", (), {"load": staticmethod(load)})
-    monkeypatch.setattr(embeddings.importlib, "import_module", lambda name: module)
-    monkeypatch.setattr(devices, "fastest_precision", lambda device: "bfloat16")
-    loaded = embeddings.load_models("fused", {}, weights[1], torch.device("cpu"), "auto")
+    monkeypatch.setitem(backends.BACKENDS, "fused", load)
+    monkeypatch.setattr(embeddings, "fastest_precision", lambda on_gpu: Precision.BFLOAT16)
+    loaded = embeddings.load_models("fused", {}, weights[1], CPU, None)
     assert loaded.precision == chosen
     assert (loaded.reason is None) is (chosen == "bfloat16")
 
@@ -130,24 +121,27 @@ def test_auto_leaves_a_precision_whose_range_a_layer_comes_near(weights, monkeyp
     """Weights of res3 are so large that one layer overflows in float16, and ReLU hides the NaN."""
     arrays = dict(read_resnet_weights(weights[0]))
     arrays["res3_1_branch2b_w"] = arrays["res3_1_branch2b_w"] * 1e5
-    monkeypatch.setattr(devices, "fastest_precision", lambda device: "float16")
+    monkeypatch.setattr(embeddings, "fastest_precision", lambda on_gpu: Precision.FLOAT16)
     with torch.inference_mode():
-        loaded = embeddings.load_models("fused", arrays, weights[1], torch.device("cpu"), "auto")
+        loaded = embeddings.load_models("fused", arrays, weights[1], CPU, None)
     assert loaded.precision == "float32"
     assert "float16 was not chosen: with these weights a layer reaches" in loaded.reason
 
 
-def test_arrays_that_were_read_are_not_read_again(weights, monkeypatch):
+def test_auto_on_a_cpu_is_float32_and_arrays_that_were_read_are_not_read_again(
+    weights, monkeypatch
+):
     arrays = read_resnet_weights(weights[0])
     monkeypatch.setattr(embeddings, "read_resnet_weights", None)
-    Embedder(*weights, device="cpu", precision="float32", resnet_arrays=arrays)
+    embedder = Embedder(*weights, device="cpu", resnet_arrays=arrays)
+    assert (embedder.precision, embedder.device) == ("float32", "cpu")
 
 
 def test_threads_may_share_an_embedder(embedder, photographs, expected):
     with ThreadPoolExecutor(4) as pool:
         rows = pool.map(lambda p: embed_photographs(embedder, [p]), photographs[4:9])
         for i, row in enumerate(rows, start=4):
-            assert_expected(row, expected, slice(i, i + 1))
+            assert_close(row, expected, slice(i, i + 1))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (17, 33), (31, 2)])
@@ -169,54 +163,54 @@ def test_read_only_pixels_are_left_alone(embedder):
 # The convolutions: fused where they are right, plain torch where not.
 
 
+def built(weights, dtype, operator):
+    """ResNet-50 computed by an operator, and the kinds for which it was refused."""
+    with torch.inference_mode():
+        model = resnet.build_resnet(read_resnet_weights(weights[0]), CPU, dtype)
+        return resnet.with_operator(model, operator)
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
 )
-def test_fused_operations_work_here_for_every_kind_of_convolution(dtype, weights):
-    arrays = read_resnet_weights(weights[0])
-    with torch.inference_mode():
-        plain = build_resnet(arrays, torch.device("cpu"), dtype)
-        model, refused = with_fused_operations(plain, OneDnnOperations())
-    assert not refused and isinstance(model.stem.operations, OneDnnOperations)
+def test_the_fused_operator_works_here_for_every_kind_of_convolution(dtype, weights):
+    model, refused = built(weights, dtype, onednn)
+    assert not refused and model.stem.compute is onednn
 
 
-class Wrong(OneDnnOperations):
-    def convolve_add_relu(self, x, convolution, residual):
-        return super().convolve_relu(x, convolution)
+def wrong(convolution, x, residual):
+    return onednn(convolution, x, None)
 
 
-class Missing(OneDnnOperations):
-    def convolve_add_relu(self, x, convolution, residual):
+def missing(convolution, x, residual):
+    if residual is not None:
         return torch.ops.mkldnn.no_such_operator(x)
+    return onednn(convolution, x, residual)
 
 
-class NotANumber(OneDnnOperations):
-    def convolve_add_relu(self, x, convolution, residual):
-        return super().convolve_add_relu(x, convolution, residual) * float("nan")
+def not_a_number(convolution, x, residual):
+    return onednn(convolution, x, residual) * (1 if residual is None else float("nan"))
 
 
-class WrongStem(OneDnnOperations):
-    def convolve_relu(self, x, convolution):
-        if x.shape[1] == 3:
-            raise RuntimeError("unable to find an engine to execute this computation")
-        return super().convolve_relu(x, convolution)
+def without_stem(convolution, x, residual):
+    if x.shape[1] == 3:
+        raise RuntimeError("unable to find an engine to execute this computation")
+    return onednn(convolution, x, residual)
 
 
-@pytest.mark.parametrize("operations", [Wrong, Missing, NotANumber])
-def test_plain_torch_replaces_the_kinds_that_fail(operations, weights, photographs, expected):
+@pytest.mark.parametrize("operator", [wrong, missing, not_a_number])
+def test_plain_torch_replaces_the_kinds_that_fail(operator, weights, photographs, expected):
+    model, refused = built(weights, torch.float32, operator)
     with torch.inference_mode():
-        plain = build_resnet(read_resnet_weights(weights[0]), torch.device("cpu"), torch.float32)
-        model, refused = with_fused_operations(plain, operations())
-        imagenet, *_ = resnet_features(model, torch.tensor(photographs[7].pixels)[None])
+        imagenet, *_ = resnet.resnet_features(model, torch.tensor(photographs[7].pixels)[None])
     block = model.stages[0][0]
-    assert type(block.expand.operations) is PlainOperations
-    assert isinstance(block.reduce.operations, operations)
-    assert refused[0] == "1x1/1 of 64 to 256 channels" and len(refused) == 4
+    assert (block.expand.compute, block.reduce.compute) == (plain, operator)
+    assert refused[0] == "1x1/1 of 64 to 256 channels and an addition" and len(refused) == 4
     assert abs(imagenet[0].numpy() - expected["imagenet"][7]).max() < TOLERANCE
 
 
 def test_kinds_that_fail_are_named(weights, monkeypatch):
-    monkeypatch.setattr("models.convolutions.OneDnnOperations", WrongStem)
+    monkeypatch.setattr(resnet, "onednn", without_stem)
     embedder = Embedder(*weights, device="cpu", precision="float32")
     assert embedder.remarks == [
         "Convolutions that the fused operators here cannot compute: 7x7/2 of 3 to 64 channels."
@@ -224,10 +218,10 @@ def test_kinds_that_fail_are_named(weights, monkeypatch):
 
 
 def test_plain_torch_agrees_too(weights, photographs, expected, monkeypatch):
-    monkeypatch.setattr("models.backends.fused.fused_operations", lambda device: PlainOperations())
-    monkeypatch.setattr("models.vision_tower.onednn_linear_agrees", lambda dtype: False)
+    monkeypatch.setattr(resnet, "onednn", plain)
+    monkeypatch.setattr("models.clip.onednn_linear_agrees", lambda dtype: False)
     embedder = Embedder(*weights, device="cpu", precision="float32")
-    assert_expected(embed_photographs(embedder, photographs[7:8]), expected, slice(7, 8))
+    assert_close(embed_photographs(embedder, photographs[7:8]), expected, slice(7, 8))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -241,8 +235,3 @@ def test_gpu_agrees(weights, photographs, expected):
             assert (rows * expected[name]).sum(1).min() >= least
             if precision == "float32":
                 assert abs(rows - expected[name]).max() < 1e-5
-
-
-def test_missing_weights_are_said_before_anything_else(weights, tmp_path):
-    with pytest.raises(WeightsError, match="is missing"):
-        Embedder(tmp_path / "R-50.pkl", weights[1], device="cpu")

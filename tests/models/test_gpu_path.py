@@ -1,19 +1,18 @@
 """What a GPU does with batches, computed on the CPU: canvases, memory that runs out, overflow."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-import embeddings
-from dataset.arrays import DIMENSIONS
-from models.device import devices, graphs
-from models.device.graphs import Graphs
-from models.device.runner import Launched, Runner
-from tests.models.helpers import TOLERANCE, Capture, embed
+from models import devices
+from models.runner import Pending, Runner
+from tests.models.helpers import as_rows, assert_close, embed
 
 CPU = torch.device("cpu")
+GREY = [np.full((32, 32, 3), value, np.uint8) for value in range(0, 250, 50)]
 
 
 class LimitedRunner(Runner):
@@ -46,27 +45,24 @@ def test_photographs_of_all_sizes_in_one_batch(order, gpu, photographs, expected
     monkeypatch.setattr(gpu._runner, "canvas", lambda height, width: (704, 832))
     images = [photograph.pixels for photograph in photographs[order]]
     inputs = [p.clip_input if i % 3 else None for i, p in enumerate(photographs[order])]
-    embedded = gpu.start(images, inputs).finish()
-    vectors = zip(*(embedding.vectors for embedding in embedded), strict=True)
-    for name, rows in zip(DIMENSIONS, vectors, strict=True):
-        assert abs(np.stack(rows) - expected[name][order]).max() < 1e-5
+    assert_close(as_rows(gpu.start(images, inputs).finish()), expected, order, 1e-5)
 
 
 def test_batches_by_canvas(gpu, photographs, expected):
     rows = embed(gpu, [p.pixels for p in photographs], [p.clip_input for p in photographs])
-    for name in DIMENSIONS:
-        assert abs(rows[name] - expected[name]).max() < 1e-5
+    assert_close(rows, expected, tolerance=1e-5)
 
 
 def test_many_images_of_one_size_need_no_canvas(gpu, embedder, monkeypatch):
     images = [np.full((40, 50, 3), value, np.uint8) for value in range(0, 240, 30)]
     shapes = []
     resnet = gpu._models.resnet
-    models = gpu._models._replace(
-        resnet=lambda pixels, sizes: (
-            shapes.append((tuple(pixels.shape), sizes)) or resnet(pixels, sizes)
-        )
-    )
+
+    def noted(pixels, sizes):
+        shapes.append((tuple(pixels.shape), sizes))
+        return resnet(pixels, sizes)
+
+    models = replace(gpu._models, resnet=noted)
     monkeypatch.setattr(gpu._runner, "_models", models)
     gpu.start(images, [None] * 8).finish()
     gpu.start(images[:2], [None] * 2).finish()
@@ -76,6 +72,7 @@ def test_many_images_of_one_size_need_no_canvas(gpu, embedder, monkeypatch):
 
 def test_canvases_group_images(gpu):
     assert gpu.group(480, 640) == gpu.group(449, 577) == (512, 640)
+    assert gpu.group(1, 64) == (64, 64)
     assert gpu.group(480, 640) != gpu.group(640, 480)
 
 
@@ -92,25 +89,22 @@ def test_batch_size_follows_memory(gpu, monkeypatch):
 
 @pytest.mark.parametrize("largest", [0, 1, 3])
 def test_out_of_memory_splits_the_batch_then_takes_the_cpu(largest, gpu, embedder):
-    images = [np.full((32, 32, 3), value, np.uint8) for value in range(0, 250, 50)]
     gpu._runner.largest = largest
     gpu._gpu_pixels = 5 * 64 * 64
-    rows, exact = embed(gpu, images), embed(embedder, images)
+    rows, exact = embed(gpu, GREY), embed(embedder, GREY)
     np.testing.assert_array_equal(rows.pop("classes"), exact.pop("classes"))
-    for name in DIMENSIONS:
-        assert abs(rows[name] - exact[name]).max() < 1e-5
+    assert_close(rows, exact, tolerance=1e-5)
     assert gpu._runner.sizes[0] == 5 and (gpu._cpu_models is not None) == (largest == 0)
     said = ["Computed on the CPU, because the memory of cpu is too small: 5 images."]
     assert gpu.exceptions() == (said if largest == 0 else [])
 
 
 def test_later_batches_are_smaller_once_memory_ran_out(gpu):
-    images = [np.full((32, 32, 3), value, np.uint8) for value in range(0, 250, 50)]
     gpu._runner.largest = 2
     gpu._gpu_pixels = 5 * 64 * 64
-    embed(gpu, images)
+    embed(gpu, GREY)
     gpu._runner.sizes.clear()
-    embed(gpu, images)
+    embed(gpu, GREY)
     assert max(gpu._runner.sizes) <= 2
 
 
@@ -124,77 +118,22 @@ def test_other_errors_of_a_gpu_are_not_hidden(gpu, monkeypatch):
 
 
 def test_overflow_in_half_precision_is_computed_again_in_float32(gpu, embedder, monkeypatch):
-    """Two of three images overflow: those two are computed again, and counted."""
-    images = [np.full((32, 32, 3), value, np.uint8) for value in (10, 255, 20)]
-    exact = embed(embedder, images)
-    rows = embedder._compute_on_cpu(embedder._models, images, [None] * 3)
+    """Two of five images overflow: those two are computed again, and counted."""
+    exact = embed(embedder, GREY)
+    rows = embedder._compute_on_cpu(embedder._models, GREY, [None] * 5)
     rows[0][1], rows[2][2] = np.nan, np.inf
     monkeypatch.setattr(gpu, "dtype", torch.float16)
     monkeypatch.setattr(gpu, "precision", "float16")
-    finished = embeddings.Batch(gpu, images, [None] * 3, Launched(rows)).finish()
-    for i, embedding in enumerate(finished):
-        for name, vector in zip(DIMENSIONS, embedding.vectors, strict=True):
-            assert abs(vector - exact[name][i]).max() < TOLERANCE
+    monkeypatch.setattr(gpu._runner, "launch", lambda images, inputs: Pending(rows))
+    assert_close(as_rows(gpu.start(GREY, [None] * 5).finish()), exact)
     assert gpu.exceptions() == [
         "Computed again in float32, after an overflow in float16: 2 images."
     ]
 
 
-def test_float32_is_never_computed_twice(embedder):
-    images = [np.full((32, 32, 3), 10, np.uint8)]
-    rows = embedder._compute_on_cpu(embedder._models, images, [None])
+def test_float32_is_never_computed_twice(gpu, embedder, monkeypatch):
+    rows = embedder._compute_on_cpu(embedder._models, GREY[:1], [None])
     rows[0][0] = np.nan
-    (embedding,) = embeddings.Batch(embedder, images, [None], Launched(rows)).finish()
+    monkeypatch.setattr(gpu._runner, "launch", lambda images, inputs: Pending(rows))
+    (embedding,) = gpu.start(GREY[:1], [None]).finish()
     assert np.isnan(embedding.vectors[0]).all()
-
-
-class Replaying(Runner):
-    """A runner that captures every shape at once; `short` makes it run out of memory once."""
-
-    short = False
-
-    def __init__(self, models):
-        super().__init__(models, CPU, clip_batch_size=128)
-        self.capture = Capture()
-        self.graphs = Graphs(self._compute, self.capture, lambda inputs: True)
-
-    def launch(self, images, clip_inputs):
-        if self.short:
-            self.short = False
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super().launch(images, clip_inputs)
-
-    def _copied_back(self, tensor):
-        return tensor.clone()
-
-
-@pytest.fixture
-def replaying(gpu, embedder, monkeypatch):
-    """The same with CUDA graphs, imitated."""
-    monkeypatch.setattr(graphs, "AFTER", 1)
-    gpu._runner = Replaying(embedder._models)
-    return gpu
-
-
-def test_embeddings_do_not_depend_on_graphs(replaying, embedder):
-    """Two batches of the same shapes: canvases, and one of three inputs of CLIP made elsewhere."""
-    random = np.random.default_rng(0)
-    for _ in range(2):
-        images = [random.integers(0, 256, (40 + i, 50, 3), np.uint8) for i in range(3)]
-        inputs = [None, random.integers(0, 256, (224, 224, 3), np.uint8), None]
-        rows, exact = embed(replaying, images, inputs), embed(embedder, images, inputs)
-        for name in DIMENSIONS:
-            assert abs(rows[name] - exact[name]).max() < 1e-5
-    assert replaying._runner.capture.replays == 2 and replaying.exceptions() == []
-
-
-def test_graphs_give_their_memory_back_before_batches_are_split(replaying, embedder):
-    images = [np.full((32, 32, 3), value, np.uint8) for value in (10, 20, 30)]
-    embed(replaying, images)
-    replaying._runner.short = True
-    rows, exact = embed(replaying, images), embed(embedder, images)
-    for name in DIMENSIONS:
-        assert abs(rows[name] - exact[name]).max() < 1e-5
-    assert replaying._gpu_pixels == 100_000_000
-    said = "CUDA graphs were given up, because the memory of the GPU is short."
-    assert replaying.exceptions() == [said]

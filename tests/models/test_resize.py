@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from engine.decode import TALL, clip_input, prepare
-from models.resize import axis_weights, bicubic, clip_inputs, crop_table
+from models.clip import axis_weights, bicubic, crop_table, resized_for_clip
 
 SIZES = [
     *((640, 480), (480, 640), (224, 224), (1920, 1080), (333, 224), (224, 300), (375, 500)),
@@ -19,7 +19,7 @@ def check(images, canvas):
     for place, image in zip(pixels, images, strict=True):
         place[: image.shape[0], : image.shape[1]] = image
     crops = torch.from_numpy(crop_table([image.shape[:2] for image in images]))
-    ours = clip_inputs(torch.from_numpy(pixels), crops).numpy()
+    ours = resized_for_clip(torch.from_numpy(pixels), crops).numpy()
     assert ours.dtype == np.uint8
     for image, mine in zip(images, ours, strict=True):
         difference = abs(clip_input(Image.fromarray(image)).astype(int) - mine)

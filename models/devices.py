@@ -1,4 +1,4 @@
-"""Devices and precisions: what this machine has, how much fits into memory, what errors mean."""
+"""Which device, precision and cores; the batch size on a GPU, and how many pixels fit in memory."""
 
 import contextlib
 import math
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from common.errors import DeviceError
+from common.precision import Precision
 from common.terminal import count
 
 # What ResNet-50 keeps in memory at its peak, in res2: 52 values per pixel (input, shortcut, inner
@@ -27,11 +28,15 @@ WAITING_PIXELS_CPU, WAITING_PIXELS_GPU = 100_000_000, 400_000_000
 WAITING_SHARE = 0.1  # of the free main memory, for these
 UNKNOWN_MEMORY_BYTES = 4 << 30
 CGROUP = Path("/sys/fs/cgroup")
+CGROUP_MEMORY = (  # limit and usage, in version 2 and 1
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # exists where the driver is loaded
 # cuDNN 9 has other names than cuDNN 8; without memory for a workspace it finds no engine.
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")
 TORCH_THREADS = torch.get_num_threads()  # as found: physical cores, or OMP_NUM_THREADS
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {name: getattr(torch, name.value) for name in Precision}
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,47 +48,39 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     if kind != "cuda" or (":" in name and not index.isdecimal()):
         raise DeviceError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:1.")
-    if torch.version.cuda is None and torch.version.hip is None:
-        raise DeviceError(
-            f"--device {name}: torch {torch.__version__} is built without CUDA. Install another"
-            " build (https://pytorch.org/get-started/locally), or use --device cpu."
-        )
-    if not torch.cuda.is_available():
-        raise DeviceError(
-            f"--device {name}: torch finds no CUDA GPU. Check whether `nvidia-smi` lists one, or"
-            " use --device cpu."
-        )
+    if problem := why_no_gpu():
+        raise DeviceError(f"--device {name}: {problem} Or use --device cpu.")
     gpus = torch.cuda.device_count()
     if int(index or 0) >= gpus:
-        last = f" to cuda:{gpus - 1}" if gpus > 1 else ""
-        raise DeviceError(
-            f"--device {name}: this machine has {count(gpus, 'GPU')}. Use cuda:0{last}."
-        )
+        raise DeviceError(f"--device {name}: there are {count(gpus, 'GPU')}, from cuda:0 on.")
     return torch.device("cuda", int(index or 0))
 
 
 def why_no_gpu() -> str | None:
-    """Why torch does not use the NVIDIA GPU of this machine, in a sentence; None without a GPU."""
-    if not NVIDIA_DRIVER.exists() or torch.cuda.is_available():
+    """Why torch uses no GPU here, and what to do, in sentences; None if it can use one."""
+    if torch.cuda.is_available():
         return None
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and torch.version.hip is None:
         return (
-            f"This machine has an NVIDIA GPU, but torch {torch.__version__} is built without CUDA."
-            " To use the GPU, install another build (https://pytorch.org/get-started/locally)."
+            f"torch {torch.__version__} is built without CUDA. Install another build"
+            " (https://pytorch.org/get-started/locally)."
         )
     try:
         torch.cuda.init()
+        reason = "it finds no GPU"
     except RuntimeError as error:  # such as: the driver is too old
-        said = str(error).partition("\n")[0].rstrip(".")
-        return f"This machine has an NVIDIA GPU that torch {torch.__version__} cannot use: {said}."
-    return f"This machine has an NVIDIA GPU that torch {torch.__version__} does not find."
+        reason = str(error).partition("\n")[0].rstrip(".")
+    return f"torch {torch.__version__} cannot use a GPU: {reason}. Does `nvidia-smi` list one?"
+
+
+def has_unused_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU that torch cannot use."""
+    return NVIDIA_DRIVER.exists() and not torch.cuda.is_available()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU ran out of memory: by type if torch says so, by text if cuDNN or cuBLAS do."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        word in str(error) for word in OUT_OF_MEMORY
-    )
+    """Whether a GPU ran out of memory: torch, cuDNN and cuBLAS have no common type for it."""
+    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager
@@ -92,28 +89,29 @@ def gpu_errors(device: torch.device) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if device.type != "cuda":
+        is_full = is_out_of_memory(error) or "busy or unavailable" in str(error)
+        if device.type != "cuda" or not is_full:
             raise
-        if is_out_of_memory(error):
-            raise DeviceError(
-                f"{device} has too little free memory for the models: end other programs that use"
-                " it (`nvidia-smi` lists them), or choose another --device."
-            ) from error
-        if "busy or unavailable" in str(error):
-            raise DeviceError(
-                f"Another program uses {device} exclusively: end it (`nvidia-smi` lists it), or"
-                " choose another --device."
-            ) from error
-        raise
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise DeviceError(
+            f"{device} has no room for the models ({said}): end other programs that use it"
+            " (`nvidia-smi` lists them), or choose another --device."
+        ) from error
 
 
-def fastest_precision(device: torch.device) -> str:
-    """The precision that auto tries first.
-
-    On a GPU it is float16, whose mantissa has 3 bits more than bfloat16's. On a CPU it is float32,
-    which keeps the numbers of the original packages to 1e-5.
-    """
-    return "float16" if device.type == "cuda" else "float32"
+def choose_precision(name: str, device: torch.device) -> Precision | None:
+    """The precision that `--precision` names, None for auto. Raises DeviceError."""
+    if name == "auto":
+        return None
+    if name not in list(Precision):
+        known = ", ".join(Precision)
+        raise DeviceError(f"--precision {name!r} is not one of auto, {known}.")
+    if name == Precision.FLOAT16 and device.type == "cpu":
+        raise DeviceError("--precision float16 needs a GPU: use float32 or bfloat16 on a CPU.")
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
+    if name == Precision.BFLOAT16 and device.type == "cpu" and not supported():
+        raise DeviceError("--precision bfloat16 needs a GPU or a CPU with AVX-512: use float32.")
+    return Precision(name)
 
 
 def bfloat16_is_faster() -> bool:
@@ -122,33 +120,19 @@ def bfloat16_is_faster() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
-def check_precision(name: str, device: torch.device) -> None:
-    """Raise DeviceError unless the device can compute in the precision `name`."""
-    if name != "auto" and name not in PRECISIONS:
-        raise DeviceError(f"--precision {name!r} is not one of auto, {', '.join(PRECISIONS)}.")
-    if name == "float16" and device.type == "cpu":
-        raise DeviceError("--precision float16 needs a GPU: use float32 or bfloat16 on a CPU.")
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
-    if name == "bfloat16" and device.type == "cpu" and not supported():
-        raise DeviceError("--precision bfloat16 needs a GPU or a CPU with AVX-512: use float32.")
-
-
 def available_memory() -> int:
     """Bytes of main memory that this process may still use: the least of system and cgroup."""
     limits = []
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         limits.append(_fields(meminfo, ":")["MemAvailable"] * 1024)
-    for directory, limit, usage in (
-        ("", "memory.max", "memory.current"),
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        cgroup = CGROUP / directory
+    for limit, usage in CGROUP_MEMORY:
         try:
-            used = int((cgroup / usage).read_text())
+            used = int((CGROUP / usage).read_text())
             # Cached files count as used there and give way when memory is needed.
-            used -= _fields(cgroup / "memory.stat", " ").get("inactive_file", 0)
-            limits.append(int((cgroup / limit).read_text()) - used)
+            stat = (CGROUP / usage).with_name("memory.stat")
+            used -= _fields(stat, " ").get("inactive_file", 0)
+            limits.append(int((CGROUP / limit).read_text()) - used)
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return max(0, min(limits, default=UNKNOWN_MEMORY_BYTES))
@@ -204,17 +188,12 @@ def waiting_pixels(device: torch.device) -> int:
     return max(WAITING_PIXELS_CPU, min(WAITING_PIXELS_GPU, fitting))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that tensors on `device` may still use, including what torch keeps for reuse."""
-    if device.type != "cuda":
-        return available_memory()
-    free, _ = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + kept
-
-
 def pixels_that_fit(device: torch.device, dtype: torch.dtype) -> int:
     """How many pixels ResNet-50 can compute at once in the free memory of `device`."""
-    on_cpu = device.type == "cpu"
-    per_pixel = CPU_BYTES_PER_PIXEL if on_cpu else VALUES_PER_PIXEL * dtype.itemsize
-    return min(LARGEST_PIXELS, int(MEMORY_SHARE * free_memory(device)) // per_pixel)
+    if device.type == "cpu":
+        free, per_pixel = available_memory(), CPU_BYTES_PER_PIXEL
+    else:
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + kept  # torch keeps what was freed for reuse
+        per_pixel = VALUES_PER_PIXEL * dtype.itemsize
+    return min(LARGEST_PIXELS, int(MEMORY_SHARE * free) // per_pixel)

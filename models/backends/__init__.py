@@ -1,1 +1,0 @@
-"""The implementations of both models that --backend chooses from."""

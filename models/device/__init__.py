@@ -1,1 +1,0 @@
-"""Computing on a device: precisions, memory, batches of both models, CUDA graphs."""
