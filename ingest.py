@@ -30,8 +30,7 @@ from engine.local.fed_pipeline import FedPipeline
 from engine.local.pipeline import Pipeline
 from engine.reuse import Copier
 from forager.addresses import dataset_page, shown_server
-from forager.answers import DatasetInfo
-from forager.client import Forager
+from forager.client import DatasetInfo, Forager
 from preflight.arguments import check_arguments
 from preflight.checks import list_images
 from preflight.describe import describe_plan

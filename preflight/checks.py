@@ -20,8 +20,7 @@ from common.terminal import count, printable, size
 from dataset import arrays
 from dataset.state.rows import SPLITS, TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
-from forager.answers import DatasetInfo
-from forager.client import Forager
+from forager.client import DatasetInfo, Forager
 from storage.async_client import AsyncStorage
 from storage.listing import listed
 

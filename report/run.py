@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common import signals
+from common.addresses import shown_address
 from common.errors import IngestError
 from common.files import write_atomically
 from common.network.activity import CLASSES, Requests, activity, activity_since
@@ -27,7 +28,6 @@ from common.terminal import count, duration, printable, say
 from dataset.state.rows import State
 from dataset.work_directory import REPORT, TRIAL_REPORT
 from engine.stages import Bottleneck, StageTime, limiting_stage
-from forager.addresses import shown_address
 from report.machine import machine, versions
 
 FORMAT = 1  # of report.json

@@ -8,10 +8,8 @@ import re
 from collections import defaultdict
 
 from common.terminal import printable
-from labels.file.collector import Collector, category_problem
-from labels.file.describe import LabelFileError, quoted
-from labels.file.json_stream import PROGRESS_EVERY, Progress
-from labels.file.modes import DEFAULT_MODE
+from labels.file.checks import DEFAULT_MODE, Collector, LabelFileError, category_problem, quoted
+from labels.file.text import PROGRESS_EVERY, Progress
 
 HEADERS = (["path", "category"], ["path", "category", "mode"])
 EXPECTED = "expected path,category or path,category,mode"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from labels.file.collector import Labels
-from labels.file.describe import LabelFileError
-from labels.file.modes import nearly
+from labels.file.checks import Labels
+from labels.file.checks import LabelFileError
+from labels.file.checks import nearly_built_in as nearly
 from labels.file.read import read_labels
 from labels.images import KnownImages, inversion
 

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.names import identifier
-from forager.payloads import Box
-from labels.file.describe import LabelFileError
-from labels.file.read import decode, read_labels
+from forager.generation import Box
+from labels.file.checks import LabelFileError
+from labels.file.read import read_labels
+from labels.file.text import decode
 
 
 def findings(document):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.terminal import size
-from labels.file.describe import LabelFileError
+from labels.file.checks import LabelFileError
 from labels.file.read import read_label_file, read_labels
 
 

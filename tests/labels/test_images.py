@@ -2,8 +2,8 @@
 
 import pytest
 
-from forager.payloads import Box
-from labels.file.collector import Labels
+from forager.generation import Box
+from labels.file.checks import Labels
 from labels.images import KnownImages, check_boxes, known_images, split_unknown
 
 
