@@ -8,6 +8,7 @@ lists.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -68,8 +69,9 @@ def decode(data: bytes) -> str:
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
         raise LabelFileError(["the file is UTF-16 or UTF-32 text: save it as UTF-8."])
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as error:
         before = data[: error.start].decode()
         what = f"byte 0x{data[error.start]:02x} is not UTF-8 text."
