@@ -228,16 +228,17 @@ class Connection:
             )
         if isinstance(error, aiohttp.InvalidURL):
             return ServerError(f"SERVER_URL {self.shown} is not an address.")
-        tries = f", in {self._retrying.attempts_for(error)} attempts"
-        request += tries if retries.is_transient(error) else ""
+        tries = ""
+        if retries.is_transient(error):
+            tries = f", in {self._retrying.attempts_for(error)} attempts"
         if isinstance(error, asyncio.TimeoutError | TimeoutError):
             return ServerError(
-                f"T{server[1:]} did not answer {request} within {timeout_s:,} s: check "
+                f"T{server[1:]} did not answer {request} within {timeout_s:,} s{tries}: check "
                 "SERVER_URL, and that the server is not overloaded."
             )
         return ServerError(
-            f"T{server[1:]} failed to answer {request}: {retries.reason(error)}. Look at the "
-            "server's log, or try again later."
+            f"T{server[1:]} failed to answer {request}{tries}: {retries.reason(error)}. Look at "
+            "the server's log, or try again later."
         )
 
     def other_shape(self, route: str) -> ServerError:
