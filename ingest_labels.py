@@ -203,7 +203,7 @@ async def ingest(source: Source, target: Target, choices: Choices) -> bool:
             twice = report.stored_twice(journal, plan, generation)
             if journal.finished and not journal.differences() and not choices.again:
                 if journal.has(plan):
-                    return report.report_finished(source.shown, journal.entries, twice)
+                    return report.report_finished(source.shown, plan, journal.entries, twice)
                 report.refuse_other_selection(path, twice)
             report.warn_of_second_copies(journal, twice, generation, choices.start_over)
             await asyncio.to_thread(journal.begin, plan)

@@ -167,7 +167,7 @@ class Connection:
         if status in retries.TRANSIENT_STATUSES:
             reason = f"HTTP {status}" + (f" ({title})" if title else "")
             raise TransientError(reason, status, response.headers.get("Retry-After"))
-        location = printable(response.headers.get("Location", ""))
+        location = shown_address(response.headers.get("Location", ""))
         return Answer(status=status, content=parsed(data), title=title, location=location)
 
     async def content(self, method: str, route: str, answer: Answer) -> Any:

@@ -196,20 +196,16 @@ class Journal:
         stored = self.possibly_stored()
         if self.finished or not stored:
             return
-        differences = "; ".join(
+        what = "; ".join(
             f"{name.replace('_', ' ')} {printable(earlier)!r}, now {printable(now)!r}"
             for name, (earlier, now) in self.differences().items()
         )
-        what = (
-            f"belongs to something else: {differences}"
-            if differences
-            else "sent other requests than this run would (because of --skip_unknown, because one "
-            "of the runs could not read the index, or because this program was updated)"
-        )
+        what = what or "other requests, because of --skip_unknown, an unreadable index or an update"
         raise IngestError(
-            f"An interrupted run left {printable(str(self.path))}, which {what}. That run stored, "
-            f"or may have stored, {count(sum(stored.values()), 'label')}. Repeat it to finish "
-            "it, or send all labels of this run with --restart."
+            f"An interrupted run left {printable(str(self.path))}, which belongs to something "
+            f"else: {what}. That run stored, or may have stored, "
+            f"{count(sum(stored.values()), 'label')}. Repeat it to finish it, or send all labels "
+            "of this run with --restart."
         )
 
     def possibly_stored(self) -> Counter[Kind]:

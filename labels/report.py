@@ -13,17 +13,13 @@ from forager.generation import Generation, Group, Kind
 from labels.journal import Entry, Journal, State
 from labels.plan import Plan, notes_on_categories
 
-SHOWN_NOTES = 10
-
 Counts = Mapping[Kind, Counter[Group]]
 
 
 def show_notes(notes: Sequence[str]) -> None:
     """Print the first notes on standard error."""
-    for note in notes[:SHOWN_NOTES]:
-        say(f"Note: {note}")
-    if len(notes) > SHOWN_NOTES:
-        say(f"Note: there are {len(notes) - SHOWN_NOTES:,} more notes on names.")
+    if notes:
+        say(f"Note:\n{first_lines(notes)}")
 
 
 async def report_dry_run(server: Forager, name: str, plan: Plan) -> None:
@@ -43,7 +39,7 @@ async def report_dry_run(server: Forager, name: str, plan: Plan) -> None:
         groups |= {group for group, number in there.items() if group[0] in categories and number}
     print(numbers_table(columns, sorted(groups)), flush=True)
     print(
-        f"\n{amount(asked[Kind.LABELS].total(), asked[Kind.BOXES].total())} in "
+        f"\n{amount({kind: counter.total() for kind, counter in asked.items()})} in "
         f"{count(len(plan.requests), 'request')} would be sent to {server.shown}{plan.skipped()}. "
         f"This was a dry run: nothing was sent. {consequence(generation, asked)}",
         flush=True,
@@ -127,8 +123,9 @@ def numbers_table(columns: Sequence[tuple[str, Counter[Group]]], groups: Sequenc
     return table(("category", "mode", *(name for name, _ in columns)), rows, text_columns=2)
 
 
-def amount(labels: int, boxes: int) -> str:
+def amount(numbers: Mapping[Kind, int]) -> str:
     """Numbers of labels and of boxes in words, without one that is zero."""
+    labels, boxes = (numbers.get(kind, 0) for kind in Kind)
     if not boxes:
         return count(labels, "label")
     return (f"{count(labels, 'label')} and " if labels else "") + count(boxes, "box", "boxes")
@@ -139,9 +136,8 @@ def stored_twice(journal: Journal, plan: Plan, generation: Generation) -> str | 
     kinds = {request.kind for request in plan.requests if generation.stores_twice(request.kind)}
     if journal.damaged and not journal.entries:
         return "everything" if kinds else None
-    stored = journal.possibly_stored()
-    labels, boxes = (stored[kind] if kind in kinds else 0 for kind in (Kind.LABELS, Kind.BOXES))
-    return amount(labels, boxes) if labels or boxes else None
+    stored = {kind: n for kind, n in journal.possibly_stored().items() if kind in kinds and n}
+    return amount(stored) if stored else None
 
 
 def refuse_other_selection(path: Path, twice: str | None) -> None:
@@ -178,29 +174,30 @@ def warn_of_second_copies(
         )
 
 
-def report_finished(label_file: str, entries: Sequence[Entry], twice: str | None) -> bool:
+def report_finished(
+    label_file: str, plan: Plan, entries: Sequence[Entry], twice: str | None
+) -> bool:
     """Say that an earlier run sent these labels. Returns whether the server stored all.
 
     `twice` is what the server would store a second time.
     """
-    asked: Counter[Kind] = Counter()
-    created: Counter[Kind] = Counter()
-    for entry in entries:
-        asked[entry.kind] += entry.labels
-        created[entry.kind] += entry.created
-    consequence = f": this server then stores {twice} a second time" if twice else ""
+    asked, created = plan.counts(), count_created(plan, entries)
+    again = f": this server then stores {twice} a second time" if twice else ""
     say(
-        f"An earlier run finished sending {label_file}: {parts(asked, created)} "
-        f"created. Nothing was sent now. To send them again, add --again{consequence}.",
+        f"An earlier run finished sending {label_file}: {parts(asked, created)} created. Nothing "
+        f"was sent now. To send them again, add --again{again}."
     )
-    return created == asked
+    return asked == created
 
 
-def parts(asked: Mapping[Kind, int], created: Mapping[Kind, int]) -> str:
+def parts(asked: Counts, created: Counts) -> str:
     """How many of the labels and boxes, in words."""
-    labels = f"{created[Kind.LABELS]:,} of {count(asked[Kind.LABELS], 'label')}"
-    boxes = f" and {created[Kind.BOXES]:,} of {count(asked[Kind.BOXES], 'box', 'boxes')}"
-    return labels + (boxes if asked[Kind.BOXES] else "")
+    said = []
+    for kind, noun, plural in ((Kind.LABELS, "label", "labels"), (Kind.BOXES, "box", "boxes")):
+        if kind is Kind.LABELS or asked[kind]:
+            number = count(asked[kind].total(), noun, plural)
+            said.append(f"{created[kind].total():,} of {number}")
+    return " and ".join(said)
 
 
 def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
@@ -217,10 +214,7 @@ def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
     if asked[Kind.BOXES]:
         columns += [("boxes", asked[Kind.BOXES]), ("boxes created", created[Kind.BOXES])]
     groups = sorted({group for counter in asked.values() for group in counter})
-    stored = parts(
-        {kind: counter.total() for kind, counter in asked.items()},
-        {kind: counter.total() for kind, counter in created.items()},
-    )
+    stored = parts(asked, created)
     try:
         print(numbers_table(columns, groups), flush=True)
         print(

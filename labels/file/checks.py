@@ -28,9 +28,9 @@ BUILT_IN_MODES = (DEFAULT_MODE, "NEGATIVE", "HARD_NEGATIVE", "UNSURE")
 class LabelFileError(Exception):
     """What is wrong with a label file: sentences that each say where."""
 
-    def __init__(self, findings: list[str]) -> None:
+    def __init__(self, *findings: str) -> None:
         super().__init__(findings[0])
-        self.findings = findings
+        self.findings = list(findings)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Collector:
     def stop_after_many_findings(self) -> None:
         """Raise LabelFileError if there are so many findings that the file is of another kind."""
         if len(self.findings) >= MAX_FINDINGS:
-            raise LabelFileError([*self.findings, "The rest of the file was not read."])
+            raise LabelFileError(*self.findings, "The rest of the file was not read.")
 
     def result(self) -> Labels:
         """All labels.
@@ -88,7 +88,7 @@ class Collector:
         self._refuse_inverted()
         self.findings += self._misspelt_modes()
         if self.findings:
-            raise LabelFileError(self.findings)
+            raise LabelFileError(*self.findings)
         ordered = {group: sorted(self.groups[group]) for group in sorted(self.groups)}
         return Labels(ordered, self.boxes, self.paths)
 
@@ -115,7 +115,7 @@ class Collector:
             and not any(map(_is_image_name, self.paths.values()))
         ):
             (category, _), (image, *_) = next(iter(self.groups.items()))
-            raise LabelFileError([inverted(self.paths[image], category)])
+            raise LabelFileError(inverted(self.paths[image], category))
 
 
 def _is_image_name(text: str) -> bool:

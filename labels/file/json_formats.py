@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from forager.generation import Box
@@ -24,8 +24,13 @@ from labels.file.text import JsonReader, Progress, Repeated
 CORNERS = ("x1", "y1", "x2", "y2")
 LABEL_KEYS = {"category", "value", "mode", "is_box"}
 BOX_KEYS = {*LABEL_KEYS, *CORNERS}
-BOX_WORDS = {"bbox", "box", "x", "y", "w", "h", "width", "height", "xmin", "ymin", "xmax", "ymax"}
-COCO_LISTS = ("images", "annotations", "categories")
+BOX_WORDS = {*CORNERS, "bbox", "box", "x", "y", "w", "h", "width", "height"}
+BOX_WORDS |= {"xmin", "ymin", "xmax", "ymax"}
+COCO_FIELDS = {  # of the elements of each list: ids, and last what they stand for
+    "images": ("id", "file_name"),
+    "categories": ("id", "name"),
+    "annotations": ("image_id", "category_id", "bbox"),
+}
 JSON_START = re.compile(r'[\[{"\d-]|null|true|false|NaN|Infinity')
 OTHER_OBJECTS = re.compile(r'\[\s*\{\s*"(?!(?:' + "|".join(BOX_KEYS) + r')")')
 COCO_EXPECTED = (
@@ -44,7 +49,7 @@ def collect_forager(text: str, collector: Collector, progress: Progress) -> None
     """
     reader = JsonReader(text, progress)
     if not reader.matches(JSON_START):
-        raise LabelFileError(["this is not JSON: if it is CSV, add --format csv."])
+        raise LabelFileError("this is not JSON: if it is CSV, add --format csv.")
     if reader.peek() != "{":
         document = reader.value()
         reader.end()
@@ -53,8 +58,8 @@ def collect_forager(text: str, collector: Collector, progress: Progress) -> None
         )
         return
     for path in reader.members():
-        if path in COCO_LISTS and reader.matches(OTHER_OBJECTS):
-            raise LabelFileError(["this is a COCO file: add --format coco."])
+        if path in COCO_FIELDS and reader.matches(OTHER_OBJECTS):
+            raise LabelFileError("this is a COCO file: add --format coco.")
         image = collector.image(path, key(path))
         _collect_annotations(path, image, reader.value(), collector)
     reader.end()
@@ -132,10 +137,8 @@ def _unknown_keys(annotation: dict[str, Any], is_box: bool) -> list[str]:
     known = BOX_KEYS if is_box else LABEL_KEYS
     label = 'unknown; an annotation has a "category" and a "value", which is the mode'
     box = 'unknown; a box has "is_box": true, and the corners "x1", "y1", "x2" and "y2"'
-    corner = 'belongs to a box, which also has "is_box": true'
     return [
-        f"{_step(name)}: "
-        + (corner if name in CORNERS else box if is_box or name in BOX_WORDS else label)
+        f"{_step(name)}: {box if is_box or name in BOX_WORDS else label}"
         for name in annotation
         if name not in known
     ]
@@ -172,70 +175,83 @@ def collect_coco(
     Raises:
         LabelFileError: the text is not valid JSON.
     """
+    report = collector.findings.append
+    rows = _read_coco(JsonReader(text, progress), report)
+    if missing := sorted(COCO_FIELDS.keys() - rows.keys()):
+        report(f"{COCO_EXPECTED}; there is no list {' and no '.join(missing)}.")
+        return
     images: dict[Id, str] = {}
     categories: dict[Id, str] = {}
-    annotations: list[tuple[int, Id, Id, Corners]] = []
+    for where, image_id, path in _coco_rows("images", rows, collector):
+        if type(path) is not str:
+            report(f"{where}.file_name: expected a string, got {got(path)}.")
+        elif image_id in images:
+            report(f"{where}.id: another image has the id {got(image_id)}.")
+        else:
+            images[image_id] = collector.image(path, f"{where}.file_name")
+    for where, category_id, name in _coco_rows("categories", rows, collector):
+        if problem := category_problem(name):
+            report(f"{where}.name: {problem}.")
+        elif category_id in categories:
+            report(f"{where}.id: another category has the id {got(category_id)}.")
+        else:
+            categories[category_id] = name
+    seen: dict[tuple[str, str, Corners], str] = {}
+    for where, image_id, category_id, bbox in _coco_rows("annotations", rows, collector):
+        corners, problem = ((), "") if as_labels else _coco_corners(bbox)
+        if image_id not in images:
+            report(f"{where}.image_id: nothing in the file has the id {got(image_id)}.")
+        elif category_id not in categories:
+            report(f"{where}.category_id: nothing in the file has the id {got(category_id)}.")
+        elif problem:
+            report(f"{where}.bbox: {problem}.")
+        else:
+            image, category = images[image_id], categories[category_id]
+            first = seen.setdefault((image, category, corners), where)
+            if corners and first != where:
+                report(f"{first} and {where}: the same box twice.")
+            elif corners:
+                collector.boxes.append(_box(image, category, DEFAULT_MODE, corners))
+            elif first == where:
+                collector.groups[category, DEFAULT_MODE].append(image)
 
-    def image(number: int, item: dict[str, Any]) -> str | None:
-        if type(path := item.get("file_name")) is not str:
-            return f"file_name: expected a string, got {got(path)}"
-        if item["id"] in images:
-            return f"id: another image has the id {got(item['id'])}"
-        images[item["id"]] = collector.image(path, f"images[{number}].file_name")
-        return None
 
-    def category(number: int, item: dict[str, Any]) -> str | None:
-        if problem := category_problem(item.get("name")):
-            return f"name: {problem}"
-        if item["id"] in categories:
-            return f"id: another category has the id {got(item['id'])}"
-        categories[item["id"]] = item["name"]
-        return None
-
-    def annotation(number: int, item: dict[str, Any]) -> str | None:
-        corners, problem = ((), "") if as_labels else _coco_corners(item.get("bbox"))
-        if problem:
-            return f"bbox: {problem}"
-        annotations.append((number, item["image_id"], item["category_id"], corners))
-        return None
-
-    lists: dict[str, tuple[tuple[str, ...], Callable[[int, dict[str, Any]], str | None]]] = {
-        "images": (("id",), image),
-        "categories": (("id",), category),
-        "annotations": (("image_id", "category_id"), annotation),
-    }
-    reader = JsonReader(text, progress)
-    missing = set(lists)
+def _read_coco(reader: JsonReader, report: Callable[[str], None]) -> dict[str, list[Any]]:
+    """The rows of each list: of an object, its fields, and else what is there instead."""
+    rows: dict[str, list[Any]] = {}
     for name in reader.members() if reader.peek() == "{" else ():
-        if name not in lists or reader.peek() != "[":
+        fields = COCO_FIELDS.get(name)
+        if fields is None or reader.peek() != "[":
             reader.value()
             continue
-        missing.discard(name)
-        ids, take = lists[name]
-        for number in reader.elements():
-            collector.stop_after_many_findings()
+        if name in rows:
+            report(f"{name}: given more than once.")
+        rows[name] = []
+        for _ in reader.elements():
             item = reader.value()
-            problem = _item_problem(item, ids)
-            if not problem and (found := take(number, item)):
-                problem = f".{found}"
-            if problem:
-                collector.findings.append(f"{name}[{number}]{problem}.")
-    if missing:
-        lacking = " and no ".join(sorted(missing))
-        collector.findings.append(f"{COCO_EXPECTED}; there is no list {lacking}.")
-        return
-    reader.end()
-    _resolve(annotations, images, categories, collector)
+            row = [item.get(field) for field in fields] if isinstance(item, dict) else got(item)
+            rows[name].append(row)
+    if rows.keys() == COCO_FIELDS.keys():
+        reader.end()
+    return rows
 
 
-def _item_problem(item: Any, ids: tuple[str, ...]) -> str:
-    """What is wrong with an element of one of the lists, or ""."""
-    if not isinstance(item, dict):
-        return f": expected an object, got {got(item)}"
-    for name in ids:
-        if type(item.get(name)) not in (int, str):
-            return f".{name}: expected a number, got {got(item.get(name))}"
-    return ""
+def _coco_rows(
+    name: str, rows: dict[str, list[Any]], collector: Collector
+) -> Iterator[tuple[Any, ...]]:
+    """The place of each row with valid ids, and its fields; adds what is wrong with the others."""
+    for number, row in enumerate(rows[name]):
+        collector.stop_after_many_findings()
+        where = f"{name}[{number}]"
+        if isinstance(row, str):
+            collector.findings.append(f"{where}: expected an object, got {row}.")
+            continue
+        ids = zip(COCO_FIELDS[name], row[:-1], strict=False)
+        wrong = [(field, found) for field, found in ids if type(found) not in (int, str)]
+        if not wrong:
+            yield where, *row
+        for field, found in wrong:
+            collector.findings.append(f"{where}.{field}: expected a number, got {got(found)}.")
 
 
 def _coco_corners(bbox: Any) -> tuple[Corners, str]:
@@ -248,30 +264,3 @@ def _coco_corners(bbox: Any) -> tuple[Corners, str]:
     x, y, width, height = map(float, bbox)
     corners = x, y, x + width, y + height
     return corners, box_problem(*corners)
-
-
-def _resolve(
-    annotations: list[tuple[int, Id, Id, Corners]],
-    images: dict[Id, str],
-    categories: dict[Id, str],
-    collector: Collector,
-) -> None:
-    """Replace the ids by images and categories, and add what they give."""
-    seen: dict[tuple[str, str, Corners], int] = {}
-    for number, image_id, category_id, corners in annotations:
-        image, category = images.get(image_id), categories.get(category_id)
-        if image is None or category is None:
-            what = ("image_id", image_id) if image is None else ("category_id", category_id)
-            collector.findings.append(
-                f"annotations[{number}].{what[0]}: nothing in the file has the id {got(what[1])}."
-            )
-            continue
-        first = seen.setdefault((image, category, corners), number)
-        if corners:
-            if first != number:
-                collector.findings.append(
-                    f"annotations[{first}] and [{number}]: the same box twice."
-                )
-            collector.boxes.append(_box(image, category, DEFAULT_MODE, corners))
-        elif first == number:
-            collector.groups[category, DEFAULT_MODE].append(image)

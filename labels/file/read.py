@@ -41,7 +41,7 @@ def read_label_file(
             labels = read_labels(text, file_format, as_labels, allowed_modes, progress.update)
             return labels, digest
     except MemoryError:
-        raise LabelFileError(["it does not fit into memory: split it."]) from None
+        raise LabelFileError("it does not fit into memory: split it.") from None
 
 
 def read_labels(
@@ -57,7 +57,7 @@ def read_labels(
         LabelFileError: with everything that is wrong with it.
     """
     if not text.strip():
-        raise LabelFileError(["the file is empty."])
+        raise LabelFileError("the file is empty.")
     collector = Collector(allowed_modes)
     if file_format == "coco":
         json_formats.collect_coco(text, collector, progress, as_labels)

@@ -49,14 +49,12 @@ def read_bytes(path: Path, memory_bytes: int) -> bytes:
     with open(file, "rb") as opened:
         status = os.fstat(file)
         if kind := file_kind(status.st_mode):
-            raise LabelFileError([f"it is {kind}: write the labels to a file."])
+            raise LabelFileError(f"it is {kind}: write the labels to a file.")
         limit = memory_bytes // MEMORY_PER_BYTE
         if status.st_size > limit:
             raise LabelFileError(
-                [
-                    f"it has {size(status.st_size)}, and with {size(memory_bytes)} of memory, "
-                    f"files of up to {size(limit)} can be read: split it."
-                ]
+                f"it has {size(status.st_size)}, and with {size(memory_bytes)} of memory, "
+                f"files of up to {size(limit)} can be read: split it."
             )
         return opened.read(status.st_size)
 
@@ -68,14 +66,14 @@ def decode(data: bytes) -> str:
         LabelFileError: it is not UTF-8, with the line and column.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
-        raise LabelFileError(["the file is UTF-16 or UTF-32 text: save it as UTF-8."])
+        raise LabelFileError("the file is UTF-16 or UTF-32 text: save it as UTF-8.")
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         before = data[: error.start].decode()
         what = f"byte 0x{data[error.start]:02x} is not UTF-8 text."
-        raise LabelFileError([f"{_place(before, len(before))}: {what}"]) from None
+        raise LabelFileError(f"{_place(before, len(before))}: {what}") from None
 
 
 class Repeated(dict[str, Any]):
@@ -125,10 +123,10 @@ class JsonReader:
             raise self._error(error.msg, error.pos) from None
         except RecursionError:
             raise LabelFileError(
-                ["lists or objects are nested far too deep: see the README for the format."]
+                "lists or objects are nested far too deep: see the README for the format."
             ) from None
         except ValueError:  # Python refuses to read a number of more than 4,300 digits
-            raise LabelFileError(["a number in the file has thousands of digits."]) from None
+            raise LabelFileError("a number in the file has thousands of digits.") from None
         self._skip(0)
         return value
 
@@ -177,7 +175,7 @@ class JsonReader:
 
     def _error(self, what: str, at: int) -> LabelFileError:
         at, cause = _cause(self._text, at, what)
-        return LabelFileError([f"{_place(self._text, at)}: not valid JSON ({cause})."])
+        return LabelFileError(f"{_place(self._text, at)}: not valid JSON ({cause}).")
 
 
 def _cause(text: str, at: int, what: str) -> tuple[int, str]:

@@ -128,7 +128,9 @@ def test_another_run_is_told_what_differs(path):
     assert "user 'u', now 'v'. That run stored, or may have stored, 3 labels." in str(caught.value)
     assert "--restart" in str(caught.value)
     assert states(reopen(path, owner=bobs, start_over=True)) == [WAITING] * 3
-    with pytest.raises(IngestError, match="sent other requests"):
+    with pytest.raises(
+        IngestError, match="something else: other requests, because of --skip_unknown"
+    ):
         reopen(path, Plan(requests=PLAN.requests[:2]))
 
 

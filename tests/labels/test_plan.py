@@ -23,7 +23,6 @@ from labels.plan import (
     similar_image,
     split_unknown,
 )
-from labels.report import show_notes
 
 CAT = "cat", "POSITIVE"
 LONG = ("é" * 300, "\U0001f600" * 300)
@@ -183,13 +182,6 @@ def test_notes_on_categories():
     assert notes_on_categories(groups, ["cat", "dog", "Dog", "x"]) == [
         "'Cat' is not the category 'cat', which the server has."
     ]
-
-
-def test_many_notes(capsys):
-    show_notes([str(number) for number in range(12)])
-    lines = capsys.readouterr().err.splitlines()
-    assert (lines[0], len(lines)) == ("Note: 0", 11)
-    assert lines[-1] == "Note: there are 2 more notes on names."
 
 
 def test_similar_image():

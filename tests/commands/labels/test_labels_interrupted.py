@@ -11,16 +11,6 @@ from tests.commands.labels.label_command import GOOD, STORED, Proxy, serve
 from tests.damage import damaged_in_some_way
 
 
-def test_faults_before_b_change_nothing(server_b, run):
-    faults = [None, 503, 500, 429, "lost", "reset", 502]
-    with serve(Proxy(server_b.url, faults).handle) as url:
-        code, out, err = run(url, GOOD)
-    assert code == 0
-    assert "attempt 7 of 8" in err
-    assert "5 of 5 labels created" in out
-    assert server_b.stored() == STORED
-
-
 def test_one_fault_in_ten_changes_nothing(server_b, run):
     source = random.Random(0)
     kinds = [503, 429, 500, 502, "lost", "reset"]
@@ -34,13 +24,6 @@ def test_one_fault_in_ten_changes_nothing(server_b, run):
     assert server_b.stored() == sorted(
         ("a", f"category {number}", "POSITIVE") for number in range(60)
     )
-
-
-def test_refused_requests_to_a_are_repeated(server_a, run):
-    with serve(Proxy(server_a.url, [None, 503, 500, 429]).handle) as url:
-        code, out, _ = run(url, GOOD)
-    assert code == 0
-    assert server_a.stored() == STORED
 
 
 @pytest.mark.parametrize(
@@ -224,7 +207,10 @@ def test_a_journal_that_is_no_file(server_b, begin, tmp_path):
     with begin(server_b.url, GOOD) as process:
         _, err = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 1
-    assert "labels.json.birds.journal is a FIFO, not a regular file: remove it, or choose another" in err
+    assert (
+        "labels.json.birds.journal is a FIFO, not a regular file: remove it, or choose another"
+        in err
+    )
     assert server_b.stored() == []
 
 
