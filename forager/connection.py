@@ -115,7 +115,7 @@ class Connection:
             try:
                 answer = await self.send(method, route, body, timeout_s)
             except REQUEST_ERRORS as error:
-                if not once or isinstance(error, aiohttp.InvalidURL) or certainly_not_done(error):
+                if not once or certainly_not_done(error):
                     raise
                 raise answer_lost(once, f"{retries.reason(error)}.") from error
             if once and answer.status == 200 and answer.content is None:
@@ -157,6 +157,11 @@ class Connection:
             raise ServerError(
                 f"The proxy in front of {self.shown} refused the connection (HTTP {error.status}): "
                 "check the proxy settings of the environment."
+            ) from error
+        except ValueError as error:  # also aiohttp.InvalidURL
+            raise ServerError(
+                f"SERVER_URL {self.shown}, or http_proxy or its like in the environment, is not an "
+                "address."
             ) from error
         except aiohttp.ClientResponseError as error:
             raise TransientError(
@@ -226,8 +231,6 @@ class Connection:
                 f"Cannot reach {server} ({error}): check SERVER_URL, and that the server is "
                 "running."
             )
-        if isinstance(error, aiohttp.InvalidURL):
-            return ServerError(f"SERVER_URL {self.shown} is not an address.")
         tries = ""
         if retries.is_transient(error):
             tries = f", in {self._retrying.attempts_for(error)} attempts"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.terminal import count, duration, size, table
+from common.terminal import SHOWN_LINES, count, duration, first_lines, size, table
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,19 @@ def test_count():
         "1 label",
         "1,234 labels",
     ]
+
+
+def test_first_lines(tmp_path):
+    lines = [f"line {number}" for number in range(SHOWN_LINES + 2)]
+    path = tmp_path / "x.txt"
+    shown = "".join(f"      {line}\n" for line in lines[:SHOWN_LINES])
+    assert first_lines(lines) == f"{shown}      ... and 2 more"
+    assert first_lines(lines[:SHOWN_LINES], path) == shown.rstrip("\n")
+    assert not path.exists()
+    assert first_lines(lines, path) == f"{shown}      ... and 2 more; all are in {path}"
+    assert path.read_text().splitlines() == lines
+    assert first_lines(lines, path, "[]") == f"{shown}      ... and 2 more; all are in {path}"
+    assert path.read_text() == "[]"
+    missing = tmp_path / "x" / "y"
+    said = f"all could not be written to {missing} (No such file or directory)"
+    assert first_lines(lines, missing).endswith(said)
