@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from common import retries
+from common.addresses import address_in, proxy_for
 from common.errors import StorageError, TransientError
-from common.names import GsPath, address_in, proxy_for
+from common.names import GsPath
 from common.terminal import printable
 
 if TYPE_CHECKING:

@@ -39,8 +39,7 @@ from engine.local.pipeline import Pipeline
 from engine.reuse import Copier, Source
 from engine.verify import verify
 from forager.addresses import dataset_page, shown_server
-from forager.answers import DatasetInfo
-from forager.client import Forager
+from forager.client import DatasetInfo, Forager
 from preflight.changes import (
     check_left_out,
     describe_changes,

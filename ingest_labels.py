@@ -6,41 +6,63 @@ import asyncio
 import io
 import re
 import sys
+from dataclasses import dataclass, replace
 from email.utils import parseaddr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from common.errors import Findings, IngestError, ServerError
 from common.names import MAX_TEXT_LENGTH, dataset_name_error, text_problem
 from common.options import CONTEXT_SETTINGS, Command, shared_options
-from common.terminal import count, printable, say
+from common.terminal import count, first_lines, printable, say
 
 if TYPE_CHECKING:  # imported by the functions that use them, so that --help is fast
-    from forager.answers import DatasetInfo
-    from forager.client import Forager
-    from labels.file.collector import Labels
-    from labels.requests import Plan
+    from forager.client import DatasetInfo, Forager
+    from forager.generation import Generation
+    from labels.file.checks import Labels
+    from labels.plan import Plan
 
 FORMATS = ("forager", "coco", "csv")
-SHOWN_NAMES = 20
-MAX_EMAIL_LENGTH_B = 254  # characters; a longer one is a 500 there (A accepts 300)
+SHOWN_NAMES = 20  # of other datasets
 
 
-class LabelOptions(NamedTuple):
-    """The command line of ingest_labels.py."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The options that say what is read, and where lists and the journal are written."""
 
-    name: str
     label_file: Path
-    user: str
-    server_url: str
-    bucket: str
-    viewer_url: str | None
-    work_dir: Path | None
     file_format: str
     as_labels: bool
     allow_mode: tuple[str, ...]
+    work_dir: Path | None
+
+    @property
+    def shown(self) -> str:
+        """The label file as it may be printed."""
+        return printable(str(self.label_file))
+
+    def file_beside(self, suffix: str) -> Path:
+        """A file of this command: in --work_dir, or beside the label file."""
+        return (self.work_dir or self.label_file.parent) / f"{self.label_file.name}{suffix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The options that say where the labels are stored, and under whose name."""
+
+    name: str
+    server_url: str
+    bucket: str
+    viewer_url: str | None
+    user: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """The options that say which labels are sent, and what to do about an earlier run."""
+
     skip_unknown: bool
     skip_boxes: bool
     dry_run: bool
@@ -48,9 +70,17 @@ class LabelOptions(NamedTuple):
     restart: bool
     again: bool
 
-    def file_beside(self, suffix: str) -> Path:
-        """A file of this command: in --work_dir, or beside the label file."""
-        return (self.work_dir or self.label_file.parent) / f"{self.label_file.name}{suffix}"
+    @property
+    def start_over(self) -> bool:
+        return self.restart or self.again
+
+
+T = TypeVar("T")
+
+
+def chosen(options: type[T], parameters: dict[str, Any]) -> T:
+    """One of these classes, from the values of click's parameters of the same names."""
+    return options(**{name: parameters[name] for name in options.__annotations__})
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -118,18 +148,19 @@ def main(**parameters: Any) -> None:
     """
     from common.process import shortages, until_interrupted
 
-    options = LabelOptions(**parameters)
-    if options.as_labels and options.file_format != "coco":
+    if parameters["as_labels"] and parameters["file_format"] != "coco":
         raise click.UsageError("--as_labels goes with --format coco.")
-    options = options._replace(user=parseaddr(options.user)[1] or options.user)
+    parameters["user"] = parseaddr(parameters["user"])[1] or parameters["user"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a category that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
+    source, target = chosen(Source, parameters), chosen(Target, parameters)
     with shortages():
-        finished = asyncio.run(until_interrupted(ingest(options)))
+        run = ingest(source, target, chosen(Choices, parameters))
+        finished = asyncio.run(until_interrupted(run))
     sys.exit(0 if finished else 1)
 
 
-async def ingest(options: LabelOptions) -> bool:
+async def ingest(source: Source, target: Target, choices: Choices) -> bool:
     """Check the labels, send them, report. Returns whether all labels were stored.
 
     Raises:
@@ -137,155 +168,97 @@ async def ingest(options: LabelOptions) -> bool:
     """
     from forager.addresses import dataset_page
     from forager.client import Forager
+    from labels import report
     from labels.journal import Journal
-    from labels.report import (
-        refuse_other_selection,
-        report_finished,
-        report_result,
-        stored_twice,
-        warn_of_second_copies,
-    )
-    from labels.sending import Sender
-    from labels.similar import notes_on_names, show_notes
+    from labels.plan import notes_on_names
+    from labels.sending import Sender, Uncertain
 
-    labels, digest = await asyncio.to_thread(check_arguments, options)
-    async with Forager(options.server_url) as server:
-        info = await find_dataset(server, options.name)
-        appends = await server.generation() == "A"
-        check_generation(options, labels, appends)
+    labels, digest = await asyncio.to_thread(check_arguments, source, target)
+    async with Forager(target.server_url) as server:
+        info = await find_dataset(server, target.name)
+        generation = await server.generation()
+        check_generation(generation, labels, source, target, choices)
         boxes = {(box.category, box.mode) for box in labels.boxes}
-        show_notes(notes_on_names(labels.groups.keys() | boxes))
-        plan = await asyncio.to_thread(make_plan, options, labels, info, not appends)
+        report.show_notes(notes_on_names(labels.groups.keys() | boxes))
+        shared = generation.shares_requests
+        plan = await asyncio.to_thread(
+            make_plan, labels, info.index_id, shared, source, target, choices
+        )
         belongs_to = {
             "server": server.shown,
-            "dataset": options.name,
+            "dataset": target.name,
             "index_id": info.index_id,
-            "user": options.user,
+            "user": target.user,
             "label_file_sha256": digest,
         }
-        path = options.file_beside(f".{options.name}.journal")
-        if options.dry_run:
-            from labels.dry_run import report_dry_run, report_earlier_run
-
-            replaced_file = options.file_beside(f".{options.name}.replaced.txt")
-            await report_dry_run(server, options.name, info, plan, replaced_file)
-            if not options.again and not options.restart:
-                await asyncio.to_thread(report_earlier_run, path, belongs_to, plan)
+        path = source.file_beside(f".{target.name}.journal")
+        if choices.dry_run:
+            await report.report_dry_run(server, target.name, plan)
+            if not choices.start_over:
+                await asyncio.to_thread(report.report_earlier_run, path, belongs_to, plan)
             return True
-        with await asyncio.to_thread(Journal, path, belongs_to) as journal:
-            twice = stored_twice(journal, plan, appends)
-            if journal.finished and not options.again:
-                if journal.has(plan.requests):
-                    return report_finished(options.label_file, journal.entries, twice)
-                refuse_other_selection(path, twice)
-            start_over = options.restart or options.again
-            warn_of_second_copies(journal, twice, appends, start_over)
-            await asyncio.to_thread(journal.begin, plan.requests, start_over)
-            sender = Sender(server, options.name, options.user, appends, options.uncertain)
-            await sender.send_all(plan.requests, journal)
-    viewer_url = options.viewer_url or server.viewer_url
-    page = dataset_page(options.server_url, viewer_url, options.name)
-    return report_result(plan, journal.entries, page)
-
-
-def make_plan(options: LabelOptions, labels: Labels, info: DatasetInfo, mixed: bool) -> Plan:
-    """The requests for the labels of images that the dataset has. This function blocks.
-
-    `mixed` says whether the server takes labels of several categories in one request.
-
-    Raises:
-        IngestError: there are labels of other images, or boxes outside their images.
-    """
-    from labels.images import check_boxes, image_sizes, inversion, known_images, split_unknown
-    from labels.report import shortened
-    from labels.requests import Plan, make_requests
-    from labels.similar import similar_image
-
-    skipped_boxes = len(labels.boxes) if options.skip_boxes else 0
-    if options.skip_boxes:
-        labels = labels._replace(boxes=[])
-    known = known_images(options.bucket, info.index_id)
-    unknown: list[str] = []
-    if known is not None:
-        kept, unknown = split_unknown(labels, known)
-        if unknown and (problem := inversion(labels, kept, known)):
-            raise IngestError(f"{printable(str(options.label_file))}: {problem}")
-        labels = kept
-    if unknown:
-        paths = [printable(labels.paths[image], 1000) for image in unknown]
-        refuse_unknown(options, paths, similar_image(unknown, known) if known else "")
-    if labels.boxes:
-        sizes = image_sizes(options.bucket, info.index_id)
-        if not sizes:
-            say(
-                "The index does not tell the sizes of the images, so it is not checked that boxes "
-                "are inside their images.",
+        with await asyncio.to_thread(Journal, path, belongs_to, choices.start_over) as journal:
+            twice = report.stored_twice(journal, plan, generation)
+            if journal.finished and not journal.differences() and not choices.again:
+                if journal.has(plan):
+                    return report.report_finished(source.shown, plan, journal.entries, twice)
+                report.refuse_other_selection(path, twice)
+            report.warn_of_second_copies(journal, twice, generation, choices.start_over)
+            await asyncio.to_thread(journal.begin, plan)
+            sender = Sender(
+                server=server,
+                generation=generation,
+                dataset=target.name,
+                user=target.user,
+                uncertain=Uncertain(choices.uncertain),
             )
-        if problems := check_boxes(labels.boxes, sizes):
-            listed = shortened(problems, options.file_beside(".problems.txt"))
-            raise IngestError(
-                f"{printable(str(options.label_file))} has {count(len(problems), 'problem')}:\n"
-                f"{listed}"
-            )
-    mixed = mixed and known is not None  # a mixed request with an unknown image stores nothing
-    requests = make_requests(labels.groups, labels.boxes, options.user, mixed)
-    return Plan(requests, len(unknown), skipped_boxes, known)
+            await sender.send_all(plan, journal)
+    page = dataset_page(target.server_url, target.viewer_url or server.viewer_url, target.name)
+    return report.report_result(plan, journal.entries, page)
 
 
-def check_arguments(options: LabelOptions) -> tuple[Labels, str]:
+def check_arguments(source: Source, target: Target) -> tuple[Labels, str]:
     """The labels of the file, and its SHA-256 in hexadecimal.
 
     Raises:
         IngestError: everything that is wrong with the arguments and the file.
     """
     from forager.addresses import check_server_url
+    from labels.file.checks import LabelFileError
+    from labels.file.read import read_label_file
 
     findings = Findings()
-    if problem := dataset_name_error(options.name):
+    if problem := dataset_name_error(target.name):
         findings.add(problem)
-    if not options.server_url:
+    if not target.server_url:
         findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
     else:
         try:
-            check_server_url(options.server_url)
+            check_server_url(target.server_url)
         except ServerError as error:
             findings.add(error.message)
-    if problem := user_error(options.user):
-        findings.add(problem)
-    labels, digest = collect_labels(findings, options)
+    user = printable(target.user)
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", target.user) or text_problem(target.user):
+        findings.add(f"--user {user!r} is not an e-mail address: write it as NAME@HOST.")
+    elif len(target.user) > MAX_TEXT_LENGTH:
+        findings.add(f"--user {user} is longer than {MAX_TEXT_LENGTH} characters.")
+    try:
+        labels, digest = read_label_file(
+            source.label_file, source.file_format, source.as_labels, source.allow_mode
+        )
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        findings.add(f"Cannot read the label file {source.shown}: {reason}.")
+    except LabelFileError as error:
+        findings.add(problems_of_file(source, error.findings))
     findings.raise_if_any()
     return labels, digest
 
 
-def user_error(user: str) -> str:
-    """One sentence if this is not an e-mail address that the server accepts, or ""."""
-    shown = printable(user)
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", user) or text_problem(user):
-        return f"--user {shown!r} is not an e-mail address: write it as NAME@HOST."
-    if len(user) > MAX_TEXT_LENGTH:
-        return f"--user {shown} is longer than {MAX_TEXT_LENGTH} characters."
-    return ""
-
-
-def collect_labels(findings: Findings, options: LabelOptions) -> tuple[Labels, str]:
-    """The labels and the digest of the file; adds what is wrong with it to the findings."""
-    from labels.file.collector import Labels
-    from labels.file.describe import LabelFileError
-    from labels.file.read import read_label_file
-    from labels.report import shortened
-
-    shown = printable(str(options.label_file))
-    try:
-        return read_label_file(
-            options.label_file, options.file_format, options.as_labels, options.allow_mode
-        )
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        findings.add(f"Cannot read the label file {shown}: {reason}.")
-    except LabelFileError as error:
-        problems = shortened(error.findings, options.file_beside(".problems.txt"))
-        findings.add(f"{shown} has {count(len(error.findings), 'problem')}:\n{problems}")
-    return Labels({}, [], {}), ""
+def problems_of_file(source: Source, problems: list[str]) -> str:
+    """All problems of the label file, in words; a long list goes to a file."""
+    listed = first_lines(problems, source.file_beside(".problems.txt"))
+    return f"{source.shown} has {count(len(problems), 'problem')}:\n{listed}"
 
 
 async def find_dataset(server: Forager, name: str) -> DatasetInfo:
@@ -308,35 +281,87 @@ async def find_dataset(server: Forager, name: str) -> DatasetInfo:
     raise IngestError(f"There is no dataset {name} on {server.shown}. {hint}")
 
 
-def check_generation(options: LabelOptions, labels: Labels, appends: bool) -> None:
-    """Raise a IngestError if a server of this generation cannot store what is asked."""
-    if len(options.user) > MAX_EMAIL_LENGTH_B and not appends:
+def check_generation(
+    generation: Generation, labels: Labels, source: Source, target: Target, choices: Choices
+) -> None:
+    """Raise an IngestError if a server of this generation cannot store what is asked."""
+    if len(target.user) > generation.max_user_length:
         raise IngestError(
-            f"--user {printable(options.user)} is longer than {MAX_EMAIL_LENGTH_B} characters, "
-            "which this server does not store."
+            f"--user {printable(target.user)} is longer than {generation.max_user_length} "
+            "characters, which this server does not store."
         )
-    if labels.boxes and appends and not options.skip_boxes:
+    if labels.boxes and not generation.stores_boxes and not choices.skip_boxes:
         raise IngestError(
-            f"This server stores no boxes, and {printable(str(options.label_file))} has "
+            f"This server stores no boxes, and {source.shown} has "
             f"{count(len(labels.boxes), 'box', 'boxes')}: add --skip_boxes to store only the "
             "labels of whole images."
         )
 
 
-def refuse_unknown(options: LabelOptions, paths: list[str], hint: str) -> None:
+def make_plan(
+    labels: Labels,
+    index_id: str,
+    shared: bool,
+    source: Source,
+    target: Target,
+    choices: Choices,
+) -> Plan:
+    """The requests for the labels of images that the dataset has. This function blocks.
+
+    `shared` says whether the server takes labels of several categories in one request.
+
+    Raises:
+        IngestError: there are labels of other images, or boxes outside their images.
+    """
+    from labels import plan
+
+    skipped_boxes = len(labels.boxes) if choices.skip_boxes else 0
+    if choices.skip_boxes:
+        labels = replace(labels, boxes=[])
+    known = plan.known_images(target.bucket, index_id)
+    unknown: list[str] = []
+    if known is not None:
+        kept, unknown = plan.split_unknown(labels, known)
+        if unknown and (problem := plan.inversion(labels, kept, known)):
+            raise IngestError(f"{source.shown}: {problem}")
+        if unknown:
+            paths = [printable(labels.paths[image], 1000) for image in unknown]
+            refuse_unknown(paths, plan.similar_image(unknown, known), source, target, choices)
+        labels = kept
+    if labels.boxes:
+        sizes = plan.image_sizes(target.bucket, index_id)
+        if not sizes:
+            say(
+                "The index does not tell the sizes of the images, so it is not checked that boxes "
+                "are inside their images.",
+            )
+        if problems := plan.check_boxes(labels.boxes, sizes):
+            raise IngestError(problems_of_file(source, problems))
+    # A shared request with an unknown image stores nothing.
+    requests = plan.make_requests(labels, target.user, shared=shared and known is not None)
+    return plan.Plan(
+        requests=requests,
+        unknown=len(unknown),
+        skipped_boxes=skipped_boxes,
+        index_known=known is not None,
+    )
+
+
+def refuse_unknown(
+    paths: list[str], hint: str | None, source: Source, target: Target, choices: Choices
+) -> None:
     """Say which images the dataset does not have.
 
     Raises:
         IngestError: without --skip_unknown.
     """
-    from labels.report import shortened
-
-    list_file = options.file_beside(f".{options.name}.unknown.txt")
+    listed = first_lines(paths, source.file_beside(f".{target.name}.unknown.txt"))
+    are = "is" if len(paths) == 1 else "are"
     message = (
-        f"{count(len(paths), 'labelled image')} {'is' if len(paths) == 1 else 'are'} not in the "
-        f"dataset {options.name}:\n" + shortened(paths, list_file, always=True)
-    ) + (f"\n{hint}" if hint else "")
-    if not options.skip_unknown:
+        f"{count(len(paths), 'labelled image')} {are} not in the dataset {target.name}:\n{listed}"
+        + (f"\n{hint}" if hint else "")
+    )
+    if not choices.skip_unknown:
         raise IngestError(
             f"{message}\nCorrect the label file, or skip these labels with --skip_unknown."
         )

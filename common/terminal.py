@@ -1,11 +1,13 @@
-"""Text for the terminal: escaped names, tables, sizes, durations and counts; warnings."""
+"""Text for the terminal: escaped names, tables, shortened lists, sizes, durations and counts."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 PRINTED_LENGTH = 120  # characters of an untrusted name that go to the terminal
+SHOWN_LINES = 10  # of a list, on the screen
 
 warned: list[str] = []  # the warnings of this process so far, for report.json
 
@@ -37,6 +39,28 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: in
         return "  ".join(aligned).rstrip()
 
     return "\n".join(line(cells) for cells in (header, *rows))
+
+
+def first_lines(
+    lines: Sequence[str], list_file: Path | None = None, content: str | None = None
+) -> str:
+    """The first SHOWN_LINES lines, indented, and then how many more there are.
+
+    If there are more, all go to `list_file`, where one is given, and the text says so. `content` is
+    what the file gets instead of the lines. A file that cannot be written is no error.
+    """
+    shown = "\n".join(f"      {line}" for line in lines[:SHOWN_LINES])
+    more = len(lines) - SHOWN_LINES
+    if more <= 0:
+        return shown
+    if list_file is None:
+        return f"{shown}\n      ... and {more:,} more"
+    where = f"are in {printable(str(list_file))}"
+    try:
+        list_file.write_text(content or "".join(f"{line}\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        where = f"could not be written to {printable(str(list_file))} ({error.strerror})"
+    return f"{shown}\n      ... and {more:,} more; all {where}"
 
 
 def size(count: float) -> str:

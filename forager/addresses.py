@@ -5,13 +5,13 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
+from common.addresses import shown_address
 from common.errors import ServerError
-from common.names import shown_address
-from forager.answers import VIEWER_PORT
 
 FORM = "write it as http://HOST:PORT"
 HIDDEN = " (shown without the user and password, in which / is written %2F, ? %3F, # %23)"
 MAX_HOST_LENGTH = 253  # characters, by the rules of the domain name system
+VIEWER_PORT = 4000  # of the web page of a real Forager
 
 
 def check_server_url(server_url: str) -> str:
@@ -34,20 +34,19 @@ def _is_address(server_url: str) -> bool:
     """Whether aiohttp can connect to this URL, as far as its form tells."""
     try:
         parts = urlsplit(server_url)
-        host, port = parts.hostname or "", parts.port
         URL(server_url)  # aiohttp parses the address with yarl
-        return parts.scheme in ("http", "https") and port != 0 and _is_host(host)
+        return parts.scheme in ("http", "https") and parts.port != 0 and _is_host(parts.hostname)
     except ValueError:
         return False
 
 
-def _is_host(host: str) -> bool:
+def _is_host(host: str | None) -> bool:
     try:
-        return bool(ipaddress.ip_address(host))
+        return bool(ipaddress.ip_address(host or ""))
     except ValueError:
         pass
     try:
-        return 0 < len(host.encode("idna")) <= MAX_HOST_LENGTH
+        return 0 < len((host or "").encode("idna")) <= MAX_HOST_LENGTH
     except UnicodeError:  # an empty label, or one of more than 63 characters
         return False
 
@@ -60,6 +59,6 @@ def shown_server(server_url: str) -> str:
 def dataset_page(server_url: str, viewer_url: str | None, name: str) -> str:
     """The page of a dataset: on port 4000 of the server's host, or below `viewer_url`."""
     if viewer_url:
-        return f"{shown_address(viewer_url).rstrip('/')}/{name}"
+        return f"{shown_server(viewer_url)}/{name}"
     host = urlsplit(server_url).hostname or "localhost"
     return f"http://{f'[{host}]' if ':' in host else host}:{VIEWER_PORT}/{name}"

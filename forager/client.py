@@ -1,36 +1,37 @@
 """The calls of a Forager server, for generations A and B."""
 
 import asyncio
-import sys
+import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 from urllib.parse import quote
 
-from tqdm import tqdm
-
 from common import retries
-from common.errors import AnswerLost, ServerError
+from common.errors import ServerError
 from common.retries import Retries
-from common.terminal import count, printable
-from forager.answers import (
-    VIEWER_PORT,
-    Answer,
-    DatasetInfo,
+from common.terminal import printable, say
+from forager.connection import (
+    REQUEST_ERRORS,
+    Connection,
+    Timeouts,
+    answer_lost,
     certainly_not_done,
-    lost_text,
-    no_answer,
-    other_shape,
-    refusal,
-    registration_mismatch,
 )
-from forager.connection import REQUEST_ERRORS, Connection, Timeouts
-from forager.payloads import Box, Label, create_body, label_body, multi_body
+from forager.generation import MULTI_ROUTE, Generation, Group, Request, encoded
 
 CREATE_ATTEMPTS = 4
 MAX_CREATED = 10**9  # labels of one request, as a server can plausibly count them
 SETTLE_IN_BASES = 120  # default of Timeouts.settle, in first waits
 DEFAULT_TIMEOUTS = Timeouts()
+
+
+class DatasetInfo(NamedTuple):
+    """What the server tells of a dataset."""
+
+    index_id: str
+    num_train: int
+    num_val: int
 
 
 class Forager:
@@ -39,7 +40,6 @@ class Forager:
     Every method raises ServerError, after retries of transient failures.
 
     Attributes:
-        connection: the requests to the server.
         shown: the server's address as it may be printed, without a password.
     """
 
@@ -50,58 +50,107 @@ class Forager:
         retrying: Retries | None = None,
     ) -> None:
         self._retrying = retrying or retries.from_environment()
-        self.connection = Connection(server_url, timeouts, self._retrying)
+        self._connection = Connection(server_url, timeouts, self._retrying)
         self._timeouts = timeouts
-        self.shown = self.connection.shown
-        self._generation = ""
+        self._generation: Generation | None = None
+        self.shown = self._connection.shown
 
     @property
     def viewer_url(self) -> str | None:
         """The address of the web page, if this server told that it serves the page itself."""
-        return self.shown if self.connection.serves_page else None
+        return self.shown if self._connection.serves_page else None
 
     async def __aenter__(self) -> "Forager":
-        await self.connection.__aenter__()
+        await self._connection.__aenter__()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        await self.connection.__aexit__(*exception)
+        await self._connection.__aexit__(*exception)
 
     async def dataset(self, name: str) -> DatasetInfo | None:
         """The dataset of this name, or None."""
         route = f"get_dataset_info_v2/{quote(name, safe='')}"
-        answer = await self.connection.ask("GET", route)
+        answer = await self._connection.ask("GET", route)
         if answer.status == 404 and answer.content is not None:
             return None
-        content = await self._content("GET", route, answer)
+        content = await self._connection.content("GET", route, answer)
         try:
             info = DatasetInfo(content["index_id"], content["num_train"], content["num_val"])
         except (TypeError, KeyError, IndexError):
-            raise other_shape(self.shown, route) from None
+            raise self._connection.other_shape(route) from None
         if [type(value) for value in info] != [str, int, int]:
-            raise other_shape(self.shown, route)
+            raise self._connection.other_shape(route)
         return info
 
     async def dataset_names(self) -> list[str] | None:
         """The names of the datasets that are not hidden; None if the server does not tell."""
-        answer = await self.connection.ask("GET", "get_datasets_v2")
+        route = "get_datasets_v2"
+        answer = await self._connection.ask("GET", route)
         if answer.status == 404:
             return None
-        content = await self._content("GET", "get_datasets_v2", answer)
+        content = await self._connection.content("GET", route, answer)
         names = content.get("dataset_names") if isinstance(content, dict) else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise other_shape(self.shown, "get_datasets_v2")
+            raise self._connection.other_shape(route)
         return names
 
-    async def generation(self) -> str:
-        """ "A" or "B", asked once."""
-        if not self._generation:
-            route = "add_annotations_multi_v2"
-            answer = await self.connection.ask("OPTIONS", route)
+    async def generation(self) -> Generation:
+        """The server's generation, asked once."""
+        if self._generation is None:
+            answer = await self._connection.ask("OPTIONS", MULTI_ROUTE)
             if answer.status not in (200, 404):
-                raise refusal(self.shown, "OPTIONS", route, answer)
-            self._generation = "A" if answer.status == 404 else "B"
+                raise self._connection.refusal(f"OPTIONS api/{MULTI_ROUTE}", answer)
+            self._generation = Generation.A if answer.status == 404 else Generation.B
         return self._generation
+
+    async def category_counts(
+        self, name: str, categories: Sequence[str]
+    ) -> dict[Group, int] | None:
+        """The number of rows that the server has of some categories, by category and mode.
+
+        It counts boxes and, on generation A, labels that newer ones replace. None if the server
+        does not tell. Some servers tell all categories by GET, others want a list by POST.
+        """
+        route = f"get_category_counts_v2/{quote(name, safe='')}"
+        answer = await self._connection.ask("GET", route)
+        if answer.status == 405:
+            body = json.dumps({"categories": list(categories)}).encode()
+            answer = await self._connection.ask("POST", route, body)
+        content = answer.content
+        by_category = content.get("numLabeled", content) if isinstance(content, dict) else None
+        if answer.status != 200 or not isinstance(by_category, dict):
+            return None
+        return {
+            (category, mode): number
+            for category, modes in by_category.items()
+            if isinstance(modes, dict)
+            for mode, number in modes.items()
+            if type(number) is int
+        }
+
+    async def add(self, name: str, request: Request, user: str, resend: bool = False) -> int:
+        """Store the labels or boxes of one request; returns how many the server stored.
+
+        The server skips the labels of images that it does not have, but stores no part of a request
+        of boxes, or of several categories, that has such an image.
+
+        Raises:
+            AnswerLost: the server may have stored them, and would store them twice if they were
+                sent again, unless `resend` allows that.
+        """
+        generation = await self.generation()
+        route = generation.route(name, request)
+        once = str(request) if generation.stores_twice(request.kind) and not resend else None
+        body = generation.body(name, request, user)
+        answer = await self._connection.ask("POST", route, body, self._timeouts.labels, once)
+        if answer.status == 404 and answer.content is not None:
+            raise ServerError(f"There is no dataset {name} on {self.shown} any more.")
+        content = await self._connection.content("POST", route, answer)
+        created = content.get("created") if isinstance(content, dict) else None
+        if type(created) is int and 0 <= created <= MAX_CREATED:
+            return created
+        error = self._connection.other_shape(route)
+        raise answer_lost(once, error.message) if once else error
 
     async def create_dataset(
         self,
@@ -119,14 +168,15 @@ class Forager:
         on the server.
         """
         wanted = DatasetInfo(index_id, num_train, num_val)
-        body = create_body(name, train_path, val_path, index_id)
+        paths = {"train_path": train_path, "val_path": val_path}
+        body = encoded({"dataset": name, **paths, "index_id": index_id})
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             failure = await self._try_create(body)
             found = await self._settle(name, wanted, failure)
             if found == wanted:
                 return
             if found is not None:
-                raise ServerError(registration_mismatch(name, found, wanted, failure))
+                raise ServerError(_mismatch(name, found, wanted, failure))
             if failure is None:
                 raise ServerError(
                     f"The Forager server at {self.shown} answered that it created {name}, but "
@@ -135,10 +185,9 @@ class Forager:
             if isinstance(failure, asyncio.TimeoutError | TimeoutError):
                 break
             if attempt < CREATE_ATTEMPTS:
-                tqdm.write(
+                say(
                     f"create {name}: {retries.reason(failure)}, and the dataset is not there; "
-                    f"attempt {attempt + 1} of {CREATE_ATTEMPTS}",
-                    file=sys.stderr,
+                    f"attempt {attempt + 1} of {CREATE_ATTEMPTS}"
                 )
                 await asyncio.sleep(self._retrying.wait_s(attempt, failure))
         raise ServerError(
@@ -149,22 +198,20 @@ class Forager:
 
     async def _try_create(self, body: bytes) -> Exception | None:
         """Send one create request; returns the transient failure that it ended in, if any."""
-        method, route = "POST", "create_dataset_v2"
+        method, route, timeout_s = "POST", "create_dataset_v2", self._timeouts.create
         try:
-            answer = await self.connection.send(method, route, body, self._timeouts.create)
+            answer = await self._connection.send(method, route, body, timeout_s)
         except REQUEST_ERRORS as error:
-            if not retries.is_transient(error):
-                raise no_answer(
-                    self.shown, method, route, error, self._timeouts.create, 1
-                ) from error
-            return error
-        await self._content(method, route, answer)
+            if retries.is_transient(error):
+                return error
+            raise self._connection.no_answer(f"{method} api/{route}", error, timeout_s) from error
+        await self._connection.content(method, route, answer)
         return None
 
     async def _settle(
         self, name: str, wanted: DatasetInfo, failure: Exception | None
     ) -> DatasetInfo | None:
-        """The dataset as the server has it, once that no longer changes.
+        """The dataset as the server has it when it stops changing.
 
         After a lost answer the server may still be at work, so this waits.
         """
@@ -191,105 +238,19 @@ class Forager:
             attempt += 1
             await asyncio.sleep(self._retrying.wait_s(attempt, None))
 
-    async def add_labels(
-        self,
-        name: str,
-        identifiers: list[str],
-        user: str,
-        category: str,
-        mode: str,
-        resend: bool = False,
-    ) -> int:
-        """Store one category and mode for these images, in one request.
 
-        Returns how many labels the server stored; it skips images that it does not have.
-
-        Raises:
-            AnswerLost: on generation A, where a repeated request would store the labels twice,
-                unless `resend` allows that.
-        """
-        route = f"add_annotations_by_internal_identifiers_v2/{quote(name, safe='')}"
-        generation = await self.generation()
-        body = label_body(generation, identifiers, user, category, mode)
-        once = ""
-        if generation == "A" and not resend:
-            labels = count(len(identifiers), "label")
-            once = f"{labels} {printable(category)!r} ({printable(mode)})"
-        answer = await self.connection.ask("POST", route, body, self._timeouts.labels, once)
-        return await self._created(name, route, answer, once)
-
-    async def add_boxes(self, name: str, boxes: list[Box], user: str, resend: bool = False) -> int:
-        """Store these boxes, in one request; returns how many the server stored.
-
-        Only generation B stores boxes. It stores all of a request or none.
-
-        Raises:
-            AnswerLost: a repeated request would store the boxes twice, unless `resend` allows that.
-        """
-        once = "" if resend else count(len(boxes), "box", "boxes")
-        return await self._add_multi(name, boxes, user, once)
-
-    async def add_mixed_labels(self, name: str, labels: list[Label], user: str) -> int:
-        """Store labels of any categories, in one request; returns how many the server stored.
-
-        Only generation B does. It stores all of a request, or none if it lacks one of the images.
-        It replaces labels, so a repeated request is safe.
-        """
-        return await self._add_multi(name, labels, user, once="")
-
-    async def _add_multi(
-        self, name: str, annotations: Sequence[Label | Box], user: str, once: str
-    ) -> int:
-        route = "add_annotations_multi_v2"
-        body = multi_body(name, annotations, user)
-        answer = await self.connection.ask("POST", route, body, self._timeouts.labels, once)
-        return await self._created(name, route, answer, once)
-
-    async def _created(self, name: str, route: str, answer: Answer, once: str) -> int:
-        """The number of labels or boxes that the server stored.
-
-        Raises:
-            AnswerLost: the server accepted a request that must not be repeated (`once`), but does
-                not tell a plausible number.
-        """
-        if answer.status == 404 and answer.content is not None:
-            raise ServerError(f"There is no dataset {name} on {self.shown} any more.")
-        content = await self._content("POST", route, answer)
-        created = content.get("created") if isinstance(content, dict) else None
-        if type(created) is int and 0 <= created <= MAX_CREATED:
-            return created
-        error = other_shape(self.shown, route)
-        raise AnswerLost(lost_text(once, error.message)) if once else error
-
-    async def _content(self, method: str, route: str, answer: Answer) -> Any:
-        """The JSON of a 200.
-
-        Raises:
-            ServerError: another status, or not JSON.
-        """
-        if answer.status == 404 and answer.content is None:
-            raise await self._missing_route(route)
-        if answer.status != 200:
-            raise refusal(self.shown, method, route, answer)
-        if answer.content is None:
-            page = f"a web page ({answer.title!r})" if answer.title else "something else"
-            raise ServerError(
-                f"{self.shown} answered {method} api/{route} with {page} instead of JSON: "
-                "SERVER_URL must be the address of the Forager server itself, not of its web page "
-                f"(port {VIEWER_PORT})."
-            )
-        return answer.content
-
-    async def _missing_route(self, route: str) -> ServerError:
-        """The error for a 404 that is not JSON: no server of these generations."""
-        later = await self.connection.ask("GET", "get_datasets")
-        if later.status == 200 and isinstance(later.content, dict):
-            return ServerError(
-                f"{self.shown} is the later forager-server from PyPI, which takes local "
-                "directories and embeds by itself: add the dataset in its web page, or point "
-                "SERVER_URL to a server with the _v2 routes."
-            )
-        return ServerError(
-            f"{self.shown} is not a Forager server that this program can talk to: there is no "
-            f"api/{route} there. Check SERVER_URL."
+def _mismatch(name: str, found: DatasetInfo, wanted: DatasetInfo, failure: Exception | None) -> str:
+    """How the dataset on the server differs from the one that was to be registered."""
+    said = f" (and answered: {retries.reason(failure)})" if failure else ""
+    if found.index_id != wanted.index_id:
+        return (
+            f"There is another dataset {name} on the server, with index_id "
+            f"{printable(found.index_id)} instead of {wanted.index_id}{said}: "
+            "choose another name, or remove that one."
         )
+    return (
+        f"The server registered {name} with {found.num_train:,} training and {found.num_val:,} "
+        f"validation images instead of {wanted.num_train:,} and {wanted.num_val:,}{said}: images "
+        "appeared or vanished since they were listed, or the server's own listing failed. Remove "
+        "the dataset on the server, then ingest it again."
+    )

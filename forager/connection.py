@@ -1,27 +1,28 @@
-"""Requests to one Forager server: timeouts, retries, and answers of bounded size."""
+"""Requests to one Forager server: timeouts, retries, answers, and errors for useless answers."""
 
 import asyncio
-from typing import NamedTuple
+import html
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 
 from common import retries
+from common.addresses import proxy_for, shown_address
 from common.errors import AnswerLost, ServerError, TransientError
-from common.names import proxy_for
 from common.terminal import printable
-from forager.addresses import check_server_url, shown_address
-from forager.answers import (
-    FIRST_CONNECT_ATTEMPTS,
-    Answer,
-    Unreachable,
-    certainly_not_done,
-    lost_text,
-    no_answer,
-    page_title,
-    parsed,
-)
+from forager.addresses import VIEWER_PORT, check_server_url
 
 MAX_ANSWER_BYTES = 16_000_000  # the longest known answer, all datasets' names, has some 100 kB
+FIRST_CONNECT_ATTEMPTS = 3  # a mistyped address or port fails sooner than a restarting server
+MAX_PAGE_BYTES = 200_000  # of a web page that are searched for its title
+MAX_TITLE_LENGTH = 2_000  # characters, with tags
+# With one of these statuses the request was not carried out: a proxy did not pass it on, or the
+# view failed, and its single INSERT with it.
+NOT_DONE_STATUSES = {408, 425, 429, 500, 503}
+PAGE_HEADER = "Forager-Page"  # local_forager sends it: a real server's page has another port
 REQUEST_ERRORS = (
     aiohttp.ClientError,
     TransientError,
@@ -29,12 +30,15 @@ REQUEST_ERRORS = (
     TimeoutError,
     OSError,
 )
+HINTS = {
+    401: "it asks for a login, which Forager servers do not have: check SERVER_URL",
+    403: "access is not allowed: check SERVER_URL and the proxy in front of the server",
+    413: "the proxy in front of the server only accepts smaller requests",
+}
 
 
-PAGE_HEADER = "Forager-Page"  # local_forager sends it: a real server's page has another port
-
-
-class Timeouts(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
     """How long to wait for a server, in seconds."""
 
     connect: float = 10
@@ -42,6 +46,23 @@ class Timeouts(NamedTuple):
     labels: float = 600  # for one request, up to 50,000 rows for the server to write
     create: float = 3600  # the server lists both paths before it answers: minutes for millions
     settle: float | None = None  # until a dataset appears after a lost answer; 120 first waits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer of the server."""
+
+    status: int
+    content: Any  # the JSON; None if the body is not JSON
+    title: str  # the printable title of an HTML page, or ""
+    location: str  # where a redirect points, or ""
+
+
+class Unreachable(TransientError):
+    """There was no connection, so the server did not get the request."""
+
+    def __init__(self, message: str, reached_before: bool) -> None:
+        super().__init__(message, attempts=None if reached_before else FIRST_CONNECT_ATTEMPTS)
 
 
 class Connection:
@@ -78,49 +99,37 @@ class Connection:
         route: str,
         body: bytes | None = None,
         timeout_s: float | None = None,
-        once: str = "",
-        attempts: int | None = None,
+        once: str | None = None,
     ) -> Answer:
         """The answer, after retries of transient failures.
 
         Args:
             timeout_s: for the whole answer; by default `timeouts.read`.
             once: what the request stores, if it must not be carried out twice.
-            attempts: how often it is tried, if not as often as other requests.
 
         Raises:
             AnswerLost: a request of that kind was sent and may have been carried out.
             ServerError: there was no usable answer.
         """
         timeout_s = timeout_s or self._timeouts.read
-        send = self._send_once if once else self.send
-        retrying = self._retrying._replace(attempts=attempts or self._retrying.attempts)
-        shown = route.partition("?")[0]  # without a long list of images
-        try:
-            return await retrying.call(
-                f"{method} {self.shown}/api/{shown}", send, method, route, body, timeout_s
-            )
-        except AnswerLost as error:
-            raise AnswerLost(lost_text(once, f"{error.message}.")) from error
-        except REQUEST_ERRORS as error:
-            tries = retrying.attempts_for(error)
-            raise no_answer(self.shown, method, shown, error, timeout_s, tries) from error
 
-    async def _send_once(
-        self, method: str, route: str, body: bytes | None, timeout_s: float
-    ) -> Answer:
-        """`send`, but raises AnswerLost for a failure after which the work may be done."""
+        async def attempt() -> Answer:
+            try:
+                answer = await self.send(method, route, body, timeout_s)
+            except REQUEST_ERRORS as error:
+                if not once or certainly_not_done(error):
+                    raise
+                raise answer_lost(once, f"{retries.reason(error)}.") from error
+            if once and answer.status == 200 and answer.content is None:
+                raise answer_lost(once, "the answer is not JSON.")
+            if once and 200 < answer.status < 300:
+                raise answer_lost(once, f"the answer is HTTP {answer.status}.")
+            return answer
+
         try:
-            answer = await self.send(method, route, body, timeout_s)
+            return await self._retrying.call(f"{method} {self.shown}/api/{route}", attempt)
         except REQUEST_ERRORS as error:
-            if isinstance(error, aiohttp.InvalidURL) or certainly_not_done(error):
-                raise
-            raise AnswerLost(retries.reason(error)) from error
-        if answer.status == 200 and answer.content is None:
-            raise AnswerLost("the answer is not JSON")
-        if 200 < answer.status < 300:
-            raise AnswerLost(f"the answer is HTTP {answer.status}")
-        return answer
+            raise self.no_answer(f"{method} api/{route}", error, timeout_s) from error
 
     async def send(self, method: str, route: str, body: bytes | None, timeout_s: float) -> Answer:
         """One attempt. Transient statuses are raised, all others returned."""
@@ -139,7 +148,6 @@ class Connection:
                 timeout=timeout,
             ) as response:
                 data = await read_body(response)
-                self.serves_page = PAGE_HEADER in response.headers
         except aiohttp.ClientSSLError as error:
             raise ServerError(
                 f"No TLS connection to {self.shown} ({printable(str(error))}): check the "
@@ -152,21 +160,110 @@ class Connection:
                 f"The proxy in front of {self.shown} refused the connection (HTTP {error.status}): "
                 "check the proxy settings of the environment."
             ) from error
+        except ValueError as error:  # also aiohttp.InvalidURL
+            raise ServerError(
+                f"SERVER_URL {self.shown}, or http_proxy or its like in the environment, is not an "
+                "address."
+            ) from error
         except aiohttp.ClientResponseError as error:
             raise TransientError(
                 "the answer is not valid HTTP", attempts=FIRST_CONNECT_ATTEMPTS
             ) from error
-        self._reached = True
-        title = page_title(data)
-        status = response.status
+        self._reached, self.serves_page = True, PAGE_HEADER in response.headers
+        title, status = page_title(data), response.status
         if status in retries.TRANSIENT_STATUSES:
-            raise TransientError(
-                f"HTTP {status}" + (f" ({title})" if title else ""),
-                status,
-                response.headers.get("Retry-After"),
+            reason = f"HTTP {status}" + (f" ({title})" if title else "")
+            raise TransientError(reason, status, response.headers.get("Retry-After"))
+        location = shown_address(response.headers.get("Location", ""))
+        return Answer(status=status, content=parsed(data), title=title, location=location)
+
+    async def content(self, method: str, route: str, answer: Answer) -> Any:
+        """The JSON of a 200.
+
+        Raises:
+            ServerError: another status, or not JSON.
+        """
+        request = f"{method} api/{route}"
+        if answer.status == 404 and answer.content is None:
+            raise await self._missing_route(route)
+        if answer.status != 200:
+            raise self.refusal(request, answer)
+        if answer.content is None:
+            page = f"a web page ({answer.title!r})" if answer.title else "something else"
+            raise ServerError(
+                f"{self.shown} answered {request} with {page} instead of JSON: SERVER_URL must be "
+                "the address of the Forager server itself, not of its web page (port "
+                f"{VIEWER_PORT})."
             )
-        location = printable(response.headers.get("Location", ""))
-        return Answer(status, parsed(data), title, location)
+        return answer.content
+
+    def refusal(self, request: str, answer: Answer) -> ServerError:
+        """The error for an answer with a status that is not 200."""
+        if 300 <= answer.status < 400:
+            return ServerError(
+                f"{self.shown} redirects {request} to {answer.location or 'nowhere'} (HTTP "
+                f"{answer.status}): set SERVER_URL to the address of the Forager server behind it."
+            )
+        said = answer.title or (printable(json.dumps(answer.content)) if answer.content else "")
+        return ServerError(
+            f"{self.shown} answered {request} with HTTP {answer.status}"
+            + (f" ({said})" if said else "")
+            + f": {HINTS.get(answer.status, 'check SERVER_URL and the log of the server')}."
+        )
+
+    async def _missing_route(self, route: str) -> ServerError:
+        """The error for a 404 that is not JSON: no server of these generations."""
+        later = await self.ask("GET", "get_datasets")
+        if later.status == 200 and isinstance(later.content, dict):
+            return ServerError(
+                f"{self.shown} is the later forager-server from PyPI, which takes local "
+                "directories and embeds by itself: add the dataset in its web page, or point "
+                "SERVER_URL to a server with the _v2 routes."
+            )
+        return ServerError(
+            f"{self.shown} is not a Forager server that this program can talk to: there is no "
+            f"api/{route} there. Check SERVER_URL."
+        )
+
+    def no_answer(self, request: str, error: BaseException, timeout_s: float) -> ServerError:
+        """The error for a request that got no usable answer."""
+        server = f"the Forager server at {self.shown}"
+        if isinstance(error, Unreachable):
+            return ServerError(
+                f"Cannot reach {server} ({error}): check SERVER_URL, and that the server is "
+                "running."
+            )
+        tries = ""
+        if retries.is_transient(error):
+            tries = f", in {self._retrying.attempts_for(error)} attempts"
+        if isinstance(error, asyncio.TimeoutError | TimeoutError):
+            return ServerError(
+                f"T{server[1:]} did not answer {request} within {timeout_s:,} s{tries}: check "
+                "SERVER_URL, and that the server is not overloaded."
+            )
+        return ServerError(
+            f"T{server[1:]} failed to answer {request}{tries}: {retries.reason(error)}. Look at "
+            "the server's log, or try again later."
+        )
+
+    def other_shape(self, route: str) -> ServerError:
+        """The error for JSON that does not have the expected fields."""
+        return ServerError(
+            f"{self.shown} answered api/{route} with JSON of another shape than a Forager server: "
+            "check SERVER_URL."
+        )
+
+
+def certainly_not_done(error: BaseException) -> bool:
+    """Whether this failure means that the server did not carry out the request."""
+    if isinstance(error, Unreachable):
+        return True
+    return isinstance(error, TransientError) and error.status in NOT_DONE_STATUSES
+
+
+def answer_lost(what: str, reason: str) -> AnswerLost:
+    """The error for a request that stores `what`, perhaps."""
+    return AnswerLost(f"The server may or may not have stored {what}: {reason}")
 
 
 async def read_body(response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
@@ -178,3 +275,34 @@ async def read_body(response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BY
         if limit <= 0:
             break
     return b"".join(blocks)
+
+
+def parsed(data: bytes) -> Any:
+    """The JSON in a body, or None if it is not JSON."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def page_title(data: bytes) -> str:
+    """The title of an HTML page, or its first heading, on one line; "" if it has neither.
+
+    For Django's debug page, the exception's message follows. The time is linear in the length of
+    the page, whatever it contains.
+    """
+    page = data[:MAX_PAGE_BYTES].decode(errors="replace")
+    title = _text_between(page, r"<title\b", "</title") or _text_between(page, r"<h1\b", "</h1")
+    parts = title, _text_between(page, '<pre class="exception_value"', "</pre")
+    return printable(": ".join(part for part in parts if part), 200)
+
+
+def _text_between(page: str, start: str, end: str) -> str:
+    """The text of the element with this start and end, without the tags inside it."""
+    opened = re.search(start, page, re.I)
+    inside = page.find(">", opened.end()) + 1 if opened else 0
+    closed = re.compile(end, re.I).search(page, inside)
+    if not inside or not closed:
+        return ""
+    text = page[inside : min(closed.start(), inside + MAX_TITLE_LENGTH)]
+    return " ".join(html.unescape(re.sub(r"<[^<>]*>", " ", text)).split())

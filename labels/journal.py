@@ -1,45 +1,68 @@
 """The record on disk of what was sent and what was stored, so that no label is stored twice.
 
-The first line says what the journal belongs to. One line per request follows, and a last line says
-whether the run is finished. All lines are written before the first request is sent; later their
-states are replaced in place. Each line has its number and a checksum that includes the checksum of
-the first line. A line that is missing, repeated, damaged or from another journal is therefore
-noticed, wherever the file was cut, and its request counts as uncertain.
+It is a SQLite file. One row says what the journal belongs to, and one row per request what became
+of that request, each with a checksum. All rows are on the disk before the first request is sent; a
+request is SENT there before it is sent. So after a crash or a power cut it is known which requests
+may have been carried out. A row that is damaged, missing or from another journal makes its request
+uncertain, and damage that SQLite finds makes all of them uncertain.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
-import hashlib
+import fcntl
 import json
 import os
+import re
 import secrets
+import sqlite3
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import quote
 
 from common.errors import IngestError
-from common.files import sync_directory
+from common.files import refuse_irregular, sync_directory
 from common.terminal import count, printable
-from labels.locking import lock_existing, lock_new
-from labels.requests import LABELS, Request
+from forager.generation import Kind
+from labels.plan import Plan
 
-FORMAT = 2
-WAITING, SENT, STORED = "waiting", "sent", "stored"  # states of a request
-UNFINISHED, FINISHED = "unfinished", "finished"  # states of the run
-CHECK_LENGTH = 16  # hexadecimal digits of SHA-256
+FORMAT = 3
+# The journals of formats 1 and 2 were lines of JSON, which begin like this.
+LINES_FORMAT = re.compile(rb'\{"line": 0, "format": \d+, .*"requests": (\d+)')
+LINES_STORED = b'"state": "stored"'
+SCHEMA = """
+CREATE TABLE header (fields TEXT NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY, kind TEXT NOT NULL, labels INTEGER NOT NULL, state TEXT NOT NULL,
+    created INTEGER NOT NULL, checksum INTEGER NOT NULL
+);
+"""
 
 
-class Entry(NamedTuple):
+class State(enum.Enum):
+    """Of a request."""
+
+    WAITING = "waiting"
+    SENT = "sent"  # without an answer so far: the server may or may not have carried it out
+    STORED = "stored"
+
+
+@dataclass(frozen=True)
+class Entry:
     """What is known about one request."""
 
-    key: str
-    kind: str  # LABELS or BOXES
+    kind: Kind
     labels: int
-    state: str  # WAITING; SENT without an answer, which is uncertain; or STORED
-    created: int  # how many labels the server stored
+    state: State = State.WAITING
+    created: int = 0  # how many labels the server stored
+
+
+UNREADABLE = Entry(Kind.LABELS, 1, State.SENT)  # at least one label, which may be stored
 
 
 class Journal:
@@ -47,266 +70,276 @@ class Journal:
 
     Nothing is changed on the disk before the first request is recorded.
 
+    Args:
+        belongs_to: what the run is about; a journal of anything else is not continued.
+        start_over: whether the earlier run does not matter, except for warnings.
+
     Attributes:
         entries: by request; before `begin`, those of an earlier run.
-        finished: whether an earlier run of the same labels is finished.
-        other_finished: whether the file is of a finished run of other labels.
-        damaged: whether the file has missing or damaged lines.
+        damaged: whether rows are missing or damaged.
+
+    Raises:
+        IngestError: the file is in use, is no file, or is of an earlier version.
     """
 
-    def __init__(self, path: Path, belongs_to: dict[str, str]) -> None:
+    def __init__(self, path: Path, belongs_to: dict[str, str], start_over: bool = False) -> None:
         self.path = path
         self.entries: list[Entry] = []
-        self.finished = self.other_finished = self.damaged = False
+        self.damaged = False
         self._belongs_to = belongs_to
-        self._header: dict[str, Any] | None = None  # the first line, if it is readable
-        self._start_bytes = 0  # its length, if the file has exactly the lines that it should
-        self._new_path = path.with_name(path.name + ".new")
-        self._file, self._is_new = self._open()
-        if not self._is_new:
-            with open(self._file, "rb", closefd=False) as file:
-                self._read(file.read())
-
-    def _open(self) -> tuple[int, bool]:
-        """The locked file, and whether it is a new one under the temporary name."""
-        while True:
-            if (found := lock_existing(self.path)) is not None:
-                return found, False
-            new = lock_new(self._new_path)
-            if new is not None and not os.path.lexists(self.path):
-                return new, True
-            if new is not None:  # meanwhile another run made the journal
-                os.close(new)
+        self._start_over = start_over
+        self._header: dict[str, Any] = {}  # of the earlier run, if it is readable
+        self._in_place = False  # whether the file has the rows of this run
+        self._db: sqlite3.Connection | None = None
+        self._lock = _locked(path)  # None: there is no file
+        if self._lock is not None:
+            try:
+                self._refuse_lines(self._lock)
+                self._read()
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._is_new:
-            with contextlib.suppress(OSError):
-                self._new_path.unlink()
-        os.close(self._file)
+        self.close()
 
-    def _read(self, data: bytes) -> None:
+    def close(self) -> None:
+        """Close the file and give up its lock."""
+        if self._db is not None:
+            self._db.close()
+        if self._lock is not None:
+            os.close(self._lock)
+        self._db = self._lock = None
+
+    def _refuse_lines(self, file: int) -> None:
+        """Raise IngestError if an earlier version of this program wrote the file."""
+        with open(file, "rb", closefd=False) as opened:
+            first = opened.readline()
+            stored = sum(LINES_STORED in line for line in opened)
+        if (found := LINES_FORMAT.match(first)) and not self._start_over:
+            raise IngestError(
+                f"{printable(str(self.path))} was written by an earlier version of this program, "
+                f"and says that {stored:,} of {count(int(found[1]), 'request')} were stored. "
+                "Finish that run with that version, or move the file away if nothing more is to be "
+                "sent of it. To send all labels now, whatever is stored, add --restart."
+            )
+
+    def _read(self) -> None:
         """Read what the file says about the earlier run."""
-        first, *rest = data.splitlines(keepends=True) or [b""]
-        header = _decoded(first, "")
-        if header is None or header.get("format") != FORMAT:
+        try:
+            self._db = _connect(self.path)
+            if self._db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("damaged")
+            ((fields, checksum),) = self._db.execute("SELECT fields, checksum FROM header")
+            if checksum != _checksum(fields):
+                raise sqlite3.DatabaseError("damaged")
+            header = json.loads(fields)
+            entries = [UNREADABLE] * header["requests"]
+            for number, *values, checksum in self._db.execute("SELECT * FROM requests"):
+                if checksum == _checksum(header["run"], number, *values):
+                    kind, labels, state, created = values
+                    entries[number] = Entry(Kind(kind), labels, State(state), created)
+        except (sqlite3.Error, ValueError):
             self.damaged = True
             return
-        lines = [_decoded(line, header["check"]) for line in rest]
-        known: dict[int, dict[str, Any]] = {}
-        for fields in filter(None, lines):
-            repeated = fields["line"] in known
-            known[fields["line"]] = {} if repeated else fields
-        number = header["requests"]
-        self.entries = [_entry(known.get(place) or {}) for place in range(1, number + 1)]
-        self._header = header
-        if known.get(number + 1, {}).get("state") == FINISHED:
-            self.other_finished = bool(self._differences())
-            self.finished = not self.other_finished
-        places = [fields["line"] if fields else 0 for fields in lines]
-        self.damaged = places != list(range(1, number + 2))
-        self._start_bytes = 0 if self.damaged else len(first)
+        self._header, self.entries = header, entries
+        self.damaged = any(entry is UNREADABLE for entry in entries)
 
-    def _differences(self) -> str:
-        """How the earlier run differs from this one, or ""."""
-        earlier = self._header or {}
-        return "; ".join(
-            f"{key.replace('_', ' ')} {printable(earlier[key])!r}, now {printable(value)!r}"
-            for key, value in self._belongs_to.items()
-            if earlier[key] != value
-        )
+    @property
+    def finished(self) -> bool:
+        """Whether the file is of a finished run, be it of these labels or of others."""
+        return bool(self._header) and not self.numbers(State.WAITING, State.SENT)
 
-    def differs_in(self, *keys: str) -> bool:
-        """Whether the earlier run belongs to something else in one of these respects."""
-        earlier = self._header or {}
-        return any(earlier.get(key) != self._belongs_to[key] for key in keys)
+    def differences(self) -> dict[str, tuple[str, str]]:
+        """What the earlier run belonged to, and this one, where they differ."""
+        return {
+            name: (self._header[name], value)
+            for name, value in self._belongs_to.items()
+            if self._header and self._header[name] != value
+        }
 
-    def has(self, requests: Sequence[Request]) -> bool:
+    def has(self, plan: Plan) -> bool:
         """Whether the earlier run sent exactly these requests."""
-        return (self._header or {}).get("requests_sha256") == _digest(_waiting(requests))
+        return self._header.get("requests_sha256") == plan.digest
 
-    def begin(self, requests: Sequence[Request], start_over: bool = False) -> None:
-        """Prepare to send these requests: go on with the earlier run, or start over.
+    def begin(self, plan: Plan) -> None:
+        """Prepare to send the plan: go on with the earlier run, or start over.
 
-        After damage, a request is SENT unless its line is readable.
+        After damage, a request is SENT unless its row is readable.
 
         Raises:
             IngestError: an unfinished run of other labels stored labels, or may have.
         """
-        waiting = _waiting(requests)
-        if self._is_new or start_over:
-            self._start(waiting)
-        elif self._header is None:
-            self.entries = [entry._replace(state=SENT) for entry in waiting]
-        elif self._differences() or not self.has(requests):
+        waiting = [Entry(request.kind, request.size) for request in plan.requests]
+        earlier, self.entries = self.entries, waiting
+        if self._lock is None or self._start_over:
+            self.damaged = False
+        elif not self._header:
+            self.entries = [replace(entry, state=State.SENT) for entry in waiting]
+        elif self.differences() or not self.has(plan):
+            self.entries = earlier
             self._refuse_to_replace()
-            self._start(waiting)
+            self.entries, self.damaged = waiting, False
         else:
             self.entries = [
-                earlier if earlier.key else entry._replace(state=SENT)
-                for earlier, entry in zip(self.entries, waiting, strict=True)
+                replace(entry, state=State.SENT) if known is UNREADABLE else known
+                for known, entry in zip(earlier, waiting, strict=True)
             ]
-
-    def _start(self, entries: list[Entry]) -> None:
-        self.entries = entries
-        self.finished = self.other_finished = self.damaged = False
-        self._start_bytes = 0
+            self._in_place = not self.damaged
+        self._digest = plan.digest
 
     def _refuse_to_replace(self) -> None:
         """Raise IngestError unless the earlier run is finished or stored nothing."""
-        if self.finished or self.other_finished or not self.possibly_stored():
+        stored = self.possibly_stored()
+        if self.finished or not stored:
             return
-        differences, stored = self._differences(), self.possibly_stored()
-        what = (
-            f"belongs to something else: {differences}"
-            if differences
-            else "sent other requests than this run would (because of --skip_unknown, because one "
-            "of the runs could not read the index, or because this program was updated)"
+        what = "; ".join(
+            f"{name.replace('_', ' ')} {printable(earlier)!r}, now {printable(now)!r}"
+            for name, (earlier, now) in self.differences().items()
         )
+        what = what or "other requests, because of --skip_unknown, an unreadable index or an update"
         raise IngestError(
-            f"An interrupted run left {printable(str(self.path))}, which {what}. That run stored, "
-            f"or may have stored, {count(sum(stored.values()), 'label')}. Repeat it to finish "
-            "it, or send all labels of this run with --restart."
+            f"An interrupted run left {printable(str(self.path))}, which belongs to something "
+            f"else: {what}. That run stored, or may have stored, "
+            f"{count(sum(stored.values()), 'label')}. Repeat it to finish it, or send all labels "
+            "of this run with --restart."
         )
 
-    def possibly_stored(self) -> Counter[str]:
-        """How many labels and boxes were stored or may have been, by kind."""
-        stored: Counter[str] = Counter()
+    def possibly_stored(self) -> Counter[Kind]:
+        """How many labels and boxes were stored or may have been."""
+        stored: Counter[Kind] = Counter()
         for entry in self.entries:
-            if entry.state != WAITING:
-                stored[entry.kind] += entry.labels or not entry.key  # at least one, if damaged
+            if entry.state is not State.WAITING:
+                stored[entry.kind] += entry.labels
         return stored
 
-    def uncertain(self) -> list[int]:
-        """The numbers of the requests that may have been carried out."""
-        return [n for n, entry in enumerate(self.entries) if entry.state == SENT]
+    def numbers(self, *states: State) -> list[int]:
+        """The places in `entries` of the requests in these states."""
+        return [number for number, entry in enumerate(self.entries) if entry.state in states]
 
-    def sent(self, number: int) -> None:
-        """Record that a request is about to be sent; `number` is its place in `entries`."""
-        self._record(number, SENT, 0)
+    def record(self, number: int, state: State, created: int = 0) -> None:
+        """Write to the disk what became of a request; `number` is its place in `entries`.
 
-    def stored(self, number: int, created: int) -> None:
-        """Record that the server stored `created` labels."""
-        self._record(number, STORED, created)
-
-    def refused(self, number: int) -> None:
-        """Record that the server certainly stored nothing."""
-        self._record(number, WAITING, 0)
-
-    def finish(self) -> None:
-        """Record that all requests are stored."""
-        self.finished = True
-        self._write(len(self.entries) + 1)
-
-    def _record(self, number: int, state: str, created: int) -> None:
-        self.entries[number] = self.entries[number]._replace(state=state, created=created)
-        self._write(number + 1)
-
-    def _write(self, place: int) -> None:
-        """Write one line to the disk, or all of them if the file does not have them."""
+        Raises:
+            IngestError: the disk is full or fails, or another process made a journal meanwhile.
+        """
+        self.entries[number] = replace(self.entries[number], state=state, created=created)
         try:
-            if not self._start_bytes:
+            if self._db is None or not self._in_place:
                 self._write_all()
                 return
-            line = self._line(place)
-            offset = self._start_bytes + (place - 1) * len(self._line(1))
-            _write_at(self._file, line, offset)
-        except OSError as error:
+            *_, state_text, created, checksum = self._row(number)
+            self._db.execute(
+                "UPDATE requests SET state = ?, created = ?, checksum = ? WHERE number = ?",
+                (state_text, created, checksum, number),
+            )
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             raise IngestError(
-                f"Cannot write the journal {printable(str(self.path))} ({error.strerror}): "
-                "nothing more is sent; the same command continues."
+                f"Cannot write the journal {printable(str(self.path))} ({reason}): nothing more is "
+                "sent; the same command continues."
             ) from error
 
     def _write_all(self) -> None:
-        """Write the journal under a temporary name, then rename it. Keeps the lock throughout."""
-        header = {
-            "line": 0,
+        """Write all rows to a new file, locked from its beginning, and rename it."""
+        new_path = self.path.with_name(self.path.name + ".new")
+        new = _locked(new_path, os.O_CREAT)
+        assert new is not None
+        try:
+            if self._lock is None and os.path.lexists(self.path):
+                raise _in_use(self.path)
+            os.ftruncate(new, 0)
+            self._write_rows(new_path)
+            os.fsync(new)
+            # What SQLite left beside a damaged file would be rolled back into the new one.
+            Path(f"{self.path}-journal").unlink(missing_ok=True)
+            os.replace(new_path, self.path)
+            sync_directory(self.path.parent)
+        except BaseException:
+            os.close(new)
+            raise
+        self.close()
+        self._lock = new
+        self._db = _connect(self.path)
+        self._in_place, self.damaged = True, False
+
+    def _write_rows(self, path: Path) -> None:
+        """Write everything into an empty file."""
+        self._header = {
             "format": FORMAT,
             "run": secrets.token_hex(8),
             **self._belongs_to,
             "requests": len(self.entries),
-            "labels": sum(entry.labels for entry in self.entries),
-            "requests_sha256": _digest(self.entries),
+            "requests_sha256": self._digest,
         }
-        first = _encoded(json.dumps(header), "")
-        self._header = _decoded(first, "")
-        lines = [first, *(self._line(place) for place in range(1, len(self.entries) + 2))]
-        new = self._file if self._is_new else lock_new(self._new_path)
-        if new is None:
-            raise OSError(errno.EAGAIN, "another process replaced it")
-        os.ftruncate(new, 0)
-        _write_at(new, b"".join(lines), 0)
-        os.replace(self._new_path, self.path)
-        sync_directory(self.path.parent)
-        if not self._is_new:
-            os.close(self._file)
-        self._file, self._is_new, self.damaged = new, False, False
-        self._start_bytes = len(first)
+        fields = json.dumps(self._header)
+        rows = map(self._row, range(len(self.entries)))
+        with contextlib.closing(_connect(path)) as db:
+            db.execute("PRAGMA journal_mode=OFF")  # the file is of no use before it is complete
+            db.executescript(f"BEGIN; {SCHEMA}")
+            db.execute("INSERT INTO header VALUES (?, ?)", (fields, _checksum(fields)))
+            db.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)", rows)
+            db.execute("COMMIT")
 
-    def _line(self, place: int) -> bytes:
-        """Line `place` of the file, after the first. The lines of requests have one length."""
-        seal = (self._header or {})["check"]
-        if place > len(self.entries):
-            state = FINISHED if self.finished else UNFINISHED
-            return _encoded(f'{{"line": {place:8}, "state": {_padded(state)}}}', seal)
-        key, kind, labels, state, created = self.entries[place - 1]
-        return _encoded(
-            f'{{"line": {place:8}, "request": "{key}", "kind": {_padded(kind)}, "labels": '
-            f'{labels:8}, "state": {_padded(state)}, "created": {created:10}}}',
-            seal,
-        )
+    def _row(self, number: int) -> tuple[int, str, int, str, int, int]:
+        """The row of a request, with a checksum that fits this run and this place alone."""
+        entry = self.entries[number]
+        values = number, entry.kind.value, entry.labels, entry.state.value, entry.created
+        return *values, _checksum(self._header["run"], *values)
 
 
-def _padded(word: str) -> str:
-    return f'"{word}"'.ljust(len(UNFINISHED) + 2)
+def _checksum(*values: object) -> int:
+    return zlib.crc32(repr(values).encode(errors="replace"))
 
 
-def _write_at(file: int, data: bytes, offset: int) -> None:
-    """Write all of the data and wait until it is on the disk."""
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written
-    os.fsync(file)
+def _connect(path: Path) -> sqlite3.Connection:
+    """The database in a file that is locked already."""
+    # SQLite's own locks (fcntl) are off: on some systems they conflict with the one that is held.
+    uri = f"file://{quote(os.fsencode(path.absolute()))}?mode=rw&nolock=1"
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    # EXTRA is FULL, and also syncs the directory after each commit: without that, a power cut could
+    # bring SQLite's rollback journal back, and with it the state before.
+    db.execute("PRAGMA synchronous=EXTRA")
+    return db
 
 
-def _encoded(text: str, seal: str) -> bytes:
-    """A JSON object as a line that ends with a checksum; `seal` is the one of the first line."""
-    return f'{text[:-1]}, "check": "{_check(text[:-1].encode(), seal)}"}}\n'.encode()
+def _locked(path: Path, flags: int = 0) -> int | None:
+    """A descriptor of the locked file, or None if there is none.
+
+    Raises:
+        IngestError: it is not a regular file, cannot be opened, or another process has it.
+    """
+    flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        refuse_irregular(path)
+        file = os.open(path, flags, 0o666)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not flags & os.O_CREAT:
+            return None
+        raise _cannot_write(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), os.lstat(path)):
+            return file
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.ENOENT):
+            os.close(file)
+            raise _cannot_write(path, error) from error
+    os.close(file)  # it is locked, or another process renamed or replaced it meanwhile
+    raise _in_use(path)
 
 
-def _decoded(line: bytes, seal: str) -> dict[str, Any] | None:
-    """The object in a line, or None if the checksum does not fit."""
-    text, _, check = line.rpartition(b', "check": "')
-    if check != f'{_check(text, seal)}"}}\n'.encode():
-        return None
-    fields: dict[str, Any] = json.loads(line)
-    return fields
-
-
-def _check(text: bytes, seal: str) -> str:
-    return hashlib.sha256(seal.encode() + text).hexdigest()[:CHECK_LENGTH]
-
-
-def _entry(fields: dict[str, Any]) -> Entry:
-    """The entry of a line; without a readable line it is SENT and has no key."""
-    return Entry(
-        fields.get("request", ""),
-        fields.get("kind", LABELS),
-        fields.get("labels", 0),
-        fields.get("state", SENT),
-        fields.get("created", 0),
+def _cannot_write(path: Path, error: OSError) -> IngestError:
+    return IngestError(
+        f"Cannot write the journal {printable(str(path))} ({error.strerror}): name a directory for "
+        "it with --work_dir."
     )
 
 
-def _waiting(requests: Sequence[Request]) -> list[Entry]:
-    return [Entry(r.key(), r.kind, r.size(), WAITING, 0) for r in requests]
-
-
-def _digest(entries: Iterable[Entry]) -> str:
-    """A digest of what is sent."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(entry.key.encode())
-    return digest.hexdigest()
+def _in_use(path: Path) -> IngestError:
+    return IngestError(
+        f"Another ingest_labels.py is sending these labels: it holds {printable(str(path))}."
+    )

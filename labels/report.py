@@ -1,86 +1,118 @@
-"""What ingest_labels.py prints about labels: tables, mismatches, shortened lists."""
+"""What ingest_labels.py prints about labels: what would be sent, what was stored, what differs."""
+
+from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from common.errors import IngestError
-from common.terminal import count, printable, say, table
-from forager.payloads import Group
-from labels.journal import Entry, Journal
-from labels.requests import BOXES, LABELS, BoxRequest, LabelRequest, Plan, Request
+from common.terminal import count, first_lines, printable, say, table
+from forager.client import Forager
+from forager.generation import Generation, Group, Kind
+from labels.journal import Entry, Journal, State
+from labels.plan import Plan, notes_on_categories
 
-SHOWN_LINES = 10  # of a list, on the screen; all of them go to a file
-
-
-class Tally(NamedTuple):
-    """Numbers by category and mode."""
-
-    labels: Counter[Group]
-    boxes: Counter[Group]
-
-    def groups(self) -> list[Group]:
-        """All categories and modes."""
-        return sorted(self.labels.keys() | self.boxes.keys())
+Counts = Mapping[Kind, Counter[Group]]
 
 
-def count_asked(requests: Iterable[Request]) -> Tally:
-    """What the requests ask the server to store."""
-    tally = Tally(Counter(), Counter())
-    for request in requests:
-        counter = tally.boxes if isinstance(request, BoxRequest) else tally.labels
-        counter.update(request.groups())
-    return tally
+def show_notes(notes: Sequence[str]) -> None:
+    """Print the first notes on standard error."""
+    if notes:
+        say(f"Note:\n{first_lines(notes)}")
 
 
-def count_created(requests: Sequence[Request], entries: Sequence[Entry]) -> Tally:
+async def report_dry_run(server: Forager, name: str, plan: Plan) -> None:
+    """Print what would be sent, beside what the server has of these categories, if it tells."""
+    asked, generation = plan.counts(), await server.generation()
+    groups = {group for counter in asked.values() for group in counter}
+    categories = {category for category, _ in groups}
+    there = await server.category_counts(name, sorted(categories))
+    columns = [("labels", asked[Kind.LABELS])]
+    if asked[Kind.BOXES]:
+        columns.append(("boxes", asked[Kind.BOXES]))
+    if there is None:
+        say("The server does not tell which labels it has.")
+    else:
+        show_notes(notes_on_categories(groups, {category for category, _ in there}))
+        columns.append(("on the server", Counter(there)))
+        groups |= {group for group, number in there.items() if group[0] in categories and number}
+    print(numbers_table(columns, sorted(groups)), flush=True)
+    print(
+        f"\n{amount({kind: counter.total() for kind, counter in asked.items()})} in "
+        f"{count(len(plan.requests), 'request')} would be sent to {server.shown}{plan.skipped()}. "
+        f"This was a dry run: nothing was sent. {consequence(generation, asked)}",
+        flush=True,
+    )
+
+
+def consequence(generation: Generation, asked: Counts) -> str:
+    """What the server does with labels and boxes that it has already."""
+    appended = [kind.value for kind in Kind if asked[kind] and generation.stores_twice(kind)]
+    replaced = asked[Kind.LABELS] and not generation.stores_twice(Kind.LABELS)
+    said = "Where an image has the category already, the server replaces its mode. "
+    second = f"What it has already of the {' and '.join(appended)} is stored a second time."
+    return ((said if replaced else "") + (second if appended else "")).rstrip()
+
+
+def report_earlier_run(path: Path, belongs_to: dict[str, str], plan: Plan) -> None:
+    """Print what an earlier run has sent of the plan, according to its journal.
+
+    Raises:
+        IngestError: another process uses the journal, or an earlier version wrote it.
+    """
+    with Journal(path, belongs_to) as journal:
+        if journal.differences() or not journal.has(plan):
+            return
+        done = len(journal.numbers(State.STORED))
+        requests = count(len(plan.requests), "request")
+        if journal.finished:
+            said = "An earlier run finished sending these: they are only sent with --again."
+        else:
+            said = f"An interrupted run has stored {done:,} of {requests}: they are not sent."
+        if done:
+            print(said, flush=True)
+
+
+def count_created(plan: Plan, entries: Sequence[Entry]) -> Counts:
     """What the server stored.
 
     Of a request of several categories, the server does not say what it stored. So if it did not
     store all, this counts as nothing.
     """
-    tally = Tally(Counter(), Counter())
-    for request, entry in zip(requests, entries, strict=True):
-        if isinstance(request, LabelRequest):
-            tally.labels[request.category, request.mode] += entry.created
-        elif entry.created == request.size():
-            counter = tally.boxes if isinstance(request, BoxRequest) else tally.labels
-            counter.update(request.groups())
-    return tally
+    created: Counts = {kind: Counter() for kind in Kind}
+    for request, entry in zip(plan.requests, entries, strict=True):
+        counts = request.counts()
+        if len(counts) == 1:
+            counts = Counter(dict.fromkeys(counts, entry.created))
+        elif entry.created != request.size:
+            continue
+        created[request.kind].update(counts)
+    return created
 
 
-def count_mismatch(asked: Tally, created: Tally, index_known: bool) -> str:
-    """The categories of which the server stored more or fewer than asked, or ""."""
+def count_mismatch(asked: Counts, created: Counts, index_known: bool) -> str | None:
+    """The categories of which the server stored more or fewer than asked, if there are any."""
     wrong = [
-        (group, kind, there[group], wanted[group])
-        for kind, there, wanted in (
-            ("", created.labels, asked.labels),
-            (" boxes", created.boxes, asked.boxes),
-        )
-        for group in wanted
-        if there[group] != wanted[group]
+        f"{printable(category)!r} ({printable(mode)}): {created[kind][category, mode]:,} of "
+        f"{number:,}{' boxes' if kind is Kind.BOXES else ''}"
+        for kind in Kind
+        for (category, mode), number in asked[kind].items()
+        if created[kind][category, mode] != number
     ]
     if not wrong:
-        return ""
-    lines = [
-        f"  {printable(category)!r} ({printable(mode)}): {there:,} of {wanted:,}{kind}"
-        for (category, mode), kind, there, wanted in wrong[:SHOWN_LINES]
-    ]
-    if len(wrong) > SHOWN_LINES:
-        lines.append(f"  and {len(wrong) - SHOWN_LINES:,} more, in the table")
+        return None
     why = (
         "More labels than asked: two images of the dataset have the same identifier. Fewer: the "
         "server lacks images that are in the index."
         if index_known
         else "The dataset does not have all of these images. Only its index would tell which."
     )
-    return "The numbers of labels sent and stored differ:\n" + "\n".join([*lines, why])
+    return f"The numbers of labels sent and stored differ:\n{first_lines(wrong)}\n{why}"
 
 
-def numbers_table(columns: Sequence[tuple[str, Counter[Group]]], groups: list[Group]) -> str:
+def numbers_table(columns: Sequence[tuple[str, Counter[Group]]], groups: Sequence[Group]) -> str:
     """A column of numbers for each counter, a line for each category and mode."""
-    header = ("category", "mode", *(name for name, _ in columns))
     rows = [
         (
             *(printable(text, 60) for text in group),
@@ -88,58 +120,28 @@ def numbers_table(columns: Sequence[tuple[str, Counter[Group]]], groups: list[Gr
         )
         for group in groups
     ]
-    return table(header, rows, text_columns=2)
+    return table(("category", "mode", *(name for name, _ in columns)), rows, text_columns=2)
 
 
-def result_table(asked: Tally, created: Tally) -> str:
-    """What was asked and what the server stored, by category and mode."""
-    columns = [("asked", asked.labels), ("created", created.labels)]
-    if asked.boxes:
-        columns += [("boxes", asked.boxes), ("boxes created", created.boxes)]
-    return numbers_table(columns, asked.groups())
-
-
-def amount(labels: int, boxes: int) -> str:
+def amount(numbers: Mapping[Kind, int]) -> str:
     """Numbers of labels and of boxes in words, without one that is zero."""
+    labels, boxes = (numbers.get(kind, 0) for kind in Kind)
     if not boxes:
         return count(labels, "label")
     return (f"{count(labels, 'label')} and " if labels else "") + count(boxes, "box", "boxes")
 
 
-def shortened(lines: list[str], list_file: Path, always: bool = False) -> str:
-    """The first lines, indented, and the file to which all of them are written.
-
-    The file is written if there are more lines than shown, or `always`.
-    """
-    shown = "\n".join(f"      {line}" for line in lines[:SHOWN_LINES])
-    if len(lines) <= SHOWN_LINES and not always:
-        return shown
-    more = len(lines) - SHOWN_LINES
-    end = f"      ... and {more:,} more; all" if more > 0 else "      All"
-    try:
-        list_file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        where = f"could not be written to {printable(str(list_file))} ({error.strerror})."
-    else:
-        where = f"are in {printable(str(list_file))}"
-    return f"{shown}\n{end} {where}"
-
-
-def stored_twice(journal: Journal, plan: Plan, appends: bool) -> str:
-    """What an earlier run stored, or may have, and the server would store again; or "".
-
-    A server that `appends` does so with labels, and every server does so with boxes.
-    """
+def stored_twice(journal: Journal, plan: Plan, generation: Generation) -> str | None:
+    """What an earlier run stored, or may have, and the server would store again."""
+    kinds = {request.kind for request in plan.requests if generation.stores_twice(request.kind)}
     if journal.damaged and not journal.entries:
-        return "everything"
-    stored = journal.possibly_stored()
-    labels = stored[LABELS] if appends else 0
-    boxes = stored[BOXES] if any(request.kind == BOXES for request in plan.requests) else 0
-    return amount(labels, boxes) if labels or boxes else ""
+        return "everything" if kinds else None
+    stored = {kind: n for kind, n in journal.possibly_stored().items() if kind in kinds and n}
+    return amount(stored) if stored else None
 
 
-def refuse_other_selection(path: Path, twice: str) -> None:
-    """Raise a IngestError if an earlier run finished sending other labels of the same file.
+def refuse_other_selection(path: Path, twice: str | None) -> None:
+    """Raise an IngestError if an earlier run finished sending other labels of the same file.
 
     `twice` is what the server would store a second time; if that is nothing, there is no error.
     """
@@ -152,47 +154,50 @@ def refuse_other_selection(path: Path, twice: str) -> None:
         )
 
 
-def warn_of_second_copies(journal: Journal, twice: str, appends: bool, start_over: bool) -> None:
+def warn_of_second_copies(
+    journal: Journal, twice: str | None, generation: Generation, start_over: bool
+) -> None:
     """Say what the server stores a second time."""
     if not twice:
         return
-    counts = "the newest counts" if appends else "Forager shows both copies of a box"
+    newest = generation.stores_twice(Kind.LABELS)
+    counts = "the newest counts" if newest else "Forager shows both copies of a box"
     if start_over:
         say(
             f"Starting over: this server stores {twice} of an earlier run a second time, as far as "
             f"that run stored it; {counts}.",
         )
-    elif journal.other_finished and not journal.differs_in("server", "dataset", "index_id"):
+    elif journal.finished and not journal.differences().keys() & {"server", "dataset", "index_id"}:
         say(
             f"An earlier run finished sending another version of this label file, with {twice}. "
             f"What is in both versions is stored twice by this server; {counts}.",
         )
 
 
-def report_finished(label_file: Path, entries: Sequence[Entry], twice: str) -> bool:
+def report_finished(
+    label_file: str, plan: Plan, entries: Sequence[Entry], twice: str | None
+) -> bool:
     """Say that an earlier run sent these labels. Returns whether the server stored all.
 
     `twice` is what the server would store a second time.
     """
-    asked: Counter[str] = Counter()
-    created: Counter[str] = Counter()
-    for entry in entries:
-        asked[entry.kind] += entry.labels
-        created[entry.kind] += entry.created
-    consequence = f": this server then stores {twice} a second time" if twice else ""
+    asked, created = plan.counts(), count_created(plan, entries)
+    again = f": this server then stores {twice} a second time" if twice else ""
     say(
-        f"An earlier run finished sending {printable(str(label_file))}: "
-        f"{parts(asked[LABELS], created[LABELS], asked[BOXES], created[BOXES])} created. Nothing "
-        f"was sent now. To send them again, add --again{consequence}.",
+        f"An earlier run finished sending {label_file}: {parts(asked, created)} created. Nothing "
+        f"was sent now. To send them again, add --again{again}."
     )
-    return created == asked
+    return asked == created
 
 
-def parts(labels: int, labels_created: int, boxes: int, boxes_created: int) -> str:
+def parts(asked: Counts, created: Counts) -> str:
     """How many of the labels and boxes, in words."""
-    of_labels = f"{labels_created:,} of {count(labels, 'label')}"
-    of_boxes = f" and {boxes_created:,} of {count(boxes, 'box', 'boxes')}"
-    return of_labels + (of_boxes if boxes else "")
+    said = []
+    for kind, noun, plural in ((Kind.LABELS, "label", "labels"), (Kind.BOXES, "box", "boxes")):
+        if kind is Kind.LABELS or asked[kind]:
+            number = count(asked[kind].total(), noun, plural)
+            said.append(f"{created[kind].total():,} of {number}")
+    return " and ".join(said)
 
 
 def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
@@ -201,15 +206,17 @@ def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
     Raises:
         IngestError: everything is recorded, but standard output cannot be written.
     """
-    asked, created = count_asked(plan.requests), count_created(plan.requests, entries)
-    problem = count_mismatch(asked, created, plan.known is not None)
+    asked, created = plan.counts(), count_created(plan, entries)
+    problem = count_mismatch(asked, created, plan.index_known)
     if problem:
         say(f"Error: {problem}")
-    stored = parts(
-        asked.labels.total(), created.labels.total(), asked.boxes.total(), created.boxes.total()
-    )
+    columns = [("asked", asked[Kind.LABELS]), ("created", created[Kind.LABELS])]
+    if asked[Kind.BOXES]:
+        columns += [("boxes", asked[Kind.BOXES]), ("boxes created", created[Kind.BOXES])]
+    groups = sorted({group for counter in asked.values() for group in counter})
+    stored = parts(asked, created)
     try:
-        print(result_table(asked, created), flush=True)
+        print(numbers_table(columns, groups), flush=True)
         print(
             f"\n{stored} created in {count(len(plan.requests), 'request')}{plan.skipped()}. "
             f"Look at them at {page}",

@@ -1,159 +1,135 @@
 """Sends label requests one after the other; the journal records each before and after."""
 
 import asyncio
+import enum
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from common.errors import AnswerLost, IngestError, ServerError
-from common.terminal import count, say
+from common.terminal import count, first_lines, say
 from forager.client import Forager
-from labels.journal import SENT, STORED, Journal
-from labels.report import SHOWN_LINES
-from labels.requests import BoxRequest, MixedRequest, Request
-
-STOP, RESEND, ASSUME_STORED = "stop", "resend", "assume_stored"  # values of --uncertain
+from forager.generation import Generation, Kind, Request
+from labels.journal import Journal, State
+from labels.plan import Plan
 
 
+class Uncertain(enum.Enum):
+    """What to do with a request that may have been carried out, and would be stored twice."""
+
+    STOP = "stop"
+    RESEND = "resend"
+    ASSUME_STORED = "assume_stored"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sender:
-    """Sends the requests of one run to one dataset.
+    """Sends the requests of one run to one dataset."""
 
-    Args:
-        appends: whether the server stores a label twice if it is sent twice (generation A). Boxes
-            are stored twice on every server.
-        uncertain: what to do with a request that may have been carried out.
-    """
+    server: Forager
+    generation: Generation
+    dataset: str
+    user: str
+    uncertain: Uncertain
 
-    def __init__(
-        self, server: Forager, dataset: str, user: str, appends: bool, uncertain: str
-    ) -> None:
-        self._server = server
-        self._dataset = dataset
-        self._user = user
-        self._appends = appends
-        self._uncertain = uncertain
-
-    async def send_all(self, requests: Sequence[Request], journal: Journal) -> None:
+    async def send_all(self, plan: Plan, journal: Journal) -> None:
         """Send all requests that the journal does not have as stored.
 
         Raises:
             IngestError: the server failed, or the user must decide on a lost answer.
         """
-        stored = _stored(journal)
-        if stored:
+        requests = plan.requests
+        if stored := len(journal.numbers(State.STORED)):
+            was = "was" if stored == 1 else "were"
             say(
-                f"{stored:,} of {count(len(requests), 'request')} were stored by an interrupted "
-                "run.",
+                f"{stored:,} of {count(len(requests), 'request')} {was} stored by an interrupted "
+                "run."
             )
         await asyncio.to_thread(self._settle_uncertain, requests, journal)
-        todo = [n for n, entry in enumerate(journal.entries) if entry.state != STORED]
-        labels = sum(requests[n].size() for n in todo)
+        todo = journal.numbers(State.WAITING, State.SENT)
+        labels = sum(requests[n].size for n in todo)
         with tqdm(total=labels, unit=" labels", file=sys.stderr, disable=None) as progress:
             for number in todo:
-                await asyncio.to_thread(journal.sent, number)
+                await asyncio.to_thread(journal.record, number, State.SENT)
                 try:
                     created = await self._send(requests[number])
                 except ServerError as error:
                     await self._stop(error, number, requests, journal)
-                await asyncio.to_thread(journal.stored, number, created)
-                progress.update(requests[number].size())
-        await asyncio.to_thread(journal.finish)
+                await asyncio.to_thread(journal.record, number, State.STORED, created)
+                progress.update(requests[number].size)
 
     async def _send(self, request: Request) -> int:
         """How many labels the server stored for one request."""
-        resend = self._uncertain == RESEND
+        resend = self.uncertain is Uncertain.RESEND
         try:
-            if isinstance(request, BoxRequest):
-                return await self._server.add_boxes(
-                    self._dataset, request.boxes, self._user, resend
-                )
-            if isinstance(request, MixedRequest):
-                return await self._server.add_mixed_labels(
-                    self._dataset, request.labels, self._user
-                )
-            category, mode, images = request
-            return await self._server.add_labels(
-                self._dataset, images, self._user, category, mode, resend
-            )
+            return await self.server.add(self.dataset, request, self.user, resend)
         except AnswerLost as error:
-            if self._uncertain != ASSUME_STORED:
+            if self.uncertain is not Uncertain.ASSUME_STORED:
                 raise
-            tqdm.write(f"{error.message} Assumed to be stored, as asked.", file=sys.stderr)
-            return request.size()
+            say(f"{error.message} Assumed to be stored, as asked.")
+            return request.size
 
     async def _stop(
-        self, error: ServerError, number: int, requests: Sequence[Request], journal: Journal
+        self, error: ServerError, number: int, requests: list[Request], journal: Journal
     ) -> None:
-        """Raise a IngestError that says what is stored and what to do about a failure."""
+        """Raise an IngestError that says what is stored and what to do about a failure."""
         request = requests[number]
-        so_far = f"{_stored(journal):,} of {count(len(requests), 'request')} stored so far"
+        stored = len(journal.numbers(State.STORED))
+        so_far = f"{stored:,} of {count(len(requests), 'request')} stored so far"
         if isinstance(error, AnswerLost):
             raise IngestError(
-                f"{error.message}\n{so_far}; no answer came to:\n  {request}\n"
-                f"{self._choice(request.size())}"
+                f"{error.message}\n{so_far}. {self._choice(request.kind, request.size)}"
             ) from error
-        if self._uncertain != RESEND or not self._stores_twice(request):
+        twice = self.generation.stores_twice(request.kind)
+        if self.uncertain is not Uncertain.RESEND or not twice:
             # Nothing was stored, or it does not matter because it is replaced.
-            await asyncio.to_thread(journal.refused, number)
+            await asyncio.to_thread(journal.record, number, State.WAITING)
         hint = ""
-        if isinstance(request, BoxRequest | MixedRequest):
-            hint = (
-                f" The server refuses all {request.kind} of a request if the dataset lacks one "
-                "image."
-            )
+        if request.kind is Kind.BOXES or len(request.labels) > 1:
+            what = request.kind.value
+            hint = f" The server refuses all {what} of a request if the dataset lacks one image."
         raise IngestError(
             f"{error.message}{hint}\n{so_far}; the same command continues."
         ) from error
 
-    def _settle_uncertain(self, requests: Sequence[Request], journal: Journal) -> None:
+    def _settle_uncertain(self, requests: list[Request], journal: Journal) -> None:
         """Decide what to do with the requests of an earlier run that may have been carried out.
 
         Raises:
             IngestError: they would be stored twice, so the user must decide.
         """
-        numbers = [n for n, entry in enumerate(journal.entries) if entry.state == SENT]
+        numbers = journal.numbers(State.SENT)
         if not numbers:
             return
-        labels = sum(requests[n].size() for n in numbers)
-        shown = [f"  {requests[n]}" for n in numbers[:SHOWN_LINES]]
-        if len(numbers) > SHOWN_LINES:
-            shown.append(f"  and {len(numbers) - SHOWN_LINES:,} more")
+        uncertain = [requests[number] for number in numbers]
+        labels = sum(request.size for request in uncertain)
         said = (
             (f"{journal.path.name} is damaged. " if journal.damaged else "")
             + f"An interrupted run may have stored {count(len(numbers), 'request')} with "
-            f"{count(labels, 'label')}:\n" + "\n".join(shown)
+            f"{count(labels, 'label')}:\n{first_lines([str(request) for request in uncertain])}"
         )
-        twice = sum(requests[n].size() for n in numbers if self._stores_twice(requests[n]))
-        if self._uncertain == ASSUME_STORED:
+        twice = [r for r in uncertain if self.generation.stores_twice(r.kind)]
+        if self.uncertain is Uncertain.ASSUME_STORED:
             for number in numbers:
-                journal.stored(number, requests[number].size())
+                journal.record(number, State.STORED, requests[number].size)
             say(f"{said}\nAssumed to be stored, as asked.")
         elif not twice:
             say(f"{said}\nSent again: this server replaces labels that it has.")
-        elif self._uncertain == RESEND:
+        elif self.uncertain is Uncertain.RESEND:
             say(f"{said}\nSent again, as asked.")
         else:
-            raise IngestError(f"{said}\n{self._choice(twice)}")
+            choice = self._choice(twice[-1].kind, sum(request.size for request in twice))
+            raise IngestError(f"{said}\n{choice}")
 
-    def _stores_twice(self, request: Request) -> bool:
-        return self._appends or isinstance(request, BoxRequest)
-
-    def _choice(self, labels: int) -> str:
-        """What the user can do about labels that may be stored, on a server that appends them."""
-        what = (
-            "This server stores labels twice if they are sent twice (the newest counts, so "
-            "Forager still shows the right ones)."
-            if self._appends
-            else "This server stores boxes twice if they are sent twice."
-        )
-        number = count(labels, "label") if self._appends else count(labels, "box", "boxes")
+    def _choice(self, kind: Kind, number: int) -> str:
+        """What the user can do about labels or boxes that may be stored already."""
+        what, amount = "boxes", count(number, "box", "boxes")
+        if kind is Kind.LABELS:
+            what, amount = "labels", count(number, "label")
+        newest = " (the newest counts, so Forager shows the right ones)" if what == "labels" else ""
         return (
-            f"{what} Look at the category in Forager. Then run the same command with --uncertain "
-            "assume_stored if they are there, or else with --uncertain resend, which may store "
-            f"{number} a second time."
+            f"This server stores {what} twice if they are sent twice{newest}. Look at the category "
+            "in Forager. Then run the same command with --uncertain assume_stored if they are "
+            f"there, or else with --uncertain resend, which may store {amount} a second time."
         )
-
-
-def _stored(journal: Journal) -> int:
-    return sum(entry.state == STORED for entry in journal.entries)

@@ -21,8 +21,7 @@ from dataset.listing import Listing, Split
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from forager.addresses import check_server_url
-from forager.answers import DatasetInfo
-from forager.client import Forager
+from forager.client import DatasetInfo, Forager
 from preflight.request import Request
 from preflight.sources import check_reuse
 from storage.async_client import AsyncStorage

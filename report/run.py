@@ -25,9 +25,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from common.addresses import shown_address
 from common.errors import IngestError
 from common.files import write_atomically
-from common.names import shown_address
 from common.process import CONTINUES, interrupted_with
 from common.program import program_digest
 from common.terminal import count, duration, printable, say, warned

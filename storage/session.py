@@ -18,8 +18,8 @@ from yarl import URL
 
 import gcs
 from common import retries
+from common.addresses import proxy_for
 from common.errors import TransientError
-from common.names import proxy_for
 from common.process import shortage
 from common.terminal import duration
 from gcs import Refused

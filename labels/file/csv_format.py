@@ -8,10 +8,8 @@ import re
 from collections import defaultdict
 
 from common.terminal import printable
-from labels.file.collector import Collector, category_problem
-from labels.file.describe import LabelFileError, quoted
-from labels.file.json_stream import PROGRESS_EVERY, Progress
-from labels.file.modes import DEFAULT_MODE
+from labels.file.checks import DEFAULT_MODE, Collector, LabelFileError, category_problem, quoted
+from labels.file.text import PROGRESS_EVERY, Progress
 
 HEADERS = (["path", "category"], ["path", "category", "mode"])
 EXPECTED = "expected path,category or path,category,mode"
@@ -32,7 +30,7 @@ def collect(text: str, collector: Collector, progress: Progress) -> None:
         LabelFileError: a line is not valid CSV, or the file is of another kind.
     """
     if JSON_START.match(text):
-        raise LabelFileError(["this is JSON, not CSV: use --format forager or --format coco."])
+        raise LabelFileError("this is JSON, not CSV: use --format forager or --format coco.")
     lines = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     labelled: defaultdict[str, dict[str, int]] = defaultdict(dict)  # by category: image, line
     read = 0
@@ -45,7 +43,7 @@ def collect(text: str, collector: Collector, progress: Progress) -> None:
                 progress(read)
                 read = 0
     except csv.Error as error:
-        raise LabelFileError([f"line {lines.line_num}: not valid CSV ({error})."]) from None
+        raise LabelFileError(f"line {lines.line_num}: not valid CSV ({error}).") from None
 
 
 def _is_header(first: list[str]) -> bool:
@@ -58,10 +56,10 @@ def _is_header(first: list[str]) -> bool:
     if names in HEADERS:
         return True
     if len(names) > 1 and OTHER_COLUMNS.issuperset(names):
-        raise LabelFileError([f"line 1: {EXPECTED} as columns, got {printable(','.join(first))}."])
+        raise LabelFileError(f"line 1: {EXPECTED} as columns, got {printable(','.join(first))}.")
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(first) == 1 and separator in first[0]:
-            raise LabelFileError([f"line 1: {EXPECTED} with commas, got {name}."])
+            raise LabelFileError(f"line 1: {EXPECTED} with commas, got {name}.")
     return False
 
 

@@ -9,8 +9,7 @@ import pytest
 import gcs
 from common.errors import ImageError, StorageError
 from common.files import FileToUpload
-from forager.answers import DatasetInfo
-from forager.client import Forager
+from forager.client import DatasetInfo, Forager
 from storage.async_client import AsyncStorage
 from storage.uploads import upload_files
 from testing.photographs import picture

@@ -2,9 +2,9 @@
 
 import pytest
 
-from common.terminal import count, duration, size, table, warn, warned
+from common.terminal import SHOWN_LINES, count, duration, first_lines, size, table, warn, warned
 
-TEXTS = {
+TEXTS: dict = {
     size: {
         **{0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 12_345_678: "12.3 MB"},
         **{999_949_999: "999.9 MB", 999_999_999: "1.0 GB", 4.2e9: "4.2 GB", 5.55e15: "5,550.0 TB"},
@@ -41,3 +41,27 @@ def test_a_warning_is_said_and_kept_for_the_report(capsys):
     warn("something is wrong")
     assert capsys.readouterr().err == "something is wrong\n"
     assert warned[before:] == ["something is wrong"]
+
+
+def test_count():
+    assert [count(number, "label") for number in (0, 1, 1234)] == [
+        "0 labels",
+        "1 label",
+        "1,234 labels",
+    ]
+
+
+def test_first_lines(tmp_path):
+    lines = [f"line {number}" for number in range(SHOWN_LINES + 2)]
+    path = tmp_path / "x.txt"
+    shown = "".join(f"      {line}\n" for line in lines[:SHOWN_LINES])
+    assert first_lines(lines) == f"{shown}      ... and 2 more"
+    assert first_lines(lines[:SHOWN_LINES], path) == shown.rstrip("\n")
+    assert not path.exists()
+    assert first_lines(lines, path) == f"{shown}      ... and 2 more; all are in {path}"
+    assert path.read_text().splitlines() == lines
+    assert first_lines(lines, path, "[]") == f"{shown}      ... and 2 more; all are in {path}"
+    assert path.read_text() == "[]"
+    missing = tmp_path / "x" / "y"
+    said = f"all could not be written to {missing} (No such file or directory)"
+    assert first_lines(lines, missing).endswith(said)

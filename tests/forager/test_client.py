@@ -9,10 +9,9 @@ from aiohttp import web
 
 from common import retries
 from common.errors import AnswerLost, ServerError
-from forager.answers import DatasetInfo
-from forager.client import CREATE_ATTEMPTS, Forager
+from forager.client import CREATE_ATTEMPTS, DatasetInfo, Forager
 from forager.connection import Timeouts
-from forager.payloads import Box, Label
+from forager.generation import Box, Generation, Request
 from tests.forager.script import DJANGO_404, Script, serve
 
 INFO = {"index_id": "i", "num_train": 2, "num_val": 1}
@@ -22,8 +21,10 @@ DATASET = "GET get_dataset_info_v2/d"
 CREATE = "POST create_dataset_v2"
 OPTIONS = "OPTIONS add_annotations_multi_v2"
 CAT = "cat", "POSITIVE"
+COUNTS = "get_category_counts_v2/d"
 LABELS = "POST add_annotations_by_internal_identifiers_v2/d"
-
+MULTI = "POST add_annotations_multi_v2"
+IS_B = {OPTIONS: [(200, {"name": "x"})]}
 
 TIMEOUTS = Timeouts(settle=0.3)
 
@@ -171,9 +172,30 @@ def test_dataset_names():
 
 
 def test_generation():
-    assert talk(Script({}), "generation") == "A"
-    assert talk(Script({OPTIONS: [(200, {"name": "x"})]}), "generation") == "B"
+    assert talk(Script({}), "generation") is Generation.A
+    assert talk(Script(IS_B), "generation") is Generation.B
     assert "HTTP 405" in refusal(Script({OPTIONS: [(405, "x")]}), "generation")
+
+
+@pytest.mark.parametrize(
+    ("answers", "counts"),
+    [
+        ({f"GET {COUNTS}": [(200, {"cat": {"POSITIVE": 3}, "dog": {}})]}, {CAT: 3}),
+        (
+            {
+                f"GET {COUNTS}": [(405, {"detail": "not allowed"})],
+                f"POST {COUNTS}": [(200, {"numLabeled": {"cat": {"POSITIVE": 3}}})],
+            },
+            {CAT: 3},
+        ),
+        ({f"GET {COUNTS}": [DJANGO_404]}, None),
+        ({f"GET {COUNTS}": [(200, [])]}, None),
+        ({f"GET {COUNTS}": [(200, {"numLabeled": 5})]}, None),
+        ({f"GET {COUNTS}": [(200, {"cat": 5, "dog": {"POSITIVE": "6"}})]}, {}),
+    ],
+)
+def test_category_counts(answers, counts):
+    assert talk(Script(answers), "category_counts", "d", ["cat"]) == counts
 
 
 def create(script, finds=refusal, timeouts=TIMEOUTS):
@@ -231,8 +253,16 @@ def test_create_ends():
 @pytest.mark.parametrize(
     ("answer", "info", "words"),
     [
-        ((200, {"status": "success"}), {**INFO, "num_train": 3}, "3 training images instead of 2"),
-        (DJANGO_500, {**INFO, "num_train": 0, "num_val": 0}, "0 training images instead of 2 and "),
+        (
+            (200, {"status": "success"}),
+            {**INFO, "num_train": 3},
+            "3 training and 1 validation images instead",
+        ),
+        (
+            DJANGO_500,
+            {**INFO, "num_train": 0, "num_val": 0},
+            "0 training and 0 validation im",
+        ),
         (DJANGO_500, {**INFO, "num_val": 0}, "(and answered: HTTP 500 (IntegrityError at /api/x))"),
         (reset, {**INFO, "index_id": "j"}, "another dataset d on the server, with index_id j"),
     ],
@@ -260,50 +290,100 @@ def test_create_then_the_server_is_gone():
     assert "run the same command again" in message
 
 
-def add(script, finds=refusal):
-    return finds(script, "add_labels", "d", ["x", "ü"], "u@x", "cat", "POSITIVE")
+X_BOX = Box("x", "ü", "POSITIVE", 1.0, 2.5, 3.0, 4.0)
+TWO_LABELS = Request({CAT: ["x", "ü"]}, [])
+TWO_BOXES = Request({}, [X_BOX, X_BOX._replace(x2=9.0)])
+TWO_CATEGORIES = Request({("ü", "POSITIVE"): ["x"], ("cat", "far away"): ["y"]}, [])
+OF_B = {"user": "u@x", "created_by": "ingest"}
+CORNERS = {"x1": 1.0, "y1": 2.5, "y2": 4.0}
+# What is sent, the generation, and where it goes.
+TO_A: tuple = TWO_LABELS, {}, LABELS
+TO_B = TWO_LABELS, IS_B, LABELS
+BOXES = TWO_BOXES, IS_B, MULTI
+SHARED = TWO_CATEGORIES, IS_B, MULTI
+
+
+def add(sent, answers, finds=talk, resend=False):
+    """The result of sending a request to a server that gives these answers, and what it got."""
+    request, generation, route = sent
+    script = Script({route: answers, **generation})
+    result = finds(script, "add", "d", request, "u@x", resend)
+    return result, [json.loads(body) for key, body in script.requests if key == route]
 
 
 @pytest.mark.parametrize(
-    ("answers", "fields"),
+    ("sent", "body"),
     [
-        ({}, {"value": "POSITIVE", "mode": "ingest"}),
-        ({OPTIONS: [(200, {})]}, {"mode": "POSITIVE", "created_by": "ingest"}),
+        (
+            TO_A,
+            {"identifiers": ["x", "ü"], "category": "cat", "value": "POSITIVE", "user": "u@x"}
+            | {"mode": "ingest"},
+        ),
+        (TO_B, {"identifiers": ["x", "ü"], "category": "cat", "mode": "POSITIVE"} | OF_B),
+        (
+            BOXES,
+            {"dataset": "d", **OF_B}
+            | {
+                "annotations": [
+                    {"identifier": "x", "category": "ü", "mode": "POSITIVE", "is_box": True}
+                    | {"x2": x2, **CORNERS}
+                    for x2 in (3.0, 9.0)
+                ]
+            },
+        ),
+        (
+            SHARED,
+            {"dataset": "d", **OF_B}
+            | {
+                "annotations": [
+                    {"identifier": "x", "category": "ü", "mode": "POSITIVE"},
+                    {"identifier": "y", "category": "cat", "mode": "far away"},
+                ]
+            },
+        ),
     ],
 )
-def test_add_labels_payload(answers, fields):
-    script = Script({LABELS: [(200, {"created": 2})], **answers})
-    assert add(script, talk) == 2
-    sent = json.loads(script.requests[-1][1])
-    assert sent == {"identifiers": ["x", "ü"], "user": "u@x", "category": "cat", **fields}
+def test_add_sends(sent, body):
+    assert add(sent, [(200, {"created": 2})]) == (2, [body])
 
 
-@pytest.mark.parametrize("failure", [reset, truncated, (502, "x"), (503, "x"), DJANGO_500])
-def test_add_labels_to_b_repeats(failure):
-    script = Script({OPTIONS: [(200, {})], LABELS: [failure, (200, {"created": 2})]})
-    assert add(script, talk) == 2
-    assert script.count(LABELS) == 2
-
-
-@pytest.mark.parametrize("failure", [(503, "x"), (429, "x"), DJANGO_500])
-def test_add_labels_to_a_repeats_what_was_refused(failure):
-    script = Script({LABELS: [failure, (200, {"created": 2})]})
-    assert add(script, talk) == 2
-    assert script.count(LABELS) == 2
+REFUSED = [(503, "x"), (429, "x"), DJANGO_500]
+LOST = [reset, truncated, (502, "x"), (504, "x")]
+USELESS = [(200, "<p>"), (202, {}), (200, [1])]
+USELESS += [(200, {"created": number}) for number in (True, "2", -1, 10**12)]
 
 
 @pytest.mark.parametrize(
-    "failure",
-    [
-        *(reset, truncated, (502, "x"), (504, "x"), (200, "<p>"), (202, {}), (200, [1])),
-        *((200, {"created": number}) for number in (True, "2", -1, 10**12)),
-    ],
+    ("sent", "failure"),
+    [(sent, failure) for sent in (TO_A, BOXES) for failure in REFUSED]
+    + [(sent, failure) for sent in (TO_B, SHARED) for failure in REFUSED + LOST],
 )
-def test_add_labels_to_a_does_not_repeat_what_may_be_done(failure):
-    script = Script({LABELS: [failure, (200, {"created": 2})]})
-    with pytest.raises(AnswerLost, match="may or may not have stored 2 labels 'cat'"):
-        add(script, talk)
-    assert script.count(LABELS) == 1
+def test_add_repeats_what_is_not_stored_twice(sent, failure):
+    created, bodies = add(sent, [failure, (200, {"created": 2})])
+    assert (created, len(bodies)) == (2, 2)
+
+
+@pytest.mark.parametrize("failure", LOST + USELESS)
+@pytest.mark.parametrize(("sent", "what"), [(TO_A, "2 labels 'cat'"), (BOXES, "2 boxes, x")])
+def test_add_does_not_repeat_what_may_be_stored(sent, what, failure):
+    request, generation, route = sent
+    script = Script({route: [failure, (200, {"created": 2})], **generation})
+    with pytest.raises(AnswerLost, match=f"may or may not have stored {what}"):
+        talk(script, "add", "d", request, "u@x")
+    assert script.count(route) == 1
+
+
+@pytest.mark.parametrize("sent", [TO_A, BOXES])
+def test_add_repeats_if_asked(sent):
+    assert add(sent, [reset, (200, {"created": 2})], resend=True)[0] == 2
+
+
+def test_add_to_a_dataset_that_vanished():
+    assert "no dataset d" in add(TO_A, [ABSENT], refusal)[0]
+
+
+def test_add_with_a_useless_answer_of_b():
+    assert "another shape" in add(TO_B, [(200, {"created": True})], refusal)[0]
 
 
 GARBAGE = [
@@ -330,7 +410,7 @@ async def talk_to_garbage(garbage, method, *arguments):
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with Forager(url, TIMEOUTS) as client:
-            client._generation = "A"
+            client._generation = Generation.A
             with pytest.raises(ServerError) as caught:
                 await getattr(client, method)(*arguments)
     assert caught.value.message.isprintable()
@@ -343,68 +423,9 @@ def test_garbage_for_an_answer(garbage):
     error, connections = asyncio.run(talk_to_garbage(garbage, "dataset", "d"))
     assert "in 3 attempts: the answer is not valid HTTP. Look at" in error.message
     assert connections == 3
-    arguments = "d", ["x"], "u@x", "cat", "POSITIVE"
-    error, connections = asyncio.run(talk_to_garbage(garbage, "add_labels", *arguments))
+    error, connections = asyncio.run(talk_to_garbage(garbage, "add", "d", TWO_LABELS, "u@x"))
     assert isinstance(error, AnswerLost)
     assert connections == 1
-
-
-def test_add_labels_to_a_dataset_that_vanished():
-    assert "no dataset d" in add(Script({LABELS: [ABSENT]}))
-
-
-def test_add_labels_wrong_answer():
-    script = Script({OPTIONS: [(200, {})], LABELS: [(200, {"created": True})]})
-    assert "another shape" in add(script)
-
-
-BOXES = "POST add_annotations_multi_v2"
-BOX = Box("x", "ü", "POSITIVE", 1.0, 2.5, 3.0, 4.0)
-
-
-def add_boxes(script, finds, resend=False):
-    return finds(script, "add_boxes", "d", [BOX, BOX._replace(x2=9.0)], "u@x", resend)
-
-
-def test_add_boxes():
-    script = Script({BOXES: [(200, {"created": 2})]})
-    assert add_boxes(script, talk) == 2
-    fields = {"category": "ü", "mode": "POSITIVE", "is_box": True, "x1": 1.0, "y1": 2.5, "y2": 4.0}
-    annotations = [{"identifier": "x", "x2": x2, **fields} for x2 in (3.0, 9.0)]
-    assert json.loads(script.requests[0][1]) == {
-        "dataset": "d",
-        "user": "u@x",
-        "created_by": "ingest",
-        "annotations": annotations,
-    }
-
-
-@pytest.mark.parametrize("failure", [reset, truncated, (502, "x"), (504, "x"), (200, "<p>")])
-def test_add_boxes_does_not_repeat_what_may_be_done(failure):
-    script = Script({BOXES: [failure, (200, {"created": 2})]})
-    with pytest.raises(AnswerLost, match="may or may not have stored 2 boxes"):
-        add_boxes(script, talk)
-    assert script.count(BOXES) == 1
-
-
-def test_mixed_labels_are_sent_until_they_are_stored():
-    script = Script({BOXES: [reset, (503, "x"), (200, {"created": 2})]})
-    labels = [Label("x", "ü", "POSITIVE"), Label("y", "cat", "far away")]
-    assert talk(script, "add_mixed_labels", "d", labels, "u@x") == 2
-    assert json.loads(script.requests[-1][1]) == {
-        "dataset": "d",
-        "user": "u@x",
-        "created_by": "ingest",
-        "annotations": [
-            {"identifier": "x", "category": "ü", "mode": "POSITIVE"},
-            {"identifier": "y", "category": "cat", "mode": "far away"},
-        ],
-    }
-
-
-def test_add_boxes_repeats_if_asked():
-    script = Script({BOXES: [reset, (200, {"created": 2})]})
-    assert add_boxes(script, talk, resend=True) == 2
 
 
 def test_proxies_of_the_environment_are_used(monkeypatch):
@@ -425,3 +446,10 @@ def test_proxies_of_the_environment_are_used(monkeypatch):
 
     assert asyncio.run(run()) == DatasetInfo("i", 2, 1)
     assert seen == ["http://forager.example/api/get_dataset_info_v2/d"]
+
+
+@pytest.mark.parametrize("proxy", ["::::", "http://[x", "http://user:secret@:x"])
+def test_a_proxy_that_is_no_address(proxy, monkeypatch):
+    monkeypatch.setenv("http_proxy", proxy)
+    message = refusal(Script({}), "dataset", "d")
+    assert "or http_proxy or its like in the environment, is not an address" in message

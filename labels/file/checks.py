@@ -1,11 +1,14 @@
-"""Collects labels and boxes, whatever the format of their file, and checks them."""
+"""Collects the labels and boxes of a file, whatever its format, and what is wrong with them."""
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from common.names import (
     IMAGE_SUFFIXES,
@@ -14,15 +17,24 @@ from common.names import (
     identifier,
     text_problem,
 )
-from forager.payloads import Box, Group
-from labels.file.describe import LabelFileError, got, inverted, key, quoted
-from labels.file.modes import misspelled
+from common.terminal import count, printable
+from forager.generation import Box, Group
 
 MAX_FINDINGS = 100_000
-COORDINATES = ("x1", "y1", "x2", "y2")
+DEFAULT_MODE = "POSITIVE"
+BUILT_IN_MODES = (DEFAULT_MODE, "NEGATIVE", "HARD_NEGATIVE", "UNSURE")
 
 
-class Labels(NamedTuple):
+class LabelFileError(Exception):
+    """What is wrong with a label file: sentences that each say where."""
+
+    def __init__(self, *findings: str) -> None:
+        super().__init__(findings[0])
+        self.findings = list(findings)
+
+
+@dataclass(frozen=True)
+class Labels:
     """The content of a label file without findings."""
 
     groups: dict[Group, list[str]]  # labels of whole images: sorted identifiers by group
@@ -51,7 +63,7 @@ class Collector:
         known = self.paths.get(image)
         if known is None:
             self.paths[image] = path
-            if problem := image_problem(image):
+            if problem := _image_problem(image):
                 self.findings.append(f"{where}: {problem}.")
         elif known == path and once:
             self.findings.append(f"{where}: given more than once.")
@@ -65,7 +77,7 @@ class Collector:
     def stop_after_many_findings(self) -> None:
         """Raise LabelFileError if there are so many findings that the file is of another kind."""
         if len(self.findings) >= MAX_FINDINGS:
-            raise LabelFileError([*self.findings, "The rest of the file was not read."])
+            raise LabelFileError(*self.findings, "The rest of the file was not read.")
 
     def result(self) -> Labels:
         """All labels.
@@ -74,18 +86,25 @@ class Collector:
             LabelFileError: with all findings.
         """
         self._refuse_inverted()
-        self.findings += misspelled(self._modes(), self._allowed_modes)
+        self.findings += self._misspelt_modes()
         if self.findings:
-            raise LabelFileError(self.findings)
+            raise LabelFileError(*self.findings)
         ordered = {group: sorted(self.groups[group]) for group in sorted(self.groups)}
         return Labels(ordered, self.boxes, self.paths)
 
-    def _modes(self) -> Counter[str]:
-        """The number of labels and boxes of each mode."""
+    def _misspelt_modes(self) -> Iterator[str]:
+        """A sentence for each mode that is nearly a built-in one, but not allowed."""
         modes = Counter(box.mode for box in self.boxes)
         for (_, mode), images in self.groups.items():
             modes[mode] += len(images)
-        return modes
+        for mode, number in modes.items():
+            meant = nearly_built_in(mode)
+            if meant and mode not in self._allowed_modes:
+                yield (
+                    f"the mode {quoted(mode)} of {count(number, 'label')} is nearly {meant}, and "
+                    f"Forager would store it as another mode: write {meant}, or add --allow_mode "
+                    f"{shlex.quote(printable(mode))} if it is right."
+                )
 
     def _refuse_inverted(self) -> None:
         """Raise LabelFileError if all categories have names of images, and no image has one."""
@@ -96,14 +115,14 @@ class Collector:
             and not any(map(_is_image_name, self.paths.values()))
         ):
             (category, _), (image, *_) = next(iter(self.groups.items()))
-            raise LabelFileError([inverted(self.paths[image], category)])
+            raise LabelFileError(inverted(self.paths[image], category))
 
 
 def _is_image_name(text: str) -> bool:
     return text.lower().endswith(IMAGE_SUFFIXES)
 
 
-def image_problem(image: str) -> str:
+def _image_problem(image: str) -> str:
     """Why the server cannot have an image with this identifier, or ""."""
     if not image:
         return "names no image: it has no file name"
@@ -139,7 +158,54 @@ def coordinate_problem(value: Any) -> str:
 
 
 def box_problem(x1: float, y1: float, x2: float, y2: float) -> str:
-    """What is wrong with the order of valid coordinates, or ""."""
-    if not x1 < x2:
+    """What is wrong with the order of coordinates that are valid one by one, or ""."""
+    if not x1 < x2 < math.inf:  # COCO's x + width may be too large for a float
         return f"the box has no width: x1 is {x1:g}, x2 is {x2:g}"
-    return "" if y1 < y2 else f"the box has no height: y1 is {y1:g}, y2 is {y2:g}"
+    return "" if y1 < y2 < math.inf else f"the box has no height: y1 is {y1:g}, y2 is {y2:g}"
+
+
+def nearly_built_in(mode: str) -> str | None:
+    """The built-in mode that another mode differs from by one letter, case or spaces."""
+    if mode in BUILT_IN_MODES:
+        return None
+    folded = mode.strip().upper().replace(" ", "_").replace("-", "_")
+    return next((name for name in BUILT_IN_MODES if _within_one_letter(folded, name)), None)
+
+
+def _within_one_letter(text: str, other: str) -> bool:
+    """Whether one letter more, less, changed or swapped with the next makes the texts equal."""
+    same = 0
+    while same < min(len(text), len(other)) and text[same] == other[same]:
+        same += 1
+    rest, others = text[same:], other[same:]
+    swapped = others[1:2] + others[:1] + others[2:]
+    return rest[1:] == others or rest == others[1:] or rest[1:] == others[1:] or rest == swapped
+
+
+def key(name: str) -> str:
+    """The place below a key of a JSON object: ["name"]."""
+    return f"[{quoted(name)}]"
+
+
+def inverted(category: str, image: str) -> str:
+    """What is wrong with a file that has a category where an image is expected, and the reverse."""
+    return (
+        f"the file gives {quoted(category)} the label {quoted(image)}: it maps categories to "
+        "images. Write each image first, and then its categories."
+    )
+
+
+def quoted(text: str) -> str:
+    """A printable text in quotation marks."""
+    return f'"{printable(text)}"'
+
+
+def got(value: Any) -> str:
+    """A JSON value: as JSON if that is short, or its kind."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        return f'"{printable(value, 40)}"'
+    return printable(json.dumps(value), 40)

@@ -1,0 +1,163 @@
+"""What differs between the generations of the Forager server: how each stores labels and boxes."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections import Counter
+from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as quoted
+from typing import NamedTuple
+from urllib.parse import quote
+
+from common.terminal import count, printable
+
+Group = tuple[str, str]  # category, mode
+ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each call
+MULTI_ROUTE = "add_annotations_multi_v2"  # only generation B has it
+
+
+class Kind(enum.Enum):
+    """What a request stores; their rows on the server are separate."""
+
+    LABELS = "labels"
+    BOXES = "boxes"
+
+
+class Box(NamedTuple):
+    """A box on an image, in pixels of the full-size image."""
+
+    identifier: str
+    category: str
+    mode: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one request stores: labels of whole images, or boxes.
+
+    Args:
+        labels: the identifiers of the images by category and mode.
+        boxes: empty if there are labels.
+    """
+
+    labels: dict[Group, list[str]]
+    boxes: list[Box]
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.BOXES if self.boxes else Kind.LABELS
+
+    @property
+    def size(self) -> int:
+        """The number of labels or boxes."""
+        return sum(map(len, self.labels.values())) + len(self.boxes)
+
+    def counts(self) -> Counter[Group]:
+        """The number of labels or boxes by category and mode."""
+        if self.boxes:
+            return Counter((box.category, box.mode) for box in self.boxes)
+        return Counter({group: len(images) for group, images in self.labels.items()})
+
+    def __str__(self) -> str:
+        if self.boxes:
+            images = [box.identifier for box in self.boxes]
+            return f"{count(self.size, 'box', 'boxes')}, {_from_to(images)}"
+        groups = list(self.labels)
+        if len(groups) > 1:
+            shown = count(len({category for category, _ in groups}), "category", "categories")
+            ends = f"{printable(groups[0][0])!r} to {printable(groups[-1][0])!r}"
+            return f"{count(self.size, 'label')} of {shown}, {ends}"
+        ((category, mode), images), *_ = self.labels.items()
+        shown = f"{printable(category)!r} ({printable(mode)})"
+        return f"{count(self.size, 'label')} {shown}, {_from_to(images)}"
+
+
+class Generation(enum.Enum):
+    """Of the server. A stores a repeated label as another row; B replaces it, and stores boxes."""
+
+    A = "A"
+    B = "B"
+
+    @property
+    def stores_boxes(self) -> bool:
+        return self is Generation.B
+
+    @property
+    def shares_requests(self) -> bool:
+        """Whether one request can store labels of several categories.
+
+        It is stored whole, or not at all if the dataset lacks one of the images.
+        """
+        return self is Generation.B
+
+    @property
+    def max_user_length(self) -> int:
+        """Characters of an e-mail address; a longer one is answered with 500."""
+        return 300 if self is Generation.A else 254
+
+    def stores_twice(self, kind: Kind) -> bool:
+        """Whether what is sent twice is stored twice."""
+        return self is Generation.A or kind is Kind.BOXES
+
+    def route(self, name: str, request: Request) -> str:
+        """Where a request is sent that stores something in the dataset `name`."""
+        if _is_multi(request):
+            return MULTI_ROUTE
+        return f"add_annotations_by_internal_identifiers_v2/{quote(name, safe='')}"
+
+    def body(self, name: str, request: Request, user: str) -> bytes:
+        """The body of that request, as all-ASCII JSON.
+
+        The generations name the mode of labels differently. B accepts the body of A, but stores a
+        wrong mode.
+        """
+        if _is_multi(request):
+            start = encoded({"dataset": name, "user": user, "created_by": "ingest"})
+            annotations = [
+                *(f"{{{label_fields(i, g)}}}" for g, ids in request.labels.items() for i in ids),
+                *map(box_fields, request.boxes),
+            ]
+            return start[:-1] + f',"annotations":[{",".join(annotations)}]}}'.encode()
+        ((category, mode), images), *_ = request.labels.items()
+        of_a = {"value": mode, "mode": "ingest"}
+        of_b = {"mode": mode, "created_by": "ingest"}
+        return encoded(
+            {
+                "identifiers": images,
+                "user": user,
+                "category": category,
+                **(of_a if self is Generation.A else of_b),
+            }
+        )
+
+
+def _is_multi(request: Request) -> bool:
+    return len(request.labels) != 1
+
+
+def label_fields(image: str, group: Group) -> str:
+    """The fields of a label that shares a request with others, as JSON without the braces."""
+    category, mode = group
+    return f'"identifier":{quoted(image)},"category":{quoted(category)},"mode":{quoted(mode)}'
+
+
+def box_fields(box: Box) -> str:
+    """A box as a JSON object."""
+    label = label_fields(box.identifier, (box.category, box.mode))
+    corners = f'"x1":{box.x1!r},"y1":{box.y1!r},"x2":{box.x2!r},"y2":{box.y2!r}'
+    return f'{{{label},{corners},"is_box":true}}'
+
+
+def encoded(payload: dict[str, object]) -> bytes:
+    """All-ASCII JSON without spaces."""
+    return ENCODER.encode(payload).encode("ascii")
+
+
+def _from_to(images: list[str]) -> str:
+    first, last = printable(images[0], 40), printable(images[-1], 40)
+    return first if len(images) == 1 else f"{first} to {last}"

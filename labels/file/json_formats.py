@@ -1,0 +1,266 @@
+"""Label files in JSON: Forager's format, {image path: [annotation, ...]}, and COCO's instances."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from forager.generation import Box
+from labels.file.checks import (
+    DEFAULT_MODE,
+    Collector,
+    LabelFileError,
+    box_problem,
+    category_problem,
+    coordinate_problem,
+    got,
+    key,
+    quoted,
+)
+from labels.file.text import JsonReader, Progress, Repeated
+
+CORNERS = ("x1", "y1", "x2", "y2")
+LABEL_KEYS = {"category", "value", "mode", "is_box"}
+BOX_KEYS = {*LABEL_KEYS, *CORNERS}
+BOX_WORDS = {*CORNERS, "bbox", "box", "x", "y", "w", "h", "width", "height"}
+BOX_WORDS |= {"xmin", "ymin", "xmax", "ymax"}
+COCO_FIELDS = {  # of the elements of each list: ids, and last what they stand for
+    "images": ("id", "file_name"),
+    "categories": ("id", "name"),
+    "annotations": ("image_id", "category_id", "bbox"),
+}
+JSON_START = re.compile(r'[\[{"\d-]|null|true|false|NaN|Infinity')
+OTHER_OBJECTS = re.compile(r'\[\s*\{\s*"(?!(?:' + "|".join(BOX_KEYS) + r')")')
+COCO_EXPECTED = (
+    "expected a COCO file of instances: an object with the lists images (id, file_name), "
+    "annotations (image_id, category_id, bbox) and categories (id, name)"
+)
+Id = int | str  # of an image or a category in a COCO file
+Corners = tuple[float, ...]  # x1, y1, x2, y2; () for a label of the whole image
+
+
+def collect_forager(text: str, collector: Collector, progress: Progress) -> None:
+    """Add all labels and boxes of a file in Forager's format to the collector.
+
+    Raises:
+        LabelFileError: the text is not valid JSON, or of another format.
+    """
+    reader = JsonReader(text, progress)
+    if not reader.matches(JSON_START):
+        raise LabelFileError("this is not JSON: if it is CSV, add --format csv.")
+    if reader.peek() != "{":
+        document = reader.value()
+        reader.end()
+        collector.findings.append(
+            f"expected an object {{image path: [annotation, ...]}}, got {got(document)}."
+        )
+        return
+    for path in reader.members():
+        if path in COCO_FIELDS and reader.matches(OTHER_OBJECTS):
+            raise LabelFileError("this is a COCO file: add --format coco.")
+        image = collector.image(path, key(path))
+        _collect_annotations(path, image, reader.value(), collector)
+    reader.end()
+
+
+def _collect_annotations(path: str, image: str, annotations: Any, collector: Collector) -> None:
+    """Add the annotations of one image."""
+    report = collector.findings.append
+    if type(annotations) is not list:
+        report(f"{key(path)}: expected a list of annotations, got {got(annotations)}.")
+        return
+    labelled: dict[str, int] = {}
+    boxes: dict[tuple[str, Corners], int] = {}
+    for number, annotation in enumerate(annotations):
+        if type(annotation) is str:
+            category, mode = annotation, DEFAULT_MODE
+            known = (category, mode) in collector.groups
+            if not known and (problem := category_problem(category)):
+                report(f"{key(path)}[{number}]: {problem}.")
+                continue
+        else:
+            if problems := _problems(annotation):
+                collector.findings += [f"{key(path)}[{number}]{problem}." for problem in problems]
+                continue
+            category = annotation["category"]
+            mode = annotation.get("value", annotation.get("mode", DEFAULT_MODE))
+            if annotation.get("is_box"):
+                corners = tuple(float(annotation[name]) for name in CORNERS)
+                same = boxes.setdefault((category, corners), number)
+                if same != number:
+                    report(f"{key(path)}[{same}] and [{number}]: the same box twice.")
+                collector.boxes.append(_box(image, category, mode, corners))
+                continue
+        first = labelled.setdefault(category, number)
+        if first != number:
+            report(
+                f"{key(path)}[{first}] and [{number}]: two annotations of the category "
+                f"{quoted(category)} on one image."
+            )
+        collector.groups[category, mode].append(image)
+
+
+def _box(image: str, category: str, mode: str, corners: Corners) -> Box:
+    category, mode = sys.intern(category), sys.intern(mode)  # millions of boxes repeat few
+    x1, y1, x2, y2 = corners
+    return Box(identifier=image, category=category, mode=mode, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _problems(annotation: Any) -> list[str]:
+    """Where in an annotation that is not a string something is wrong, and what."""
+    if not isinstance(annotation, dict):
+        expected = '"CATEGORY" or {"category": "CATEGORY", "value": "MODE"}'
+        return [f": expected {expected}, got {got(annotation)}"]
+    problems: list[str] = []
+    if isinstance(annotation, Repeated):
+        problems += [f"{_step(name)}: given more than once" for name in annotation.repeated_keys]
+    is_box = annotation.get("is_box", False)
+    if type(is_box) is not bool:
+        problems.append(f".is_box: expected true or false, got {got(is_box)}")
+    if not annotation.keys() <= (BOX_KEYS if is_box else LABEL_KEYS):
+        problems += _unknown_keys(annotation, bool(is_box))
+    if "category" not in annotation:
+        problems.append(': expected a "category", got an object without')
+    for name in ("category", "value", "mode"):
+        if name in annotation and (problem := category_problem(annotation[name])):
+            problems.append(f".{name}: {problem}")
+    if {"value", "mode"} <= annotation.keys() and annotation["value"] != annotation["mode"]:
+        both = f"{got(annotation['value'])} and {got(annotation['mode'])}"
+        problems.append(f': "value" and "mode" both name the mode, but differ: {both}')
+    return problems + (_box_problems(annotation) if is_box is True else [])
+
+
+def _unknown_keys(annotation: dict[str, Any], is_box: bool) -> list[str]:
+    """A sentence for each key that such an annotation does not have."""
+    known = BOX_KEYS if is_box else LABEL_KEYS
+    label = 'unknown; an annotation has a "category" and a "value", which is the mode'
+    box = 'unknown; a box has "is_box": true, and the corners "x1", "y1", "x2" and "y2"'
+    return [
+        f"{_step(name)}: {box if is_box or name in BOX_WORDS else label}"
+        for name in annotation
+        if name not in known
+    ]
+
+
+def _box_problems(annotation: dict[str, Any]) -> list[str]:
+    """What is wrong with the coordinates of a box."""
+    missing = [name for name in CORNERS if name not in annotation]
+    if missing:
+        return [f": the box has no {' and no '.join(missing)}"]
+    problems = [
+        f".{name}: {problem}"
+        for name in CORNERS
+        if (problem := coordinate_problem(annotation[name]))
+    ]
+    if not problems and (problem := box_problem(*(annotation[name] for name in CORNERS))):
+        problems.append(f": {problem}")
+    return problems
+
+
+def _step(name: str) -> str:
+    """The place below a key that is usually an identifier: .name."""
+    return f".{name}" if name.isidentifier() and len(name) < 40 else key(name)
+
+
+def collect_coco(
+    text: str, collector: Collector, progress: Progress, as_labels: bool = False
+) -> None:
+    """Add all boxes of a COCO file of instances to the collector.
+
+    Args:
+        as_labels: add labels of whole images instead, one per image and category.
+
+    Raises:
+        LabelFileError: the text is not valid JSON.
+    """
+    report = collector.findings.append
+    rows = _read_coco(JsonReader(text, progress), report)
+    if missing := sorted(COCO_FIELDS.keys() - rows.keys()):
+        report(f"{COCO_EXPECTED}; there is no list {' and no '.join(missing)}.")
+        return
+    images: dict[Id, str] = {}
+    categories: dict[Id, str] = {}
+    for where, image_id, path in _coco_rows("images", rows, collector):
+        if type(path) is not str:
+            report(f"{where}.file_name: expected a string, got {got(path)}.")
+        elif image_id in images:
+            report(f"{where}.id: another image has the id {got(image_id)}.")
+        else:
+            images[image_id] = collector.image(path, f"{where}.file_name")
+    for where, category_id, name in _coco_rows("categories", rows, collector):
+        if problem := category_problem(name):
+            report(f"{where}.name: {problem}.")
+        elif category_id in categories:
+            report(f"{where}.id: another category has the id {got(category_id)}.")
+        else:
+            categories[category_id] = name
+    seen: dict[tuple[str, str, Corners], str] = {}
+    for where, image_id, category_id, bbox in _coco_rows("annotations", rows, collector):
+        corners, problem = ((), "") if as_labels else _coco_corners(bbox)
+        if image_id not in images:
+            report(f"{where}.image_id: nothing in the file has the id {got(image_id)}.")
+        elif category_id not in categories:
+            report(f"{where}.category_id: nothing in the file has the id {got(category_id)}.")
+        elif problem:
+            report(f"{where}.bbox: {problem}.")
+        else:
+            image, category = images[image_id], categories[category_id]
+            first = seen.setdefault((image, category, corners), where)
+            if corners and first != where:
+                report(f"{first} and {where}: the same box twice.")
+            elif corners:
+                collector.boxes.append(_box(image, category, DEFAULT_MODE, corners))
+            elif first == where:
+                collector.groups[category, DEFAULT_MODE].append(image)
+
+
+def _read_coco(reader: JsonReader, report: Callable[[str], None]) -> dict[str, list[Any]]:
+    """The rows of each list: of an object, its fields, and else what is there instead."""
+    rows: dict[str, list[Any]] = {}
+    for name in reader.members() if reader.peek() == "{" else ():
+        fields = COCO_FIELDS.get(name)
+        if fields is None or reader.peek() != "[":
+            reader.value()
+            continue
+        if name in rows:
+            report(f"{name}: given more than once.")
+        rows[name] = []
+        for _ in reader.elements():
+            item = reader.value()
+            row = [item.get(field) for field in fields] if isinstance(item, dict) else got(item)
+            rows[name].append(row)
+    if rows.keys() == COCO_FIELDS.keys():
+        reader.end()
+    return rows
+
+
+def _coco_rows(
+    name: str, rows: dict[str, list[Any]], collector: Collector
+) -> Iterator[tuple[Any, ...]]:
+    """The place of each row with valid ids, and its fields; adds what is wrong with the others."""
+    for number, row in enumerate(rows[name]):
+        collector.stop_after_many_findings()
+        where = f"{name}[{number}]"
+        if isinstance(row, str):
+            collector.findings.append(f"{where}: expected an object, got {row}.")
+            continue
+        ids = zip(COCO_FIELDS[name], row[:-1], strict=False)
+        wrong = [(field, found) for field, found in ids if type(found) not in (int, str)]
+        if not wrong:
+            yield where, *row
+        for field, found in wrong:
+            collector.findings.append(f"{where}.{field}: expected a number, got {got(found)}.")
+
+
+def _coco_corners(bbox: Any) -> tuple[Corners, str]:
+    """x1, y1, x2 and y2 of [x, y, width, height], and what is wrong with it or ""."""
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return (), f"expected [x, y, width, height], got {got(bbox)}"
+    for value in bbox:
+        if problem := coordinate_problem(value):
+            return (), problem
+    x, y, width, height = map(float, bbox)
+    corners = x, y, x + width, y + height
+    return corners, box_problem(*corners)
