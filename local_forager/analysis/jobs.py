@@ -1,19 +1,15 @@
 """Long computations in the background, one after the other, each with its progress."""
 
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-Progress = Callable[[float], None]  # called with the share of the work that is done, 0 to 1
-
-
-class Stopped(Exception):
-    """Raised within a job when the server ends."""
+from local_forager.indexes.vectors import Progress
 
 
 @dataclass
-class Job:
+class BackgroundJob:
     progress: float = 0.0
     future: Future[Any] | None = None
 
@@ -27,30 +23,30 @@ class Jobs:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="jobs")
-        self._jobs: dict[Hashable, Job] = {}
-        self._latest: Job | None = None  # the one that reported progress last
+        self._jobs: dict[Hashable, BackgroundJob] = {}
+        self._latest = BackgroundJob()  # the one that reported progress last
         self._closed = False
 
-    def start(self, key: Hashable, function: Callable[[Progress], Any]) -> Job:
+    def start(self, key: Hashable, function: Callable[[Progress], Any]) -> BackgroundJob:
         """The job of this key, started if it is new. It calls its argument to report progress."""
         if key not in self._jobs:
-            job = self._jobs[key] = Job()
+            job = self._jobs[key] = BackgroundJob()
 
             def report(progress: float) -> None:
                 job.progress = progress
                 self._latest = job
                 if self._closed:
-                    raise Stopped
+                    raise CancelledError
 
             job.future = self._executor.submit(function, report)
         return self._jobs[key]
 
-    def get(self, key: Hashable) -> Job | None:
+    def get(self, key: Hashable) -> BackgroundJob | None:
         return self._jobs.get(key)
 
     def progress(self) -> float:
         """The progress of the job that is running, 0 to 1."""
-        return self._latest.progress if self._latest else 0.0
+        return self._latest.progress
 
     def close(self) -> None:
         self._closed = True

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 
 import gcs
+from local_forager.indexes.index import Index
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
 
@@ -50,6 +52,15 @@ def wait_for(condition, what):
         assert time.monotonic() < deadline, f"not within {LONGEST_S} s: {what}"
         time.sleep(0.05)
     return value
+
+
+def made_index(names, num_train, **more):
+    """An index in memory, of class 3, without vectors."""
+    rows = len(names)
+    fields = {"classes": np.full(rows, 3, np.int32), "failed": np.zeros(rows, bool)}
+    fields |= {"directory": None, "not_finite": [], "embeddings": {}, "rows_of": {}}
+    fields |= {"sizes": None, "no_sizes": None}
+    return Index(names=names, num_train=num_train, **(fields | more))
 
 
 class PageServer:

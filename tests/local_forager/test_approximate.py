@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from local_forager import types as page_types
-from local_forager.analysis import approximate, health_checks
+from local_forager.analysis import comparisons
+from local_forager.indexes import vectors as approximate
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from tests.local_forager.page_server import (
@@ -88,8 +89,8 @@ def test_the_file_of_other_vectors_is_built_anew(vectors, failed, inverted, tmp_
 
 
 def test_near_duplicates_agree_with_all_pairs(inverted, vectors, failed):
-    found = health_checks.near_duplicates_in_lists(inverted, failed, ignore)
-    expected = health_checks.near_duplicates(vectors, failed, ignore)
+    found = comparisons.near_duplicates_in_lists(inverted, failed, ignore)
+    expected = comparisons.near_duplicates(vectors, failed, ignore)
     assert found.complete and not found.exact and found.distance == expected.distance
     assert len(expected.groups) > 50
     missing = [group for group in expected.groups if group not in found.groups]
@@ -97,7 +98,7 @@ def test_near_duplicates_agree_with_all_pairs(inverted, vectors, failed):
 
 
 def test_near_duplicates_stop_where_all_are_alike(inverted, failed):
-    found = health_checks.near_duplicates_in_lists(inverted, failed, ignore, pair_limit=20)
+    found = comparisons.near_duplicates_in_lists(inverted, failed, ignore, pair_limit=20)
     assert not found.complete
 
 

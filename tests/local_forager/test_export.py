@@ -14,18 +14,13 @@ import numpy as np
 import pytest
 
 from common.program import ROOT
-from local_forager import export_formats
-from local_forager.indexes.index import Index
-from local_forager.indexes.label_table import LabelTable
+from local_forager import export as export_formats
+from local_forager.errors import PageError
+from local_forager.indexes.labels import LabelTable
 from testing.servers.processes import LONGEST_S
-from tests.local_forager.page_server import COPY, FAILED
+from tests.local_forager.page_server import COPY, FAILED, made_index
 
 HOSTILE = ["=cmd|' /C calc'!A0.jpg", "@SUM(1).jpg", "+1.jpg", "-1.jpg", 'a",b\n.jpg', "\tx.jpg"]
-
-
-def made_index(names):
-    count = len(names)
-    return Index(None, names, count, np.full(count, 3, np.int32), np.zeros(count, bool), {}, {})
 
 
 def text(format_, index, rows, label=None, table=None):
@@ -36,7 +31,7 @@ def text(format_, index, rows, label=None, table=None):
 def test_csv_cells_are_no_formulas():
     label = {"category": "=1+1", "mode": "POSITIVE", "user": "u"}
     table = LabelTable({0: [label]}, {}, {})
-    rows = list(csv.reader(io.StringIO(text("csv", made_index(HOSTILE), range(6), table=table))))
+    rows = list(csv.reader(io.StringIO(text("csv", made_index(HOSTILE, 6), range(6), table=table))))
     assert [row[0] for row in rows[1:]] == [
         name if name.startswith("a") else f"'{name}" for name in HOSTILE
     ]
@@ -44,12 +39,12 @@ def test_csv_cells_are_no_formulas():
 
 
 def test_a_name_is_one_line():
-    assert text("names", made_index(HOSTILE), [4]) == 'a",b\\n.jpg\n'
+    assert text("names", made_index(HOSTILE, 6), [4]) == 'a",b\\n.jpg\n'
 
 
 def test_label_file_names_each_image_once():
-    index = made_index(["x/a.jpg", "y/a.png", "b.jpg"])
-    label = export_formats.annotation("c", "POSITIVE")
+    index = made_index(["x/a.jpg", "y/a.png", "b.jpg"], 3)
+    label = export_formats.label_to_export("c", "POSITIVE")
     document = json.loads(text("labels", index, range(3), label))
     assert document == {"x/a.jpg": [{"category": "c"}], "b.jpg": [{"category": "c"}]}
     assert json.loads(text("labels", index, [], label)) == {}
@@ -57,14 +52,14 @@ def test_label_file_names_each_image_once():
 
 @pytest.mark.parametrize("category", ["", " ", "x" * 301, "\0", "\ud800"])
 def test_category_that_forager_cannot_store(category):
-    with pytest.raises(export_formats.ExportProblem):
-        export_formats.annotation(category, "POSITIVE")
+    with pytest.raises(PageError):
+        export_formats.label_to_export(category, "POSITIVE")
 
 
 @pytest.mark.parametrize("format_", ["names", "csv", "labels"])
 def test_many_images_are_streamed(format_):
-    index = made_index([f"d/{row:07}.jpg" for row in range(100_000)] * 2)
-    label = export_formats.annotation("c", "POSITIVE")
+    index = made_index([f"d/{row:07}.jpg" for row in range(100_000)] * 2, 200_000)
+    label = export_formats.label_to_export("c", "POSITIVE")
     tracemalloc.start()
     try:
         pieces = export_formats.export(

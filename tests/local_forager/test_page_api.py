@@ -16,12 +16,13 @@ import gcs
 from common.program import ROOT
 from local_forager import types as page_types
 from local_forager.analysis import text_search
-from local_forager.indexes import index, index_copy
+from local_forager.errors import PageError
+from local_forager.indexes import copies, index
 from local_forager.page import routes
 from local_forager.page.datasets import warnings_of
-from local_forager.server.database import Counts
+from local_forager.server.database import SplitCounts
 from testing import synthetic
-from tests.local_forager.page_server import COPY, FAILED, fetch, get
+from tests.local_forager.page_server import COPY, FAILED, fetch, get, made_index
 
 
 @pytest.fixture
@@ -72,14 +73,14 @@ def test_answers_are_as_typed(url, path, kind):
     conforms(answer, kind)
 
 
-def test_other_counts_than_the_index_has_are_a_warning_unless_images_vanished(tmp_path):
+def test_other_counts_than_the_index_has_are_a_warning_unless_images_vanished():
     failed = np.array([True, False, False, False, False])
-    with_vanished = index.Index(tmp_path, ["x"] * 5, 3, np.zeros(5), failed, {}, {})
+    with_vanished = made_index(["x"] * 5, 3, failed=failed)
     complete = dataclasses.replace(with_vanished, failed=np.zeros(5, bool))
     for counts, warns in (((3, 2), False), ((2, 2), True), ((3, 1), True), ((4, 2), True)):
-        assert bool(warnings_of(Counts(*counts), complete)) == warns
-    assert warnings_of(Counts(2, 2), with_vanished) == []
-    assert len(warnings_of(Counts(3, 1), with_vanished)) == 1
+        assert bool(warnings_of(SplitCounts(*counts), complete)) == warns
+    assert warnings_of(SplitCounts(2, 2), with_vanished) == []
+    assert len(warnings_of(SplitCounts(3, 1), with_vanished)) == 1
 
 
 def rows(url, query=""):
@@ -274,9 +275,9 @@ def test_server_and_index_disagree(server, dataset_name):
 
 @pytest.mark.parametrize("index_id", ["../../escape", "/etc", ".", "a/b", "x" * 300])
 def test_index_ids_are_never_used_as_paths(tmp_path, index_id):
-    copies = index_copy.IndexCopies(None, "foragerml", tmp_path)
-    assert copies.directory(index_id).parent == tmp_path / "indexes"
-    assert ".." not in str(copies.directory(index_id))
+    found = copies.IndexCopies(None, "foragerml", tmp_path)
+    assert found.directory(index_id).parent == tmp_path / "indexes"
+    assert ".." not in str(found.directory(index_id))
 
 
 class Evil:
@@ -288,7 +289,7 @@ class Evil:
 def test_classes_are_plain_data_only(tmp_path, value):
     path = tmp_path / "imagenet.pickle"
     path.write_bytes(pickle.dumps(value))
-    with pytest.raises(index.IndexProblem):
+    with pytest.raises(PageError):
         index.read_classes(path, 10)
 
 
@@ -298,7 +299,7 @@ def test_classes_are_read(tmp_path):
     assert index.read_classes(path, 0) == {}
     path.write_bytes(pickle.dumps(classes))
     assert index.read_classes(path, len(classes)) == classes
-    with pytest.raises(index.IndexProblem, match="has far too many parts"):
+    with pytest.raises(PageError, match="has far too many parts"):
         index.read_classes(path, 10)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import gcs
-from local_forager.analysis.ordering import neighbour_distances
-from local_forager.indexes import imagenet
+from local_forager.analysis.comparisons import neighbour_distances
+from local_forager.indexes import index as imagenet
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from tests.local_forager.page_server import FAILED, SHAPES, fetch, get, shows_rows, total

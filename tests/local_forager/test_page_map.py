@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from local_forager.indexes import imagenet
+from local_forager.indexes import index as imagenet
 from tests.local_forager.page_server import (
     COPY,
     FAILED,

@@ -11,6 +11,7 @@ from aiohttp import web
 from PIL import ExifTags, Image
 
 from common.errors import StorageError
+from local_forager.errors import PageError
 from local_forager.server.buckets import Buckets
 
 KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
@@ -24,23 +25,16 @@ SIGNATURES = {
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # content of files whatever their names
 
 
-class ImageMissing(Exception):
-    """Why an image cannot be shown, in one sentence; status 404 if there is no such object."""
-
-    def __init__(self, sentence: str, status: int) -> None:
-        super().__init__(sentence)
-        self.status = status
-
-
 async def fetch(buckets: Buckets, bucket: str, name: str) -> bytes:
+    """The object; PageError with status 404 if there is none, 502 if it cannot be had."""
     try:
         return await buckets.read(bucket, name)
     except StorageError as error:
         if error.status == 404:
-            raise ImageMissing("It is not in the bucket.", 404) from None
-        raise ImageMissing(f"It cannot be downloaded. {error}", 502) from error
+            raise PageError(404, "It is not in the bucket.") from None
+        raise PageError(502, f"It cannot be downloaded. {error}") from error
     except ValueError as error:  # an object name that no request can hold
-        raise ImageMissing(f"It cannot be downloaded: {error}.", 502) from error
+        raise PageError(502, f"It cannot be downloaded: {error}.") from error
 
 
 class Thumbnails:
@@ -57,7 +51,7 @@ class Thumbnails:
         return self._data_dir / digest[:2] / f"{digest}.jpg"
 
     async def get(self, index_id: str, identifier: str) -> Path:
-        """The file with a thumbnail, downloaded if needed; ImageMissing if there is none."""
+        """The file with a thumbnail, downloaded if needed; PageError if there is none."""
         path = self.path(index_id, identifier)
         if not path.exists():
             name = f"thumbnails/{index_id}/{identifier}.jpg"
