@@ -18,12 +18,7 @@ from local_forager.export import SETTINGS, bucket_option, data_dir_option, expor
 from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
 from local_forager.page.state import PAGE, PageState
-from local_forager.server.access import (
-    answer_errors,
-    is_loopback,
-    refuse_other_hosts,
-    refuse_other_sites,
-)
+from local_forager.server import access
 from local_forager.server.api import BUCKETS, CHUNKED_LIMIT, DATABASE, GENERATION, add_api
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, ServerGeneration
@@ -39,9 +34,9 @@ def make_app(
     clip_weights: Path | None,
     exact_rows: int,
 ) -> web.Application:
-    middlewares = [refuse_other_sites, answer_errors]
+    middlewares = [access.refuse_other_sites, access.answer_errors]
     if loopback:
-        middlewares.insert(0, refuse_other_hosts)
+        middlewares.insert(0, access.refuse_other_hosts)
     app = web.Application(middlewares=middlewares, client_max_size=CHUNKED_LIMIT)
     data_dir.mkdir(parents=True, exist_ok=True)
     app[GENERATION] = generation
@@ -121,26 +116,19 @@ class Group(Command, click.Group):
 @bucket_option
 @click.option(
     "--clip_weights",
+    "--clip-weights",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory with CLIP's text tower and tokenizer, for text search on the page.",
 )
 @click.option(
     "--exact_rows",
+    "--exact-rows",
     type=click.IntRange(0),
     default=EXACT_ROWS,
     help="Images up to which each search compares all of them; faiss-cpu searches in more.",
 )
 @click.pass_context
-def main(
-    context: click.Context,
-    port: int,
-    data_dir: Path,
-    generation: str,
-    host: str,
-    bucket: str,
-    clip_weights: Path | None,
-    exact_rows: int,
-) -> None:
+def main(context: click.Context, host: str, port: int, generation: str, **options: Any) -> None:
     """Serve a small Forager on this machine, for trying things and tests. It replaces no Forager.
 
     \b
@@ -149,8 +137,8 @@ def main(
     """
     if context.invoked_subcommand:
         return
-    imitated, loopback = ServerGeneration(generation), is_loopback(host)
-    app = make_app(data_dir, imitated, bucket, loopback, clip_weights, exact_rows)
+    imitated, loopback = ServerGeneration(generation), access.is_loopback(host)
+    app = make_app(generation=imitated, loopback=loopback, **options)
     asyncio.run(serve(app, host, port))
     # The database is closed. A thread may still compute a map; do not wait for it.
     sys.stdout.flush()

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -17,21 +18,14 @@ from typing import NamedTuple, TextIO
 import click
 
 from common.names import MAX_TEXT_LENGTH, identifier, text_problem
-from common.options import CONTEXT_SETTINGS, BucketType, Command
+from common.options import BucketType, Command
 from common.terminal import printable
-from local_forager.analysis.comparisons import (
-    RowGroups,
-    disagreeing,
-    exact_duplicates,
-    leaks,
-    near_duplicates,
-)
-from local_forager.analysis.health import near_in_lists
+from local_forager.analysis.health import Health, Jobs
 from local_forager.errors import PageError
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import Index, class_name
 from local_forager.indexes.labels import POSITIVE, LabelTable, table_of
-from local_forager.indexes.vectors import COMPARED_BY, usable
+from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, ServerGeneration
 
@@ -43,11 +37,20 @@ CSV_HEADER = (
 FORMULA = re.compile(r"(?<![^;\t\r\n])(?=[\t\r]|\s*[=+\-@])")
 LINES_A_PIECE = 1_000
 FORMATS = {"names": "txt", "csv": "csv", "labels": "json"}  # format -> suffix of the file
-SETS = ("all", "failed", "exact-duplicates", "near-duplicates", "leaks", "contradictions")
-SETTINGS = CONTEXT_SETTINGS | {"show_default": True}
+SETS = {  # set -> health check
+    "all": "",
+    "failed": "failed",
+    "exact-duplicates": "exact",
+    "near-duplicates": "near",
+    "leaks": "leak",
+    "contradictions": "disagree",
+}
+POLL = 0.05  # seconds between looks at a comparison
+SETTINGS = {"show_default": True}
 
 data_dir_option = click.option(
     "--data_dir",
+    "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
     default="forager-data",
     help="Directory for the database and for copies of indexes and thumbnails.",
@@ -84,9 +87,7 @@ def export(
     name: str, index: Index, table: LabelTable, rows: Iterable[int], label: ExportedLabel | None
 ) -> Iterator[str]:
     """The text of format `name` in pieces; a label file needs `label`."""
-    if name == "labels":
-        if label is None:
-            raise PageError(400, "A label file needs a category.")
+    if name == "labels" and label:
         lines = label_lines(index, rows, label)
     else:
         lines = LINES[name](index, table, rows)
@@ -111,7 +112,7 @@ def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[
     def line(cells: Iterable[str]) -> str:
         file.seek(0)
         file.truncate()
-        writer.writerow(FORMULA.sub("'", cell) for cell in cells)
+        writer.writerow(cell and FORMULA.sub("'", cell) for cell in cells)
         return file.getvalue()
 
     yield line(CSV_HEADER)
@@ -153,36 +154,25 @@ LINES: dict[str, Callable[[Index, LabelTable, Iterable[int]], Iterator[str]]] = 
 }
 
 
-def report(progress: float) -> None:
-    """Show the progress of a comparison on stderr, where that is a terminal."""
-    if sys.stderr.isatty():
-        end = "\n" if progress >= 1 else ""
-        click.echo(f"\rComparing images: {progress:.0%}{end}", err=True, nl=False)
-
-
 def rows_of(which: str, index: Index, table: LabelTable, by: str, exact: bool) -> list[int]:
     """The rows of a set, ascending. exact: compare all pairs of a large index too."""
-    vectors, failed = index.embeddings[by], index.failed
     if which == "all":
         return list(range(len(index.names)))
-    if which == "failed":
-        return [int(row) for row in failed.nonzero()[0]]
-    if which == "contradictions":
-        return sorted(disagreeing(vectors, failed, table.positive(), report))
-    groups: RowGroups
-    if which == "exact-duplicates":
-        groups = exact_duplicates(vectors, failed)
-    elif exact or not usable(len(index.names)):
-        groups = near_duplicates(vectors, failed, report).groups
-    else:
-        groups = near_in_lists(index, by, report).groups
+    jobs, rows = Jobs(), len(index.names)
+    health = Health(jobs, index, by, rows if exact else EXACT_ROWS, table, version=0)
+    try:
+        while (groups := health.groups(SETS[which], start=True)) is None:
+            if sys.stderr.isatty():
+                click.echo(f"\rComparing images: {jobs.progress():.0%} ", err=True, nl=False)
+            time.sleep(POLL)
+    finally:
+        jobs.close()
+    if health.in_lists and SETS[which] in ("near", "leak"):
         click.echo(
             "Only roughly similar images were compared: a few may be missing. --exact compares all "
             "pairs.",
             err=True,
         )
-    if which == "leaks":
-        groups = leaks(index, groups)
     return sorted(row for group in groups for row in group)
 
 
@@ -218,7 +208,9 @@ def for_terminal(text: str) -> str:
 @click.argument("name")
 @data_dir_option
 @bucket_option
-@click.option("--set", "which", type=click.Choice(SETS), default="all", help="Images to export.")
+@click.option(
+    "--set", "which", type=click.Choice(tuple(SETS)), default="all", help="Images to export."
+)
 @click.option(
     "--by", type=click.Choice(COMPARED_BY), default=COMPARED_BY[0], help="Compare by this."
 )

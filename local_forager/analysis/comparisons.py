@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ SEED = 0
 RowGroups = list[list[int]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class NearDuplicates:
+class NearDuplicates(NamedTuple):
     groups: RowGroups
     distance: float  # cosine distance up to which two images count as near duplicates
     complete: bool  # False if the search stopped at the pair limit
@@ -92,53 +91,55 @@ def near_duplicates(
 ) -> NearDuplicates:
     """Groups of images within near_distance of each other, found by comparing all pairs."""
     good = np.flatnonzero(~failed)
-    distance = near_distance(vectors, good)
-    connected, pairs, blocks = ConnectedRows(), 0, -(-len(good) // block_rows)
-    for number in range(blocks):
-        rows = good[number * block_rows : (number + 1) * block_rows]
-        block = vectors.array[rows]
-        for start in range(number * block_rows, len(good), block_rows):
-            others = good[start : start + block_rows]
-            similarity = block @ vectors.array[others].T
-            one, other = np.nonzero(similarity >= 1 - distance)
-            one, other = rows[one], others[other]
-            ahead = one < other
-            pairs += int(ahead.sum())
-            connected.join(zip(one[ahead].tolist(), other[ahead].tolist(), strict=True))
-            if pairs > pair_limit:
-                return NearDuplicates(groups=connected.groups(), distance=distance, complete=False)
-        left = (blocks - number - 1) / blocks
-        progress(1 - left * left)
-    return NearDuplicates(groups=connected.groups(), distance=distance, complete=True)
+    starts = range(0, len(good), block_rows)
+    parts = ((good[start : start + block_rows], good[start:]) for start in starts)
+
+    def share(part: float) -> None:
+        progress(1 - (1 - part) ** 2)
+
+    return _near_within(vectors, good, parts, len(starts), share, pair_limit)
 
 
 def near_duplicates_in_lists(
-    inverted: InvertedFile,
-    failed: np.ndarray,
-    progress: Progress,
-    pair_limit: int = PAIR_LIMIT,
+    inverted: InvertedFile, failed: np.ndarray, progress: Progress, pair_limit: int = PAIR_LIMIT
 ) -> NearDuplicates:
     """Groups as near_duplicates finds them, comparing each image with its NEAR_LISTS lists only."""
-    array, good = inverted.vectors.array, np.flatnonzero(~failed)
-    distance = near_distance(inverted.vectors, good)
+    good = np.flatnonzero(~failed)
     near = inverted.nearest_lists(good, min(NEAR_LISTS, inverted.lists))
     seekers = np.argsort(near, axis=None, kind="stable")  # of the first list, the second, ...
     starts = np.searchsorted(near.ravel()[seekers], np.arange(inverted.lists + 1))
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number in range(inverted.lists):
+            chosen = seekers[starts[number] : starts[number + 1]]
+            places, choice = np.divmod(chosen, near.shape[1])
+            yield good[places], good[places[choice == 0]]
+
+    found = _near_within(inverted.vectors, good, parts(), inverted.lists, progress, pair_limit)
+    return found._replace(exact=False)
+
+
+def _near_within(
+    vectors: Vectors,
+    good: np.ndarray,
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    number_of_parts: int,
+    progress: Progress,
+    pair_limit: int,
+) -> NearDuplicates:
+    """Groups of near duplicates, comparing the rows of each part with its other rows."""
+    distance = near_distance(vectors, good)
     connected, pairs = ConnectedRows(), np.zeros(0, np.int64)
-    for number in range(inverted.lists):
-        places, choice = np.divmod(seekers[starts[number] : starts[number + 1]], near.shape[1])
-        members = good[places[choice == 0]]
-        for one, other in _pairs_of(array, good[places], members, 1 - distance):
+    for number, (rows, others) in enumerate(parts, 1):
+        for one, other in _pairs_of(vectors.array, rows, others, 1 - distance):
             connected.join(zip(one.tolist(), other.tolist(), strict=True))
-            pairs = np.concatenate([pairs, one * len(failed) + other])
+            pairs = np.concatenate([pairs, one * vectors.rows + other])
             if len(pairs) > pair_limit:
-                pairs = np.unique(pairs)  # two images may be in each other's lists
+                pairs = np.unique(pairs)  # a pair may be found from both of its images
             if len(pairs) > pair_limit:
-                return NearDuplicates(
-                    groups=connected.groups(), distance=distance, complete=False, exact=False
-                )
-        progress((number + 1) / inverted.lists)
-    return NearDuplicates(groups=connected.groups(), distance=distance, complete=True, exact=False)
+                return NearDuplicates(connected.groups(), distance, complete=False)
+        progress(number / number_of_parts)
+    return NearDuplicates(connected.groups(), distance, complete=True)
 
 
 def _pairs_of(
@@ -153,8 +154,9 @@ def _pairs_of(
             one, other = np.nonzero(vectors @ array[part].T >= least)
             one, other = block[one], part[other]
             different = one != other
-            one, other = one[different], other[different]
-            yield np.minimum(one, other), np.maximum(one, other)
+            if different.any():
+                one, other = one[different], other[different]
+                yield np.minimum(one, other), np.maximum(one, other)
 
 
 def leaks(index: Index, groups: RowGroups) -> RowGroups:

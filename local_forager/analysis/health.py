@@ -1,30 +1,69 @@
-"""The health report of a dataset: each check's title, explanation, state and findings."""
+"""Long computations in the background, and the health report that is made of them.
 
-from collections.abc import Callable
+The report has each check's title, explanation, state and findings.
+"""
+
+from collections.abc import Callable, Hashable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from local_forager.analysis.comparisons import (
-    LABELLED_NEIGHBOURS,
-    NEAR_SHARE,
-    PAIR_LIMIT,
-    NearDuplicates,
-    RowGroups,
-    disagreeing,
-    exact_duplicates,
-    leaks,
-    near_duplicates,
-    near_duplicates_in_lists,
-)
-from local_forager.analysis.jobs import BackgroundJob, Jobs
-from local_forager.indexes.index import Index, inverted_path
+from local_forager.analysis import comparisons
+from local_forager.analysis.comparisons import NearDuplicates, RowGroups
+from local_forager.indexes.index import Index
 from local_forager.indexes.labels import LabelTable
-from local_forager.indexes.vectors import Progress, open_or_build, usable
+from local_forager.indexes.vectors import Progress, installed
 from local_forager.types import AllPairs, Finding
 
 AUTOMATIC_ROWS = 20_000  # images up to which every check starts by itself: 7 seconds of work
 PAIRS_A_SECOND = 3e7  # measured on 2 cores with 512 numbers per image
 ROWS_A_SECOND = 8e3  # in lists, the inverted file included: 1,000,000 in 192 s of CPU time
+
+
+@dataclass
+class BackgroundJob:
+    progress: float = 0.0
+    future: Future[Any] | None = None
+
+    def result(self) -> Any:
+        """The job's result, None until it has ended; raises what the job raised."""
+        return self.future.result() if self.future and self.future.done() else None
+
+
+class Jobs:
+    """Jobs by a key that names everything their result depends on; each key runs once."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="jobs")
+        self._jobs: dict[Hashable, BackgroundJob] = {}
+        self._latest = BackgroundJob()  # the one that reported progress last
+        self._closed = False
+
+    def start(self, key: Hashable, function: Callable[[Progress], Any]) -> BackgroundJob:
+        """The job of this key, started if it is new. It calls its argument to report progress."""
+        if key not in self._jobs:
+            job = self._jobs[key] = BackgroundJob()
+
+            def report(progress: float) -> None:
+                job.progress = progress
+                self._latest = job
+                if self._closed:
+                    raise CancelledError
+
+            job.future = self._executor.submit(function, report)
+        return self._jobs[key]
+
+    def get(self, key: Hashable) -> BackgroundJob | None:
+        return self._jobs.get(key)
+
+    def progress(self) -> float:
+        """The progress of the job that is running, 0 to 1."""
+        return self._latest.progress
+
+    def close(self) -> None:
+        self._closed = True
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class Check(NamedTuple):
@@ -50,8 +89,8 @@ CHECKS = {
     ),
     "disagree": Check(
         "Labels that contradict neighbours",
-        f"Images whose {LABELLED_NEIGHBOURS} nearest labelled images share none of their positive "
-        "labels.",
+        f"Images whose {comparisons.LABELLED_NEIGHBOURS} nearest labelled images share none of "
+        "their positive labels.",
     ),
 }
 
@@ -63,14 +102,15 @@ def duration(seconds: float) -> str:
 
 def near_in_lists(index: Index, by: str, progress: Progress) -> NearDuplicates:
     """Near duplicates by the inverted file of an embedding, which is built first if needed."""
-    vectors, failed, path = index.embeddings[by], index.failed, inverted_path(index.directory, by)
-    inverted = open_or_build(path, vectors, failed, lambda share: progress(share / 2))
-    return near_duplicates_in_lists(inverted, failed, lambda share: progress((1 + share) / 2))
+    inverted = index.inverted_file(by, lambda share: progress(share / 2))
+    compare = comparisons.near_duplicates_in_lists
+    return compare(inverted, index.failed, lambda share: progress((1 + share) / 2))
 
 
 class Health:
     """The findings for one index and embedding, with one version of the labels.
 
+    `in_lists`: near duplicates are searched for among similar images only, by an inverted file.
     `start` starts the checks of an index of more than AUTOMATIC_ROWS.
     """
 
@@ -79,7 +119,7 @@ class Health:
     ) -> None:
         self._jobs, self._index, self._by = jobs, index, by
         self._table, self._version = table, version
-        self._in_lists = usable(len(index.names), exact_rows)
+        self.in_lists = len(index.names) > exact_rows and installed()
         self._compared = index.embeddings[by], index.failed  # what every comparison begins with
 
     def _job(
@@ -89,7 +129,7 @@ class Health:
         return self._jobs.start(key, function) if start else self._jobs.get(key)
 
     def _every_pair(self, start: bool) -> BackgroundJob | None:
-        return self._job("near", start, partial(near_duplicates, *self._compared))
+        return self._job("near", start, partial(comparisons.near_duplicates, *self._compared))
 
     def _job_of(self, name: str, start: bool) -> BackgroundJob | None:
         """The job behind a check; None if it needs none, or was not started."""
@@ -97,11 +137,13 @@ class Health:
         if name == "failed":
             return None
         if name == "exact":
-            return self._job("exact", True, lambda report: exact_duplicates(*self._compared))
+            return self._job(
+                "exact", True, lambda report: comparisons.exact_duplicates(*self._compared)
+            )
         if name == "disagree":
-            check = partial(disagreeing, *self._compared, self._table.positive())
+            check = partial(comparisons.disagreeing, *self._compared, self._table.positive())
             return self._job("disagree", start, check, self._version)
-        if not self._in_lists:
+        if not self.in_lists:
             return self._every_pair(start)
         every = self._every_pair(start=False)  # of a large index, only a person starts it
         if every and every.result():
@@ -114,7 +156,7 @@ class Health:
 
     def all_pairs(self, start: bool) -> AllPairs:
         """The comparison of all pairs of a large index."""
-        if not self._in_lists:
+        if not self.in_lists:
             return {"state": "none", "progress": 1.0, "duration": ""}
         job = self._every_pair(start)
         state = "waiting" if job is None else "ready" if job.result() else "working"
@@ -128,7 +170,7 @@ class Health:
         job = self._job_of(name, start)
         found = job.result() if job else None
         if isinstance(found, NearDuplicates):
-            return found.groups if name == "near" else leaks(self._index, found.groups)
+            return found.groups if name == "near" else comparisons.leaks(self._index, found.groups)
         if name == "disagree" and found is not None:
             return [[row] for row in found]
         groups: RowGroups | None = found
@@ -158,17 +200,19 @@ class Health:
             return ""
         if job is None:
             rows = len(self._index.names)
-            takes = duration(rows / ROWS_A_SECOND) if self._in_lists else self._time_of_all_pairs()
+            takes = duration(rows / ROWS_A_SECOND) if self.in_lists else self._time_of_all_pairs()
             return f" The comparison takes {takes}."
         near: NearDuplicates | None = job.result()
         if near is None:
             return ""
         note = (
-            f" Their distance is at most {near.distance:.3g}, {NEAR_SHARE:.0%} of the median "
-            "distance between two images."
+            f" Their distance is at most {near.distance:.3g}, {comparisons.NEAR_SHARE:.0%} of the "
+            "median distance between two images."
         )
         if not near.exact:
             note += " Only roughly similar images were compared: a few may be missing."
         if not near.complete:
-            note += f" The search stopped after {PAIR_LIMIT:,} such pairs; there are more."
+            note += (
+                f" The search stopped after {comparisons.PAIR_LIMIT:,} such pairs; there are more."
+            )
         return note

@@ -12,16 +12,8 @@ from common.terminal import printable
 from dataset import manifest
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from local_forager.errors import PageError
-from local_forager.indexes.index import (
-    CLASSES,
-    LISTS,
-    NOT_FINITE,
-    UNKNOWN,
-    Index,
-    read_index,
-    read_names,
-    vectors_path,
-)
+from local_forager.indexes import index as files
+from local_forager.indexes.index import UNKNOWN, Index
 from local_forager.server.buckets import Buckets
 
 SAFE_DIRECTORY = re.compile(r"[a-z0-9][-_a-z0-9]{0,99}")  # on disks that ignore case too
@@ -100,30 +92,32 @@ class IndexCopies:
         if complete.exists():
             problem = await self._download_manifest(index_id, copy.directory)
             try:
-                index = await asyncio.to_thread(read_index, copy.directory)
+                index = await asyncio.to_thread(files.read_index, copy.directory)
                 return replace(index, no_sizes=problem) if problem else index
             except PageError:
                 complete.unlink()
         await self._download(index_id, copy)
         problem = await self._download_manifest(index_id, copy.directory)
-        index = await asyncio.to_thread(read_index, copy.directory)
+        index = await asyncio.to_thread(files.read_index, copy.directory)
         complete.touch()
         return replace(index, no_sizes=problem) if problem else index
 
     async def _download(self, index_id: str, copy: IndexCopy) -> None:
-        (copy.directory / NOT_FINITE).unlink(missing_ok=True)
-        for name in LISTS:
+        (copy.directory / files.NOT_FINITE).unlink(missing_ok=True)
+        for name in files.LISTS:
             path = copy.directory / name
             await self._buckets.download(self._bucket, f"indexes/{index_id}/{name}", path)
-        names, _ = await asyncio.to_thread(read_names, copy.directory)
+        names, _ = await asyncio.to_thread(files.read_names, copy.directory)
         copy.total = len(names) * BYTES_PER_ROW
         for name in DIMENSIONS:
             array = f"indexes/{index_id}/local/{name}/embeddings.npy"
-            path = vectors_path(copy.directory, name)
+            path = files.vectors_path(copy.directory, name)
             await self._buckets.download(self._bucket, array, path)
-        classes = copy.directory / CLASSES
+        classes = copy.directory / files.CLASSES
         try:
-            await self._buckets.download(self._bucket, f"aux_labels/{index_id}/{CLASSES}", classes)
+            await self._buckets.download(
+                self._bucket, f"aux_labels/{index_id}/{files.CLASSES}", classes
+            )
         except StorageError as error:
             if error.status != 404:
                 raise

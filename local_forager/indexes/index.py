@@ -17,7 +17,7 @@ from common.names import identifier
 from dataset import manifest
 from dataset.arrays import DIMENSIONS
 from local_forager.errors import PageError
-from local_forager.indexes.vectors import Vectors
+from local_forager.indexes.vectors import InvertedFile, Progress, Vectors, open_or_build
 from weights.safe_pickle import MAX_READS, UnsafePickleError, read_pickle
 
 LISTS = ("labels.json", "identifiers.json", "val_identifiers.json")
@@ -73,6 +73,11 @@ class Index:
             return None
         return int(self.sizes.width[row]), int(self.sizes.height[row])
 
+    def inverted_file(self, by: str, progress: Progress) -> InvertedFile:
+        """The inverted file of an embedding, built and kept beside the vectors at its first use."""
+        path = self.directory / f"neighbours-{by}.faiss"
+        return open_or_build(path, self.embeddings[by], self.failed, progress)
+
     def is_whole(self) -> bool:
         """Whether no array was cut short on the disk since it was opened."""
         return all(vectors.is_whole() for vectors in self.embeddings.values())
@@ -93,11 +98,6 @@ def class_name(number: int) -> str:
 def vectors_path(directory: Path, embedding: str) -> Path:
     """The file with the vectors of one embedding, headerless."""
     return directory / f"{embedding}.f32"
-
-
-def inverted_path(directory: Path, embedding: str) -> Path:
-    """The file that keeps the inverted file of these vectors."""
-    return directory / f"neighbours-{embedding}.faiss"
 
 
 def read_classes(path: Path, images: int) -> dict[str, int]:

@@ -126,11 +126,6 @@ def installed() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
-def usable(rows: int, exact_rows: int = EXACT_ROWS) -> bool:
-    """Whether searches of an index with this number of rows use an inverted file."""
-    return rows > exact_rows and installed()
-
-
 class InvertedFile:
     """The vectors of good images in lists of similar ones."""
 

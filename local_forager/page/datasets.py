@@ -8,6 +8,7 @@ from aiohttp import web
 from common.names import DATASET_NAME
 from common.terminal import count
 from dataset.arrays import EMBEDDINGS
+from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
 from local_forager.errors import PageError
@@ -18,24 +19,15 @@ from local_forager.page.rows import WAIT, array_response
 from local_forager.page.state import PAGE, View
 from local_forager.server.api import GENERATION, dataset_of
 from local_forager.server.database import SplitCounts
-from local_forager.types import (
-    ClassCount,
-    DatasetCard,
-    DatasetList,
-    DatasetPage,
-    Feature,
-    HealthReport,
-    Working,
-)
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
 NAMED_ROWS = 10  # that a warning names
 MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 
 
-async def datasets(request: web.Request) -> DatasetList:
+async def datasets(request: web.Request) -> answers.DatasetList:
     page = request.app[PAGE]
-    cards: list[DatasetCard] = []
+    cards: list[answers.DatasetCard] = []
     for name in await page.database.dataset_names():
         if dataset := await page.database.dataset(name):
             num_train, num_val = await page.database.counts(dataset.id)
@@ -45,7 +37,7 @@ async def datasets(request: web.Request) -> DatasetList:
     return {"generation": generation, "bucket": page.bucket, "datasets": cards}
 
 
-def feature(problem: str | None) -> Feature:
+def feature(problem: str | None) -> answers.Feature:
     return {"available": problem is None, "reason": problem or ""}
 
 
@@ -77,7 +69,7 @@ def warnings_of(counts: SplitCounts, index: Index) -> list[str]:
     return warnings
 
 
-def class_counts(index: Index) -> list[ClassCount]:
+def class_counts(index: Index) -> list[answers.ClassCount]:
     """The ImageNet classes of the images, the commonest first."""
     numbers, counts = np.unique(index.classes[index.classes >= 0], return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -87,13 +79,13 @@ def class_counts(index: Index) -> list[ClassCount]:
     ]
 
 
-async def dataset_page(request: web.Request) -> DatasetPage:
+async def dataset_page(request: web.Request) -> answers.DatasetPage:
     page, dataset = request.app[PAGE], await dataset_of(request)
     counts = await page.database.counts(dataset.id)
     copy = page.copies.get(dataset.index_id)
     if copy.index is None and not copy.task.done():
         await asyncio.wait([copy.task], timeout=QUICK_COPY)
-    answer: DatasetPage = {
+    answer: answers.DatasetPage = {
         "name": dataset.name,
         "index_id": dataset.index_id,
         "train_path": dataset.train_path,
@@ -139,7 +131,7 @@ async def dataset_page(request: web.Request) -> DatasetPage:
     return answer
 
 
-async def health(request: web.Request, view: View) -> HealthReport:
+async def health(request: web.Request, view: View) -> answers.HealthReport:
     by = embedding_choice(request)
     checks = view.health(by)
     start = choice(request, "start", ("0", "1")) == "1"
@@ -147,7 +139,7 @@ async def health(request: web.Request, view: View) -> HealthReport:
     return {"by": by, "all_pairs": checks.all_pairs(exact), "findings": checks.findings(start)}
 
 
-async def map_points(request: web.Request, view: View) -> web.Response | Working:
+async def map_points(request: web.Request, view: View) -> web.Response | answers.Working:
     """x and y of each row within -1 to 1: float32 pairs, little-endian; NaN for failed images."""
     by, method = embedding_choice(request), choice(request, "method", METHODS)
     if method == "umap" and not umap_installed():

@@ -11,9 +11,9 @@ from aiohttp import web
 from common.names import identifier
 from local_forager.errors import PageError
 from local_forager.export import FORMATS, export, label_to_export
-from local_forager.indexes.index import class_name, inverted_path
+from local_forager.indexes.index import class_name
 from local_forager.indexes.labels import POSITIVE
-from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, installed, open_or_build
+from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, installed
 from local_forager.page.pictures import FOREVER, decoding_problem, image_facts, image_response
 from local_forager.page.query import choice, embedding_choice, number, row_in_path
 from local_forager.page.state import PAGE, View, index_of
@@ -81,9 +81,7 @@ def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, SearchState
         return None, exact
     if not installed():
         return None, {**exact, "reason": NOT_INSTALLED}
-    path = inverted_path(index.directory, by)
-    build = partial(open_or_build, path, index.embeddings[by], index.failed)
-    job = view.page.jobs.start(("inverted file", index, by), build)
+    job = view.page.jobs.start(("inverted file", index, by), partial(index.inverted_file, by))
     try:
         found: InvertedFile | None = job.result()
     except (OSError, RuntimeError, MemoryError) as error:

@@ -5,7 +5,6 @@ import io
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
 
 from aiohttp import web
 from PIL import ExifTags, Image
@@ -95,21 +94,18 @@ def content_type(data: bytes) -> str:
     return "application/octet-stream"
 
 
-class ImageFacts(NamedTuple):
-    width: int  # pixels, before any rotation
-    height: int
-    orientation: int  # EXIF, 1 to 8; 1 is upright
+def image_facts(data: bytes) -> tuple[int, int, int]:
+    """Width and height in pixels, before any rotation, and EXIF orientation (1 to 8, 1 is upright).
 
-
-def image_facts(data: bytes) -> ImageFacts:
-    """What the header says; ValueError if this is no readable image."""
+    Raises ValueError if this is no readable image.
+    """
     if not data:
         raise ValueError("The object is empty.")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             known = isinstance(orientation, int) and 1 <= orientation <= 8
-            return ImageFacts(*image.size, orientation if known else 1)
+            return *image.size, orientation if known else 1
     except Image.DecompressionBombError as error:
         raise ValueError("It has more than 179 million pixels, Pillow's limit.") from error
     except Exception as error:  # Pillow raises many types for damaged files

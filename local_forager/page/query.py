@@ -17,22 +17,18 @@ MAX_PIXELS = 10**9  # of a side
 FIELDS = {"bytes": MAX_BYTES, "width": MAX_PIXELS, "height": MAX_PIXELS, "aspect": MAX_PIXELS}
 
 
-def number(request: web.Request, name: str, default: int, low: int, high: int) -> int:
-    """A whole number between low and high."""
-    text = request.query.get(name, str(default))
-    if not text.isascii() or not text.isdigit() or not low <= int(text[:15]) <= high:
-        raise PageError(400, f"{name} is not a number from {low:,} to {high:,}.")
-    return int(text[:15])
-
-
-def thousandths(request: web.Request, name: str, default: int, high: int) -> int:
-    """A decimal number, in thousandths; `default` and `high` are so too."""
+def number(
+    request: web.Request, name: str, default: int, low: int, high: int, scale: int = 1
+) -> int:
+    """A number between low and high; with a scale a decimal one, in as many parts of one."""
     text = request.query.get(name)
     if text is None:
         return default
-    if not DECIMAL.fullmatch(text) or round(1000 * float(text)) > high:
-        raise PageError(400, f"{name} is not a number from 0 to {high / 1000:,.0f}.")
-    return round(1000 * float(text))
+    valid = DECIMAL.fullmatch(text) if scale > 1 else re.fullmatch("[0-9]{1,15}", text)
+    if not valid or not low <= (found := round(scale * float(text))) <= high:
+        limits = f"from {low / scale:,.0f} to {high / scale:,.0f}"
+        raise PageError(400, f"{name} is not a number {limits}.")
+    return found
 
 
 def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:
@@ -129,10 +125,9 @@ async def within(request: web.Request, view: View) -> dict[str, np.ndarray]:
         low, high = f"min_{field}", f"max_{field}"
         if low not in request.query and high not in request.query:
             continue
-        if field == "aspect":
-            limits = thousandths(request, low, 0, most), thousandths(request, high, most, most)
-        else:
-            limits = number(request, low, 0, 0, most), number(request, high, most, 0, most)
+        scale = 1000 if field == "aspect" else 1
+        least = number(request, low, 0, 0, most, scale)
+        greatest = number(request, high, most, 0, most, scale)
         values = await measures(view, field)
-        found[field] = (values >= limits[0]) & (values <= limits[1])
+        found[field] = (values >= least) & (values <= greatest)
     return found

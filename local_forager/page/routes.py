@@ -10,18 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from local_forager.errors import PageError
-from local_forager.page.datasets import column, dataset_page, datasets, health, map_points
-from local_forager.page.images import (
-    cover,
-    export_rows,
-    image,
-    images,
-    neighbours,
-    original,
-    search,
-    thumbnail,
-)
-from local_forager.page.rows import distances, histograms, rows
+from local_forager.page import datasets, images, rows
 from local_forager.page.state import PAGE, PageState, View, view_of
 from local_forager.server.access import Endpoint
 from local_forager.server.api import SLUG
@@ -89,25 +78,25 @@ def add_page(app: web.Application, page: PageState) -> None:
     name = f"/page/{{name:{SLUG}}}"
     row = r"{row:\d{1,10}}"
     views = {
-        "/page/datasets": page_view(datasets),
-        f"{name}/dataset": page_view(dataset_page),
-        f"{name}/rows": index_view(rows),
-        f"{name}/distances": index_view(distances),
-        f"{name}/histograms": index_view(histograms),
-        f"{name}/images": index_view(images),
-        f"{name}/image/{row}": index_view(image),
-        f"{name}/neighbours/{row}": index_view(neighbours),
-        f"{name}/search": index_view(search),
-        f"{name}/map": index_view(map_points),
-        f"{name}/column/{{column:split|class|label|category}}": index_view(column),
-        f"{name}/health": index_view(health),
-        f"{name}/thumbnail/{row}": page_view(thumbnail),
-        f"{name}/original/{row}": page_view(original),
-        f"{name}/cover/{{place:[0-9]}}": page_view(cover),
+        "/page/datasets": page_view(datasets.datasets),
+        f"{name}/dataset": page_view(datasets.dataset_page),
+        f"{name}/rows": index_view(rows.rows),
+        f"{name}/distances": index_view(rows.distances),
+        f"{name}/histograms": index_view(rows.histograms),
+        f"{name}/images": index_view(images.images),
+        f"{name}/image/{row}": index_view(images.image),
+        f"{name}/neighbours/{row}": index_view(images.neighbours),
+        f"{name}/search": index_view(images.search),
+        f"{name}/map": index_view(datasets.map_points),
+        f"{name}/column/{{column:split|class|label|category}}": index_view(datasets.column),
+        f"{name}/health": index_view(datasets.health),
+        f"{name}/thumbnail/{row}": page_view(images.thumbnail),
+        f"{name}/original/{row}": page_view(images.original),
+        f"{name}/cover/{{place:[0-9]}}": page_view(images.cover),
     }
     for path, handler in views.items():
         app.router.add_get(path, handler)
-    app.router.add_post(f"{name}/export", index_view(export_rows))
+    app.router.add_post(f"{name}/export", index_view(images.export_rows))
     app.router.add_get("/", shell)
     app.router.add_get(f"/{{name:{SLUG}}}", shell)
     app.router.add_static("/static", STATIC)

@@ -13,15 +13,7 @@ from local_forager.analysis.comparisons import BLOCK_ROWS, RowGroups, neighbour_
 from local_forager.analysis.health import CHECKS
 from local_forager.errors import PageError
 from local_forager.indexes.vectors import Vectors
-from local_forager.page.query import (
-    FIELDS,
-    choice,
-    chosen_rows,
-    embedding_choice,
-    measures,
-    number,
-    within,
-)
+from local_forager.page import query
 from local_forager.page.state import View
 from local_forager.types import Histogram, HistogramList, Working
 
@@ -69,13 +61,13 @@ async def wait_for(result: Callable[[], Found | None]) -> Found | None:
 
 async def likeness(request: web.Request, view: View) -> np.ndarray | None:
     """float32 (n,): the cosine to sort by; None if the request names no text and no image."""
-    query, index = request.query, view.index
-    if query.get("text"):
-        vector = await view.page.text_vector(query["text"][:MAX_TEXT])
+    index = view.index
+    if text := request.query.get("text"):
+        vector = await view.page.text_vector(text[:MAX_TEXT])
         return await view.page.compute(partial(index.embeddings["clip"].similarities, vector))
-    if "like" in query and index.names:
-        vectors = index.embeddings[embedding_choice(request)]
-        row = number(request, "like", 0, 0, len(index.names) - 1)
+    if "like" in request.query and index.names:
+        vectors = index.embeddings[query.embedding_choice(request)]
+        row = query.number(request, "like", 0, 0, len(index.names) - 1)
         return await view.page.compute(partial(vectors.similarities, np.array(vectors.array[row])))
     return None
 
@@ -85,7 +77,7 @@ async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarra
     if len(view.index.names) > MAX_COMPARED:
         limit = f"Only datasets of up to {MAX_COMPARED:,} images can be sorted by their neighbours."
         raise PageError(409, limit)
-    by = embedding_choice(request)
+    by = query.embedding_choice(request)
     search = partial(neighbour_distances, view.index.embeddings[by], view.index.failed)
     job = view.page.jobs.start(("neighbour distances", view.index, by), search)
     return await wait_for(job.result)
@@ -93,21 +85,21 @@ async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarra
 
 async def finding(request: web.Request, view: View) -> tuple[bool, RowGroups | None]:
     """Whether the request names a health check, and what it found; None after WAIT."""
-    name = choice(request, "set", ("", *CHECKS))
+    name = query.choice(request, "set", ("", *CHECKS))
     if not name:
         return False, None
-    health = view.health(embedding_choice(request))
+    health = view.health(query.embedding_choice(request))
     return True, await wait_for(lambda: health.groups(name, start=True))
 
 
 async def listing(request: web.Request, view: View) -> Listing | None:
     """The images that the request asks for; None while they are still being compared."""
-    chosen, sort = chosen_rows(request, view), choice(request, "sort", ("", *SORTS))
-    for allowed in (await within(request, view)).values():
+    chosen, sort = query.chosen_rows(request, view), query.choice(request, "sort", ("", *SORTS))
+    for allowed in (await query.within(request, view)).values():
         chosen &= allowed
     named, groups = await finding(request, view)
     if named:
-        vectors = view.index.embeddings[embedding_choice(request)]
+        vectors = view.index.embeddings[query.embedding_choice(request)]
         if groups is None:
             return None
         return await view.page.compute(partial(grouped, groups, chosen, vectors))
@@ -126,7 +118,7 @@ async def listing(request: web.Request, view: View) -> Listing | None:
     order = np.flatnonzero(chosen)
     if sort in BY_SIZE:
         field, sign = BY_SIZE[sort]
-        values = await measures(view, field)
+        values = await query.measures(view, field)
         order = order[values[order] >= 0]
         order = order[np.argsort(sign * values[order], kind="stable")]
     elif sort:
@@ -207,7 +199,7 @@ def histogram(field: str, values: np.ndarray, chosen: np.ndarray) -> Histogram |
 
 async def histograms(request: web.Request, view: View) -> HistogramList | Working:
     """Of each field that is known. The chosen images pass all filters but those of the field."""
-    chosen = chosen_rows(request, view)
+    chosen = query.chosen_rows(request, view)
     named, groups = await finding(request, view)
     if named:
         if groups is None:
@@ -215,15 +207,15 @@ async def histograms(request: web.Request, view: View) -> HistogramList | Workin
         found = np.zeros(len(chosen), bool)
         found[[row for group in groups for row in group]] = True
         chosen &= found
-    allowed = await within(request, view)
+    allowed = await query.within(request, view)
     answer: HistogramList = {"histograms": []}
-    for field in FIELDS:
+    for field in query.FIELDS:
         has_bytes = field == "bytes" and view.page.has_sizes(view.dataset)
         if view.index.sizes is None and not has_bytes:
             continue
         others = [mask for other, mask in allowed.items() if other != field]
         part = np.logical_and.reduce([chosen, *others])
-        values = await measures(view, field)
+        values = await query.measures(view, field)
         if one := await view.page.compute(partial(histogram, field, values, part)):
             answer["histograms"].append(one)
     return answer

@@ -12,8 +12,7 @@ import numpy as np
 from aiohttp import web
 
 from common.errors import StorageError
-from local_forager.analysis.health import Health
-from local_forager.analysis.jobs import Jobs
+from local_forager.analysis.health import Health, Jobs
 from local_forager.analysis.maps import saved_projection
 from local_forager.analysis.text_search import TextTower, why_not
 from local_forager.errors import PageError

@@ -11,16 +11,10 @@ from aiohttp import web
 
 from common.names import IMAGE_SUFFIXES
 from local_forager.errors import NoSuchDataset, RequestDataTooBig
+from local_forager.server import database
 from local_forager.server.access import Endpoint
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import (
-    MAX_TEXT_LENGTH,
-    Database,
-    Dataset,
-    NewAnnotation,
-    ServerGeneration,
-    fit,
-)
+from local_forager.server.database import MAX_TEXT_LENGTH, Database, Dataset, ServerGeneration, fit
 
 RESULTS = 500  # images on a page of results, if the request does not say
 BODY_LIMIT = 2_621_440  # bytes of a request with a Content-Length; real servers refuse more
@@ -89,7 +83,7 @@ async def list_images(buckets: Buckets, path: str) -> list[str]:
     if not path.startswith("gs://"):
         raise AssertionError(f"not a gs:// path: {path!r}")
     bucket, _, prefix = path.removeprefix("gs://").partition("/")
-    return [name for name in await buckets.names(bucket, prefix) if name.endswith(IMAGE_SUFFIXES)]
+    return [name for name in await buckets.sizes(bucket, prefix) if name.endswith(IMAGE_SUFFIXES)]
 
 
 async def create_dataset(request: web.Request) -> web.Response:
@@ -147,7 +141,7 @@ async def add_annotations_multi(request: web.Request) -> web.Response:
     payload = await read_body(request)
     dataset = await dataset_named(request.app, payload["dataset"])
     annotations = [
-        NewAnnotation(
+        database.NewAnnotation(
             identifier=one["identifier"],
             category=fit("category", one["category"], MAX_TEXT_LENGTH),
             mode=fit("mode", one["mode"], MAX_TEXT_LENGTH),
