@@ -66,8 +66,9 @@ def made_index(names, num_train, **more):
 class PageServer:
     """A server at url, its image bucket, its index bucket and its data directory."""
 
-    def __init__(self, url, images, index, data_dir):
-        self.url, self.images, self.index, self.data_dir = url, images, index, data_dir
+    def __init__(self, service, images, index, data_dir):
+        self.url, self.process = service.url, service.process
+        self.images, self.index, self.data_dir = images, index, data_dir
 
     def publish(self, name, names, num_train, **more):
         """Put images and index into the buckets, create the dataset, wait for the index copy."""
@@ -124,7 +125,7 @@ def page_server(directory, *options):
     images, index = (client.create_bucket(f"page-{uuid.uuid4()}").name for _ in range(2))
     service = local_forager(directory, directory / "log", "--bucket", index, *options)
     with service:
-        yield PageServer(service.url, images, index, directory)
+        yield PageServer(service, images, index, directory)
 
 
 # In a browser. The page's policy forbids Playwright's wait_for_function, hence until().

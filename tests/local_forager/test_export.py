@@ -29,13 +29,13 @@ def text(format_, index, rows, label=None, table=None):
 
 
 def test_csv_cells_are_no_formulas():
-    label = {"category": "=1+1", "mode": "POSITIVE", "user": "u"}
-    table = LabelTable({0: [label]}, {}, {})
+    labels = [{"category": text, "mode": "m", "user": "u"} for text in ("=1", "a;@b", "-\t+")]
+    table = LabelTable({0: labels}, {}, {})
     rows = list(csv.reader(io.StringIO(text("csv", made_index(HOSTILE, 6), range(6), table=table))))
     assert [row[0] for row in rows[1:]] == [
         name if name.startswith("a") else f"'{name}" for name in HOSTILE
     ]
-    assert rows[1][2] == "'=1+1=POSITIVE" and rows[1][3] == "3"
+    assert rows[1][2:4] == ["'=1=m; a;'@b=m;' -\t'+=m", "3"]
 
 
 def test_a_name_is_one_line():
