@@ -226,10 +226,12 @@ def nearest_within(
             similarity = queries @ vectors.array[rows[first : first + block_rows]].T
             if first == start:
                 np.fill_diagonal(similarity, -np.inf)
-            values = np.concatenate([best, similarity], axis=1)
-            top = np.argpartition(values, -count, axis=1)[:, -count:]
-            best = np.take_along_axis(values, top, axis=1)
-            kept = np.take_along_axis(where, np.where(top < count, top, 0), axis=1)
-            where = np.where(top < count, kept, first + top - count)
+            few = min(count, similarity.shape[1])
+            top = np.argpartition(similarity, -few, axis=1)[:, -few:]
+            values = np.hstack([best, np.take_along_axis(similarity, top, axis=1)])
+            places = np.hstack([where, first + top])
+            nearest = np.argpartition(values, -count, axis=1)[:, -count:]
+            best = np.take_along_axis(values, nearest, axis=1)
+            where = np.take_along_axis(places, nearest, axis=1)
         yield block, best, where
         progress((start + len(block)) / len(rows))

@@ -159,3 +159,18 @@ def test_map_by_umap_where_it_is_installed(tmp_path, vectors, monkeypatch):
 def test_map_of_few_images(tmp_path, vectors, rows):
     points = maps.project(write(tmp_path, vectors[:rows]), none_failed(rows), "pca")
     assert points.shape == (rows, 2) and np.isfinite(points).all()
+
+
+def test_neighbour_distances_agree_with_all_pairs(tmp_path):
+    vectors = np.concatenate(list(synthetic.vectors(1_500, 16)))
+    vectors[7] = 0
+    failed = ~vectors.any(axis=1)
+    found = comparisons.neighbour_distances(write(tmp_path, vectors), failed, ignore)
+    distance = 1 - vectors.astype(float) @ vectors.T
+    np.fill_diagonal(distance, np.inf)
+    distance[:, 7] = np.inf
+    nearest = np.sort(np.delete(distance, 7, axis=0), axis=1)[:, :10]
+    good = np.delete(found, 7, axis=0)
+    np.testing.assert_allclose(good[:, 0], nearest[:, 0], atol=1e-5)
+    np.testing.assert_allclose(good[:, 1], nearest.mean(axis=1), atol=1e-5)
+    assert np.isnan(found[7]).all()
