@@ -23,7 +23,7 @@ class PageError(IngestError):
 
 
 class NoSuchDataset(PageError):
-    def __init__(self, name: object) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__(404, f"There is no dataset named {printable(str(name))} here.")
 
 

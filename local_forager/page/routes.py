@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
@@ -15,6 +14,7 @@ from local_forager.page.state import PAGE, PageState, View, view_of
 from local_forager.server.access import Endpoint
 from local_forager.server.api import SLUG
 
+Answer = web.StreamResponse | Mapping[str, object]
 STATIC = Path(__file__).parents[1] / "static"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -22,14 +22,14 @@ PAGE_POLICY = (
 )
 
 
-def answer_json(data: Any, status: int = 200) -> web.Response:
+def answer_json(data: object, status: int = 200) -> web.Response:
     """Data as JSON that no browser caches; ValueError for NaN and infinity, which JSON lacks."""
     dumps = partial(json.dumps, allow_nan=False)
     headers = {"Cache-Control": "no-store"}
     return web.json_response(data, status=status, headers=headers, dumps=dumps)
 
 
-def page_view(handler: Callable[[web.Request], Awaitable[Any]]) -> Endpoint:
+def page_view(handler: Callable[[web.Request], Awaitable[Answer]]) -> Endpoint:
     """Send a handler's data and errors as JSON."""
 
     async def view(request: web.Request) -> web.StreamResponse:
@@ -44,10 +44,10 @@ def page_view(handler: Callable[[web.Request], Awaitable[Any]]) -> Endpoint:
     return view
 
 
-def index_view(handler: Callable[[web.Request, View], Awaitable[Any]]) -> Endpoint:
+def index_view(handler: Callable[[web.Request, View], Awaitable[Answer]]) -> Endpoint:
     """The same for a handler that needs the dataset's index and labels."""
 
-    async def view(request: web.Request) -> Any:
+    async def view(request: web.Request) -> Answer:
         return await handler(request, await view_of(request))
 
     return page_view(view)

@@ -49,7 +49,7 @@ async def read_body(request: web.Request) -> Any:
     return json.loads(await request.read())
 
 
-async def dataset_named(app: web.Application, name: Any) -> Dataset:
+async def dataset_named(app: web.Application, name: str) -> Dataset:
     dataset = await app[DATABASE].dataset(name)
     if dataset is None:
         raise NoSuchDataset(name)
@@ -129,7 +129,7 @@ async def add_annotations(request: web.Request) -> web.Response:
     return web.json_response({"created": created})
 
 
-def corner(value: Any) -> float:
+def corner(value: str | float) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"a corner of a box is {number}")

@@ -44,6 +44,7 @@ def test_grid_shows_thumbnails(server, tabs):
         f"(box => [box.top, box.bottom])({stop}[0].getBoundingClientRect())"
     )
     assert 0 <= top < bottom < 400
+    page.set_viewport_size({"width": 1200, "height": 800})
     page.get_by_role("radio", name="large").check()
     width = "document.querySelector('.cell:not([hidden])').offsetWidth"
     until(page, f"{width} >= 240")
