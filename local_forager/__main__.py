@@ -6,44 +6,44 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from aiohttp import web
 
 from common.options import Command
-from local_forager.analysis.approximate import EXACT_ROWS
-from local_forager.export_command import export_set
+from common.terminal import printable
+from local_forager.errors import PageError
+from local_forager.export import SETTINGS, bucket_option, data_dir_option, export_set
+from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
-from local_forager.page.state import PAGE, Page
-from local_forager.server.access import is_loopback, refuse_other_hosts, refuse_other_sites
+from local_forager.page.state import PAGE, PageState
+from local_forager.server import access
 from local_forager.server.api import BUCKETS, CHUNKED_LIMIT, DATABASE, GENERATION, add_api
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import Database
-from local_forager.server.errors import answer_errors
-from local_forager.server.questions import add_questions
+from local_forager.server.database import Database, ServerGeneration
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds for open requests to finish when the server is told to stop
 
 
 def make_app(
     data_dir: Path,
-    generation: str,
+    generation: ServerGeneration,
     bucket: str,
     loopback: bool,
     clip_weights: Path | None,
-    exact_rows: int = EXACT_ROWS,
+    exact_rows: int,
 ) -> web.Application:
-    middlewares = [refuse_other_sites, answer_errors]
+    middlewares = [access.refuse_other_sites, access.answer_errors]
     if loopback:
-        middlewares.insert(0, refuse_other_hosts)
+        middlewares.insert(0, access.refuse_other_hosts)
     app = web.Application(middlewares=middlewares, client_max_size=CHUNKED_LIMIT)
     data_dir.mkdir(parents=True, exist_ok=True)
     app[GENERATION] = generation
     app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
     app[BUCKETS] = Buckets()
     add_api(app)
-    add_questions(app)
-    add_page(app, Page(app, data_dir, bucket, clip_weights, exact_rows))
+    add_page(app, PageState(app, data_dir, bucket, clip_weights, exact_rows))
     app.on_response_prepare.append(announce_page)
     app.on_cleanup.append(close)
     return app
@@ -60,27 +60,37 @@ async def close(app: web.Application) -> None:
     app[DATABASE].close()
 
 
+def report_problem(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """One line where the system is out of open files; a bug keeps its traceback."""
+    error = context.get("exception")
+    if isinstance(error, OSError):
+        print(f"{context['message']}: {error.strerror}", file=sys.stderr)
+    else:
+        loop.default_exception_handler(context)
+
+
 async def serve(app: web.Application, host: str, port: int) -> None:
     """Print one line with the address, then serve until SIGINT or SIGTERM."""
-    stop = asyncio.Event()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.set_exception_handler(report_problem)
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
     await runner.setup()
     try:
         try:
             await web.TCPSite(runner, host, port).start()
+        except (socket.gaierror, UnicodeError) as error:
+            reason = f"Cannot listen on {printable(host)} ({error}): choose another --host."
+            raise PageError(500, reason) from None
         except OSError as error:
-            unknown_host = isinstance(error, socket.gaierror)
-            reason = error.strerror if unknown_host else os.strerror(error.errno or 0)
-            other = "--host" if unknown_host else "--port"
-            raise click.ClickException(
-                f"Cannot listen on {host}:{port} ({reason}): choose another {other}."
-            ) from None
+            reason = f"Cannot listen on {printable(host)}:{port} ({os.strerror(error.errno or 0)})"
+            raise PageError(500, f"{reason}: choose another --port.") from None
         address = f"[{host}]" if ":" in host else host
+        url = f"http://{address}:{runner.addresses[0][1]}"
         click.echo(
-            f"local_forager (generation {app[GENERATION]}) on http://{address}:{runner.addresses[0][1]}"
-            " - for trying things and tests; Ctrl-C ends it"
+            f"local_forager (generation {app[GENERATION].value}) on {url} - for trying things and "
+            "tests; Ctrl-C ends it"
         )
         await stop.wait()
     finally:
@@ -91,25 +101,19 @@ class Group(Command, click.Group):
     """A group of commands that print an IngestError as one sentence."""
 
 
-@click.group(cls=Group, invoke_without_command=True, context_settings={"show_default": True})
+@click.group(cls=Group, invoke_without_command=True, context_settings=SETTINGS)
 @click.option(
     "--port", default=8000, type=click.IntRange(0, 65535), help="Port; 0 chooses a free one."
 )
-@click.option(
-    "--data_dir",
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default="forager-data",
-    help="Directory for the database and for copies of indexes and thumbnails.",
-)
+@data_dir_option
 @click.option(
     "--generation",
-    type=click.Choice(["A", "B"]),
-    default="B",
+    type=click.Choice([one.value for one in ServerGeneration]),
+    default=ServerGeneration.B.value,
     help="Generation of Forager servers to imitate.",
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
-@click.option("--bucket", default="foragerml", envvar="FORAGER_BUCKET", help="Index bucket.")
+@bucket_option
 @click.option(
     "--clip_weights",
     "--clip-weights",
@@ -124,16 +128,7 @@ class Group(Command, click.Group):
     help="Images up to which each search compares all of them; faiss-cpu searches in more.",
 )
 @click.pass_context
-def main(
-    context: click.Context,
-    port: int,
-    data_dir: Path,
-    generation: str,
-    host: str,
-    bucket: str,
-    clip_weights: Path | None,
-    exact_rows: int,
-) -> None:
+def main(context: click.Context, host: str, port: int, generation: str, **options: Any) -> None:
     """Serve a small Forager on this machine, for trying things and tests. It replaces no Forager.
 
     \b
@@ -142,7 +137,8 @@ def main(
     """
     if context.invoked_subcommand:
         return
-    app = make_app(data_dir, generation, bucket, is_loopback(host), clip_weights, exact_rows)
+    imitated, loopback = ServerGeneration(generation), access.is_loopback(host)
+    app = make_app(generation=imitated, loopback=loopback, **options)
     asyncio.run(serve(app, host, port))
     # The database is closed. A thread may still compute a map; do not wait for it.
     sys.stdout.flush()

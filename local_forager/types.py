@@ -101,12 +101,9 @@ class LabelText(TypedDict):
     user: str
 
 
-class BoxText(TypedDict):
+class BoxText(LabelText):
     """A box; corners in pixels of the full-size image, before any rotation."""
 
-    category: str
-    mode: str
-    user: str
     x1: float
     y1: float
     x2: float
@@ -195,7 +192,7 @@ class AllPairs(TypedDict):
     """The comparison of all pairs of a large index, for near duplicates."""
 
     state: (
-        str  # "none" if every comparison is of all pairs, "waiting" for exact=1, "working", "ready"
+        str  # "none": every comparison is of all pairs; "waiting" for exact=1; "working", "ready"
     )
     progress: float  # 0 to 1
     duration: str  # about how long it takes, in words

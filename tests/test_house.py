@@ -120,7 +120,7 @@ def test_no_files_import_each_other_in_a_circle(files):
         ("engine/local/pipeline.py", "from ..ray import driver", "engine/ray"),
         ("engine/ray/driver.py", "from ..local.pipeline import Pipeline", None),
         ("engine/__init__.py", "import numpy.testing", None),
-        ("local_forager/page/view/rows.py", "import engine.decode", "engine"),
+        ("local_forager/page/rows.py", "import engine.decode", "engine"),
         ("preflight/checks.py", "import local_forager", "local_forager"),
         ("preflight/checks.py", "from tests import harness", "tests"),
         ("testing/servers/processes.py", "import local_forager, ingest", None),

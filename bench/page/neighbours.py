@@ -16,9 +16,8 @@ import click
 import numpy as np
 
 from bench.support.measure import Result, show
-from local_forager.analysis.approximate import InvertedFile, installed, open_or_build
-from local_forager.analysis.health_checks import near_distance, near_duplicates_in_lists
-from local_forager.indexes.vectors import Vectors
+from local_forager.analysis.comparisons import near_distance, near_duplicates_in_lists
+from local_forager.indexes.vectors import InvertedFile, Vectors, installed, open_or_build
 from testing import synthetic
 
 COUNT = 20  # neighbours of a search

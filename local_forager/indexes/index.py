@@ -1,41 +1,68 @@
-"""An index on this machine: its lists, classes and memory-mapped vectors, read and checked."""
+"""An index on this machine: its lists, ImageNet classes, vectors and image sizes, checked.
 
+Row i of everything is the image names[i].
+"""
+
+import functools
 import json
 import posixpath
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from common.files import write_atomically
 from common.names import identifier
+from dataset import manifest
 from dataset.arrays import DIMENSIONS
-from local_forager.indexes.image_sizes import Sizes, SizesProblem, read_sizes
-from local_forager.indexes.vectors import Vectors
+from local_forager.errors import PageError
+from local_forager.indexes.vectors import InvertedFile, Progress, Vectors, open_or_build
 from weights.safe_pickle import MAX_READS, UnsafePickleError, read_pickle
 
 LISTS = ("labels.json", "identifiers.json", "val_identifiers.json")
 CLASSES = "imagenet.pickle"
 MAX_CLASS = 2**31 - 1
 READS_PER_CLASS = 10  # limit for the pickle; Python writes up to 8 parts per entry
+NOT_FINITE = "not-finite.json"  # the rows whose vectors hold NaN or infinity, once looked for
+SIZE_COLUMNS = ("object", "size", "width", "height")
+UNKNOWN = "Width, height and aspect are not known: "
+NO_MANIFEST = f"{UNKNOWN}the index has no {manifest.NAME}, as those of older versions have none."
+OTHER_IMAGES = f"{UNKNOWN}the {manifest.NAME} of the index is of other images."
 
 
-class IndexProblem(Exception):
-    """Why there is no usable index, in one sentence for the person at the page."""
+class ImageSizes(NamedTuple):
+    """Each an int64 (n,); -1 where it is not known, as for an image that failed."""
+
+    bytes: np.ndarray
+    width: np.ndarray  # pixels
+    height: np.ndarray
+
+    def of(self, field: str) -> np.ndarray:
+        """One of these by its name, or "aspect": width by height in thousandths."""
+        if field != "aspect":
+            found: np.ndarray = getattr(self, field)
+            return found
+        known = (self.width > 0) & (self.height > 0)
+        aspect = np.full(len(self.width), -1, np.int64)
+        aspect[known] = np.maximum(1, np.rint(1000 * self.width[known] / self.height[known]))
+        return aspect
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Index:
-    """A complete index: row i is the image names[i], training images first."""
+    """A complete index, training images first. Only the same object is equal."""
 
     directory: Path
     names: list[str]
     num_train: int
     classes: np.ndarray  # int32 (n,), the ImageNet class of each image, -1 where there is none
-    failed: np.ndarray  # bool (n,), images whose vectors are all zero
+    failed: np.ndarray  # bool (n,), images whose vectors are all zero or not finite
+    not_finite: list[int]  # rows; of these images nothing can be computed
     embeddings: dict[str, Vectors]
     rows_of: dict[str, list[int]]  # identifier -> rows; several only where identifiers collide
-    sizes: Sizes | None = None
-    no_sizes: str = ""  # why they are not known, in one sentence
+    sizes: ImageSizes | None
+    no_sizes: str | None  # why they are not known, in one sentence
 
     def split(self, row: int) -> str:
         return "train" if row < self.num_train else "val"
@@ -45,6 +72,27 @@ class Index:
         if self.sizes is None or self.sizes.width[row] < 0:
             return None
         return int(self.sizes.width[row]), int(self.sizes.height[row])
+
+    def inverted_file(self, by: str, progress: Progress) -> InvertedFile:
+        """The inverted file of an embedding, built and kept beside the vectors at its first use."""
+        path = self.directory / f"neighbours-{by}.faiss"
+        return open_or_build(path, self.embeddings[by], self.failed, progress)
+
+    def is_whole(self) -> bool:
+        """Whether no array was cut short on the disk since it was opened."""
+        return all(vectors.is_whole() for vectors in self.embeddings.values())
+
+
+@functools.cache
+def class_names() -> tuple[str, ...]:
+    """The names of the 1,000 ImageNet classes, in the order of ResNet-50's outputs."""
+    return tuple(Path(__file__).with_name("imagenet_classes.txt").read_text("utf-8").splitlines())
+
+
+def class_name(number: int) -> str:
+    """The name of a class; other numbers, of another model's classes, stay numbers."""
+    names = class_names()
+    return names[number] if 0 <= number < len(names) else f"class {number}"
 
 
 def vectors_path(directory: Path, embedding: str) -> Path:
@@ -59,37 +107,37 @@ def read_classes(path: Path, images: int) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise IndexProblem(f"The ImageNet classes of the index {problem}.") from error
+        reason = f"cannot be read ({error.strerror})"
+        raise PageError(409, f"The ImageNet classes of the index {reason}.") from error
     except UnsafePickleError as error:
-        raise IndexProblem(f"The file of ImageNet classes of the index {error}.") from error
+        raise PageError(409, f"The file of ImageNet classes of the index {error}.") from error
     if not isinstance(classes, dict) or not all(
         type(name) is str and type(number) is int and 0 <= number <= MAX_CLASS
         for name, number in classes.items()
     ):
-        raise IndexProblem("The ImageNet classes of the index are not a dict of names to numbers.")
+        raise PageError(409, "The ImageNet classes of the index are no dict of names to numbers.")
     return classes
 
 
-def _read_list(path: Path) -> object:
+def _read_json(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise IndexProblem(f"{path.name} of the index cannot be read: {error}.") from error
+        raise PageError(409, f"{path.name} of the index cannot be read: {error}.") from error
 
 
 def read_names(directory: Path) -> tuple[list[str], int]:
     """All object names in row order, and how many of them are training images."""
-    names = _read_list(directory / LISTS[0])
+    names = _read_json(directory / LISTS[0])
     if not isinstance(names, list) or not all(type(name) is str for name in names):
-        raise IndexProblem(f"{LISTS[0]} of the index is not a list of object names.")
+        raise PageError(409, f"{LISTS[0]} of the index is not a list of object names.")
     num_train = len(names)
     for name in LISTS[1:]:
-        rows = _read_list(directory / name)
+        rows = _read_json(directory / name)
         if not isinstance(rows, dict) or not all(
             type(row) is int and 0 <= row < len(names) for row in rows.values()
         ):
-            raise IndexProblem(f"{name} of the index is not a dict of identifiers to rows.")
+            raise PageError(409, f"{name} of the index is not a dict of identifiers to rows.")
         num_train = min(rows.values(), default=len(names))  # the last list is of validation
     return names, num_train
 
@@ -100,29 +148,85 @@ def _open_vectors(directory: Path, rows: int) -> dict[str, Vectors]:
         path, expected = vectors_path(directory, name), rows * dimensions * 4
         size = path.stat().st_size if path.exists() else 0
         if size != expected:
-            raise IndexProblem(
+            raise PageError(
+                409,
                 f"The {name} array of the index has {size:,} bytes; {rows:,} images with "
-                f"{dimensions:,} numbers each need {expected:,}."
+                f"{dimensions:,} numbers each need {expected:,}.",
             )
         embeddings[name] = Vectors(path, rows, dimensions)
     return embeddings
 
 
+def _not_finite(directory: Path, embeddings: dict[str, Vectors]) -> list[int]:
+    """Rows with NaN, infinity or a length beyond float32. Read through once, then remembered."""
+    path = directory / NOT_FINITE
+    if not path.exists():
+        rows: set[int] = set()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for vectors in embeddings.values():
+                for start, block in vectors.blocks():
+                    squares = np.einsum("ij,ij->i", block, block)
+                    rows.update((start + np.flatnonzero(~np.isfinite(squares))).tolist())
+        write_atomically(path, [json.dumps(sorted(rows)).encode()])
+    found: list[int] = json.loads(path.read_bytes())
+    return found
+
+
+def read_sizes(directory: Path, names: list[str]) -> ImageSizes:
+    """The sizes of the images with these object names; PageError if they are not known."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = directory / manifest.NAME
+    if not path.exists():
+        raise PageError(409, NO_MANIFEST)
+    sizes = ImageSizes(*(np.empty(len(names), np.int64) for _ in SIZE_COLUMNS[1:]))
+    row = 0
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            if file.metadata.num_rows != len(names):
+                raise PageError(409, OTHER_IMAGES)
+            for batch in file.iter_batches(manifest.BATCH_ROWS, columns=list(SIZE_COLUMNS)):
+                rows = slice(row, row + len(batch))
+                if batch["object"].to_pylist() != names[rows]:
+                    raise PageError(409, OTHER_IMAGES)
+                for name, values in zip(SIZE_COLUMNS[1:], sizes, strict=True):
+                    column = batch[name].cast(pa.int64()).fill_null(-1)
+                    values[rows] = column.to_numpy(zero_copy_only=False)
+                row += len(batch)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise PageError(409, f"{UNKNOWN}the {manifest.NAME} of the index is damaged.") from error
+    return sizes
+
+
 def read_index(directory: Path) -> Index:
-    """The index in a directory; raises IndexProblem if a file is damaged or has the wrong size."""
+    """The index in a directory; raises PageError if a file is damaged or has the wrong size."""
     names, num_train = read_names(directory)
     embeddings = _open_vectors(directory, len(names))
+    not_finite = _not_finite(directory, embeddings)
     by_name = read_classes(directory / CLASSES, len(names))
     classes = np.array([by_name.get(posixpath.basename(name), -1) for name in names], np.int32)
     failed = classes < 0
     for row in np.flatnonzero(failed).tolist():
         failed[row] = not embeddings["imagenet"].array[row].any()
+    failed[not_finite] = True
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows_of.setdefault(identifier(name), []).append(row)
-    sizes, no_sizes = None, ""
+    sizes = no_sizes = None
     try:
         sizes = read_sizes(directory, names)
-    except SizesProblem as error:
-        no_sizes = str(error)
-    return Index(directory, names, num_train, classes, failed, embeddings, rows_of, sizes, no_sizes)
+    except PageError as error:
+        no_sizes = error.message
+    return Index(
+        directory=directory,
+        names=names,
+        num_train=num_train,
+        classes=classes,
+        failed=failed,
+        not_finite=not_finite,
+        embeddings=embeddings,
+        rows_of=rows_of,
+        sizes=sizes,
+        no_sizes=no_sizes,
+    )

@@ -1,4 +1,4 @@
-"""The list of datasets, one dataset's description and its health report."""
+"""The list of datasets; one dataset's description, map and health report."""
 
 import asyncio
 
@@ -6,68 +6,70 @@ import numpy as np
 from aiohttp import web
 
 from common.names import DATASET_NAME
+from common.terminal import count
 from dataset.arrays import EMBEDDINGS
-from local_forager.analysis.health import TITLES, Health
-from local_forager.analysis.projection import umap_installed
-from local_forager.indexes.imagenet import class_name
-from local_forager.indexes.index import Index
-from local_forager.page.map import UMAP_MISSING
-from local_forager.page.query import COMPARED_BY, choice, embedding_choice
-from local_forager.page.state import PAGE, view_of
+from local_forager import types as answers
+from local_forager.analysis.health import CHECKS
+from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
+from local_forager.errors import PageError
+from local_forager.indexes.index import Index, class_name
+from local_forager.indexes.vectors import COMPARED_BY
+from local_forager.page.query import choice, embedding_choice
+from local_forager.page.rows import WAIT, array_response
+from local_forager.page.state import PAGE, View
 from local_forager.server.api import GENERATION, dataset_of
-from local_forager.server.database import Counts
-from local_forager.types import (
-    ClassCount,
-    DatasetCard,
-    DatasetList,
-    DatasetPage,
-    Feature,
-    HealthReport,
-    IndexState,
-)
+from local_forager.server.database import SplitCounts
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
+NAMED_ROWS = 10  # that a warning names
+MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 
 
-async def datasets(request: web.Request) -> DatasetList:
+async def datasets(request: web.Request) -> answers.DatasetList:
     page = request.app[PAGE]
-    cards: list[DatasetCard] = []
+    cards: list[answers.DatasetCard] = []
     for name in await page.database.dataset_names():
         if dataset := await page.database.dataset(name):
-            opens = DATASET_NAME.fullmatch(name) is not None
             num_train, num_val = await page.database.counts(dataset.id)
+            opens = DATASET_NAME.fullmatch(name) is not None
             cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
-    return {
-        "generation": request.app[GENERATION],
-        "bucket": page.bucket,
-        "datasets": cards,
-    }
+    generation = request.app[GENERATION].value
+    return {"generation": generation, "bucket": page.bucket, "datasets": cards}
 
 
-def feature(problem: str | None) -> Feature:
+def feature(problem: str | None) -> answers.Feature:
     return {"available": problem is None, "reason": problem or ""}
 
 
-def warnings_of(counts: Counts, index: Index) -> list[str]:
-    """A sentence if the server and the index have different numbers of images.
+def warnings_of(counts: SplitCounts, index: Index) -> list[str]:
+    """A sentence per surprise: other numbers of images on the server, vectors that are no numbers.
 
     An image that vanished before the registration has a row that failed, and the server lacks it.
     """
+    warnings = []
     index_val = len(index.names) - index.num_train
-    failed = int(index.failed.sum())
     failed_train = int(index.failed[: index.num_train].sum())
-    if (
+    failed_val = int(index.failed[index.num_train :].sum())
+    if not (
         0 <= index.num_train - counts.num_train <= failed_train
-        and 0 <= index_val - counts.num_val <= failed - failed_train
+        and 0 <= index_val - counts.num_val <= failed_val
     ):
-        return []
-    return [
-        f"The server has {counts.num_train:,} training and {counts.num_val:,} validation images, "
-        f"but the index has {index.num_train:,} and {index_val:,}: it belongs to other images."
-    ]
+        warnings.append(
+            f"The server has {counts.num_train:,} training and {counts.num_val:,} validation "
+            f"images, but the index has {index.num_train:,} and {index_val:,}: it belongs to other "
+            "images."
+        )
+    if index.not_finite:
+        rows = ", ".join(map(str, index.not_finite[:NAMED_ROWS]))
+        more = len(index.not_finite) - NAMED_ROWS
+        warnings.append(
+            f"The vectors of {count(len(index.not_finite), 'image')} have NaN or infinity: row "
+            f"{rows}{f' and {more:,} more' if more > 0 else ''}. They are treated as failed images."
+        )
+    return warnings
 
 
-def class_counts(index: Index) -> list[ClassCount]:
+def class_counts(index: Index) -> list[answers.ClassCount]:
     """The ImageNet classes of the images, the commonest first."""
     numbers, counts = np.unique(index.classes[index.classes >= 0], return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -77,27 +79,25 @@ def class_counts(index: Index) -> list[ClassCount]:
     ]
 
 
-async def dataset_page(request: web.Request) -> DatasetPage:
-    page = request.app[PAGE]
-    dataset = await dataset_of(request)
+async def dataset_page(request: web.Request) -> answers.DatasetPage:
+    page, dataset = request.app[PAGE], await dataset_of(request)
     counts = await page.database.counts(dataset.id)
     copy = page.copies.get(dataset.index_id)
     if copy.index is None and not copy.task.done():
         await asyncio.wait([copy.task], timeout=QUICK_COPY)
-    state: IndexState = {
-        "state": "ready" if copy.index else "missing" if copy.problem else "copying",
-        "detail": copy.problem,
-        "done": copy.done() if copy.index is None else copy.total,
-        "total": copy.total,
-    }
-    answer: DatasetPage = {
+    answer: answers.DatasetPage = {
         "name": dataset.name,
         "index_id": dataset.index_id,
         "train_path": dataset.train_path,
         "val_path": dataset.val_path,
         "num_train": counts.num_train,
         "num_val": counts.num_val,
-        "index": state,
+        "index": {
+            "state": "ready" if copy.index else "missing" if copy.problem else "copying",
+            "detail": copy.problem or "",
+            "done": copy.done() if copy.index is None else copy.total,
+            "total": copy.total,
+        },
         "rows": 0,
         "rows_train": 0,
         "failed": 0,
@@ -113,34 +113,61 @@ async def dataset_page(request: web.Request) -> DatasetPage:
             }
             for kind in sorted(EMBEDDINGS, key=lambda kind: COMPARED_BY.index(kind.name))
         ],
-        "sets": [{"set": name, "title": title} for name, title in TITLES.items()],
+        "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
         "sizes": feature(None),
         "version": 0,
         "warnings": [],
     }
-    if copy.index is not None:
-        table, answer["version"] = await page.table(dataset, copy.index)
-        answer["rows"], answer["rows_train"] = len(copy.index.names), copy.index.num_train
-        answer["failed"] = int(copy.index.failed.sum())
-        answer["labelled"], answer["categories"] = len(table.of_row), table.counts()
-        answer["boxed"] = len(table.boxes)
-        answer["classes"] = class_counts(copy.index)
-        answer["sizes"] = feature(copy.index.no_sizes or None)
-        answer["warnings"] = warnings_of(counts, copy.index)
+    if (index := copy.index) is not None:
+        table, answer["version"] = await page.table(dataset, index)
+        answer["rows"], answer["rows_train"] = len(index.names), index.num_train
+        answer["failed"] = int(index.failed.sum())
+        answer["labelled"], answer["boxed"] = len(table.of_row), len(table.boxes)
+        answer["categories"], answer["classes"] = table.counts(), class_counts(index)
+        answer["sizes"] = feature(index.no_sizes)
+        answer["warnings"] = warnings_of(counts, index)
     return answer
 
 
-async def health(request: web.Request) -> HealthReport:
-    view = await view_of(request)
+async def health(request: web.Request, view: View) -> answers.HealthReport:
     by = embedding_choice(request)
-    page = request.app[PAGE]
-    checks = Health(page.jobs, view.dataset.index_id, view.index, by, page.exact_rows)
+    checks = view.health(by)
     start = choice(request, "start", ("0", "1")) == "1"
     exact = choice(request, "exact", ("0", "1")) == "1"
-    return {
-        "by": by,
-        "all_pairs": checks.all_pairs(exact),
-        "findings": checks.findings(view.table, view.version, start),
-    }
+    return {"by": by, "all_pairs": checks.all_pairs(exact), "findings": checks.findings(start)}
+
+
+async def map_points(request: web.Request, view: View) -> web.Response | answers.Working:
+    """x and y of each row within -1 to 1: float32 pairs, little-endian; NaN for failed images."""
+    by, method = embedding_choice(request), choice(request, "method", METHODS)
+    if method == "umap" and not umap_installed():
+        raise PageError(409, UMAP_MISSING)
+    future = view.page.map(view.index, by, method)
+    await asyncio.wait([future], timeout=WAIT)
+    if not future.done():
+        return {"working": "Computing the map"}
+    return web.Response(body=future.result(), headers={"Cache-Control": "no-store"})
+
+
+async def column(request: web.Request, view: View) -> web.Response:
+    """One little-endian int32 per row; docs/page-api.md describes each column."""
+    kind = request.match_info["column"]
+    values = np.full(len(view.index.names), -1, "<i4")
+    if kind == "split":
+        values[:] = 1
+        values[: view.index.num_train] = 0
+    elif kind == "class":
+        values[:] = view.index.classes
+    elif kind == "category":
+        modes = view.table.rows.get(request.query.get("category", ""), {})
+        for mode, rows in modes.items():
+            values[rows] = MODES.index(mode) if mode in MODES else len(MODES)
+    else:
+        positive = view.table.positive()
+        places = {category: place for place, category in enumerate(sorted(view.table.rows))}
+        # The commonest first: the rarest label of an image, which says most about it, counts.
+        for category in sorted(positive, key=lambda category: -len(positive[category])):
+            values[positive[category]] = places[category]
+    return array_response(values)

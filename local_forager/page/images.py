@@ -1,30 +1,29 @@
-"""One or more images: what is known about them, their neighbours and their pictures."""
+"""One or more images: what is known about them, their neighbours, their pictures, their export."""
 
 import asyncio
+import itertools
 import time
 from functools import partial
 
+import numpy as np
 from aiohttp import web
 
 from common.names import identifier
-from local_forager.indexes.imagenet import class_name
-from local_forager.page.query import PageError, choice, embedding_choice, number, row_in_path
-from local_forager.page.state import PAGE, View, index_of, view_of
-from local_forager.page.stored_images import (
-    FOREVER,
-    ImageMissing,
-    decoding_problem,
-    image_facts,
-    image_response,
-)
-from local_forager.page.view.search import inverted_file
+from local_forager.errors import PageError
+from local_forager.export import FORMATS, export, label_to_export
+from local_forager.indexes.index import class_name
+from local_forager.indexes.labels import POSITIVE
+from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, installed
+from local_forager.page.pictures import FOREVER, decoding_problem, image_facts, image_response
+from local_forager.page.query import choice, embedding_choice, number, row_in_path
+from local_forager.page.state import PAGE, View, index_of
 from local_forager.server.api import dataset_of
-from local_forager.server.database import Dataset
-from local_forager.types import ImageDetail, ImageList, ImageSummary, NeighbourList
+from local_forager.types import ImageDetail, ImageList, ImageSummary, NeighbourList, SearchState
 
 ROWS_A_REQUEST = 500
 MAX_NEIGHBOURS = 1_000
 COVERS = 4  # thumbnails per dataset in the list of datasets
+MEDIA_TYPES = {"txt": "text/plain", "csv": "text/csv", "json": "application/json"}
 
 
 def summary(view: View, row: int) -> ImageSummary:
@@ -45,8 +44,7 @@ def summary(view: View, row: int) -> ImageSummary:
     }
 
 
-async def images(request: web.Request) -> ImageList:
-    view = await view_of(request)
+async def images(request: web.Request, view: View) -> ImageList:
     texts = request.query.get("rows", "").split(",")
     wanted = [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) < 12]
     if len(wanted) != len(texts) or len(wanted) > ROWS_A_REQUEST:
@@ -54,10 +52,8 @@ async def images(request: web.Request) -> ImageList:
     return {"images": [summary(view, row) for row in wanted if row < len(view.index.names)]}
 
 
-async def image(request: web.Request) -> ImageDetail:
-    view = await view_of(request)
-    row = row_in_path(request, view.index)
-    bucket = training_bucket(view.dataset)
+async def image(request: web.Request, view: View) -> ImageDetail:
+    row, bucket = row_in_path(request, view.index), view.dataset.bucket
     detail: ImageDetail = {
         **summary(view, row),
         "path": f"gs://{bucket}/{view.index.names[row]}",
@@ -66,36 +62,52 @@ async def image(request: web.Request) -> ImageDetail:
         "problem": "",
     }
     try:
-        data = await request.app[PAGE].originals.get(bucket, view.index.names[row])
+        data = await view.page.originals.get(bucket, view.index.names[row])
         detail["bytes"] = len(data)
         facts = await asyncio.to_thread(image_facts, data)
         detail["width"], detail["height"], detail["orientation"] = facts
         if view.index.failed[row]:
             detail["problem"] = await asyncio.to_thread(decoding_problem, data)
-    except (ImageMissing, ValueError) as error:
+    except (PageError, ValueError) as error:
         detail["problem"] = str(error)
     return detail
 
 
-def training_bucket(dataset: Dataset) -> str:
-    """The bucket of all images: Forager's page builds every address from the training path."""
-    return dataset.train_path.removeprefix("gs://").partition("/")[0]
+def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, SearchState]:
+    """The inverted file of an embedding, None while there is none; building starts when needed."""
+    index = view.index
+    exact: SearchState = {"state": "exact", "progress": 1.0, "reason": ""}
+    if len(index.names) <= view.page.exact_rows:
+        return None, exact
+    if not installed():
+        return None, {**exact, "reason": NOT_INSTALLED}
+    job = view.page.jobs.start(("inverted file", index, by), partial(index.inverted_file, by))
+    try:
+        found: InvertedFile | None = job.result()
+    except (OSError, RuntimeError, MemoryError) as error:
+        return None, {**exact, "reason": f"A faster search cannot be prepared ({error})."}
+    if found is None:
+        return None, {"state": "building", "progress": job.progress, "reason": ""}
+    return found, {"state": "ready", "progress": 1.0, "reason": ""}
 
 
-async def neighbours(request: web.Request) -> NeighbourList:
-    view = await view_of(request)
+async def search(request: web.Request, view: View) -> SearchState:
+    return inverted_file(view, embedding_choice(request))[1]
+
+
+async def neighbours(request: web.Request, view: View) -> NeighbourList:
     row, by = row_in_path(request, view.index), embedding_choice(request)
     if view.index.failed[row]:
         raise PageError(409, "This image failed at ingest: it has no vector to compare.")
     count = number(request, "count", 24, 1, MAX_NEIGHBOURS)
     begin = time.perf_counter()
-    inverted, state = inverted_file(request, view, by)
+    inverted, state = inverted_file(view, by)
     exact = inverted is None or choice(request, "exact", ("0", "1")) == "1"
     if inverted is None or exact:
-        search = partial(view.index.embeddings[by].neighbours, row, count, view.index.failed)
+        compare = partial(view.index.embeddings[by].neighbours, row, count, view.index.failed)
     else:
-        search = partial(inverted.neighbours, row, count)
-    found = await request.app[PAGE].compute(search)
+        compare = partial(inverted.neighbours, row, count)
+    found = await view.page.compute(compare)
     return {
         "by": by,
         "exact": exact,
@@ -120,13 +132,16 @@ async def thumbnail_response(request: web.Request, index_id: str, name: str) -> 
         raise PageError(499, "The browser no longer needs the thumbnail.")
     try:
         path = await request.app[PAGE].thumbnails.get(index_id, name)
-    except ImageMissing as error:
+    except PageError as error:
         if error.status != 404:
             raise
         return web.Response(status=204, headers={"Cache-Control": "no-cache"})
-    data = await asyncio.to_thread(path.read_bytes)
-    lasting = request.query.get("v") == index_id
-    return image_response(data, FOREVER if lasting else "no-cache")
+    return picture(request, index_id, await asyncio.to_thread(path.read_bytes))
+
+
+def picture(request: web.Request, index_id: str, data: bytes) -> web.Response:
+    """An image that a browser keeps for good if its address names the index."""
+    return image_response(data, FOREVER if request.query.get("v") == index_id else "no-cache")
 
 
 async def cover(request: web.Request) -> web.StreamResponse:
@@ -142,6 +157,31 @@ async def cover(request: web.Request) -> web.StreamResponse:
 async def original(request: web.Request) -> web.Response:
     dataset, index = await index_of(request)
     name = index.names[row_in_path(request, index)]
-    data = await request.app[PAGE].originals.get(training_bucket(dataset), name)
-    lasting = request.query.get("v") == dataset.index_id
-    return image_response(data, FOREVER if lasting else "no-cache")
+    data = await request.app[PAGE].originals.get(dataset.bucket, name)
+    return picture(request, dataset.index_id, data)
+
+
+async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
+    """The body of the request is the rows, int32; the answer is streamed as a file."""
+    name = choice(request, "format", tuple(FORMATS))
+    body = await request.read()
+    if len(body) % 4:
+        raise PageError(400, "The rows to export are not 32-bit numbers.")
+    rows = np.unique(np.frombuffer(body, "<i4"))
+    if len(rows) and not 0 <= rows[0] <= rows[-1] < len(view.index.names):
+        raise PageError(400, f"There are {len(view.index.names):,} rows, from 0.")
+    label = None
+    if name == "labels":
+        query = request.query
+        label = label_to_export(query.get("category", ""), query.get("mode", POSITIVE))
+    pieces = export(name, view.index, view.table, rows.tolist(), label)
+    suffix = FORMATS[name]
+    response = web.StreamResponse(headers={"Cache-Control": "no-store"})
+    response.content_type, response.charset = MEDIA_TYPES[suffix], "utf-8"
+    file = f"{view.dataset.name}-{name}.{suffix}"
+    response.headers["Content-Disposition"] = f'attachment; filename="{file}"'
+    await response.prepare(request)
+    while piece := await view.page.compute(lambda: "".join(itertools.islice(pieces, 1))):
+        await response.write(piece.encode(errors="surrogatepass"))
+    await response.write_eof()
+    return response

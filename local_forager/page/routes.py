@@ -1,25 +1,20 @@
 """The addresses of the page and its API, and how their answers and errors are sent."""
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
-from local_forager.page.datasets import dataset_page, datasets, health
-from local_forager.page.export import export_rows
-from local_forager.page.images import cover, image, images, neighbours, original, thumbnail
-from local_forager.page.map import column, map_points
-from local_forager.page.query import PageError
-from local_forager.page.state import PAGE, Page
-from local_forager.page.stored_images import ImageMissing
-from local_forager.page.view.histograms import histograms
-from local_forager.page.view.rows import distances, rows
-from local_forager.page.view.search import search
+from local_forager.errors import PageError
+from local_forager.page import datasets, images, rows
+from local_forager.page.state import PAGE, PageState, View, view_of
+from local_forager.server.access import Endpoint
 from local_forager.server.api import SLUG
-from local_forager.server.errors import Endpoint, NoSuchDataset
 
+Answer = web.StreamResponse | Mapping[str, object]
 STATIC = Path(__file__).parents[1] / "static"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -27,17 +22,21 @@ PAGE_POLICY = (
 )
 
 
-def page_view(handler: Callable[[web.Request], Any]) -> Endpoint:
-    """Send a handler's data and errors as JSON that no browser caches."""
+def answer_json(data: object, status: int = 200) -> web.Response:
+    """Data as JSON that no browser caches; ValueError for NaN and infinity, which JSON lacks."""
+    dumps = partial(json.dumps, allow_nan=False)
+    headers = {"Cache-Control": "no-store"}
+    return web.json_response(data, status=status, headers=headers, dumps=dumps)
+
+
+def page_view(handler: Callable[[web.Request], Awaitable[Answer]]) -> Endpoint:
+    """Send a handler's data and errors as JSON."""
 
     async def view(request: web.Request) -> web.StreamResponse:
         try:
             answer = await handler(request)
-        except (PageError, ImageMissing) as error:
-            return answer_json({"error": str(error)}, error.status)
-        except NoSuchDataset:
-            name = request.match_info["name"]
-            return answer_json({"error": f"There is no dataset named {name} here."}, 404)
+        except PageError as error:
+            return answer_json({"error": error.message}, error.status)
         if isinstance(answer, web.StreamResponse):
             return answer
         return answer_json(answer, 202 if "working" in answer else 200)
@@ -45,8 +44,13 @@ def page_view(handler: Callable[[web.Request], Any]) -> Endpoint:
     return view
 
 
-def answer_json(data: Any, status: int = 200) -> web.Response:
-    return web.json_response(data, status=status, headers={"Cache-Control": "no-store"})
+def index_view(handler: Callable[[web.Request, View], Awaitable[Answer]]) -> Endpoint:
+    """The same for a handler that needs the dataset's index and labels."""
+
+    async def view(request: web.Request) -> Answer:
+        return await handler(request, await view_of(request))
+
+    return page_view(view)
 
 
 async def shell(request: web.Request) -> web.Response:
@@ -69,30 +73,30 @@ async def guard(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Cache-Control"] = "no-cache"
 
 
-def add_page(app: web.Application, page: Page) -> None:
+def add_page(app: web.Application, page: PageState) -> None:
     app[PAGE] = page
     name = f"/page/{{name:{SLUG}}}"
     row = r"{row:\d{1,10}}"
-    views: dict[str, Callable[[web.Request], Any]] = {
-        "/page/datasets": datasets,
-        f"{name}/dataset": dataset_page,
-        f"{name}/rows": rows,
-        f"{name}/distances": distances,
-        f"{name}/histograms": histograms,
-        f"{name}/images": images,
-        f"{name}/image/{row}": image,
-        f"{name}/neighbours/{row}": neighbours,
-        f"{name}/search": search,
-        f"{name}/map": map_points,
-        f"{name}/column/{{column:split|class|label|category}}": column,
-        f"{name}/health": health,
-        f"{name}/thumbnail/{row}": thumbnail,
-        f"{name}/original/{row}": original,
-        f"{name}/cover/{{place:[0-9]}}": cover,
+    views = {
+        "/page/datasets": page_view(datasets.datasets),
+        f"{name}/dataset": page_view(datasets.dataset_page),
+        f"{name}/rows": index_view(rows.rows),
+        f"{name}/distances": index_view(rows.distances),
+        f"{name}/histograms": index_view(rows.histograms),
+        f"{name}/images": index_view(images.images),
+        f"{name}/image/{row}": index_view(images.image),
+        f"{name}/neighbours/{row}": index_view(images.neighbours),
+        f"{name}/search": index_view(images.search),
+        f"{name}/map": index_view(datasets.map_points),
+        f"{name}/column/{{column:split|class|label|category}}": index_view(datasets.column),
+        f"{name}/health": index_view(datasets.health),
+        f"{name}/thumbnail/{row}": page_view(images.thumbnail),
+        f"{name}/original/{row}": page_view(images.original),
+        f"{name}/cover/{{place:[0-9]}}": page_view(images.cover),
     }
     for path, handler in views.items():
-        app.router.add_get(path, page_view(handler))
-    app.router.add_post(f"{name}/export", page_view(export_rows))
+        app.router.add_get(path, handler)
+    app.router.add_post(f"{name}/export", index_view(images.export_rows))
     app.router.add_get("/", shell)
     app.router.add_get(f"/{{name:{SLUG}}}", shell)
     app.router.add_static("/static", STATIC)

@@ -4,38 +4,29 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from aiohttp import web
 
 from common.errors import StorageError
-from local_forager.analysis.jobs import Jobs
-from local_forager.analysis.projection import saved_projection
+from local_forager.analysis.health import Health, Jobs
+from local_forager.analysis.maps import saved_projection
 from local_forager.analysis.text_search import TextTower, why_not
+from local_forager.errors import PageError
+from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import Index
-from local_forager.indexes.index_copy import IndexCopies
-from local_forager.indexes.label_table import LabelTable, table_of
-from local_forager.page.query import PageError
-from local_forager.page.stored_images import Originals, Thumbnails
+from local_forager.indexes.labels import LabelTable, table_of
+from local_forager.page.pictures import Originals, Thumbnails
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class View:
-    """A dataset whose index has been copied, with its labels."""
-
-    dataset: Dataset
-    index: Index
-    table: LabelTable
-    version: int  # of the labels
-
-
-class Page:
+class PageState:
     """The parts that the page's handlers share; close() ends their threads."""
 
     def __init__(
@@ -49,16 +40,16 @@ class Page:
         self.originals = Originals(buckets)
         self.jobs = Jobs()
         self.no_text_search = why_not(clip)
-        self.text_tower = TextTower(clip) if clip and not self.no_text_search else None
+        self._text_tower = TextTower(clip) if clip and not self.no_text_search else None
         self._compute = ThreadPoolExecutor(2, thread_name_prefix="compute")
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
         self._sizes: dict[str, asyncio.Task[np.ndarray]] = {}
-        self._maps: dict[tuple[str, str, str], asyncio.Future[bytes]] = {}
+        self._maps: dict[tuple[Index, str, str], asyncio.Future[bytes]] = {}
 
-    async def compute(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    async def compute(self, function: Callable[[], Result]) -> Result:
         """Call a function that computes for long in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._compute, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._compute, function)
 
     async def table(self, dataset: Dataset, index: Index) -> tuple[LabelTable, int]:
         """The current labels and their version; read again only when the version has changed."""
@@ -67,7 +58,7 @@ class Page:
         if kept is None or kept[0] != version or kept[1] is not index:
             labels = await self.database.labels(dataset.id)
             boxes = await self.database.boxes(dataset.id)
-            kept = (version, index, await self.compute(table_of, labels, boxes, index))
+            kept = (version, index, await self.compute(partial(table_of, labels, boxes, index)))
             self._tables[dataset.id] = kept
         return kept[2], version
 
@@ -96,14 +87,14 @@ class Page:
 
     async def text_vector(self, text: str) -> np.ndarray:
         """The text as a unit vector of CLIP; PageError where text search is not possible."""
-        if self.text_tower is None:
+        if self._text_tower is None:
             raise PageError(409, self.no_text_search or "")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._text, self.text_tower.vector, text)
+        return await loop.run_in_executor(self._text, self._text_tower.vector, text)
 
-    def map(self, index_id: str, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
+    def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""
-        key = (index_id, by, method)
+        key = (index, by, method)
         if key not in self._maps or (self._maps[key].done() and self._maps[key].exception()):
             path = index.directory / f"map-{by}-{method}.f32"
             self._maps[key] = asyncio.get_running_loop().run_in_executor(
@@ -117,7 +108,22 @@ class Page:
             executor.shutdown(wait=False, cancel_futures=True)
 
 
-PAGE: web.AppKey[Page] = web.AppKey("page", Page)
+PAGE: web.AppKey[PageState] = web.AppKey("page", PageState)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A dataset whose index has been copied, with its labels, and the state it is part of."""
+
+    page: PageState
+    dataset: Dataset
+    index: Index
+    table: LabelTable
+    version: int  # of the labels
+
+    def health(self, by: str) -> Health:
+        page = self.page
+        return Health(page.jobs, self.index, by, page.exact_rows, self.table, self.version)
 
 
 async def index_of(request: web.Request) -> tuple[Dataset, Index]:
@@ -131,6 +137,7 @@ async def index_of(request: web.Request) -> tuple[Dataset, Index]:
 
 async def view_of(request: web.Request) -> View:
     """The dataset in the address with its index and labels."""
+    page = request.app[PAGE]
     dataset, index = await index_of(request)
-    table, version = await request.app[PAGE].table(dataset, index)
-    return View(dataset, index, table, version)
+    table, version = await page.table(dataset, index)
+    return View(page=page, dataset=dataset, index=index, table=table, version=version)

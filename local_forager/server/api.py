@@ -1,19 +1,27 @@
-"""The calls of a Forager server that the two commands make, answered as generation A or B does."""
+"""The calls of a Forager server that the two commands make, answered as generation A or B does.
+
+Real servers number images by themselves, and only tell the numbers on pages of results.
+"""
 
 import json
+import math
 from typing import Any, cast
 
 from aiohttp import web
 
 from common.names import IMAGE_SUFFIXES
+from local_forager.errors import NoSuchDataset, RequestDataTooBig
+from local_forager.server import database
+from local_forager.server.access import Endpoint
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import MAX_TEXT_LENGTH, Annotation, Database, Dataset, fit
-from local_forager.server.errors import Endpoint, NoSuchDataset, RequestDataTooBig
+from local_forager.server.database import MAX_TEXT_LENGTH, Database, Dataset, ServerGeneration, fit
 
+RESULTS = 500  # images on a page of results, if the request does not say
 BODY_LIMIT = 2_621_440  # bytes of a request with a Content-Length; real servers refuse more
 CHUNKED_LIMIT = 64 * 1024 * 1024  # bytes of a request without a Content-Length
 SLUG = "[-a-zA-Z0-9_]+"
-GENERATION: web.AppKey[str] = web.AppKey("generation", str)
+CORNERS = ("x1", "y1", "x2", "y2")
+GENERATION: web.AppKey[ServerGeneration] = web.AppKey("generation", ServerGeneration)
 DATABASE: web.AppKey[Database] = web.AppKey("database", Database)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 
@@ -41,11 +49,20 @@ async def read_body(request: web.Request) -> Any:
     return json.loads(await request.read())
 
 
-async def dataset_of(request: web.Request) -> Dataset:
-    dataset = await request.app[DATABASE].dataset(request.match_info["name"])
+async def dataset_named(app: web.Application, name: str) -> Dataset:
+    dataset = await app[DATABASE].dataset(name)
     if dataset is None:
-        raise NoSuchDataset(request.match_info["name"])
+        raise NoSuchDataset(name)
     return dataset
+
+
+async def dataset_of(request: web.Request) -> Dataset:
+    """The dataset in the address."""
+    return await dataset_named(request.app, request.match_info["name"])
+
+
+def imitates_a(request: web.Request) -> bool:
+    return request.app[GENERATION] is ServerGeneration.A
 
 
 async def get_datasets(request: web.Request) -> web.Response:
@@ -56,7 +73,7 @@ async def get_dataset_info(request: web.Request) -> web.Response:
     dataset = await dataset_of(request)
     counts = await request.app[DATABASE].counts(dataset.id)
     info: dict[str, object] = {"index_id": dataset.index_id, **counts._asdict()}
-    if request.app[GENERATION] == "A":
+    if imitates_a(request):
         info["categories"] = await request.app[DATABASE].custom_modes(dataset.id)
     return web.json_response(info)
 
@@ -66,7 +83,7 @@ async def list_images(buckets: Buckets, path: str) -> list[str]:
     if not path.startswith("gs://"):
         raise AssertionError(f"not a gs:// path: {path!r}")
     bucket, _, prefix = path.removeprefix("gs://").partition("/")
-    return [name for name in await buckets.names(bucket, prefix) if name.endswith(IMAGE_SUFFIXES)]
+    return [name for name in await buckets.sizes(bucket, prefix) if name.endswith(IMAGE_SUFFIXES)]
 
 
 async def create_dataset(request: web.Request) -> web.Response:
@@ -82,14 +99,14 @@ async def create_dataset(request: web.Request) -> web.Response:
     return web.json_response({"status": "success"})
 
 
-def read_annotation(payload: Any, generation: str, images: int) -> tuple[str, str, str, str]:
+def read_annotation(payload: Any, is_a: bool, images: int) -> tuple[str, str, str, str]:
     """(user, category, mode, created_by) of a label payload, as the generation reads it.
 
     A reads the label's mode from "value", and "mode" as created_by. B reads "mode" and
     "created_by". So B accepts A's payload, but stores the mode "ingest".
     """
     created_by = "tag" if images == 1 else "tag-bulk"
-    if generation == "A":
+    if is_a:
         mode, created_by = payload["value"], payload.get("mode", created_by)
     else:
         mode, created_by = payload["mode"], payload.get("created_by", created_by)
@@ -104,36 +121,33 @@ def read_annotation(payload: Any, generation: str, images: int) -> tuple[str, st
 async def add_annotations(request: web.Request) -> web.Response:
     dataset = await dataset_of(request)
     payload = await read_body(request)
-    generation = request.app[GENERATION]
     created = await request.app[DATABASE].add_labels(
         dataset.id,
         cast(list[str], payload["identifiers"]),
-        lambda images: read_annotation(payload, generation, images),
+        lambda images: read_annotation(payload, imitates_a(request), images),
     )
     return web.json_response({"created": created})
+
+
+def corner(value: str | float) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"a corner of a box is {number}")
+    return number
 
 
 async def add_annotations_multi(request: web.Request) -> web.Response:
     """Several annotations of one dataset at once, boxes among them; generation B only."""
     payload = await read_body(request)
-    dataset = await request.app[DATABASE].dataset(payload["dataset"])
-    if dataset is None:
-        raise NoSuchDataset(payload["dataset"])
+    dataset = await dataset_named(request.app, payload["dataset"])
     annotations = [
-        Annotation(
-            annotation["identifier"],
-            fit("category", annotation["category"], MAX_TEXT_LENGTH),
-            fit("mode", annotation["mode"], MAX_TEXT_LENGTH),
-            (
-                float(annotation["x1"]),
-                float(annotation["y1"]),
-                float(annotation["x2"]),
-                float(annotation["y2"]),
-            )
-            if annotation.get("is_box", False)
-            else None,
+        database.NewAnnotation(
+            identifier=one["identifier"],
+            category=fit("category", one["category"], MAX_TEXT_LENGTH),
+            mode=fit("mode", one["mode"], MAX_TEXT_LENGTH),
+            box=tuple(corner(one[name]) for name in CORNERS) if one.get("is_box") else None,
         )
-        for annotation in payload["annotations"]
+        for one in payload["annotations"]
     ]
     user = fit("user", payload["user"], MAX_TEXT_LENGTH)
     created_by = str(payload.get("created_by", "tag-bulk"))
@@ -145,31 +159,76 @@ async def get_category_counts(request: web.Request) -> web.Response:
     """Generation A is asked for categories by POST; B tells all of them by GET."""
     dataset = await dataset_of(request)
     counts = await request.app[DATABASE].category_counts(dataset.id)
-    if request.app[GENERATION] == "B":
+    if not imitates_a(request):
         return web.json_response(counts)
     wanted = (await read_body(request))["categories"]
     return web.json_response({"numLabeled": {name: counts.get(name, {}) for name in wanted}})
 
 
+async def query_images(request: web.Request) -> web.Response:
+    """All images of a split as a set of results, in the order of their numbers."""
+    dataset = await dataset_of(request)
+    split = "val" if (await read_body(request)).get("split", "train") == "val" else "train"
+    counts = await request.app[DATABASE].counts(dataset.id)
+    number = counts.num_val if split == "val" else counts.num_train
+    # The name of the set says what is in it, so nothing needs to be kept.
+    return web.json_response({"id": split, "num_results": number, "type": "query"})
+
+
+async def get_results(request: web.Request) -> web.Response:
+    """A page of results: addresses and numbers of images. They are not clustered."""
+    dataset, query = await dataset_of(request), request.query
+    is_val = {"train": False, "val": True}[query["result_set_id"]]
+    offset, num = int(query.get("offset", 0)), int(query.get("num", RESULTS))
+    items = await request.app[DATABASE].page_of_items(dataset.id, is_val, offset, num)
+    return web.json_response(
+        {
+            "paths": [
+                f"https://storage.googleapis.com/{dataset.bucket}/{path}" for _, path in items
+            ],
+            "identifiers": [number for number, _ in items],
+            "distances": [-1] * len(items),
+            "clustering": [],
+        }
+    )
+
+
+async def get_annotations(request: web.Request) -> web.Response:
+    """The annotations of images by their numbers; A is asked by GET, and B by POST."""
+    by_number: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    if imitates_a(request):
+        numbers = [int(text) for text in request.query["identifiers"].split(",") if text]
+    else:
+        numbers = [number for number in (await read_body(request))["identifiers"] if number]
+    tags, boxes = await request.app[DATABASE].annotations_of(numbers)
+    for kind, found in (("tags", tags), ("boxes", boxes)):
+        for number, category, mode, *corners in sorted(found):
+            annotation = {
+                "category": category,
+                "value": mode,
+                **dict(zip(CORNERS, corners, strict=False)),
+            }
+            by_number.setdefault(number, {"tags": [], "boxes": []})[kind].append(annotation)
+    if imitates_a(request):
+        return web.json_response({number: found["tags"] for number, found in by_number.items()})
+    return web.json_response(by_number)
+
+
 def add_api(app: web.Application) -> None:
+    """Let the application answer the calls of its generation, below /api/."""
+    is_a = app[GENERATION] is ServerGeneration.A
+    name = f"{{name:{SLUG}}}"
     views: list[tuple[str, str, Endpoint]] = [
         ("GET", "get_datasets_v2", get_datasets),
-        ("GET", f"get_dataset_info_v2/{{name:{SLUG}}}", get_dataset_info),
+        ("GET", f"get_dataset_info_v2/{name}", get_dataset_info),
         ("POST", "create_dataset_v2", create_dataset),
-        (
-            "POST",
-            f"add_annotations_by_internal_identifiers_v2/{{name:{SLUG}}}",
-            add_annotations,
-        ),
+        ("POST", f"add_annotations_by_internal_identifiers_v2/{name}", add_annotations),
+        ("POST" if is_a else "GET", f"get_category_counts_v2/{name}", get_category_counts),
+        ("POST", f"query_images_v2/{name}", query_images),
+        ("GET", f"get_results_v2/{name}", get_results),
+        ("GET" if is_a else "POST", "get_annotations_v2", get_annotations),
     ]
-    counts_method = "GET" if app[GENERATION] == "B" else "POST"
-    views.append((counts_method, f"get_category_counts_v2/{{name:{SLUG}}}", get_category_counts))
-    if app[GENERATION] == "B":
+    if not is_a:
         views.append(("POST", "add_annotations_multi_v2", add_annotations_multi))
-    add_views(app, views)
-
-
-def add_views(app: web.Application, views: list[tuple[str, str, Endpoint]]) -> None:
-    """Let the application answer these methods and paths below /api/."""
     for method, path, handler in views:
         app.router.add_route("*", f"/api/{path}", api_view(method, handler))

@@ -38,17 +38,8 @@ class Buckets:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
-    async def names(self, bucket: str, prefix: str) -> list[str]:
-        """Names of all objects whose names start with prefix, in name order."""
-
-        def listing(client: storage.Client) -> list[str]:
-            pages = gcs.list_pages(client, GsPath(bucket, prefix), "name")
-            return [item["name"] for page in pages for item in page]
-
-        return await self._call(listing)
-
     async def sizes(self, bucket: str, prefix: str) -> dict[str, int]:
-        """The size in bytes of all objects whose names start with prefix."""
+        """The size in bytes of all objects whose names start with prefix, in name order."""
 
         def listing(client: storage.Client) -> dict[str, int]:
             pages = gcs.list_pages(client, GsPath(bucket, prefix), "name,size")

@@ -1,14 +1,18 @@
 """Datasets, their images and their labels in SQLite, with the limits observed on real servers."""
 
 import asyncio
+import enum
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from common.names import MAX_IDENTIFIER_LENGTH, MAX_OBJECT_NAME_LENGTH, identifier
+from local_forager.errors import DataError
+from local_forager.types import BoxText, LabelText
 
 MAX_NAME_LENGTH = 50  # characters
 MAX_TEXT_LENGTH = 300  # characters of a category, mode, e-mail address or index_id
@@ -36,56 +40,54 @@ CREATE TABLE IF NOT EXISTS box (
     category TEXT NOT NULL, mode TEXT NOT NULL, created_by TEXT NOT NULL,
     x1 REAL NOT NULL, y1 REAL NOT NULL, x2 REAL NOT NULL, y2 REAL NOT NULL
 );
+CREATE TEMP VIEW finite_box AS  -- JSON has no infinity; earlier versions stored it
+    SELECT * FROM box WHERE max(abs(x1), abs(y1), abs(x2), abs(y2)) < 9e999;
 CREATE TEMP TABLE wanted (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+ADD_LABEL = "INSERT INTO label (item, user, category, mode, created_by) VALUES (?, ?, ?, ?, ?)"
+ADD_BOX = """
+    INSERT INTO box (item, user, category, mode, created_by, x1, y1, x2, y2)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+REMOVE_LABEL = "DELETE FROM label WHERE item = ? AND category = ?"
 
 Result = TypeVar("Result")
 
 
-class DataError(Exception):
-    """The value does not fit its column; the message is worded as the database's own."""
+class ServerGeneration(enum.Enum):
+    """The generation of Forager servers that is imitated."""
+
+    A = "A"  # keeps several images with one identifier, and appends labels
+    B = "B"  # refuses such images, and replaces labels
 
 
-class Dataset(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A row of the table; every image is in the bucket of train_path, as Forager's page has it."""
+
     id: int
     name: str
     train_path: str
     val_path: str
     index_id: str
 
+    @property
+    def bucket(self) -> str:
+        return self.train_path.removeprefix("gs://").partition("/")[0]
 
-class Counts(NamedTuple):
+
+class SplitCounts(NamedTuple):
     num_train: int
     num_val: int
 
 
-class Annotation(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class NewAnnotation:
     """One annotation of a request that stores several; `box` is x1, y1, x2, y2 in pixels."""
 
     identifier: str
     category: str
     mode: str
-    box: tuple[float, float, float, float] | None
-
-
-class StoredBox(NamedTuple):
-    """A box on an image; corners in pixels of the full-size image."""
-
-    identifier: str
-    category: str
-    mode: str
-    user: str
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-
-
-class Label(NamedTuple):
-    identifier: str
-    category: str
-    mode: str
-    user: str
+    box: tuple[float, ...] | None
 
 
 def fit(what: str, value: object, length: int) -> str:
@@ -122,14 +124,10 @@ def item_rows(
 
 
 class Database:
-    """One SQLite file in WAL mode, used from one thread; every public method is a coroutine.
+    """One SQLite file in WAL mode, used from one thread; every public method is a coroutine."""
 
-    Generation "A" keeps several images with one identifier, and appends labels. "B" refuses such
-    images, and replaces labels.
-    """
-
-    def __init__(self, path: Path, generation: str) -> None:
-        self._generation = generation
+    def __init__(self, path: Path, generation: ServerGeneration) -> None:
+        self._replaces = generation is ServerGeneration.B
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._connection = self._executor.submit(self._open, path).result()
 
@@ -157,6 +155,9 @@ class Database:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
 
+    async def _rows(self, statement: str, *values: object) -> list[tuple]:
+        return await self._call(lambda db: db.execute(statement, values).fetchall())
+
     async def create_dataset(self, name: object, train: object, val: object, index: object) -> int:
         """Create a dataset without images; returns its id."""
         values = (
@@ -173,35 +174,30 @@ class Database:
         statement = "INSERT INTO item (dataset, identifier, path, is_val) VALUES (?, ?, ?, ?)"
 
         def insert(db: sqlite3.Connection) -> None:
-            db.executemany(
-                statement, item_rows(dataset, train, val, unique=self._generation == "B")
-            )
+            db.executemany(statement, item_rows(dataset, train, val, unique=self._replaces))
 
         await self._call(insert)
 
     async def dataset_names(self) -> list[str]:
-        rows = await self._call(
-            lambda db: db.execute("SELECT name FROM dataset ORDER BY id").fetchall()
-        )
-        return [name for (name,) in rows]
+        return [name for (name,) in await self._rows("SELECT name FROM dataset ORDER BY id")]
 
     async def dataset(self, name: str) -> Dataset | None:
-        statement = "SELECT id, name, train_path, val_path, index_id FROM dataset WHERE name = ?"
-        row = await self._call(lambda db: db.execute(statement, (name,)).fetchone())
-        return None if row is None else Dataset(*row)
+        columns = "id", "name", "train_path", "val_path", "index_id"
+        statement = f"SELECT {', '.join(columns)} FROM dataset WHERE name = ?"
+        rows = await self._rows(statement, name)
+        return Dataset(**dict(zip(columns, rows[0], strict=True))) if rows else None
 
-    async def counts(self, dataset: int) -> Counts:
+    async def counts(self, dataset: int) -> SplitCounts:
         """Number of images per split; takes 5 ms for 100,000 images."""
         statement = "SELECT is_val, count(*) FROM item WHERE dataset = ? GROUP BY is_val"
-        found = dict(await self._call(lambda db: db.execute(statement, (dataset,)).fetchall()))
-        return Counts(found.get(0, 0), found.get(1, 0))
+        found = dict(await self._rows(statement, dataset))
+        return SplitCounts(found.get(0, 0), found.get(1, 0))
 
     async def custom_modes(self, dataset: int) -> dict[str, list[str]]:
         """Category -> its modes that are not built in; every category with labels is a key."""
         modes: dict[str, list[str]] = {}
-        for category, mode in sorted(
-            {(label.category, label.mode) for label in await self.labels(dataset)}
-        ):
+        found = {(label["category"], label["mode"]) for _, label in await self.labels(dataset)}
+        for category, mode in sorted(found):
             modes.setdefault(category, []).extend({mode} - BUILTIN_MODES)
         return modes
 
@@ -228,57 +224,41 @@ class Database:
             if not items:
                 return 0
             user, category, mode, created_by = annotation(len(items))
-            if self._generation == "B":
-                db.executemany(
-                    "DELETE FROM label WHERE item = ? AND category = ?",
-                    ((item, category) for (item,) in items),
-                )
+            if self._replaces:
+                db.executemany(REMOVE_LABEL, ((item, category) for (item,) in items))
             db.executemany(
-                "INSERT INTO label (item, user, category, mode, created_by) VALUES (?, ?, ?, ?, ?)",
-                ((item, user, category, mode, created_by) for (item,) in items),
+                ADD_LABEL, ((item, user, category, mode, created_by) for (item,) in items)
             )
             return len(items)
 
         return await self._call(insert)
 
     async def add_annotations(
-        self, dataset: int, user: str, created_by: str, annotations: Sequence[Annotation]
+        self, dataset: int, user: str, created_by: str, annotations: Sequence[NewAnnotation]
     ) -> int:
         """Store all annotations, or none of them if an identifier is unknown (KeyError).
 
         Labels of whole images replace earlier ones of the category; boxes are added.
         """
+        statement = "SELECT id FROM item WHERE dataset = ? AND identifier = ?"
 
         def insert(db: sqlite3.Connection) -> int:
-            for name, category, mode, box in annotations:
-                found = db.execute(
-                    "SELECT id FROM item WHERE dataset = ? AND identifier = ?", (dataset, name)
-                ).fetchone()
+            for one in annotations:
+                found = db.execute(statement, (dataset, one.identifier)).fetchone()
                 if found is None:
-                    raise KeyError(name)
-                item = found[0]
-                values = (item, user, category, mode, created_by)
-                if box is not None:
-                    db.execute(
-                        "INSERT INTO box (item, user, category, mode, created_by, x1, y1, x2, y2)"
-                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                        (*values, *box),
-                    )
-                    continue
-                db.execute(
-                    "DELETE FROM label WHERE item = ? AND category = ?", (found[0], category)
-                )
-                db.execute(
-                    "INSERT INTO label (item, user, category, mode, created_by)"
-                    " VALUES (?, ?, ?, ?, ?)",
-                    values,
-                )
+                    raise KeyError(one.identifier)
+                values = (found[0], user, one.category, one.mode, created_by)
+                if one.box is not None:
+                    db.execute(ADD_BOX, (*values, *one.box))
+                else:
+                    db.execute(REMOVE_LABEL, (found[0], one.category))
+                    db.execute(ADD_LABEL, values)
             return len(annotations)
 
         return await self._call(insert)
 
-    async def labels(self, dataset: int) -> list[Label]:
-        """Per image and category the newest label, which counts, unless it was removed."""
+    async def labels(self, dataset: int) -> list[tuple[str, LabelText]]:
+        """(identifier, label): per image and category the newest one, unless it was removed."""
         statement = """
             SELECT item.identifier, label.category, label.mode, label.user
             FROM label JOIN item ON item.id = label.item
@@ -286,18 +266,20 @@ class Database:
                                WHERE item.dataset = ? GROUP BY label.item, label.category)
               AND label.mode != ?
             ORDER BY label.id"""
-        rows = await self._call(
-            lambda db: db.execute(statement, (dataset, REMOVED_MODE)).fetchall()
-        )
-        return [Label(*row) for row in rows]
+        return [
+            (known, {"category": category, "mode": mode, "user": user})
+            for known, category, mode, user in await self._rows(statement, dataset, REMOVED_MODE)
+        ]
 
-    async def boxes(self, dataset: int) -> list[StoredBox]:
-        """All boxes of a dataset, oldest first."""
+    async def boxes(self, dataset: int) -> list[tuple[str, BoxText]]:
+        """(identifier, box) of all boxes of a dataset, oldest first."""
         statement = """
-            SELECT identifier, category, mode, user, x1, y1, x2, y2
-            FROM box JOIN item ON item.id = box.item WHERE dataset = ? ORDER BY box.id"""
-        rows = await self._call(lambda db: db.execute(statement, (dataset,)).fetchall())
-        return [StoredBox(*row) for row in rows]
+            SELECT identifier, category, mode, user, x1, y1, x2, y2 FROM finite_box AS box
+            JOIN item ON item.id = box.item WHERE dataset = ? ORDER BY box.id"""
+        return [
+            (known, BoxText(category=category, mode=mode, user=user, x1=x1, y1=y1, x2=x2, y2=y2))
+            for known, category, mode, user, x1, y1, x2, y2 in await self._rows(statement, dataset)
+        ]
 
     async def category_counts(self, dataset: int) -> dict[str, dict[str, int]]:
         """For each category the number of rows by mode, boxes and replaced labels included."""
@@ -307,9 +289,7 @@ class Database:
                  SELECT item, category, mode FROM box)
             JOIN item ON item.id = item WHERE dataset = ? GROUP BY category, mode"""
         counts: dict[str, dict[str, int]] = {}
-        for category, mode, number in await self._call(
-            lambda db: db.execute(statement, (dataset,)).fetchall()
-        ):
+        for category, mode, number in await self._rows(statement, dataset):
             counts.setdefault(category, {})[mode] = number
         return counts
 
@@ -320,12 +300,9 @@ class Database:
         statement = """
             SELECT id, path FROM item WHERE dataset = ? AND is_val = ?
             ORDER BY id LIMIT ? OFFSET ?"""
-        values = dataset, is_val, count, offset
-        return await self._call(lambda db: db.execute(statement, values).fetchall())
+        return await self._rows(statement, dataset, is_val, count, offset)
 
-    async def annotations_of(
-        self, items: Sequence[int]
-    ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    async def annotations_of(self, items: Sequence[int]) -> tuple[list[tuple], list[tuple]]:
         """Labels and boxes of images by their numbers: number, category, mode, and corners.
 
         Of the labels of a category, only the newest is told, unless it was removed.
@@ -336,33 +313,24 @@ class Database:
                 (SELECT max(id) FROM label WHERE item IN (SELECT value FROM json_each(?))
                  GROUP BY item, category)"""
         boxes = """
-            SELECT item, category, mode, x1, y1, x2, y2 FROM box
+            SELECT item, category, mode, x1, y1, x2, y2 FROM finite_box
             WHERE item IN (SELECT value FROM json_each(?))"""
-        return await self._call(
-            lambda db: (
-                db.execute(labels, (REMOVED_MODE, numbers)).fetchall(),
-                db.execute(boxes, (numbers,)).fetchall(),
-            )
-        )
+        return await self._rows(labels, REMOVED_MODE, numbers), await self._rows(boxes, numbers)
 
     async def label_version(self) -> int:
         """A number that increases whenever labels or boxes are written."""
         statement = "SELECT total(seq) FROM sqlite_sequence WHERE name IN ('label', 'box')"
-        return int((await self._call(lambda db: db.execute(statement).fetchone()))[0])
+        return int((await self._rows(statement))[0][0])
 
     async def sample(self, dataset: int, count: int) -> list[str]:
         """Identifiers of up to count images, evenly spaced over the dataset."""
-
-        def select(db: sqlite3.Connection) -> list[str]:
-            bounds = "SELECT min(id), max(id) FROM item WHERE dataset = ?"
-            first, last = db.execute(bounds, (dataset,)).fetchone()
-            if first is None:
-                return []
-            # The images of a dataset are inserted in one transaction, so their ids are consecutive.
-            steps = max(1, min(count - 1, last - first))
-            ids = sorted({first + (last - first) * step // steps for step in range(steps + 1)})
-            marks = ", ".join("?" * len(ids))
-            rows = db.execute(f"SELECT identifier FROM item WHERE id IN ({marks}) ORDER BY id", ids)
-            return [identifier for (identifier,) in rows]
-
-        return await self._call(select)
+        bounds = "SELECT min(id), max(id) FROM item WHERE dataset = ?"
+        ((first, last),) = await self._rows(bounds, dataset)
+        if first is None:
+            return []
+        # The images of a dataset are inserted in one transaction, so their ids are consecutive.
+        steps = max(1, min(count - 1, last - first))
+        ids = sorted({first + (last - first) * step // steps for step in range(steps + 1)})
+        marks = ", ".join("?" * len(ids))
+        statement = f"SELECT identifier FROM item WHERE id IN ({marks}) ORDER BY id"
+        return [known for (known,) in await self._rows(statement, *ids)]

@@ -25,10 +25,14 @@ def storage(emulator_url, monkeypatch):
 
 @pytest.fixture(scope="session")
 def server(emulator_url, tmp_path_factory):
-    """A server for all tests. Its dataset "d" is read only; tests that write publish their own."""
+    """A server for all tests, for which the 80 images of its dataset "d" are many.
+
+    "d" is read only; tests that write publish their own.
+    """
     with ExitStack() as stack:
         with emulated(emulator_url):
-            server = stack.enter_context(page_server(tmp_path_factory.mktemp("page")))
+            service = page_server(tmp_path_factory.mktemp("page"), "--exact_rows", "50")
+            server = stack.enter_context(service)
             server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2}, shapes=SHAPES)
         server.label("d", ["t00", "t01", "t02", "v00"], "bird")
         server.label("d", ["t03"], "bird", "NEGATIVE")

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 
 import gcs
+from local_forager.indexes.index import Index
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
 
@@ -52,11 +54,21 @@ def wait_for(condition, what):
     return value
 
 
+def made_index(names, num_train, **more):
+    """An index in memory, of class 3, without vectors."""
+    rows = len(names)
+    fields = {"classes": np.full(rows, 3, np.int32), "failed": np.zeros(rows, bool)}
+    fields |= {"directory": None, "not_finite": [], "embeddings": {}, "rows_of": {}}
+    fields |= {"sizes": None, "no_sizes": None}
+    return Index(names=names, num_train=num_train, **(fields | more))
+
+
 class PageServer:
     """A server at url, its image bucket, its index bucket and its data directory."""
 
-    def __init__(self, url, images, index, data_dir):
-        self.url, self.images, self.index, self.data_dir = url, images, index, data_dir
+    def __init__(self, service, images, index, data_dir):
+        self.url, self.process = service.url, service.process
+        self.images, self.index, self.data_dir = images, index, data_dir
 
     def publish(self, name, names, num_train, **more):
         """Put images and index into the buckets, create the dataset, wait for the index copy."""
@@ -113,7 +125,7 @@ def page_server(directory, *options):
     images, index = (client.create_bucket(f"page-{uuid.uuid4()}").name for _ in range(2))
     service = local_forager(directory, directory / "log", "--bucket", index, *options)
     with service:
-        yield PageServer(service.url, images, index, directory)
+        yield PageServer(service, images, index, directory)
 
 
 # In a browser. The page's policy forbids Playwright's wait_for_function, hence until().

@@ -1,19 +1,17 @@
 """Searches with an inverted file: against exact ones, over HTTP, on the page, without faiss."""
 
-from contextlib import ExitStack
-
 import numpy as np
 import pytest
 
 from local_forager import types as page_types
-from local_forager.analysis import approximate, health_checks
+from local_forager.analysis import comparisons
+from local_forager.indexes import vectors as approximate
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from tests.local_forager.page_server import (
     COPY,
     FAILED,
     NAMES,
-    emulated,
     get,
     page_server,
     total,
@@ -88,8 +86,8 @@ def test_the_file_of_other_vectors_is_built_anew(vectors, failed, inverted, tmp_
 
 
 def test_near_duplicates_agree_with_all_pairs(inverted, vectors, failed):
-    found = health_checks.near_duplicates_in_lists(inverted, failed, ignore)
-    expected = health_checks.near_duplicates(vectors, failed, ignore)
+    found = comparisons.near_duplicates_in_lists(inverted, failed, ignore)
+    expected = comparisons.near_duplicates(vectors, failed, ignore)
     assert found.complete and not found.exact and found.distance == expected.distance
     assert len(expected.groups) > 50
     missing = [group for group in expected.groups if group not in found.groups]
@@ -97,7 +95,7 @@ def test_near_duplicates_agree_with_all_pairs(inverted, vectors, failed):
 
 
 def test_near_duplicates_stop_where_all_are_alike(inverted, failed):
-    found = health_checks.near_duplicates_in_lists(inverted, failed, ignore, pair_limit=20)
+    found = comparisons.near_duplicates_in_lists(inverted, failed, ignore, pair_limit=20)
     assert not found.complete
 
 
@@ -117,18 +115,6 @@ def test_a_search_of_100_000_reads_few_of_them(tmp_path):
     assert np.mean(shares) >= 0.95
 
 
-@pytest.fixture(scope="module")
-def large(emulator_url, tmp_path_factory):
-    """A server for which 80 images are many."""
-    pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
-    with ExitStack() as stack:
-        with emulated(emulator_url):
-            server = page_server(tmp_path_factory.mktemp("large"), "--exact_rows", "50")
-            server = stack.enter_context(server)
-            server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2})
-        yield server
-
-
 def neighbours(server, query="", row=2):
     status, answer = get(f"{server.url}/page/d/neighbours/{row}?{query}")
     assert status == 200
@@ -138,6 +124,7 @@ def neighbours(server, query="", row=2):
 
 def ready(server, by="clip"):
     """Wait until the inverted file is built; searches until then compare all images."""
+    pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
     state = neighbours(server, f"by={by}")["search"]["state"]
     assert state in ("building", "ready")
 
@@ -149,40 +136,40 @@ def ready(server, by="clip"):
     wait_for(built, "the inverted file")
 
 
-def test_neighbours_of_a_large_index(large):
-    ready(large, "imagenet")
-    found = neighbours(large, "by=imagenet&count=79")
-    exact = neighbours(large, "by=imagenet&count=79&exact=1")
+def test_neighbours_of_a_large_index(server):
+    ready(server, "imagenet")
+    found = neighbours(server, "by=imagenet&count=79")
+    exact = neighbours(server, "by=imagenet&count=79&exact=1")
     assert not found["exact"] and exact["exact"]
     assert found["neighbours"] == exact["neighbours"]
     assert found["neighbours"][0]["image"]["row"] == COPY
 
 
-def test_neighbours_of_a_large_index_on_the_page(large, tabs):
-    ready(large)
-    page = tabs(f"{large.url}/d?image=2")
+def test_neighbours_of_a_large_index_on_the_page(server, tabs):
+    ready(server)
+    page = tabs(f"{server.url}/d?image=2")
     near = page.locator(".near")
-    page_text = "among roughly similar images; a few may be missing."
-    near.get_by_text(page_text).wait_for()
+    near.get_by_text("among roughly similar images; a few may be missing.").wait_for()
     assert near.locator(".strip li").count() == 24
     near.get_by_role("button", name="Compare with all").click()
     near.get_by_text("80 images compared in").wait_for()
     assert near.get_by_role("button", name="Compare with all").count() == 0
 
 
-def test_the_page_shows_the_progress_of_building(large, tabs):
-    ready(large)
+def test_the_page_shows_the_progress_of_building(server, tabs):
+    ready(server)
     page = tabs("about:blank")
     page.route("**/neighbours/2?*", lambda route: route.fulfill(json=dict(
-        neighbours(large, "exact=1"), search={"state": "building", "progress": 0.4, "reason": ""}
+        neighbours(server, "exact=1"), search={"state": "building", "progress": 0.4, "reason": ""}
     )))  # fmt: skip
-    page.goto(f"{large.url}/d?image=2")
+    page.goto(f"{server.url}/d?image=2")
     page.get_by_text("A faster search is being prepared: 40%.").wait_for()
     page.get_by_text("A faster search is ready.").wait_for()
 
 
-def test_near_duplicates_of_a_large_index(large, tabs):
-    page = tabs(f"{large.url}/d?view=health&by=imagenet_early")
+def test_near_duplicates_of_a_large_index(server, tabs):
+    ready(server, "imagenet_early")
+    page = tabs(f"{server.url}/d?view=health&by=imagenet_early")
     finding = page.locator("[data-set=near]")
     finding.get_by_text("Show 2 images in 1 group").wait_for()
     finding.get_by_text("Only roughly similar images were compared").wait_for()

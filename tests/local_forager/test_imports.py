@@ -6,8 +6,7 @@ from common.program import ROOT
 from tests.test_house import imported_modules
 
 ORDER = [
-    *("types", "server", "indexes", "analysis", "export_formats", "page"),
-    *("export_command", "__main__"),
+    *("errors", "types", "server", "indexes", "analysis", "export", "page", "__main__"),
 ]
 
 

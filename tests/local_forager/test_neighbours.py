@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from local_forager.analysis import health_checks, projection
-from local_forager.indexes.index import Index
+from local_forager.analysis import comparisons, maps
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
+from tests.local_forager.page_server import made_index
 
 ROWS, DIMENSIONS = 500, 64
 
@@ -70,8 +70,8 @@ def test_exact_and_near_duplicates(tmp_path, vectors):
     vectors[8:10] = 0
     failed = ~vectors.any(axis=1)
     embedding = write(tmp_path, vectors)
-    assert health_checks.exact_duplicates(embedding, failed) == [[3, 20]]
-    near = health_checks.near_duplicates(embedding, failed, ignore)
+    assert comparisons.exact_duplicates(embedding, failed) == [[3, 20]]
+    near = comparisons.near_duplicates(embedding, failed, ignore)
     assert near.complete
     assert near.groups == [[3, 20, 450]]
 
@@ -81,8 +81,8 @@ def test_near_duplicates_agree_with_all_pairs(tmp_path, block):
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((300, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    near = health_checks.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore, block)
-    union = health_checks.Union()
+    near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore, block)
+    union = comparisons.ConnectedRows()
     for one, other in np.argwhere(1 - vectors @ vectors.T <= near.distance):
         if one < other:
             union.join([(int(one), int(other))])
@@ -91,15 +91,15 @@ def test_near_duplicates_agree_with_all_pairs(tmp_path, block):
 
 def test_near_duplicates_stop_where_all_are_alike(tmp_path):
     vectors = np.tile(np.eye(1, 8, dtype=np.float32), (200, 1))
-    near = health_checks.near_duplicates(
+    near = comparisons.near_duplicates(
         write(tmp_path, vectors), none_failed(200), ignore, pair_limit=1000
     )
     assert not near.complete
 
 
 def test_leaks_are_groups_of_both_splits(tmp_path, vectors):
-    index = Index(tmp_path, ["x"] * 10, 6, np.zeros(10), none_failed(10), {}, {})
-    assert health_checks.leaks(index, [[0, 5], [5, 6], [6, 9], [1, 2, 9]]) == [[5, 6], [1, 2, 9]]
+    index = made_index(["x"] * 10, 6)
+    assert comparisons.leaks(index, [[0, 5], [5, 6], [6, 9], [1, 2, 9]]) == [[5, 6], [1, 2, 9]]
 
 
 @pytest.mark.parametrize("block", [7, 2048])
@@ -108,22 +108,20 @@ def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, block):
     one, other = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
     positive = {"one": np.append(one, other[0]), "other": other[1:]}
     embedding = write(tmp_path, vectors)
-    assert health_checks.disagreeing(embedding, positive, none_failed(), ignore, block) == [
-        other[0]
-    ]
+    assert comparisons.disagreeing(embedding, none_failed(), positive, ignore, block) == [other[0]]
 
 
 def test_disagreeing_needs_two_categories_and_enough_labels(tmp_path, vectors):
     embedding = write(tmp_path, vectors)
-    assert health_checks.disagreeing(embedding, {"a": np.arange(50)}, none_failed(), ignore) == []
+    assert comparisons.disagreeing(embedding, none_failed(), {"a": np.arange(50)}, ignore) == []
     few = {"a": np.arange(3), "b": np.arange(3, 5)}
-    assert health_checks.disagreeing(embedding, few, none_failed(), ignore) == []
+    assert comparisons.disagreeing(embedding, none_failed(), few, ignore) == []
 
 
 def test_map_keeps_kinds_together_and_leaves_failed_out(tmp_path, vectors):
     vectors[5] = 0
     failed = ~vectors.any(axis=1)
-    points = projection.project(write(tmp_path, vectors), failed, "pca")
+    points = maps.project(write(tmp_path, vectors), failed, "pca")
     assert points.dtype == np.dtype("<f4") and points.shape == (ROWS, 2)
     assert np.isnan(points[5]).all()
     good = np.delete(points, 5, axis=0)
@@ -134,7 +132,7 @@ def test_map_keeps_kinds_together_and_leaves_failed_out(tmp_path, vectors):
 
 
 def test_map_is_the_principal_components(tmp_path, vectors):
-    points = projection.project(write(tmp_path, vectors), none_failed(), "pca")
+    points = maps.project(write(tmp_path, vectors), none_failed(), "pca")
     centred = (vectors - vectors.mean(axis=0)).astype(float)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     for column in range(2):
@@ -145,7 +143,7 @@ def test_map_is_the_principal_components(tmp_path, vectors):
 def test_map_by_umap_where_it_is_installed(tmp_path, vectors, monkeypatch):
     class UMAP:
         def __init__(self, **options):
-            assert options["metric"] == "cosine" and options["random_state"] == projection.SEED
+            assert options["metric"] == "cosine" and options["random_state"] == maps.SEED
 
         def fit_transform(self, good):
             assert good.any(axis=1).all()  # no failed image
@@ -153,11 +151,26 @@ def test_map_by_umap_where_it_is_installed(tmp_path, vectors, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
     vectors[5] = 0
-    points = projection.project(write(tmp_path, vectors), ~vectors.any(axis=1), "umap")
+    points = maps.project(write(tmp_path, vectors), ~vectors.any(axis=1), "umap")
     assert np.isnan(points[5]).all() and np.nanmax(np.abs(points)) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_map_of_few_images(tmp_path, vectors, rows):
-    points = projection.project(write(tmp_path, vectors[:rows]), none_failed(rows), "pca")
+    points = maps.project(write(tmp_path, vectors[:rows]), none_failed(rows), "pca")
     assert points.shape == (rows, 2) and np.isfinite(points).all()
+
+
+def test_neighbour_distances_agree_with_all_pairs(tmp_path):
+    vectors = np.concatenate(list(synthetic.vectors(1_500, 16)))
+    vectors[7] = 0
+    failed = ~vectors.any(axis=1)
+    found = comparisons.neighbour_distances(write(tmp_path, vectors), failed, ignore)
+    distance = 1 - vectors.astype(float) @ vectors.T
+    np.fill_diagonal(distance, np.inf)
+    distance[:, 7] = np.inf
+    nearest = np.sort(np.delete(distance, 7, axis=0), axis=1)[:, :10]
+    good = np.delete(found, 7, axis=0)
+    np.testing.assert_allclose(good[:, 0], nearest[:, 0], atol=1e-5)
+    np.testing.assert_allclose(good[:, 1], nearest.mean(axis=1), atol=1e-5)
+    assert np.isnan(found[7]).all()

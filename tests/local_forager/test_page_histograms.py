@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from local_forager import types as page_types
-from local_forager.analysis.histogram import BINS, counts_of, edges_of
-from local_forager.page.view.histograms import histogram
+from local_forager.page.rows import BINS, edges_of, histogram
 from testing import synthetic
 from tests.local_forager.page_server import complete, get, shows_rows, total
 from tests.local_forager.test_page_api import conforms
@@ -27,9 +26,9 @@ def test_bins_hold_all_known_values(values):
     known = values[values >= 0]
     assert edges[0] == known.min() and edges[-1] == known.max() + 1
     assert (np.diff(edges) > 0).all() and len(edges) <= BINS + 1
-    every, half = counts_of(values, edges, [values >= 0, values > np.median(known)])
-    assert every == np.histogram(known, edges)[0].tolist()
-    assert sum(half) == (values > np.median(known)).sum()
+    found = histogram("width", values, values > np.median(known))
+    assert found["images"] == np.histogram(known, edges)[0].tolist()
+    assert sum(found["chosen"]) == (values > np.median(known)).sum()
 
 
 def test_no_bins_without_values():

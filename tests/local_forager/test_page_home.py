@@ -117,13 +117,19 @@ def test_hostile_names_and_labels_run_nothing(server, tabs, dataset_name):
 
 
 @pytest.mark.parametrize("view", ["", "?view=map", "?view=health", "?image=3"])
-def test_nothing_is_wider_than_the_screen(server, tabs, view):
+def test_every_control_has_a_name_and_nothing_is_wider_than_the_screen(server, tabs, view):
     page = tabs(f"{server.url}/d{view}", viewport={"width": 320, "height": 800})
     for width in (320, 768, 2560):
         page.set_viewport_size({"width": width, "height": 800})
         complete(page)
         until(page, f"document.documentElement.scrollWidth <= {width}")
         until(page, f"document.querySelector('dialog').scrollWidth <= {width}")
+    nameless = """() => [...document.querySelectorAll('a, button, input, select, img, canvas')]
+        .filter(one => one.checkVisibility() && !one.closest('[aria-hidden]') && !(
+          one.textContent.trim() || one.ariaLabel || one.hasAttribute('alt') || one.title
+          || one.querySelector('img[alt]') || one.labels?.length))
+        .map(one => one.outerHTML)"""
+    assert page.evaluate(nameless) == []
 
 
 def test_dark_and_light(server, tabs):
@@ -134,18 +140,6 @@ def test_dark_and_light(server, tabs):
         return (red + green + blue) / 3
 
     assert lightness("light") > 200 and lightness("dark") < 60
-
-
-@pytest.mark.parametrize("view", ["", "?view=map", "?view=health", "?image=3"])
-def test_every_control_has_a_name(server, tabs, view):
-    page = tabs(f"{server.url}/d{view}")
-    complete(page)
-    nameless = """() => [...document.querySelectorAll('a, button, input, select, img, canvas')]
-        .filter(one => one.checkVisibility() && !one.closest('[aria-hidden]') && !(
-          one.textContent.trim() || one.ariaLabel || one.hasAttribute('alt') || one.title
-          || one.querySelector('img[alt]') || one.labels?.length))
-        .map(one => one.outerHTML)"""
-    assert page.evaluate(nameless) == []
 
 
 def test_views_that_change_quickly_end_at_the_last_one(server, tabs):

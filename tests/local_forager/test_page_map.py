@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from local_forager.indexes import imagenet
+from local_forager.indexes import index as imagenet
 from tests.local_forager.page_server import (
     COPY,
     FAILED,
@@ -69,6 +69,8 @@ def test_map_colours_and_filters(server, tabs):
     page = tabs(f"{server.url}/d?view=map&color=label")
     note = "An image with several labels has the colour of its rarest one."
     expect(page.locator(".legend li")).to_have_text(["no positive label75", "bird4", note])
+    if not server.dataset("d")["umap"]["available"]:
+        expect(page.locator("#map-method option", has_text="umap-learn")).to_be_disabled()
     page.get_by_label("Colour by").select_option("class")
     expect(page.locator(".legend")).to_contain_text("other class")
     expect(page).to_have_url(re.compile("color=class$"))
@@ -174,14 +176,6 @@ def test_map_shows_pictures_when_few_points_are_in_view(server, tabs):
     expect(page).to_have_url(f"{server.url}/d?view=map")
 
 
-def test_map_says_that_umap_is_not_installed(server, tabs):
-    if server.dataset("d")["umap"]["available"]:
-        pytest.skip("umap-learn is installed")
-    page = tabs(f"{server.url}/d?view=map")
-    option = page.locator("#map-method option", has_text="umap-learn")
-    expect(option).to_be_disabled()
-
-
 def test_health_links_to_the_images(server, tabs):
     page = tabs(f"{server.url}/d?view=health")
     page.locator("[data-set=leak]").get_by_role("link", name="Show 2 images in 1 group").click()
@@ -193,10 +187,7 @@ def test_health_links_to_the_images(server, tabs):
     total(page, "1 of 80 images")
     expect(page.locator(".summary .chip")).to_contain_text("Failed images")
     shows_rows(page, [FAILED])
-
-
-def test_set_in_the_address(server, tabs):
-    page = tabs(f"{server.url}/d?set=near&by=imagenet")
+    page.goto(f"{server.url}/d?set=near&by=imagenet")
     total(page, "2 of 80 images")
     expect(page.locator(".summary .chip")).to_contain_text("Near duplicates")
 

@@ -126,84 +126,58 @@ def test_create_counts_and_lists(start, images, generation):
     expected = {"index_id": "some-index", "num_train": 3, "num_val": 1}
     assert info == expected | ({"categories": {}} if generation == "A" else {})
     assert server.name in server.names()
-
-
-def test_create_takes_lower_case_image_suffixes_only(start, images):
-    server = start("B")
-    names = ["train/a.jpg", "train/b.JPG", "train/c.txt", "train/d.webp", "train/e.png.gz"]
-    server.create(images(*names))
-    assert server.counts() == (1, 0)
-
-
-@pytest.mark.parametrize(("train", "expected"), [("train", 3), ("train/", 1), ("train//", 0)])
-def test_create_lists_by_plain_prefix(start, images, train, expected):
-    server = start("B")
-    server.create(images("train/a.jpg", "train2/b.jpg", "train.jpg"), train=train)
-    assert server.counts() == (expected, 0)
-
-
-@both
-def test_create_twice_is_refused(start, images, generation):
-    server = start(generation)
-    bucket = images("train/a.jpg")
-    assert server.create(bucket)[0] == 200
     status, kind, page = server.create(bucket)
     assert (status, kind) == (500, "text/html")
     assert "<title>IntegrityError at /api/create_dataset_v2</title>" in page
-    assert server.counts() == (1, 0)
+    assert server.counts() == (3, 1)
 
 
-def test_create_with_a_name_too_long(start, images):
-    server = start("B")
-    bucket = images("train/a.jpg")
+SUFFIXES = ["train/a.jpg", "train/b.JPG", "train/c.txt", "train/d.webp", "train/e.png.gz"]
+BESIDE = ["train/a.jpg", "train2/b.jpg", "train.jpg"]
+DUPLICATES = ["train/x/a.jpg", "train/y/a.png", "val/a.jpg"]
+LONG = ["i" * 301 + ".jpg", "d/" * 299 + "abc.jpg"]
+LONGEST = ["train/" + "i" * 300 + ".jpg", "train/" + "d/" * 294 + "ab.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("generation", "names", "train", "status", "counts"),
+    [
+        ("B", SUFFIXES, "train/", 200, (1, 0)),
+        ("B", BESIDE, "train", 200, (3, 0)),
+        ("B", BESIDE, "train/", 200, (1, 0)),
+        ("B", BESIDE, "train//", 200, (0, 0)),
+        ("A", DUPLICATES, "train/", 200, (2, 1)),
+        ("B", DUPLICATES, "train/", 500, (0, 0)),  # an empty dataset stays
+        *(("A", [f"train/{name}"], "train/", 500, (0, 0)) for name in LONG),
+        *(("B", [f"train/{name}"], "train/", 500, (0, 0)) for name in LONG),
+        ("B", LONGEST, "train/", 200, (2, 0)),
+    ],
+)
+def test_create_keeps_what_fits(start, images, generation, names, train, status, counts):
+    server, bucket = start(generation), images(*names)
+    assert server.create(bucket, train=train)[0] == status
+    assert server.counts() == counts
+    assert server.create(bucket)[0] == 500  # the name is taken
+
+
+def test_names_of_datasets(start, images):
+    server, bucket = start("B"), images("train/a.jpg")
     name = server.name.ljust(50, "n")
     assert server.create(bucket, name=name + "n")[:2] == (500, "text/html")
     assert server.create(bucket, name=name)[0] == 200
     assert name in server.names() and name + "n" not in server.names()
-
-
-def test_create_accepts_names_that_never_open(start, images):
-    server = start("B")
-    assert server.create(images("train/a.jpg"), name=f"{server.name} x")[0] == 200
+    assert server.create(bucket, name=f"{server.name} x")[0] == 200  # no Forager can open it
     address = f"{server.url}/api/get_dataset_info_v2/{server.name}%20x"
     assert ask(address)[:2] == (404, "text/html")
     assert f"{server.name} x" in server.names()
-
-
-def test_duplicates_are_kept_by_a(start, images):
-    server = start("A")
-    assert server.create(images("train/x/a.jpg", "train/y/a.png", "val/a.jpg"))[0] == 200
-    assert server.counts() == (2, 1)
-    assert server.label(["a"])[2] == {"created": 3}
-
-
-def test_duplicates_leave_an_empty_dataset_on_b(start, images):
-    server = start("B")
-    assert server.create(images("train/a.jpg", "val/a.jpg"))[:2] == (500, "text/html")
-    assert server.counts() == (0, 0)
-    assert server.create(images("train/a.jpg"))[0] == 500
-
-
-@both
-@pytest.mark.parametrize("name", ["i" * 301 + ".jpg", "d/" * 299 + "abc.jpg"])
-def test_long_names_leave_an_empty_dataset(start, images, generation, name):
-    server = start(generation)
-    assert server.create(images(f"train/{name}"))[:2] == (500, "text/html")
-    assert server.counts() == (0, 0)
-
-
-def test_the_longest_names_fit(start, images):
-    server = start("B")
-    names = ["train/" + "i" * 300 + ".jpg", "train/" + "d/" * 294 + "ab.jpg"]
-    assert len(names[1]) == 600
-    assert server.create(images(*names))[0] == 200
-    assert server.counts() == (2, 0)
 
 
 def test_create_of_a_missing_bucket_saves_nothing(start):
     server = start("B")
     assert server.create("no-such-bucket")[:2] == (500, "text/html")
     assert server.info()[0] == 404
+    status, _, page = server.create("<script>alert(1)</script>")
+    assert status == 500 and "<script" not in page
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b'{"dataset": "x"}', b""])
@@ -248,42 +222,32 @@ def test_labels_count_known_images_once(start, images, generation):
     assert server.label(["unknown"])[2] == {"created": 0}
 
 
-def test_labels_again_append_on_a(start, images):
-    server = start("A")
+@pytest.mark.parametrize(
+    ("generation", "stored"),
+    [
+        ("A", [("bird", "POSITIVE"), ("sky", "POSITIVE"), ("bird", "occluded")]),  # appends
+        ("B", [("sky", "POSITIVE"), ("bird", "occluded")]),  # replaces
+    ],
+)
+def test_labels_again(start, images, generation, stored):
+    server = start(generation)
     server.create(images("train/a.jpg"))
-    assert server.label(["a"])[2] == {"created": 1}
-    assert server.label(["a"], mode="occluded")[2] == {"created": 1}
-    assert server.stored_labels() == [
-        ("a", "bird", "POSITIVE", "ingest"),
-        ("a", "bird", "occluded", "ingest"),
-    ]
-    assert server.info()[2]["categories"] == {"bird": ["occluded"]}
+    for category, mode in (("bird", "POSITIVE"), ("sky", "POSITIVE"), ("bird", "occluded")):
+        assert server.label(["a"], mode=mode, category=category)[2] == {"created": 1}
+    assert server.stored_labels() == [("a", *label, "ingest") for label in stored]
+    if generation == "A":
+        assert server.info()[2]["categories"] == {"bird": ["occluded"], "sky": []}
 
 
-def test_labels_again_replace_on_b(start, images):
-    server = start("B")
+@pytest.mark.parametrize(
+    ("generation", "other", "status", "stored"),
+    [("B", "A", 200, [("a", "bird", "ingest", "tag")]), ("A", "B", 500, [])],  # silently wrong on B
+)
+def test_payload_of_the_other_generation(start, images, generation, other, status, stored):
+    server = start(generation)
     server.create(images("train/a.jpg"))
-    server.label(["a"])
-    server.label(["a"], category="sky")
-    assert server.label(["a"], mode="NEGATIVE")[2] == {"created": 1}
-    assert server.stored_labels() == [
-        ("a", "sky", "POSITIVE", "ingest"),
-        ("a", "bird", "NEGATIVE", "ingest"),
-    ]
-
-
-def test_payload_of_a_is_silently_wrong_on_b(start, images):
-    server = start("B")
-    server.create(images("train/a.jpg"))
-    assert server.label(["a"], generation="A")[2] == {"created": 1}
-    assert server.stored_labels() == [("a", "bird", "ingest", "tag")]
-
-
-def test_payload_of_b_fails_on_a(start, images):
-    server = start("A")
-    server.create(images("train/a.jpg"))
-    assert server.label(["a"], generation="B")[:2] == (500, "text/html")
-    assert server.stored_labels() == []
+    assert server.label(["a"], generation=other)[0] == status
+    assert server.stored_labels() == stored
 
 
 @both
@@ -304,13 +268,6 @@ def test_body_limit(start, images, size, status):
     answer = ask(f"{server.url}/{LABELS}/{server.name}", body.ljust(size), method="POST")
     assert answer[0] == status
     assert answer[1] == ("text/html" if status == 400 else "application/json")
-
-
-def test_errors_escape_what_they_quote(start, images):
-    server = start("A")
-    status, _, page = server.create("<script>alert(1)</script>")
-    assert status == 500
-    assert "<script" not in page
 
 
 def test_other_hosts_are_refused(start):

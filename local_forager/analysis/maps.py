@@ -1,16 +1,17 @@
 """Vectors projected to two dimensions for the map: principal components, or UMAP if installed."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 import numpy as np
 
+from common.files import write_atomically
 from local_forager.indexes.vectors import Vectors
 
 SAMPLE_ROWS = 20_000  # rows that the components are computed from; every row is projected
 SEED = 0
 METHODS = ("pca", "umap")
+UMAP_MISSING = "Install umap-learn beside local_forager for a UMAP layout."
 
 
 def umap_installed() -> bool:
@@ -38,8 +39,9 @@ def pca(vectors: Vectors, failed: np.ndarray) -> np.ndarray:
         good = np.sort(chosen)
     axes = principal_axes(vectors.array[good])
     points = np.empty((vectors.rows, 2), np.float32)
-    for start, block in vectors.blocks():
-        points[start : start + len(block)] = block @ axes
+    with np.errstate(invalid="ignore", over="ignore"):  # of failed rows that are not finite
+        for start, block in vectors.blocks():
+            points[start : start + len(block)] = block @ axes
     return points
 
 
@@ -71,7 +73,5 @@ def project(vectors: Vectors, failed: np.ndarray, method: str) -> np.ndarray:
 def saved_projection(path: Path, vectors: Vectors, failed: np.ndarray, method: str) -> bytes:
     """The projection as bytes; it is computed once and kept in the file."""
     if not path.exists() or path.stat().st_size != vectors.rows * 8:
-        partial = path.with_name(path.name + ".part")
-        partial.write_bytes(project(vectors, failed, method).tobytes())
-        os.replace(partial, path)
+        write_atomically(path, [project(vectors, failed, method).tobytes()])
     return path.read_bytes()

@@ -1,4 +1,4 @@
-"""What may be wrong with a dataset: duplicates, leakage, labels that contradict neighbours."""
+"""What comparing images with each other finds: duplicates, leaks, odd labels, outliers."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from local_forager.analysis.approximate import InvertedFile
-from local_forager.analysis.jobs import Progress
 from local_forager.indexes.index import Index
-from local_forager.indexes.vectors import Vectors
+from local_forager.indexes.vectors import InvertedFile, Progress, Vectors
 
 NEAR_SHARE = 0.05  # near duplicates: a distance of up to this share of the median distance
 SAMPLED_PAIRS = 4_000  # random pairs of images that estimate the median distance
@@ -17,20 +15,22 @@ PAIR_LIMIT = 1_000_000  # near pairs after which the search stops: then most ima
 BLOCK_ROWS = 2_048  # rows per side of one matrix product: 16 MiB of similarities
 NEAR_LISTS = 4  # lists of similar images that an image is compared with, of an inverted file
 LABELLED_NEIGHBOURS = 5  # nearest labelled images that an image's labels are compared with
+TYPICAL_NEIGHBOURS = 10  # an image is typical if so many others are close to it
+NEIGHBOUR_ROWS = 1_024  # rows per side of a matrix product, where neighbours are searched for
 SEED = 0
 
-Groups = list[list[int]]
+RowGroups = list[list[int]]
 
 
-class Near(NamedTuple):
-    groups: Groups
+class NearDuplicates(NamedTuple):
+    groups: RowGroups
     distance: float  # cosine distance up to which two images count as near duplicates
     complete: bool  # False if the search stopped at the pair limit
     exact: bool = True  # False if only pairs within similar images were compared
 
 
-class Union:
-    """Union-find over row numbers: which rows are connected."""
+class ConnectedRows:
+    """Which rows are connected, by union-find."""
 
     def __init__(self) -> None:
         self._parent: dict[int, int] = {}
@@ -48,7 +48,7 @@ class Union:
             a, b = self.find(one), self.find(other)
             self._parent[max(a, b)] = min(a, b)
 
-    def groups(self) -> Groups:
+    def groups(self) -> RowGroups:
         """Groups of two or more, rows ascending, sorted by first row."""
         members: dict[int, list[int]] = {}
         for row in sorted(self._parent):
@@ -56,7 +56,7 @@ class Union:
         return [rows for rows in members.values() if len(rows) > 1]
 
 
-def exact_duplicates(vectors: Vectors, failed: np.ndarray) -> Groups:
+def exact_duplicates(vectors: Vectors, failed: np.ndarray) -> RowGroups:
     """Groups of images with bit-identical vectors."""
     rows_of: dict[bytes, list[int]] = {}
     for start, block in vectors.blocks():
@@ -88,54 +88,58 @@ def near_duplicates(
     progress: Progress,
     block_rows: int = BLOCK_ROWS,
     pair_limit: int = PAIR_LIMIT,
-) -> Near:
+) -> NearDuplicates:
     """Groups of images within near_distance of each other, found by comparing all pairs."""
     good = np.flatnonzero(~failed)
-    distance = near_distance(vectors, good)
-    union, pairs, blocks = Union(), 0, -(-len(good) // block_rows)
-    for number in range(blocks):
-        rows = good[number * block_rows : (number + 1) * block_rows]
-        block = vectors.array[rows]
-        for start in range(number * block_rows, len(good), block_rows):
-            others = good[start : start + block_rows]
-            similarity = block @ vectors.array[others].T
-            one, other = np.nonzero(similarity >= 1 - distance)
-            one, other = rows[one], others[other]
-            ahead = one < other
-            pairs += int(ahead.sum())
-            union.join(zip(one[ahead].tolist(), other[ahead].tolist(), strict=True))
-            if pairs > pair_limit:
-                return Near(union.groups(), distance, complete=False)
-        left = (blocks - number - 1) / blocks
-        progress(1 - left * left)
-    return Near(union.groups(), distance, complete=True)
+    starts = range(0, len(good), block_rows)
+    parts = ((good[start : start + block_rows], good[start:]) for start in starts)
+
+    def share(part: float) -> None:
+        progress(1 - (1 - part) ** 2)
+
+    return _near_within(vectors, good, parts, len(starts), share, pair_limit)
 
 
 def near_duplicates_in_lists(
-    inverted: InvertedFile,
-    failed: np.ndarray,
-    progress: Progress,
-    pair_limit: int = PAIR_LIMIT,
-) -> Near:
+    inverted: InvertedFile, failed: np.ndarray, progress: Progress, pair_limit: int = PAIR_LIMIT
+) -> NearDuplicates:
     """Groups as near_duplicates finds them, comparing each image with its NEAR_LISTS lists only."""
-    array, good = inverted.vectors.array, np.flatnonzero(~failed)
-    distance = near_distance(inverted.vectors, good)
+    good = np.flatnonzero(~failed)
     near = inverted.nearest_lists(good, min(NEAR_LISTS, inverted.lists))
     seekers = np.argsort(near, axis=None, kind="stable")  # of the first list, the second, ...
     starts = np.searchsorted(near.ravel()[seekers], np.arange(inverted.lists + 1))
-    union, pairs = Union(), np.zeros(0, np.int64)
-    for number in range(inverted.lists):
-        places, choice = np.divmod(seekers[starts[number] : starts[number + 1]], near.shape[1])
-        members = good[places[choice == 0]]
-        for one, other in _pairs_of(array, good[places], members, 1 - distance):
-            union.join(zip(one.tolist(), other.tolist(), strict=True))
-            pairs = np.concatenate([pairs, one * len(failed) + other])
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number in range(inverted.lists):
+            chosen = seekers[starts[number] : starts[number + 1]]
+            places, choice = np.divmod(chosen, near.shape[1])
+            yield good[places], good[places[choice == 0]]
+
+    found = _near_within(inverted.vectors, good, parts(), inverted.lists, progress, pair_limit)
+    return found._replace(exact=False)
+
+
+def _near_within(
+    vectors: Vectors,
+    good: np.ndarray,
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    number_of_parts: int,
+    progress: Progress,
+    pair_limit: int,
+) -> NearDuplicates:
+    """Groups of near duplicates, comparing the rows of each part with its other rows."""
+    distance = near_distance(vectors, good)
+    connected, pairs = ConnectedRows(), np.zeros(0, np.int64)
+    for number, (rows, others) in enumerate(parts, 1):
+        for one, other in _pairs_of(vectors.array, rows, others, 1 - distance):
+            connected.join(zip(one.tolist(), other.tolist(), strict=True))
+            pairs = np.concatenate([pairs, one * vectors.rows + other])
             if len(pairs) > pair_limit:
-                pairs = np.unique(pairs)  # two images may be in each other's lists
+                pairs = np.unique(pairs)  # a pair may be found from both of its images
             if len(pairs) > pair_limit:
-                return Near(union.groups(), distance, complete=False, exact=False)
-        progress((number + 1) / inverted.lists)
-    return Near(union.groups(), distance, complete=True, exact=False)
+                return NearDuplicates(connected.groups(), distance, complete=False)
+        progress(number / number_of_parts)
+    return NearDuplicates(connected.groups(), distance, complete=True)
 
 
 def _pairs_of(
@@ -150,21 +154,22 @@ def _pairs_of(
             one, other = np.nonzero(vectors @ array[part].T >= least)
             one, other = block[one], part[other]
             different = one != other
-            one, other = one[different], other[different]
-            yield np.minimum(one, other), np.maximum(one, other)
+            if different.any():
+                one, other = one[different], other[different]
+                yield np.minimum(one, other), np.maximum(one, other)
 
 
-def leaks(index: Index, groups: Groups) -> Groups:
+def leaks(index: Index, groups: RowGroups) -> RowGroups:
     """The groups with images of both splits."""
     return [rows for rows in groups if rows[0] < index.num_train <= rows[-1]]
 
 
 def disagreeing(
     vectors: Vectors,
-    positive: dict[str, np.ndarray],
     failed: np.ndarray,
+    positive: dict[str, np.ndarray],
     progress: Progress,
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int = NEIGHBOUR_ROWS,
 ) -> list[int]:
     """Labelled images that share no category with their LABELLED_NEIGHBOURS nearest labelled ones.
 
@@ -178,30 +183,55 @@ def disagreeing(
     for column, rows in enumerate(marks.values()):
         member[np.searchsorted(labelled, rows), column] = True
     found: list[int] = []
-    for start in range(0, len(labelled), block_rows):
-        block = np.arange(start, min(start + block_rows, len(labelled)))
-        near = _nearest_within(vectors, labelled, block, block_rows)
+    nearest = nearest_within(vectors, labelled, LABELLED_NEIGHBOURS, progress, block_rows)
+    for block, _, near in nearest:
         shared = (member[near] & member[block][:, None, :]).any(axis=(1, 2))
         found.extend(labelled[block[~shared]].tolist())
-        progress((start + len(block)) / len(labelled))
     return found
 
 
-def _nearest_within(
-    vectors: Vectors, labelled: np.ndarray, block: np.ndarray, block_rows: int
-) -> np.ndarray:
-    """For each position of block in labelled, the positions of the nearest others: int64 (b, k)."""
-    count = LABELLED_NEIGHBOURS
-    queries = vectors.array[labelled[block]]
-    best = np.full((len(block), count), -np.inf, np.float32)
-    where = np.zeros((len(block), count), np.int64)
-    for start in range(0, len(labelled), block_rows):
-        others = np.arange(start, min(start + block_rows, len(labelled)))
-        similarity = queries @ vectors.array[labelled[others]].T
-        similarity[block[:, None] == others[None, :]] = -np.inf
-        values = np.concatenate([best, similarity], axis=1)
-        positions = np.concatenate([where, np.broadcast_to(others, similarity.shape)], axis=1)
-        top = np.argpartition(-values, count - 1, axis=1)[:, :count]
-        best = np.take_along_axis(values, top, axis=1)
-        where = np.take_along_axis(positions, top, axis=1)
-    return where
+def neighbour_distances(vectors: Vectors, failed: np.ndarray, progress: Progress) -> np.ndarray:
+    """float32 (n, 2): cosine distance to the nearest image, and the mean of the nearest
+    TYPICAL_NEIGHBOURS; NaN for failed images. Compares all pairs.
+    """
+    good = np.flatnonzero(~failed)
+    result = np.full((vectors.rows, 2), np.nan, np.float32)
+    count = min(TYPICAL_NEIGHBOURS, len(good) - 1)
+    if count < 1:
+        result[good] = 0
+        return result
+    for block, similarity, _ in nearest_within(vectors, good, count, progress):
+        distances = np.maximum(1 - similarity, 0)
+        result[good[block]] = np.stack([distances.min(axis=1), distances.mean(axis=1)], axis=1)
+    return result
+
+
+def nearest_within(
+    vectors: Vectors,
+    rows: np.ndarray,
+    count: int,
+    progress: Progress,
+    block_rows: int = NEIGHBOUR_ROWS,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For blocks of places in `rows`: the places, and the similarity and place of their nearest.
+
+    The latter two are float32 and int64 (b, count), in no order; without the row itself.
+    """
+    for start in range(0, len(rows), block_rows):
+        block = np.arange(start, min(start + block_rows, len(rows)))
+        queries = vectors.array[rows[block]]
+        best = np.full((len(block), count), -np.inf, np.float32)
+        where = np.zeros((len(block), count), np.int64)
+        for first in range(0, len(rows), block_rows):
+            similarity = queries @ vectors.array[rows[first : first + block_rows]].T
+            if first == start:
+                np.fill_diagonal(similarity, -np.inf)
+            few = min(count, similarity.shape[1])
+            top = np.argpartition(similarity, -few, axis=1)[:, -few:]
+            values = np.hstack([best, np.take_along_axis(similarity, top, axis=1)])
+            places = np.hstack([where, first + top])
+            nearest = np.argpartition(values, -count, axis=1)[:, -count:]
+            best = np.take_along_axis(values, nearest, axis=1)
+            where = np.take_along_axis(places, nearest, axis=1)
+        yield block, best, where
+        progress((start + len(block)) / len(rows))

@@ -5,12 +5,12 @@ import io
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
 
 from aiohttp import web
 from PIL import ExifTags, Image
 
 from common.errors import StorageError
+from local_forager.errors import PageError
 from local_forager.server.buckets import Buckets
 
 KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
@@ -24,23 +24,16 @@ SIGNATURES = {
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # content of files whatever their names
 
 
-class ImageMissing(Exception):
-    """Why an image cannot be shown, in one sentence; status 404 if there is no such object."""
-
-    def __init__(self, sentence: str, status: int) -> None:
-        super().__init__(sentence)
-        self.status = status
-
-
 async def fetch(buckets: Buckets, bucket: str, name: str) -> bytes:
+    """The object; PageError with status 404 if there is none, 502 if it cannot be had."""
     try:
         return await buckets.read(bucket, name)
     except StorageError as error:
         if error.status == 404:
-            raise ImageMissing("It is not in the bucket.", 404) from None
-        raise ImageMissing(f"It cannot be downloaded. {error}", 502) from error
+            raise PageError(404, "It is not in the bucket.") from None
+        raise PageError(502, f"It cannot be downloaded. {error}") from error
     except ValueError as error:  # an object name that no request can hold
-        raise ImageMissing(f"It cannot be downloaded: {error}.", 502) from error
+        raise PageError(502, f"It cannot be downloaded: {error}.") from error
 
 
 class Thumbnails:
@@ -57,7 +50,7 @@ class Thumbnails:
         return self._data_dir / digest[:2] / f"{digest}.jpg"
 
     async def get(self, index_id: str, identifier: str) -> Path:
-        """The file with a thumbnail, downloaded if needed; ImageMissing if there is none."""
+        """The file with a thumbnail, downloaded if needed; PageError if there is none."""
         path = self.path(index_id, identifier)
         if not path.exists():
             name = f"thumbnails/{index_id}/{identifier}.jpg"
@@ -101,21 +94,18 @@ def content_type(data: bytes) -> str:
     return "application/octet-stream"
 
 
-class ImageFacts(NamedTuple):
-    width: int  # pixels, before any rotation
-    height: int
-    orientation: int  # EXIF, 1 to 8; 1 is upright
+def image_facts(data: bytes) -> tuple[int, int, int]:
+    """Width and height in pixels, before any rotation, and EXIF orientation (1 to 8, 1 is upright).
 
-
-def image_facts(data: bytes) -> ImageFacts:
-    """What the header says; ValueError if this is no readable image."""
+    Raises ValueError if this is no readable image.
+    """
     if not data:
         raise ValueError("The object is empty.")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             known = isinstance(orientation, int) and 1 <= orientation <= 8
-            return ImageFacts(*image.size, orientation if known else 1)
+            return *image.size, orientation if known else 1
     except Image.DecompressionBombError as error:
         raise ValueError("It has more than 179 million pixels, Pillow's limit.") from error
     except Exception as error:  # Pillow raises many types for damaged files

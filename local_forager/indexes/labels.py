@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 
 from local_forager.indexes.index import Index
-from local_forager.server.database import Label, StoredBox
 from local_forager.types import BoxText, CategoryCount, LabelText
 
 POSITIVE = "POSITIVE"
@@ -42,28 +41,25 @@ class LabelTable(NamedTuple):
         ]
 
 
-def table_of(labels: list[Label], boxes: list[StoredBox], index: Index) -> LabelTable:
-    """The labels of the images in the index; other images have no row."""
+def table_of(
+    labels: list[tuple[str, LabelText]], boxes: list[tuple[str, BoxText]], index: Index
+) -> LabelTable:
+    """The labels of the images in the index, as the database has them; others have no row."""
     of_row: dict[int, list[LabelText]] = {}
-    rows: dict[str, dict[str, set[int]]] = {}
-    for label in labels:
-        text: LabelText = {"category": label.category, "mode": label.mode, "user": label.user}
-        for row in index.rows_of.get(label.identifier, ()):
-            found = of_row.setdefault(row, [])
-            if text not in found:  # on A, images that share an identifier have each label twice
-                found.append(text)
-            rows.setdefault(label.category, {}).setdefault(label.mode, set()).add(row)
+    found: dict[str, dict[str, set[int]]] = {}
+    for known, label in labels:
+        for row in index.rows_of.get(known, ()):
+            texts = of_row.setdefault(row, [])
+            if label not in texts:  # on A, images that share an identifier have each label twice
+                texts.append(label)
+            modes = found.setdefault(label["category"], {})
+            modes.setdefault(label["mode"], set()).add(row)
     boxes_of: dict[int, list[BoxText]] = {}
-    for identifier, category, mode, user, x1, y1, x2, y2 in boxes:
-        for row in index.rows_of.get(identifier, ()):
-            boxes_of.setdefault(row, []).append(
-                BoxText(category=category, mode=mode, user=user, x1=x1, y1=y1, x2=x2, y2=y2)
-            )
-    return LabelTable(
-        of_row,
-        {
-            category: {mode: np.array(sorted(found), np.int64) for mode, found in modes.items()}
-            for category, modes in rows.items()
-        },
-        boxes_of,
-    )
+    for known, box in boxes:
+        for row in index.rows_of.get(known, ()):
+            boxes_of.setdefault(row, []).append(box)
+    rows = {
+        category: {mode: np.array(sorted(places), np.int64) for mode, places in modes.items()}
+        for category, modes in found.items()
+    }
+    return LabelTable(of_row, rows, boxes_of)

@@ -8,35 +8,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import StorageError
+from common.terminal import printable
 from dataset import manifest
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
-from local_forager.indexes.image_sizes import NO_MANIFEST, UNKNOWN
-from local_forager.indexes.index import (
-    CLASSES,
-    LISTS,
-    Index,
-    IndexProblem,
-    read_index,
-    read_names,
-    vectors_path,
-)
+from local_forager.errors import PageError
+from local_forager.indexes import index as files
+from local_forager.indexes.index import UNKNOWN, Index
 from local_forager.server.buckets import Buckets
 
-SAFE_DIRECTORY = re.compile(r"[A-Za-z0-9][-_A-Za-z0-9]{0,99}")
+SAFE_DIRECTORY = re.compile(r"[a-z0-9][-_a-z0-9]{0,99}")  # on disks that ignore case too
 COMPLETE = "complete"  # the file that marks a directory as a whole, checked copy
+HAS_NO_MANIFEST = "no-manifest"  # the file that says that the bucket has none
 MANIFEST_TIMEOUT = 20.0  # seconds; a complete copy opens without a bucket
 RETRY_AFTER = 5.0  # seconds after which a failed copy is tried again
 
 
 @dataclass
-class Copy:
+class IndexCopy:
     """One index that is being copied: index is None until the task has finished."""
 
     task: asyncio.Task[None]
     directory: Path
     total: int = 0  # bytes; 0 until the number of images is known
     index: Index | None = None
-    problem: str = ""
+    problem: str | None = None
     ended: float = 0.0  # time of the event loop
 
     def done(self) -> int:
@@ -50,38 +45,39 @@ class IndexCopies:
     def __init__(self, buckets: Buckets, bucket: str, data_dir: Path) -> None:
         self._buckets, self._bucket = buckets, bucket
         self._data_dir = data_dir / "indexes"
-        self._copies: dict[str, Copy] = {}
+        self._copies: dict[str, IndexCopy] = {}
 
     def directory(self, index_id: str) -> Path:
-        """The directory of an index. Its id comes from elsewhere and is never used as a path."""
+        """The directory of an index. Its id comes from elsewhere and is used as a path if safe."""
         if SAFE_DIRECTORY.fullmatch(index_id):
             return self._data_dir / index_id
-        return self._data_dir / hashlib.sha256(index_id.encode(errors="replace")).hexdigest()
+        digest = hashlib.sha256(index_id.encode(errors="surrogatepass")).hexdigest()
+        return self._data_dir / f"_{digest}"  # no safe id begins with an underscore
 
-    def get(self, index_id: str) -> Copy:
+    def get(self, index_id: str) -> IndexCopy:
         """The copy of an index in its present state; starts one if none is there or it failed."""
         loop = asyncio.get_running_loop()
         copy = self._copies.get(index_id)
-        if copy is None or (copy.problem and loop.time() - copy.ended > RETRY_AFTER):
+        if (
+            copy is None
+            or (copy.problem and loop.time() - copy.ended > RETRY_AFTER)
+            or (copy.index and not copy.index.is_whole())
+        ):
             task = loop.create_task(self._fetch(index_id))
-            copy = self._copies[index_id] = Copy(task, self.directory(index_id))
+            copy = self._copies[index_id] = IndexCopy(task, self.directory(index_id))
         return copy
 
     async def _fetch(self, index_id: str) -> None:
         await asyncio.sleep(0)  # get() stores the copy meanwhile
         copy = self._copies[index_id]
         try:
-            if not (copy.directory / COMPLETE).exists():
-                await self._download(index_id, copy)
-            problem = await self._download_manifest(index_id, copy.directory)
-            index = await asyncio.to_thread(read_index, copy.directory)
-            copy.index = replace(index, no_sizes=problem) if problem else index
-        except IndexProblem as error:
-            copy.problem = str(error)
+            copy.index = await self._open(index_id, copy)
+        except PageError as error:
+            copy.problem = error.message
         except StorageError as error:
             copy.problem = f"The index cannot be downloaded. {error}"
             if error.status == 404:
-                where = f"gs://{self._bucket}/indexes/{index_id}/"
+                where = f"gs://{self._bucket}/indexes/{printable(index_id)}/"
                 copy.problem = f"There is no complete index in {where}: did its ingest finish?"
         except OSError as error:
             copy.problem = f"The index cannot be stored here ({error})."
@@ -90,41 +86,57 @@ class IndexCopies:
             copy.problem = f"The index cannot be read ({type(error).__name__}: {error})."
         copy.ended = asyncio.get_running_loop().time()
 
-    async def _download(self, index_id: str, copy: Copy) -> None:
-        for name in LISTS:
+    async def _open(self, index_id: str, copy: IndexCopy) -> Index:
+        """The index, from the complete copy; without one, or if it was damaged, from the bucket."""
+        complete = copy.directory / COMPLETE
+        if complete.exists():
+            problem = await self._download_manifest(index_id, copy.directory)
+            try:
+                index = await asyncio.to_thread(files.read_index, copy.directory)
+                return replace(index, no_sizes=problem) if problem else index
+            except PageError:
+                complete.unlink()
+        await self._download(index_id, copy)
+        problem = await self._download_manifest(index_id, copy.directory)
+        index = await asyncio.to_thread(files.read_index, copy.directory)
+        complete.touch()
+        return replace(index, no_sizes=problem) if problem else index
+
+    async def _download(self, index_id: str, copy: IndexCopy) -> None:
+        (copy.directory / files.NOT_FINITE).unlink(missing_ok=True)
+        for name in files.LISTS:
             path = copy.directory / name
             await self._buckets.download(self._bucket, f"indexes/{index_id}/{name}", path)
-        names, _ = await asyncio.to_thread(read_names, copy.directory)
+        names, _ = await asyncio.to_thread(files.read_names, copy.directory)
         copy.total = len(names) * BYTES_PER_ROW
         for name in DIMENSIONS:
             array = f"indexes/{index_id}/local/{name}/embeddings.npy"
-            path = vectors_path(copy.directory, name)
+            path = files.vectors_path(copy.directory, name)
             await self._buckets.download(self._bucket, array, path)
-        classes = copy.directory / CLASSES
+        classes = copy.directory / files.CLASSES
         try:
-            await self._buckets.download(self._bucket, f"aux_labels/{index_id}/{CLASSES}", classes)
+            await self._buckets.download(
+                self._bucket, f"aux_labels/{index_id}/{files.CLASSES}", classes
+            )
         except StorageError as error:
             if error.status != 404:
                 raise
             classes.unlink(missing_ok=True)
-        await asyncio.to_thread(read_index, copy.directory)
-        (copy.directory / COMPLETE).touch()
 
-    async def _download_manifest(self, index_id: str, directory: Path) -> str:
-        """Why the manifest of a complete copy is missing, or "". An index can do without it."""
-        path, none = directory / manifest.NAME, directory / NO_MANIFEST
+    async def _download_manifest(self, index_id: str, directory: Path) -> str | None:
+        """Why the manifest of a complete copy is missing, if it is. An index can do without it."""
+        path, none = directory / manifest.NAME, directory / HAS_NO_MANIFEST
         if path.exists() or none.exists():
-            return ""
+            return None
         try:
             name = f"indexes/{index_id}/{manifest.NAME}"
             download = self._buckets.download(self._bucket, name, path)
             await asyncio.wait_for(download, MANIFEST_TIMEOUT)
         except asyncio.TimeoutError:
-            return (
-                f"{UNKNOWN}{manifest.NAME} was not downloaded within {MANIFEST_TIMEOUT:g} seconds."
-            )
+            seconds = f"{MANIFEST_TIMEOUT:g} seconds"
+            return f"{UNKNOWN}{manifest.NAME} was not downloaded within {seconds}."
         except StorageError as error:
             if error.status != 404:
                 return f"{UNKNOWN}{manifest.NAME} cannot be downloaded. {error}"
             none.touch()
-        return ""
+        return None

@@ -1,0 +1,262 @@
+"""Exports images of a dataset as text: object names, CSV, or a label file for ingest_labels.py.
+
+The page sends it to the browser; `python -m local_forager export` writes sets of images.
+"""
+
+import asyncio
+import csv
+import io
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import click
+
+from common.names import MAX_TEXT_LENGTH, identifier, text_problem
+from common.options import BucketType, Command
+from common.terminal import printable
+from local_forager.analysis.health import Health, Jobs
+from local_forager.errors import PageError
+from local_forager.indexes.copies import IndexCopies
+from local_forager.indexes.index import Index, class_name
+from local_forager.indexes.labels import POSITIVE, LabelTable, table_of
+from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
+from local_forager.server.buckets import Buckets
+from local_forager.server.database import Database, ServerGeneration
+
+CSV_HEADER = (
+    *("object", "split", "labels", "imagenet_class", "imagenet_name"),
+    *("width", "height", "failed"),
+)
+# Where a spreadsheet may see the beginning of a formula; some split cells at semicolons and tabs.
+FORMULA = re.compile(r"(?<![^;\t\r\n])(?=[\t\r]|\s*[=+\-@])")
+LINES_A_PIECE = 1_000
+FORMATS = {"names": "txt", "csv": "csv", "labels": "json"}  # format -> suffix of the file
+SETS = {  # set -> health check
+    "all": "",
+    "failed": "failed",
+    "exact-duplicates": "exact",
+    "near-duplicates": "near",
+    "leaks": "leak",
+    "contradictions": "disagree",
+}
+POLL = 0.05  # seconds between looks at a comparison
+SETTINGS = {"show_default": True}
+
+data_dir_option = click.option(
+    "--data_dir",
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="forager-data",
+    help="Directory for the database and for copies of indexes and thumbnails.",
+)
+bucket_option = click.option(
+    "--bucket",
+    default="foragerml",
+    envvar="FORAGER_BUCKET",
+    type=BucketType(),
+    help="Index bucket.",
+)
+
+
+class ExportedLabel(NamedTuple):
+    """The label that a label file gives to each image."""
+
+    category: str
+    mode: str
+
+
+def label_to_export(category: str, mode: str) -> ExportedLabel:
+    """The label of a label file; PageError if Forager could not store it."""
+    for what, text in (("category", category), ("mode", mode)):
+        if not text.strip():
+            raise PageError(400, f"A label file needs a {what}.")
+        if len(text) > MAX_TEXT_LENGTH:
+            raise PageError(400, f"The {what} is longer than {MAX_TEXT_LENGTH} characters.")
+        if problem := text_problem(text):
+            raise PageError(400, f"The {what} {problem}.")
+    return ExportedLabel(category, mode)
+
+
+def export(
+    name: str, index: Index, table: LabelTable, rows: Iterable[int], label: ExportedLabel | None
+) -> Iterator[str]:
+    """The text of format `name` in pieces; a label file needs `label`."""
+    if name == "labels" and label:
+        lines = label_lines(index, rows, label)
+    else:
+        lines = LINES[name](index, table, rows)
+    while piece := "".join(itertools.islice(lines, LINES_A_PIECE)):
+        yield piece
+
+
+def name_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[str]:
+    """An object name per line. A line break within a name is written as a backslash and n or r."""
+    for row in rows:
+        yield index.names[row].replace("\n", "\\n").replace("\r", "\\r") + "\n"
+
+
+def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[str]:
+    """A row per image; labels as category=MODE, separated by semicolons.
+
+    An apostrophe is before everything that a spreadsheet could take for a formula.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\r\n")
+
+    def line(cells: Iterable[str]) -> str:
+        file.seek(0)
+        file.truncate()
+        writer.writerow(cell and FORMULA.sub("'", cell) for cell in cells)
+        return file.getvalue()
+
+    yield line(CSV_HEADER)
+    for row in rows:
+        number = int(index.classes[row])
+        labels = [f"{one['category']}={one['mode']}" for one in table.of_row.get(row, [])]
+        yield line(
+            (
+                index.names[row],
+                index.split(row),
+                "; ".join(labels),
+                str(number) if number >= 0 else "",
+                class_name(number) if number >= 0 else "",
+                *map(str, index.pixels(row) or ("", "")),
+                "yes" if index.failed[row] else "",
+            )
+        )
+
+
+def label_lines(index: Index, rows: Iterable[int], label: ExportedLabel) -> Iterator[str]:
+    """A label file that gives each image this label. Images with one identifier count once."""
+    one = {"category": label.category}
+    if label.mode != POSITIVE:
+        one["mode"] = label.mode
+    value = json.dumps([one])
+    seen: set[str] = set()
+    yield "{"
+    for row in rows:
+        name = index.names[row]
+        if (known := identifier(name)) not in seen:
+            yield f"{',' if seen else ''}\n{json.dumps(name)}: {value}"
+            seen.add(known)
+    yield "\n}\n"
+
+
+LINES: dict[str, Callable[[Index, LabelTable, Iterable[int]], Iterator[str]]] = {
+    "names": name_lines,
+    "csv": csv_lines,
+}
+
+
+def rows_of(which: str, index: Index, table: LabelTable, by: str, exact: bool) -> list[int]:
+    """The rows of a set, ascending. exact: compare all pairs of a large index too."""
+    if which == "all":
+        return list(range(len(index.names)))
+    jobs, rows = Jobs(), len(index.names)
+    health = Health(jobs, index, by, rows if exact else EXACT_ROWS, table, version=0)
+    try:
+        while (groups := health.groups(SETS[which], start=True)) is None:
+            if sys.stderr.isatty():
+                click.echo(f"\rComparing images: {jobs.progress():.0%} ", err=True, nl=False)
+            time.sleep(POLL)
+    finally:
+        jobs.close()
+    if health.in_lists and SETS[which] in ("near", "leak"):
+        click.echo(
+            "Only roughly similar images were compared: a few may be missing. --exact compares all "
+            "pairs.",
+            err=True,
+        )
+    return sorted(row for group in groups for row in group)
+
+
+async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, LabelTable]:
+    """The index of a dataset, copied from the bucket if it is not here yet, and its labels."""
+    path = data_dir / "forager.sqlite3"
+    if not path.exists():
+        where = printable(str(data_dir))
+        raise PageError(404, f"There is no local Forager in {where}: give its --data_dir.")
+    database, buckets = Database(path, ServerGeneration.B), Buckets()
+    try:
+        dataset = await database.dataset(name)
+        if dataset is None:
+            known, where = printable(name), printable(str(data_dir))
+            raise PageError(404, f"There is no dataset named {known} in {where}.")
+        copy = IndexCopies(buckets, bucket, data_dir).get(dataset.index_id)
+        await copy.task
+        if copy.index is None:
+            raise PageError(409, copy.problem or "")
+        labels, boxes = await database.labels(dataset.id), await database.boxes(dataset.id)
+        return copy.index, table_of(labels, boxes, copy.index)
+    finally:
+        buckets.close()
+        database.close()
+
+
+def for_terminal(text: str) -> str:
+    """Lines of text with unprintable characters escaped, as `ls` does: a name could act on it."""
+    return "\n".join(printable(line, 10 * len(line)) for line in re.split("\r?\n", text))
+
+
+@click.command("export", cls=Command, context_settings=SETTINGS)
+@click.argument("name")
+@data_dir_option
+@bucket_option
+@click.option(
+    "--set", "which", type=click.Choice(tuple(SETS)), default="all", help="Images to export."
+)
+@click.option(
+    "--by", type=click.Choice(COMPARED_BY), default=COMPARED_BY[0], help="Compare by this."
+)
+@click.option("--exact", is_flag=True, help="Compare all pairs of more than 200,000 images too.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(tuple(FORMATS)),
+    default="names",
+    help="Object names, CSV, or a label file for ingest_labels.py.",
+)
+@click.option("--category", help="Category of every image in a label file.")
+@click.option("--mode", default=POSITIVE, help="Mode of every image in a label file.")
+@click.option(
+    "--out",
+    type=click.File("w", "utf-8", errors="surrogatepass", lazy=True),
+    default="-",
+    help="File; - is stdout.",
+)
+def export_set(
+    name: str,
+    data_dir: Path,
+    bucket: str,
+    which: str,
+    by: str,
+    exact: bool,
+    format_: str,
+    category: str | None,
+    mode: str,
+    out: TextIO,
+) -> None:
+    """Export images of dataset NAME.
+
+    \b
+    Example:
+        python -m local_forager export birds --set leaks --format labels \\
+            --category leak --out leaks.json
+        python ingest_labels.py birds leaks.json --user you@example.org
+    """
+    label = label_to_export(category or "", mode) if format_ == "labels" else None
+    if label is None and category is not None:
+        raise PageError(400, "--category is for --format labels only.")
+    index, table = asyncio.run(read_dataset(name, data_dir, bucket))
+    rows = rows_of(which, index, table, by, exact)
+    shown = for_terminal if out.isatty() else str
+    for piece in export(format_, index, table, rows, label):
+        out.write(shown(piece))
+    out.flush()
+    click.echo(f"Exported {len(rows):,} images.", err=True)

@@ -1,0 +1,221 @@
+"""Which images a view shows, in which order, and how their sizes are distributed."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from aiohttp import web
+
+from local_forager.analysis.comparisons import BLOCK_ROWS, RowGroups, neighbour_distances
+from local_forager.analysis.health import CHECKS
+from local_forager.errors import PageError
+from local_forager.indexes.vectors import Vectors
+from local_forager.page import query
+from local_forager.page.state import View
+from local_forager.types import Histogram, HistogramList, Working
+
+BY_SIZE = {  # sort -> field, and 1 for the smallest first
+    **{"smallest": ("bytes", 1), "largest": ("bytes", -1)},
+    **{"narrowest": ("width", 1), "widest": ("width", -1)},
+    **{"lowest": ("height", 1), "tallest": ("height", -1)},
+    **{"portrait": ("aspect", 1), "landscape": ("aspect", -1)},
+}
+BY_NEIGHBOURS = {"outliers": (0, -1), "typical": (1, 1)}  # column of neighbour_distances, sign
+SORTS = ("name", "name-backwards", *BY_SIZE, *BY_NEIGHBOURS)
+MAX_COMPARED = 200_000  # images; comparing all pairs takes about 20 minutes
+MAX_TEXT = 1_000  # characters of a text to search for
+WAIT = 1.0  # seconds after which a request is told to ask again
+POLL = 0.05  # seconds between looks at a job
+BINS = 40  # of a histogram, at most
+STEPS = {"aspect": 1000}  # of a value in the index, in one of the answer; others are whole numbers
+
+Found = TypeVar("Found")
+
+
+class Listing(NamedTuple):
+    """The images of a view in the order in which it shows them."""
+
+    rows: np.ndarray  # int64
+    leads: np.ndarray | None = None  # bool: the first image shown of a group
+    distances: np.ndarray | None = None  # float32 to what the view compares with, if it does
+
+
+def array_response(array: np.ndarray) -> web.Response:
+    return web.Response(body=array.tobytes(), headers={"Cache-Control": "no-store"})
+
+
+def comparing(view: View) -> Working:
+    return {"working": f"Comparing images: {view.page.jobs.progress():.0%}"}
+
+
+async def wait_for(result: Callable[[], Found | None]) -> Found | None:
+    """What a job found; None if that takes longer than WAIT."""
+    until = time.monotonic() + WAIT
+    while (found := result()) is None and time.monotonic() < until:
+        await asyncio.sleep(POLL)
+    return found
+
+
+async def likeness(request: web.Request, view: View) -> np.ndarray | None:
+    """float32 (n,): the cosine to sort by; None if the request names no text and no image."""
+    index = view.index
+    if text := request.query.get("text"):
+        vector = await view.page.text_vector(text[:MAX_TEXT])
+        return await view.page.compute(partial(index.embeddings["clip"].similarities, vector))
+    if "like" in request.query and index.names:
+        vectors = index.embeddings[query.embedding_choice(request)]
+        row = query.number(request, "like", 0, 0, len(index.names) - 1)
+        return await view.page.compute(partial(vectors.similarities, np.array(vectors.array[row])))
+    return None
+
+
+async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarray | None:
+    """neighbour_distances of the index; None if that takes longer than WAIT."""
+    if len(view.index.names) > MAX_COMPARED:
+        limit = f"Only datasets of up to {MAX_COMPARED:,} images can be sorted by their neighbours."
+        raise PageError(409, limit)
+    by = query.embedding_choice(request)
+    search = partial(neighbour_distances, view.index.embeddings[by], view.index.failed)
+    job = view.page.jobs.start(("neighbour distances", view.index, by), search)
+    return await wait_for(job.result)
+
+
+async def finding(request: web.Request, view: View) -> tuple[bool, RowGroups | None]:
+    """Whether the request names a health check, and what it found; None after WAIT."""
+    name = query.choice(request, "set", ("", *CHECKS))
+    if not name:
+        return False, None
+    health = view.health(query.embedding_choice(request))
+    return True, await wait_for(lambda: health.groups(name, start=True))
+
+
+async def listing(request: web.Request, view: View) -> Listing | None:
+    """The images that the request asks for; None while they are still being compared."""
+    chosen, sort = query.chosen_rows(request, view), query.choice(request, "sort", ("", *SORTS))
+    for allowed in (await query.within(request, view)).values():
+        chosen &= allowed
+    named, groups = await finding(request, view)
+    if named:
+        vectors = view.index.embeddings[query.embedding_choice(request)]
+        if groups is None:
+            return None
+        return await view.page.compute(partial(grouped, groups, chosen, vectors))
+    good = np.flatnonzero(chosen & ~view.index.failed)
+    cosine = await likeness(request, view)
+    if cosine is not None:
+        order = good[np.argsort(-cosine[good], kind="stable")]
+        return Listing(order, distances=np.maximum(1 - cosine[order], 0))
+    if sort in BY_NEIGHBOURS:
+        found = await distances_to_neighbours(request, view)
+        if found is None:
+            return None
+        column, sign = BY_NEIGHBOURS[sort]
+        order = good[np.argsort(sign * found[good, column], kind="stable")]
+        return Listing(order, distances=found[order, column])
+    order = np.flatnonzero(chosen)
+    if sort in BY_SIZE:
+        field, sign = BY_SIZE[sort]
+        values = await query.measures(view, field)
+        order = order[values[order] >= 0]
+        order = order[np.argsort(sign * values[order], kind="stable")]
+    elif sort:
+        by_name = view.index.names.__getitem__
+        order = np.array(sorted(order.tolist(), key=by_name, reverse=sort != "name"), np.int64)
+    return Listing(order)
+
+
+def grouped(groups: RowGroups, chosen: np.ndarray, vectors: Vectors) -> Listing:
+    """The chosen images of each group; distances are to the first one of the group."""
+    left = [[row for row in group if chosen[row]] for group in groups]
+    rows = np.array([row for group in left for row in group], np.int64)
+    firsts = np.array([group[0] for group in left for _ in group], np.int64)
+    leads = np.array(
+        [
+            len(group) > 1 and row == kept[0]
+            for group, kept in zip(groups, left, strict=True)
+            for row in kept
+        ],
+        bool,
+    )
+    if not leads.any():
+        return Listing(rows)
+    distances = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        pairs = vectors.array[rows[part]], vectors.array[firsts[part]]
+        distances[part] = 1 - np.einsum("ij,ij->i", *pairs)
+    distances[rows == firsts] = 0
+    return Listing(rows, leads, np.maximum(distances, 0))
+
+
+async def rows(request: web.Request, view: View) -> web.Response | Working:
+    """The rows of a view: int32; the first row of a group of two or more is sent as -1 - row."""
+    found = await listing(request, view)
+    if found is None:
+        return comparing(view)
+    numbers = found.rows if found.leads is None else np.where(found.leads, ~found.rows, found.rows)
+    return array_response(numbers.astype("<i4"))
+
+
+async def distances(request: web.Request, view: View) -> web.Response | Working:
+    """The distance of each row of a view: float32, in the order of `rows`; empty if it has none."""
+    found = await listing(request, view)
+    if found is None:
+        return comparing(view)
+    none = np.zeros(0, np.float32)
+    return array_response((none if found.distances is None else found.distances).astype("<f4"))
+
+
+def edges_of(values: np.ndarray) -> np.ndarray:
+    """int64, ascending: bin i has the values from edges[i] up to, not including, edges[i + 1].
+
+    Up to BINS bins of logarithmic width hold all values of 0 or more; empty if there are none.
+    """
+    known = values[values >= 0]
+    if not len(known):
+        return np.zeros(0, np.int64)
+    low, after = int(known.min()), int(known.max()) + 1
+    spaced = np.rint(np.geomspace(max(low, 1), after, BINS + 1)).astype(np.int64)
+    return np.unique([low, *spaced[1:-1], after])
+
+
+def histogram(field: str, values: np.ndarray, chosen: np.ndarray) -> Histogram | None:
+    """The distribution of a field over all images and over the chosen ones; None without values."""
+    edges, step = edges_of(values), STEPS.get(field, 1)
+    if not len(edges):
+        return None
+    bins = np.searchsorted(edges, values, side="right")  # 0 for values below the first edge
+    return {
+        "field": field,
+        "step": 1 / step,
+        "edges": (edges / step).tolist(),
+        "images": np.bincount(bins, minlength=len(edges))[1:].tolist(),
+        "chosen": np.bincount(bins[chosen], minlength=len(edges))[1:].tolist(),
+    }
+
+
+async def histograms(request: web.Request, view: View) -> HistogramList | Working:
+    """Of each field that is known. The chosen images pass all filters but those of the field."""
+    chosen = query.chosen_rows(request, view)
+    named, groups = await finding(request, view)
+    if named:
+        if groups is None:
+            return comparing(view)
+        found = np.zeros(len(chosen), bool)
+        found[[row for group in groups for row in group]] = True
+        chosen &= found
+    allowed = await query.within(request, view)
+    answer: HistogramList = {"histograms": []}
+    for field in query.FIELDS:
+        has_bytes = field == "bytes" and view.page.has_sizes(view.dataset)
+        if view.index.sizes is None and not has_bytes:
+            continue
+        others = [mask for other, mask in allowed.items() if other != field]
+        part = np.logical_and.reduce([chosen, *others])
+        values = await query.measures(view, field)
+        if one := await view.page.compute(partial(histogram, field, values, part)):
+            answer["histograms"].append(one)
+    return answer

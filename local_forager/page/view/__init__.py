@@ -1,1 +1,0 @@
-"""Which images a view of the page shows, and in which order."""
