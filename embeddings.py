@@ -1,6 +1,7 @@
 """Both models on one device: pixels in, unit vectors out. No other module of an ingest needs torch.
 
-An image's vectors depend on that image alone, however images are batched.
+An image's vectors depend on that image alone, however images are batched. `load_models` decides
+which precision auto is, `Embedder.batch_size` how many images share a batch.
 """
 
 import contextlib
@@ -161,8 +162,7 @@ class Embedder:
         self.waiting_pixels = devices.waiting_pixels(self._device)
         self._runner = Runner(self._models, self._device, self._clip_batch_size)
         # Of a batch; lowered when memory runs out.
-        fitting = devices.pixels_that_fit(self._device, self.dtype)
-        self._gpu_pixels = fitting if self._on_gpu else 0
+        self._gpu_pixels = devices.pixels_that_fit(self._device, self.dtype) if self._on_gpu else 0
         self._overflown = self._on_cpu_instead = 0  # images computed again, or not on the GPU
         self.remarks = self._remarks(device, reason)
 

@@ -11,8 +11,7 @@ CLIP_ID = "openai/clip-vit-base-patch32"
 CLIP_FILES = ("config.json", "model.safetensors")
 CLIP_WIDTH, CLIP_LAYERS, CLIP_DIMENSIONS = 768, 12, 512
 CLIP_ACTIVATION = "quick_gelu"  # other ViT-B/32 of these shapes use gelu
-# Repositories that have no safetensors on their main branch: the pull request that adds them.
-SAFETENSORS_REVISIONS = {CLIP_ID: "refs/pr/15"}
+SAFETENSORS_REVISION = "refs/pr/15"  # of CLIP_ID, which has no safetensors on its main branch
 
 
 def clip_shapes() -> dict[str, tuple[int, ...]]:
@@ -106,9 +105,7 @@ def require_clip(id_or_dir: str) -> None:
 def _download_clip(hub_id: str) -> Path:
     """The directory of a hub id (or ID@REVISION) in the local cache, downloaded if necessary."""
     name, _, revision = hub_id.partition("@")
-    revisions = [revision or "main"]
-    if not revision and name in SAFETENSORS_REVISIONS:
-        revisions.append(SAFETENSORS_REVISIONS[name])
+    revisions = ["main", SAFETENSORS_REVISION] if hub_id == CLIP_ID else [revision or "main"]
     for local_only in (True, False):
         for candidate in revisions:
             directory = _snapshot(name, candidate, local_only)

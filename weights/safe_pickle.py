@@ -120,10 +120,8 @@ class _Reader(pickle._Unpickler):
         }
         for core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
             self._known[f"{core}.multiarray._reconstruct"] = _empty_array
-            self._known[f"{core}.multiarray.scalar"] = lambda *args: self._array(*args)[()]
-            self._known[f"{core}.numeric._frombuffer"] = lambda data, *args: self._array(
-                args[0], data, *args[1:]
-            )
+            self._known[f"{core}.multiarray.scalar"] = self._scalar
+            self._known[f"{core}.numeric._frombuffer"] = self._array
 
     def find_class(self, module: str, name: str) -> Any:
         if (full_name := f"{module}.{name}") not in self._known:
@@ -138,10 +136,13 @@ class _Reader(pickle._Unpickler):
             raise UnsafePickleError("repeats one text too often")
         return data.encode("latin1") if isinstance(data, str) else data
 
-    def _array(self, dtype: _Dtype, data: Any, shape: Any = (), order: str = "C") -> np.ndarray:
+    def _array(self, data: Any, dtype: _Dtype, shape: Any = (), order: str = "C") -> np.ndarray:
         array = _empty_array()
         self._fill(array, shape, dtype, order == "F", data)
         return array
+
+    def _scalar(self, dtype: _Dtype, data: Any) -> Any:
+        return self._array(data, dtype)[()]
 
     def _fill(
         self, array: np.ndarray, shape: Any, dtype: _Dtype, fortran: Any, data: str | bytes

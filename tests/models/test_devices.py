@@ -44,8 +44,12 @@ def test_unknown_devices(device):
         ("13.0", TOO_OLD, "too old (found version 11040)"),
     ],
 )
-def test_a_gpu_that_torch_cannot_use_is_explained(cuda, error, said, torch_with):
+def test_a_gpu_that_torch_cannot_use_is_explained(
+    cuda, error, said, torch_with, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", tmp_path)
     torch_with(cuda, 0, error)
+    assert devices.has_unused_gpu()
     assert devices.choose_device("auto") == CPU
     with pytest.raises(DeviceError) as refused:
         devices.choose_device("cuda:0")
@@ -59,15 +63,7 @@ def test_the_gpus_that_there_are(torch_with):
         assert devices.choose_device(name) == torch.device("cuda", number)
     with pytest.raises(DeviceError, match="there are 2 GPUs"):
         devices.choose_device("cuda:2")
-    assert devices.why_no_gpu() is None
-
-
-def test_a_driver_without_a_gpu_in_use_is_noticed(tmp_path, monkeypatch, torch_with):
-    monkeypatch.setattr(devices, "NVIDIA_DRIVER", tmp_path / "version")
-    torch_with(None)
-    assert not devices.has_unused_gpu()
-    (tmp_path / "version").touch()
-    assert devices.has_unused_gpu()
+    assert devices.why_no_gpu() is None and not devices.has_unused_gpu()
 
 
 @pytest.mark.parametrize(

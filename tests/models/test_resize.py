@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from engine.decode import TALL, clip_input, prepare
-from models.clip import axis_weights, bicubic, crop_table, resized_for_clip
+from models.clip import crop_table, resized_for_clip
 
 SIZES = [
     *((640, 480), (480, 640), (224, 224), (1920, 1080), (333, 224), (224, 300), (375, 500)),
@@ -39,19 +39,6 @@ def test_the_pixels_are_pillows(size):
 
 def test_images_of_several_sizes_share_a_canvas():
     check(noise((640, 480), (480, 640), (224, 224), (97, 131), (3, 7), (1, 1)), (704, 640))
-
-
-def test_weights_sum_to_one_and_are_sparse():
-    crops = torch.from_numpy(crop_table([(480, 640)]))
-    for table, side in zip(crops, (640, 480), strict=True):
-        (weights,) = axis_weights(table, side, 480 / 223)
-        assert weights.shape == (224, side)
-        assert torch.allclose(weights.sum(1), torch.ones(224), atol=1e-5)
-        assert (weights != 0).sum(1).max() <= 10
-
-
-def test_bicubic_interpolates():
-    assert bicubic(torch.tensor([0.0, 1.0, -1.0, 2.0, 3.0])).tolist() == [1, 0, 0, 0, 0]
 
 
 def test_only_tall_images_have_their_clip_input_from_pillow():
