@@ -228,14 +228,15 @@ class Journal:
         """
         self.entries[number] = replace(self.entries[number], state=state, created=created)
         try:
-            if self._db is None or not self._in_place:
-                self._write_all()
-                return
-            *_, state_text, created, checksum = self._row(number)
-            self._db.execute(
-                "UPDATE requests SET state = ?, created = ?, checksum = ? WHERE number = ?",
-                (state_text, created, checksum, number),
-            )
+            if self._db is not None and self._in_place:
+                *_, name, _, checksum = self._row(number)
+                with contextlib.suppress(sqlite3.Error):  # damage that reading did not find
+                    self._db.execute(
+                        "UPDATE requests SET state = ?, created = ?, checksum = ? WHERE number = ?",
+                        (name, created, checksum, number),
+                    )
+                    return
+            self._write_all()
         except (OSError, sqlite3.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise IngestError(
@@ -245,6 +246,7 @@ class Journal:
 
     def _write_all(self) -> None:
         """Write all rows to a new file, locked from its beginning, and rename it."""
+        self._in_place = False
         new_path = self.path.with_name(self.path.name + ".new")
         new = _locked(new_path, os.O_CREAT)
         assert new is not None

@@ -192,8 +192,12 @@ def test_a_disk_that_cannot_be_written(path, monkeypatch):
         assert not path.exists()
         journal.record(0, SENT)
         journal._db.execute("PRAGMA query_only=1")
-        with pytest.raises(IngestError, match="Cannot write the journal"):
-            journal.record(0, STORED, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            with pytest.raises(IngestError, match="No space left on device"):
+                journal.record(0, STORED, 2)
+        journal.record(0, STORED, 2)  # in a new file
+    assert states(reopen(path)) == [STORED, WAITING, WAITING]
 
 
 @given(st.integers(1, 6), st.integers(0))
