@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from common.network.activity import count_numbers
 from dataset.arrays import Arrays
 from dataset.state.rows import State
 from engine.checkpoint import Recorder
-from engine.decode import NotEmbedded
+from engine.decode import Embedded, NotEmbedded
 from engine.loading import ModelLoader, ModelOptions
 from engine.ray import workers
 from engine.ray.cluster import Cluster, Pool, key_file
@@ -238,7 +239,14 @@ class RayPipeline:
             self._reported += 1
             if isinstance(outcome, NotEmbedded) and outcome.changed:
                 self._changed.append(row.row)
-            self._recorder.take(row, outcome, width, height, is_rotated)
+            if isinstance(outcome, NotEmbedded):
+                self._recorder.record(row, outcome)
+            else:
+                assert width is not None and height is not None
+                embedded = Embedded(
+                    embedding=outcome, width=width, height=height, is_rotated=is_rotated
+                )
+                self._recorder.record(row, embedded)
 
 
 def click_error(error: BaseException) -> IngestError | None:
@@ -279,13 +287,13 @@ async def embed_on_ray(
     try:
         await asyncio.to_thread(cluster.check_versions)
         pool = cluster.pool(models.device)
-        options = models._replace(device="cuda" if pool.gpus else "cpu")
+        options = replace(models, device="cuda" if pool.gpus else "cpu")
         sent = await asyncio.to_thread(
             WorkerModels.send, options, clip_directory, make_loader, to_others=not cluster.is_local
         )
         loaded = await asyncio.to_thread(_probe, pool, sent)
         # All rows get one precision: what `auto` chose on one worker.
-        sent = sent._replace(options=options._replace(precision=loaded.precision))
+        sent = sent._replace(options=replace(options, precision=loaded.precision))
         state.set_options({"precision": loaded.precision})
         pipeline = RayPipeline(
             cluster,

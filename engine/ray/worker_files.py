@@ -13,6 +13,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -121,7 +122,8 @@ class WorkerModels(NamedTuple):
         """Load both models on a worker. Raises ClusterError, and what ModelLoader.load raises."""
         # Ray sets it to the CPUs that are reserved. A model shall use all CPUs, as without Ray.
         os.environ.pop("OMP_NUM_THREADS", None)
-        options = self.options._replace(
+        options = replace(
+            self.options,
             resnet_weights=self.resnet.on_this_machine() / self.options.resnet_weights.name,
             clip_weights=str(self.clip.on_this_machine()),
         )
