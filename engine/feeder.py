@@ -49,7 +49,7 @@ from gcs import ListedObject
 PAGE = 64 << 10  # bytes; images begin at multiples in the shared memory
 MAX_FEEDERS = PAGE // 8
 NOTHING = -1  # the mark of a feeder that decodes no row
-GATHER_S = 0.02  # messages of a feeder are sent together at these intervals, which costs less
+SEND_S = 0.02  # messages of a feeder are sent together at these intervals, which costs less
 
 
 class SharedMemory:
@@ -198,7 +198,7 @@ class Program:
         self._lines = Lines(
             {"job": self._begin, "rows": self._add, "release": self._release},
             lost=lambda: os._exit(0),
-            gather_s=GATHER_S,
+            gather_s=SEND_S,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._left = 0  # rows that it has not told of yet
