@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 import ingest
+from engine import decode, threads
 from engine.pipeline import Pipeline
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
@@ -79,3 +80,25 @@ def test_failures_are_said_once_each_up_to_ten(world, fast_models):
     assert result.exit_code == 0
     assert len(re.findall(r"Failed: t/\d\d\.jpg: not an image", result.stderr)) == 10
     assert "Further failures are listed at the end." in result.stderr
+
+
+def test_an_image_that_takes_long_in_a_thread_is_named(world, fast_models, monkeypatch):
+    warned, said, plain = threading.Event(), threads.warn, decode.open_image
+
+    def slow(data, max_pixels):
+        if data == b"slow":
+            assert warned.wait(60)
+        return plain(data, max_pixels)
+
+    def warn(message):
+        said(message)
+        warned.set()
+
+    monkeypatch.setattr(decode, "open_image", slow)
+    monkeypatch.setattr(threads, "warn", warn)
+    monkeypatch.setattr(threads, "CHECK_S", 0.01)
+    monkeypatch.setattr(threads, "DEADLINE_S", 0.1)
+    world.put("v/v.jpg", "t/a.jpg", **{"t/slow.jpg": b"slow"})
+    result = world.run("--skip_bad_images", "--decode_workers", "2")
+    assert result.exit_code == 0, result.output
+    assert "Decoding t/slow.jpg has taken more than 0 s and goes on." in result.stderr
