@@ -31,13 +31,6 @@ T = TypeVar("T")
 Done = Callable[[Embedding | Exception], None]
 
 
-class Waiting(NamedTuple, Generic[T]):
-    """One image that waits for a batch."""
-
-    item: T
-    since: float  # seconds, of any clock
-
-
 class Groups(Generic[T]):
     """Which images become a batch, and when: logic alone, without threads and without a clock.
 
@@ -62,7 +55,7 @@ class Groups(Generic[T]):
         self._batch_size = batch_size
         self._gather_s, self._quiet_s, self._max_wait_s = gather_s, quiet_s, max_wait_s
         self._last_came = 0.0
-        self._groups: dict[Hashable, deque[Waiting[T]]] = {}
+        self._groups: dict[Hashable, deque[tuple[T, float]]] = {}  # since when each waits
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -71,7 +64,7 @@ class Groups(Generic[T]):
         """Let an image wait; whether `ready_at` may come earlier by that."""
         is_first = not self._groups
         waiting = self._groups.setdefault(group, deque())
-        waiting.append(Waiting(item, now))
+        waiting.append((item, now))
         self._last_came = now
         return is_first or self._group_ready_at(waiting) <= now
 
@@ -98,28 +91,28 @@ class Groups(Generic[T]):
         group = self._groups[key]
         size = len(group) if len(self._groups) > 1 else -(-len(group) // sharing)
         size = min(size, self._full(group))
-        batch = [group.popleft().item for _ in range(size)]
+        batch = [group.popleft()[0] for _ in range(size)]
         if not group:
             del self._groups[key]
         return batch
 
     def clear(self) -> list[T]:
         """Everything that waits, which is then forgotten."""
-        items = [waiting.item for group in self._groups.values() for waiting in group]
+        items = [item for group in self._groups.values() for item, _ in group]
         self._groups.clear()
         return items
 
-    def _group_ready_at(self, group: deque[Waiting[T]]) -> float:
+    def _group_ready_at(self, group: deque[tuple[T, float]]) -> float:
         if len(group) >= self._full(group):
-            return group[0].since
-        return min(group[0].since + self._gather_s, self._last_came + self._quiet_s)
+            return group[0][1]
+        return min(group[0][1] + self._gather_s, self._last_came + self._quiet_s)
 
-    def _full(self, group: deque[Waiting[T]]) -> int:
-        return max(1, self._batch_size(group[0].item))
+    def _full(self, group: deque[tuple[T, float]]) -> int:
+        return max(1, self._batch_size(group[0][0]))
 
-    def _rank(self, group: deque[Waiting[T]], now: float) -> tuple[int, float, float]:
+    def _rank(self, group: deque[tuple[T, float]], now: float) -> tuple[int, float, float]:
         """Overdue groups first, then full ones, then the fullest; among equals, the oldest."""
-        since = group[0].since
+        since = group[0][1]
         if now - since > self._max_wait_s:
             return 2, 0, -since
         filled = len(group) / self._full(group)

@@ -134,9 +134,9 @@ class Preparer:
                 max_pixels=job.max_pixels,
                 with_clip_inputs=job.with_clip_inputs,
             ),
-            decode_workers=1,
-            window=FETCHES,
-            room=Budget(3 * DECODED_PIXELS),
+            1,
+            FETCHES,
+            Budget(3 * DECODED_PIXELS),
         )
         self._loop.wait_for(self._preparation.__aenter__())
         self._times, self._requests = self._preparation.times(), RequestsToTell()
