@@ -1,6 +1,6 @@
 """What runs on the workers of a Ray cluster: rows -> packs of decoded images -> embeddings.
 
-Images are prepared and embedded by the same code as on one machine (engine/prepare.py,
+Images are prepared and embedded by the same code as on one machine (engine/threads.py,
 engine/batches.py). engine/ray/tables.py describes what travels from one process to the next.
 """
 
