@@ -33,10 +33,11 @@ from dataset.manifest import EXACTNESS
 from dataset.matches import Matches
 from dataset.state import State
 from dataset.work_directory import COPIES, WorkDirectory
+from engine.checkpoint import Recorder
 from engine.loading import ModelLoader
-from engine.local.fed_pipeline import FedPipeline
-from engine.local.pipeline import Pipeline
+from engine.pipeline import Pipeline
 from engine.reuse import Copier, Source
+from engine.threads import Job
 from engine.verify import verify
 from forager.addresses import dataset_page, shown_server
 from forager.client import DatasetInfo, Forager
@@ -218,15 +219,16 @@ async def try_out(
         Arrays(sample.directory, sample.slots()) as arrays,
     ):
         report.done_before = 0
-        pipeline = await embed_here(request, plan, sample, arrays, loader, report, None)
+        done_at: list[float] = []  # the time.monotonic() of each image
+        recorder = Recorder(sample, arrays, finished=done_at)
+        pipeline = await embed_here(request, plan, sample, recorder, loader, report, None)
         report.count_rows(sample)
-        assert pipeline.finished
         report.trial = conclude(
             report,
             sample,
             plan.listing,
             prices,
-            finished=pipeline.finished,
+            finished=done_at,
             thumbnail_bytes=pipeline.thumbnail_bytes,
         )
     report.outcome, report.message = RunOutcome.TRIED, describe_trial(report)
@@ -347,8 +349,8 @@ async def embed(
                     times=report.stages,
                 )
         else:
-            bucket = request.target.bucket
-            await embed_here(request, plan, state, arrays, loader, report, bucket)
+            bucket, recorder = request.target.bucket, Recorder(state, arrays)
+            await embed_here(request, plan, state, recorder, loader, report, bucket)
     embedded = state.counts().done - before
     report.embedded += embedded
     say(f"Embedded {count(embedded, 'image')} in {duration(time.monotonic() - start)}.")
@@ -358,26 +360,29 @@ async def embed_here(
     request: Request,
     plan: Plan,
     state: State,
-    arrays: Arrays,
+    recorder: Recorder,
     loader: ModelLoader,
     report: Report,
     index_bucket: str | None,
-) -> Pipeline | FedPipeline:
+) -> Pipeline:
     """The same with the models of this process; without an index bucket nothing is uploaded."""
     with report.step(StepName.LOADING):
         embedder = await loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
-    in_processes = request.workers.decode_in == "processes" or (
-        request.workers.decode_in == "auto" and embedder.device != "cpu"
-    )
-    kind = FedPipeline if in_processes else Pipeline
-    pipeline = kind(
-        state,
-        arrays,
-        embedder,
+    job = Job(
         image_bucket=plan.train.bucket,
         index_bucket=index_bucket,
+        index_id=state.index_id,
+        max_pixels=embedder.max_pixels,
+        with_clip_inputs=not embedder.makes_clip_inputs,
+    )
+    where = request.workers.decode_in
+    pipeline = Pipeline(
+        job,
+        embedder,
+        recorder.record,
         decode_workers=request.workers.decode_workers,
+        in_processes=where == "processes" or (where == "auto" and embedder.device != "cpu"),
     )
     async with pipeline:
         say(f"Embedding on {embedder.device} in {embedder.precision}.")
@@ -389,7 +394,7 @@ async def embed_here(
             warn(sentence)
         with report.step(StepName.EMBEDDING):
             try:
-                await pipeline.run()
+                await recorder.during(pipeline.run(state.pending(), state.progress().pending))
             finally:
                 report.stages[:] = pipeline.times()
     for sentence in embedder.exceptions():

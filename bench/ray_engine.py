@@ -48,7 +48,7 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
 
     marks: list[tuple[float, float]] = []  # wall clock and processor time, at two rows
     recorded = 0
-    done = recording.Recorder.done
+    done = recording.Recorder.record
 
     def marking(*args: Any) -> None:
         nonlocal recorded
@@ -57,7 +57,7 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
         if recorded in (start, rows):
             marks.append((time.perf_counter(), processor_time()))
 
-    recording.Recorder.done = marking  # type: ignore
+    recording.Recorder.record = marking  # type: ignore
     with (
         tempfile.TemporaryDirectory() as directory,
         WorkDirectory(Path(directory, "work")) as work,
@@ -76,15 +76,23 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
 
 def run_here(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
     """The engine of one machine."""
-    from engine.local.pipeline import Pipeline
+    from engine.checkpoint import Recorder
+    from engine.pipeline import Pipeline
+    from engine.threads import Job
 
     async def embed() -> None:
         embedder = sleeping_embedder(setting["seconds"], setting["threads"])
-        pipeline = Pipeline(
-            state, arrays, embedder, image_bucket="bench", index_bucket="bench", decode_workers=2
+        recorder = Recorder(state, arrays)
+        job = Job(
+            image_bucket="bench",
+            index_bucket="bench",
+            index_id=state.index_id,
+            max_pixels=embedder.max_pixels,
+            with_clip_inputs=not embedder.makes_clip_inputs,
         )
+        pipeline = Pipeline(job, embedder, recorder.record, decode_workers=2, in_processes=False)
         async with pipeline:
-            await pipeline.run()
+            await recorder.during(pipeline.run(state.pending(), state.counts().images))
 
     asyncio.run(embed())
 
@@ -156,6 +164,7 @@ def driver_rate() -> float:
     from dataset.arrays import Arrays, Embedding
     from dataset.state import TRAIN, State
     from engine.checkpoint import Recorder
+    from engine.decode import Embedded
     from engine.ray.tables import read_results, results
     from gcs import ListedObject
 
@@ -168,7 +177,11 @@ def driver_rate() -> float:
             begun = time.perf_counter()
             for row, width, height, is_rotated, embedding in read_results(table):
                 assert isinstance(embedding, Embedding)
-                recorder.done(row, embedding, width, height, is_rotated)
+                assert width is not None and height is not None
+                embedded = Embedded(
+                    embedding=embedding, width=width, height=height, is_rotated=is_rotated
+                )
+                recorder.record(row, embedded)
             spent.append(time.perf_counter() - begun)
             await asyncio.sleep(0)
 

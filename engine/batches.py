@@ -1,8 +1,8 @@
-"""Images on their way into the models: grouped into batches, computed in threads, awaited singly.
+"""Images on their way into the models: grouped into batches, computed in threads.
 
 On a CPU a batch starts when a thread is free. On a GPU it starts when it is full, when its oldest
-image has waited GATHER_S, or when no image has come for QUIET_S (engine/grouping.py). Where the
-models are the bottleneck, images queue up and the batches fill by themselves.
+image has waited GATHER_S, or when no image has come for QUIET_S. Where the models are the
+bottleneck, images queue up and the batches fill by themselves.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from common.errors import ImageError
 from dataset.arrays import Embedding
-from engine.decode import Prepared
-from engine.grouping import Groups
+from engine.decode import Decoded
 from engine.stages import StageTime
 
 MAX_WAIT_S = 5.0
@@ -28,8 +27,96 @@ GATHER_S = 0.3  # how long a batch on a GPU that is not full waits for more imag
 QUIET_S = 0.05  # unless no image came for this time
 AHEAD = 2  # batches given to a GPU before the first is waited for
 
-Result = TypeVar("Result")
-Settle = Callable[[Embedding | Exception], None]
+T = TypeVar("T")
+Done = Callable[[Embedding | Exception], None]
+
+
+class Groups(Generic[T]):
+    """Which images become a batch, and when: logic alone, without threads and without a clock.
+
+    Images wait by group, each in order of arrival. Images of one group may share a batch.
+    """
+
+    def __init__(
+        self,
+        batch_size: Callable[[T], int],
+        *,
+        gather_s: float = 0.0,
+        quiet_s: float = 0.0,
+        max_wait_s: float = MAX_WAIT_S,
+    ) -> None:
+        """
+        Args:
+            batch_size: the size of a full batch for an image's group; asked anew each time.
+            gather_s: how long a batch that is not full waits for more images,
+            quiet_s: but no longer than this after the last image of any group came.
+            max_wait_s: after this time an image goes before fuller groups.
+        """
+        self._batch_size = batch_size
+        self._gather_s, self._quiet_s, self._max_wait_s = gather_s, quiet_s, max_wait_s
+        self._last_came = 0.0
+        self._groups: dict[Hashable, deque[tuple[T, float]]] = {}  # since when each waits
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def add(self, group: Hashable, item: T, now: float) -> bool:
+        """Let an image wait; whether `ready_at` may come earlier by that."""
+        is_first = not self._groups
+        waiting = self._groups.setdefault(group, deque())
+        waiting.append((item, now))
+        self._last_came = now
+        return is_first or self._group_ready_at(waiting) <= now
+
+    def ready_at(self) -> float | None:
+        """The earliest time at which `take` returns a batch; None while no image waits."""
+        if not self._groups:
+            return None
+        return min(map(self._group_ready_at, self._groups.values()))
+
+    def take(self, now: float, *, sharing: int = 1) -> list[T]:
+        """The next batch: of the group that is overdue, or full, or the fullest.
+
+        It is empty before `ready_at`. `sharing` is how many threads are to share the images if a
+        single group waits.
+        """
+        ready = [
+            (self._rank(group, now), key)
+            for key, group in self._groups.items()
+            if self._group_ready_at(group) <= now
+        ]
+        if not ready:
+            return []
+        _, key = max(ready, key=lambda pair: pair[0])
+        group = self._groups[key]
+        size = len(group) if len(self._groups) > 1 else -(-len(group) // sharing)
+        size = min(size, self._full(group))
+        batch = [group.popleft()[0] for _ in range(size)]
+        if not group:
+            del self._groups[key]
+        return batch
+
+    def clear(self) -> list[T]:
+        """Everything that waits, which is then forgotten."""
+        items = [item for group in self._groups.values() for item, _ in group]
+        self._groups.clear()
+        return items
+
+    def _group_ready_at(self, group: deque[tuple[T, float]]) -> float:
+        if len(group) >= self._full(group):
+            return group[0][1]
+        return min(group[0][1] + self._gather_s, self._last_came + self._quiet_s)
+
+    def _full(self, group: deque[tuple[T, float]]) -> int:
+        return max(1, self._batch_size(group[0][0]))
+
+    def _rank(self, group: deque[tuple[T, float]], now: float) -> tuple[int, float, float]:
+        """Overdue groups first, then full ones, then the fullest; among equals, the oldest."""
+        since = group[0][1]
+        if now - since > self._max_wait_s:
+            return 2, 0, -since
+        filled = len(group) / self._full(group)
+        return (1, 0, -since) if filled >= 1 else (0, filled, -since)
 
 
 class StartedBatch(Protocol):
@@ -61,12 +148,11 @@ class BatchEmbedder(Protocol):
 class Queued(NamedTuple):
     """One image that waits for a batch."""
 
-    pixels: np.ndarray
-    clip_input: np.ndarray | None
-    settle: Settle
+    image: Decoded
+    done: Done
 
 
-class Launched(NamedTuple):
+class UnderWay(NamedTuple):
     """A batch on the device, or the error that starting it raised."""
 
     images: list[Queued]
@@ -81,11 +167,10 @@ class Batches:
         self._on_gpu = embedder.device != "cpu"
         self._ahead = AHEAD if self._on_gpu else 1
         self._groups: Groups[Queued] = Groups(
-            lambda queued: embedder.batch_size(*queued.pixels.shape[:2]),
+            lambda queued: embedder.batch_size(queued.image.height, queued.image.width),
             gather_s=GATHER_S if self._on_gpu else 0.0,
             quiet_s=QUIET_S if self._on_gpu else 0.0,
             max_wait_s=max_wait_s,
-            few_sizes=self._on_gpu,
         )
         self._changed = threading.Condition()
         self._stopping = False
@@ -109,35 +194,16 @@ class Batches:
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
-    async def embed(self, image: Prepared) -> Embedding:
-        """The embedding of one image.
+    def add(self, image: Decoded, done: Done) -> None:
+        """Let an image be embedded. The event loop calls `done` with its embedding, or an error.
 
-        Raises:
-            ImageError: it needs more memory than there is.
+        The error is an ImageError if the image needs more memory than there is.
         """
-        future: asyncio.Future[Embedding] = self._loop.create_future()
-
-        def settle(outcome: Embedding | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
-        self.add(image, settle)
-        return await future
-
-    def add(self, image: Prepared, settle: Settle) -> None:
-        """Let an image be embedded; the event loop calls `settle` with what `embed` returns or
-        raises.
-        """
-        group = self._embedder.group(*image.pixels.shape[:2])
+        group = self._embedder.group(image.height, image.width)
         with self._changed:
             if self._broken:
                 raise self._broken
-            queued = Queued(image.pixels, image.clip_input, settle)
-            if self._groups.add(group, queued, time.monotonic()):
+            if self._groups.add(group, Queued(image, done), time.monotonic()):
                 self._changed.notify()
 
     def time(self) -> StageTime:
@@ -160,29 +226,29 @@ class Batches:
 
     def _work_until_broken(self) -> None:
         """Work; an error outside a batch reaches all who wait, else they would wait for ever."""
-        launched: deque[Launched] = deque()
+        under_way: deque[UnderWay] = deque()
         try:
-            self._work(launched)
+            self._work(under_way)
         except Exception as error:
             with self._changed:
                 self._broken = error
                 queued = self._groups.clear()
-            queued += [image for batch in launched for image in batch.images]
-            self._loop.call_soon_threadsafe(_settle, [(image, error) for image in queued])
+            queued += [one for batch in under_way for one in batch.images]
+            self._loop.call_soon_threadsafe(_call_done, [(one, error) for one in queued])
 
-    def _work(self, launched: deque[Launched]) -> None:
+    def _work(self, under_way: deque[UnderWay]) -> None:
         """Keep up to AHEAD batches on a GPU, so that it never waits for this thread."""
         while True:
-            if len(launched) < self._ahead and (images := self._take(wait=not launched)):
+            if len(under_way) < self._ahead and (images := self._take(wait=not under_way)):
                 # On a GPU only the waiting counts as busy: launching is this process's own work.
                 launch = self._launch if self._on_gpu else partial(self._timed, self._launch)
-                launched.append(launch(images))
-            elif launched:
-                self._timed(self._finish, launched.popleft())
+                under_way.append(launch(images))
+            elif under_way:
+                self._timed(self._finish, under_way.popleft())
             elif self._stopping:
                 return
 
-    def _timed(self, function: Callable[..., Result], argument: object) -> Result:
+    def _timed(self, function: Callable[..., T], argument: object) -> T:
         start = time.perf_counter()
         try:
             return function(argument)
@@ -191,17 +257,17 @@ class Batches:
             with self._changed:
                 self._busy_s += seconds
 
-    def _launch(self, images: list[Queued]) -> Launched:
+    def _launch(self, images: list[Queued]) -> UnderWay:
         try:
             batch: StartedBatch | Exception = self._embedder.start(
-                [image.pixels for image in images], [image.clip_input for image in images]
+                [one.image.pixels for one in images], [one.image.clip_input for one in images]
             )
         except Exception as error:
             batch = error
-        return Launched(images, batch)
+        return UnderWay(images, batch)
 
-    def _finish(self, launched: Launched) -> None:
-        images, batch = launched
+    def _finish(self, under_way: UnderWay) -> None:
+        images, batch = under_way
         try:
             if isinstance(batch, Exception):
                 raise batch
@@ -210,20 +276,22 @@ class Batches:
             )
         except MemoryError as error:
             if len(images) > 1:  # it may be too large for one image only
-                for image in images:
-                    self._finish(self._launch([image]))
+                for one in images:
+                    self._finish(self._launch([one]))
                 return
-            height, width = images[0].pixels.shape[:2]
-            failure = ImageError(f"not enough memory to embed {width} x {height} pixels")
+            image = images[0].image
+            failure = ImageError(
+                f"not enough memory to embed {image.width} x {image.height} pixels"
+            )
             failure.__cause__ = error
             outcomes = [(images[0], failure)]
         except Exception as error:
-            outcomes = [(image, error) for image in images]
+            outcomes = [(one, error) for one in images]
         with self._changed:
             self._images += sum(isinstance(outcome, Embedding) for _, outcome in outcomes)
-        self._loop.call_soon_threadsafe(_settle, outcomes)
+        self._loop.call_soon_threadsafe(_call_done, outcomes)
 
 
-def _settle(outcomes: Sequence[tuple[Queued, Embedding | Exception]]) -> None:
-    for image, outcome in outcomes:
-        image.settle(outcome)
+def _call_done(outcomes: Sequence[tuple[Queued, Embedding | Exception]]) -> None:
+    for queued, outcome in outcomes:
+        queued.done(outcome)

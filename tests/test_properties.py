@@ -28,7 +28,7 @@ from dataset import lists
 from dataset.listing import Split
 from dataset.state import DONE, FAILED, PENDING, Outcome, State
 from engine.decode import open_image, prepare
-from engine.prepare import Budget
+from engine.stages import Budget
 from gcs import ListedObject
 from storage.async_client import unzipped, unzipped_size
 from tests.dataset.states import state_of

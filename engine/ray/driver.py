@@ -25,7 +25,7 @@ from common.errors import ClusterError, IngestError
 from dataset.arrays import Arrays
 from dataset.state import State
 from engine.checkpoint import Recorder
-from engine.decode import NotEmbedded
+from engine.decode import Embedded, NotEmbedded
 from engine.loading import ModelLoader, ModelOptions
 from engine.ray import workers
 from engine.ray.cluster import Cluster, Pool, key_file
@@ -235,7 +235,14 @@ class RayPipeline:
             self._reported += 1
             if isinstance(outcome, NotEmbedded) and outcome.changed:
                 self._changed.append(row.row)
-            self._recorder.take(row, outcome, width, height, is_rotated)
+            if isinstance(outcome, NotEmbedded):
+                self._recorder.record(row, outcome)
+            else:
+                assert width is not None and height is not None
+                embedded = Embedded(
+                    embedding=outcome, width=width, height=height, is_rotated=is_rotated
+                )
+                self._recorder.record(row, embedded)
 
 
 def click_error(error: BaseException) -> IngestError | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dataset.arrays import DIMENSIONS, ZEROS, Embedding
 from dataset.state import Row
-from engine.decode import NotEmbedded, Prepared
+from engine.decode import Decoded, NotEmbedded
 from engine.stages import StageTime
 from gcs import ListedObject
 from models.clip_crop import CLIP_SIDE
@@ -60,14 +60,14 @@ RESULTS = pa.schema(
 
 
 def packed(
-    images: list[tuple[Row, Prepared | NotEmbedded]], times: list[StageTime], requests: list[int]
+    images: list[tuple[Row, Decoded | NotEmbedded]], times: list[StageTime], requests: list[int]
 ) -> pa.Table:
     """A pack: a table of one row with these images, and what the stages did for them."""
     rows, pixels, clip_inputs = [], [], []
     for row, prepared in images:
         described = {"row": row.row, "name": row.listed.name, "size": row.listed.size}
         image = clip_input = None
-        if isinstance(prepared, Prepared):
+        if isinstance(prepared, Decoded):
             described["height"], described["width"] = prepared.pixels.shape[:2]
             described["is_rotated"] = prepared.is_rotated
             image = prepared.pixels.tobytes()
@@ -84,13 +84,13 @@ def packed(
     return pa.Table.from_pylist([pack], PACK)
 
 
-def unpacked(pack: pa.Table) -> tuple[list[dict[str, Any]], list[Prepared | NotEmbedded]]:
+def unpacked(pack: pa.Table) -> tuple[list[dict[str, Any]], list[Decoded | NotEmbedded]]:
     """The rows of a pack as ROW describes them, and their images or why they have none.
 
     The arrays of an image are views of the pack's memory.
     """
     rows = pack["rows"][0].as_py()
-    images: list[Prepared | NotEmbedded] = []
+    images: list[Decoded | NotEmbedded] = []
     columns = pack["pixels"][0].values, pack["clip_inputs"][0].values
     for row, pixels, clip_input in zip(rows, *columns, strict=True):
         if row["reason"] is not None:
@@ -98,7 +98,9 @@ def unpacked(pack: pa.Table) -> tuple[list[dict[str, Any]], list[Prepared | NotE
             continue
         image = _array(pixels, (row["height"], row["width"], 3))
         clip = _array(clip_input, CLIP_SHAPE) if clip_input.is_valid else None
-        images.append(Prepared(image, clip, b""))
+        images.append(
+            Decoded(pixels=image, clip_input=clip, thumbnail=None, is_rotated=row["is_rotated"])
+        )
     return rows, images
 
 

@@ -1,6 +1,6 @@
 """What runs on the workers of a Ray cluster: rows -> packs of decoded images -> embeddings.
 
-Images are prepared and embedded by the same code as on one machine (engine/prepare.py,
+Images are prepared and embedded by the same code as on one machine (engine/threads.py,
 engine/batches.py). engine/ray/tables.py describes what travels from one process to the next.
 """
 
@@ -17,15 +17,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from common.errors import ImageError
 from dataset.arrays import Embedding
 from dataset.state import Row, State
+from engine import threads
 from engine.batches import BatchEmbedder, Batches
-from engine.decode import NotEmbedded, Prepared
-from engine.prepare import OwnMemory, Preparation
+from engine.decode import Decoded, NotEmbedded, not_embedded
 from engine.ray.tables import packed, results, unpacked
 from engine.ray.worker_files import use_key
-from engine.stages import DECODE, FETCH, MODELS, THUMBNAILS, StageTime
+from engine.stages import DECODE, FETCH, MODELS, THUMBNAILS, Budget, StageTime
 
 FETCHES = 32  # images of one task under way at once: most of their time they wait for the bucket
 DECODED_PIXELS = 40_000_000  # of one task: 3 bytes per pixel, about 10 while decoding
@@ -126,15 +125,17 @@ class Preparer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._loop = EventLoop()
-        self._preparation = Preparation(
-            job.image_bucket,
-            job.index_bucket,
-            job.index_id,
-            decode_workers=1,
-            max_pixels=job.max_pixels,
-            memory=OwnMemory(DECODED_PIXELS),
-            at_once=FETCHES,
-            with_clip_inputs=job.with_clip_inputs,
+        self._preparation = threads.Threads(
+            threads.Job(
+                image_bucket=job.image_bucket,
+                index_bucket=job.index_bucket,
+                index_id=job.index_id,
+                max_pixels=job.max_pixels,
+                with_clip_inputs=job.with_clip_inputs,
+            ),
+            1,
+            FETCHES,
+            Budget(3 * DECODED_PIXELS),
         )
         self._loop.wait_for(self._preparation.__aenter__())
         self._times = self._preparation.times()
@@ -145,11 +146,11 @@ class Preparer:
         The event loop runs on while Ray takes a pack, so transfers do not wait for Ray.
         """
         results = self._prepared(rows)
-        pack: list[tuple[Row, Prepared | NotEmbedded]] = []
+        pack: list[tuple[Row, Decoded | NotEmbedded]] = []
         try:
             while (result := self._loop.wait_for(_next(results))) is not None:
                 pack.append(result)
-                size = sum(p.pixels.nbytes for _, p in pack if isinstance(p, Prepared))
+                size = sum(p.pixels.nbytes for _, p in pack if isinstance(p, Decoded))
                 if len(pack) >= self._job.pack_images or size >= self._job.pack_bytes:
                     yield packed(pack, self._new_times(), [])
                     pack = []
@@ -168,33 +169,30 @@ class Preparer:
 
     async def _prepared(
         self, rows: list[Row]
-    ) -> AsyncGenerator[tuple[Row, Prepared | NotEmbedded], None]:
+    ) -> AsyncGenerator[tuple[Row, Decoded | NotEmbedded], None]:
         """Each row as soon as it is done, with its image or why it has none."""
-        results: asyncio.Queue[Any] = asyncio.Queue(PREPARED_AHEAD)
-        left = iter(rows)
-        tasks = [asyncio.create_task(self._prepare(left, results)) for _ in range(FETCHES)]
+        results: asyncio.Queue[Any] = asyncio.Queue()
+
+        def put(row: Row, image: Decoded | NotEmbedded) -> None:
+            results.put_nowait((row, image))
+
+        async def work() -> None:
+            try:
+                await self._preparation.run(iter(rows), len(rows), put)
+            except Exception as error:
+                results.put_nowait(error)
+
+        task = asyncio.create_task(work())
         try:
             for _ in rows:
                 result = await results.get()
                 if isinstance(result, Exception):
                     raise result
                 yield result
+                self._preparation.release(result[0].row)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _prepare(self, rows: Iterator[Row], results: asyncio.Queue[Any]) -> None:
-        """Prepare one row after the other; an error that stops the run is a result too."""
-
-        async def put(row: Row, image: Prepared | NotEmbedded) -> None:
-            await results.put((row, image))
-
-        try:
-            for row in rows:
-                await self._preparation.deliver(row, functools.partial(put, row))
-        except Exception as error:
-            await results.put(error)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def _next(results: AsyncIterator[Any]) -> Any:
@@ -221,16 +219,16 @@ class EmbedPacks:
             numbers = [number for pair in times for number in pair]
             yield results(rows, embedded, numbers, packs["requests"][i].as_py())
 
-    async def _embed(self, images: list[Prepared | NotEmbedded]) -> list[Embedding | NotEmbedded]:
+    async def _embed(self, images: list[Decoded | NotEmbedded]) -> list[Embedding | NotEmbedded]:
         return await asyncio.gather(*(self._embed_one(image) for image in images))
 
-    async def _embed_one(self, image: Prepared | NotEmbedded) -> Embedding | NotEmbedded:
+    async def _embed_one(self, image: Decoded | NotEmbedded) -> Embedding | NotEmbedded:
         if isinstance(image, NotEmbedded):
             return image
-        try:
-            return await self._batches.embed(image)
-        except ImageError as error:
-            return NotEmbedded(str(error))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._batches.add(image, future.set_result)
+        outcome = await future
+        return not_embedded(outcome) if isinstance(outcome, Exception) else outcome
 
     def _new_time(self) -> tuple[int, float]:
         """The images done and the seconds busy since the last call."""

@@ -23,15 +23,17 @@ from tests.listeners import below, listeners
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
 
+
 import gcs  # noqa: E402
 from dataset.arrays import DIMENSIONS, Arrays, array_path  # noqa: E402
 from dataset.state import State  # noqa: E402
 from engine.checkpoint import Recorder  # noqa: E402
-from engine.local.pipeline import Pipeline  # noqa: E402
+from engine.pipeline import Pipeline  # noqa: E402
 from engine.ray import workers  # noqa: E402
 from engine.ray.cluster import Cluster, Pool, versions  # noqa: E402
 from engine.ray.driver import RayPipeline  # noqa: E402
 from engine.ray.worker_files import send  # noqa: E402
+from engine.threads import Job  # noqa: E402
 from gcs import ListedObject  # noqa: E402
 
 pytestmark = [
@@ -76,10 +78,10 @@ class WatchedRecorder(Recorder):
         super().__init__(state, arrays)
         self.rows, self._delay_s = [], delay_s
 
-    def done(self, row, *outcome):
+    def record(self, row, result):
         time.sleep(self._delay_s)
         self.rows.append(row.row)
-        super().done(row, *outcome)
+        super().record(row, result)
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +159,19 @@ def run_here(state, world):
     """The same by the engine of one machine."""
 
     async def embed():
-        pipeline = Pipeline(
-            state,
-            arrays,
-            FakeEmbedder(),
+        job = Job(
             image_bucket=world.bucket,
             index_bucket=world.index,
-            decode_workers=2,
+            index_id=state.index_id,
+            max_pixels=FakeEmbedder.max_pixels,
+            with_clip_inputs=True,
+        )
+        recorder = Recorder(state, arrays)
+        pipeline = Pipeline(
+            job, FakeEmbedder(), recorder.record, decode_workers=2, in_processes=False
         )
         async with pipeline:
-            await pipeline.run()
+            await recorder.during(pipeline.run(state.pending(), state.counts().images))
 
     with Arrays(state.directory, state.counts().images) as arrays:
         asyncio.run(embed())

@@ -10,7 +10,7 @@ import pytest
 from common.program import ROOT, copy_program, program_digest, program_files
 from dataset.arrays import DIMENSIONS, Embedding
 from dataset.state import Row
-from engine.decode import NotEmbedded, Prepared
+from engine.decode import Decoded, NotEmbedded
 from engine.stages import StageTime
 from gcs import ListedObject
 
@@ -30,9 +30,9 @@ def test_packs_and_results_keep_every_number():
     clip_input = np.random.default_rng(1).integers(0, 256, (224, 224, 3), np.uint8)
     images = [
         NotEmbedded("broken"),
-        Prepared(pixels, clip_input, b""),
+        Decoded(pixels=pixels, clip_input=clip_input, thumbnail=None, is_rotated=False),
         NotEmbedded("was replaced", changed=True),
-        Prepared(pixels[:2], None, b"", is_rotated=True),
+        Decoded(pixels=pixels[:2], clip_input=None, thumbnail=None, is_rotated=True),
     ]
     times = [StageTime(name, 1, 0.5) for name in ("fetch", "decode", "thumbnails")]
     pack = tables.packed(list(zip(ROWS, images, strict=True)), times, [1, 2])
