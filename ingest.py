@@ -250,7 +250,6 @@ async def embed(
                     address=request.ray_address,
                     image_bucket=plan.train.bucket,
                     index_bucket=request.bucket,
-                    say=_say,
                     make_loader=type(loader),
                     times=report.stages,
                 )

@@ -70,31 +70,24 @@ def check(address: str | None) -> None:
 
 
 class Pool(NamedTuple):
-    """The embedders: how many there are, what each reserves, and how much work each gets."""
+    """The actors: how many there are, what each reserves, and how much work each gets."""
 
     size: int
     cpus: float
     gpus: int
-    calls: int  # packs in one embedder at once
-    pack_images: int
-    pack_bytes: int
+    calls: int  # blocks in one actor at once, so that its models never wait for the next one
+    block_rows: int  # at most: what is lost with a killed worker is a few seconds of work
 
 
 def cpu_pool(nodes: list[float]) -> Pool:
-    """One embedder per node, given the CPUs of each node. It computes one image per CPU at once.
-
-    An eighth of the CPUs, and at least one, is left to fetching and decoding, which take about 3%
-    of the time. Packs are small: the images of a pack that is lost are computed again.
-    """
+    """One actor per machine, given the CPUs of each. It computes one image per CPU at once."""
     cpus = min(nodes)
-    # Not a whole number: Ray Data joins two stages that reserve the same.
-    share = max(0.0, cpus - max(1, cpus // 8) - 0.1)
-    return Pool(len(nodes), share, 0, max(2, int(cpus)), pack_images=4, pack_bytes=4 << 20)
+    return Pool(len(nodes), cpus, 0, calls=4, block_rows=max(32, int(4 * cpus)))
 
 
 def gpu_pool(gpus: int) -> Pool:
-    """One embedder per GPU. It holds 512 images of 640x480, which fill batches of each size."""
-    return Pool(gpus, 0.5, 1, calls=16, pack_images=32, pack_bytes=32 << 20)
+    """One actor per GPU. Machines without a GPU do nothing."""
+    return Pool(gpus, 0, 1, calls=4, block_rows=512)
 
 
 class Cluster:
@@ -178,7 +171,7 @@ class Cluster:
         return [node for node in ray.nodes() if node["Alive"]]
 
     def pool(self, device: str) -> Pool:
-        """The embedders that fit: one per GPU, or one per node where there is no GPU.
+        """The actors that fit: one per GPU, or one per node where there is no GPU.
 
         Raises:
             ClusterError: this device cannot be used.
@@ -202,10 +195,6 @@ class Cluster:
                 "No node of the Ray cluster has a CPU for tasks: start a node with --num-cpus."
             )
         return cpu_pool(cpus)
-
-    def cpus(self) -> float:
-        """The CPUs of all nodes that are alive."""
-        return sum(node["Resources"].get("CPU", 0.0) for node in self.nodes())
 
     def check_versions(self, expected: dict[str, str] | None = None) -> None:
         """Check that every node has the versions of this machine: else numbers could differ.

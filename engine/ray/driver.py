@@ -1,17 +1,18 @@
 """The engine on a Ray cluster: its workers embed the pending rows, and the arrays are written here.
 
-Ray Data moves rows through two stages (workers.py) and bounds what is under way. Results go through
-the same recorder as on one machine, so resuming and failures are the same. Ray starts a killed
-worker again and repeats its task.
+Ray Data hands out blocks of rows to actors (worker.py), one per GPU or one per machine. What comes
+back goes through the same recorder as on one machine, so resuming and failures are the same. Ray
+starts a killed worker again and repeats its blocks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -21,33 +22,25 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.errors import ClusterError, IngestError
-from common.network.activity import count_numbers
+from common.terminal import count, say
 from dataset.arrays import Arrays
 from dataset.state.rows import State
+from engine.batches import BatchEmbedder
 from engine.checkpoint import Recorder
 from engine.decode import NotEmbedded
 from engine.loading import ModelLoader, ModelOptions
-from engine.ray import workers
+from engine.pipeline import Job
 from engine.ray.cluster import Cluster, Pool, key_file
-from engine.ray.tables import read_results
-from engine.ray.worker_files import WorkerModels
-from engine.stages import MODELS, StageTime
+from engine.ray.worker import Done, EmbedBlocks, Loaded, Rows, WorkerModels, probe
+from engine.stages import StageTime
 
-PREPARE_CPUS = 1  # of a task that fetches and decodes; as ray.data.range, with which Ray joins it
-BLOCK_ROWS = 960  # largest block of rows of a task: about 10 s of work, lost with a killed worker
-BLOCKS_PER_SLOT = 4  # or more, so that the last tasks end at about the same time
-ROWS_PER_PASS = 20_000_000  # 21,000 tasks that Ray knows at once: 7.4 kB and 1.2 ms each
-BLOCK_BYTES = 2 << 20  # smaller than a pack: so each pack becomes a block of its own
-STORE_BYTES = 256 << 20  # smallest limit on pixels in the object store
-NO_PROGRESS_S = 300  # after so long without a result, a pass ends and the nodes are counted again
+BLOCKS_PER_CALL = 4  # or more, so that all actors end at about the same time
+BLOCKS_PER_PASS = 20_000  # that Ray knows at once: 7.4 kB and 1.2 ms each
+NO_PROGRESS_S = 300  # without a result: then a pass ends, and the next counts the machines again
 
 
 class RayPipeline:
-    """Embeds the pending rows of a state on a cluster, with the models that `load` returns there.
-
-    `choose_pool` says which embedders fit on the nodes that are alive at the moment; `loaded`
-    describes one of them.
-    """
+    """Embeds the pending rows of a state on a cluster, with what `load` returns there."""
 
     def __init__(
         self,
@@ -55,33 +48,16 @@ class RayPipeline:
         choose_pool: Callable[[], Pool],
         state: State,
         recorder: Recorder,
-        load: Callable[[], Any],
-        loaded: workers.Loaded,
-        *,
-        image_bucket: str,
-        index_bucket: str,
-        no_progress_s: float = NO_PROGRESS_S,
+        load: Callable[[], BatchEmbedder],
+        job: Job,
     ) -> None:
-        pool = choose_pool()
+        """`choose_pool` says which actors fit on the machines that are alive at the moment."""
         self._cluster, self._choose_pool = cluster, choose_pool
-        self._state, self._recorder, self._load = state, recorder, load
-        self._no_progress_s = no_progress_s
-        self._key_file = None if cluster.is_local else key_file()
-        self._job = workers.Job(
-            image_bucket,
-            index_bucket,
-            state.index_id,
-            loaded.max_pixels,
-            not loaded.makes_clip_inputs,
-            pool.pack_images,
-            pool.pack_bytes,
-        )
-        left = max(0.0, cluster.cpus() - pool.size * pool.cpus)
-        self._prepare_slots = max(1, int(left / PREPARE_CPUS))
-        self._slots = dict.fromkeys(workers.STAGES, self._prepare_slots)
-        self._slots[MODELS] = pool.size * loaded.workers
-        self._times = np.zeros((len(workers.STAGES), 2))  # images, seconds busy
-        self._reported = 0  # rows with a result
+        self._state, self._recorder = state, recorder
+        self._load, self._job = load, job
+        self._actors = choose_pool().size
+        self._times: dict[str, list[StageTime]] = {}  # of each actor so far
+        self._blocks = 0  # with a result
         self._changed: list[int] = []  # rows that stay pending
         self._recording = threading.Lock()
         self._stopped = False
@@ -102,30 +78,34 @@ class RayPipeline:
                 self._stopped = True
 
     def times(self) -> list[StageTime]:
-        """What each stage did, in the order of an image's path."""
+        """What each stage did, in the order of an image's path; the mean of all actors."""
         return [
-            StageTime(name, int(images), busy_s / self._slots[name])
-            for name, (images, busy_s) in zip(workers.STAGES, self._times, strict=True)
+            StageTime(
+                stage[0].name,
+                sum(time.images for time in stage),
+                sum(time.busy_s for time in stage) / self._actors,
+            )
+            for stage in zip(*self._times.values(), strict=True)
         ]
 
     async def _passes(self) -> None:
-        """Pass after pass over the pending rows. One is enough unless a node is lost for good.
+        """Pass after pass over the pending rows. One is enough unless a machine is lost for good.
 
-        Ray keeps the tasks of a lost node for a new node like it, and waits. The next pass uses the
-        nodes that are left.
+        Ray keeps the blocks of a lost machine for a new one like it, and waits. The next pass uses
+        the machines that are left.
         """
         while len(numbers := self._pending()):
-            before, failure = self._reported, None
+            before, failure = self._blocks, None
             try:
                 await self._pass_in_thread(numbers)
             except (RayError, UserCodeException, ExecutionTimeoutError) as error:
                 failure = error
-                if (cause := click_error(error)) is not None:
+                if (cause := error_for_user(error)) is not None:
                     raise cause from error
                 if isinstance(error, (RayTaskError, UserCodeException)):
                     raise
             await asyncio.to_thread(self._recorder.commit)
-            if self._reported == before:
+            if self._blocks == before:
                 raise ClusterError(
                     f"The Ray cluster makes no progress ({failure or 'no results came back'}): "
                     "look at `ray status` on one of its nodes, then run the same command again."
@@ -133,115 +113,85 @@ class RayPipeline:
 
     def _pending(self) -> np.ndarray:
         """The next rows to embed. A row whose image changed is left to the next run."""
-        numbers = self._state.pending_numbers(ROWS_PER_PASS + len(self._changed))
-        return np.setdiff1d(numbers, self._changed, assume_unique=True)[:ROWS_PER_PASS]
+        most = BLOCKS_PER_PASS * self._choose_pool().block_rows
+        numbers = self._state.pending_numbers(most + len(self._changed))
+        return np.setdiff1d(numbers, self._changed, assume_unique=True)[:most]
 
     async def _pass_in_thread(self, numbers: np.ndarray) -> None:
         """As asyncio.to_thread(self._pass), but the end of the process does not wait for it."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def settle(error: BaseException | None) -> None:
-            if not done.done():
-                done.set_exception(error) if error else done.set_result(None)
+        outcome: Future[None] = Future()
+        outcome.set_running_or_notify_cancel()
 
         def work() -> None:
-            error: BaseException | None = None
             try:
                 self._pass(numbers)
-            except BaseException as raised:
-                error = raised
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, error)
+                outcome.set_result(None)
+            except BaseException as error:
+                outcome.set_exception(error)
 
         thread = threading.Thread(target=work, name="ray results", daemon=True)
         self._cluster.reader = thread
         thread.start()
+        waiting = asyncio.wrap_future(outcome)
         try:
-            await done
+            await waiting
         finally:
-            if not done.cancelled():
+            if not waiting.cancelled():
                 thread.join()
 
     def _pass(self, numbers: np.ndarray) -> None:
-        per_slot = len(numbers) // (BLOCKS_PER_SLOT * self._prepare_slots)
-        block_rows = max(1, min(BLOCK_ROWS, per_slot))
-        waiting = np.ones(len(numbers), bool)
-        for table in self._results(numbers, block_rows):
+        recorded: set[int] = set()  # a repeated task can bring a block again
+        for done in self._results(numbers):
             with self._recording:
                 if self._stopped:
                     return
-                self._record(table, numbers, waiting)
+                if done.block not in recorded:
+                    recorded.add(done.block)
+                    self._record(done)
 
-    def _results(self, numbers: np.ndarray, block_rows: int) -> Any:
-        """The tables of results, in the order in which they arrive."""
+    def _results(self, numbers: np.ndarray) -> Iterator[Done]:
+        """What becomes of the rows, in blocks, in the order in which they arrive."""
+        pool = self._choose_pool()
+        per_call = len(numbers) // (BLOCKS_PER_CALL * pool.size * pool.calls)
+        block_rows = max(1, min(pool.block_rows, per_call))
         blocks = -(-len(numbers) // block_rows)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        key = None if self._cluster.is_local else key_file()
         rows = (
-            ray.remote(workers.Rows)
+            ray.remote(Rows)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-            .remote(self._state.path.absolute(), ray.put(numbers), block_rows, self._key_file)
+            .remote(self._state.path.absolute(), ray.put(numbers), block_rows, key)
         )
-        pool = self._choose_pool()
-        self._configure(pool)
-        embedders = ray.data.ActorPoolStrategy(
-            size=pool.size,
-            max_concurrent_calls_per_actor=pool.calls,
-            enable_true_multi_threading=True,
-        )
-        return (
-            ray.data.range(blocks, override_num_blocks=blocks)
-            .map_batches(
-                workers.prepare,
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=PREPARE_CPUS,
-                fn_kwargs={"rows": rows, "job": self._job},
-            )
-            .map_batches(
-                workers.EmbedPacks,
-                batch_size=1,  # of packs
-                batch_format="pyarrow",
-                compute=embedders,
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus,
-                fn_constructor_kwargs={"load": self._load},
-            )
-            .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        )
-
-    def _configure(self, pool: Pool) -> None:
-        """Set Ray Data's limits: pixels under way are four times what the embedders hold."""
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.target_max_block_size = BLOCK_BYTES
-        context.execution_no_progress_timeout_s = self._no_progress_s
-        held = 4 * pool.size * pool.calls * pool.pack_bytes
-        context.execution_options.resource_limits = ray.data.ExecutionResources(
-            object_store_memory=max(STORE_BYTES, held)
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.raise_original_map_exception = True  # else its text alone comes back
+        context.execution_no_progress_timeout_s = NO_PROGRESS_S
+        dataset = ray.data.from_items(list(range(blocks)), override_num_blocks=blocks).map_batches(
+            EmbedBlocks,
+            batch_size=1,  # the number of a block
+            compute=ray.data.ActorPoolStrategy(
+                size=pool.size,
+                max_concurrent_calls_per_actor=pool.calls,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            fn_constructor_kwargs={"load": self._load, "job": self._job, "rows": rows},
         )
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            yield from map(pickle.loads, batch["done"])
 
-    def _record(self, table: Any, numbers: np.ndarray, waiting: np.ndarray) -> None:
-        """Record the rows of a table, each once: a repeated task can bring a row again."""
-        for pairs in table["times"].to_pylist():
-            if pairs:
-                self._times += np.reshape(pairs, self._times.shape)
-        for made in table["requests"].to_pylist():
-            if made:
-                count_numbers(made)
-        for row, width, height, is_rotated, outcome in read_results(table):
-            position = int(np.searchsorted(numbers, row.row))
-            if not waiting[position]:
-                continue
-            waiting[position] = False
-            self._reported += 1
+    def _record(self, done: Done) -> None:
+        self._blocks += 1
+        before = self._times.get(done.worker, done.times)
+        self._times[done.worker] = max(before, done.times, key=lambda times: times[0].images)
+        for row, outcome in done.outcomes:
             if isinstance(outcome, NotEmbedded) and outcome.changed:
                 self._changed.append(row.row)
-            self._recorder.take(row, outcome, width, height, is_rotated)
+            self._recorder.record(row, outcome)
 
 
-def click_error(error: BaseException) -> IngestError | None:
+def error_for_user(error: BaseException) -> IngestError | None:
     """The error for the user that a worker raised, found inside Ray's own errors, or None."""
     seen: BaseException | None = error
     while seen is not None:
@@ -262,10 +212,8 @@ async def embed_on_ray(
     address: str | None,
     image_bucket: str,
     index_bucket: str,
-    say: Callable[[str], None],
-    make_loader: Callable[[ModelOptions], ModelLoader] = ModelLoader,
+    make_loader: Callable[[ModelOptions], ModelLoader],
     times: list[StageTime],
-    no_progress_s: float = NO_PROGRESS_S,
 ) -> None:
     """Embed every pending image on the cluster at `address`, or on one of this machine.
 
@@ -284,24 +232,25 @@ async def embed_on_ray(
             WorkerModels.send, options, clip_directory, make_loader, to_others=not cluster.is_local
         )
         loaded = await asyncio.to_thread(_probe, pool, sent)
-        # All rows get one precision: what `auto` chose on one worker.
-        sent = sent._replace(options=options._replace(precision=loaded.precision))
         state.set_options({"precision": loaded.precision})
+        job = Job(
+            image_bucket=image_bucket,
+            index_bucket=index_bucket,
+            index_id=state.index_id,
+            max_pixels=loaded.max_pixels,
+            with_clip_inputs=not loaded.makes_clip_inputs,
+        )
         pipeline = RayPipeline(
             cluster,
             lambda: cluster.pool(models.device),
             state,
             Recorder(state, arrays),
-            sent.load,
-            loaded,
-            image_bucket=image_bucket,
-            index_bucket=index_bucket,
-            no_progress_s=no_progress_s,
+            sent.in_precision(loaded.precision).load,  # one for all rows
+            job,
         )
-        nodes = len(cluster.nodes())
         say(
             f"Embedding on {pool.size:,} x {loaded.device} in {loaded.precision}, "
-            f"by Ray on {nodes:,} {'machine' if nodes == 1 else 'machines'}."
+            f"by Ray on {count(len(cluster.nodes()), 'machine')}."
         )
         try:
             await pipeline.run()
@@ -311,13 +260,13 @@ async def embed_on_ray(
         await asyncio.to_thread(cluster.__exit__)
 
 
-def _probe(pool: Pool, models: WorkerModels) -> workers.Loaded:
+def _probe(pool: Pool, models: WorkerModels) -> Loaded:
     """What a worker loads. Raises what loading raises there."""
-    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_calls=1)(workers.probe)
+    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_calls=1)(probe)
     try:
-        loaded: workers.Loaded = ray.get(task.remote(models.load))
+        loaded: Loaded = ray.get(task.remote(models.load))
     except RayError as error:
-        if (cause := click_error(error)) is not None:
+        if (cause := error_for_user(error)) is not None:
             raise cause from error
         raise
     return loaded

@@ -3,7 +3,7 @@
 Run as `python tests/engine/ray_ingest.py NAME TRAIN_PATH VAL_PATH --engine ray ...`, with any files
 as weights. Settings in the environment:
 
-    FAKE_GATE           a file; after its first packs, an embedder waits until it is there
+    FAKE_GATE           a file; after its first images, an embedder waits until it is there
     FAKE_ROW_S          seconds that the driver takes to record a row
     FAKE_NO_PROGRESS_S  seconds without a result after which a pass ends
 """
@@ -11,7 +11,6 @@ as weights. Settings in the environment:
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +24,7 @@ from engine.ray import driver
 from testing import embedders
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 
-FREE = 8  # images: as many as two packs have, of which one is then complete
+FREE = 4  # images of an embedder that pass the gate
 
 
 class GatedEmbedder(FakeEmbedder):
@@ -58,9 +57,9 @@ class Loader(LoaderWithoutModels):
 
 
 class SlowRecorder(Recorder):
-    def done(self, *outcome):
+    def record(self, *outcome):
         time.sleep(float(os.environ.get("FAKE_ROW_S", 0)))
-        super().done(*outcome)
+        super().record(*outcome)
 
 
 def write_weights(directory):
@@ -75,9 +74,8 @@ def write_weights(directory):
 def main():
     ray.cloudpickle.register_pickle_by_value(embedders)
     no_progress_s = float(os.environ.get("FAKE_NO_PROGRESS_S", driver.NO_PROGRESS_S))
-    embed = partial(driver.embed_on_ray, no_progress_s=no_progress_s)
     with (
-        mock.patch.object(driver, "embed_on_ray", embed),
+        mock.patch.object(driver, "NO_PROGRESS_S", no_progress_s),
         mock.patch.object(driver, "Recorder", SlowRecorder),
     ):
         ingest.main(obj=Loader)
