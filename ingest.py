@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from dataset.lists import index_files, write_lists
 from dataset.manifest import EXACTNESS
 from dataset.state.rows import TRAIN, VAL, State
 from dataset.work_directory import WorkDirectory
+from engine.checkpoint import Recorder
 from engine.loading import ModelLoader, ModelOptions
-from engine.local.fed_pipeline import FedPipeline
-from engine.local.pipeline import Pipeline
+from engine.pipeline import Pipeline
 from engine.reuse import Copier
+from engine.threads import Job
 from forager.addresses import dataset_page, shown_server
 from forager.answers import DatasetInfo
 from forager.client import Forager
@@ -91,7 +93,7 @@ def main(make_loader: Any, **parameters: Any) -> None:
     or nohup: it ends when its terminal closes.
     """
     report = Report(parameters.copy(), parameters["decode_workers"])
-    models = ModelOptions(*(parameters.pop(name) for name in ModelOptions._fields))
+    models = ModelOptions(**{f.name: parameters.pop(f.name) for f in fields(ModelOptions)})
     request = Request(models=models, **parameters)
     check_combinations(request)
     with shortages():
@@ -181,9 +183,11 @@ async def try_out(
         Arrays(sample.directory, sample.counts().images) as arrays,
     ):
         report.done_before = 0
-        pipeline = await embed_here(request, plan, sample, arrays, loader, report, None)
+        done_at: list[float] = []  # the time.monotonic() of each image
+        recorder = Recorder(sample, arrays, finished=done_at)
+        pipeline = await embed_here(request, plan, sample, recorder, loader, report, None)
         report.count_rows(sample)
-        trial = measured(report, pipeline, checks)
+        trial = measured(report, done_at, pipeline.thumbnail_bytes, checks)
         report.trial = concluded(sample, plan.listing, trial, prices)
     report.outcome, report.message = TRIED, describe_trial(report)
 
@@ -245,7 +249,7 @@ async def embed(
                 await embed_on_ray(
                     state,
                     arrays,
-                    request.models._replace(precision=plan.precision),
+                    replace(request.models, precision=plan.precision),
                     plan.clip_directory,
                     address=request.ray_address,
                     image_bucket=plan.train.bucket,
@@ -254,7 +258,8 @@ async def embed(
                     times=report.stages,
                 )
         else:
-            await embed_here(request, plan, state, arrays, loader, report, request.bucket)
+            recorder = Recorder(state, arrays)
+            await embed_here(request, plan, state, recorder, loader, report, request.bucket)
     embedded = state.counts().done - counts.done
     _say(f"Embedded {count(embedded, 'image')} in {duration(time.monotonic() - start)}.")
 
@@ -263,26 +268,29 @@ async def embed_here(
     request: Request,
     plan: Plan,
     state: State,
-    arrays: Arrays,
+    recorder: Recorder,
     loader: ModelLoader,
     report: Report,
     index_bucket: str | None,
-) -> Pipeline | FedPipeline:
+) -> Pipeline:
     """The same with the models of this process; without an index bucket nothing is uploaded."""
     with report.step(LOADING):
         embedder = await loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
-    in_processes = request.decode_in == "processes" or (
-        request.decode_in == "auto" and embedder.device != "cpu"
-    )
-    kind = FedPipeline if in_processes else Pipeline
-    pipeline = kind(
-        state,
-        arrays,
-        embedder,
+    job = Job(
         image_bucket=plan.train.bucket,
         index_bucket=index_bucket,
+        index_id=state.index_id,
+        max_pixels=embedder.max_pixels,
+        with_clip_inputs=not embedder.makes_clip_inputs,
+    )
+    pipeline = Pipeline(
+        job,
+        embedder,
+        recorder.record,
         decode_workers=request.decode_workers,
+        in_processes=request.decode_in == "processes"
+        or (request.decode_in == "auto" and embedder.device != "cpu"),
     )
     async with pipeline:
         _say(f"Embedding on {embedder.device} in {embedder.precision}.")
@@ -294,7 +302,7 @@ async def embed_here(
             warn(sentence)
         with report.step(EMBEDDING):
             try:
-                await pipeline.run()
+                await recorder.during(pipeline.run(state.pending(), state.tally().pending))
             finally:
                 report.stages[:] = pipeline.times()
     for sentence in embedder.exceptions():

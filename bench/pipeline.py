@@ -26,7 +26,7 @@ from bench.support.measure import Result, interleave, options, ratio, show, stor
 from common.options import default_decode_workers
 from dataset.work_directory import WorkDirectory
 from engine import decode
-from engine.local.pipeline import WINDOW_GPU
+from engine.pipeline import WINDOW_GPU
 from preflight import checks
 from testing.photographs import photograph
 

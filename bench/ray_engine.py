@@ -87,7 +87,7 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
 
 def job(state: Any) -> Any:
     """What both engines need to know."""
-    from engine.pipeline import Job
+    from engine.threads import Job
 
     return Job(
         image_bucket="bench",
@@ -191,8 +191,8 @@ def driver_rate() -> float:
     from dataset.arrays import Arrays
     from dataset.state.rows import TRAIN, Row, State
     from engine.checkpoint import Recorder
-    from engine.pipeline import Embedded
-    from engine.ray.worker import Done
+    from engine.decode import Embedded
+    from engine.ray.worker import BlockResult
     from gcs import ListedObject
 
     async def take() -> None:
@@ -201,11 +201,11 @@ def driver_rate() -> float:
             numbers = range(start, min(start + BLOCK_ROWS, DRIVER_ROWS))
             rows = [Row(n, ListedObject(f"t/{n}.jpg", 1, 0, 0)) for n in numbers]
             # Each image has vectors of its own, which pickle would otherwise store once.
-            outcomes = [(row, pickle.loads(pickle.dumps(embedded))) for row in rows]
-            data = pickle.dumps(Done(start, outcomes, "", []))
+            results = [(row, pickle.loads(pickle.dumps(embedded))) for row in rows]
+            data = pickle.dumps(BlockResult(start, results, "", []))
             begun = time.perf_counter()
-            for row, outcome in pickle.loads(data).outcomes:
-                recorder.record(row, outcome)
+            for row, result in pickle.loads(data).results:
+                recorder.record(row, result)
             spent.append(time.perf_counter() - begun)
             await asyncio.sleep(0)
 

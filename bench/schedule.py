@@ -1,6 +1,6 @@
 """How full are the batches of a GPU? `python -m bench.schedule`
 
-The scheduler of the ingest (engine/grouping.py) with images of COCO's sizes, driven by a simulated
+The scheduler of the ingest (engine/batches.py) with images of COCO's sizes, driven by a simulated
 clock and a model of a device: its rate, the cost of launching a batch and of a shape that is new.
 No GPU is used, and none has confirmed the model of the device.
 """
@@ -16,9 +16,8 @@ from pathlib import Path
 import click
 
 from bench.support.measure import Result, show
-from engine.batches import AHEAD, GATHER_S, MAX_WAIT_S, QUIET_S
-from engine.grouping import Groups
-from engine.local.pipeline import WINDOW_GPU
+from engine.batches import AHEAD, GATHER_S, MAX_WAIT_S, QUIET_S, Groups
+from engine.pipeline import WINDOW_GPU
 from models.canvas import rounded_up
 
 Size = tuple[int, int]  # height, width

@@ -1,8 +1,8 @@
-"""Images on their way into the models: grouped into batches, computed in threads, awaited singly.
+"""Images on their way into the models: grouped into batches, computed in threads.
 
 On a CPU a batch starts when a thread is free. On a GPU it starts when it is full, when its oldest
-image has waited GATHER_S, or when no image has come for QUIET_S (engine/grouping.py). Where the
-models are the bottleneck, images queue up and the batches fill by themselves.
+image has waited GATHER_S, or when no image has come for QUIET_S. Where the models are the
+bottleneck, images queue up and the batches fill by themselves.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from common.errors import ImageError
 from dataset.arrays import Embedding
-from engine.decode import Prepared
-from engine.grouping import Groups
+from engine.decode import Decoded
 from engine.stages import StageTime
 
 MAX_WAIT_S = 5.0
@@ -28,8 +27,110 @@ GATHER_S = 0.3  # how long a batch on a GPU that is not full waits for more imag
 QUIET_S = 0.05  # unless no image came for this time
 AHEAD = 2  # batches given to a GPU before the first is waited for
 
-Result = TypeVar("Result")
-Settle = Callable[[Embedding | Exception], None]
+T = TypeVar("T")
+Done = Callable[[Embedding | Exception], None]
+
+
+class Waiting(NamedTuple, Generic[T]):
+    """One image that waits for a batch."""
+
+    item: T
+    since: float  # seconds, of any clock
+
+
+class Groups(Generic[T]):
+    """Which images become a batch, and when: logic alone, without threads and without a clock.
+
+    Images wait by group, each in order of arrival. Images of one group may share a batch.
+    """
+
+    def __init__(
+        self,
+        batch_size: Callable[[T], int],
+        *,
+        gather_s: float = 0.0,
+        quiet_s: float = 0.0,
+        max_wait_s: float = 5.0,
+        few_sizes: bool = False,
+    ) -> None:
+        """
+        Args:
+            batch_size: the size of a full batch for an image's group; asked anew each time.
+            gather_s: how long a batch that is not full waits for more images,
+            quiet_s: but no longer than this after the last image of any group came.
+            max_wait_s: after this time an image goes before fuller groups.
+            few_sizes: a batch that is not full has a power of two of images, so that few shapes
+                come and each recurs.
+        """
+        self._batch_size, self._few_sizes = batch_size, few_sizes
+        self._gather_s, self._quiet_s, self._max_wait_s = gather_s, quiet_s, max_wait_s
+        self._last_came = 0.0
+        self._groups: dict[Hashable, deque[Waiting[T]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def add(self, group: Hashable, item: T, now: float) -> bool:
+        """Let an image wait; whether `ready_at` may come earlier by that."""
+        is_first = not self._groups
+        waiting = self._groups.setdefault(group, deque())
+        waiting.append(Waiting(item, now))
+        self._last_came = now
+        return is_first or self._group_ready_at(waiting) <= now
+
+    def ready_at(self) -> float | None:
+        """The earliest time at which `take` returns a batch; None while no image waits."""
+        if not self._groups:
+            return None
+        return min(map(self._group_ready_at, self._groups.values()))
+
+    def take(self, now: float, *, sharing: int = 1) -> list[T]:
+        """The next batch: of the group that is overdue, or full, or the fullest.
+
+        It is empty before `ready_at`. `sharing` is how many threads are to share the images if a
+        single group waits.
+        """
+        ready = [
+            (self._rank(group, now), key)
+            for key, group in self._groups.items()
+            if self._group_ready_at(group) <= now
+        ]
+        if not ready:
+            return []
+        _, key = max(ready, key=lambda pair: pair[0])
+        group = self._groups[key]
+        full = self._full(group)
+        size = len(group) if len(self._groups) > 1 else -(-len(group) // sharing)
+        if size >= full:
+            size = full
+        elif self._few_sizes:
+            size = 1 << (size.bit_length() - 1)
+        batch = [group.popleft().item for _ in range(size)]
+        if not group:
+            del self._groups[key]
+        return batch
+
+    def clear(self) -> list[T]:
+        """Everything that waits, which is then forgotten."""
+        items = [waiting.item for group in self._groups.values() for waiting in group]
+        self._groups.clear()
+        return items
+
+    def _group_ready_at(self, group: deque[Waiting[T]]) -> float:
+        if len(group) >= self._full(group):
+            return group[0].since
+        return min(group[0].since + self._gather_s, self._last_came + self._quiet_s)
+
+    def _full(self, group: deque[Waiting[T]]) -> int:
+        return max(1, self._batch_size(group[0].item))
+
+    def _rank(self, group: deque[Waiting[T]], now: float) -> tuple[int, float, float]:
+        """Overdue groups first, then full ones, then the fullest; among equals, the oldest."""
+        since = group[0].since
+        if now - since > self._max_wait_s:
+            return 2, 0, -since
+        filled = len(group) / self._full(group)
+        return (1, 0, -since) if filled >= 1 else (0, filled, -since)
 
 
 class StartedBatch(Protocol):
@@ -61,9 +162,8 @@ class BatchEmbedder(Protocol):
 class Queued(NamedTuple):
     """One image that waits for a batch."""
 
-    pixels: np.ndarray
-    clip_input: np.ndarray | None
-    settle: Settle
+    image: Decoded
+    done: Done
 
 
 class Launched(NamedTuple):
@@ -81,7 +181,7 @@ class Batches:
         self._on_gpu = embedder.device != "cpu"
         self._ahead = AHEAD if self._on_gpu else 1
         self._groups: Groups[Queued] = Groups(
-            lambda queued: embedder.batch_size(*queued.pixels.shape[:2]),
+            lambda queued: embedder.batch_size(queued.image.height, queued.image.width),
             gather_s=GATHER_S if self._on_gpu else 0.0,
             quiet_s=QUIET_S if self._on_gpu else 0.0,
             max_wait_s=max_wait_s,
@@ -109,35 +209,16 @@ class Batches:
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
-    async def embed(self, image: Prepared) -> Embedding:
-        """The embedding of one image.
+    def add(self, image: Decoded, done: Done) -> None:
+        """Let an image be embedded. The event loop calls `done` with its embedding, or an error.
 
-        Raises:
-            ImageError: it needs more memory than there is.
+        The error is an ImageError if the image needs more memory than there is.
         """
-        future: asyncio.Future[Embedding] = self._loop.create_future()
-
-        def settle(outcome: Embedding | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
-        self.add(image, settle)
-        return await future
-
-    def add(self, image: Prepared, settle: Settle) -> None:
-        """Let an image be embedded; the event loop calls `settle` with what `embed` returns or
-        raises.
-        """
-        group = self._embedder.group(*image.pixels.shape[:2])
+        group = self._embedder.group(image.height, image.width)
         with self._changed:
             if self._broken:
                 raise self._broken
-            queued = Queued(image.pixels, image.clip_input, settle)
-            if self._groups.add(group, queued, time.monotonic()):
+            if self._groups.add(group, Queued(image, done), time.monotonic()):
                 self._changed.notify()
 
     def time(self) -> StageTime:
@@ -167,8 +248,8 @@ class Batches:
             with self._changed:
                 self._broken = error
                 queued = self._groups.clear()
-            queued += [image for batch in launched for image in batch.images]
-            self._loop.call_soon_threadsafe(_settle, [(image, error) for image in queued])
+            queued += [one for batch in launched for one in batch.images]
+            self._loop.call_soon_threadsafe(_call_done, [(one, error) for one in queued])
 
     def _work(self, launched: deque[Launched]) -> None:
         """Keep up to AHEAD batches on a GPU, so that it never waits for this thread."""
@@ -182,7 +263,7 @@ class Batches:
             elif self._stopping:
                 return
 
-    def _timed(self, function: Callable[..., Result], argument: object) -> Result:
+    def _timed(self, function: Callable[..., T], argument: object) -> T:
         start = time.perf_counter()
         try:
             return function(argument)
@@ -194,7 +275,7 @@ class Batches:
     def _launch(self, images: list[Queued]) -> Launched:
         try:
             batch: StartedBatch | Exception = self._embedder.start(
-                [image.pixels for image in images], [image.clip_input for image in images]
+                [one.image.pixels for one in images], [one.image.clip_input for one in images]
             )
         except Exception as error:
             batch = error
@@ -210,20 +291,22 @@ class Batches:
             )
         except MemoryError as error:
             if len(images) > 1:  # it may be too large for one image only
-                for image in images:
-                    self._finish(self._launch([image]))
+                for one in images:
+                    self._finish(self._launch([one]))
                 return
-            height, width = images[0].pixels.shape[:2]
-            failure = ImageError(f"not enough memory to embed {width} x {height} pixels")
+            image = images[0].image
+            failure = ImageError(
+                f"not enough memory to embed {image.width} x {image.height} pixels"
+            )
             failure.__cause__ = error
             outcomes = [(images[0], failure)]
         except Exception as error:
-            outcomes = [(image, error) for image in images]
+            outcomes = [(one, error) for one in images]
         with self._changed:
             self._images += sum(isinstance(outcome, Embedding) for _, outcome in outcomes)
-        self._loop.call_soon_threadsafe(_settle, outcomes)
+        self._loop.call_soon_threadsafe(_call_done, outcomes)
 
 
-def _settle(outcomes: Sequence[tuple[Queued, Embedding | Exception]]) -> None:
-    for image, outcome in outcomes:
-        image.settle(outcome)
+def _call_done(outcomes: Sequence[tuple[Queued, Embedding | Exception]]) -> None:
+    for queued, outcome in outcomes:
+        queued.done(outcome)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from common.errors import ImagesChanged
 from common.terminal import count, printable, say
-from dataset.arrays import BYTES_PER_ROW, ZEROS, Arrays, Embedding
+from dataset.arrays import BYTES_PER_ROW, ZEROS, Arrays
 from dataset.state.rows import Outcome, Row, State
-from engine.decode import NotEmbedded
+from engine.decode import Embedded, NotEmbedded
 
 CHECKPOINT_S = 2.0  # seconds of work that a power cut can lose
 FAILURES_SHOWN = 10
@@ -59,7 +59,7 @@ class Recorder:
         self._embeds, self._since = False, 0.0  # anything since this time.monotonic()
 
     async def during(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Await the work of an engine. What is done when it stops, whatever stops it, is recorded.
+        """Await work that calls `record`. What is done when it stops, whatever stops it, is kept.
 
         Raises:
             Exception: what the work raised.
@@ -93,40 +93,19 @@ class Recorder:
         if self._changed:
             raise images_changed(self._changed, self._changes)
 
-    def take(
-        self,
-        row: Row,
-        outcome: Embedding | NotEmbedded,
-        width: int | None = None,
-        height: int | None = None,
-        is_rotated: bool = False,
-    ) -> None:
-        """Take what became of one row, whose image has this size in pixels.
-
-        `is_rotated` is whether it carries an EXIF rotation, which is not applied.
-        """
-        if isinstance(outcome, Embedding):
-            self.done(row, outcome, width, height, is_rotated)
-        elif outcome.changed:
-            self.changed(row, outcome.reason)
+    def record(self, row: Row, result: Embedded | NotEmbedded) -> None:
+        """Take what became of one row. A failed row gets zeros; a changed one stays pending."""
+        if isinstance(result, Embedded):
+            if all(np.isfinite(vector).all() for vector in result.embedding.vectors):
+                self._done(row, result)
+                return
+            result = NotEmbedded("the models compute no finite numbers for it")
+        if result.changed:
+            self._changed += 1
+            if self._changed <= FAILURES_SHOWN:
+                self._changes.append(f"{printable(row.listed.name)}: {printable(result.reason)}")
         else:
-            self.failed(row, outcome.reason)
-
-    def done(
-        self,
-        row: Row,
-        embedding: Embedding,
-        width: int | None,
-        height: int | None,
-        is_rotated: bool = False,
-    ) -> None:
-        """Take the embedding of one row."""
-        if not all(np.isfinite(vector).all() for vector in embedding.vectors):
-            self.failed(row, "the models compute no finite numbers for it")
-            return
-        self._rotated += is_rotated
-        checksum = self._arrays.write(row.row, embedding.vectors)
-        self._add(row, Outcome(row.row, embedding.imagenet_class, None, checksum, width, height))
+            self._failed(row, result.reason)
 
     def copied(self, outcomes: Sequence[Outcome]) -> None:
         """Take rows whose vectors were copied into the arrays from another index."""
@@ -134,8 +113,14 @@ class Recorder:
         self._bytes += len(outcomes) * BYTES_PER_ROW
         self._bar.update(len(outcomes))
 
-    def failed(self, row: Row, reason: str) -> None:
-        """Take the reason why the image of one row cannot be embedded; its vectors become zeros."""
+    def _done(self, row: Row, embedded: Embedded) -> None:
+        self._rotated += embedded.is_rotated
+        vectors, imagenet_class = embedded.embedding
+        checksum = self._arrays.write(row.row, vectors)
+        size = embedded.width, embedded.height
+        self._add(row, Outcome(row.row, imagenet_class, None, checksum, *size))
+
+    def _failed(self, row: Row, reason: str) -> None:
         checksum = self._arrays.write(row.row, ZEROS)
         self._failures += 1
         if self._failures <= FAILURES_SHOWN:
@@ -144,12 +129,6 @@ class Recorder:
         if self._failures == FAILURES_SHOWN:
             tqdm.write("Further failures are listed at the end.", file=sys.stderr)
         self._add(row, Outcome(row.row, None, reason, checksum))
-
-    def changed(self, row: Row, reason: str) -> None:
-        """Leave a row pending whose object is not the listed one any more."""
-        self._changed += 1
-        if self._changed <= FAILURES_SHOWN:
-            self._changes.append(f"{printable(row.listed.name)}: {printable(reason)}")
 
     def _add(self, row: Row, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

@@ -4,16 +4,21 @@ Pixels are what Pillow decodes, as RGB. EXIF rotation is not applied: it never w
 comparable. Of an animation the first frame counts.
 """
 
+import contextlib
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from common.errors import ImageError
+from common.errors import ImageChanged, ImageError
+from common.resources import shortage
 from common.terminal import printable
+from dataset.arrays import Embedding
 from models.clip_crop import CLIP_SIDE, clip_crop
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever the name says; JPEG is MPO too
@@ -25,6 +30,11 @@ MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 # advises a limit, and has 500 in its own tests.
 MAX_JPEG_SCANS = 500
 MAX_SCANNED_PIXELS = 4_000_000_000  # scans times pixels: some 5 s of one core
+# Pillow reads a header piece by piece, 1 to 10 us each, and so does it with the parts of a PNG and
+# the runs of a BMP. A photograph's header has some hundred pieces, a PNG of 1 GB 700,000.
+MAX_HEADER_READS = 100_000
+MAX_READS = 4_000_000
+MAX_TILES = 200_000  # strips or tiles of a TIFF file, which Pillow decodes one by one: 20 us each
 SCAN_MARKER = b"\xff\xda"  # in compressed data, FF is always followed by 00 or by RST0 to RST7
 TALL = 2  # heights per width; for taller images Pillow may scale along the columns first
 Image.init()  # loads all plugins now: one that cannot be loaded later would make a good image bad
@@ -37,6 +47,34 @@ Image.core.set_block_size(64 << 20)
 warnings.filterwarnings("ignore", module="PIL")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """One image, decoded: what the models and the bucket need of it."""
+
+    pixels: np.ndarray  # uint8 (height, width, 3), RGB, full resolution
+    clip_input: np.ndarray | None  # uint8 (224, 224, 3), RGB; None where the device makes it
+    thumbnail: bytes | None  # a JPEG file; None where another process uploaded it
+    is_rotated: bool  # its EXIF data ask to turn or mirror it, which is not done
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What became of a row that has an embedding."""
+
+    embedding: Embedding
+    width: int  # pixels
+    height: int
+    is_rotated: bool  # as of Decoded
+
+
 class NotEmbedded(NamedTuple):
     """Why a row has no image, or no embedding."""
 
@@ -44,35 +82,76 @@ class NotEmbedded(NamedTuple):
     changed: bool = False  # the object is not the listed one any more: the row stays pending
 
 
-class Prepared(NamedTuple):
-    """What the models and the bucket need of one image."""
+def not_embedded(error: Exception) -> NotEmbedded:
+    """The reason why an image cannot be embedded. Raises every error that is not an image's."""
+    if isinstance(error, ImageError):
+        return NotEmbedded(str(error), isinstance(error, ImageChanged))
+    raise error
 
-    pixels: np.ndarray  # uint8 (height, width, 3), RGB, full resolution
-    clip_input: np.ndarray | None  # uint8 (224, 224, 3), RGB; None where the device makes it
-    thumbnail: bytes  # a JPEG file
-    is_rotated: bool = False  # its EXIF data ask to turn or mirror it, which is not done
+
+@contextlib.contextmanager
+def fault_of_image(what: str) -> Iterator[None]:
+    """Raise any exception in a `with` block as ImageError: `what`, then its type and message.
+
+    Pillow raises OSError, SyntaxError, ValueError, struct.error, KeyError and others.
+
+    Raises:
+        ShortageError: what failed is the process or the machine, not this image.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        if found := shortage(error):
+            raise found from error
+        kind, message = type(error).__name__, str(error)
+        described = printable(f"{kind}: {message}" if message else kind)
+        raise ImageError(f"{what} ({described})") from error
+
+
+class CountedReads(io.BytesIO):
+    """A file in memory that lets itself be read in a limited number of pieces."""
+
+    allowed = MAX_HEADER_READS
+    left = MAX_HEADER_READS
+
+    def allow(self, reads: int) -> None:
+        self.allowed = self.left = reads
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ImageError(
+                f"it has more than {self.allowed:,} parts, which take too long to read"
+            )
+        return super().read(size)
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image with its header read and its pixels not yet decoded.
 
     Raises:
-        ImageError: empty, of no known format, or of more than `max_pixels`.
+        ImageError: empty, of no known format, of more than `max_pixels`, or slow to decode.
     """
     if not data:
         raise ImageError("the file is empty")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(f"not an image in a supported format ({', '.join(FORMATS)})") from error
-    except Exception as error:  # Pillow's parsers raise struct.error, KeyError and others
-        raise ImageError(f"its header cannot be read ({_reason(error)})") from error
+    file = CountedReads(data)
+    with fault_of_image("its header cannot be read"):
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.UnidentifiedImageError as error:
+            formats = ", ".join(FORMATS)
+            raise ImageError(f"not an image in a supported format ({formats})") from error
+    file.allow(MAX_READS)
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
             f"{width} x {height} is {width * height / 1e6:,.1f} megapixels; "
             f"at most {max_pixels / 1e6:,.1f} fit in memory here"
         )
+    if (tiles := len(image.tile)) > MAX_TILES:
+        raise ImageError(f"it has {tiles:,} strips or tiles, more than the {MAX_TILES:,} allowed")
     scans = data.count(SCAN_MARKER) if image.format in ("JPEG", "MPO") else 1
     if scans > MAX_JPEG_SCANS or scans * width * height > MAX_SCANNED_PIXELS:
         raise ImageError(
@@ -91,14 +170,12 @@ def decode(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: truncated or damaged.
     """
-    try:
+    with fault_of_image("it cannot be decoded"):
         image.load()
         if image.mode.startswith("I"):  # I;16 and its byte orders, and I: values to 65,535
             values = np.asarray(image).clip(0, 65_535)
             image = Image.fromarray((values >> 8).astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError and others
-        raise ImageError(f"it cannot be decoded ({_reason(error)})") from error
 
 
 def is_rotated(image: Image.Image) -> bool:
@@ -125,13 +202,17 @@ def clip_input(image: Image.Image) -> np.ndarray:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """A JPEG file at most 200 pixels high, aspect kept, never enlarged.
+    """A JPEG file at most 200 pixels high, aspect kept, never enlarged; of the image only pixels.
+
+    A thumbnail is public, and what a file says beside its pixels (comments, EXIF, XMP, a colour
+    profile) may be private, or too long for a JPEG.
 
     Raises:
         ImageError: wider than a JPEG file can be.
     """
-    small = image
-    if image.height > THUMBNAIL_HEIGHT:
+    if image.height <= THUMBNAIL_HEIGHT:
+        small = image.copy()
+    else:
         # To the nearest width. reducing_gap averages to less than twice the size first, which takes
         # less than half the time and differs from the best result by 38 dB.
         width = max(1, math.ceil(image.width * THUMBNAIL_HEIGHT / image.height - 0.5))
@@ -139,6 +220,7 @@ def thumbnail(image: Image.Image) -> bytes:
         small = image.resize((width, THUMBNAIL_HEIGHT), bicubic, reducing_gap=1.0)
     if small.width > MAX_JPEG_SIDE:
         raise ImageError(f"its thumbnail would be {small.width:,} pixels wide, too wide for a JPEG")
+    small.info = {}  # Pillow copies some of it into the file
     file = io.BytesIO()
     small.save(file, "JPEG")
     return file.getvalue()
@@ -146,30 +228,45 @@ def thumbnail(image: Image.Image) -> bytes:
 
 def prepare(
     image: Image.Image, with_clip_input: bool = True, place: np.ndarray | None = None
-) -> Prepared:
+) -> Decoded:
     """Decode an opened image once, for all its uses.
 
     Without `with_clip_input`, the device computes CLIP's input with the same numbers
     (models/resize.py). Tall images get theirs here in any case, because Pillow swaps its two passes
     for them.
 
-    Pixels and CLIP's input are written to `place`, if it is given: uint8 of three bytes per pixel
-    and CLIP_BYTES.
+    Pixels and CLIP's input are written to `place`, if it is given: uint8, `decoded_bytes` of them.
 
     Raises:
-        ImageError: truncated or damaged.
+        ImageError: truncated or damaged, or Pillow cannot scale it.
     """
     rgb = decode(image)
-    here = with_clip_input or rgb.height > TALL * rgb.width
-    scaled = clip_input(rgb) if here else None
-    pixels = np.asarray(rgb)
-    if place is not None:
-        there, clip_there = views(place, rgb.height, rgb.width, here)
-        there[:] = pixels
-        if clip_there is not None:
-            clip_there[:] = scaled
-        pixels, scaled = there, clip_there
-    return Prepared(pixels, scaled, thumbnail(rgb), is_rotated(image))
+    with fault_of_image("it cannot be scaled"):
+        here = _makes_clip_input(rgb, with_clip_input)
+        scaled = clip_input(rgb) if here else None
+        pixels = np.asarray(rgb)
+        if place is not None:
+            there, clip_there = views(place, rgb.height, rgb.width, here)
+            there[:] = pixels
+            if clip_there is not None:
+                clip_there[:] = scaled
+            pixels, scaled = there, clip_there
+        return Decoded(
+            pixels=pixels,
+            clip_input=scaled,
+            thumbnail=thumbnail(rgb),
+            is_rotated=is_rotated(image),
+        )
+
+
+def decoded_bytes(image: Image.Image, with_clip_input: bool) -> int:
+    """What the pixels and CLIP's input of an opened image will take."""
+    clip_bytes = CLIP_BYTES if _makes_clip_input(image, with_clip_input) else 0
+    return 3 * image.width * image.height + clip_bytes
+
+
+def _makes_clip_input(image: Image.Image, asked: bool) -> bool:
+    return asked or image.height > TALL * image.width
 
 
 def views(
@@ -181,7 +278,3 @@ def views(
     if not with_clip_input:
         return pixels, None
     return pixels, place[end : end + CLIP_BYTES].reshape(CLIP_SIDE, CLIP_SIDE, 3)
-
-
-def _reason(error: Exception) -> str:
-    return printable(str(error) or type(error).__name__)

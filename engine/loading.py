@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from common.errors import WeightsError
 from weights.clip import check_clip_weights, require_clip
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from embeddings import Embedder
 
 
-class ModelOptions(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
     """What the command line says of the models."""
 
     resnet_weights: Path

@@ -77,18 +77,26 @@ class Stage:
         return StageTime(self.name, self.images, self.seconds / self.slots)
 
 
-class Budget:
-    """A quantity (bytes, pixels) that may be held at once, granted in order of arrival.
+class NoRoom(Exception):
+    """More than the limit was asked for: a process that has more must do it."""
 
-    A request for more than the limit is granted when nothing else is held.
+
+class Budget:
+    """Bytes that may be held at once, granted in order of arrival.
+
+    A request for more than the limit is granted when nothing else is held; a `strict` budget raises
+    NoRoom for it.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, strict: bool = False) -> None:
         self._limit = self._left = limit
+        self._strict = strict
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @contextlib.asynccontextmanager
     async def hold(self, amount: int) -> AsyncIterator[None]:
+        if self._strict and amount > self._limit:
+            raise NoRoom
         amount = min(amount, self._limit)
         await self._take(amount)
         try:

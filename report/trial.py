@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.network.activity import Requests
 from common.terminal import count, duration, size, table
 from dataset.state.rows import State
-from engine.local.fed_pipeline import FedPipeline
-from engine.local.pipeline import Pipeline
 from preflight.checks import ROW_BYTES
 from report.forecast import (
     UPLOAD_BYTES_PER_S,
@@ -29,20 +27,25 @@ REASONS_SHOWN = 10
 
 
 def measured(
-    report: Report, pipeline: Pipeline | FedPipeline, checks: Mapping[str, Requests]
+    report: Report,
+    finished: Sequence[float],
+    thumbnail_bytes: int,
+    checks: Mapping[str, Requests],
 ) -> Trial:
-    """What a pipeline that embedded a sample has measured. `checks` are the requests before it."""
-    assert pipeline.finished
+    """What a pipeline that embedded a sample has measured.
+
+    `finished` has the time.monotonic() at which each image was done, `checks` the requests before.
+    """
     (embedding,) = (step for step in report.steps if step.name == EMBEDDING)
     during = {
         kind: number.minus(checks.get(kind, Requests()))
         for kind, number in report.requests().items()
     }
     return Trial(
-        len(pipeline.finished),
-        measured_pace(embedding.began, pipeline.finished),
+        len(finished),
+        measured_pace(embedding.began, finished),
         report.seconds_of(CHECKS) + report.seconds_of(LOADING),
-        pipeline.thumbnail_bytes,
+        thumbnail_bytes,
         during,
         checks,
     )

@@ -27,10 +27,11 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import ingest
+from engine.checkpoint import Recorder
 from engine.loading import ModelOptions
-from engine.local.fed_pipeline import FedPipeline
-from engine.local.pipeline import Pipeline
+from engine.pipeline import Pipeline
 from engine.reuse import Copier
+from engine.threads import Job
 from preflight.earlier import relist
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 
@@ -46,24 +47,22 @@ def make_loader(options: ModelOptions) -> LoaderWithoutModels:
 @contextlib.contextmanager
 def settings() -> Iterator[None]:
     """Pipeline and copier of this process take limits from the environment in a `with` block."""
-    limits: dict[Any, dict[str, Any]] = {Pipeline: {}, FedPipeline: {}, Copier: {}}
-    pipelines = [Pipeline, FedPipeline]
+    limits: dict[Any, dict[str, Any]] = {Pipeline: {}, Recorder: {}, Job: {}, Copier: {}}
     for name, argument, kind, users in (
-        ("FAKE_WINDOW", "window", int, pipelines),
-        ("FAKE_CHECKPOINT_S", "checkpoint_s", float, [*pipelines, Copier]),
+        ("FAKE_WINDOW", "window", int, [Pipeline]),
+        ("FAKE_CHECKPOINT_S", "checkpoint_s", float, [Recorder, Copier]),
         ("FAKE_CHUNK_ROWS", "chunk_rows", int, [Copier]),
-        ("FAKE_OBJECT_BYTES", "max_object_bytes", int, pipelines),
+        ("FAKE_OBJECT_BYTES", "max_object_bytes", int, [Job]),
     ):
         for user in users:
             if name in os.environ:
                 limits[user][argument] = kind(os.environ[name])
-    copier = partial(Copier, **limits[Copier])
-    with (
-        mock.patch.object(ingest, "Pipeline", partial(Pipeline, **limits[Pipeline])),
-        mock.patch.object(ingest, "FedPipeline", partial(FedPipeline, **limits[FedPipeline])),
-        mock.patch.object(ingest, "Copier", copier),
-        mock.patch.object(relist, "Copier", copier),
-    ):
+    with contextlib.ExitStack() as stack:
+        for user, values in limits.items():
+            for place in (ingest, relist) if user is Copier else (ingest,):
+                stack.enter_context(
+                    mock.patch.object(place, user.__name__, partial(user, **values))
+                )
         yield
 
 

@@ -318,7 +318,7 @@ def feeders_of(pid: int) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"feeder_process" in (process / "cmdline").read_bytes():
+            if parent == pid and b"engine.feeder" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -29,7 +29,7 @@ from dataset.state.changes import Comparison
 from dataset.state.rows import TRAIN, VAL, Outcome, State
 from dataset.state.schema import DONE, FAILED, PENDING
 from engine.decode import open_image, prepare
-from engine.prepare import Budget
+from engine.stages import Budget
 from gcs import ListedObject
 from storage.gzipped import unzipped, unzipped_size
 

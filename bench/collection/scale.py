@@ -26,9 +26,10 @@ from common.options import default_decode_workers
 from dataset.arrays import Arrays
 from dataset.state.rows import State
 from dataset.work_directory import WorkDirectory
-from engine.local.fed_pipeline import FedPipeline
-from engine.local.pipeline import WINDOW_CPU, Pipeline
+from engine.checkpoint import Recorder
+from engine.pipeline import WINDOW_CPU, Pipeline
 from engine.stages import StageTime
+from engine.threads import Job
 from preflight import checks
 from testing.embedders import FakeEmbedder
 from testing.photographs import photograph
@@ -68,17 +69,24 @@ async def embed_idly(
     embedder = FakeEmbedder(constant=True, batch_size=256, makes_clip_inputs=True)
     if feeders:
         embedder.device = "idle"  # batches gather as on a GPU
-    pipeline = (FedPipeline if feeders else Pipeline)(
-        state,
-        arrays,
-        embedder,
+    recorder = Recorder(state, arrays)
+    job = Job(
         image_bucket=PATHS[0].bucket,
         index_bucket=PATHS[0].bucket,
+        index_id=state.index_id,
+        max_pixels=embedder.max_pixels,
+        with_clip_inputs=False,
+    )
+    pipeline = Pipeline(
+        job,
+        embedder,
+        recorder.record,
         decode_workers=feeders or default_decode_workers(),
+        in_processes=bool(feeders),
         window=window,
     )
     async with pipeline:
-        await pipeline.run()
+        await recorder.during(pipeline.run(state.pending(), state.counts().images))
     return pipeline.times()
 
 

@@ -12,6 +12,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,10 @@ from engine.batches import BatchEmbedder
 from engine.checkpoint import Recorder
 from engine.decode import NotEmbedded
 from engine.loading import ModelLoader, ModelOptions
-from engine.pipeline import Job
 from engine.ray.cluster import Cluster, Pool, key_file
-from engine.ray.worker import Done, EmbedBlocks, Loaded, Rows, WorkerModels, probe
+from engine.ray.worker import BlockResult, EmbedBlocks, Loaded, Rows, WorkerModels, probe
 from engine.stages import StageTime
+from engine.threads import Job
 
 BLOCKS_PER_CALL = 4  # or more, so that all actors end at about the same time
 BLOCKS_PER_PASS = 20_000  # that Ray knows at once: 7.4 kB and 1.2 ms each
@@ -149,7 +150,7 @@ class RayPipeline:
                     recorded.add(done.block)
                     self._record(done)
 
-    def _results(self, numbers: np.ndarray) -> Iterator[Done]:
+    def _results(self, numbers: np.ndarray) -> Iterator[BlockResult]:
         """What becomes of the rows, in blocks, in the order in which they arrive."""
         pool = self._choose_pool()
         per_call = len(numbers) // (BLOCKS_PER_CALL * pool.size * pool.calls)
@@ -181,14 +182,14 @@ class RayPipeline:
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
             yield from map(pickle.loads, batch["done"])
 
-    def _record(self, done: Done) -> None:
+    def _record(self, done: BlockResult) -> None:
         self._blocks += 1
         before = self._times.get(done.worker, done.times)
         self._times[done.worker] = max(before, done.times, key=lambda times: times[0].images)
-        for row, outcome in done.outcomes:
-            if isinstance(outcome, NotEmbedded) and outcome.changed:
+        for row, result in done.results:
+            if isinstance(result, NotEmbedded) and result.changed:
                 self._changed.append(row.row)
-            self._recorder.record(row, outcome)
+            self._recorder.record(row, result)
 
 
 def error_for_user(error: BaseException) -> IngestError | None:
@@ -227,7 +228,7 @@ async def embed_on_ray(
     try:
         await asyncio.to_thread(cluster.check_versions)
         pool = cluster.pool(models.device)
-        options = models._replace(device="cuda" if pool.gpus else "cpu")
+        options = replace(models, device="cuda" if pool.gpus else "cpu")
         sent = await asyncio.to_thread(
             WorkerModels.send, options, clip_directory, make_loader, to_others=not cluster.is_local
         )
@@ -239,6 +240,7 @@ async def embed_on_ray(
             index_id=state.index_id,
             max_pixels=loaded.max_pixels,
             with_clip_inputs=not loaded.makes_clip_inputs,
+            writers=pool.size,
         )
         pipeline = RayPipeline(
             cluster,

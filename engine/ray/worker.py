@@ -30,10 +30,12 @@ import ray
 from common.errors import ClusterError
 from dataset.state.rows import Row, State
 from engine.batches import BatchEmbedder
+from engine.decode import Embedded, NotEmbedded
 from engine.loading import ModelLoader, ModelOptions
-from engine.pipeline import Job, Outcome, Pipeline
+from engine.pipeline import Pipeline
 from engine.ray.cluster import KEY_VARIABLE
 from engine.stages import StageTime
+from engine.threads import Job
 from weights import files
 from weights.clip import CLIP_FILES
 
@@ -70,11 +72,11 @@ class Rows:
         return self._key_file.read_bytes() if self._key_file else None
 
 
-class Done(NamedTuple):
+class BlockResult(NamedTuple):
     """What became of the rows of one block."""
 
     block: int
-    outcomes: list[tuple[Row, Outcome]]
+    results: list[tuple[Row, Embedded | NotEmbedded]]
     worker: str  # the actor, one name per start of it,
     times: list[StageTime]  # and what its stages did since then
 
@@ -89,12 +91,12 @@ class EmbedBlocks:
         embedder = load()
         self._rows, self._name = rows, uuid.uuid4().hex
         self._queue: deque[Row] = deque()  # rows that the pipeline has not taken yet
-        self._waiting: dict[int, asyncio.Future[Outcome]] = {}  # by row
+        self._waiting: dict[int, asyncio.Future[Embedded | NotEmbedded]] = {}  # by row
         self._running: asyncio.Task[None] | None = None
         self._pipeline = Pipeline(
             job,
             embedder,
-            lambda row, outcome: self._waiting.pop(row.row).set_result(outcome),
+            lambda row, result: self._waiting.pop(row.row).set_result(result),
             decode_workers=decode_workers(),
             in_processes=embedder.device != "cpu",
         )
@@ -103,7 +105,7 @@ class EmbedBlocks:
         self._wait_for(self._pipeline.__aenter__())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        """Embed the rows of one block and upload their thumbnails; returns a pickled Done.
+        """Embed the rows of one block and upload their thumbnails; returns a pickled BlockResult.
 
         Ray calls it in several threads at once, so that the models never wait between two blocks.
 
@@ -112,14 +114,14 @@ class EmbedBlocks:
         """
         (number,) = batch["item"].tolist()
         rows = ray.get(self._rows.block.remote(number))
-        outcomes = list(zip(rows, self._wait_for(self._embed(rows)), strict=True))
-        done = Done(number, outcomes, self._name, self._pipeline.times())
+        results = list(zip(rows, self._wait_for(self._embed(rows)), strict=True))
+        done = BlockResult(number, results, self._name, self._pipeline.times())
         return {"done": [pickle.dumps(done)]}
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    async def _embed(self, rows: list[Row]) -> list[Outcome]:
+    async def _embed(self, rows: list[Row]) -> list[Embedded | NotEmbedded]:
         """What becomes of these rows."""
         waiting = {row.row: self._loop.create_future() for row in rows}
         self._waiting |= waiting
@@ -247,13 +249,14 @@ class WorkerModels:
 
     def in_precision(self, precision: str) -> WorkerModels:
         """The same models, in a precision that is no longer `auto`."""
-        return replace(self, options=self.options._replace(precision=precision))
+        return replace(self, options=replace(self.options, precision=precision))
 
     def load(self) -> Embedder:
         """Load both models on a worker. Raises ClusterError, and what ModelLoader.load raises."""
         # Ray sets it to the CPUs that are reserved. A model shall use all CPUs, as without Ray.
         os.environ.pop("OMP_NUM_THREADS", None)
-        options = self.options._replace(
+        options = replace(
+            self.options,
             resnet_weights=self.resnet.on_this_machine() / self.options.resnet_weights.name,
             clip_weights=str(self.clip.on_this_machine()),
         )

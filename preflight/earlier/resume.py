@@ -17,6 +17,7 @@ from dataset.state.changes import Comparison
 from dataset.state.rows import State
 from dataset.work_directory import WorkDirectory
 from engine.checkpoint import Recorder
+from engine.decode import NotEmbedded
 from forager.client import Forager
 from preflight.earlier.found import delete_earlier
 from preflight.earlier.relist import relist
@@ -77,7 +78,7 @@ async def _give_up_unlisted(state: State, listing: State) -> None:
     async def fail() -> None:
         for row in state.pending():
             if reason := unlisted.get(row.row):
-                recorder.failed(row, reason)
+                recorder.record(row, NotEmbedded(reason))
 
     with Arrays(state.directory, state.counts().images) as opened:
         recorder = Recorder(state, opened)

@@ -492,7 +492,13 @@ def test_the_weights_that_were_checked_are_those_that_are_loaded(weights_dir, mo
     """The arrays are read once, and given up once the models have them."""
     clip = weights_dir / "clip-vit-base-patch32"
     options = ModelOptions(
-        weights_dir / "R-50.pkl", str(clip), "fused", "cpu", "float32", None, None
+        resnet_weights=weights_dir / "R-50.pkl",
+        clip_weights=str(clip),
+        backend="fused",
+        device="cpu",
+        precision="float32",
+        resnet_batch_size=None,
+        clip_batch_size=None,
     )
     given = []
     monkeypatch.setattr("embeddings.Embedder", lambda *_, **named: given.append(named))

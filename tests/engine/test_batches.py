@@ -9,11 +9,22 @@ import pytest
 from common.errors import ImageError
 from dataset.arrays import Embedding
 from engine.batches import Batches
-from engine.decode import Prepared
+from engine.decode import Decoded
 
 
 def image(number, height=2, width=3):
-    return Prepared(np.full((height, width, 3), number, np.uint8), None, b"")
+    pixels = np.full((height, width, 3), number, np.uint8)
+    return Decoded(pixels=pixels, clip_input=None, thumbnail=None, is_rotated=False)
+
+
+async def embedded(batches, image):
+    """The embedding of an image, or the error as which it ends."""
+    result = asyncio.get_running_loop().create_future()
+    batches.add(image, lambda outcome: result.done() or result.set_result(outcome))
+    outcome = await result
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 class Batch:
@@ -51,7 +62,7 @@ def run(embedder, images, **options):
 
     async def main():
         async with Batches(embedder, **options) as running:
-            tasks = [asyncio.ensure_future(running.embed(one)) for one in images]
+            tasks = [asyncio.ensure_future(embedded(running, one)) for one in images]
             await asyncio.sleep(0)  # all are enqueued
             embedder.ready.set()
             return [result.imagenet_class for result in await asyncio.gather(*tasks)], running
@@ -126,7 +137,7 @@ def test_an_error_reaches_everyone_in_its_batch_and_nobody_else(when):
 
     async def main():
         async with Batches(Failing()) as running:
-            tasks = [running.embed(image(n, 9 if n < 3 else 2)) for n in range(6)]
+            tasks = [embedded(running, image(n, 9 if n < 3 else 2)) for n in range(6)]
             return await asyncio.gather(*tasks, return_exceptions=True)
 
     results = asyncio.run(asyncio.wait_for(main(), 60))
@@ -146,7 +157,7 @@ def test_an_image_too_large_for_memory_fails_alone():
 
     async def main():
         async with Batches(embedder) as running:
-            tasks = [asyncio.ensure_future(running.embed(image(n))) for n in range(4)]
+            tasks = [asyncio.ensure_future(embedded(running, image(n))) for n in range(4)]
             await asyncio.sleep(0)  # all are enqueued
             embedder.ready.set()
             return await asyncio.gather(*tasks, return_exceptions=True), running.time().images
@@ -173,7 +184,7 @@ def test_a_broken_embedder_leaves_nobody_waiting(embedder, error):
         async with Batches(embedder()) as running:
             for _ in range(2):
                 with pytest.raises(error):
-                    await running.embed(image(1))
+                    await embedded(running, image(1))
 
     asyncio.run(asyncio.wait_for(main(), 30))
 
@@ -205,7 +216,7 @@ def test_leaving_early_ends_the_threads():
     async def main():
         embedder = NumberEmbedder(threading.Event())
         async with Batches(embedder) as running:
-            task = asyncio.ensure_future(running.embed(image(1)))
+            task = asyncio.ensure_future(embedded(running, image(1)))
             await asyncio.sleep(0)
             embedder.ready.set()
             task.cancel()

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.schedule import Device, coco_sizes, simulate
-from engine.grouping import Groups
+from engine.batches import Groups
 
 
 def groups(**options):

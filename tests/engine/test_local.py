@@ -9,8 +9,7 @@ from functools import partial
 import pytest
 
 import ingest
-from engine.local.fed_pipeline import FedPipeline
-from engine.local.pipeline import Pipeline
+from engine.pipeline import Pipeline
 from engine.stages import Budget, Stage
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
@@ -62,16 +61,16 @@ class Held(FakeEmbedder):
         return sum("alt=media" in asked.path for asked in self.storage.asked)
 
 
-@pytest.mark.parametrize("kind", [Pipeline, FedPipeline])
+@pytest.mark.parametrize("where", ["threads", "processes"])
 def test_images_on_their_way_are_bounded_by_the_window(
-    world, fast_models, emulator, monkeypatch, kind
+    world, fast_models, emulator, monkeypatch, where
 ):
     world.put("v/v.jpg", *(f"t/{number:02}.jpg" for number in range(23)))
-    monkeypatch.setattr(ingest, "Pipeline", partial(kind, window=6))
+    monkeypatch.setattr(ingest, "Pipeline", partial(Pipeline, window=6))
     with Front(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         embedder = world.embedder = Held(storage)
-        assert world.run().exit_code == 0
+        assert world.run("--decode_in", where).exit_code == 0
     assert 1 < max(embedder.seen) <= 6
     assert sum(embedder.batches) == 24
 

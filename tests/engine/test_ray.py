@@ -27,11 +27,11 @@ import gcs  # noqa: E402
 from dataset.arrays import DIMENSIONS, Arrays, array_path  # noqa: E402
 from dataset.state.rows import State  # noqa: E402
 from engine.checkpoint import Recorder  # noqa: E402
-from engine.local.pipeline import Pipeline  # noqa: E402
-from engine.pipeline import Job  # noqa: E402
+from engine.pipeline import Pipeline  # noqa: E402
 from engine.ray.cluster import Cluster, Pool, versions  # noqa: E402
 from engine.ray.driver import RayPipeline  # noqa: E402
 from engine.ray.worker import WeightFiles, probe  # noqa: E402
+from engine.threads import Job  # noqa: E402
 from gcs import ListedObject  # noqa: E402
 
 pytestmark = [
@@ -70,16 +70,15 @@ class OnGpu(FakeEmbedder):
 
 
 class WatchedRecorder(Recorder):
-    """Notes the numbers of the rows that it records; `delay_s` makes it slow."""
+    """Notes the numbers of the rows that it records."""
 
-    def __init__(self, state, arrays, delay_s=0.0):
+    def __init__(self, state, arrays):
         super().__init__(state, arrays)
-        self.rows, self._delay_s = [], delay_s
+        self.rows = []
 
-    def record(self, row, outcome):
-        time.sleep(self._delay_s)
+    def record(self, row, result):
         self.rows.append(row.row)
-        super().record(row, outcome)
+        super().record(row, result)
 
 
 @pytest.fixture(scope="module")
@@ -133,26 +132,23 @@ def make_state(world, tmp_path):
         state.close()
 
 
-def run_on_ray(cluster, state, world, *, load=FakeEmbedder, pool=POOL, watch=None, delay_s=0.0):
+def job(state, world, embedder):
+    return Job(
+        image_bucket=world.bucket,
+        index_bucket=world.index,
+        index_id=state.index_id,
+        max_pixels=embedder.max_pixels,
+        with_clip_inputs=not embedder.makes_clip_inputs,
+    )
+
+
+def run_on_ray(cluster, state, world, *, load=FakeEmbedder, pool=POOL, watch=lambda recorder: None):
     """Embed all rows of a state; the recorder that did it. `watch` gets the recorder first."""
     with Arrays(state.directory, state.counts().images) as arrays:
-        recorder = WatchedRecorder(state, arrays, delay_s)
-        pipeline = RayPipeline(
-            cluster,
-            lambda: pool,
-            state,
-            recorder,
-            load,
-            Job(
-                image_bucket=world.bucket,
-                index_bucket=world.index,
-                index_id=state.index_id,
-                max_pixels=FakeEmbedder.max_pixels,
-                with_clip_inputs=not probe(load).makes_clip_inputs,
-            ),
-        )
-        if watch:
-            watch(recorder)
+        recorder = WatchedRecorder(state, arrays)
+        what = job(state, world, probe(load))
+        pipeline = RayPipeline(cluster, lambda: pool, state, recorder, load, what)
+        watch(recorder)
         asyncio.run(pipeline.run())
     return recorder
 
@@ -161,16 +157,17 @@ def run_here(state, world):
     """The same by the engine of one machine."""
 
     async def embed():
+        embedder = FakeEmbedder()
+        recorder = Recorder(state, arrays)
         pipeline = Pipeline(
-            state,
-            arrays,
-            FakeEmbedder(),
-            image_bucket=world.bucket,
-            index_bucket=world.index,
+            job(state, world, embedder),
+            embedder,
+            recorder.record,
             decode_workers=2,
+            in_processes=False,
         )
         async with pipeline:
-            await pipeline.run()
+            await recorder.during(pipeline.run(state.pending(), state.counts().images))
 
     with Arrays(state.directory, state.counts().images) as arrays:
         asyncio.run(embed())

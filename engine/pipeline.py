@@ -1,0 +1,147 @@
+"""An image from listing to record, whatever the engine: fetch, decode, thumbnail, models, record.
+
+A source fetches and decodes: threads of this process (threads.py), or processes (feeders.py) where
+a GPU computes. Each image is fetched once and decoded once. Many images are under way at the same
+time. Everything they hold is bounded by count and by bytes, so memory does not grow with the
+dataset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol
+
+from dataset.arrays import Embedding
+from dataset.state.rows import Row
+from engine.batches import BatchEmbedder, Batches
+from engine.decode import Decoded, Embedded, NotEmbedded, not_embedded
+from engine.feeders import Feeders
+from engine.stages import Budget, StageTime
+from engine.threads import Job, Take, Threads
+
+WINDOW_CPU, WINDOW_GPU = 48, 1024  # images between listing and record at once
+
+
+class Source(Protocol):
+    """Where decoded images come from; an async context manager. As Threads."""
+
+    @property
+    def thumbnail_bytes(self) -> int: ...
+    async def __aenter__(self) -> Source: ...
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
+    async def run(self, rows: Iterator[Row], count: int, take: Take) -> None: ...
+    def release(self, row: int) -> None: ...
+    def times(self) -> list[StageTime]: ...
+
+
+class Pipeline:
+    """Embeds rows; an async context manager around `run`, which may be called several times."""
+
+    def __init__(
+        self,
+        job: Job,
+        embedder: BatchEmbedder,
+        record: Callable[[Row, Embedded | NotEmbedded], None],
+        *,
+        decode_workers: int,
+        in_processes: bool,
+        window: int | None = None,
+    ) -> None:
+        """
+        Args:
+            record: called in the event loop, once per row, with what became of it.
+            in_processes: feeders fetch and decode, not threads.
+            window: images between listing and record at once.
+        """
+        window = window or (WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU)
+        decoded_bytes = 3 * embedder.waiting_pixels
+        self._record = record
+        self._batches = Batches(embedder)
+        self._source: Source
+        if in_processes:
+            self._source = Feeders(
+                job, feeders=decode_workers, window=window, decoded_bytes=decoded_bytes
+            )
+        else:
+            self._source = Threads(
+                job, decode_workers=decode_workers, window=window, room=Budget(decoded_bytes)
+            )
+
+    async def __aenter__(self) -> Pipeline:
+        await self._source.__aenter__()
+        try:
+            await self._batches.__aenter__()
+        except BaseException:
+            await self._source.__aexit__(*sys.exc_info())
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        await self._source.__aexit__(kind)
+        # After Ctrl-C the process ends at once: an image in a model can take minutes.
+        if kind is not asyncio.CancelledError:
+            await self._batches.__aexit__()
+
+    async def run(self, rows: Iterator[Row], count: int) -> None:
+        """Embed `count` rows. All are recorded when this returns.
+
+        Raises:
+            StorageError: storage refuses or cannot be reached.
+            IngestError: the machine ran out of something, or the feeders end.
+            Exception: what `record` or the models raised.
+        """
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Marks an error as retrieved: if another error stops the run first, nobody awaits it.
+        self._failure.add_done_callback(lambda done: done.cancelled() or done.exception())
+        source = asyncio.create_task(self._source.run(rows, count, self._take))
+        try:
+            ended, _ = await asyncio.wait(
+                (source, self._failure), return_when=asyncio.FIRST_COMPLETED
+            )
+            for one in ended:
+                one.result()
+        finally:
+            source.cancel()
+            self._failure.cancel()
+            await asyncio.gather(source, return_exceptions=True)
+
+    @property
+    def thumbnail_bytes(self) -> int:
+        """Of the thumbnails made so far."""
+        return self._source.thumbnail_bytes
+
+    def times(self) -> list[StageTime]:
+        """What each stage did so far, in the order of an image's path."""
+        fetch, decode, thumbnails = self._source.times()
+        return [fetch, decode, self._batches.time(), thumbnails]
+
+    def _take(self, row: Row, image: Decoded | NotEmbedded) -> None:
+        if isinstance(image, NotEmbedded):
+            self._finish(row, image)
+        else:
+            self._batches.add(image, partial(self._done, row, image))
+
+    def _done(self, row: Row, image: Decoded, outcome: Embedding | Exception) -> None:
+        """Record an image that the models had. An error ends the run, unless it is the image's."""
+        if self._failure.done():  # the run has ended
+            return
+        try:
+            if isinstance(outcome, Exception):
+                self._finish(row, not_embedded(outcome))
+                return
+            embedded = Embedded(
+                embedding=outcome,
+                width=image.width,
+                height=image.height,
+                is_rotated=image.is_rotated,
+            )
+            self._finish(row, embedded)
+        except Exception as error:
+            self._failure.set_exception(error)
+
+    def _finish(self, row: Row, result: Embedded | NotEmbedded) -> None:
+        self._record(row, result)
+        self._source.release(row.row)
