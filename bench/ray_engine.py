@@ -122,7 +122,7 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> int:
     import ray.data
 
     from engine.checkpoint import Recorder
-    from engine.ray.cluster import Cluster, cpu_pool
+    from engine.ray.cluster import Cluster
     from engine.ray.driver import RayPipeline
 
     for module in ("testing.embedders", __name__):  # workers get the program alone
@@ -141,11 +141,16 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> int:
 
     ray.data.Dataset.iter_batches = noting
     with Cluster(None, num_cpus=setting["cpus"]) as cluster:
-        pool = cpu_pool([setting["cpus"]])
-        if embedders > 1 or threads == 1:
+        pool = cluster.pool("cpu")
+        if threads == 1:
             pool = pool._replace(size=embedders, cpus=1)
         pipeline = RayPipeline(
-            cluster, lambda: pool, state, Recorder(state, arrays), load, job(state)
+            cluster=cluster,
+            choose_pool=lambda: pool,
+            state=state,
+            recorder=Recorder(state, arrays),
+            load=load,
+            job=job(state),
         )
         asyncio.run(pipeline.run())
     return sum(stored_bytes(dataset.stats()) for dataset in datasets)

@@ -20,9 +20,9 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import ray
@@ -37,10 +37,6 @@ from engine.ray.cluster import KEY_VARIABLE
 from engine.stages import StageTime
 from engine.threads import Job
 from weights import files
-from weights.clip import CLIP_FILES
-
-if TYPE_CHECKING:
-    from embeddings import Embedder
 
 DECODERS_PER_CPU = 1.5  # as on one machine: some of them wait for the interpreter
 
@@ -86,13 +82,22 @@ class EmbedBlocks:
 
     def __init__(self, load: Callable[[], BatchEmbedder], job: Job, rows: Any) -> None:
         """`rows` is the actor Rows."""
-        if (key := ray.get(rows.key.remote())) is not None:
-            use_key(key)
-        embedder = load()
         self._rows, self._name = rows, uuid.uuid4().hex
         self._queue: deque[Row] = deque()  # rows that the pipeline has not taken yet
         self._waiting: dict[int, asyncio.Future[Embedded | NotEmbedded]] = {}  # by row
         self._running: asyncio.Task[None] | None = None
+        self._loop = asyncio.new_event_loop()  # for as long as the process lives
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._broken: Exception | None = None
+        try:
+            self._open(load, job)
+        except Exception as error:  # of an error here, Ray would keep the text alone
+            self._broken = error
+
+    def _open(self, load: Callable[[], BatchEmbedder], job: Job) -> None:
+        if (key := ray.get(self._rows.key.remote())) is not None:
+            use_key(key)
+        embedder = load()
         self._pipeline = Pipeline(
             job,
             embedder,
@@ -100,8 +105,6 @@ class EmbedBlocks:
             decode_workers=decode_workers(),
             in_processes=embedder.device != "cpu",
         )
-        self._loop = asyncio.new_event_loop()  # for as long as the process lives
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._wait_for(self._pipeline.__aenter__())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
@@ -111,7 +114,10 @@ class EmbedBlocks:
 
         Raises:
             StorageError, ShortageError: the run cannot go on.
+            WeightsError, ClusterError: the models cannot be loaded here.
         """
+        if self._broken:
+            raise self._broken
         (number,) = batch["item"].tolist()
         rows = ray.get(self._rows.block.remote(number))
         results = list(zip(rows, self._wait_for(self._embed(rows)), strict=True))
@@ -191,26 +197,20 @@ class WeightFiles(NamedTuple):
         Raises:
             ClusterError: a file is damaged or has changed.
         """
-        if self._are_in(self.directory):
-            return self.directory
-        if not self.contents:
-            raise ClusterError(
-                f"The weights in {self.directory} have changed since the ingest began: run the "
-                "same command again."
-            )
-        key = hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
-        directory = Path(tempfile.gettempdir(), f"forager-weights-{os.getuid()}", key)
-        if self._are_in(directory):
-            return directory
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, content in self.contents.items():
-            with tempfile.NamedTemporaryFile(dir=directory, delete=False) as temporary:
-                temporary.write(memoryview(ray.get(content)))
-            os.replace(temporary.name, directory / name)
+        directory = self.directory
+        if self.contents and not self._are_in(directory):
+            key = hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
+            directory = Path(tempfile.gettempdir(), f"forager-weights-{os.getuid()}", key)
+            if not self._are_in(directory):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for name, content in self.contents.items():
+                    with tempfile.NamedTemporaryFile(dir=directory, delete=False) as temporary:
+                        temporary.write(memoryview(ray.get(content)))
+                    os.replace(temporary.name, directory / name)
         if not self._are_in(directory):
             raise ClusterError(
-                f"The weights arrived damaged in {directory} on {socket.gethostname()}: check the "
-                "disk of that machine, then run the same command again."
+                f"The weights in {directory} on {socket.gethostname()} are damaged, or have "
+                "changed: check that disk, then run the same command again."
             )
         return directory
 
@@ -220,47 +220,18 @@ class WeightFiles(NamedTuple):
         return False
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerModels:
-    """What a worker needs to load the models; `load` is called there."""
-
-    options: ModelOptions
-    resnet: WeightFiles
-    clip: WeightFiles
-    make_loader: Callable[[ModelOptions], ModelLoader]
-
-    @classmethod
-    def send(
-        cls,
-        options: ModelOptions,
-        clip_directory: Path,
-        make_loader: Callable[[ModelOptions], ModelLoader],
-        *,
-        to_others: bool,
-    ) -> WorkerModels:
-        """Make the models of these options available on the workers."""
-        clip_files = [clip_directory / name for name in CLIP_FILES]
-        return cls(
-            options=options,
-            resnet=WeightFiles.send([options.resnet_weights], to_others=to_others),
-            clip=WeightFiles.send(clip_files, to_others=to_others),
-            make_loader=make_loader,
-        )
-
-    def in_precision(self, precision: str) -> WorkerModels:
-        """The same models, in a precision that is no longer `auto`."""
-        return replace(self, options=replace(self.options, precision=precision))
-
-    def load(self) -> Embedder:
-        """Load both models on a worker. Raises ClusterError, and what ModelLoader.load raises."""
-        # Ray sets it to the CPUs that are reserved. A model shall use all CPUs, as without Ray.
-        os.environ.pop("OMP_NUM_THREADS", None)
-        options = replace(
-            self.options,
-            resnet_weights=self.resnet.on_this_machine() / self.options.resnet_weights.name,
-            clip_weights=str(self.clip.on_this_machine()),
-        )
-        return self.make_loader(options).load(options.precision)
+def load_models(
+    make_loader: Callable[[ModelOptions], ModelLoader],
+    options: ModelOptions,
+    resnet: WeightFiles,
+    clip: WeightFiles,
+) -> BatchEmbedder:
+    """Load both models on a worker. Raises ClusterError, and what ModelLoader.load raises."""
+    # Ray sets it to the CPUs that are reserved. A model shall use all CPUs, as without Ray.
+    os.environ.pop("OMP_NUM_THREADS", None)
+    path = resnet.on_this_machine() / options.resnet_weights.name
+    options = replace(options, resnet_weights=path, clip_weights=str(clip.on_this_machine()))
+    return make_loader(options).load(options.precision)
 
 
 class Loaded(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ClusterError
 from common.program import ROOT, copy_program, program_digest, program_files
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
@@ -18,9 +19,27 @@ from engine.ray import cluster  # noqa: E402
 pytestmark = pytest.mark.ray
 
 
-def test_one_actor_per_gpu_or_node():
-    assert cluster.gpu_pool(8)[:3] == (8, 0, 1)
-    assert cluster.cpu_pool([16, 32])[:3] == (2, 16, 0)
+@pytest.mark.parametrize(
+    ("nodes", "device", "found"),
+    [
+        ([{"CPU": 8}, {"CPU": 12, "GPU": 2}, {"CPU": 4, "GPU": 1}], "auto", (3, 0, 1)),
+        ([{"CPU": 8}, {"CPU": 12, "GPU": 2}], "cuda", (2, 0, 1)),
+        ([{"CPU": 8}, {"CPU": 12, "GPU": 2}], "cpu", (2, 8, 0)),
+        ([{"CPU": 16}, {"CPU": 32}, {"CPU": 0}], "auto", (2, 16, 0)),
+        ([{"CPU": 8}], "cuda", "no node of the Ray cluster has a GPU"),
+        ([{"GPU": 1}], "cuda:1", "is one device: with"),
+        ([{}], "auto", "has a CPU for tasks"),
+    ],
+)
+def test_one_actor_per_gpu_or_else_per_node(monkeypatch, nodes, device, found):
+    """`found` is the number of actors, and the CPUs and GPUs of each; or words of the error."""
+    ours = cluster.Cluster(None)
+    monkeypatch.setattr(ours, "nodes", lambda: [{"Resources": node} for node in nodes])
+    if isinstance(found, str):
+        with pytest.raises(ClusterError, match=found):
+            ours.pool(device)
+    else:
+        assert ours.pool(device)[:3] == found
 
 
 def test_workers_get_every_module_that_they_import_and_no_other_file(tmp_path):
