@@ -101,7 +101,6 @@ class Cluster:
         import ray
         from ray._private import ray_constants
 
-        settings = self._local
         if self.is_local:
             # Listen on 127.0.0.1 only, as Ray does on macOS and Windows. With
             # `_node_ip_address="127.0.0.1"` it would use the address of the network instead.
@@ -109,7 +108,6 @@ class Cluster:
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes it starts
             # Workers get as much of the processors as without Ray, not a niceness of 15.
             os.environ.setdefault("RAY_worker_niceness", "0")
-            settings = {"include_dashboard": False, **settings}
         with tempfile.TemporaryDirectory() as program:
             copy_program(Path(program))
             variables = environment(to_others=not self.is_local)
@@ -120,7 +118,8 @@ class Cluster:
                         runtime_env={"working_dir": program, "env_vars": variables},
                         log_to_driver=False,
                         logging_level=logging.CRITICAL,
-                        **settings,
+                        include_dashboard=False if self.is_local else None,
+                        **self._local,
                     )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = str(error).split("\n")[0]

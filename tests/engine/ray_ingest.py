@@ -4,11 +4,13 @@ Run as `python tests/engine/ray_ingest.py NAME TRAIN_PATH VAL_PATH --engine ray 
 as weights. Settings in the environment:
 
     FAKE_GATE           a file; after its first images, an embedder waits until it is there
+    FAKE_CHILD          if it is set, an actor starts a process that would outlive Ray by an hour
     FAKE_ROW_S          seconds that the driver takes to record a row
     FAKE_NO_PROGRESS_S  seconds without a result after which a pass ends
 """
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -49,10 +51,13 @@ class Loader(LoaderWithoutModels):
     """Workers get this class by value, with its settings. They load only if the weights came."""
 
     gate = os.environ.get("FAKE_GATE", "/")
+    with_child = "FAKE_CHILD" in os.environ
 
     def load(self, precision):
         for path in (self._options.resnet_weights, Path(self._options.clip_weights, "config.json")):
             assert path.read_bytes().startswith(b"weights"), path
+        if self.with_child and ray.get_runtime_context().get_actor_id():
+            subprocess.Popen(["sh", "-c", "sleep 3600 & wait"])  # Ray would end the shell alone
         return GatedEmbedder(self.gate)
 
 

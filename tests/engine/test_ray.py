@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from tests.harness import wait_for
 from tests.listeners import below, listeners
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
+
+import psutil  # noqa: E402  Ray brings it
 
 import gcs  # noqa: E402
 from dataset.arrays import DIMENSIONS, Arrays, array_path  # noqa: E402
@@ -59,6 +62,7 @@ class OnGpu(FakeEmbedder):
 
     def start(self, images, clip_inputs):
         (self._directory / self._gpu).touch()
+        assert psutil.Process().children()  # feeders
         deadline = time.monotonic() + 150
         while len(list(self._directory.iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -227,8 +231,8 @@ def test_each_gpu_gets_an_embedder_which_makes_the_clip_inputs(
     assert tall in (10, 11)
 
 
-def test_killed_workers_cost_no_row_and_count_none_twice(world, storage, cluster, make_state):
-    """A worker that embeds and one that fetches are killed while downloads are held."""
+def test_killed_worker_costs_no_row_and_counts_none_twice(world, storage, cluster, make_state):
+    """It is killed while downloads are held."""
     world.put(*NAMES)
     storage.rules = [Rule(r"GET /storage/.*alt=media", "hold", after=16)]
     state = make_state()
@@ -254,6 +258,24 @@ def test_lost_access_stops_with_the_sentence_of_storage(world, cluster, make_sta
     world.index = "no-such-bucket-here"
     with pytest.raises(StorageError, match="no such bucket or object"):
         run_on_ray(cluster, make_state(), world)
+
+
+def test_models_that_cannot_be_loaded_in_an_actor_stop_with_their_sentence(
+    world, cluster, make_state, tmp_path
+):
+    """Although the worker that was asked first could load them."""
+    world.put(*NAMES[:3])
+    loaded = tmp_path / "loaded"
+
+    def load():
+        if loaded.exists():
+            raise ClusterError("The weights are damaged.")
+        loaded.touch()
+        return FakeEmbedder()
+
+    with pytest.raises(ClusterError) as error:
+        run_on_ray(cluster, make_state(), world, load=load)
+    assert error.value.message == "The weights are damaged."
 
 
 def test_nodes_with_other_versions_are_refused(cluster):
@@ -301,25 +323,24 @@ def test_weights_arrive_where_a_file_is_missing_or_another(cluster, tmp_path, mo
         b"model.safetensors",
     ]
     assert sent.on_this_machine() == arrived
-    with pytest.raises(ClusterError, match="have changed since the ingest began"):
-        sent._replace(contents={}).on_this_machine()
-    damaged = sent._replace(digests={**sent.digests, "config.json": "0" * 64})
-    with pytest.raises(ClusterError, match="arrived damaged"):
-        damaged.on_this_machine()
+    other = {"digests": {**sent.digests, "config.json": "0" * 64}}
+    for damaged in (sent._replace(contents={}), sent._replace(**other)):
+        with pytest.raises(ClusterError, match="are damaged, or have changed"):
+            damaged.on_this_machine()
 
 
-def test_workers_use_a_key_that_is_in_memory_only(cluster):
+def test_workers_and_their_feeders_use_a_key_that_is_in_memory_only(cluster):
     fields = {"type": "authorized_user", "client_secret": "s", "refresh_token": "r"}
     key = json.dumps({**fields, "client_id": "c"}).encode()
 
     def account():
-        import google.auth
-
         from engine.ray.worker import use_key
 
         use_key(key)
-        return google.auth.default()[0].client_id, os.environ["GOOGLE_APPLICATION_CREDENTIALS"]
+        code = "import google.auth; print(google.auth.default()[0].client_id)"
+        client = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        return client.stdout, os.readlink(os.environ["GOOGLE_APPLICATION_CREDENTIALS"])
 
     client, path = ray.get(ray.remote(num_cpus=0)(account).remote())
-    assert client == "c"
-    assert path.startswith("/proc/")
+    assert client == "c\n"
+    assert path.startswith("/memfd:")
