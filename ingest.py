@@ -344,7 +344,6 @@ async def embed(
                     address=request.workers.ray_address,
                     image_bucket=plan.train.bucket,
                     index_bucket=request.target.bucket,
-                    say=say,
                     make_loader=type(loader),
                     times=report.stages,
                 )

@@ -2,7 +2,8 @@
 
 Both engines embed the same images with an embedder that sleeps as long as a model would compute.
 Rates are counted from the first tenth of the rows on, when every part has started. Then come 1, 2
-and 4 embedders with a CPU each, and the rows per second that the driver can write.
+and 4 actors with a CPU each, and the rows per second that the driver can write. "object store" is
+what all processes put into Ray's object store, which crosses the network in a cluster.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,24 +22,29 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from bench.collection.scale import PATHS
 from bench.support.measure import Result, options, ratio, show, storage_server
+from dataset.arrays import Embedding
 from testing.embedders import CONSTANT, FakeEmbedder
 from testing.photographs import photograph
 from testing.servers.guarded import guarded
 
 STARTED = 0.1  # of the rows: from there on every part runs
 DRIVER_ROWS = 50_000  # 700 MB
-PACK_ROWS = 32
-UNITS = {"images": "images/s", "CPU": "ms/image"}
+BLOCK_ROWS = 32
+UNITS = {"images": "images/s", "CPU": "ms/image", "object store": "kB/image"}
 
 
-def sleeping_embedder(seconds: float, workers: int) -> FakeEmbedder:
-    """An embedder that sleeps for each image instead of using the CPU."""
-    return FakeEmbedder(
-        seconds=seconds, constant=True, workers=workers, batch_size=1, makes_clip_inputs=True
-    )
+class SleepingEmbedder(FakeEmbedder):
+    """Sleeps for each image instead of using the CPU. Each has vectors of its own, as in life."""
+
+    def __init__(self, seconds: float, workers: int) -> None:
+        super().__init__(seconds=seconds, workers=workers, batch_size=1, makes_clip_inputs=True)
+
+    def _embedding(self, pixels: np.ndarray) -> Embedding:
+        return Embedding([vector.copy() for vector in CONSTANT.vectors], 0)
 
 
 def one_run(setting: dict[str, Any]) -> dict[str, float]:
@@ -48,11 +56,11 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
 
     marks: list[tuple[float, float]] = []  # wall clock and processor time, at two rows
     recorded = 0
-    done = recording.Recorder.record
+    record = recording.Recorder.record
 
     def marking(*args: Any) -> None:
         nonlocal recorded
-        done(*args)
+        record(*args)
         recorded += 1
         if recorded in (start, rows):
             marks.append((time.perf_counter(), processor_time()))
@@ -62,72 +70,96 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
         tempfile.TemporaryDirectory() as directory,
         WorkDirectory(Path(directory, "work")) as work,
     ):
-        state = checks.list_images(PATHS, work)
+        state = work.draft(checks.list_images(PATHS, work))
         state.set_options({"index_id": str(uuid.uuid4())})
         rows = state.counts().images
         start = int(STARTED * rows)
         with Arrays(Path(directory), rows) as arrays:
-            (run_on_ray if setting["engine"] == "ray" else run_here)(state, arrays, setting)
+            stored = (run_on_ray if setting["engine"] == "ray" else run_here)(
+                state, arrays, setting
+            )
         assert state.counts().done == rows
     (begun, used_before), (ended, used) = marks
     count = rows - start
-    return {"images": count / (ended - begun), "CPU": (used - used_before) / count * 1000}
+    found = {"images": count / (ended - begun), "CPU": (used - used_before) / count * 1000}
+    return found | ({"object store": stored / rows / 1000} if stored else {})
 
 
-def run_here(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
-    """The engine of one machine."""
-    from engine.checkpoint import Recorder
-    from engine.pipeline import Pipeline
+def job(state: Any) -> Any:
+    """What both engines need to know."""
     from engine.threads import Job
 
+    return Job(
+        image_bucket="bench",
+        index_bucket="bench",
+        index_id=state.index_id,
+        max_pixels=FakeEmbedder.max_pixels,
+        with_clip_inputs=False,
+    )
+
+
+def run_here(state: Any, arrays: Any, setting: dict[str, Any]) -> int:
+    """The engine of one machine. Returns 0: it has no object store."""
+    from engine.checkpoint import Recorder
+    from engine.pipeline import Pipeline
+
     async def embed() -> None:
-        embedder = sleeping_embedder(setting["seconds"], setting["threads"])
+        embedder = SleepingEmbedder(setting["seconds"], setting["threads"])
         recorder = Recorder(state, arrays)
-        job = Job(
-            image_bucket="bench",
-            index_bucket="bench",
-            index_id=state.index_id,
-            max_pixels=embedder.max_pixels,
-            with_clip_inputs=not embedder.makes_clip_inputs,
+        pipeline = Pipeline(
+            job(state), embedder, recorder.record, decode_workers=2, in_processes=False
         )
-        pipeline = Pipeline(job, embedder, recorder.record, decode_workers=2, in_processes=False)
         async with pipeline:
             await recorder.during(pipeline.run(state.pending(), state.counts().images))
 
     asyncio.run(embed())
+    return 0
 
 
-def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> None:
-    """The same by Ray."""
+def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> int:
+    """The same by Ray. Returns the bytes that went into the object store."""
     import ray.cloudpickle
+    import ray.data
 
     from engine.checkpoint import Recorder
-    from engine.ray.cluster import Cluster, Pool, cpu_pool
+    from engine.ray.cluster import Cluster
     from engine.ray.driver import RayPipeline
-    from engine.ray.workers import probe
 
     for module in ("testing.embedders", __name__):  # workers get the program alone
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     embedders, threads, seconds = setting["embedders"], setting["threads"], setting["seconds"]
 
-    def load() -> FakeEmbedder:
-        return sleeping_embedder(seconds, threads)
+    def load() -> SleepingEmbedder:
+        return SleepingEmbedder(seconds, threads)
 
+    datasets = []
+    iterate = ray.data.Dataset.iter_batches
+
+    def noting(dataset: Any, **how: Any) -> Any:
+        datasets.append(dataset)
+        return iterate(dataset, **how)
+
+    ray.data.Dataset.iter_batches = noting
     with Cluster(None, num_cpus=setting["cpus"]) as cluster:
-        pool = cpu_pool([setting["cpus"]])
-        if embedders > 1 or threads == 1:
-            pool = Pool(embedders, 0.9, 0, calls=2, pack_images=4, pack_bytes=4 << 20)
+        pool = cluster.pool("cpu")
+        if threads == 1:
+            pool = pool._replace(size=embedders, cpus=1)
         pipeline = RayPipeline(
-            cluster,
-            lambda: pool,
-            state,
-            Recorder(state, arrays),
-            load,
-            probe(load),
-            image_bucket="bench",
-            index_bucket="bench",
+            cluster=cluster,
+            choose_pool=lambda: pool,
+            state=state,
+            recorder=Recorder(state, arrays),
+            load=load,
+            job=job(state),
         )
         asyncio.run(pipeline.run())
+    return sum(stored_bytes(dataset.stats()) for dataset in datasets)
+
+
+def stored_bytes(stats: str) -> int:
+    """The bytes of the blocks that all stages of a dataset made, from Ray's text about it."""
+    totals = re.findall(r"Output size bytes per block: .* (\d+) total", stats)
+    return sum(map(int, totals))
 
 
 def processor_time() -> float:
@@ -160,36 +192,37 @@ def in_own_process(rows: int, image: Path, **setting: Any) -> dict[str, float]:
 
 
 def driver_rate() -> float:
-    """Rows per second from tables of results to marked rows, a checkpoint every two seconds."""
-    from dataset.arrays import Arrays, Embedding
-    from dataset.state import TRAIN, State
+    """Rows per second from pickled results to marked rows, a checkpoint every two seconds."""
+    from dataset.arrays import Arrays
+    from dataset.listing import Listing, Split
+    from dataset.state import Row, State
     from engine.checkpoint import Recorder
     from engine.decode import Embedded
-    from engine.ray.tables import read_results, results
+    from engine.ray.worker import BlockResult
     from gcs import ListedObject
 
     async def take() -> None:
-        for start in range(0, DRIVER_ROWS, PACK_ROWS):
-            numbers = range(start, min(start + PACK_ROWS, DRIVER_ROWS))
-            described = {"size": 1, "width": 1, "height": 1, "is_rotated": False}
-            rows = [{"row": n, "name": f"t/{n}.jpg", **described} for n in numbers]
-            table = results(rows, [CONSTANT] * len(rows), [0.0] * 8, [])
+        embedded = Embedded(embedding=CONSTANT, width=1, height=1, is_rotated=False)
+        for start in range(0, DRIVER_ROWS, BLOCK_ROWS):
+            numbers = range(start, min(start + BLOCK_ROWS, DRIVER_ROWS))
+            rows = [Row(n, ListedObject(f"t/{n}.jpg", 1, 0, 0)) for n in numbers]
+            # Each image has vectors of its own, which pickle would otherwise store once.
+            results = [(row, pickle.loads(pickle.dumps(embedded))) for row in rows]
+            data = pickle.dumps(BlockResult(start, results, "", []))
             begun = time.perf_counter()
-            for row, width, height, is_rotated, embedding in read_results(table):
-                assert isinstance(embedding, Embedding)
-                assert width is not None and height is not None
-                embedded = Embedded(
-                    embedding=embedding, width=width, height=height, is_rotated=is_rotated
-                )
-                recorder.record(row, embedded)
+            for row, result in pickle.loads(data).results:
+                recorder.record(row, result)
             spent.append(time.perf_counter() - begun)
             await asyncio.sleep(0)
 
     spent: list[float] = []
     with tempfile.TemporaryDirectory(dir=".") as directory:
+        listing = Listing(Path(directory, "listing.sqlite"))
+        images = (ListedObject(f"t/{i}.jpg", 1, 0, 0) for i in range(DRIVER_ROWS))
+        listing.add(Split.TRAIN, images)
         state = State.create(Path(directory, "state.sqlite"))
-        state.add(TRAIN, [ListedObject(f"t/{i}.jpg", 1, 0, 0) for i in range(DRIVER_ROWS)])
-        state.number_rows()
+        state.take(listing.path)
+        listing.close()
         with Arrays(Path(directory), DRIVER_ROWS) as arrays:
             recorder = Recorder(state, arrays)
             asyncio.run(recorder.during(take()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import platform
 import socket
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,31 +71,13 @@ def check(address: str | None) -> None:
 
 
 class Pool(NamedTuple):
-    """The embedders: how many there are, what each reserves, and how much work each gets."""
+    """The actors: how many there are, what each reserves, and how much work each gets."""
 
     size: int
     cpus: float
     gpus: int
-    calls: int  # packs in one embedder at once
-    pack_images: int
-    pack_bytes: int
-
-
-def cpu_pool(nodes: list[float]) -> Pool:
-    """One embedder per node, given the CPUs of each node. It computes one image per CPU at once.
-
-    An eighth of the CPUs, and at least one, is left to fetching and decoding, which take about 3%
-    of the time. Packs are small: the images of a pack that is lost are computed again.
-    """
-    cpus = min(nodes)
-    # Not a whole number: Ray Data joins two stages that reserve the same.
-    share = max(0.0, cpus - max(1, cpus // 8) - 0.1)
-    return Pool(len(nodes), share, 0, max(2, int(cpus)), pack_images=4, pack_bytes=4 << 20)
-
-
-def gpu_pool(gpus: int) -> Pool:
-    """One embedder per GPU. It holds 512 images of 640x480, which fill batches of each size."""
-    return Pool(gpus, 0.5, 1, calls=16, pack_images=32, pack_bytes=32 << 20)
+    calls: int  # blocks in one actor at once, so that its models never wait for the next one
+    block_rows: int  # at most: what is lost with a killed worker is a few seconds of work
 
 
 class Cluster:
@@ -110,50 +93,44 @@ class Cluster:
     def __init__(self, address: str | None, **local: Any) -> None:
         """`local` are settings of ray.init for a cluster on this machine."""
         self._address, self._local = address, local
+        self.is_local = address in (None, "local")  # it is one of this machine, started here
         self.reader: threading.Thread | None = None  # reads the results that workers send
 
     def __enter__(self) -> Cluster:
         os.environ.update(QUIET)
-        import logging
-
         import ray
+        from ray._private import ray_constants
 
-        with contextlib.ExitStack() as stack:
-            program = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            copy_program(program)
-            settings: dict[str, Any] = {
-                "runtime_env": {
-                    "working_dir": str(program),
-                    "env_vars": environment(to_others=not self.is_local),
-                },
-                "log_to_driver": False,
-                "logging_level": logging.CRITICAL,
-            }
-            if self.is_local:
-                _stay_on_loopback()
-                # Workers get as much of the processors as without Ray, not a niceness of 15.
-                os.environ.setdefault("RAY_worker_niceness", "0")
-                settings |= {"include_dashboard": False, "address": "local", **self._local}
-            else:
-                settings["address"] = self._address
+        if self.is_local:
+            # Listen on 127.0.0.1 only, as Ray does on macOS and Windows. With
+            # `_node_ip_address="127.0.0.1"` it would use the address of the network instead.
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes it starts
+            # Workers get as much of the processors as without Ray, not a niceness of 15.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+        with tempfile.TemporaryDirectory() as program:
+            copy_program(Path(program))
+            variables = environment(to_others=not self.is_local)
             try:
                 with _silent_stderr():  # Ray's core says there that it is quiet
-                    ray.init(**settings)
+                    ray.init(
+                        address=self._address or "local",
+                        runtime_env={"working_dir": program, "env_vars": variables},
+                        log_to_driver=False,
+                        logging_level=logging.CRITICAL,
+                        include_dashboard=False if self.is_local else None,
+                        **self._local,
+                    )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = str(error).split("\n")[0]
                 raise ClusterError(
                     f"Ray cannot be reached at {self._address or 'this machine'} ({reason}): start "
                     "it with `ray start --head`, or leave out --ray_address to use this machine."
                 ) from error
-            stack.callback(self._shut_down)
-            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-            self._stack = stack.pop_all()
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _shut_down(self) -> None:
         """Leave the cluster. One that was started here ends.
 
         Not while a thread reads results, as after Ctrl-C or on a full disk: Ray's core would end
@@ -166,11 +143,6 @@ class Cluster:
         elif self.is_local:
             _end_children_with_this_process()
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the cluster is one of this machine, started here."""
-        return self._address in (None, "local")
-
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are alive, as Ray describes them."""
         import ray
@@ -178,7 +150,7 @@ class Cluster:
         return [node for node in ray.nodes() if node["Alive"]]
 
     def pool(self, device: str) -> Pool:
-        """The embedders that fit: one per GPU, or one per node where there is no GPU.
+        """The actors that fit: one per GPU, or one per node in a cluster without GPUs.
 
         Raises:
             ClusterError: this device cannot be used.
@@ -195,17 +167,14 @@ class Cluster:
                 "--device cuda: no node of the Ray cluster has a GPU. Use --device auto."
             )
         if gpus and device != "cpu":
-            return gpu_pool(gpus)
+            return Pool(gpus, 0, 1, calls=4, block_rows=512)
         cpus = [node["CPU"] for node in resources if node.get("CPU")]
         if not cpus:
             raise ClusterError(
                 "No node of the Ray cluster has a CPU for tasks: start a node with --num-cpus."
             )
-        return cpu_pool(cpus)
-
-    def cpus(self) -> float:
-        """The CPUs of all nodes that are alive."""
-        return sum(node["Resources"].get("CPU", 0.0) for node in self.nodes())
+        share = min(cpus)
+        return Pool(len(cpus), share, 0, calls=4, block_rows=max(32, int(4 * share)))
 
     def check_versions(self, expected: dict[str, str] | None = None) -> None:
         """Check that every node has the versions of this machine: else numbers could differ.
@@ -246,14 +215,13 @@ class Cluster:
 
 
 def versions() -> dict[str, str]:
-    """The versions on this machine of everything that the numbers depend on."""
-    found = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return {**found, "this program": program_digest()}
+    """The versions on this machine of everything that the numbers depend on.
+
+    Raises:
+        PackageNotFoundError: a package is not installed.
+    """
+    packages = {package: version(package) for package in PACKAGES}
+    return {"Python": platform.python_version(), **packages, "this program": program_digest()}
 
 
 def environment(*, to_others: bool) -> dict[str, str]:
@@ -280,17 +248,6 @@ def key_file() -> Path | None:
 
     default = Path(_cloud_sdk.get_application_default_credentials_path())
     return default if default.is_file() else None
-
-
-def _stay_on_loopback() -> None:
-    """Let a cluster of this machine listen on 127.0.0.1 only, as Ray does on macOS and Windows.
-
-    With `_node_ip_address="127.0.0.1"` Ray would use the address of the network instead.
-    """
-    from ray._private import ray_constants
-
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the same for the processes it starts
 
 
 def _end_children_with_this_process() -> None:

@@ -1,87 +1,63 @@
 """The engine on a Ray cluster: its workers embed the pending rows, and the arrays are written here.
 
-Ray Data moves rows through two stages (workers.py) and bounds what is under way. Results go through
-the same recorder as on one machine, so resuming and failures are the same. Ray starts a killed
-worker again and repeats its task.
+Ray Data hands out blocks of rows to actors (worker.py), one per GPU or one per machine. What comes
+back goes through the same recorder as on one machine, so resuming and failures are the same. Ray
+starts a killed worker again and repeats its blocks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import pickle
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
 import ray.data
-from ray.data.exceptions import ExecutionTimeoutError, UserCodeException
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.errors import ClusterError, IngestError
+from common.terminal import count, say
 from dataset.arrays import Arrays
 from dataset.state import State
+from engine.batches import BatchEmbedder
 from engine.checkpoint import Recorder
-from engine.decode import Embedded, NotEmbedded
+from engine.decode import NotEmbedded
 from engine.loading import ModelLoader, ModelOptions
-from engine.ray import workers
+from engine.ray import worker
 from engine.ray.cluster import Cluster, Pool, key_file
-from engine.ray.tables import read_results
-from engine.ray.worker_files import WorkerModels
-from engine.stages import MODELS, StageTime
+from engine.stages import StageTime
+from engine.threads import Job
+from weights.clip import CLIP_FILES
 
-PREPARE_CPUS = 1  # of a task that fetches and decodes; as ray.data.range, with which Ray joins it
-BLOCK_ROWS = 960  # largest block of rows of a task: about 10 s of work, lost with a killed worker
-BLOCKS_PER_SLOT = 4  # or more, so that the last tasks end at about the same time
-ROWS_PER_PASS = 20_000_000  # 21,000 tasks that Ray knows at once: 7.4 kB and 1.2 ms each
-BLOCK_BYTES = 2 << 20  # smaller than a pack: so each pack becomes a block of its own
-STORE_BYTES = 256 << 20  # smallest limit on pixels in the object store
-NO_PROGRESS_S = 300  # after so long without a result, a pass ends and the nodes are counted again
+BLOCKS_PER_CALL = 4  # or more, so that all actors end at about the same time
+BLOCKS_PER_PASS = 20_000  # that Ray knows at once: 7.4 kB and 1.2 ms each
+NO_PROGRESS_S = 300  # without a result: then a pass ends, and the next counts the machines again
 
 
+@dataclass(kw_only=True)
 class RayPipeline:
-    """Embeds the pending rows of a state on a cluster, with the models that `load` returns there.
+    """Embeds the pending rows of a state on a cluster."""
 
-    `choose_pool` says which embedders fit on the nodes that are alive at the moment; `loaded`
-    describes one of them.
-    """
+    cluster: Cluster
+    choose_pool: Callable[[], Pool]  # the actors that fit on the machines that are alive now
+    state: State
+    recorder: Recorder
+    load: Callable[[], BatchEmbedder]  # called on the workers
+    job: Job
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        choose_pool: Callable[[], Pool],
-        state: State,
-        recorder: Recorder,
-        load: Callable[[], Any],
-        loaded: workers.Loaded,
-        *,
-        image_bucket: str,
-        index_bucket: str,
-        no_progress_s: float = NO_PROGRESS_S,
-    ) -> None:
-        pool = choose_pool()
-        self._cluster, self._choose_pool = cluster, choose_pool
-        self._state, self._recorder, self._load = state, recorder, load
-        self._no_progress_s = no_progress_s
-        self._key_file = None if cluster.is_local else key_file()
-        self._job = workers.Job(
-            image_bucket,
-            index_bucket,
-            state.index_id,
-            loaded.max_pixels,
-            not loaded.makes_clip_inputs,
-            pool.pack_images,
-            pool.pack_bytes,
-        )
-        left = max(0.0, cluster.cpus() - pool.size * pool.cpus)
-        self._prepare_slots = max(1, int(left / PREPARE_CPUS))
-        self._slots = dict.fromkeys(workers.STAGES, self._prepare_slots)
-        self._slots[MODELS] = pool.size * loaded.workers
-        self._times = np.zeros((len(workers.STAGES), 2))  # images, seconds busy
-        self._reported = 0  # rows with a result
+    def __post_init__(self) -> None:
+        self._actors = self.choose_pool().size
+        self._times: dict[str, list[StageTime]] = {}  # of each actor so far
+        self._blocks = 0  # with a result
         self._changed: list[int] = []  # rows that stay pending
         self._recording = threading.Lock()
         self._stopped = False
@@ -95,166 +71,129 @@ class RayPipeline:
             ClusterError: the cluster makes no progress any more.
             OSError, sqlite3.OperationalError: the disk is full or fails.
         """
-        try:
-            await self._recorder.during(self._passes())
-        finally:
-            with self._recording:
-                self._stopped = True
+        await self.recorder.during(self._passes())
 
     def times(self) -> list[StageTime]:
-        """What each stage did, in the order of an image's path."""
+        """What each stage did, in the order of an image's path; the mean of all actors."""
         return [
-            StageTime(name, int(images), busy_s / self._slots[name])
-            for name, (images, busy_s) in zip(workers.STAGES, self._times, strict=True)
+            StageTime(
+                stage[0].name,
+                sum(time.images for time in stage),
+                sum(time.busy_s for time in stage) / self._actors,
+            )
+            for stage in zip(*self._times.values(), strict=True)
         ]
 
     async def _passes(self) -> None:
-        """Pass after pass over the pending rows. One is enough unless a node is lost for good.
+        """Pass after pass over the pending rows. One is enough unless a machine is lost for good.
 
-        Ray keeps the tasks of a lost node for a new node like it, and waits. The next pass uses the
-        nodes that are left.
+        Ray keeps the blocks of a lost machine for a new one like it, and waits. The next pass uses
+        the machines that are left.
         """
         while len(numbers := self._pending()):
-            before, failure = self._reported, None
+            before, failure = self._blocks, "no results came back"
             try:
                 await self._pass_in_thread(numbers)
-            except (RayError, UserCodeException, ExecutionTimeoutError) as error:
-                failure = error
-                if (cause := click_error(error)) is not None:
-                    raise cause from error
-                if isinstance(error, (RayTaskError, UserCodeException)):
-                    raise
-            await asyncio.to_thread(self._recorder.commit)
-            if self._reported == before:
+            except (RayError, ExecutionTimeoutError) as error:
+                failure = str(error).split("\n")[0]
+            await asyncio.to_thread(self.recorder.commit)
+            if self._blocks == before:
                 raise ClusterError(
-                    f"The Ray cluster makes no progress ({failure or 'no results came back'}): "
-                    "look at `ray status` on one of its nodes, then run the same command again."
-                ) from failure
+                    f"The Ray cluster makes no progress ({failure}): look at `ray status` on one "
+                    "of its nodes, then run the same command again."
+                )
 
     def _pending(self) -> np.ndarray:
         """The next rows to embed. A row whose image changed is left to the next run."""
-        numbers = self._state.pending_numbers(ROWS_PER_PASS + len(self._changed))
-        return np.setdiff1d(numbers, self._changed, assume_unique=True)[:ROWS_PER_PASS]
+        most = BLOCKS_PER_PASS * self.choose_pool().block_rows
+        numbers = self.state.pending_numbers(most + len(self._changed))
+        return np.setdiff1d(numbers, self._changed, assume_unique=True)[:most]
 
     async def _pass_in_thread(self, numbers: np.ndarray) -> None:
         """As asyncio.to_thread(self._pass), but the end of the process does not wait for it."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def settle(error: BaseException | None) -> None:
-            if not done.done():
-                done.set_exception(error) if error else done.set_result(None)
+        outcome: Future[None] = Future()
+        outcome.set_running_or_notify_cancel()
 
         def work() -> None:
-            error: BaseException | None = None
             try:
-                self._pass(numbers)
-            except BaseException as raised:
-                error = raised
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, error)
+                with errors_of_workers():
+                    self._pass(numbers)
+                outcome.set_result(None)
+            except BaseException as error:
+                outcome.set_exception(error)
 
         thread = threading.Thread(target=work, name="ray results", daemon=True)
-        self._cluster.reader = thread
+        self.cluster.reader = thread
         thread.start()
+        waiting = asyncio.wrap_future(outcome)
         try:
-            await done
+            await waiting
         finally:
-            if not done.cancelled():
+            if waiting.cancelled():
+                with self._recording:
+                    self._stopped = True
+            else:
                 thread.join()
 
     def _pass(self, numbers: np.ndarray) -> None:
-        per_slot = len(numbers) // (BLOCKS_PER_SLOT * self._prepare_slots)
-        block_rows = max(1, min(BLOCK_ROWS, per_slot))
-        waiting = np.ones(len(numbers), bool)
-        for table in self._results(numbers, block_rows):
+        recorded: set[int] = set()  # a repeated task can bring a block again
+        for done in self._results(numbers):
             with self._recording:
                 if self._stopped:
                     return
-                self._record(table, numbers, waiting)
+                if done.block not in recorded:
+                    recorded.add(done.block)
+                    self._record(done)
 
-    def _results(self, numbers: np.ndarray, block_rows: int) -> Any:
-        """The tables of results, in the order in which they arrive."""
+    def _results(self, numbers: np.ndarray) -> Iterator[worker.BlockResult]:
+        """What becomes of the rows, in blocks, in the order in which they arrive."""
+        pool = self.choose_pool()
+        per_call = len(numbers) // (BLOCKS_PER_CALL * pool.size * pool.calls)
+        block_rows = max(1, min(pool.block_rows, per_call))
         blocks = -(-len(numbers) // block_rows)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        key = None if self.cluster.is_local else key_file()
         rows = (
-            ray.remote(workers.Rows)
+            ray.remote(worker.Rows)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-            .remote(self._state.path.absolute(), ray.put(numbers), block_rows, self._key_file)
+            .remote(self.state.path.absolute(), ray.put(numbers), block_rows, key)
         )
-        pool = self._choose_pool()
-        self._configure(pool)
-        embedders = ray.data.ActorPoolStrategy(
-            size=pool.size,
-            max_concurrent_calls_per_actor=pool.calls,
-            enable_true_multi_threading=True,
-        )
-        return (
-            ray.data.range(blocks, override_num_blocks=blocks)
-            .map_batches(
-                workers.prepare,
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=PREPARE_CPUS,
-                fn_kwargs={"rows": rows, "job": self._job},
-            )
-            .map_batches(
-                workers.EmbedPacks,
-                batch_size=1,  # of packs
-                batch_format="pyarrow",
-                compute=embedders,
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus,
-                fn_constructor_kwargs={"load": self._load},
-            )
-            .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        )
-
-    def _configure(self, pool: Pool) -> None:
-        """Set Ray Data's limits: pixels under way are four times what the embedders hold."""
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.target_max_block_size = BLOCK_BYTES
-        context.execution_no_progress_timeout_s = self._no_progress_s
-        held = 4 * pool.size * pool.calls * pool.pack_bytes
-        context.execution_options.resource_limits = ray.data.ExecutionResources(
-            object_store_memory=max(STORE_BYTES, held)
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.raise_original_map_exception = True  # else its text alone comes back
+        context.execution_no_progress_timeout_s = NO_PROGRESS_S
+        dataset = ray.data.from_items(list(range(blocks)), override_num_blocks=blocks).map_batches(
+            worker.EmbedBlocks,
+            batch_size=1,  # the number of a block
+            compute=ray.data.ActorPoolStrategy(
+                size=pool.size,
+                max_concurrent_calls_per_actor=pool.calls,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            fn_constructor_kwargs={"load": self.load, "job": self.job, "rows": rows},
         )
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            yield from map(pickle.loads, batch["done"])
 
-    def _record(self, table: Any, numbers: np.ndarray, waiting: np.ndarray) -> None:
-        """Record the rows of a table, each once: a repeated task can bring a row again."""
-        for pairs in table["times"].to_pylist():
-            if pairs:
-                self._times += np.reshape(pairs, self._times.shape)
-        for row, width, height, is_rotated, outcome in read_results(table):
-            position = int(np.searchsorted(numbers, row.row))
-            if not waiting[position]:
-                continue
-            waiting[position] = False
-            self._reported += 1
-            if isinstance(outcome, NotEmbedded) and outcome.changed:
+    def _record(self, done: worker.BlockResult) -> None:
+        self._blocks += 1
+        self._times[done.worker] = done.times
+        for row, result in done.results:
+            if isinstance(result, NotEmbedded) and result.changed:
                 self._changed.append(row.row)
-            if isinstance(outcome, NotEmbedded):
-                self._recorder.record(row, outcome)
-            else:
-                assert width is not None and height is not None
-                embedded = Embedded(
-                    embedding=outcome, width=width, height=height, is_rotated=is_rotated
-                )
-                self._recorder.record(row, embedded)
+            self.recorder.record(row, result)
 
 
-def click_error(error: BaseException) -> IngestError | None:
-    """The error for the user that a worker raised, found inside Ray's own errors, or None."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(cause := getattr(seen, "cause", None), IngestError):
-            return cause
-        if isinstance(seen, IngestError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
+@contextlib.contextmanager
+def errors_of_workers() -> Iterator[None]:
+    """Raise the error for the user that a worker raised; of a bug there, its traceback as text."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        raise (cause if isinstance(cause, IngestError) else RuntimeError(str(error))) from None
 
 
 async def embed_on_ray(
@@ -266,10 +205,8 @@ async def embed_on_ray(
     address: str | None,
     image_bucket: str,
     index_bucket: str,
-    say: Callable[[str], None],
-    make_loader: Callable[[ModelOptions], ModelLoader] = ModelLoader,
+    make_loader: Callable[[ModelOptions], ModelLoader],
     times: list[StageTime],
-    no_progress_s: float = NO_PROGRESS_S,
 ) -> None:
     """Embed every pending image on the cluster at `address`, or on one of this machine.
 
@@ -283,29 +220,37 @@ async def embed_on_ray(
     try:
         await asyncio.to_thread(cluster.check_versions)
         pool = cluster.pool(models.device)
-        options = replace(models, device="cuda" if pool.gpus else "cpu")
-        sent = await asyncio.to_thread(
-            WorkerModels.send, options, clip_directory, make_loader, to_others=not cluster.is_local
-        )
-        loaded = await asyncio.to_thread(_probe, pool, sent)
-        # All rows get one precision: what `auto` chose on one worker.
-        sent = sent._replace(options=replace(options, precision=loaded.precision))
-        state.set_options({"precision": loaded.precision})
-        pipeline = RayPipeline(
-            cluster,
-            lambda: cluster.pool(models.device),
-            state,
-            Recorder(state, arrays),
-            sent.load,
-            loaded,
+        send = partial(worker.WeightFiles.send, to_others=not cluster.is_local)
+        resnet = await asyncio.to_thread(send, [models.resnet_weights])
+        clip = await asyncio.to_thread(send, [clip_directory / name for name in CLIP_FILES])
+
+        def load(precision: str) -> Callable[[], BatchEmbedder]:
+            options = replace(models, device="cuda" if pool.gpus else "cpu", precision=precision)
+            return partial(worker.load_models, make_loader, options, resnet, clip)
+
+        probe = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_calls=1)(worker.probe)
+        with errors_of_workers():
+            loaded = await asyncio.to_thread(ray.get, probe.remote(load(models.precision)))
+        state.set_options({"precision": loaded.precision})  # one for all rows
+        job = Job(
             image_bucket=image_bucket,
             index_bucket=index_bucket,
-            no_progress_s=no_progress_s,
+            index_id=state.index_id,
+            max_pixels=loaded.max_pixels,
+            with_clip_inputs=not loaded.makes_clip_inputs,
+            writers=pool.size,
         )
-        nodes = len(cluster.nodes())
+        pipeline = RayPipeline(
+            cluster=cluster,
+            choose_pool=lambda: cluster.pool(models.device),
+            state=state,
+            recorder=Recorder(state, arrays),
+            load=load(loaded.precision),
+            job=job,
+        )
         say(
             f"Embedding on {pool.size:,} x {loaded.device} in {loaded.precision}, "
-            f"by Ray on {nodes:,} {'machine' if nodes == 1 else 'machines'}."
+            f"by Ray on {count(len(cluster.nodes()), 'machine')}."
         )
         try:
             await pipeline.run()
@@ -313,15 +258,3 @@ async def embed_on_ray(
             times[:] = pipeline.times()
     finally:
         await asyncio.to_thread(cluster.__exit__)
-
-
-def _probe(pool: Pool, models: WorkerModels) -> workers.Loaded:
-    """What a worker loads. Raises what loading raises there."""
-    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_calls=1)(workers.probe)
-    try:
-        loaded: workers.Loaded = ray.get(task.remote(models.load))
-    except RayError as error:
-        if (cause := click_error(error)) is not None:
-            raise cause from error
-        raise
-    return loaded

@@ -3,15 +3,16 @@
 Run as `python tests/engine/ray_ingest.py NAME TRAIN_PATH VAL_PATH --engine ray ...`, with any files
 as weights. Settings in the environment:
 
-    FAKE_GATE           a file; after its first packs, an embedder waits until it is there
+    FAKE_GATE           a file; after its first images, an embedder waits until it is there
+    FAKE_CHILD          if it is set, an actor starts a process that would outlive Ray by an hour
     FAKE_ROW_S          seconds that the driver takes to record a row
     FAKE_NO_PROGRESS_S  seconds without a result after which a pass ends
 """
 
 import os
+import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +26,7 @@ from engine.ray import driver
 from testing import embedders
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 
-FREE = 8  # images: as many as two packs have, of which one is then complete
+FREE = 4  # images of an embedder that pass the gate
 
 
 class GatedEmbedder(FakeEmbedder):
@@ -50,17 +51,20 @@ class Loader(LoaderWithoutModels):
     """Workers get this class by value, with its settings. They load only if the weights came."""
 
     gate = os.environ.get("FAKE_GATE", "/")
+    with_child = "FAKE_CHILD" in os.environ
 
     def load(self, precision):
         for path in (self._options.resnet_weights, Path(self._options.clip_weights, "config.json")):
             assert path.read_bytes().startswith(b"weights"), path
+        if self.with_child and ray.get_runtime_context().get_actor_id():
+            subprocess.Popen(["sh", "-c", "sleep 3600 & wait"])  # Ray would end the shell alone
         return GatedEmbedder(self.gate)
 
 
 class SlowRecorder(Recorder):
-    def record(self, row, result):
+    def record(self, *outcome):
         time.sleep(float(os.environ.get("FAKE_ROW_S", 0)))
-        super().record(row, result)
+        super().record(*outcome)
 
 
 def write_weights(directory):
@@ -75,9 +79,8 @@ def write_weights(directory):
 def main():
     ray.cloudpickle.register_pickle_by_value(embedders)
     no_progress_s = float(os.environ.get("FAKE_NO_PROGRESS_S", driver.NO_PROGRESS_S))
-    embed = partial(driver.embed_on_ray, no_progress_s=no_progress_s)
     with (
-        mock.patch.object(driver, "embed_on_ray", embed),
+        mock.patch.object(driver, "NO_PROGRESS_S", no_progress_s),
         mock.patch.object(driver, "Recorder", SlowRecorder),
     ):
         ingest.main(obj=Loader)

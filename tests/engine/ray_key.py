@@ -16,8 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dataset.state import State
 from engine.ray.cluster import Cluster, key_file
-from engine.ray.worker_files import use_key
-from engine.ray.workers import Rows
+from engine.ray.worker import Rows, use_key
 
 
 def use(rows, path):
