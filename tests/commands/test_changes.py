@@ -12,8 +12,6 @@ import pytest
 from dataset.arrays import DIMENSIONS, DTYPE, array_path
 from dataset.state.rows import State
 from dataset.state.state_file import remove_state
-from tests.fault_proxy import FaultProxy, Rule
-from tests.front import Front
 from tests.harness import (
     Emulated,
     ask,
@@ -26,6 +24,7 @@ from tests.harness import (
     run_here,
     start,
 )
+from tests.stand_in import Rule, StandIn
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 LAST_LIST = "val_identifiers.json"
@@ -67,7 +66,7 @@ CHANGES = [
 
 
 def once(pattern, change):
-    """A rule for Front that changes something just before a request is forwarded, once."""
+    """A rule that changes something just before a request is forwarded, once."""
     todo = [change]
 
     def rule(asked):
@@ -81,7 +80,7 @@ def once(pattern, change):
 def test_a_bucket_that_changed_before_the_dataset_is_registered(
     made, emulator_url, servers, change, said
 ):
-    with Front(emulator_url, once(LAST_LIST, lambda: change(made))) as front:
+    with StandIn(emulator_url, once(LAST_LIST, lambda: change(made))) as front:
         done = run_here(made.command(), environment(front.url, servers["B"]))
     assert done.returncode == 1
     assert "The images in the bucket changed since they were listed; nothing was" in done.stderr
@@ -94,7 +93,7 @@ def test_a_bucket_that_changed_before_the_dataset_is_registered(
 def test_a_bucket_that_changed_while_the_server_listed_it(
     made, emulator_url, servers, change, said
 ):
-    with Front(servers["B"], once("create_dataset", lambda: change(made))) as server:
+    with StandIn(servers["B"], once("create_dataset", lambda: change(made))) as server:
         done = run_here(made.command(), environment(emulator_url, server.url))
         again = run_here(made.command(), environment(emulator_url, server.url))
     assert done.returncode == 1
@@ -109,8 +108,8 @@ def test_a_kill_after_the_registration_skips_no_comparison(made, emulator_url, s
     """The third listing of a split is that of the second comparison."""
     rules = [Rule("GET /storage/.*prefix=val", "kill-before", after=2)]
     with (
-        Front(servers["B"], once("create_dataset", lambda: replace(made))) as server,
-        FaultProxy(emulator_url, rules=rules) as storage,
+        StandIn(servers["B"], once("create_dataset", lambda: replace(made))) as server,
+        StandIn(emulator_url, *rules) as storage,
     ):
         process = start(made.command(), environment(storage.url, server.url))
         storage.victim = process
@@ -123,7 +122,7 @@ def test_a_kill_after_the_registration_skips_no_comparison(made, emulator_url, s
 
 def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh, emulator_url, servers):
     """A copy that is repeated while an ingest is interrupted gives new generations only."""
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         proxy.rules = [Rule(THUMBNAIL, "503", after=10)]
         assert run_here(fresh.command(), environment(proxy.url, servers["B"])).returncode == 1
     assert 0 < len(fresh.done()) < 24
@@ -140,7 +139,7 @@ def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh, emu
 def test_an_image_replaced_after_it_was_listed_is_taken_up_by_a_second_run(
     made, emulator_url, servers, options
 ):
-    with Front(emulator_url, once("t0001.jpg?alt=media", lambda: replace(made))) as front:
+    with StandIn(emulator_url, once("t0001.jpg?alt=media", lambda: replace(made))) as front:
         done = run_here(made.command(*options), environment(front.url, servers["B"]))
         fetched = [asked for asked in front.asked if "t0001.jpg?alt=media" in asked.path]
     assert done.returncode == 1 and len(fetched) == 1
@@ -157,7 +156,7 @@ def test_an_image_replaced_after_it_was_listed_is_taken_up_by_a_second_run(
 def test_thumbnails_deleted_between_two_runs_are_uploaded_again(
     undisturbed, fresh, emulator_url, servers
 ):
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
         assert run_here(fresh.command(), environment(proxy.url, servers["B"])).returncode == 1
     thumbnails = [n for n in fresh.storage.contents(fresh.bucket) if n.startswith("thumbnails/")]
@@ -170,7 +169,7 @@ def test_thumbnails_deleted_between_two_runs_are_uploaded_again(
 
 
 def test_the_loser_of_two_ingests_of_one_name_can_clean_up(made, emulator_url, servers, tmp_path):
-    with Front(servers["B"], once("create_dataset", lambda: take_name(made, servers))) as server:
+    with StandIn(servers["B"], once("create_dataset", lambda: take_name(made, servers))) as server:
         lost = run_here(made.command(), environment(emulator_url, server.url))
     assert lost.returncode == 1
     index_id = made.index_id()
@@ -216,7 +215,7 @@ def registered_without_record(made, emulator_url, servers):
 
 
 def test_restart_for_a_taken_name_keeps_the_run_of_another_name(made, emulator_url, servers):
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
         assert run_here(made.command(), environment(proxy.url, servers["B"])).returncode == 1
     state = State(made.work / "state.sqlite")
@@ -240,7 +239,7 @@ def take_name(made, servers):
 def test_a_flipped_bit_in_an_array_is_found_and_computed_again(
     undisturbed, fresh, emulator_url, servers
 ):
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
         assert run_here(fresh.command(), environment(proxy.url, servers["B"])).returncode == 1
     for number, (name, dimension) in enumerate(DIMENSIONS.items()):
@@ -254,7 +253,7 @@ def test_a_flipped_bit_in_an_array_is_found_and_computed_again(
 
 def test_a_flipped_bit_in_the_zeros_of_a_failed_image_is_found(made, emulator_url, servers):
     made.storage.put(made.images, "train/t0001.jpg", b"not an image")
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
         env = environment(proxy.url, servers["B"])
         assert run_here(made.command("--skip_bad_images"), env).returncode == 1
@@ -285,7 +284,7 @@ def test_a_bit_that_flips_before_the_upload_is_found(undisturbed, fresh, emulato
     def damage():
         flip(array_path(fresh.work, "clip"), 0)
 
-    with Front(emulator_url, once("v0005.jpg", damage)) as front:
+    with StandIn(emulator_url, once("v0005.jpg", damage)) as front:
         small = {"FAKE_WINDOW": "1", "FAKE_CHECKPOINT_S": "0.01"}
         done = run_here(fresh.command(), environment(front.url, servers["B"], **small))
     assert done.returncode == 1
@@ -360,7 +359,7 @@ def test_a_dry_run_that_cannot_be_printed_is_one_sentence(made, emulator_url, se
 
 
 def test_a_state_without_index_id_uploads_nothing(made, emulator_url, servers):
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         proxy.rules = [Rule(DOWNLOAD, "404")]
         run_here(made.command(), environment(proxy.url, servers["B"]))
     state = State(made.work / "state.sqlite")

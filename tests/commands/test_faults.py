@@ -14,8 +14,8 @@ from forager.client import Forager
 from storage.async_client import AsyncStorage
 from storage.uploads import upload_files
 from testing.photographs import picture
-from tests.fault_proxy import KINDS, FaultProxy, Rule
 from tests.harness import TRAIN, VAL, Emulated, environment, has_only_a_report, run, run_here
+from tests.stand_in import KINDS, Rule, StandIn
 from tests.world import listing
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
@@ -28,8 +28,8 @@ def test_faults_in_one_request_of_ten_change_nothing(
     undisturbed, fresh, emulator_url, servers, kind
 ):
     with (
-        FaultProxy(emulator_url, share=0.1, kinds=[kind], seed=1) as storage,
-        FaultProxy(servers["B"], share=0.1, kinds=[kind], seed=1) as server,
+        StandIn(emulator_url, share=0.1, kinds=[kind], seed=1) as storage,
+        StandIn(servers["B"], share=0.1, kinds=[kind], seed=1) as server,
     ):
         done = run_here(fresh.command(), environment(storage.url, server.url))
     assert done.returncode == 0, done.stderr
@@ -40,10 +40,10 @@ def test_faults_in_one_request_of_ten_change_nothing(
 
 @pytest.mark.parametrize("generation", "AB")
 def test_create_is_not_repeated_when_its_answer_is_lost(fresh, emulator_url, servers, generation):
-    with FaultProxy(servers[generation], rules=[Rule(CREATE, "lost", times=1)]) as server:
+    with StandIn(servers[generation], Rule(CREATE, "lost", times=1)) as server:
         done = run_here(fresh.command(), environment(emulator_url, server.url))
         assert done.returncode == 0, done.stderr
-        assert [seen.fault for seen in server.requests(CREATE)] == ["lost"]
+        assert [asked.fault for asked in server.requests(CREATE)] == ["lost"]
     assert fresh.registered(servers[generation]) == (fresh.index_id(), TRAIN, VAL)
 
 
@@ -74,7 +74,7 @@ def test_create_is_not_repeated_when_its_answer_is_lost(fresh, emulator_url, ser
     ],
 )
 def test_storage_that_always_fails_ends_the_run(fresh, emulator_url, servers, pattern, kind, said):
-    with FaultProxy(emulator_url, rules=[Rule(pattern, kind)]) as storage:
+    with StandIn(emulator_url, Rule(pattern, kind)) as storage:
         done = run_here(fresh.command(), environment(storage.url, servers["B"]))
         assert storage.counts[kind] >= 8
     assert done.returncode == 1
@@ -84,18 +84,18 @@ def test_storage_that_always_fails_ends_the_run(fresh, emulator_url, servers, pa
 
 @pytest.mark.parametrize("kind", ["503", "reset", "truncate"])
 def test_server_that_always_fails_is_named_before_any_work(fresh, emulator_url, servers, kind):
-    with FaultProxy(servers["B"], share=1, kinds=[kind]) as server:
+    with StandIn(servers["B"], share=1, kinds=[kind]) as server:
         done = run_here(fresh.command(), environment(emulator_url, server.url))
         assert done.returncode == 1
         assert f"The Forager server at {server.url} failed to answer" in done.stderr
-        assert 3 <= len(server.seen) <= 16  # aiohttp asks twice after a reset
+        assert 3 <= len(server.asked) <= 16  # aiohttp asks twice after a reset
     assert not fresh.left_behind() and has_only_a_report(fresh.work)
 
 
 def test_server_lost_at_the_end_costs_no_second_pass(fresh, emulator_url, servers):
     with (
-        FaultProxy(emulator_url) as storage,
-        FaultProxy(servers["B"], rules=[Rule(CREATE, "503", times=4)]) as server,
+        StandIn(emulator_url) as storage,
+        StandIn(servers["B"], Rule(CREATE, "503", times=4)) as server,
     ):
         env = environment(storage.url, server.url)
         first = run_here(fresh.command(), env)
@@ -109,7 +109,7 @@ def test_server_lost_at_the_end_costs_no_second_pass(fresh, emulator_url, server
 def test_access_lost_in_the_middle_stops_and_the_next_run_goes_on(
     undisturbed, fresh, emulator_url, servers
 ):
-    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "403", after=10)]) as storage:
+    with StandIn(emulator_url, Rule(DOWNLOAD, "403", after=10)) as storage:
         env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
         stopped = run_here(fresh.command(), env)
         assert stopped.returncode == 1
@@ -118,7 +118,7 @@ def test_access_lost_in_the_middle_stops_and_the_next_run_goes_on(
         done = run_here(fresh.command(), env)
         assert done.returncode == 0, done.stderr
         started_with = int(re.search(r": (\d+) of 24 images are done", done.stderr)[1])
-        fetched = [seen for seen in storage.requests(DOWNLOAD) if not seen.fault]
+        fetched = [asked for asked in storage.requests(DOWNLOAD) if not asked.fault]
         assert started_with > 0 and len(fetched) - 10 == TRAIN + VAL - started_with
     assert fresh.left_behind() == undisturbed.left_behind()
 
@@ -128,10 +128,10 @@ def store(emulator, make_bucket, monkeypatch):
     """A bucket behind a proxy: (proxy, bucket, the one object in it as it is listed)."""
     bucket = make_bucket()
     Emulated(emulator).put(bucket, "a.jpg", picture(1))
-    with FaultProxy(emulator) as proxy:
+    with StandIn(emulator) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         (listed,) = listing(bucket)
-        proxy.seen.clear()
+        proxy.asked.clear()
         yield proxy, bucket, listed
 
 
@@ -170,7 +170,7 @@ def test_refusals_are_not_repeated(store, tmp_path, what, status):
     }
     with pytest.raises((StorageError, ImageError)):
         calls[what]()
-    refused = [seen.target for seen in proxy.seen if seen.fault]
+    refused = [asked.path for asked in proxy.asked if asked.fault]
     assert len(refused) == len(set(refused)) >= 1
 
 
@@ -191,7 +191,7 @@ def test_flipped_bits_are_found_and_fetched_again(store):
     proxy, bucket, listed = store
     proxy.rules.append(Rule("alt=media", "flip", times=3))
     assert fetched(bucket, listed) == picture(1)
-    assert [seen.fault for seen in proxy.requests("alt=media")] == ["flip", "flip", "flip", ""]
+    assert [asked.fault for asked in proxy.requests("alt=media")] == ["flip", "flip", "flip", ""]
 
 
 def test_flipped_bits_in_a_thumbnail_are_found_and_sent_again(store, emulator):
@@ -235,7 +235,7 @@ def test_lost_answer_is_settled_though_asking_fails_too(servers, emulator, make_
             await forager.create_dataset(name, *paths, "some-id", 1, 0)
             return await forager.dataset(name)
 
-    with FaultProxy(servers["A"], rules=rules) as server:
+    with StandIn(servers["A"], *rules) as server:
         assert asyncio.run(create()) == DatasetInfo("some-id", 1, 0)
         assert len(server.requests(CREATE)) == 1
 

@@ -17,10 +17,9 @@ from common.names import identifier
 from engine import checkpoint as recording
 from preflight import checks
 from testing.photographs import picture
-from tests.fault_proxy import FaultProxy, Rule
-from tests.front import Answer, Front
 from tests.harness import Emulated, ask, dataset, environment, pictures, run_here
 from tests.renaming import renamed_by
+from tests.stand_in import Answer, Rule, StandIn
 
 # Without semicolons: the emulator takes what follows one for no part of the name.
 NAMES = [
@@ -123,7 +122,7 @@ def test_hostile_duplicates_are_printed_escaped(hostile, emulator_url, servers, 
 def test_hostile_names_are_escaped_where_requests_fail(hostile, emulator_url, servers):
     made = hostile(lambda name: picture(1))
     rules = [Rule("alt=media|thumbnails", "503", times=60)]
-    with FaultProxy(emulator_url, rules=rules) as storage:
+    with StandIn(emulator_url, *rules) as storage:
         done = run_here(made.command(), environment(storage.url, servers["B"]))
     assert done.returncode == 0, done.stderr
     assert "attempt 2 of 8" in done.stderr
@@ -161,7 +160,7 @@ def also_listed(emulator_url, names):
             return Answer(200, page.encode(), {"Content-Type": "application/json"})
         return None
 
-    with Front(rule=rule, upstream=emulator_url) as front:
+    with StandIn(emulator_url, rule) as front:
         yield front
 
 

@@ -24,8 +24,8 @@ from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from engine.loading import ModelLoader, ModelOptions
 from testing.embedders import LoaderWithoutModels, embedding_of
 from testing.photographs import picture
-from tests.front import Answer, Front
 from tests.harness import ended, run, start
+from tests.stand_in import Answer, StandIn
 from tests.world import Index, pixels_of
 from weights.resnet50 import resnet_shapes
 
@@ -237,7 +237,7 @@ def test_the_same_command_after_success_says_that_it_is_finished(
 ):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
     assert world.run().exit_code == 0
-    with Front(emulator) as storage:
+    with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         result = world.run()
         assert storage.asked == []
@@ -514,7 +514,7 @@ def test_interrupted_is_130_with_one_line(world, emulator, weights_dir, number):
             waiting.set()
             go_on.wait(300)
 
-    with Front(emulator, stall) as storage:
+    with StandIn(emulator, stall) as storage:
         command = [sys.executable, str(ROOT / "ingest.py")]
         command += world.arguments(*weight_options(weights_dir))
         environment = {**os.environ, "STORAGE_EMULATOR_HOST": storage.url}
@@ -529,7 +529,7 @@ def test_interrupted_is_130_with_one_line(world, emulator, weights_dir, number):
 
 def test_a_proxy_from_the_environment_sees_every_request(world, fast_models, monkeypatch):
     world.put("t/a.jpg", "v/b.jpg")
-    with Front() as proxy:
+    with StandIn() as proxy:
         for name in ("http_proxy", "HTTP_PROXY"):
             monkeypatch.setenv(name, proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -550,7 +550,7 @@ def test_a_proxy_from_the_environment_sees_every_request(world, fast_models, mon
 
 def test_no_proxy_is_respected(world, fast_models, monkeypatch):
     world.put("t/a.jpg", "v/b.jpg")
-    with Front(rule=lambda asked: Answer(502)) as proxy:
+    with StandIn(None, lambda asked: Answer(502)) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
         result = world.run()

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from dataset.state.rows import State
-from tests.fault_proxy import FaultProxy, Rule
-from tests.front import Front
 from tests.harness import (
     Emulated,
     dataset,
@@ -21,6 +19,7 @@ from tests.harness import (
     run_here,
     start,
 )
+from tests.stand_in import Rule, StandIn
 
 DOWNLOAD, COPY = r"GET /storage/.*alt=media", r"POST /batch/"
 LAST_LIST = "val_identifiers.json"
@@ -44,7 +43,7 @@ def stopped(emulator_url, env, tmp_path):
 
 
 def stop(made, env, after):
-    with FaultProxy(env["STORAGE_EMULATOR_HOST"], rules=[Rule(DOWNLOAD, "403", after=after)]) as p:
+    with StandIn(env["STORAGE_EMULATOR_HOST"], Rule(DOWNLOAD, "403", after=after)) as p:
         env = {**env, "STORAGE_EMULATOR_HOST": p.url, "FAKE_WINDOW": "1"}
         assert run_here(made.command(), env).returncode == 1
 
@@ -151,10 +150,10 @@ def test_the_ways_on_exclude_each_other(stopped, env):
 
 def test_relist_computes_only_what_is_new(stopped, env, tmp_path):
     change_everything(stopped)
-    with FaultProxy(env["STORAGE_EMULATOR_HOST"]) as storage:
+    with StandIn(env["STORAGE_EMULATOR_HOST"]) as storage:
         proxied = {**env, "STORAGE_EMULATOR_HOST": storage.url}
         done = run_here(stopped.command("--relist"), proxied)
-        fetched = {seen.target for seen in storage.requests(DOWNLOAD)}
+        fetched = {asked.path for asked in storage.requests(DOWNLOAD)}
     assert done.returncode == 0, done.stderr
     assert "Took today's list of 9 images: 2 keep their vectors and thumbnails" in done.stderr
     assert "9 images (6 training, 3 validation), 0 failed, 7 embedded now" in done.stdout
@@ -184,7 +183,7 @@ def test_relist_does_not_copy_a_thumbnail_over_that_of_another_image(stopped, en
     rename(stopped, one, "train/between.jpg")
     rename(stopped, two, one)
     rename(stopped, "train/between.jpg", two)
-    with FaultProxy(env["STORAGE_EMULATOR_HOST"]) as storage:
+    with StandIn(env["STORAGE_EMULATOR_HOST"]) as storage:
         proxied = {**env, "STORAGE_EMULATOR_HOST": storage.url}
         done = run_here(stopped.command("--relist"), proxied)
         assert not storage.requests(COPY)
@@ -237,7 +236,7 @@ def test_kills_within_relist_lose_nothing(stopped, env, tmp_path):
     change_everything(stopped)
     copying = {"FAKE_CHUNK_ROWS": "1", "FAKE_CHECKPOINT_S": "0.01"}
     kills = [copying, *({"FAKE_KILL_RENAME": number} for number in ("1", "2", "2"))]
-    with FaultProxy(env["STORAGE_EMULATOR_HOST"]) as storage:
+    with StandIn(env["STORAGE_EMULATOR_HOST"]) as storage:
         proxied = {**env, "STORAGE_EMULATOR_HOST": storage.url}
         for kill in kills:
             storage.rules = [Rule(COPY, "kill-after")] if kill == copying else []
@@ -248,7 +247,7 @@ def test_kills_within_relist_lose_nothing(stopped, env, tmp_path):
                 assert len(stopped.done()) == 4
         names = {path.name for path in stopped.work.iterdir()}
         assert names == {"lock", "report.json", "index", "relisted"}
-        storage.seen.clear()
+        storage.asked.clear()
         done = run_here(stopped.command(), proxied)
         assert done.returncode == 0, done.stderr
         assert len(storage.requests(DOWNLOAD)) == 7
@@ -258,7 +257,7 @@ def test_kills_within_relist_lose_nothing(stopped, env, tmp_path):
 def test_relist_after_a_bucket_that_changed_before_the_registration(emulator_url, env, tmp_path):
     made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(4, 2))
     changes = [lambda: put(made, "train/new.jpg", 98)]
-    with Front(
+    with StandIn(
         emulator_url, lambda asked: changes.pop()() if LAST_LIST in asked.path and changes else None
     ) as front:
         done = run_here(made.command(), {**env, "STORAGE_EMULATOR_HOST": front.url})
@@ -369,7 +368,7 @@ def test_what_vanishes_during_a_run_as_listed_is_taken_up_by_the_next(emulator_u
     made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(3, 2))
     changes = [lambda: vanish(made, "train/t0001.jpg")]
     command = made.command("--as_listed", "--skip_bad_images")
-    with Front(
+    with StandIn(
         emulator_url, lambda asked: changes.pop()() if LAST_LIST in asked.path and changes else None
     ) as front:
         done = run_here(command, {**env, "STORAGE_EMULATOR_HOST": front.url})

@@ -16,7 +16,6 @@ import pytest
 from dataset import arrays, lists
 from dataset.state import rows
 from testing.photographs import picture
-from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import (
     TRAIN,
     VAL,
@@ -30,6 +29,7 @@ from tests.harness import (
     start,
     wait_for,
 )
+from tests.stand_in import Rule, StandIn
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 FILE, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
@@ -39,7 +39,7 @@ INTERRUPTED = "Interrupted: the same command continues where this one stopped.\n
 
 @pytest.fixture
 def storage(emulator_url):
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         yield proxy
 
 
@@ -55,7 +55,7 @@ def test_interrupt_ends_with_130_and_one_line(undisturbed, fresh, storage, serve
     assert stopped.stderr.count("Interrupted") == 1 and stopped.stderr.endswith(INTERRUPTED)
     before = fresh.done()
     fresh.assert_done_is_done()
-    storage.seen.clear()
+    storage.asked.clear()
     done = run_here(fresh.command(), environment(storage.url, servers["B"]))
     assert f"{len(before)} of 24 images are done" in done.stderr
     for pattern in (DOWNLOAD, THUMBNAIL):
@@ -71,7 +71,7 @@ def test_interrupt_does_not_wait_for_a_network_that_hangs(
     undisturbed, fresh, emulator_url, servers, pattern, after
 ):
     rules = [Rule(pattern, "hold", after=after)]
-    with FaultProxy(emulator_url, rules=rules) as storage:
+    with StandIn(emulator_url, *rules) as storage:
         process = start(fresh.command(), environment(storage.url, servers["B"]))
         wait_for(lambda: storage.counts["hold"])
         process.send_signal(signal.SIGINT)
@@ -121,8 +121,8 @@ def test_kill_at_a_chosen_moment(
 ):
     rules = {where: [Rule(pattern, kind, after=after)]}
     with (
-        FaultProxy(emulator_url, rules=rules.get("storage", ())) as storage,
-        FaultProxy(servers["B"], rules=rules.get("server", ())) as server,
+        StandIn(emulator_url, *rules.get("storage", ())) as storage,
+        StandIn(servers["B"], *rules.get("server", ())) as server,
     ):
         env = environment(storage.url, server.url, FAKE_CHECKPOINT_S="0.05")
         process = start(fresh.command(), env)
@@ -301,7 +301,7 @@ def test_damaged_state_is_one_sentence(fresh, storage, servers):
 def stopped(undisturbed, emulator_url, servers, tmp_path_factory):
     """An ingest that lost its access half-way; tests work on copies of its directory."""
     made = undisturbed.again(tmp_path_factory.mktemp("stopped") / "made")
-    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "403", after=10)]) as storage:
+    with StandIn(emulator_url, Rule(DOWNLOAD, "403", after=10)) as storage:
         env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
         assert run_here(made.command(), env).returncode == 1
     assert 0 < len(made.done()) < TRAIN + VAL
@@ -350,7 +350,7 @@ def test_another_ingest_in_the_directory_is_refused(
 @pytest.mark.parametrize("what", ["appeared", "vanished", "changed"])
 def test_other_objects_than_before_are_refused(emulator_url, servers, tmp_path, what):
     made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(6, 2))
-    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "403", after=4)]) as storage:
+    with StandIn(emulator_url, Rule(DOWNLOAD, "403", after=4)) as storage:
         env = environment(storage.url, servers["B"], FAKE_WINDOW="1")
         assert run_here(made.command(), env).returncode == 1
     assert made.done()
@@ -376,14 +376,14 @@ def test_other_objects_than_before_are_refused(emulator_url, servers, tmp_path, 
 def test_failed_images_that_were_replaced_are_taken(emulator_url, servers, tmp_path):
     objects = {**pictures(4, 2), "train/bad.jpg": b"not an image"}
     made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
-    with FaultProxy(emulator_url) as storage:
+    with StandIn(emulator_url) as storage:
         env = environment(storage.url, servers["B"])
         assert run_here(made.command(), env).returncode == 1
         failed = json.loads((made.work / "failed.json").read_text())
         assert [entry["object"] for entry in failed] == ["train/bad.jpg"]
         made.storage.put(made.images, "train/bad.jpg", picture(5))
         assert "were replaced" not in run_here(made.command("--dry_run"), env).stderr
-        storage.seen.clear()
+        storage.asked.clear()
         done = run_here(made.command(), env)
         assert done.returncode == 0, done.stderr
         assert "6 of 7 images are done. Replaced since then: 1 other image." in done.stderr
@@ -405,7 +405,7 @@ def test_replaced_images_of_another_bucket_are_not_taken(emulator_url, servers, 
 
 def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, copied, emulator_url, servers):
     copied = copied.again(copied.directory / "own")  # its own bucket: others use the first
-    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "403", after=10)]) as storage:
+    with StandIn(emulator_url, Rule(DOWNLOAD, "403", after=10)) as storage:
         env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
         run_here(copied.command(), env)
         earlier, thumbnails = copied.index_id(), len(copied.left_behind())

@@ -13,8 +13,8 @@ import pytest
 
 from dataset.arrays import DIMENSIONS, array_path
 from dataset.state.rows import State
-from tests.fault_proxy import KINDS, FaultProxy, Rule
 from tests.harness import ended, environment, has_only_a_report, run_here, start
+from tests.stand_in import KINDS, Rule, StandIn
 from tests.world import Index, picture
 
 IMAGE = r"GET /storage/.*o/(train|val).*alt=media"
@@ -254,7 +254,7 @@ def test_damaged_vectors_and_lost_thumbnails_are_embedded_again(grown):
 
 def test_a_few_rows_are_read_in_ranges(grown, emulator, monkeypatch):
     grown.client.bucket(grown.bucket).delete_blob("t/a.jpg")
-    with FaultProxy(emulator) as storage:
+    with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         result = grown.run("--reuse", grown.old)
         assert result.exit_code == 0, result.output
@@ -289,7 +289,7 @@ def test_faults_while_rows_are_copied_change_nothing(
     undisturbed, fresh, source, emulator_url, servers, kind
 ):
     rules = [Rule(COPY, kind, times=2, after=1), Rule(RANGE, kind, times=3, after=4)]
-    with FaultProxy(emulator_url, rules=rules) as storage:
+    with StandIn(emulator_url, *rules) as storage:
         env = environment(storage.url, servers["B"], FAKE_CHUNK_ROWS="4")
         done = run_here(fresh.command("--reuse", source[0].name), env)
         assert storage.counts[kind] == 5
@@ -311,7 +311,7 @@ def test_faults_while_rows_are_copied_change_nothing(
 def test_kill_while_rows_are_copied(
     undisturbed, fresh, source, emulator_url, servers, pattern, after, kind
 ):
-    with FaultProxy(emulator_url, rules=[Rule(pattern, kind, after=after)]) as storage:
+    with StandIn(emulator_url, Rule(pattern, kind, after=after)) as storage:
         command = fresh.command("--reuse", source[0].name)
         env = environment(storage.url, servers["B"], FAKE_CHUNK_ROWS="4", FAKE_CHECKPOINT_S="0.05")
         storage.victim = start(command, env)
@@ -327,7 +327,7 @@ def test_kill_while_rows_are_copied(
 def test_a_run_without_reuse_continues_one_with_it(
     undisturbed, fresh, source, emulator_url, servers
 ):
-    with FaultProxy(emulator_url, rules=[Rule(COPY, "403", after=2)]) as storage:
+    with StandIn(emulator_url, Rule(COPY, "403", after=2)) as storage:
         env = environment(storage.url, servers["B"], FAKE_CHUNK_ROWS="4")
         stopped = run_here(fresh.command("--reuse", source[0].name), env)
         assert stopped.returncode == 1

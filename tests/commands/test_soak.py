@@ -14,7 +14,6 @@ from pyarrow import parquet
 from common.program import ROOT
 from dataset import arrays
 from dataset.manifest import manifest_path
-from tests.fault_proxy import KINDS, FaultProxy
 from tests.harness import (
     FAKE,
     Emulated,
@@ -27,6 +26,7 @@ from tests.harness import (
     start,
     wait_for,
 )
+from tests.stand_in import KINDS, StandIn
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 KILLS = 50
@@ -92,15 +92,15 @@ def test_a_thousand_images_through_faults(emulator_url, servers, tmp_path):
     assert run(undisturbed.command(), env, timeout=600).returncode == 0
     made = undisturbed.again(tmp_path / "made")
     with (
-        FaultProxy(emulator_url, share=SHARE, kinds=KINDS, seed=1) as storage,
-        FaultProxy(servers["B"], share=SHARE, kinds=KINDS, seed=2) as server,
+        StandIn(emulator_url, share=SHARE, kinds=KINDS, seed=1) as storage,
+        StandIn(servers["B"], share=SHARE, kinds=KINDS, seed=2) as server,
     ):
         done = run(made.command(), environment(storage.url, server.url), timeout=900)
         assert done.returncode == 0, done.stderr[-2000:]
         failed = sum(storage.counts[kind] for kind in KINDS)
-        assert failed > 0.07 * len(storage.seen) and all(storage.counts[kind] for kind in KINDS)
+        assert failed > 0.07 * len(storage.asked) and all(storage.counts[kind] for kind in KINDS)
     made.assert_same(undisturbed, servers["B"])
-    print(f"{failed} of {len(storage.seen)} requests failed: {dict(storage.counts)}")
+    print(f"{failed} of {len(storage.asked)} requests failed: {dict(storage.counts)}")
 
 
 def test_real_models_killed_in_the_middle_give_the_same_vectors(

@@ -20,7 +20,6 @@ from engine.local import feeders
 from engine.local.shared_memory import PAGE, Amounts, Places, SharedMemory
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
-from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import (
     TRAIN,
     VAL,
@@ -35,6 +34,7 @@ from tests.harness import (
     start,
     wait_for,
 )
+from tests.stand_in import Rule, StandIn
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 IN_PROCESSES = "--decode_in", "processes", "--decode_workers", "1"
@@ -52,7 +52,7 @@ Image.open = open
 
 @pytest.fixture
 def storage(emulator_url):
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         yield proxy
 
 
@@ -64,7 +64,7 @@ def test_results_are_those_of_threads_and_each_image_is_fetched_once(
     assert done.returncode == 0, done.stderr
     fresh.assert_same(undisturbed, servers["B"])
     for pattern in (DOWNLOAD, THUMBNAIL):
-        counts = Counter(seen.target for seen in storage.requests(pattern))
+        counts = Counter(asked.path for asked in storage.requests(pattern))
         assert (len(counts), set(counts.values())) == (TRAIN + VAL, {1})
     report = json.loads((fresh.work / "report.json").read_text())
     stages = {stage["name"]: stage["images"] for stage in report["stages"]}
@@ -130,7 +130,7 @@ def test_a_stop_leaves_no_process_and_the_same_command_continues(
     storage.rules = []
     before = fresh.done()
     fresh.assert_done_is_done()
-    storage.seen.clear()
+    storage.asked.clear()
     done = run_here(fresh.command(*IN_PROCESSES), env)
     assert done.returncode == 0, done.stderr
     assert len(storage.requests(DOWNLOAD)) == TRAIN + VAL - len(before)

@@ -14,14 +14,14 @@ from engine.local.pipeline import Pipeline
 from engine.stages import Budget, Stage
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
-from tests.front import Front
+from tests.stand_in import StandIn
 
 
 def test_each_image_is_fetched_once_and_each_thumbnail_written_once(
     world, fast_models, emulator, monkeypatch
 ):
     world.put("v/v.jpg", *(f"t/{number}.jpg" for number in range(30)))
-    with Front(emulator) as storage:
+    with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         assert world.run().exit_code == 0
         paths = Counter(asked.path for asked in storage.asked)
@@ -68,7 +68,7 @@ def test_images_on_their_way_are_bounded_by_the_window(
 ):
     world.put("v/v.jpg", *(f"t/{number:02}.jpg" for number in range(23)))
     monkeypatch.setattr(ingest, "Pipeline", partial(kind, window=6))
-    with Front(emulator) as storage:
+    with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         embedder = world.embedder = Held(storage)
         assert world.run().exit_code == 0

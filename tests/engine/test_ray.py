@@ -17,9 +17,9 @@ from PIL import Image
 from common.errors import ClusterError, ImagesChanged, StorageError
 from testing import embedders
 from testing.embedders import FakeEmbedder, FinishedBatch
-from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import wait_for
 from tests.listeners import below, listeners
+from tests.stand_in import Rule, StandIn
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
 
@@ -86,7 +86,7 @@ class WatchedRecorder(Recorder):
 @pytest.fixture(scope="module")
 def storage(emulator_url):
     """The emulator behind a proxy that can hold requests."""
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         yield proxy
 
 

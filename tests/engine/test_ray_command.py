@@ -11,8 +11,8 @@ import pytest
 
 from common.program import ROOT
 from tests.engine.ray_ingest import write_weights
-from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import ended, run, start, wait_for
+from tests.stand_in import Rule, StandIn
 from tests.world import Index
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
@@ -69,7 +69,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(world, emulator, tmp_path):
     world.put(*[f"t/{i}.jpg" for i in range(8)], "v/val.jpg")
     marker = f"FORAGER_TEST={uuid.uuid4()}"
     options = [*write_weights(tmp_path / "weights"), "--engine", "ray"]
-    with FaultProxy(emulator, rules=[Rule(r"GET /storage/.*alt=media", "hold")]) as storage:
+    with StandIn(emulator, Rule(r"GET /storage/.*alt=media", "hold")) as storage:
         environment = dict([*os.environ.items(), marker.split("=")])
         environment["STORAGE_EMULATOR_HOST"] = storage.url
         command = [*RAY_INGEST, *world.arguments(*options)]

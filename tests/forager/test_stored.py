@@ -1,14 +1,14 @@
 """Questions about what a server has, to servers that answer them otherwise than expected."""
 
 import asyncio
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from aiohttp import web
 
 from forager import stored
 from forager.client import Forager
 from forager.stored import CannotTell, Stored
-from tests.forager.script import DJANGO_404, Script, serve
+from tests.forager.script import DJANGO_404, Script
 
 CAT = "cat", "POSITIVE"
 COUNTS = "get_category_counts_v2/d"
@@ -43,8 +43,9 @@ def ask(script, question, *args):
     """The answer to a question about the server of this script."""
 
     async def run():
-        async with serve(script) as url, Forager(url) as client:
-            return await question(client.connection, *args)
+        with script:
+            async with Forager(script.url) as client:
+                return await question(client.connection, *args)
 
     return asyncio.run(run())
 
@@ -52,10 +53,11 @@ def ask(script, question, *args):
 def pages(numbers, paths):
     """Answers that show these images, numbered like this."""
 
-    def answer(request):
-        offset, num = int(request.query["offset"]), int(request.query["num"])
+    def answer(asked):
+        query = dict(parse_qsl(urlsplit(asked.path).query))
+        offset, num = int(query["offset"]), int(query["num"])
         part = slice(offset, offset + num)
-        return web.json_response({"identifiers": numbers[part], "paths": paths[part]})
+        return 200, {"identifiers": numbers[part], "paths": paths[part]}
 
     size = (200, {"id": "r", "num_results": len(paths)})
     return {QUERY: [size], RESULTS: [answer]}

@@ -10,7 +10,6 @@ import pytest
 from common.options import LimitType
 from common.program import ROOT
 from report.run import plain_options
-from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import (
     TRAIN,
     VAL,
@@ -22,6 +21,7 @@ from tests.harness import (
     start,
     wait_for,
 )
+from tests.stand_in import Rule, StandIn
 from tests.test_documents import table_rows
 
 DOWNLOAD = r"GET /storage/.*alt=media"
@@ -77,11 +77,11 @@ def assert_documented(report):
 def test_report_of_a_whole_ingest_with_failing_requests(fresh, emulator_url, servers):
     fresh.storage.put(fresh.images, "train/notes.txt", b"x")
     with (
-        FaultProxy(emulator_url, share=0.1, kinds=["503"], seed=3) as storage,
-        FaultProxy(servers["B"], rules=[Rule("dataset_info", "503", times=1)]) as server,
+        StandIn(emulator_url, share=0.1, kinds=["503"], seed=3) as storage,
+        StandIn(servers["B"], Rule("dataset_info", "503", times=1)) as server,
     ):
         done = run_here(fresh.command(), environment(storage.url, server.url))
-        seen = [f"{one.method} {one.target}" for one in (*storage.seen, *server.seen)]
+        seen = [f"{one.method} {one.path}" for one in (*storage.asked, *server.asked)]
         faults = storage.counts["503"] + 1
     fresh.storage.delete(fresh.images, "train/notes.txt")
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def test_report_of_a_failed_run_then_of_one_that_continues(emulator_url, servers
 
 
 def test_report_of_a_run_whose_checks_fail(fresh, emulator_url, servers):
-    with FaultProxy(servers["B"], rules=[Rule("api", "404")]) as server:
+    with StandIn(servers["B"], Rule("api", "404")) as server:
         done = run_here([*fresh.command(), "--json"], environment(emulator_url, server.url))
     assert done.returncode == 1 and "Error: " in done.stderr
     printed, report = json.loads(done.stdout), report_of(fresh)
@@ -149,7 +149,7 @@ def test_report_of_a_run_whose_checks_fail(fresh, emulator_url, servers):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGHUP, 129)])
 def test_report_of_an_interrupted_run(fresh, emulator_url, servers, number, code):
-    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "hold", after=12)]) as storage:
+    with StandIn(emulator_url, Rule(DOWNLOAD, "hold", after=12)) as storage:
         settings = {"FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
         env = environment(storage.url, servers["B"], **settings)
         process = start([*fresh.command(), "--json"], env)

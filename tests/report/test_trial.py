@@ -12,14 +12,14 @@ from report.forecast import Forecast, cost, describe_sizes, index_requests, meas
 from report.prices import EXAMPLES, read_prices
 from report.sample import spread
 from storage.pace import least_seconds
-from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import TRAIN, VAL, ended, environment, run_here, start, wait_for
 from tests.report.test_report import DOWNLOAD, assert_documented, documented, fields
+from tests.stand_in import Rule, StandIn
 
 
 @pytest.fixture
 def storage(emulator_url):
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         yield proxy
 
 
@@ -33,8 +33,8 @@ def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
     done = run_here([*command, "--trial", "13"], env)
     fresh.storage.delete(fresh.images, "train/zz.jpg")
     assert done.returncode == 0, done.stderr
-    assert not [seen for seen in storage.seen if seen.method != "GET"]
-    downloads = {seen.target for seen in storage.requests(DOWNLOAD)}
+    assert not [asked for asked in storage.asked if asked.method != "GET"]
+    downloads = {asked.path for asked in storage.requests(DOWNLOAD)}
     assert len(downloads) == 13
     assert [path.name for path in fresh.work.iterdir()] == ["trial.json"]
     report = json.loads((fresh.work / "trial.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import StorageError, TransientError
 from storage import batch
-from tests.front import Answer, Front
+from tests.stand_in import Answer, StandIn
 from tests.world import listing, put, with_objects
 
 
@@ -67,7 +67,7 @@ def test_only_calls_that_failed_are_made_again(monkeypatch):
         kind = {"Content-Type": "multipart/mixed; boundary=b"}
         return Answer(200, answer(*next(statuses)), kind)
 
-    with Front(rule=rule) as front:
+    with StandIn(None, rule) as front:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
         missing = with_objects("copy", "one", "two", {f"new/{n}": f"old/{n}" for n in range(4)})
     assert set(missing) == {"new/2"}
@@ -81,7 +81,7 @@ def test_only_calls_that_failed_are_made_again(monkeypatch):
 
 def test_a_copy_that_is_refused_ends_with_storage_s_reason(monkeypatch):
     body = answer((0, 503), (1, 403)).replace(b"{}", b'{"error": {"message": "no access"}}')
-    with Front(rule=lambda _: Answer(200, body, {"Content-Type": "x; boundary=b"})) as front:
+    with StandIn(None, lambda _: Answer(200, body, {"Content-Type": "x; boundary=b"})) as front:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
         with pytest.raises(StorageError, match=r"gs://one to gs://two: .*\(403\): no access"):
             with_objects("copy", "one", "two", {"a": "b", "c": "d"})

@@ -8,7 +8,7 @@ import pytest
 import gcs
 from common.errors import StorageError
 from storage.bucket import Bucket
-from tests.front import Answer, Front
+from tests.stand_in import Answer, StandIn
 
 
 @pytest.fixture
@@ -45,7 +45,9 @@ def test_deleting_an_object_that_is_gone_is_no_error(bucket):
 
 def test_a_refused_deletion_is_one_sentence(emulator, make_bucket, monkeypatch):
     name = make_bucket()
-    with Front(emulator, lambda asked: Answer(403) if asked.method == "DELETE" else None) as front:
+    with StandIn(
+        emulator, lambda asked: Answer(403) if asked.method == "DELETE" else None
+    ) as front:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
         with Bucket(gcs.make_client(), name) as calls, pytest.raises(StorageError) as caught:
             asyncio.run(calls.delete(["a.jpg"]))

@@ -15,7 +15,7 @@ from common.errors import StorageError
 from common.names import GsPath
 from gcs import ListedObject
 from storage.access_token import AccessToken
-from tests.front import Answer, Front
+from tests.stand_in import Answer, StandIn
 from tests.world import listing, put, with_objects
 
 
@@ -79,7 +79,7 @@ def test_listing_reads_every_page(monkeypatch):
         token = dict(_query(asked.path)).get("pageToken")
         return Answer(200, json.dumps(pages[token]).encode(), {"Content-Type": "application/json"})
 
-    with Front(rule=rule) as storage:
+    with StandIn(None, rule) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         assert listing("bucket") == [ListedObject(name, 1, 2, 3) for name in "abc"]
 
@@ -98,7 +98,7 @@ def test_listing_a_missing_bucket(emulator):
     [(401, "Google refused the credentials; run `gcloud"), (403, r"access is denied \(403\)")],
 )
 def test_listing_refused(monkeypatch, status, words):
-    with Front(rule=lambda asked: Answer(status, b"{}")) as storage:
+    with StandIn(None, lambda asked: Answer(status, b"{}")) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         with pytest.raises(StorageError, match=words):
             listing("bucket")
@@ -111,7 +111,7 @@ def test_write_permissions(make_bucket):
 
 def test_missing_write_permissions_are_named(monkeypatch):
     granted = {"permissions": ["storage.objects.get"]}
-    with Front(rule=lambda asked: Answer(200, json.dumps(granted).encode())) as storage:
+    with StandIn(None, lambda asked: Answer(200, json.dumps(granted).encode())) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         missing = gcs.missing_write_permissions(gcs.make_client(), "bucket")
     assert missing == ["storage.objects.create", "storage.objects.delete"]
@@ -147,7 +147,7 @@ def tokens(no_credentials, monkeypatch, tmp_path, private_key):
         token = {"access_token": f"token-{number}", "expires_in": server.life_s}
         return Answer(200, json.dumps(token).encode(), {"Content-Type": "application/json"})
 
-    with Front(rule=rule) as server:
+    with StandIn(None, rule) as server:
         server.life_s = 3600
         key = {
             "type": "service_account",
@@ -180,7 +180,7 @@ def test_a_wrong_key_file_is_named(no_credentials, monkeypatch, tmp_path, conten
 
 
 def test_a_token_is_fetched_once_for_both_libraries(tokens, monkeypatch):
-    with Front(rule=lambda asked: Answer(200, b"{}")) as storage:
+    with StandIn(None, lambda asked: Answer(200, b"{}")) as storage:
         client = gcs.make_client()
         client._connection.API_BASE_URL = storage.url
         assert list(gcs.list_pages(client, GsPath("bucket", ""), "name")) == [[]]

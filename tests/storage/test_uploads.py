@@ -11,8 +11,7 @@ from common.errors import StorageError
 from common.files import FileToUpload
 from common.network import activity
 from storage.uploads import upload_files
-from tests.fault_proxy import FaultProxy, Rule
-from tests.front import Answer, Front
+from tests.stand_in import Answer, Rule, StandIn
 
 PART = 100_000  # bytes, instead of 32 MiB
 NAME = "indexes/ID/local/clip/embeddings.npy"
@@ -26,7 +25,7 @@ def bucket(make_bucket):
 @pytest.fixture
 def front(bucket, emulator, monkeypatch):
     """A server before the emulator that notes every request from now on."""
-    with Front(emulator) as storage:
+    with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         yield storage
 
@@ -119,7 +118,7 @@ def test_parts_left_beside_the_whole_file_are_deleted(bucket, front, tmp_path):
 
 @pytest.mark.parametrize("status", [403, 405, 501])
 def test_without_compose_the_file_goes_in_one_stream(bucket, front, tmp_path, status):
-    front.rule = lambda asked: Answer(status) if "/compose?" in asked.path else None
+    front.rules = [lambda asked: Answer(status) if "/compose?" in asked.path else None]
     file = make_file(tmp_path, 3 * PART)
     upload(bucket, file)
     assert len(composed(front)) == 1
@@ -135,13 +134,13 @@ def test_the_stored_object_is_compared_with_the_file(bucket, front, tmp_path):
             stored = {"name": "small.json", "size": "1000", "crc32c": "AAAAAA=="}
             return Answer(200, json.dumps(stored).encode(), {"Content-Type": "application/json"})
 
-    front.rule = rule
+    front.rules = [rule]
     with pytest.raises(StorageError, match=r"gs://\S+/small\.json is not what was sent"):
         upload(bucket, make_file(tmp_path, 1000, "small.json"))
 
 
 def test_no_access_is_one_sentence(bucket, front, tmp_path):
-    front.rule = lambda asked: Answer(403) if "/upload/" in asked.path else None
+    front.rules = [lambda asked: Answer(403) if "/upload/" in asked.path else None]
     with pytest.raises(StorageError, match=r"Writing gs://\S+/small\.json: access is denied"):
         upload(bucket, make_file(tmp_path, 1000, "small.json"))
 
@@ -152,7 +151,7 @@ RETAINED = (
 
 
 def test_parts_that_may_not_be_deleted_are_named_and_do_no_harm(bucket, front, tmp_path, capsys):
-    front.rule = lambda asked: Answer(403, RETAINED) if asked.method == "DELETE" else None
+    front.rules = [lambda asked: Answer(403, RETAINED) if asked.method == "DELETE" else None]
     file = make_file(tmp_path, 3 * PART)
     assert upload(bucket, file) == 3 * PART
     assert bucket.blob(NAME).download_as_bytes() == file.path.read_bytes()
@@ -162,7 +161,7 @@ def test_parts_that_may_not_be_deleted_are_named_and_do_no_harm(bucket, front, t
 
 
 def test_parts_that_cannot_be_deleted_for_other_reasons_stop(bucket, front, tmp_path):
-    front.rule = lambda asked: Answer(400) if asked.method == "DELETE" else None
+    front.rules = [lambda asked: Answer(400) if asked.method == "DELETE" else None]
     with pytest.raises(StorageError, match=r"Deleting gs://\S+part-\d\d-of-03: HTTP 400\."):
         upload(bucket, make_file(tmp_path, 3 * PART))
 
@@ -177,7 +176,7 @@ def loses_sessions(front, status, times):
             return Answer(status)
         return None
 
-    front.rule = rule
+    front.rules = [rule]
 
 
 @pytest.mark.parametrize("status", [404, 410])
@@ -203,7 +202,7 @@ def test_a_failed_chunk_is_repeated(bucket, emulator, tmp_path, monkeypatch, kin
     chunk = 1 << 18
     file = make_file(tmp_path, 9_000_000)
     chunks = -(-9_000_000 // chunk)
-    with FaultProxy(emulator) as storage:
+    with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         storage.rules = [
             Rule("PUT .*upload_id", kind, times=1, after=5 * number) for number in range(faults)
@@ -211,7 +210,7 @@ def test_a_failed_chunk_is_repeated(bucket, emulator, tmp_path, monkeypatch, kin
         upload(bucket, file, min_part_bytes=32 << 20, chunk_bytes=chunk)
         sent = storage.requests("PUT .*upload_id")
         begun = storage.requests("POST .*uploadType=resumable")
-    assert sum(seen.fault == kind for seen in sent) == faults
+    assert sum(asked.fault == kind for asked in sent) == faults
     if kind == "lost":
         assert len(begun) == 2
     else:
@@ -223,12 +222,12 @@ def test_every_request_of_an_upload_in_parts_is_counted(bucket, emulator, monkey
     """Also those of google-cloud-storage that are repeated, or get no answer."""
     file = make_file(tmp_path, 3 * PART + 1)
     rules = [Rule("POST /upload/", "lost", times=1), Rule("GET .*part-02", "503", times=2)]
-    with FaultProxy(emulator, rules=rules) as proxy:
+    with StandIn(emulator, *rules) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         before = activity.activity()
         upload(bucket, file)
         counted = activity.activity_since(before).requests
-        assert sum(number.requests for number in counted.values()) == len(proxy.seen)
+        assert sum(number.requests for number in counted.values()) == len(proxy.asked)
     assert {kind: number[:2] for kind, number in counted.items()} == {
         **{"describe": (8, 2), "write": (5, 1), "compose": (1, 0), "delete": (4, 0)}
     }

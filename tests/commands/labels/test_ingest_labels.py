@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from aiohttp import web
 
 from common.program import ROOT
 from labels import dry_run
 from labels.images import KnownImages
 from tests.commands.labels.label_command import GOOD, LABELS, STORED, serve
+from tests.stand_in import Answer, StandIn
 
 
 def test_labels_are_stored(server, run_process, tmp_path):
@@ -282,17 +282,16 @@ def test_many_labels_go_in_requests_of_bounded_size(run):
     """100,000 labels of one category, to a server that only counts them."""
     sizes, seen = [], []
 
-    async def handle(request):
-        body = await request.read()
-        if request.method == "OPTIONS":
-            return web.Response(status=404)
-        if LABELS in request.path:
-            sizes.append(int(request.headers["Content-Length"]))
-            seen.extend(json.loads(body)["identifiers"])
-            return web.json_response({"created": len(json.loads(body)["identifiers"])})
-        return web.json_response({"index_id": "none", "num_train": 1, "num_val": 1})
+    def handle(asked):
+        if asked.method == "OPTIONS":
+            return Answer(404)
+        if LABELS in asked.path:
+            sizes.append(len(asked.body))
+            seen.extend(json.loads(asked.body)["identifiers"])
+            return Answer(200, {"created": len(json.loads(asked.body)["identifiers"])})
+        return Answer(200, {"index_id": "none", "num_train": 1, "num_val": 1})
 
-    with serve(handle) as url:
+    with serve(StandIn(None, handle)) as url:
         code, out, _ = run(url, {f"image é {n:06}.jpg": ["cat"] for n in range(100_000)})
     assert code == 0
     assert "100,000 of 100,000 labels created in 3 requests." in out
