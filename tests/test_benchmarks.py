@@ -12,7 +12,7 @@ from common.program import ROOT
 from models.device.devices import check_precision
 from testing.browser.chromium import MISSING, chromium_path
 from tests.harness import clean_environment
-from tests.test_documents import shown_commands
+from tests.test_documented_commands import SHOWN
 
 SMALL = {
     "end_to_end": "--images 4 --size 64 48 --runs 1",
@@ -34,7 +34,7 @@ SMALL = {
 def shown_benchmarks() -> list[str]:
     """The benchmarks, with the options that are not in SMALL."""
     found = set()
-    for shown in shown_commands():
+    for shown in SHOWN:
         _, _, module, *options = [*shown.words, "", ""][: max(3, len(shown.words))]
         name = module.removeprefix("bench.")
         if name != module and name != "gpu":  # models/test_bench_gpu.py runs that one
