@@ -37,7 +37,7 @@ imports: $(INSTALLED)  # which takes packages only, so links make one of each mo
 
 bench: $(INSTALLED)  ## the quick benchmarks, each a table and a JSON file under .bench/
 	mkdir -p .bench
-	for name in storage pipeline collection.scale schedule model end_to_end; do \
+	for name in start storage pipeline collection.scale schedule model end_to_end; do \
 		$(RUN) -m bench.$$name --json .bench/$$name.json || exit 1; done
 
 screenshots: $(INSTALLED)  ## the pictures in the README; needs Chromium

@@ -26,6 +26,7 @@ SMALL = {
     "ray_engine": "--rows 300 --seconds 0.01 --runs 1",
     "collection.scale": "--few 100 --many 200 --names 2000 --reused 200 --runs 1",
     "schedule": "--images 500",
+    "start": "--runs 1",
     "storage": "--objects 20 --megabytes 1 --runs 1",
     "trial": "--images 20 --trial 10 --runs 1",
 }

@@ -20,9 +20,8 @@ from dataset.state.rows import State
 from testing.embedders import LoaderWithoutModels
 from testing.photographs import picture
 from testing.servers.processes import Service, local_forager
-from tests.harness import ask
+from tests.harness import ask, put
 from tests.test_documents import DOCUMENTS, code_blocks, section
-from tests.world import put
 
 PROGRAM = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:git|python|pip|pytest|make|curl|gcloud|hf|ray|ulimit) \S"

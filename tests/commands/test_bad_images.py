@@ -23,10 +23,7 @@ from tests.harness import (
     Done,
     Emulated,
     dataset,
-    environment,
     pictures,
-    run,
-    run_here,
 )
 
 MAX_RSS = 2_000_000_000  # bytes: an image of 100 megapixels takes 1.4 GB, whatever its file
@@ -155,13 +152,13 @@ def zoo(emulator_url, servers, tmp_path_factory):
     """The zoo after a first run."""
     objects = {name: data() if callable(data) else data for name, data in ZOO.items()}
     made = dataset(Emulated(emulator_url), tmp_path_factory.mktemp("zoo") / "made", objects)
-    env = environment(emulator_url, servers["B"], FAKE_BAD_SIZE="33x33", FAKE_OBJECT_BYTES="650000")
+    env = {"FAKE_BAD_SIZE": "33x33", "FAKE_OBJECT_BYTES": "650000"}
     peak = str(made.directory / "peak")
-    first = run(made.command(), {**env, "FAKE_PEAK_FILE": peak}, timeout=200)
+    first = made.run_alone(**{**env, "FAKE_PEAK_FILE": peak}, timeout=200)
     failed = json.loads((made.work / "failed.json").read_text())
     reasons = {entry["object"]: entry["reason"] for entry in failed}
     with pytest.raises(OSError, match="404"):
-        made.registered(servers["B"])
+        made.registered()
     return Zoo(made, env, first, made.left_behind(), made.done(), reasons)
 
 
@@ -193,14 +190,14 @@ def test_zoo_takes_bounded_memory(zoo):
 
 def test_zoo_is_registered_with_zeros_for_what_failed(zoo, servers):
     made = zoo.made
-    done = run_here(made.command("--skip_bad_images"), zoo.env)
-    assert done.returncode == 0, done.stderr
+    done = made.run("--skip_bad_images", **zoo.env)
+    assert done.exit_code == 0, done.stderr
     assert f"Skipped {len(BAD)} images" in done.stderr
-    assert made.registered(servers["B"]) == (made.index_id(), len(GOOD), len(BAD) + 1)
+    assert made.registered() == (made.index_id(), len(GOOD), len(BAD) + 1)
     statuses = made.statuses()
     for name, dimension in arrays.DIMENSIONS.items():
         data = made.storage.get(
-            made.bucket, f"indexes/{made.index_id()}/local/{name}/embeddings.npy"
+            made.index, f"indexes/{made.index_id()}/local/{name}/embeddings.npy"
         )
         lengths = np.linalg.norm(np.frombuffer(data, "<f4").reshape(-1, dimension), axis=1)
         expected = [1.0 if status == 1 else 0.0 for status in statuses.values()]
@@ -211,11 +208,8 @@ def test_zoo_is_registered_with_zeros_for_what_failed(zoo, servers):
 def test_max_bad(emulator_url, servers, tmp_path, limit, code):
     objects = {**pictures(6, 2), "train/bad1.jpg": b"no", "val/bad2.png": b""}
     made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
-    done = run_here(
-        made.command("--skip_bad_images", "--max_bad", limit),
-        environment(emulator_url, servers["B"]),
-    )
-    assert done.returncode == code, done.stderr
+    done = made.run("--skip_bad_images", "--max_bad", limit)
+    assert done.exit_code == code, done.stderr
     if code:
         assert "2 of 10 images cannot be embedded, more than the" in done.stderr
         assert not any(name.startswith("indexes/") for name in made.left_behind())
@@ -226,7 +220,7 @@ def test_rows_that_do_not_add_up_are_never_uploaded(emulator_url, servers, tmp_p
     record = State.record
     monkeypatch.setattr(State, "record", lambda self, rows: record(self, list(rows)[1:]))
     with pytest.raises(RuntimeError, match="do not add up"):
-        run_here(made.command(), environment(emulator_url, servers["B"]))
+        made.run()
     assert not any(name.startswith("indexes/") for name in made.left_behind())
 
 

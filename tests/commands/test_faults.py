@@ -14,9 +14,15 @@ from forager.client import Forager
 from storage.async_client import AsyncStorage
 from storage.uploads import upload_files
 from testing.photographs import picture
-from tests.harness import TRAIN, VAL, Emulated, environment, has_only_a_report, run, run_here
+from tests.harness import (
+    TRAIN,
+    VAL,
+    Emulated,
+    has_only_a_report,
+    listing,
+    run,
+)
 from tests.stand_in import KINDS, Rule, StandIn
-from tests.world import listing
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 ARRAY, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
@@ -31,18 +37,18 @@ def test_faults_in_one_request_of_ten_change_nothing(
         StandIn(emulator_url, share=0.1, kinds=[kind], seed=1) as storage,
         StandIn(servers["B"], share=0.1, kinds=[kind], seed=1) as server,
     ):
-        done = run_here(fresh.command(), environment(storage.url, server.url))
-    assert done.returncode == 0, done.stderr
+        done = fresh.run(storage=storage, server=server)
+    assert done.exit_code == 0, done.stderr
     assert storage.counts[kind] >= 3
     assert fresh.left_behind() == undisturbed.left_behind()
-    assert fresh.registered(servers["B"]) == (fresh.index_id(), TRAIN, VAL)
+    assert fresh.registered() == (fresh.index_id(), TRAIN, VAL)
 
 
 @pytest.mark.parametrize("generation", "AB")
 def test_create_is_not_repeated_when_its_answer_is_lost(fresh, emulator_url, servers, generation):
     with StandIn(servers[generation], Rule(CREATE, "lost", times=1)) as server:
-        done = run_here(fresh.command(), environment(emulator_url, server.url))
-        assert done.returncode == 0, done.stderr
+        done = fresh.run(server=server)
+        assert done.exit_code == 0, done.stderr
         assert [asked.fault for asked in server.requests(CREATE)] == ["lost"]
     assert fresh.registered(servers[generation]) == (fresh.index_id(), TRAIN, VAL)
 
@@ -75,9 +81,9 @@ def test_create_is_not_repeated_when_its_answer_is_lost(fresh, emulator_url, ser
 )
 def test_storage_that_always_fails_ends_the_run(fresh, emulator_url, servers, pattern, kind, said):
     with StandIn(emulator_url, Rule(pattern, kind)) as storage:
-        done = run_here(fresh.command(), environment(storage.url, servers["B"]))
+        done = fresh.run(storage=storage)
         assert storage.counts[kind] >= 8
-    assert done.returncode == 1
+    assert done.exit_code == 1
     error = done.stderr[done.stderr.index("Error: ") :]
     assert re.search(said, error), error
 
@@ -85,8 +91,8 @@ def test_storage_that_always_fails_ends_the_run(fresh, emulator_url, servers, pa
 @pytest.mark.parametrize("kind", ["503", "reset", "truncate"])
 def test_server_that_always_fails_is_named_before_any_work(fresh, emulator_url, servers, kind):
     with StandIn(servers["B"], share=1, kinds=[kind]) as server:
-        done = run_here(fresh.command(), environment(emulator_url, server.url))
-        assert done.returncode == 1
+        done = fresh.run(server=server)
+        assert done.exit_code == 1
         assert f"The Forager server at {server.url} failed to answer" in done.stderr
         assert 3 <= len(server.asked) <= 16  # aiohttp asks twice after a reset
     assert not fresh.left_behind() and has_only_a_report(fresh.work)
@@ -97,26 +103,26 @@ def test_server_lost_at_the_end_costs_no_second_pass(fresh, emulator_url, server
         StandIn(emulator_url) as storage,
         StandIn(servers["B"], Rule(CREATE, "503", times=4)) as server,
     ):
-        env = environment(storage.url, server.url)
-        first = run_here(fresh.command(), env)
-        assert first.returncode == 1 and "did not create" in first.stderr
-        second = run_here(fresh.command(), env)
-        assert second.returncode == 0, second.stderr
+        env = {"storage": storage, "server": server}
+        first = fresh.run(**env)
+        assert first.exit_code == 1 and "did not create" in first.stderr
+        second = fresh.run(**env)
+        assert second.exit_code == 0, second.stderr
         assert len(storage.requests(DOWNLOAD)) == len(storage.requests(THUMBNAIL)) == TRAIN + VAL
-    assert fresh.registered(servers["B"]) == (fresh.index_id(), TRAIN, VAL)
+    assert fresh.registered() == (fresh.index_id(), TRAIN, VAL)
 
 
 def test_access_lost_in_the_middle_stops_and_the_next_run_goes_on(
     undisturbed, fresh, emulator_url, servers
 ):
     with StandIn(emulator_url, Rule(DOWNLOAD, "403", after=10)) as storage:
-        env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
-        stopped = run_here(fresh.command(), env)
-        assert stopped.returncode == 1
+        env = {"storage": storage, "FAKE_WINDOW": "2"}
+        stopped = fresh.run(**env)
+        assert stopped.exit_code == 1
         assert re.search(r"Error: Reading gs://\S+: access is denied \(403\)", stopped.stderr)
         storage.rules.clear()
-        done = run_here(fresh.command(), env)
-        assert done.returncode == 0, done.stderr
+        done = fresh.run(**env)
+        assert done.exit_code == 0, done.stderr
         started_with = int(re.search(r": (\d+) of 24 images are done", done.stderr)[1])
         fetched = [asked for asked in storage.requests(DOWNLOAD) if not asked.fault]
         assert started_with > 0 and len(fetched) - 10 == TRAIN + VAL - started_with
@@ -245,14 +251,14 @@ def test_too_few_open_files_stop_the_run_and_make_no_image_bad(
     undisturbed, fresh, emulator_url, servers, files
 ):
     limited = ["bash", "-c", f'ulimit -n {files} && exec "$@"', "-"]
-    env = environment(emulator_url, servers["B"])
+    env = {}
     stopped = run([*limited, *fresh.command("--skip_bad_images")], env)
-    assert stopped.returncode == 1
+    assert stopped.exit_code == 1
     assert (
         f"Too many open files. This process can open up to {files}: raise the limit"
         in stopped.stderr
     )
     assert "Failed: " not in stopped.stderr
-    done = run_here(fresh.command("--skip_bad_images"), env)
-    assert done.returncode == 0, done.stderr
+    done = fresh.run("--skip_bad_images", **env)
+    assert done.exit_code == 0, done.stderr
     assert fresh.left_behind() == undisturbed.left_behind()

@@ -88,21 +88,21 @@ def hostile(emulator_url, tmp_path, monkeypatch):
 
 def test_hostile_names_are_ingested_as_they_are(hostile, emulator_url, servers, tmp_path):
     made = hostile(lambda name: picture(len(name)))
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    done = made.run()
+    assert done.exit_code == 0, done.stderr
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
-    content = made.storage.get(made.bucket, f"indexes/{made.index_id()}/labels.json")
+    content = made.storage.get(made.index, f"indexes/{made.index_id()}/labels.json")
     assert json.loads(content) == [*sorted(f"train/{name}" for name in IMAGES), "val/fine.jpg"]
     thumbnails = {f"thumbnails/ID/{identifier(name)}.jpg" for name in [*IMAGES, "fine.jpg"]}
     assert thumbnails <= set(made.left_behind())
-    assert made.registered(servers["B"])[1] == len(IMAGES)
+    assert made.registered()[1] == len(IMAGES)
 
 
 def test_hostile_names_are_printed_escaped(hostile, emulator_url, servers, tmp_path):
     made = hostile(lambda name: b"not an image")
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1 and f"{len(IMAGES)} of {len(IMAGES) + 1} images" in done.stderr
+    done = made.run()
+    assert done.exit_code == 1 and f"{len(IMAGES)} of {len(IMAGES) + 1} images" in done.stderr
     assert_harmless(done.stderr + done.stdout)
     assert_nothing_outside(tmp_path)
     assert r"train/\x1b[31mred\x1b[0m.jpg: not an image" in done.stderr
@@ -113,8 +113,8 @@ def test_hostile_names_are_printed_escaped(hostile, emulator_url, servers, tmp_p
 
 def test_hostile_duplicates_are_printed_escaped(hostile, emulator_url, servers, tmp_path):
     made = hostile(lambda name: picture(1), splits=("train", "val"))
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1 and "duplicate basename" in done.stderr
+    done = made.run()
+    assert done.exit_code == 1 and "duplicate basename" in done.stderr
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
 
@@ -123,8 +123,8 @@ def test_hostile_names_are_escaped_where_requests_fail(hostile, emulator_url, se
     made = hostile(lambda name: picture(1))
     rules = [Rule("alt=media|thumbnails", "503", times=60)]
     with StandIn(emulator_url, *rules) as storage:
-        done = run_here(made.command(), environment(storage.url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+        done = made.run(storage=storage)
+    assert done.exit_code == 0, done.stderr
     assert "attempt 2 of 8" in done.stderr
     assert_harmless(done.stderr)
 
@@ -134,7 +134,7 @@ def test_script_of_renames_is_safe_to_run(hostile, emulator_url, servers, tmp_pa
     script = tmp_path / "made" / "re names.sh"
     command = made.command("--dry_run", "--write_renames", str(script))
     done = run_here(command, environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert_harmless(done.stderr + done.stdout + script.read_text())
     advised = done.stderr.splitlines()[-1].partition("run: ")[2]
     assert shlex.split(advised) == ["bash", str(script)]
@@ -168,8 +168,8 @@ def test_names_that_are_no_text_are_skipped_and_counted(emulator_url, servers, t
     made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(1, 1))
     surrogates = [r'"train/\ud800.jpg"', r'"train/\ud800\u001b[31m.txt"']
     with also_listed(emulator_url, surrogates) as storage:
-        done = run_here(made.command(), environment(storage.url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+        done = made.run(storage=storage)
+    assert done.exit_code == 0, done.stderr
     assert "Skipped 2 name that is no valid text" in done.stderr
     assert_harmless(done.stderr)
 
@@ -180,9 +180,9 @@ def test_names_that_climb_never_become_local_paths(emulator_url, servers, tmp_pa
     climbing = ["../" * 12 + "tmp/climbed.jpg", "..\\" * 12 + "climbed-too.jpg", ".."]
     listed = [json.dumps(f"train/{name}") for name in climbing]
     with also_listed(emulator_url, listed) as storage:
-        done = run_here(made.command(), environment(storage.url, servers["B"]))
+        done = made.run(storage=storage)
         asked = [asked.path for asked in storage.asked if "alt=media" in asked.path]
-    assert done.returncode == 1 and "2 of 4 images cannot be embedded" in done.stderr
+    assert done.exit_code == 1 and "2 of 4 images cannot be embedded" in done.stderr
     assert sum("climbed" in path and path.count("/") == 6 for path in asked) == 2
     assert_nothing_outside(tmp_path)
     assert not os.path.exists("/tmp/climbed.jpg")

@@ -24,9 +24,8 @@ from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from engine.loading import ModelLoader, ModelOptions
 from testing.embedders import LoaderWithoutModels, embedding_of
 from testing.photographs import picture
-from tests.harness import ended, run, start
+from tests.harness import Index, ended, pixels_of, run, start
 from tests.stand_in import Answer, StandIn
-from tests.world import Index, pixels_of
 from weights.resnet50 import resnet_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +139,7 @@ def test_odd_names_arrive_everywhere(world, servers, fast_models, generation):
 @pytest.mark.parametrize("slashes", ["", "/", "//"])
 def test_paths_are_registered_with_one_slash(world, fast_models, slashes):
     world.put("t/a.jpg", "t2/b.jpg", "v/c.jpg")
-    paths = {"train": f"gs://{world.bucket}/t{slashes}", "val": f"gs://{world.bucket}/v{slashes}"}
+    paths = {"train": f"gs://{world.images}/t{slashes}", "val": f"gs://{world.images}/v{slashes}"}
     result = world.run(**paths)
     assert result.exit_code == 0, result.output
     info = dataset(world)
@@ -266,9 +265,9 @@ def test_a_finished_ingest_is_registered_on_another_server_too(world, servers, f
 def test_after_success_another_path_is_named(world, fast_models):
     world.put("t/a.jpg", "v/c.jpg", "w/d.jpg")
     assert world.run().exit_code == 0
-    result = world.run(val=f"gs://{world.bucket}/w")
+    result = world.run(val=f"gs://{world.images}/w")
     assert result.exit_code == 1
-    assert f"holds an ingest with another val_path (gs://{world.bucket}/v/, now" in result.stderr
+    assert f"holds an ingest with another val_path (gs://{world.images}/v/, now" in result.stderr
 
 
 def test_after_success_other_weights_are_named(world, fast_models):
@@ -374,7 +373,7 @@ def run_process(world, *options, **environment):
     """The command in a process of its own, as a user types it."""
     server = {"SERVER_URL": world.server, "FORAGER_BUCKET": world.index}
     command = [sys.executable, str(ROOT / "ingest.py"), world.name]
-    command += [f"gs://{world.bucket}/t/", f"gs://{world.bucket}/v", *options]
+    command += [f"gs://{world.images}/t/", f"gs://{world.images}/v", *options]
     return run(command, {**os.environ, **server, **environment}, timeout=240)
 
 
@@ -476,7 +475,7 @@ def test_help_is_fast_and_has_an_example(command):
 
 def test_closed_streams_change_no_exit_code():
     command = f'"{sys.executable}" ingest.py --help >&- 2>&-'
-    assert subprocess.run(["sh", "-c", command], cwd=ROOT).returncode == 0
+    assert subprocess.run(["sh", "-c", command], cwd=ROOT).exit_code == 0
 
 
 @pytest.mark.parametrize(("options", "advised"), [([], True), (["--precision", "float32"], False)])

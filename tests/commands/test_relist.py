@@ -17,7 +17,6 @@ from tests.harness import (
     picture,
     pictures,
     run_here,
-    start,
 )
 from tests.stand_in import Rule, StandIn
 
@@ -45,7 +44,7 @@ def stopped(emulator_url, env, tmp_path):
 def stop(made, env, after):
     with StandIn(env["STORAGE_EMULATOR_HOST"], Rule(DOWNLOAD, "403", after=after)) as p:
         env = {**env, "STORAGE_EMULATOR_HOST": p.url, "FAKE_WINDOW": "1"}
-        assert run_here(made.command(), env).returncode == 1
+        assert made.run(**env).exit_code == 1
 
 
 @contextlib.contextmanager
@@ -84,8 +83,8 @@ def change_everything(made):
 def assert_as_if_new(made, env, tmp_path):
     """What is there is what a new ingest of today's images makes."""
     other = made.again(tmp_path / "other")
-    done = run_here(other.command(), env)
-    assert done.returncode == 0, done.stderr
+    done = other.run(**env)
+    assert done.exit_code == 0, done.stderr
     made.assert_same(other, env["SERVER_URL"])
 
 
@@ -94,8 +93,8 @@ def test_the_message_has_what_changed_and_each_way_on_with_numbers(stopped, env)
     put(stopped, "train/t0001.jpg", 99)
     put(stopped, "train/new.jpg", 98)
     before = stopped.statuses(), stopped.left_behind()
-    done = run_here(stopped.command(), env)
-    assert done.returncode == 1
+    done = stopped.run(**env)
+    assert done.exit_code == 1
     assert done.stderr.partition("Error: ")[2] == (
         f"""The images in the bucket are not those that the ingest in {stopped.work} listed.
   1 appeared: train/new.jpg
@@ -114,14 +113,14 @@ Another --work_dir begins anew and leaves this one as it is.
 """
     )
     assert (stopped.statuses(), stopped.left_behind()) == before
-    relisting = run_here(stopped.command("--relist", "--dry_run"), env)
+    relisting = stopped.run("--relist", "--dry_run", **env)
     assert relisting.stdout.startswith(
         "Would take today's list: 2 keep their vectors and thumbnails, 5 are computed, and the "
         "vectors of 2 images (45 min 0 s of computing) are deleted.\n"
     )
-    keeping = run_here(stopped.command("--as_listed", "--dry_run"), env)
+    keeping = stopped.run("--as_listed", "--dry_run", **env)
     assert keeping.stdout.startswith("Would finish the list of 8 images; 3 that vanished or ch")
-    restarting = run_here(stopped.command("--restart", "--dry_run"), env)
+    restarting = stopped.run("--restart", "--dry_run", **env)
     assert restarting.stdout.startswith(
         "Would start over: this deletes the vectors of 4 images (90 min 0 s of computing) here, "
         "and what was uploaded for them.\n"
@@ -130,21 +129,21 @@ Another --work_dir begins anew and leaves this one as it is.
 
 
 def test_whatever_offers_to_delete_says_what_that_cost(stopped, env):
-    done = run_here(stopped.command("--backend", "original"), env)
+    done = stopped.run("--backend", "original", **env)
     assert (
         "--restart, which deletes the vectors of 4 images (90 min 0 s of computing) here, and "
         in (done.stderr)
     )
-    done = run_here(stopped.command("--restart"), env)
-    assert done.returncode == 0, done.stderr
+    done = stopped.run("--restart", **env)
+    assert done.exit_code == 0, done.stderr
     assert "Deleted the vectors of 4 images (90 min 0 s of computing), with 4 objects in" in (
         done.stderr
     )
 
 
 def test_the_ways_on_exclude_each_other(stopped, env):
-    done = run_here(stopped.command("--relist", "--restart"), env)
-    assert done.returncode == 2
+    done = stopped.run("--relist", "--restart", **env)
+    assert done.exit_code == 2
     assert "--relist, --as_listed and --restart exclude each other." in done.stderr
 
 
@@ -152,9 +151,9 @@ def test_relist_computes_only_what_is_new(stopped, env, tmp_path):
     change_everything(stopped)
     with StandIn(env["STORAGE_EMULATOR_HOST"]) as storage:
         proxied = {**env, "STORAGE_EMULATOR_HOST": storage.url}
-        done = run_here(stopped.command("--relist"), proxied)
+        done = stopped.run("--relist", **proxied)
         fetched = {asked.path for asked in storage.requests(DOWNLOAD)}
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "Took today's list of 9 images: 2 keep their vectors and thumbnails" in done.stderr
     assert "9 images (6 training, 3 validation), 0 failed, 7 embedded now" in done.stdout
     assert len(fetched) == 7
@@ -162,8 +161,8 @@ def test_relist_computes_only_what_is_new(stopped, env, tmp_path):
     assert_as_if_new(stopped, env, tmp_path)
     with opened(stopped) as state:
         assert state.embedding_s > 5400 and state.reused() == 0
-    again = run_here(stopped.command("--relist"), env)
-    assert again.returncode == 0 and "This ingest is finished" in again.stdout
+    again = stopped.run("--relist", **env)
+    assert again.exit_code == 0 and "This ingest is finished" in again.stdout
     assert f"use another name with --reuse {stopped.name}." in again.stderr
     assert {path.name for path in stopped.work.iterdir()} <= {
         *("lock", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "index", "aux"),
@@ -172,8 +171,8 @@ def test_relist_computes_only_what_is_new(stopped, env, tmp_path):
 
 
 def test_relist_without_changes_continues(stopped, env):
-    done = run_here(stopped.command("--relist"), env)
-    assert done.returncode == 0, done.stderr
+    done = stopped.run("--relist", **env)
+    assert done.exit_code == 0, done.stderr
     assert "4 of 8 images are done." in done.stderr and "Took today's list" not in done.stderr
 
 
@@ -185,23 +184,23 @@ def test_relist_does_not_copy_a_thumbnail_over_that_of_another_image(stopped, en
     rename(stopped, "train/between.jpg", two)
     with StandIn(env["STORAGE_EMULATOR_HOST"]) as storage:
         proxied = {**env, "STORAGE_EMULATOR_HOST": storage.url}
-        done = run_here(stopped.command("--relist"), proxied)
+        done = stopped.run("--relist", **proxied)
         assert not storage.requests(COPY)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert_as_if_new(stopped, env, tmp_path)
 
 
 def test_broken_files_that_were_deleted_are_left_out(emulator_url, env, tmp_path):
     objects = {**pictures(3, 1), "train/bad.jpg": b"no image", "train/worse.jpg": b""}
     made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
-    done = run_here(made.command(), env)
-    assert done.returncode == 1
+    done = made.run(**env)
+    assert done.exit_code == 1
     assert "(after removing any, with --relist, which leaves them out and keeps what is " in (
         done.stderr
     )
     vanish(made, "train/bad.jpg", "train/worse.jpg")
-    done = run_here(made.command("--relist"), env)
-    assert done.returncode == 0, done.stderr
+    done = made.run("--relist", **env)
+    assert done.exit_code == 0, done.stderr
     assert "4 images (3 training, 1 validation), 0 failed, 0 embedded now" in done.stdout
     assert not (made.work / "failed.json").exists()
 
@@ -211,8 +210,8 @@ def test_damaged_vectors_are_not_kept(stopped, env):
         file.seek(2 * 512 * 4)
         file.write(b"\1\2\3")
     vanish(stopped, "train/t0000.jpg")
-    done = run_here(stopped.command("--relist"), env)
-    assert done.returncode == 0, done.stderr
+    done = stopped.run("--relist", **env)
+    assert done.exit_code == 0, done.stderr
     assert "2 keep their vectors" in done.stderr and "5 embedded now" in done.stdout
 
 
@@ -221,11 +220,11 @@ def test_relist_needs_space_for_arrays_beside_those_that_are_there(stopped, env,
     usage = shutil.disk_usage(stopped.work)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     put(stopped, "train/new.jpg", 98)
-    done = run_here(stopped.command("--relist"), env)
-    assert done.returncode == 1 and f" kB more in {stopped.work}" in done.stderr
+    done = stopped.run("--relist", **env)
+    assert done.exit_code == 1 and f" kB more in {stopped.work}" in done.stderr
     assert len(stopped.done()) == 4
     vanish(stopped, "train/new.jpg")
-    assert run_here(stopped.command("--relist"), env).returncode == 0
+    assert stopped.run("--relist", **env).exit_code == 0
 
 
 def test_kills_within_relist_lose_nothing(stopped, env, tmp_path):
@@ -240,16 +239,16 @@ def test_kills_within_relist_lose_nothing(stopped, env, tmp_path):
         proxied = {**env, "STORAGE_EMULATOR_HOST": storage.url}
         for kill in kills:
             storage.rules = [Rule(COPY, "kill-after")] if kill == copying else []
-            storage.victim = start(stopped.command("--relist"), {**proxied, **kill})
-            assert ended(storage.victim).returncode == -signal.SIGKILL
+            storage.victim = stopped.start("--relist", **{**proxied, **kill})
+            assert ended(storage.victim).exit_code == -signal.SIGKILL
             if (stopped.work / "relisting").exists():
                 stopped.assert_done_is_done()
                 assert len(stopped.done()) == 4
         names = {path.name for path in stopped.work.iterdir()}
         assert names == {"lock", "report.json", "index", "relisted"}
         storage.asked.clear()
-        done = run_here(stopped.command(), proxied)
-        assert done.returncode == 0, done.stderr
+        done = stopped.run(**proxied)
+        assert done.exit_code == 0, done.stderr
         assert len(storage.requests(DOWNLOAD)) == 7
     assert_as_if_new(stopped, env, tmp_path)
 
@@ -260,34 +259,34 @@ def test_relist_after_a_bucket_that_changed_before_the_registration(emulator_url
     with StandIn(
         emulator_url, lambda asked: changes.pop()() if LAST_LIST in asked.path and changes else None
     ) as front:
-        done = run_here(made.command(), {**env, "STORAGE_EMULATOR_HOST": front.url})
-    assert done.returncode == 1
+        done = made.run(**{**env, "STORAGE_EMULATOR_HOST": front.url})
+    assert done.exit_code == 1
     assert "changed since they were listed; nothing was registered.\n  1 appeared: train/new" in (
         done.stderr
     )
     assert "  --relist: take today's list of 7 images; 6 keep their vectors and thumbnails, 1 " in (
         done.stderr
     )
-    done = run_here(made.command("--relist"), env)
-    assert done.returncode == 0, done.stderr
+    done = made.run("--relist", **env)
+    assert done.exit_code == 0, done.stderr
     assert "1 embedded now" in done.stdout
 
 
 def test_a_registered_index_is_not_relisted(emulator_url, env, tmp_path):
     """The earlier run may have ended between the registration and the record of it."""
     made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(2, 1))
-    assert run_here(made.command(), env).returncode == 0
+    assert made.run(**env).exit_code == 0
     with opened(made) as state:
         state._db.execute("DELETE FROM options WHERE name IN ('registered', 'servers')")
         state.set_options({})
-    uploaded = made.storage.contents(made.bucket)
+    uploaded = made.storage.contents(made.index)
     put(made, "train/new.jpg", 98)
     for option in ("--relist", "--as_listed", "--dry_run"):
-        done = run_here(made.command(option), env)
-        assert done.returncode == 1
+        done = made.run(option, **env)
+        assert done.exit_code == 1
         assert f"{made.name} is registered with the index in {made.work}, and the" in done.stderr
         assert f"with --reuse {made.work} and another --work_dir" in done.stderr
-    assert made.storage.contents(made.bucket) == uploaded
+    assert made.storage.contents(made.index) == uploaded
 
 
 # --as_listed
@@ -303,18 +302,18 @@ def test_as_listed_makes_failed_rows_of_what_vanished_or_changed(stopped, env):
         "train/t0005.jpg": "it was replaced in the bucket after it was listed",
         "val/v0001.png": "it vanished from the bucket after it was listed",
     }
-    done = run_here(stopped.command("--as_listed"), env)
-    assert done.returncode == 1
+    done = stopped.run("--as_listed", **env)
+    assert done.exit_code == 1
     assert "4 of 8 images cannot be embedded; nothing was registered." in done.stderr
     failed = json.loads((stopped.work / "failed.json").read_text())
     assert {entry["object"]: entry["reason"] for entry in failed} == reasons
-    done = run_here(stopped.command("--as_listed", "--skip_bad_images"), env)
-    assert done.returncode == 0, done.stderr
+    done = stopped.run("--as_listed", "--skip_bad_images", **env)
+    assert done.exit_code == 0, done.stderr
     # The server lists the bucket itself: it has what is still there.
     assert stopped.registered(env["SERVER_URL"]) == (stopped.index_id(), 5, 1)
     assert all(stopped.statuses()[name] == 2 for name in reasons)
     array = stopped.storage.get(
-        stopped.bucket, f"indexes/{stopped.index_id()}/local/clip/embeddings.npy"
+        stopped.index, f"indexes/{stopped.index_id()}/local/clip/embeddings.npy"
     )
     lengths = np.linalg.norm(np.frombuffer(array, "<f4").reshape(-1, 512), axis=1)
     np.testing.assert_allclose(lengths, [0, 0, 1, 1, 1, 0, 1, 0], atol=1e-5)
@@ -322,29 +321,29 @@ def test_as_listed_makes_failed_rows_of_what_vanished_or_changed(stopped, env):
         "identifiers": ["t0001", "t0002", "t0003", "t0004", "t0005"],
         "val_identifiers": ["v0000"],
     }.items():
-        listed = stopped.storage.get(stopped.bucket, f"indexes/{stopped.index_id()}/{name}.json")
+        listed = stopped.storage.get(stopped.index, f"indexes/{stopped.index_id()}/{name}.json")
         assert list(json.loads(listed)) == known
     thumbnails = {name for name in stopped.left_behind() if name.startswith("thumbnails")}
     assert thumbnails == {f"thumbnails/ID/{n}.jpg" for n in ("t0002", "t0003", "t0004", "v0000")}
-    finished = run_here(stopped.command("--as_listed", "--skip_bad_images"), env)
-    assert finished.returncode == 0
+    finished = stopped.run("--as_listed", "--skip_bad_images", **env)
+    assert finished.exit_code == 0
     assert "with 5 training and 1 validation images, of which 2 failed (index" in finished.stdout
 
 
 def test_as_listed_takes_back_what_is_as_it_was(stopped, env):
     kept = stopped.storage.get(stopped.images, "train/t0000.jpg")
     vanish(stopped, "train/t0000.jpg")
-    assert run_here(stopped.command("--as_listed"), env).returncode == 1
+    assert stopped.run("--as_listed", **env).exit_code == 1
     stopped.storage.put(stopped.images, "train/t0000.jpg", kept)
-    done = run_here(stopped.command("--as_listed", "--skip_bad_images"), env)
-    assert done.returncode == 0, done.stderr
+    done = stopped.run("--as_listed", "--skip_bad_images", **env)
+    assert done.exit_code == 0, done.stderr
     assert len(stopped.done()) == 8
 
 
 def test_as_listed_is_not_registered_where_the_server_would_find_other_images(stopped, env):
     put(stopped, "train/new.jpg", 98)
-    done = run_here(stopped.command("--as_listed"), env)
-    assert done.returncode == 1
+    done = stopped.run("--as_listed", **env)
+    assert done.exit_code == 1
     assert "1 image appeared since the images were listed. Remove them before" in done.stderr
     assert done.stderr.endswith(
         """
@@ -359,8 +358,8 @@ instead of --as_listed: 8 keep their vectors and thumbnails, 1 are computed.
     with pytest.raises(OSError, match="404"):
         stopped.registered(env["SERVER_URL"])
     vanish(stopped, "train/new.jpg")
-    done = run_here(stopped.command("--as_listed"), env)
-    assert done.returncode == 0, done.stderr
+    done = stopped.run("--as_listed", **env)
+    assert done.exit_code == 0, done.stderr
     assert "0 embedded now" in done.stdout
 
 
@@ -372,10 +371,10 @@ def test_what_vanishes_during_a_run_as_listed_is_taken_up_by_the_next(emulator_u
         emulator_url, lambda asked: changes.pop()() if LAST_LIST in asked.path and changes else None
     ) as front:
         done = run_here(command, {**env, "STORAGE_EMULATOR_HOST": front.url})
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "\nRun the same command again: what is computed stays, and it makes failed rows" in (
         done.stderr
     )
     done = run_here(command, env)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert made.registered(env["SERVER_URL"])[1:] == (2, 2)

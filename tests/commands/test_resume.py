@@ -24,7 +24,6 @@ from tests.harness import (
     ended,
     environment,
     pictures,
-    run,
     run_here,
     start,
     wait_for,
@@ -46,21 +45,21 @@ def storage(emulator_url):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_with_130_and_one_line(undisturbed, fresh, storage, servers, number):
     storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
-    process = start(fresh.command(), environment(storage.url, servers["B"], **SMALL_STEPS))
+    process = fresh.start(storage=storage, **SMALL_STEPS)
     wait_for(lambda: len(fresh.done()) >= 4)
     process.send_signal(number)
     stopped = ended(process)
     storage.rules = []
-    assert stopped.returncode == 130
+    assert stopped.exit_code == 130
     assert stopped.stderr.count("Interrupted") == 1 and stopped.stderr.endswith(INTERRUPTED)
     before = fresh.done()
     fresh.assert_done_is_done()
     storage.asked.clear()
-    done = run_here(fresh.command(), environment(storage.url, servers["B"]))
+    done = fresh.run(storage=storage)
     assert f"{len(before)} of 24 images are done" in done.stderr
     for pattern in (DOWNLOAD, THUMBNAIL):
         assert len(storage.requests(pattern)) == TRAIN + VAL - len(before)
-    fresh.assert_same(undisturbed, servers["B"])
+    fresh.assert_same(undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -72,14 +71,14 @@ def test_interrupt_does_not_wait_for_a_network_that_hangs(
 ):
     rules = [Rule(pattern, "hold", after=after)]
     with StandIn(emulator_url, *rules) as storage:
-        process = start(fresh.command(), environment(storage.url, servers["B"]))
+        process = fresh.start(storage=storage)
         wait_for(lambda: storage.counts["hold"])
         process.send_signal(signal.SIGINT)
         stopped = ended(process)
-    assert stopped.returncode == 130 and stopped.stderr.endswith(INTERRUPTED)
-    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
+    assert stopped.exit_code == 130 and stopped.stderr.endswith(INTERRUPTED)
+    done = fresh.run()
+    assert done.exit_code == 0, done.stderr
+    fresh.assert_same(undisturbed)
 
 
 def test_second_interrupt_does_not_even_wait_for_the_record():
@@ -100,7 +99,7 @@ asyncio.run(ingest.until_interrupted(run()))
     assert process.stdout.readline() == "recording\n"
     process.send_signal(signal.SIGINT)
     stopped = ended(process, timeout=40)  # the run itself would wait for a minute
-    assert (stopped.returncode, stopped.stderr) == (130, INTERRUPTED)
+    assert (stopped.exit_code, stopped.stderr) == (130, INTERRUPTED)
 
 
 KILLS = [
@@ -124,44 +123,44 @@ def test_kill_at_a_chosen_moment(
         StandIn(emulator_url, *rules.get("storage", ())) as storage,
         StandIn(servers["B"], *rules.get("server", ())) as server,
     ):
-        env = environment(storage.url, server.url, FAKE_CHECKPOINT_S="0.05")
-        process = start(fresh.command(), env)
+        env = {"storage": storage, "server": server, "FAKE_CHECKPOINT_S": "0.05"}
+        process = fresh.start(**env)
         storage.victim = server.victim = process
-        assert ended(process).returncode == -signal.SIGKILL
+        assert ended(process).exit_code == -signal.SIGKILL
         storage.rules, server.rules = [], []
         fresh.assert_done_is_done()
-        done = run_here(fresh.command(), env)
-    assert done.returncode == 0, done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
+        done = fresh.run(**env)
+    assert done.exit_code == 0, done.stderr
+    fresh.assert_same(undisturbed)
 
 
 def test_kills_at_random_requests(undisturbed, fresh, storage, servers):
     moments = random.Random(0)
-    env = environment(storage.url, servers["B"], **SMALL_STEPS)
+    env = {"storage": storage, **SMALL_STEPS}
     for _ in range(2):
         kind = moments.choice(["kill-before", "kill-after"])
         storage.rules = [Rule("", kind, after=moments.randrange(5, 25))]
-        storage.victim = start(fresh.command(), env)
-        assert ended(storage.victim).returncode == -signal.SIGKILL
+        storage.victim = fresh.start(**env)
+        assert ended(storage.victim).exit_code == -signal.SIGKILL
         fresh.assert_done_is_done()
     storage.rules = []
-    done = run_here(fresh.command(), env)
-    assert done.returncode == 0, done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
+    done = fresh.run(**env)
+    assert done.exit_code == 0, done.stderr
+    fresh.assert_same(undisturbed)
 
 
 def test_network_lost_for_good_ends_the_run_and_the_next_goes_on(
     undisturbed, fresh, storage, servers
 ):
     storage.rules.append(Rule(" /", "reset", after=30))
-    env = environment(storage.url, servers["B"], FAKE_WINDOW="4")
-    stopped = run_here(fresh.command(), env)
-    assert stopped.returncode == 1
+    env = {"storage": storage, "FAKE_WINDOW": "4"}
+    stopped = fresh.run(**env)
+    assert stopped.exit_code == 1
     assert re.search(r"Error: (Read|Writ)ing gs://\S+: .*reset by peer", stopped.stderr, re.I)
     assert fresh.done()
     storage.rules.clear()
-    assert run_here(fresh.command(), env).returncode == 0
-    fresh.assert_same(undisturbed, servers["B"])
+    assert fresh.run(**env).exit_code == 0
+    fresh.assert_same(undisturbed)
 
 
 def test_vectors_are_on_the_disk_before_a_row_is_marked(fresh, storage, servers, monkeypatch):
@@ -176,8 +175,8 @@ def test_vectors_are_on_the_disk_before_a_row_is_marked(fresh, storage, servers,
         "record",
         lambda self, rows: events.extend(("record", o.row) for o in rows) or record(self, rows),
     )
-    env = environment(storage.url, servers["B"], FAKE_WINDOW="4", FAKE_CHECKPOINT_S="0.02")
-    assert run_here(fresh.command(), env).returncode == 0
+    env = {"storage": storage, "FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.02"}
+    assert fresh.run(**env).exit_code == 0
     for row in range(TRAIN + VAL):
         written, recorded = events.index(("write", row)), events.index(("record", row))
         assert ("sync",) in events[written:recorded]
@@ -187,9 +186,9 @@ def test_vectors_are_on_the_disk_before_a_row_is_marked(fresh, storage, servers,
 
 
 def test_arrays_that_do_not_fit_are_refused_at_once(fresh, storage, servers):
-    env = environment(storage.url, servers["B"], FAKE_DISK_BYTES="150000")
-    done = run(fresh.command(), env)
-    assert done.returncode == 1
+    env = {"storage": storage, "FAKE_DISK_BYTES": "150000"}
+    done = fresh.run_alone(**env)
+    assert done.exit_code == 1
     assert re.search(r"Error: \S+/embeddings.npy needs 0.0 GB \(File too large\)", done.stderr)
     assert not storage.requests(DOWNLOAD)
 
@@ -199,7 +198,7 @@ def can_mount(directory):
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
     if os.geteuid() or shutil.which("mount") is None:
         return False
-    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    return subprocess.run(mount, capture_output=True, check=False).exit_code == 0
 
 
 @pytest.fixture
@@ -217,23 +216,23 @@ def small_disk(fresh):
 
 
 def assert_stopped_by_full_disk(done):
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert re.search(r"Error: .*(full|No space|GB are free)", done.stderr), done.stderr
 
 
 def test_disk_that_is_too_small_is_one_sentence(undisturbed, fresh, storage, servers, small_disk):
     small_disk(60)
-    env = environment(storage.url, servers["B"])
-    assert_stopped_by_full_disk(run(fresh.command(), env))
+    env = {"storage": storage}
+    assert_stopped_by_full_disk(fresh.run_alone(**env))
     small_disk(8000)
-    assert run_here(fresh.command(), env).returncode == 0
-    fresh.assert_same(undisturbed, servers["B"])
+    assert fresh.run(**env).exit_code == 0
+    fresh.assert_same(undisturbed)
 
 
 def test_disk_that_fills_up_is_one_sentence(undisturbed, fresh, storage, servers, small_disk):
     storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
-    env = environment(storage.url, servers["B"], **SMALL_STEPS)
-    process = start(fresh.command(), env)
+    env = {"storage": storage, **SMALL_STEPS}
+    process = fresh.start(**env)
     wait_for(lambda: storage.counts["hold"])
     ballast = fresh.work / "ballast"
     with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
@@ -242,8 +241,8 @@ def test_disk_that_fills_up_is_one_sentence(undisturbed, fresh, storage, servers
     storage.release()
     assert_stopped_by_full_disk(ended(process))
     ballast.unlink()
-    assert run_here(fresh.command(), env).returncode == 0
-    fresh.assert_same(undisturbed, servers["B"])
+    assert fresh.run(**env).exit_code == 0
+    fresh.assert_same(undisturbed)
 
 
 def full_pwrite(file, data, offset):
@@ -274,23 +273,23 @@ def full_sqlite(self, outcomes):
 def test_every_write_that_fails_is_one_sentence(
     undisturbed, fresh, storage, servers, monkeypatch, owner, name, replacement
 ):
-    env = environment(storage.url, servers["B"])
+    env = {"storage": storage}
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, replacement)
-        stopped = run_here(fresh.command(), env)
-    assert stopped.returncode == 1
+        stopped = fresh.run(**env)
+    assert stopped.exit_code == 1
     said = re.search(r"Error: Writing to \S+ failed \((.*)\): free space", stopped.stderr)
     assert said and said[1] in ("No space left on device", "database or disk is full")
-    assert run_here(fresh.command(), env).returncode == 0
-    fresh.assert_same(undisturbed, servers["B"])
+    assert fresh.run(**env).exit_code == 0
+    fresh.assert_same(undisturbed)
 
 
 def test_damaged_state_is_one_sentence(fresh, storage, servers):
     fresh.work.mkdir()
     (fresh.work / "lock").touch()
     (fresh.work / "state.sqlite").write_bytes(b"not a database " * 1000)
-    done = run_here(fresh.command(), environment(storage.url, servers["B"]))
-    assert done.returncode == 1
+    done = fresh.run(storage=storage)
+    assert done.exit_code == 1
     assert f"Error: The state in {fresh.work} is damaged" in done.stderr
 
 
@@ -302,8 +301,8 @@ def stopped(undisturbed, emulator_url, servers, tmp_path_factory):
     """An ingest that lost its access half-way; tests work on copies of its directory."""
     made = undisturbed.again(tmp_path_factory.mktemp("stopped") / "made")
     with StandIn(emulator_url, Rule(DOWNLOAD, "403", after=10)) as storage:
-        env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
-        assert run_here(made.command(), env).returncode == 1
+        env = {"storage": storage, "FAKE_WINDOW": "2"}
+        assert made.run(**env).exit_code == 1
     assert 0 < len(made.done()) < TRAIN + VAL
     return made
 
@@ -341,7 +340,7 @@ def test_another_ingest_in_the_directory_is_refused(
         command[4] = f"gs://{copied.images}/train"
     before = copied.statuses(), copied.left_behind()
     done = run_here(command, environment(emulator_url, servers["B"]))
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert f"holds an ingest with another {option} (" in done.stderr
     assert "--restart" in done.stderr and "--work_dir" in done.stderr
     assert (copied.statuses(), copied.left_behind()) == before
@@ -351,8 +350,8 @@ def test_another_ingest_in_the_directory_is_refused(
 def test_other_objects_than_before_are_refused(emulator_url, servers, tmp_path, what):
     made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(6, 2))
     with StandIn(emulator_url, Rule(DOWNLOAD, "403", after=4)) as storage:
-        env = environment(storage.url, servers["B"], FAKE_WINDOW="1")
-        assert run_here(made.command(), env).returncode == 1
+        env = {"storage": storage, "FAKE_WINDOW": "1"}
+        assert made.run(**env).exit_code == 1
     assert made.done()
     if what == "vanished":
         made.storage.delete(made.images, "train/t0003.jpg")
@@ -360,14 +359,14 @@ def test_other_objects_than_before_are_refused(emulator_url, servers, tmp_path, 
         made.storage.put(made.images, "train/new.jpg", picture(3))
     else:
         made.storage.put(made.images, "train/t0000.jpg", picture(99))
-    env = environment(emulator_url, servers["B"])
-    done = run_here(made.command(), env)
-    assert done.returncode == 1
+    env = {}
+    done = made.run(**env)
+    assert done.exit_code == 1
     name = {"appeared": "new", "vanished": "t0003", "changed": "t0000"}[what]
     assert f"listed.\n  1 {what}: train/{name}.jpg\n" in done.stderr
     assert "--restart" in done.stderr and "--work_dir" in done.stderr
-    assert run_here(made.command("--restart"), env).returncode == 0
-    assert made.registered(servers["B"])[1:] == (
+    assert made.run("--restart", **env).exit_code == 0
+    assert made.registered()[1:] == (
         6 + {"appeared": 1, "vanished": -1}.get(what, 0),
         2,
     )
@@ -377,15 +376,15 @@ def test_failed_images_that_were_replaced_are_taken(emulator_url, servers, tmp_p
     objects = {**pictures(4, 2), "train/bad.jpg": b"not an image"}
     made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
     with StandIn(emulator_url) as storage:
-        env = environment(storage.url, servers["B"])
-        assert run_here(made.command(), env).returncode == 1
+        env = {"storage": storage}
+        assert made.run(**env).exit_code == 1
         failed = json.loads((made.work / "failed.json").read_text())
         assert [entry["object"] for entry in failed] == ["train/bad.jpg"]
         made.storage.put(made.images, "train/bad.jpg", picture(5))
-        assert "were replaced" not in run_here(made.command("--dry_run"), env).stderr
+        assert "were replaced" not in made.run("--dry_run", **env).stderr
         storage.asked.clear()
-        done = run_here(made.command(), env)
-        assert done.returncode == 0, done.stderr
+        done = made.run(**env)
+        assert done.exit_code == 0, done.stderr
         assert "6 of 7 images are done. Replaced since then: 1 other image." in done.stderr
         assert len(storage.requests(DOWNLOAD)) == 1
     assert not (made.work / "failed.json").exists()
@@ -396,41 +395,41 @@ def test_replaced_images_of_another_bucket_are_not_taken(emulator_url, servers, 
     objects = {**pictures(2, 1), "train/bad.jpg": b"not an image"}
     made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
     other = dataset(made.storage, tmp_path / "other", {**objects, "train/bad.jpg": picture(9)})
-    env = environment(emulator_url, servers["B"])
-    assert run_here(made.command(), env).returncode == 1
+    env = {}
+    assert made.run(**env).exit_code == 1
     assert run_here(made._replace(images=other.images).command(), env).returncode == 1
-    done = run_here(made.command(), env)
+    done = made.run(**env)
     assert "1 of 4 images cannot be embedded" in done.stderr, done.stderr
 
 
 def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, copied, emulator_url, servers):
     copied = copied.again(copied.directory / "own")  # its own bucket: others use the first
     with StandIn(emulator_url, Rule(DOWNLOAD, "403", after=10)) as storage:
-        env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
-        run_here(copied.command(), env)
+        env = {"storage": storage, "FAKE_WINDOW": "2"}
+        copied.run(**env)
         earlier, thumbnails = copied.index_id(), len(copied.left_behind())
         storage.rules = [Rule("DELETE ", "403", after=2)]
-        broken_off = run_here(copied.command("--restart"), env)
-        assert broken_off.returncode == 1 and "Deleting gs://" in broken_off.stderr
+        broken_off = copied.run("--restart", **env)
+        assert broken_off.exit_code == 1 and "Deleting gs://" in broken_off.stderr
         assert 0 < len(copied.left_behind()) < thumbnails
         storage.rules = []
-        done = run_here(copied.command(), env)  # an interrupted --restart goes on without the flag
-        assert done.returncode == 0, done.stderr
+        done = copied.run(**env)  # an interrupted --restart goes on without the flag
+        assert done.exit_code == 0, done.stderr
     assert copied.index_id() != earlier
-    copied.assert_same(undisturbed, servers["B"])
+    copied.assert_same(undisturbed)
 
 
 def test_two_ingests_in_one_directory(undisturbed, fresh, storage, emulator_url, servers):
     storage.rules = [Rule(DOWNLOAD, "hold")]
-    first = start(fresh.command(), environment(storage.url, servers["B"]))
+    first = fresh.start(storage=storage)
     try:
         wait_for(lambda: storage.counts["hold"])
-        second = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-        assert second.returncode == 1
+        second = fresh.run()
+        assert second.exit_code == 1
         assert f"Error: Another ingest is running in {fresh.work}" in second.stderr
     finally:
         first.kill()
         first.communicate()
-    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr  # the lock of a dead process is no lock
-    fresh.assert_same(undisturbed, servers["B"])
+    done = fresh.run()
+    assert done.exit_code == 0, done.stderr  # the lock of a dead process is no lock
+    fresh.assert_same(undisturbed)

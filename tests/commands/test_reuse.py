@@ -13,9 +13,8 @@ import pytest
 
 from dataset.arrays import DIMENSIONS, array_path
 from dataset.state.rows import State
-from tests.harness import ended, environment, has_only_a_report, run_here, start
+from tests.harness import Index, ended, has_only_a_report, picture, run_here, start
 from tests.stand_in import KINDS, Rule, StandIn
-from tests.world import Index, picture
 
 IMAGE = r"GET /storage/.*o/(train|val).*alt=media"
 QUICK = ("503", "reset", "flip")  # of the faults; the others are for the soak
@@ -93,9 +92,9 @@ def test_a_dry_run_says_what_would_be_reused_and_why_not_the_others(grown):
 
 
 def test_the_same_bytes_under_other_names_are_reused(grown):
-    content = grown.client.bucket(grown.bucket).blob("t/a.jpg").download_as_bytes()
+    content = grown.client.bucket(grown.images).blob("t/a.jpg").download_as_bytes()
     grown.put(**{"w/x/one.jpeg": content, "w/two.png": content})
-    result = grown.run("--reuse", grown.old, train=f"gs://{grown.bucket}/w")
+    result = grown.run("--reuse", grown.old, train=f"gs://{grown.images}/w")
     assert result.exit_code == 0, result.output
     assert embedded(grown) == 0 and "3 reused, 0 embedded now" in result.stdout
     index = Index(new_index(grown))
@@ -253,7 +252,7 @@ def test_damaged_vectors_and_lost_thumbnails_are_embedded_again(grown):
 
 
 def test_a_few_rows_are_read_in_ranges(grown, emulator, monkeypatch):
-    grown.client.bucket(grown.bucket).delete_blob("t/a.jpg")
+    grown.client.bucket(grown.images).delete_blob("t/a.jpg")
     with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         result = grown.run("--reuse", grown.old)
@@ -266,18 +265,18 @@ def test_a_few_rows_are_read_in_ranges(grown, emulator, monkeypatch):
 @pytest.fixture
 def source(undisturbed, fresh, emulator_url, servers, tmp_path):
     """A dataset of the same images in the index bucket of `fresh`, and its index id."""
-    made = undisturbed.again(tmp_path / "source")._replace(bucket=fresh.bucket)
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    made = undisturbed.again(tmp_path / "source")._replace(bucket=fresh.index)
+    done = made.run()
+    assert done.exit_code == 0, done.stderr
     return made, made.index_id()
 
 
 def assert_same(fresh, source, undisturbed, server):
     """The index of `fresh` is the undisturbed one, and that of its source is as it was."""
     made, source_id = source
-    for name in made.storage.contents(made.bucket):
+    for name in made.storage.contents(made.index):
         if source_id in name:
-            made.storage.delete(made.bucket, name)
+            made.storage.delete(made.index, name)
     fresh.assert_same(undisturbed, server)
 
 
@@ -290,11 +289,11 @@ def test_faults_while_rows_are_copied_change_nothing(
 ):
     rules = [Rule(COPY, kind, times=2, after=1), Rule(RANGE, kind, times=3, after=4)]
     with StandIn(emulator_url, *rules) as storage:
-        env = environment(storage.url, servers["B"], FAKE_CHUNK_ROWS="4")
-        done = run_here(fresh.command("--reuse", source[0].name), env)
+        env = {"storage": storage, "FAKE_CHUNK_ROWS": "4"}
+        done = fresh.run("--reuse", source[0].name, **env)
         assert storage.counts[kind] == 5
         assert storage.requests(IMAGE) == []
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "24 reused, 0 embedded now" in done.stdout
     assert_same(fresh, source, undisturbed, servers["B"])
 
@@ -313,14 +312,14 @@ def test_kill_while_rows_are_copied(
 ):
     with StandIn(emulator_url, Rule(pattern, kind, after=after)) as storage:
         command = fresh.command("--reuse", source[0].name)
-        env = environment(storage.url, servers["B"], FAKE_CHUNK_ROWS="4", FAKE_CHECKPOINT_S="0.05")
+        env = {"storage": storage, "FAKE_CHUNK_ROWS": "4", "FAKE_CHECKPOINT_S": "0.05"}
         storage.victim = start(command, env)
-        assert ended(storage.victim).returncode == -signal.SIGKILL
+        assert ended(storage.victim).exit_code == -signal.SIGKILL
         storage.rules = []
         fresh.assert_done_is_done()
         done = run_here(command, env)
         assert storage.requests(IMAGE) == []
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert_same(fresh, source, undisturbed, servers["B"])
 
 
@@ -328,10 +327,10 @@ def test_a_run_without_reuse_continues_one_with_it(
     undisturbed, fresh, source, emulator_url, servers
 ):
     with StandIn(emulator_url, Rule(COPY, "403", after=2)) as storage:
-        env = environment(storage.url, servers["B"], FAKE_CHUNK_ROWS="4")
-        stopped = run_here(fresh.command("--reuse", source[0].name), env)
-        assert stopped.returncode == 1
+        env = {"storage": storage, "FAKE_CHUNK_ROWS": "4"}
+        stopped = fresh.run("--reuse", source[0].name, **env)
+        assert stopped.exit_code == 1
         assert re.search(r"Copying from gs://\S+ to \S+: access is denied", stopped.stderr)
-        done = run_here(fresh.command(), env)
-    assert done.returncode == 0, done.stderr
+        done = fresh.run(**env)
+    assert done.exit_code == 0, done.stderr
     assert_same(fresh, source, undisturbed, servers["B"])

@@ -19,7 +19,6 @@ from tests.harness import (
     Emulated,
     dataset,
     ended,
-    environment,
     feeders_of,
     pictures,
     run,
@@ -38,18 +37,18 @@ def test_fifty_kills_at_random_moments(emulator_url, servers, tmp_path):
     moments = random.Random(0)
     objects = pictures(45, 15)
     undisturbed = dataset(Emulated(emulator_url), tmp_path / "undisturbed", objects)
-    env = environment(emulator_url, servers["B"], FAKE_CHECKPOINT_S="0.1", FAKE_WINDOW="6")
-    assert run(undisturbed.command(), env).returncode == 0
+    env = {"FAKE_CHECKPOINT_S": "0.1", "FAKE_WINDOW": "6"}
+    assert undisturbed.run_alone(**env).returncode == 0
     slow = {**env, "FAKE_DELAY_S": "0.05"}
     kills, rounds, made = 0, 0, None
     while kills < KILLS:
         made = undisturbed.again(tmp_path / f"round-{rounds}")
         rounds += 1
         while kills < KILLS:
-            process = start(made.command(), slow)
+            process = made.start(**slow)
             time.sleep(moments.uniform(0.4, 3.5))
             process.kill()
-            code = ended(process).returncode
+            code = ended(process).exit_code
             made.assert_done_is_done()
             if code == 0:
                 break
@@ -57,8 +56,8 @@ def test_fifty_kills_at_random_moments(emulator_url, servers, tmp_path):
             if "registered" in made.options():
                 break
         if "registered" not in made.options():
-            assert run(made.command(), env).returncode == 0
-        made.assert_same(undisturbed, servers["B"])
+            assert made.run_alone(**env).returncode == 0
+        made.assert_same(undisturbed)
     print(f"{kills} kills in {rounds} ingests of {len(objects)} images")
 
 
@@ -67,8 +66,8 @@ def test_feeders_killed_at_random_moments(emulator_url, servers, tmp_path):
     moments = random.Random(0)
     undisturbed = dataset(Emulated(emulator_url), tmp_path / "undisturbed", pictures(270, 30))
     made = undisturbed.again(tmp_path / "made")
-    env = environment(emulator_url, servers["B"])
-    assert run(undisturbed.command(), env).returncode == 0
+    env = {}
+    assert undisturbed.run_alone(**env).returncode == 0
     command = made.command("--decode_in", "processes", "--decode_workers", "3")
     kills = 0
     with open(tmp_path / "said", "w") as said:
@@ -80,7 +79,7 @@ def test_feeders_killed_at_random_moments(emulator_url, servers, tmp_path):
                     os.kill(feeder, signal.SIGKILL)
                     kills += 1
     assert process.returncode == 0, (tmp_path / "said").read_text()
-    made.assert_same(undisturbed, servers["B"])
+    made.assert_same(undisturbed)
     print(f"{kills} feeders killed for {len(made.done())} images")
 
 
@@ -88,18 +87,18 @@ def test_a_thousand_images_through_faults(emulator_url, servers, tmp_path):
     """With every tenth request failing in one of all ways, the result is the same to the byte."""
     objects = pictures(IMAGES * 9 // 10, IMAGES // 10)
     undisturbed = dataset(Emulated(emulator_url), tmp_path / "undisturbed", objects)
-    env = environment(emulator_url, servers["B"])
-    assert run(undisturbed.command(), env, timeout=600).returncode == 0
+    env = {}
+    assert undisturbed.run_alone(**env, timeout=600).returncode == 0
     made = undisturbed.again(tmp_path / "made")
     with (
         StandIn(emulator_url, share=SHARE, kinds=KINDS, seed=1) as storage,
         StandIn(servers["B"], share=SHARE, kinds=KINDS, seed=2) as server,
     ):
-        done = run(made.command(), environment(storage.url, server.url), timeout=900)
-        assert done.returncode == 0, done.stderr[-2000:]
+        done = made.run_alone(storage=storage, server=server, timeout=900)
+        assert done.exit_code == 0, done.stderr[-2000:]
         failed = sum(storage.counts[kind] for kind in KINDS)
         assert failed > 0.07 * len(storage.asked) and all(storage.counts[kind] for kind in KINDS)
-    made.assert_same(undisturbed, servers["B"])
+    made.assert_same(undisturbed)
     print(f"{failed} of {len(storage.asked)} requests failed: {dict(storage.counts)}")
 
 
@@ -112,7 +111,7 @@ def test_real_models_killed_in_the_middle_give_the_same_vectors(
     objects |= {f"val/{path.name}": path.read_bytes() for path in photographs[9:]}
     undisturbed = dataset(Emulated(emulator_url), tmp_path / "undisturbed", objects)
     made = undisturbed.again(tmp_path / "made")
-    env = environment(emulator_url, servers["B"])
+    env = {}
 
     def command(made):
         weights = ["--resnet_weights", str(weights_dir / "R-50.pkl")]
@@ -142,4 +141,4 @@ def test_real_models_killed_in_the_middle_give_the_same_vectors(
         for d in (made, undisturbed)
     )
     assert one.equals(other)
-    assert made.registered(servers["B"]) == (made.index_id(), 9, 3)
+    assert made.registered() == (made.index_id(), 9, 3)

@@ -20,20 +20,7 @@ from engine.local import feeders
 from engine.local.shared_memory import PAGE, Amounts, Places, SharedMemory
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
-from tests.harness import (
-    TRAIN,
-    VAL,
-    Emulated,
-    dataset,
-    ended,
-    environment,
-    feeders_of,
-    is_running,
-    pictures,
-    run_here,
-    start,
-    wait_for,
-)
+from tests.harness import TRAIN, VAL, ended, feeders_of, is_running, pictures, wait_for
 from tests.stand_in import Rule, StandIn
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
@@ -51,18 +38,18 @@ Image.open = open
 
 
 @pytest.fixture
-def storage(emulator_url):
-    with StandIn(emulator_url) as proxy:
+def storage(emulator):
+    with StandIn(emulator) as proxy:
         yield proxy
 
 
 def test_results_are_those_of_threads_and_each_image_is_fetched_once(
     undisturbed, fresh, storage, servers
 ):
-    command = fresh.command("--decode_in", "processes", "--decode_workers", "2")
-    done = run_here(command, environment(storage.url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
+    options = "--decode_in", "processes", "--decode_workers", "2"
+    done = fresh.run(*options, storage=storage)
+    assert done.exit_code == 0, done.stderr
+    fresh.assert_same(undisturbed)
     for pattern in (DOWNLOAD, THUMBNAIL):
         counts = Counter(asked.path for asked in storage.requests(pattern))
         assert (len(counts), set(counts.values())) == (TRAIN + VAL, {1})
@@ -75,8 +62,8 @@ def test_results_are_those_of_threads_and_each_image_is_fetched_once(
 
 def test_a_trial_in_processes(fresh, storage):
     options = ["--trial", "4", "--decode_in", "processes", "--decode_workers", "2"]
-    done = run_here(fresh.command(*options), environment(storage.url, ""))
-    assert done.returncode == 0, done.stderr
+    done = fresh.run(*options, storage=storage, server="")
+    assert done.exit_code == 0, done.stderr
     assert storage.requests(THUMBNAIL) == []
     report = json.loads((fresh.work / "trial.json").read_text())
     assert report["requests"]["read"]["requests"] >= 4
@@ -91,7 +78,7 @@ def turned():
     return file.getvalue()
 
 
-def test_odd_and_bad_images_are_as_in_threads(emulator_url, servers, tmp_path):
+def test_odd_and_bad_images_are_as_in_threads(make_world, tmp_path):
     objects = {
         **pictures(2, 1),
         "train/tall.png": picture(1, (20, 500), "PNG"),
@@ -102,16 +89,16 @@ def test_odd_and_bad_images_are_as_in_threads(emulator_url, servers, tmp_path):
         "train/cut.jpg": picture(3)[:-150],
         "val/large.jpg": np.random.default_rng(0).bytes(70_000),
     }
-    env = environment(emulator_url, servers["B"], FAKE_OBJECT_BYTES="60000")
-    made = [dataset(Emulated(emulator_url), tmp_path / "threads", objects)]
+    env = {"FAKE_OBJECT_BYTES": "60000"}
+    made = [make_world(objects, "threads")]
     made.append(made[0].again(tmp_path / "processes"))
     for each, options in zip(made, ((), IN_PROCESSES), strict=True):
-        done = run_here(each.command("--skip_bad_images", *options), env)
-        assert done.returncode == 0, done.stderr
+        done = each.run("--skip_bad_images", *options, **env)
+        assert done.exit_code == 0, done.stderr
         assert "EXIF rotations in 1 image of those embedded now" in done.stderr
     one, other = (json.loads((each.work / "failed.json").read_text()) for each in made)
     assert one == other and len(one) == 4
-    made[1].assert_same(made[0], servers["B"])
+    made[1].assert_same(made[0])
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -119,55 +106,46 @@ def test_a_stop_leaves_no_process_and_the_same_command_continues(
     undisturbed, fresh, storage, servers, how
 ):
     storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
-    env = environment(storage.url, servers["B"], FAKE_CHECKPOINT_S="0.05")
-    process = start(fresh.command(*IN_PROCESSES), env, start_new_session=True)
+    env = {"storage": storage, "FAKE_CHECKPOINT_S": "0.05"}
+    process = fresh.start(*IN_PROCESSES, **env, popen={"start_new_session": True})
     wait_for(lambda: len(fresh.done()) >= 4)
     pids = feeders_of(process.pid)
     os.killpg(process.pid, how)  # as a terminal does
-    assert ended(process).returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}[how]
+    assert ended(process).exit_code == {signal.SIGINT: 130, signal.SIGKILL: -9}[how]
     wait_for(lambda: not any(map(is_running, pids)))
     assert pids
     storage.rules = []
     before = fresh.done()
     fresh.assert_done_is_done()
     storage.asked.clear()
-    done = run_here(fresh.command(*IN_PROCESSES), env)
-    assert done.returncode == 0, done.stderr
+    done = fresh.run(*IN_PROCESSES, **env)
+    assert done.exit_code == 0, done.stderr
     assert len(storage.requests(DOWNLOAD)) == TRAIN + VAL - len(before)
-    fresh.assert_same(undisturbed, servers["B"])
+    fresh.assert_same(undisturbed)
 
 
 def test_a_killed_feeder_is_replaced(undisturbed, fresh, storage, servers):
     storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
-    env = environment(storage.url, servers["B"])
-    process = start(fresh.command(*IN_PROCESSES), env)
+    env = {"storage": storage}
+    process = fresh.start(*IN_PROCESSES, **env)
     wait_for(lambda: storage.counts["hold"])
     (feeder,) = feeders_of(process.pid)
     os.kill(feeder, signal.SIGKILL)
     storage.release()
     done = ended(process)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     # Whether it was at an image just then is chance.
     said = re.findall(r"was ended by SIGKILL; (it is replaced|the image is tried)", done.stderr)
     assert len(said) == 1, done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
+    fresh.assert_same(undisturbed)
 
 
-def test_an_image_that_crashes_the_decoder_fails_alone_and_is_named(
-    emulator_url, servers, tmp_path
-):
-    made = dataset(
-        Emulated(emulator_url),
-        tmp_path / "made",
-        {
-            **pictures(8, 2),
-            "train/t0003b.jpg": b"crash",
-        },
-    )
+def test_an_image_that_crashes_the_decoder_fails_alone_and_is_named(make_world, tmp_path):
+    made = make_world({**pictures(8, 2), "train/t0003b.jpg": b"crash"})
     (tmp_path / "sitecustomize.py").write_text(CRASHING)
-    env = environment(emulator_url, servers["B"], PYTHONPATH=str(tmp_path))
-    done = run_here(made.command("--skip_bad_images", *IN_PROCESSES), env)
-    assert done.returncode == 0, done.stderr
+    env = {"PYTHONPATH": str(tmp_path)}
+    done = made.run("--skip_bad_images", *IN_PROCESSES, **env)
+    assert done.exit_code == 0, done.stderr
     assert "decoded train/t0003b.jpg was ended by SIGSEGV; the image is tried once" in done.stderr
     (failed,) = json.loads((made.work / "failed.json").read_text())
     assert failed == {
@@ -189,22 +167,22 @@ def test_storage_that_fails_ends_the_run_with_the_sentence_of_the_feeder(
     fresh, storage, servers, rule, said
 ):
     storage.rules = [rule]
-    done = run_here(fresh.command(*IN_PROCESSES), environment(storage.url, servers["B"]))
-    assert done.returncode == 1
+    done = fresh.run(*IN_PROCESSES, storage=storage)
+    assert done.exit_code == 1
     assert re.search(said, done.stderr), done.stderr
 
 
 def test_feeders_that_cannot_start_end_the_run(fresh, emulator_url, servers, monkeypatch):
     monkeypatch.setattr(feeders, "PROGRAM", "raise SystemExit(3)")
-    done = run_here(fresh.command(*IN_PROCESSES), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1
+    done = fresh.run(*IN_PROCESSES)
+    assert done.exit_code == 1
     assert "Error: A process that decodes images ended with exit code 3: run" in done.stderr
 
 
 def test_feeders_that_are_always_killed_end_the_run(fresh, emulator_url, servers, monkeypatch):
     monkeypatch.setattr(feeders, "PROGRAM", "import os; os.kill(os.getpid(), 9)")
-    done = run_here(fresh.command(*IN_PROCESSES), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1
+    done = fresh.run(*IN_PROCESSES)
+    assert done.exit_code == 1
     assert done.stderr.count("was ended by SIGKILL; it is replaced.") == feeders.IDLE_ENDS
     assert "Error: A process that decodes images was ended by SIGKILL, as others" in done.stderr
 
@@ -220,11 +198,10 @@ def test_a_gpu_is_fed_by_processes_within_little_memory(
     monkeypatch.setattr(FakeEmbedder, "max_pixels", 40 * 30)
     monkeypatch.setattr(ingest, "Pipeline", None)
     monkeypatch.setattr("engine.batches.QUIET_S", 0.0)
-    env = environment(emulator_url, servers["B"])
-    done = run_here(fresh.command("--decode_workers", "1"), env)
-    assert done.returncode == 0, done.stderr
+    done = fresh.run("--decode_workers", "1")
+    assert done.exit_code == 0, done.stderr
     assert sizes == [-(-(3 * 40 * 30 + CLIP_BYTES) // PAGE) * PAGE]
-    fresh.assert_same(undisturbed, servers["B"])
+    fresh.assert_same(undisturbed)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5 * PAGE)), max_size=40))

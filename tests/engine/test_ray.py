@@ -121,7 +121,7 @@ def make_state(world, tmp_path):
         state = State.create(directory / "state.sqlite")
         listed = [
             ListedObject(b.name, b.size, gcs.crc32c_of_listing(b.crc32c), int(b.generation))
-            for b in world.client.list_blobs(world.bucket)
+            for b in world.client.list_blobs(world.images)
         ]
         state.add(0, listed)
         state.number_rows()
@@ -145,7 +145,7 @@ def run_on_ray(cluster, state, world, *, load=FakeEmbedder, pool=POOL, watch=Non
             recorder,
             load,
             workers.probe(load),
-            image_bucket=world.bucket,
+            image_bucket=world.images,
             index_bucket=world.index,
         )
         if watch:
@@ -162,7 +162,7 @@ def run_here(state, world):
             state,
             arrays,
             FakeEmbedder(),
-            image_bucket=world.bucket,
+            image_bucket=world.images,
             index_bucket=world.index,
             decode_workers=2,
         )

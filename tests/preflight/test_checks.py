@@ -147,14 +147,14 @@ def test_dataset_is_there_already(ready):
     ],
 )
 def test_paths(ready, train, val, message):
-    bucket = ready.bucket
+    bucket = ready.images
     said = refusal(ready.run(train=train.format(bucket=bucket), val=val.format(bucket=bucket)))
     assert message.format(bucket=bucket) in said
     assert "\n  - " not in said
 
 
 def test_one_directory_in_both_splits_is_told_in_full(ready):
-    train = f"gs://{ready.bucket}/t/"
+    train = f"gs://{ready.images}/t/"
     assert refusal(ready.run(train=train, val=train)) == (
         f"{train} is named for both splits: name one directory for the training images, and "
         "another one for the validation images."
@@ -173,11 +173,11 @@ def test_both_paths_wrong_are_two_findings(ready):
 
 
 def test_an_empty_validation_path_says_how_to_go_on(ready):
-    message = refusal(ready.run(val=f"gs://{ready.bucket}/none"))
+    message = refusal(ready.run(val=f"gs://{ready.images}/none"))
     assert message == (
-        f"No validation images under gs://{ready.bucket}/none/: images are objects that end in "
+        f"No validation images under gs://{ready.images}/none/: images are objects that end in "
         ".jpg, .jpeg, .png, in lower case; --allow_empty_val continues without them. Directories "
-        f"beside it: gs://{ready.bucket}/v/, gs://{ready.bucket}/t/."
+        f"beside it: gs://{ready.images}/v/, gs://{ready.images}/t/."
     )
 
 
@@ -255,9 +255,9 @@ def test_a_bucket_that_is_not_public(ready, emulator, monkeypatch, status):
     assert message.startswith("2 problems found")  # one image of each split
     for name in ("t/a.jpg", "v/b.jpg"):
         assert (
-            f"\n  - gs://{ready.bucket}/{name} cannot be read without credentials, which the web "
+            f"\n  - gs://{ready.images}/{name} cannot be read without credentials, which the web "
             "page needs. To make the bucket public: gcloud storage buckets add-iam-policy-binding "
-            f"gs://{ready.bucket} --member=allUsers --role=roles/storage.objectViewer"
+            f"gs://{ready.images} --member=allUsers --role=roles/storage.objectViewer"
         ) in message
     assert not any(asked.path.startswith("/upload/") for asked in storage.asked)
 
@@ -282,18 +282,18 @@ def test_a_requester_pays_bucket_is_refused(ready, emulator, monkeypatch):
     """Its owner can list it; a browser cannot read it."""
 
     def rule(asked):
-        return Answer(400, PAYS) if asked.path.startswith(f"/{ready.bucket}/") else None
+        return Answer(400, PAYS) if asked.path.startswith(f"/{ready.images}/") else None
 
     with StandIn(emulator, rule) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run())
-    assert message == f"gs://{ready.bucket}: {gcs.REQUESTER_PAYS}"
+    assert message == f"gs://{ready.images}: {gcs.REQUESTER_PAYS}"
 
 
 @pytest.mark.parametrize("others", [[], ["t/c.jpg"]])
 def test_an_empty_first_image_is_not_called_private(ready, emulator, monkeypatch, others):
     def rule(asked):
-        return Answer(416) if asked.path == f"/{ready.bucket}/t/0.jpg" else None
+        return Answer(416) if asked.path == f"/{ready.images}/t/0.jpg" else None
 
     ready.put(*others, **{"t/0.jpg": b""})
     with StandIn(emulator, rule) as storage:
@@ -339,12 +339,12 @@ def test_a_skipped_object_needs_no_crc32c(ready, emulator, monkeypatch):
 
 def test_one_split_that_is_not_public(ready, emulator, monkeypatch):
     def rule(asked):
-        return Answer(403) if asked.path == f"/{ready.bucket}/v/b.jpg" else None
+        return Answer(403) if asked.path == f"/{ready.images}/v/b.jpg" else None
 
     with StandIn(emulator, rule) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run())
-    assert message.startswith(f"gs://{ready.bucket}/v/b.jpg cannot be read without credentials")
+    assert message.startswith(f"gs://{ready.images}/v/b.jpg cannot be read without credentials")
 
 
 def test_an_image_that_a_browser_does_not_get(ready, emulator, monkeypatch):
@@ -352,8 +352,8 @@ def test_an_image_that_a_browser_does_not_get(ready, emulator, monkeypatch):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run())
     assert message.endswith(
-        f"\n  - gs://{ready.bucket}/v/b.jpg gives HTTP 404 without credentials, and the web page "
-        f"needs it: open {storage.url}/{ready.bucket}/v/b.jpg in a browser."
+        f"\n  - gs://{ready.images}/v/b.jpg gives HTTP 404 without credentials, and the web page "
+        f"needs it: open {storage.url}/{ready.images}/v/b.jpg in a browser."
     )
 
 
@@ -486,5 +486,5 @@ def test_each_finding_comes_once():
 
 def test_an_empty_path_names_the_directories_beside_it(ready):
     ready.put("sets/training/x.jpg", "sets/val/y.jpg", "sets/z.jpg")
-    message = refusal(ready.run(train=f"gs://{ready.bucket}/sets/train"))
-    assert f"Directories beside it: gs://{ready.bucket}/sets/training/" in message
+    message = refusal(ready.run(train=f"gs://{ready.images}/sets/train"))
+    assert f"Directories beside it: gs://{ready.images}/sets/training/" in message

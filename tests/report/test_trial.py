@@ -12,7 +12,7 @@ from report.forecast import Forecast, cost, describe_sizes, index_requests, meas
 from report.prices import EXAMPLES, read_prices
 from report.sample import spread
 from storage.pace import least_seconds
-from tests.harness import TRAIN, VAL, ended, environment, run_here, start, wait_for
+from tests.harness import TRAIN, VAL, ended, wait_for
 from tests.report.test_report import DOWNLOAD, assert_documented, documented, fields
 from tests.stand_in import Rule, StandIn
 
@@ -28,11 +28,10 @@ def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
     prices = fresh.directory / "prices.json"
     prices.write_text('{"machine_per_hour": 36000, "currency": "EUR", "date": "today"}')
     # Neither a server nor an index bucket is needed.
-    env = {k: v for k, v in environment(storage.url, "").items() if k != "SERVER_URL"}
-    command = [*fresh.command(), "--bucket", "no-such-bucket", "--prices", str(prices)]
-    done = run_here([*command, "--trial", "13"], env)
+    options = "--bucket", "no-such-bucket", "--prices", str(prices), "--trial", "13"
+    done = fresh.run(*options, storage=storage, server="")
     fresh.storage.delete(fresh.images, "train/zz.jpg")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert not [asked for asked in storage.asked if asked.method != "GET"]
     downloads = {asked.path for asked in storage.requests(DOWNLOAD)}
     assert len(downloads) == 13
@@ -66,11 +65,11 @@ def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
 @pytest.mark.parametrize("option", ["--trial", "--dry_run"])
 def test_interrupted_where_nothing_is_kept(fresh, storage, servers, option):
     storage.rules = [Rule(r"GET /storage/.*prefix=train", "hold")]
-    process = start([*fresh.command(), option], environment(storage.url, servers["B"]))
+    process = fresh.start(option, storage=storage)
     wait_for(lambda: storage.counts["hold"])
     process.send_signal(signal.SIGINT)
     stopped = ended(process)
-    assert stopped.returncode == 130
+    assert stopped.exit_code == 130
     assert stopped.stderr.endswith(
         "Interrupted: nothing of a --trial or a --dry_run is kept, so the same command begins "
         "again.\n"
@@ -78,12 +77,11 @@ def test_interrupted_where_nothing_is_kept(fresh, storage, servers, option):
 
 
 def test_an_ingest_after_a_trial_and_a_trial_after_an_ingest(fresh, emulator_url, servers):
-    env = environment(emulator_url, servers["B"])
-    assert run_here([*fresh.command(), "--trial"], env).returncode == 0
-    done = run_here([*fresh.command(), "--json"], env)
-    assert done.returncode == 0, done.stderr
+    assert fresh.run("--trial").exit_code == 0
+    done = fresh.run("--json")
+    assert done.exit_code == 0, done.stderr
     before = fresh.left_behind()
-    again = run_here([*fresh.command(), "--trial", "2", "--json"], env)
+    again = fresh.run("--trial", "2", "--json")
     assert json.loads(again.stdout)["counts"]["embedded_now"] == 2
     assert fresh.left_behind() == before
     assert json.loads((fresh.work / "report.json").read_text()) == json.loads(done.stdout)
@@ -101,8 +99,8 @@ def test_an_ingest_after_a_trial_and_a_trial_after_an_ingest(fresh, emulator_url
     ],
 )
 def test_options_that_do_not_go_together(fresh, options, said):
-    done = run_here([*fresh.command(), *options], {})
-    assert done.returncode == 2 and said in done.stderr.replace("\n", " ")
+    done = fresh.run(*options)
+    assert done.exit_code == 2 and said in done.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from common.errors import ImageChanged, ShortageError, StorageError
 from common.network import retries
 from gcs import ListedObject
 from storage.async_client import AsyncStorage, Limits
+from tests.harness import listing, put, with_objects
 from tests.stand_in import Answer, StandIn
-from tests.world import listing, put, with_objects
 
 ODD_NAMES = [
     "t/a b.jpg",

@@ -6,8 +6,8 @@ import pytest
 
 from common.errors import StorageError, TransientError
 from storage import batch
+from tests.harness import listing, put, with_objects
 from tests.stand_in import Answer, StandIn
-from tests.world import listing, put, with_objects
 
 
 def answer(*statuses, ids=True, boundary="b"):

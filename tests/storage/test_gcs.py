@@ -15,8 +15,8 @@ from common.errors import StorageError
 from common.names import GsPath
 from gcs import ListedObject
 from storage.access_token import AccessToken
+from tests.harness import listing, put, with_objects
 from tests.stand_in import Answer, StandIn
-from tests.world import listing, put, with_objects
 
 
 @pytest.fixture(autouse=True)
