@@ -266,18 +266,21 @@ class World:
         return {entry["object"]: entry["reason"] for entry in failed}
 
     def _state(self, query: str) -> dict[str, Any]:
+        """What the state on the disk answers; nothing where the run did not come that far."""
         path = f"file:{self.work / 'state.sqlite'}?mode=ro"  # else it would be made
-        with contextlib.closing(sqlite3.connect(path, uri=True)) as state:
+        with (
+            contextlib.suppress(sqlite3.OperationalError),
+            contextlib.closing(sqlite3.connect(path, uri=True)) as state,
+        ):
             return dict(state.execute(query))
+        return {}
 
     def statuses(self) -> dict[str, int]:
         """Object names and the status of their rows, as they are on the disk now."""
         return self._state("SELECT object, status FROM rows ORDER BY row")
 
     def options(self) -> dict[str, str]:
-        """The recorded options; none where the run did not come that far."""
-        if not (self.work / "state.sqlite").exists():
-            return {}
+        """The recorded options."""
         return self._state("SELECT name, value FROM options")
 
     def done(self) -> list[str]:
@@ -306,8 +309,6 @@ class World:
 
     def assert_done_is_done(self) -> None:
         """Every row marked done has its vectors on the disk and its thumbnail in the bucket."""
-        if not (self.work / "state.sqlite").exists():
-            return
         rows = list(self.statuses().items())
         uploaded = {name.rpartition("/")[2] for name in self.storage.contents(self.index)}
         for name, dimension in arrays.DIMENSIONS.items():
