@@ -48,6 +48,7 @@ from testing.photographs import picture
 from testing.servers.guarded import guarded
 from testing.servers.processes import LONGEST_S
 from tests.fake_ingest import make_loader, settings
+from tests.stand_in import Rule, StandIn
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
 JSON = "application/json"
@@ -154,10 +155,10 @@ class World:
         options = {"splits": self.splits, "images": self.images, "fake": self.fake}
         return World(self.storage.url, self.server, directory, **options)
 
-    def copied(self, directory: Path, **changes: Any) -> World:
-        """This ingest with some attributes changed, in another directory or in the same."""
+    def changed(self, **attributes: Any) -> World:
+        """The same ingest with other attributes."""
         other = object.__new__(World)
-        other.__dict__.update(self.__dict__, directory=directory, **changes)
+        other.__dict__.update(self.__dict__, **attributes)
         return other
 
     # The images
@@ -232,6 +233,13 @@ class World:
             variables["STORAGE_EMULATOR_HOST"] = url_of(storage)
         command = self.command(*options, **named)
         return start(command, {**clean_environment(), **variables}, **dict(popen))
+
+    def stop_at(self, rule: Rule, *options: str, **named: Any) -> Done:
+        """A run that ends with exit code 1, as storage fails by this rule."""
+        with StandIn(self.storage.url, rule) as storage:
+            done = self.run(*options, storage=storage, **named)
+        assert done.exit_code == 1, done.output
+        return done
 
     # What it left behind
 
