@@ -243,9 +243,12 @@ class World:
 
     # What it left behind
 
-    def left_behind(self) -> dict[str, str]:
-        """The objects in the index bucket and their crc32c, with ID for the one index_id."""
-        found = self.storage.contents(self.index)
+    def left_behind(self, but: str = "no index") -> dict[str, str]:
+        """The objects in the index bucket and their crc32c, with ID for the one index_id.
+
+        Those of an index named by `but` are left out.
+        """
+        found = {n: crc for n, crc in self.storage.contents(self.index).items() if but not in n}
         for name in found:
             if name.endswith("/manifest.parquet"):  # whose metadata has the time and the index id
                 found[name] = manifest_content(self.storage.get(self.index, name))

@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 
 from dataset.state.rows import State
-from tests.harness import (
-    Emulated,
-    dataset,
-    ended,
-    environment,
-    picture,
-    pictures,
-    run_here,
-)
+from tests.harness import ended, picture, pictures
 from tests.stand_in import Rule, StandIn
 
 DOWNLOAD, COPY = r"GET /storage/.*alt=media", r"POST /batch/"
@@ -25,26 +17,15 @@ LAST_LIST = "val_identifiers.json"
 
 
 @pytest.fixture
-def env(emulator_url, servers):
-    return environment(emulator_url, servers["B"])
-
-
-@pytest.fixture
-def stopped(emulator_url, env, tmp_path):
+def stopped(make_world):
     """Six training and two validation images; the first four are done, in an hour and a half."""
-    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(6, 2))
-    stop(made, env, after=4)
+    made = make_world(pictures(6, 2))
+    made.stop_at(Rule(DOWNLOAD, "403", after=4), FAKE_WINDOW="1")
     assert made.done() == [f"train/t000{number}.jpg" for number in range(4)]
     with opened(made) as state:
         assert 0 < state.embedding_s < 60
         state.add_embedding_time(5400 - state.embedding_s)
     return made
-
-
-def stop(made, env, after):
-    with StandIn(env["STORAGE_EMULATOR_HOST"], Rule(DOWNLOAD, "403", after=after)) as p:
-        env = {**env, "STORAGE_EMULATOR_HOST": p.url, "FAKE_WINDOW": "1"}
-        assert made.run(**env).exit_code == 1
 
 
 @contextlib.contextmanager
@@ -80,20 +61,20 @@ def change_everything(made):
     rename(made, "train/t0003.jpg", "train/renamed.jpg")
 
 
-def assert_as_if_new(made, env, tmp_path):
+def assert_as_if_new(made, tmp_path):
     """What is there is what a new ingest of today's images makes."""
     other = made.again(tmp_path / "other")
-    done = other.run(**env)
+    done = other.run()
     assert done.exit_code == 0, done.stderr
-    made.assert_same(other, env["SERVER_URL"])
+    made.assert_same(other)
 
 
-def test_the_message_has_what_changed_and_each_way_on_with_numbers(stopped, env):
+def test_the_message_has_what_changed_and_each_way_on_with_numbers(stopped):
     vanish(stopped, "train/t0000.jpg", "train/t0005.jpg")
     put(stopped, "train/t0001.jpg", 99)
     put(stopped, "train/new.jpg", 98)
     before = stopped.statuses(), stopped.left_behind()
-    done = stopped.run(**env)
+    done = stopped.run()
     assert done.exit_code == 1
     assert done.stderr.partition("Error: ")[2] == (
         f"""The images in the bucket are not those that the ingest in {stopped.work} listed.
@@ -113,14 +94,14 @@ Another --work_dir begins anew and leaves this one as it is.
 """
     )
     assert (stopped.statuses(), stopped.left_behind()) == before
-    relisting = stopped.run("--relist", "--dry_run", **env)
+    relisting = stopped.run("--relist", "--dry_run")
     assert relisting.stdout.startswith(
         "Would take today's list: 2 keep their vectors and thumbnails, 5 are computed, and the "
         "vectors of 2 images (45 min 0 s of computing) are deleted.\n"
     )
-    keeping = stopped.run("--as_listed", "--dry_run", **env)
+    keeping = stopped.run("--as_listed", "--dry_run")
     assert keeping.stdout.startswith("Would finish the list of 8 images; 3 that vanished or ch")
-    restarting = stopped.run("--restart", "--dry_run", **env)
+    restarting = stopped.run("--restart", "--dry_run")
     assert restarting.stdout.startswith(
         "Would start over: this deletes the vectors of 4 images (90 min 0 s of computing) here, "
         "and what was uploaded for them.\n"
@@ -128,29 +109,29 @@ Another --work_dir begins anew and leaves this one as it is.
     assert (stopped.statuses(), stopped.left_behind()) == before
 
 
-def test_whatever_offers_to_delete_says_what_that_cost(stopped, env):
-    done = stopped.run("--backend", "original", **env)
+def test_whatever_offers_to_delete_says_what_that_cost(stopped):
+    done = stopped.run("--backend", "original")
     assert (
         "--restart, which deletes the vectors of 4 images (90 min 0 s of computing) here, and "
         in (done.stderr)
     )
-    done = stopped.run("--restart", **env)
+    done = stopped.run("--restart")
     assert done.exit_code == 0, done.stderr
     assert "Deleted the vectors of 4 images (90 min 0 s of computing), with 4 objects in" in (
         done.stderr
     )
 
 
-def test_the_ways_on_exclude_each_other(stopped, env):
-    done = stopped.run("--relist", "--restart", **env)
+def test_the_ways_on_exclude_each_other(stopped):
+    done = stopped.run("--relist", "--restart")
     assert done.exit_code == 2
     assert "--relist, --as_listed and --restart exclude each other." in done.stderr
 
 
-def test_relist_computes_only_what_is_new(stopped, env, tmp_path):
+def test_relist_computes_only_what_is_new(stopped, tmp_path):
     change_everything(stopped)
-    with StandIn(env["STORAGE_EMULATOR_HOST"]) as storage:
-        proxied = {**env, "STORAGE_EMULATOR_HOST": storage.url}
+    with StandIn(stopped.storage.url) as storage:
+        proxied = {"storage": storage}
         done = stopped.run("--relist", **proxied)
         fetched = {asked.path for asked in storage.requests(DOWNLOAD)}
     assert done.exit_code == 0, done.stderr
@@ -158,10 +139,10 @@ def test_relist_computes_only_what_is_new(stopped, env, tmp_path):
     assert "9 images (6 training, 3 validation), 0 failed, 7 embedded now" in done.stdout
     assert len(fetched) == 7
     assert not any(name in target for target in fetched for name in ("t0002", "renamed"))
-    assert_as_if_new(stopped, env, tmp_path)
+    assert_as_if_new(stopped, tmp_path)
     with opened(stopped) as state:
         assert state.embedding_s > 5400 and state.reused() == 0
-    again = stopped.run("--relist", **env)
+    again = stopped.run("--relist")
     assert again.exit_code == 0 and "This ingest is finished" in again.stdout
     assert f"use another name with --reuse {stopped.name}." in again.stderr
     assert {path.name for path in stopped.work.iterdir()} <= {
@@ -170,73 +151,73 @@ def test_relist_computes_only_what_is_new(stopped, env, tmp_path):
     }
 
 
-def test_relist_without_changes_continues(stopped, env):
-    done = stopped.run("--relist", **env)
+def test_relist_without_changes_continues(stopped):
+    done = stopped.run("--relist")
     assert done.exit_code == 0, done.stderr
     assert "4 of 8 images are done." in done.stderr and "Took today's list" not in done.stderr
 
 
-def test_relist_does_not_copy_a_thumbnail_over_that_of_another_image(stopped, env, tmp_path):
+def test_relist_does_not_copy_a_thumbnail_over_that_of_another_image(stopped, tmp_path):
     """Two images exchange their names: until all is copied, the old list needs both thumbnails."""
     one, two = (f"train/t000{number}.jpg" for number in range(2))
     rename(stopped, one, "train/between.jpg")
     rename(stopped, two, one)
     rename(stopped, "train/between.jpg", two)
-    with StandIn(env["STORAGE_EMULATOR_HOST"]) as storage:
-        proxied = {**env, "STORAGE_EMULATOR_HOST": storage.url}
+    with StandIn(stopped.storage.url) as storage:
+        proxied = {"storage": storage}
         done = stopped.run("--relist", **proxied)
         assert not storage.requests(COPY)
     assert done.exit_code == 0, done.stderr
-    assert_as_if_new(stopped, env, tmp_path)
+    assert_as_if_new(stopped, tmp_path)
 
 
-def test_broken_files_that_were_deleted_are_left_out(emulator_url, env, tmp_path):
+def test_broken_files_that_were_deleted_are_left_out(make_world):
     objects = {**pictures(3, 1), "train/bad.jpg": b"no image", "train/worse.jpg": b""}
-    made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
-    done = made.run(**env)
+    made = make_world(objects)
+    done = made.run()
     assert done.exit_code == 1
     assert "(after removing any, with --relist, which leaves them out and keeps what is " in (
         done.stderr
     )
     vanish(made, "train/bad.jpg", "train/worse.jpg")
-    done = made.run("--relist", **env)
+    done = made.run("--relist")
     assert done.exit_code == 0, done.stderr
     assert "4 images (3 training, 1 validation), 0 failed, 0 embedded now" in done.stdout
     assert not (made.work / "failed.json").exists()
 
 
-def test_damaged_vectors_are_not_kept(stopped, env):
+def test_damaged_vectors_are_not_kept(stopped):
     with open(stopped.work / "index/local/clip/embeddings.npy", "r+b") as file:
         file.seek(2 * 512 * 4)
         file.write(b"\1\2\3")
     vanish(stopped, "train/t0000.jpg")
-    done = stopped.run("--relist", **env)
+    done = stopped.run("--relist")
     assert done.exit_code == 0, done.stderr
     assert "2 keep their vectors" in done.stderr and "5 embedded now" in done.stdout
 
 
-def test_relist_needs_space_for_arrays_beside_those_that_are_there(stopped, env, monkeypatch):
+def test_relist_needs_space_for_arrays_beside_those_that_are_there(stopped, monkeypatch):
     """120 kB for eight images, of which 115 kB are there: 100 kB are enough to continue."""
     usage = shutil.disk_usage(stopped.work)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     put(stopped, "train/new.jpg", 98)
-    done = stopped.run("--relist", **env)
+    done = stopped.run("--relist")
     assert done.exit_code == 1 and f" kB more in {stopped.work}" in done.stderr
     assert len(stopped.done()) == 4
     vanish(stopped, "train/new.jpg")
-    assert stopped.run("--relist", **env).exit_code == 0
+    assert stopped.run("--relist").exit_code == 0
 
 
-def test_kills_within_relist_lose_nothing(stopped, env, tmp_path):
+def test_kills_within_relist_lose_nothing(stopped, tmp_path):
     """Killed while rows are copied, before the renames, and within them; each kill after another.
 
     The first rename takes the new list. After that the next run goes on, whatever its options.
     """
     change_everything(stopped)
     copying = {"FAKE_CHUNK_ROWS": "1", "FAKE_CHECKPOINT_S": "0.01"}
-    kills = [copying, *({"FAKE_KILL_RENAME": number} for number in ("1", "2", "2"))]
-    with StandIn(env["STORAGE_EMULATOR_HOST"]) as storage:
-        proxied = {**env, "STORAGE_EMULATOR_HOST": storage.url}
+    kills = [copying, *({"FAKE_KILL": f"rename {number}"} for number in (1, 2, 2))]
+    with StandIn(stopped.storage.url) as storage:
+        proxied = {"storage": storage}
         for kill in kills:
             storage.rules = [Rule(COPY, "kill-after")] if kill == copying else []
             storage.victim = stopped.start("--relist", **{**proxied, **kill})
@@ -250,16 +231,17 @@ def test_kills_within_relist_lose_nothing(stopped, env, tmp_path):
         done = stopped.run(**proxied)
         assert done.exit_code == 0, done.stderr
         assert len(storage.requests(DOWNLOAD)) == 7
-    assert_as_if_new(stopped, env, tmp_path)
+    assert_as_if_new(stopped, tmp_path)
 
 
-def test_relist_after_a_bucket_that_changed_before_the_registration(emulator_url, env, tmp_path):
-    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(4, 2))
+def test_relist_after_a_bucket_that_changed_before_the_registration(make_world):
+    made = make_world(pictures(4, 2))
     changes = [lambda: put(made, "train/new.jpg", 98)]
     with StandIn(
-        emulator_url, lambda asked: changes.pop()() if LAST_LIST in asked.path and changes else None
+        made.storage.url,
+        lambda asked: changes.pop()() if LAST_LIST in asked.path and changes else None,
     ) as front:
-        done = made.run(**{**env, "STORAGE_EMULATOR_HOST": front.url})
+        done = made.run(storage=front)
     assert done.exit_code == 1
     assert "changed since they were listed; nothing was registered.\n  1 appeared: train/new" in (
         done.stderr
@@ -267,22 +249,22 @@ def test_relist_after_a_bucket_that_changed_before_the_registration(emulator_url
     assert "  --relist: take today's list of 7 images; 6 keep their vectors and thumbnails, 1 " in (
         done.stderr
     )
-    done = made.run("--relist", **env)
+    done = made.run("--relist")
     assert done.exit_code == 0, done.stderr
     assert "1 embedded now" in done.stdout
 
 
-def test_a_registered_index_is_not_relisted(emulator_url, env, tmp_path):
+def test_a_registered_index_is_not_relisted(make_world):
     """The earlier run may have ended between the registration and the record of it."""
-    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(2, 1))
-    assert made.run(**env).exit_code == 0
+    made = make_world(pictures(2, 1))
+    assert made.run().exit_code == 0
     with opened(made) as state:
         state._db.execute("DELETE FROM options WHERE name IN ('registered', 'servers')")
         state.set_options({})
     uploaded = made.storage.contents(made.index)
     put(made, "train/new.jpg", 98)
     for option in ("--relist", "--as_listed", "--dry_run"):
-        done = made.run(option, **env)
+        done = made.run(option)
         assert done.exit_code == 1
         assert f"{made.name} is registered with the index in {made.work}, and the" in done.stderr
         assert f"with --reuse {made.work} and another --work_dir" in done.stderr
@@ -292,7 +274,7 @@ def test_a_registered_index_is_not_relisted(emulator_url, env, tmp_path):
 # --as_listed
 
 
-def test_as_listed_makes_failed_rows_of_what_vanished_or_changed(stopped, env):
+def test_as_listed_makes_failed_rows_of_what_vanished_or_changed(stopped):
     vanish(stopped, "train/t0000.jpg", "val/v0001.png")
     put(stopped, "train/t0001.jpg", 99)
     put(stopped, "train/t0005.jpg", 98)
@@ -302,15 +284,15 @@ def test_as_listed_makes_failed_rows_of_what_vanished_or_changed(stopped, env):
         "train/t0005.jpg": "it was replaced in the bucket after it was listed",
         "val/v0001.png": "it vanished from the bucket after it was listed",
     }
-    done = stopped.run("--as_listed", **env)
+    done = stopped.run("--as_listed")
     assert done.exit_code == 1
     assert "4 of 8 images cannot be embedded; nothing was registered." in done.stderr
     failed = json.loads((stopped.work / "failed.json").read_text())
     assert {entry["object"]: entry["reason"] for entry in failed} == reasons
-    done = stopped.run("--as_listed", "--skip_bad_images", **env)
+    done = stopped.run("--as_listed", "--skip_bad_images")
     assert done.exit_code == 0, done.stderr
     # The server lists the bucket itself: it has what is still there.
-    assert stopped.registered(env["SERVER_URL"]) == (stopped.index_id(), 5, 1)
+    assert stopped.registered() == (stopped.index_id(), 5, 1)
     assert all(stopped.statuses()[name] == 2 for name in reasons)
     array = stopped.storage.get(
         stopped.index, f"indexes/{stopped.index_id()}/local/clip/embeddings.npy"
@@ -325,24 +307,24 @@ def test_as_listed_makes_failed_rows_of_what_vanished_or_changed(stopped, env):
         assert list(json.loads(listed)) == known
     thumbnails = {name for name in stopped.left_behind() if name.startswith("thumbnails")}
     assert thumbnails == {f"thumbnails/ID/{n}.jpg" for n in ("t0002", "t0003", "t0004", "v0000")}
-    finished = stopped.run("--as_listed", "--skip_bad_images", **env)
+    finished = stopped.run("--as_listed", "--skip_bad_images")
     assert finished.exit_code == 0
     assert "with 5 training and 1 validation images, of which 2 failed (index" in finished.stdout
 
 
-def test_as_listed_takes_back_what_is_as_it_was(stopped, env):
+def test_as_listed_takes_back_what_is_as_it_was(stopped):
     kept = stopped.storage.get(stopped.images, "train/t0000.jpg")
     vanish(stopped, "train/t0000.jpg")
-    assert stopped.run("--as_listed", **env).exit_code == 1
+    assert stopped.run("--as_listed").exit_code == 1
     stopped.storage.put(stopped.images, "train/t0000.jpg", kept)
-    done = stopped.run("--as_listed", "--skip_bad_images", **env)
+    done = stopped.run("--as_listed", "--skip_bad_images")
     assert done.exit_code == 0, done.stderr
     assert len(stopped.done()) == 8
 
 
-def test_as_listed_is_not_registered_where_the_server_would_find_other_images(stopped, env):
+def test_as_listed_is_not_registered_where_the_server_would_find_other_images(stopped):
     put(stopped, "train/new.jpg", 98)
-    done = stopped.run("--as_listed", **env)
+    done = stopped.run("--as_listed")
     assert done.exit_code == 1
     assert "1 image appeared since the images were listed. Remove them before" in done.stderr
     assert done.stderr.endswith(
@@ -355,26 +337,26 @@ instead of --as_listed: 8 keep their vectors and thumbnails, 1 are computed.
 """
     )
     assert len(stopped.done()) == 8
-    with pytest.raises(OSError, match="404"):
-        stopped.registered(env["SERVER_URL"])
+    assert stopped.registered() is None
     vanish(stopped, "train/new.jpg")
-    done = stopped.run("--as_listed", **env)
+    done = stopped.run("--as_listed")
     assert done.exit_code == 0, done.stderr
     assert "0 embedded now" in done.stdout
 
 
-def test_what_vanishes_during_a_run_as_listed_is_taken_up_by_the_next(emulator_url, env, tmp_path):
-    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(3, 2))
+def test_what_vanishes_during_a_run_as_listed_is_taken_up_by_the_next(make_world):
+    made = make_world(pictures(3, 2))
     changes = [lambda: vanish(made, "train/t0001.jpg")]
-    command = made.command("--as_listed", "--skip_bad_images")
+    options = "--as_listed", "--skip_bad_images"
     with StandIn(
-        emulator_url, lambda asked: changes.pop()() if LAST_LIST in asked.path and changes else None
+        made.storage.url,
+        lambda asked: changes.pop()() if LAST_LIST in asked.path and changes else None,
     ) as front:
-        done = run_here(command, {**env, "STORAGE_EMULATOR_HOST": front.url})
+        done = made.run(*options, storage=front)
     assert done.exit_code == 1
     assert "\nRun the same command again: what is computed stays, and it makes failed rows" in (
         done.stderr
     )
-    done = run_here(command, env)
+    done = made.run(*options)
     assert done.exit_code == 0, done.stderr
-    assert made.registered(env["SERVER_URL"])[1:] == (2, 2)
+    assert made.registered()[1:] == (2, 2)
