@@ -101,7 +101,7 @@ def kill_at(kind: str, number: int) -> None:
             connection.set_trace_callback(lambda sql: count() if sql == "COMMIT" else None)
             return connection
 
-        sqlite3.connect = traced
+        sqlite3.connect = traced  # type: ignore[assignment]
         return
     function = getattr(os, kind)
 

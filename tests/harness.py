@@ -152,8 +152,8 @@ class World:
 
     def again(self, directory: Path) -> World:
         """The same images under another name, with nothing done."""
-        options = {"splits": self.splits, "images": self.images, "fake": self.fake}
-        return World(self.storage.url, self.server, directory, **options)
+        address, images, fake = self.storage.url, self.images, self.fake
+        return World(address, self.server, directory, splits=self.splits, images=images, fake=fake)
 
     def changed(self, **attributes: Any) -> World:
         """The same ingest with other attributes."""

@@ -91,8 +91,10 @@ WITH_CHANGES = (
     "access lost",
 )
 NOT_YET = pytest.mark.skip(reason="the same command does not take a changed bucket yet")
-ROWS = [(stop, None) for stop in STOPS]
-ROWS += [pytest.param(stop, change, marks=NOT_YET) for stop in WITH_CHANGES for change in CHANGES]
+ROWS = [
+    *((stop, None) for stop in STOPS),
+    *(pytest.param(stop, change, marks=NOT_YET) for stop in WITH_CHANGES for change in CHANGES),
+]
 
 
 def stopped(made, how):

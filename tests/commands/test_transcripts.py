@@ -14,7 +14,6 @@ from pathlib import Path
 from click.testing import CliRunner
 
 import ingest_labels
-from tests.harness import World
 
 TRANSCRIPTS = Path(__file__).with_name("transcripts")
 PLACEHOLDERS = (
@@ -29,7 +28,7 @@ PLACEHOLDERS = (
 )
 
 
-def compare(name: str, said: str, **placeholders: str) -> None:
+def compare(name, said, **placeholders):
     """The text is the transcript of this name, or is written in its place."""
     for placeholder, value in placeholders.items():
         said = said.replace(value, f"<{placeholder}>")
@@ -41,12 +40,12 @@ def compare(name: str, said: str, **placeholders: str) -> None:
     assert said == path.read_text()
 
 
-def shown(command: str, result) -> str:
+def shown(command, result):
     streams = f"--- stdout\n{result.stdout}--- stderr\n{result.stderr}"
     return f"$ {command}\n{streams}--- exit code {result.exit_code}\n\n"
 
 
-def test_ingest(world: World, fast_models) -> None:
+def test_ingest(world, fast_models):
     """A dry run, a run that stops at a bad image, one that starts over and skips it, a repeat."""
     world.put("t/a.jpg", "t/b.png", "v/c.jpg", **{"t/D.JPG": b"x", "t/bad.jpg": b"no image"})
     runs = ["--dry_run"], [], ["--restart", "--skip_bad_images"], []
@@ -55,7 +54,7 @@ def test_ingest(world: World, fast_models) -> None:
     compare("ingest", "".join(said), **names, server=world.server)
 
 
-def test_ingest_labels(world: World, fast_models) -> None:
+def test_ingest_labels(world, fast_models):
     """A dry run, a run with a mistake in the file, a run, and a repeat."""
     world.put("t/a.jpg", "t/b.png", "v/c.jpg")
     assert world.run().exit_code == 0
