@@ -182,8 +182,7 @@ def undisturbed(
     """A dataset of TRAIN and VAL pictures that was ingested without stops and faults."""
     made = World(emulator_url, servers["B"], tmp_path_factory.mktemp("undisturbed"))
     made.put(**pictures(TRAIN, VAL))
-    done = made.run(storage=emulator_url)
-    assert done.exit_code == 0, done.stderr
+    made.ingest(storage=emulator_url)
     return made
 
 

@@ -26,7 +26,7 @@ import time
 import urllib.request
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ from pyarrow import parquet
 import gcs
 import ingest
 from common.names import GsPath, identifier
+from common.program import ROOT
 from dataset import arrays
 from storage.async_client import AsyncStorage
 from storage.listing import listed
@@ -51,6 +52,7 @@ from tests.fake_ingest import make_loader, settings
 from tests.stand_in import Rule, StandIn
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
+REAL = [sys.executable, str(ROOT / "ingest.py")]
 JSON = "application/json"
 DONE = 1  # the status of a row
 TRAIN, VAL = 18, 6  # pictures of the dataset that most tests of stops and faults use
@@ -211,6 +213,12 @@ class World:
         variables = {name: named.pop(name) for name in list(named) if not name.islower()}
         return self.invoke(self.arguments(*options, **named), storage, **variables)
 
+    def ingest(self, *options: str, **named: Any) -> Done:
+        """A run that ends with exit code 0."""
+        done = self.run(*options, **named)
+        assert done.exit_code == 0, done.output
+        return done
+
     def invoke(self, arguments: list[str], storage: Any = None, **variables: str) -> Done:
         """The command in this process with just these arguments."""
         loader: Any = make_loader if self.fake else None
@@ -225,13 +233,18 @@ class World:
         return Done(result.exit_code, result.stdout, plain(result.stderr))
 
     def start(
-        self, *options: str, storage: Any = None, popen: Any = (), **named: Any
+        self,
+        *options: str,
+        storage: Any = None,
+        program: Sequence[str] = FAKE,
+        popen: Any = (),
+        **named: Any,
     ) -> subprocess.Popen[str]:
-        """The command with the fake models in a process of its own; `popen`: more for Popen."""
+        """The command in a process of its own, under way; `popen`: more arguments of Popen."""
         variables = {name: named.pop(name) for name in list(named) if not name.islower()}
         if storage is not None:
             variables["STORAGE_EMULATOR_HOST"] = url_of(storage)
-        command = self.command(*options, **named)
+        command = [*program, *self.arguments(*options, **named)]
         return start(command, {**clean_environment(), **variables}, **dict(popen))
 
     def stop_at(self, rule: Rule, *options: str, **named: Any) -> Done:
@@ -413,6 +426,12 @@ def plain(messages: str) -> str:
     found = [fragment for fragment in INTERIOR if fragment in messages]
     assert not found, f"{found} in:\n{messages}"
     return messages
+
+
+def weight_options(weights_dir: Path) -> list[str]:
+    """Options for the seeded weights of the real models."""
+    clip = weights_dir / "clip-vit-base-patch32"
+    return ["--resnet-weights", str(weights_dir / "R-50.pkl"), "--clip-weights", str(clip)]
 
 
 class Done(NamedTuple):

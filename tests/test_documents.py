@@ -177,7 +177,7 @@ def test_plain_words():
 
 def test_the_code_in_readme_loads_names_and_vectors(world, fast_models):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
-    assert world.run("--work_dir", "birds").exit_code == 0
+    world.ingest("--work_dir", "birds")
     code, *_ = code_blocks(section("README.md", "## What it leaves behind"))
     found: dict[str, Any] = {}
     exec(code, found)

@@ -86,8 +86,7 @@ def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh):
     assert 0 < len(fresh.done()) < 24
     for name in fresh.storage.contents(fresh.images):
         fresh.put(**{name: fresh.storage.get(fresh.images, name)})
-    done = fresh.run()
-    assert done.exit_code == 0, done.stderr
+    fresh.ingest()
     fresh.assert_same(undisturbed)
 
 
@@ -103,8 +102,7 @@ def test_an_image_replaced_after_it_was_listed_is_taken_up_by_a_second_run(made,
     assert "\n  train/t0001.jpg: it was replaced after it was listed\n" in done.error
     assert made.statuses()["train/t0001.jpg"] == 0 and len(made.done()) == 5
     assert not (made.work / "failed.json").exists()
-    done = made.run(*options)
-    assert done.exit_code == 0, done.stderr
+    done = made.ingest(*options)
     assert len(made.done()) == 6
 
 
@@ -113,8 +111,7 @@ def test_thumbnails_deleted_between_two_runs_are_uploaded_again(undisturbed, fre
     contents = fresh.storage.contents(fresh.index)
     for name in [name for name in contents if name.startswith("thumbnails/")][:3]:
         fresh.storage.delete(fresh.index, name)
-    done = fresh.run()
-    assert done.exit_code == 0, done.stderr
+    done = fresh.ingest()
     assert ": 3 thumbnails. These images are embedded again." in done.stderr
     fresh.assert_same(undisturbed)
 
@@ -145,7 +142,7 @@ def test_the_loser_of_two_ingests_of_one_name_can_clean_up(made):
 @pytest.fixture
 def without_record(made):
     """An ingest that ended between the registration and the record of it, and its objects."""
-    assert made.run().exit_code == 0
+    made.ingest()
     state = State(made.work / "state.sqlite")
     state._db.execute("DELETE FROM options WHERE name IN ('registered', 'servers')")
     state.set_options({})
@@ -159,8 +156,7 @@ def test_restart_does_not_delete_a_registered_index(without_record):
     assert again.exit_code == 1
     assert "the same command without --restart finishes it" in again.error
     assert made.storage.contents(made.index) == uploaded
-    finished = made.run()
-    assert finished.exit_code == 0, finished.stderr
+    made.ingest()
 
 
 def test_restart_under_another_name_does_not_delete_a_registered_index(without_record):
@@ -199,8 +195,7 @@ def test_a_flipped_bit_in_an_array_is_found_and_computed_again(undisturbed, fres
     fresh.stop_at(AT_LAST_LIST)
     for number, (name, dimension) in enumerate(DIMENSIONS.items()):
         flip(array_path(fresh.work, name), (2 + number) * dimension * 4 + 5)
-    done = fresh.run()
-    assert done.exit_code == 0, done.stderr
+    done = fresh.ingest()
     assert f"The vectors of 3 images in {fresh.work} are damaged" in done.stderr
     assert "21 of 24 images are done" in done.stderr
     fresh.assert_same(undisturbed)
@@ -210,8 +205,7 @@ def test_a_flipped_bit_in_the_zeros_of_a_failed_image_is_found(made):
     made.put(**{"train/t0001.jpg": b"not an image"})
     made.stop_at(AT_LAST_LIST, "--skip_bad_images")
     flip(array_path(made.work, "clip"), DIMENSIONS["clip"] * 4 + 5)
-    done = made.run("--skip_bad_images")
-    assert done.exit_code == 0, done.stderr
+    done = made.ingest("--skip_bad_images")
     assert f"The vectors of 1 image in {made.work} are damaged" in done.stderr
     assert made.array("clip").any(axis=1).tolist() == [True, False, True, True, True, True]
 
@@ -220,8 +214,7 @@ def test_arrays_that_are_gone_are_made_again_where_every_image_failed(make_world
     made = make_world(dict.fromkeys(["train/a.jpg", "val/b.jpg"], b"not an image"))
     assert made.run().exit_code == 1
     shutil.rmtree(made.work / "index")
-    done = made.run("--skip_bad_images")
-    assert done.exit_code == 0, done.stderr
+    done = made.ingest("--skip_bad_images")
     assert "2 images (1 training, 1 validation), 2 failed, 0 embedded now" in done.stdout
 
 
@@ -235,8 +228,7 @@ def test_a_bit_that_flips_before_the_upload_is_found(undisturbed, fresh):
         done = fresh.run(storage=storage, FAKE_WINDOW="1", FAKE_CHECKPOINT_S="0.01")
     assert done.exit_code == 1
     assert "The vectors of 1 image in" in done.stderr and "Nothing was registered." in done.error
-    done = fresh.run()
-    assert done.exit_code == 0, done.stderr
+    done = fresh.ingest()
     fresh.assert_same(undisturbed)
 
 

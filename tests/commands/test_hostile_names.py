@@ -87,8 +87,7 @@ def hostile(make_world, tmp_path, monkeypatch):
 
 def test_hostile_names_are_ingested_as_they_are(hostile, tmp_path):
     made = hostile(lambda name: picture(len(name)))
-    done = made.run()
-    assert done.exit_code == 0, done.stderr
+    done = made.ingest()
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
     content = made.storage.get(made.index, f"indexes/{made.index_id()}/labels.json")
@@ -121,8 +120,7 @@ def test_hostile_names_are_escaped_where_requests_fail(hostile):
     made = hostile(lambda name: picture(1))
     rule = Rule("alt=media|thumbnails", "503", times=60)
     with StandIn(made.storage.url, rule) as storage:
-        done = made.run(storage=storage)
-    assert done.exit_code == 0, done.stderr
+        done = made.ingest(storage=storage)
     assert "attempt 2 of 8" in done.stderr
     assert_harmless(done.stderr)
 
@@ -130,8 +128,7 @@ def test_hostile_names_are_escaped_where_requests_fail(hostile):
 def test_script_of_renames_is_safe_to_run(hostile, tmp_path):
     made = hostile(lambda name: picture(1))
     script = tmp_path / "made" / "re names.sh"
-    done = made.run("--dry_run", "--write_renames", str(script))
-    assert done.exit_code == 0, done.stderr
+    done = made.ingest("--dry_run", "--write_renames", str(script))
     assert_harmless(done.stderr + done.stdout + script.read_text())
     advised = done.stderr.splitlines()[-1].partition("run: ")[2]
     assert shlex.split(advised) == ["bash", str(script)]
@@ -163,8 +160,7 @@ def test_names_that_are_no_text_are_skipped_and_counted(make_world):
     made = make_world(pictures(1, 1))
     surrogates = [r'"train/\ud800.jpg"', r'"train/\ud800\u001b[31m.txt"']
     with also_listed(made.storage.url, surrogates) as storage:
-        done = made.run(storage=storage)
-    assert done.exit_code == 0, done.stderr
+        done = made.ingest(storage=storage)
     assert "Skipped 2 name that is no valid text" in done.stderr
     assert_harmless(done.stderr)
 

@@ -23,8 +23,8 @@ from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from engine.loading import ModelLoader, ModelOptions
 from testing.embedders import LoaderWithoutModels, embedding_of
 from testing.photographs import picture
-from tests.harness import Index, ended, run, start
-from tests.stand_in import Answer, StandIn
+from tests.harness import REAL, Index, ended, run, wait_for, weight_options
+from tests.stand_in import Answer, Rule, StandIn
 from weights.resnet50 import resnet_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +36,7 @@ PHOTOGRAPHS = ROOT / "tests" / "reference" / "images"
 def test_every_object_of_the_index(world, servers, fast_models, generation):
     world.server = servers[generation]
     files = world.put("t/b.v1.jpg", "t/a.png", "t/x/c.jpeg", "v/0.jpg")
-    result = world.run()
-    assert result.exit_code == 0, result.output
+    world.ingest()
     index = Index(world.objects())
     assert str(uuid.UUID(index.id, version=4)) == index.id
     assert index.labels == ["t/a.png", "t/b.v1.jpg", "t/x/c.jpeg", "v/0.jpg"]
@@ -59,7 +58,7 @@ def test_every_object_of_the_index(world, servers, fast_models, generation):
 def test_thumbnails(world, fast_models):
     sizes = {"a": (300, 400), "b": (400, 300), "c": (20, 10), "d": (1000, 200), "e": (7, 1400)}
     world.put("v/v.jpg", **{f"t/{name}.jpg": picture(1, size) for name, size in sizes.items()})
-    assert world.run().exit_code == 0
+    world.ingest()
     thumbnails = Index(world.objects()).thumbnails
     found = {name: Image.open(io.BytesIO(thumbnails[f"{name}.jpg"])) for name in sizes}
     assert {(image.format, image.mode) for image in found.values()} == {("JPEG", "RGB")}
@@ -74,8 +73,7 @@ def test_traps_beside_and_within_the_directories(world, servers, fast_models, ge
     world.put("t2/no.jpg", "t.jpg", "no.jpg", "v.png", "vv/no.jpg", "T/no.jpg")
     others = "t/E.JPG t/f.Jpeg t/g.txt t/h.jpg.bak v/i.JPG t/deep/ t/j v/k.webp"
     world.put(**dict.fromkeys(others.split(), b"x"))
-    result = world.run()
-    assert result.exit_code == 0, result.output
+    result = world.ingest()
     assert Index(world.objects()).labels == ["t/a.jpg", "t/c.png", "t/deep/er/b.jpeg", "v/d.jpg"]
     for skipped in ("2 .JPG (such as t/E.JPG)", "1 .webp", "1 .txt", "1 directory", "3 of them"):
         assert skipped in result.stderr
@@ -87,8 +85,7 @@ def test_odd_names_arrive_everywhere(world, servers, fast_models, generation):
     stems = ["a b", "#1", "who?", "50%25", "%", "été", "e\u0301", "😀", "<b>'\"&", "a+b"]
     stems += ["x..", "..y", "\\n"]
     world.put("v/v.jpg", *(f"t/{stem}.jpg" for stem in stems))
-    result = world.run()
-    assert result.exit_code == 0, result.output
+    world.ingest()
     index = Index(world.objects())
     names = sorted(f"t/{stem}.jpg" for stem in stems)
     assert index.labels == [*names, "v/v.jpg"]
@@ -102,8 +99,7 @@ def test_odd_names_arrive_everywhere(world, servers, fast_models, generation):
 def test_paths_are_registered_with_one_slash(world, fast_models, slashes):
     world.put("t/a.jpg", "t2/b.jpg", "v/c.jpg")
     paths = {"train": f"gs://{world.images}/t{slashes}", "val": f"gs://{world.images}/v{slashes}"}
-    result = world.run(**paths)
-    assert result.exit_code == 0, result.output
+    world.ingest(**paths)
     assert world.registered()[1:] == (1, 1)
 
 
@@ -124,8 +120,8 @@ def test_dry_run_leaves_nothing_behind(world, fast_models, tmp_path):
     refused = world.run("--dry_run")
     assert refused.exit_code == 1 and "No validation images under" in refused.error
     world.put("v/c.jpg")
-    done = world.run("--dry-run")
-    assert done.exit_code == 0 and f"keep {size(2 * BYTES_PER_ROW)} on this disk" in done.stdout
+    done = world.ingest("--dry-run")
+    assert f"keep {size(2 * BYTES_PER_ROW)} on this disk" in done.stdout
     assert world.objects() == {} and world.registered() is None and list(tmp_path.iterdir()) == []
 
 
@@ -139,8 +135,7 @@ def test_viewer_url(world, fast_models):
 def test_allow_empty_val(world, servers, fast_models, generation):
     world.server = servers[generation]
     world.put("t/a.jpg", "t/b.jpg")
-    result = world.run("--allow_empty_val")
-    assert result.exit_code == 0, result.output
+    world.ingest("--allow_empty_val")
     index = Index(world.objects())
     assert (index.labels, index.val) == (["t/a.jpg", "t/b.jpg"], {})
     assert world.registered()[2] == 0
@@ -150,7 +145,7 @@ def test_allow_empty_val(world, servers, fast_models, generation):
 def registered(world, fast_models):
     """Two training and one validation image that are ingested."""
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg", "w/d.jpg")
-    assert world.run().exit_code == 0
+    world.ingest()
     Path("other.pkl").write_bytes(b"other weights")
     return world
 
@@ -185,8 +180,7 @@ def test_a_finished_ingest_is_registered_on_another_server_too(world, servers, f
     world.put("t/a.jpg", "v/b.jpg")
     addresses = [servers["B"], servers["A"]]
     for world.server in addresses:
-        result = world.run()
-        assert result.exit_code == 0, result.output
+        result = world.ingest()
         assert result.stdout.endswith(f"Look at {world.server}/{world.name}\n")
         assert world.registered()[0] == Index(world.objects()).id
     assert "Embedded" not in result.stderr
@@ -222,14 +216,13 @@ def test_bad_images_stop_before_anything_is_registered(with_bad, monkeypatch):
     assert all(f"\n  {name}: {reason}" in result.error for name, reason in reasons.items())
     loads = []
     monkeypatch.setattr(LoaderWithoutModels, "start", lambda *_: loads.append("models"))
-    assert with_bad.run("--skip_bad_images").exit_code == 0
+    with_bad.ingest("--skip_bad_images")
     assert loads == []
 
 
 @pytest.mark.parametrize("options", [(), ("--max_bad", "2"), ("--max-bad", "40%")])
 def test_skipped_bad_images_keep_their_rows_with_zeros(with_bad, options):
-    result = with_bad.run("--skip_bad_images", *options)
-    assert result.exit_code == 0, result.output
+    result = with_bad.ingest("--skip_bad_images", *options)
     index = Index(with_bad.objects())
     assert index.labels == ["t/a.jpg", "t/b.jpg", "t/c.jpg", "v/d.png", "v/e.jpg"]
     for array in index.arrays.values():
@@ -283,11 +276,6 @@ def photographs():
     return [(name, (PHOTOGRAPHS / name).read_bytes()) for name in names]
 
 
-def weight_options(weights_dir):
-    clip = weights_dir / "clip-vit-base-patch32"
-    return ["--resnet-weights", str(weights_dir / "R-50.pkl"), "--clip-weights", str(clip)]
-
-
 def assert_expected(index, rows):
     """`rows`: object name -> row in expected/."""
     assert index.labels == sorted(rows)
@@ -301,7 +289,7 @@ def test_reference_photographs_as_a_user_runs_it(world, weights_dir, photographs
     names = [f"{'ttv'[row % 3]}/{name}" for row, (name, _) in enumerate(photographs)]
     world.put(**dict(zip(names, (data for _, data in photographs), strict=True)))
     server = {"SERVER_URL": world.server, "FORAGER_BUCKET": world.index}
-    command = [sys.executable, str(ROOT / "ingest.py"), world.name]
+    command = [*REAL, world.name]
     command += [f"gs://{world.images}/t/", f"gs://{world.images}/v", *weight_options(weights_dir)]
     result = run(command, {**os.environ, **server})
     assert result.exit_code == 0, result.stderr
@@ -320,8 +308,7 @@ def test_numbers_depend_on_no_batch_size_and_no_order(world, weights_dir, photog
             files[f"t/{place:02}-{copy}-{name}"] = data
             rows[f"t/{place:02}-{copy}-{name}"] = row
     world.put(**files)
-    result = world.run(*weight_options(weights_dir), "--resnet_batch_size", "4")
-    assert result.exit_code == 0, result.output
+    world.ingest(*weight_options(weights_dir), "--resnet_batch_size", "4")
     assert_expected(Index(world.objects()), rows)
 
 
@@ -344,10 +331,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_a_refusal_while_the_models_load_ends_at_once(world, weights_dir):
     """Torch aborts a process that ends in the ordinary way while a thread is in it."""
     world.put("t/a.jpg")
-    command = [sys.executable, "-c", LOADING_CODE, str(ROOT / "ingest.py")]
-    command += world.arguments(*weight_options(weights_dir))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = run(command, environment)
+    program = [sys.executable, "-c", LOADING_CODE, REAL[-1]]
+    options = weight_options(weights_dir)
+    result = ended(world.start(*options, program=program, PYTHONPATH=str(ROOT)))
     assert result.exit_code == 1, result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: No validation images under gs://")
 
@@ -381,8 +367,7 @@ def test_closed_streams_change_no_exit_code():
 def test_a_faster_precision_is_named(world, fast_models, options, advised):
     fast_models.bfloat16_would_be_faster = True
     world.put("t/a.jpg", "v/b.jpg")
-    result = world.run(*options)
-    assert result.exit_code == 0, result.output
+    result = world.ingest(*options)
     assert ("--precision bfloat16" in result.stderr) is advised
 
 
@@ -404,23 +389,13 @@ def test_the_weights_that_were_checked_are_those_that_are_loaded(weights_dir, mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_is_130_with_one_line(world, emulator, weights_dir, number):
-    waiting, go_on = threading.Event(), threading.Event()
-
-    def stall(asked):
-        if "/o?" in asked.path:
-            waiting.set()
-            go_on.wait(300)
-
-    with StandIn(emulator, stall) as storage:
-        command = [sys.executable, str(ROOT / "ingest.py")]
-        command += world.arguments(*weight_options(weights_dir))
-        environment = {**os.environ, "STORAGE_EMULATOR_HOST": storage.url}
-        process = start(command, environment)
-        assert waiting.wait(100)
+def test_interrupted_is_130_with_one_line(world, weights_dir, number):
+    """While the real models load."""
+    with StandIn(world.storage.url, Rule(r"/o\?", "hold")) as storage:
+        process = world.start(*weight_options(weights_dir), storage=storage, program=REAL)
+        wait_for(lambda: storage.counts["hold"])
         process.send_signal(number)
         result = ended(process)
-        go_on.set()
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "Interrupted: the same command continues where this one stopped.\n"
 
@@ -451,8 +426,7 @@ def test_no_proxy_is_respected(world, fast_models, monkeypatch):
     with StandIn(None, lambda asked: Answer(502)) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
-        result = world.run()
-        assert result.exit_code == 0, result.output
+        world.ingest()
         assert proxy.asked == []
 
 

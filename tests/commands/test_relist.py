@@ -64,8 +64,7 @@ def change_everything(made):
 def assert_as_if_new(made, tmp_path):
     """What is there is what a new ingest of today's images makes."""
     other = made.again(tmp_path / "other")
-    done = other.run()
-    assert done.exit_code == 0, done.stderr
+    other.ingest()
     made.assert_same(other)
 
 
@@ -115,8 +114,7 @@ def test_whatever_offers_to_delete_says_what_that_cost(stopped):
         "--restart, which deletes the vectors of 4 images (90 min 0 s of computing) here, and "
         in (done.stderr)
     )
-    done = stopped.run("--restart")
-    assert done.exit_code == 0, done.stderr
+    done = stopped.ingest("--restart")
     assert "Deleted the vectors of 4 images (90 min 0 s of computing), with 4 objects in" in (
         done.stderr
     )
@@ -142,8 +140,8 @@ def test_relist_computes_only_what_is_new(stopped, tmp_path):
     assert_as_if_new(stopped, tmp_path)
     with opened(stopped) as state:
         assert state.embedding_s > 5400 and state.reused() == 0
-    again = stopped.run("--relist")
-    assert again.exit_code == 0 and "This ingest is finished" in again.stdout
+    again = stopped.ingest("--relist")
+    assert "This ingest is finished" in again.stdout
     assert f"use another name with --reuse {stopped.name}." in again.stderr
     assert {path.name for path in stopped.work.iterdir()} <= {
         *("lock", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "index", "aux"),
@@ -152,8 +150,7 @@ def test_relist_computes_only_what_is_new(stopped, tmp_path):
 
 
 def test_relist_without_changes_continues(stopped):
-    done = stopped.run("--relist")
-    assert done.exit_code == 0, done.stderr
+    done = stopped.ingest("--relist")
     assert "4 of 8 images are done." in done.stderr and "Took today's list" not in done.stderr
 
 
@@ -180,8 +177,7 @@ def test_broken_files_that_were_deleted_are_left_out(make_world):
         done.stderr
     )
     vanish(made, "train/bad.jpg", "train/worse.jpg")
-    done = made.run("--relist")
-    assert done.exit_code == 0, done.stderr
+    done = made.ingest("--relist")
     assert "4 images (3 training, 1 validation), 0 failed, 0 embedded now" in done.stdout
     assert not (made.work / "failed.json").exists()
 
@@ -191,8 +187,7 @@ def test_damaged_vectors_are_not_kept(stopped):
         file.seek(2 * 512 * 4)
         file.write(b"\1\2\3")
     vanish(stopped, "train/t0000.jpg")
-    done = stopped.run("--relist")
-    assert done.exit_code == 0, done.stderr
+    done = stopped.ingest("--relist")
     assert "2 keep their vectors" in done.stderr and "5 embedded now" in done.stdout
 
 
@@ -205,7 +200,7 @@ def test_relist_needs_space_for_arrays_beside_those_that_are_there(stopped, monk
     assert done.exit_code == 1 and f" kB more in {stopped.work}" in done.stderr
     assert len(stopped.done()) == 4
     vanish(stopped, "train/new.jpg")
-    assert stopped.run("--relist").exit_code == 0
+    stopped.ingest("--relist")
 
 
 def test_kills_within_relist_lose_nothing(stopped, tmp_path):
@@ -228,8 +223,7 @@ def test_kills_within_relist_lose_nothing(stopped, tmp_path):
         names = {path.name for path in stopped.work.iterdir()}
         assert names == {"lock", "report.json", "index", "relisted"}
         storage.asked.clear()
-        done = stopped.run(**proxied)
-        assert done.exit_code == 0, done.stderr
+        stopped.ingest(**proxied)
         assert len(storage.requests(DOWNLOAD)) == 7
     assert_as_if_new(stopped, tmp_path)
 
@@ -249,15 +243,14 @@ def test_relist_after_a_bucket_that_changed_before_the_registration(make_world):
     assert "  --relist: take today's list of 7 images; 6 keep their vectors and thumbnails, 1 " in (
         done.stderr
     )
-    done = made.run("--relist")
-    assert done.exit_code == 0, done.stderr
+    done = made.ingest("--relist")
     assert "1 embedded now" in done.stdout
 
 
 def test_a_registered_index_is_not_relisted(make_world):
     """The earlier run may have ended between the registration and the record of it."""
     made = make_world(pictures(2, 1))
-    assert made.run().exit_code == 0
+    made.ingest()
     with opened(made) as state:
         state._db.execute("DELETE FROM options WHERE name IN ('registered', 'servers')")
         state.set_options({})
@@ -289,8 +282,7 @@ def test_as_listed_makes_failed_rows_of_what_vanished_or_changed(stopped):
     assert "4 of 8 images cannot be embedded; nothing was registered." in done.stderr
     failed = json.loads((stopped.work / "failed.json").read_text())
     assert {entry["object"]: entry["reason"] for entry in failed} == reasons
-    done = stopped.run("--as_listed", "--skip_bad_images")
-    assert done.exit_code == 0, done.stderr
+    done = stopped.ingest("--as_listed", "--skip_bad_images")
     # The server lists the bucket itself: it has what is still there.
     assert stopped.registered() == (stopped.index_id(), 5, 1)
     assert all(stopped.statuses()[name] == 2 for name in reasons)
@@ -317,8 +309,7 @@ def test_as_listed_takes_back_what_is_as_it_was(stopped):
     vanish(stopped, "train/t0000.jpg")
     assert stopped.run("--as_listed").exit_code == 1
     stopped.storage.put(stopped.images, "train/t0000.jpg", kept)
-    done = stopped.run("--as_listed", "--skip_bad_images")
-    assert done.exit_code == 0, done.stderr
+    stopped.ingest("--as_listed", "--skip_bad_images")
     assert len(stopped.done()) == 8
 
 
@@ -339,8 +330,7 @@ instead of --as_listed: 8 keep their vectors and thumbnails, 1 are computed.
     assert len(stopped.done()) == 8
     assert stopped.registered() is None
     vanish(stopped, "train/new.jpg")
-    done = stopped.run("--as_listed")
-    assert done.exit_code == 0, done.stderr
+    done = stopped.ingest("--as_listed")
     assert "0 embedded now" in done.stdout
 
 
@@ -357,6 +347,5 @@ def test_what_vanishes_during_a_run_as_listed_is_taken_up_by_the_next(make_world
     assert "\nRun the same command again: what is computed stays, and it makes failed rows" in (
         done.stderr
     )
-    done = made.run(*options)
-    assert done.exit_code == 0, done.stderr
+    done = made.ingest(*options)
     assert made.registered()[1:] == (2, 2)

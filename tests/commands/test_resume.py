@@ -59,7 +59,7 @@ def test_vectors_are_on_the_disk_before_a_row_is_marked(fresh, monkeypatch):
     noted(arrays.Arrays, "write", lambda self, row, *_: [("write", row)])
     noted(arrays.Arrays, "sync", lambda self: [("sync",)])
     noted(rows.State, "record", lambda self, outcomes: [("record", o.row) for o in outcomes])
-    assert fresh.run(FAKE_WINDOW="4", FAKE_CHECKPOINT_S="0.02").exit_code == 0
+    fresh.ingest(FAKE_WINDOW="4", FAKE_CHECKPOINT_S="0.02")
     for row in range(TRAIN + VAL):
         written, recorded = events.index(("write", row)), events.index(("record", row))
         assert ("sync",) in events[written:recorded]
@@ -111,7 +111,7 @@ def test_disk_that_is_full_is_one_sentence(undisturbed, fresh, storage, small_di
     assert stopped.exit_code == 1
     assert re.search(r"full|No space|GB are free", stopped.error), stopped.stderr
     ballast.unlink(missing_ok=True)
-    assert fresh.run().exit_code == 0
+    fresh.ingest()
     fresh.assert_same(undisturbed)
 
 
@@ -141,7 +141,7 @@ def test_every_write_that_fails_is_one_sentence(
     assert stopped.exit_code == 1
     said = re.search(r"Writing to \S+ failed \((.*)\): free space", stopped.error)
     assert said and said[1] in ("No space left on device", "database or disk is full")
-    assert fresh.run().exit_code == 0
+    fresh.ingest()
     fresh.assert_same(undisturbed)
 
 
@@ -241,7 +241,7 @@ def test_other_objects_than_before_are_refused(make_world, what):
     assert done.exit_code == 1
     name = {"appeared": "new", "vanished": "t0003", "changed": "t0000"}[what]
     assert f"listed.\n  1 {what}: train/{name}.jpg\n" in done.stderr
-    assert made.run("--restart").exit_code == 0
+    made.ingest("--restart")
     assert made.registered()[1:] == (6 + {"appeared": 1, "vanished": -1}.get(what, 0), 2)
 
 
@@ -252,8 +252,7 @@ def test_failed_images_that_were_replaced_are_taken(make_world):
     made.put("train/bad.jpg")
     assert "were replaced" not in made.run("--dry_run").stderr
     with StandIn(made.storage.url) as storage:
-        done = made.run(storage=storage)
-        assert done.exit_code == 0, done.stderr
+        made.ingest(storage=storage)
         assert len(storage.requests(DOWNLOAD)) == 1
     assert not (made.work / "failed.json").exists()
 

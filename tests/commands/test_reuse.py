@@ -25,8 +25,7 @@ def grown(world, fast_models):
     """A dataset "old" in the work directory old/, and one image more in the bucket."""
     world.put("t/a.jpg", "t/b.jpg", "v/c.png")
     world.old = f"old-{world.name}"
-    result = world.run("--work_dir", "old", name=world.old)
-    assert result.exit_code == 0, result.output
+    world.ingest("--work_dir", "old", name=world.old)
     world.old_id = Index(world.objects()).id
     world.put("t/new.jpg")
     fast_models.batches.clear()
@@ -46,13 +45,12 @@ def assert_as_without_reuse(world):
     """The new index is what an ingest of the same images in an index bucket of its own gives."""
     other = world.again(Path("fresh"))
     other.embedder = world.embedder
-    assert other.run().exit_code == 0
+    other.ingest()
     assert world.left_behind(but=world.old_id) == other.left_behind()
 
 
 def test_only_new_images_are_embedded_and_the_index_is_the_same(grown):
-    result = grown.run("--reuse", grown.old)
-    assert result.exit_code == 0, result.output
+    result = grown.ingest("--reuse", grown.old)
     assert embedded(grown) == 1
     assert f"Reusing 3 images (3 from {grown.old}).\nEmbedding 1 image: 1 new." in result.stderr
     assert "0 failed, 3 reused, 1 embedded now" in result.stdout
@@ -70,8 +68,7 @@ def test_only_new_images_are_embedded_and_the_index_is_the_same(grown):
 
 def test_a_dry_run_says_what_would_be_reused_and_why_not_the_others(grown):
     grown.put(**{"t/b.jpg": picture(99)})
-    result = grown.run("--reuse", grown.old, "--dry_run")
-    assert result.exit_code == 0, result.output
+    result = grown.ingest("--reuse", grown.old, "--dry_run")
     assert f"Would reuse 2 images (2 from {grown.old}).\n" in result.stdout
     assert "Would embed 2 images: 1 new, 1 changed.\n" in result.stdout
     assert embedded(grown) == 0 and not Path("work").exists()
@@ -80,8 +77,7 @@ def test_a_dry_run_says_what_would_be_reused_and_why_not_the_others(grown):
 def test_the_same_bytes_under_other_names_are_reused(grown):
     content = grown.storage.get(grown.images, "t/a.jpg")
     grown.put(**{"w/x/one.jpeg": content, "w/two.png": content})
-    result = grown.run("--reuse", grown.old, train=f"gs://{grown.images}/w")
-    assert result.exit_code == 0, result.output
+    result = grown.ingest("--reuse", grown.old, train=f"gs://{grown.images}/w")
     assert embedded(grown) == 0 and "3 reused, 0 embedded now" in result.stdout
     index = Index(new_index(grown))
     assert index.labels == ["w/two.png", "w/x/one.jpeg", "v/c.png"]
@@ -96,8 +92,7 @@ def test_a_work_directory_that_was_never_registered_is_reused(world, fast_models
     world.old_id = next(iter(world.objects())).split("/")[1]
     world.put("t/bad.jpg")
     fast_models.batches.clear()
-    result = world.run("--reuse", "./old")
-    assert result.exit_code == 0, result.output
+    result = world.ingest("--reuse", "./old")
     assert embedded(world) == 1
     assert "(2 from ./old).\nEmbedding 1 image: 1 changed." in result.stderr
     assert_as_without_reuse(world)
@@ -105,12 +100,10 @@ def test_a_work_directory_that_was_never_registered_is_reused(world, fast_models
 
 
 def test_several_sources_are_searched_in_order(grown):
-    first = grown.run("--work_dir", "second", name=f"second-{grown.name}")
-    assert first.exit_code == 0, first.output
+    grown.ingest("--work_dir", "second", name=f"second-{grown.name}")
     grown.put("t/newer.jpg")
     grown.embedder.batches.clear()
-    result = grown.run("--reuse", "./old", "--reuse", f"second-{grown.name}")
-    assert result.exit_code == 0, result.output
+    result = grown.ingest("--reuse", "./old", "--reuse", f"second-{grown.name}")
     assert f"(3 from ./old, 1 from second-{grown.name})" in result.stderr
     assert embedded(grown) == 1
 
@@ -118,12 +111,12 @@ def test_several_sources_are_searched_in_order(grown):
 def test_rows_that_failed_are_tried_again(world, fast_models):
     world.put("t/a.jpg", "v/c.jpg", **{"t/bad.jpg": b"no image"})
     old = f"old-{world.name}"
-    assert world.run("--work_dir", "old", "--skip_bad_images", name=old).exit_code == 0
+    world.ingest("--work_dir", "old", "--skip_bad_images", name=old)
     result = world.run("--reuse", old)
     assert "Embedding 1 image: 1 failed there." in result.stderr
     assert result.exit_code == 1 and "1 of 3 images cannot be embedded" in result.stderr
-    result = world.run("--reuse", old, "--skip_bad_images")
-    assert result.exit_code == 0 and "1 failed, 2 reused, 0 embedded now" in result.stdout
+    result = world.ingest("--reuse", old, "--skip_bad_images")
+    assert "1 failed, 2 reused, 0 embedded now" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -136,8 +129,7 @@ def test_rows_that_failed_are_tried_again(world, fast_models):
 )
 def test_vectors_that_were_computed_otherwise_are_not_taken(grown, options, reason):
     Path("other").write_bytes(b"other weights")
-    result = grown.run("--reuse", grown.old, *options)
-    assert result.exit_code == 0, result.output
+    result = grown.ingest("--reuse", grown.old, *options)
     assert embedded(grown) == 4
     assert "Embedding 4 images: 1 new, 3 computed otherwise." in result.stderr
     assert f"Nothing is taken from {grown.old}: it was computed with {reason}." in result.stderr
@@ -219,8 +211,7 @@ def test_damaged_vectors_and_lost_thumbnails_are_embedded_again(grown):
     with open(array_path(Path("old"), "clip"), "r+b") as file:
         file.write(b"\1\2\3")
     grown.storage.delete(grown.index, f"thumbnails/{grown.old_id}/b.jpg")
-    result = grown.run("--reuse", "./old")
-    assert result.exit_code == 0, result.output
+    result = grown.ingest("--reuse", "./old")
     assert "as their vectors are damaged there: 1." in result.stderr
     assert "as their thumbnails are gone there: 1." in result.stderr
     assert embedded(grown) == 3 and "1 reused, 3 embedded now" in result.stdout
@@ -230,8 +221,7 @@ def test_damaged_vectors_and_lost_thumbnails_are_embedded_again(grown):
 def test_a_few_rows_are_read_in_ranges(grown):
     grown.delete("t/a.jpg")
     with StandIn(grown.storage.url) as storage:
-        result = grown.run("--reuse", grown.old, storage=storage)
-        assert result.exit_code == 0, result.output
+        result = grown.ingest("--reuse", grown.old, storage=storage)
         assert len(storage.requests(RANGE)) == len(DIMENSIONS)
         assert len(storage.requests(COPY)) == 1
     assert embedded(grown) == 1 and "2 reused, 1 embedded now" in result.stdout
@@ -241,7 +231,7 @@ def test_a_few_rows_are_read_in_ranges(grown):
 def source(undisturbed, fresh, tmp_path):
     """A dataset of the same images in the index bucket of `fresh`."""
     made = undisturbed.again(tmp_path / "source").changed(index=fresh.index)
-    assert made.run().exit_code == 0
+    made.ingest()
     made.old_id = made.index_id()
     return made
 
@@ -295,6 +285,5 @@ def test_a_run_without_reuse_continues_one_with_it(undisturbed, fresh, source):
     rule = Rule(COPY, "403", after=2)
     stopped = fresh.stop_at(rule, "--reuse", source.name, FAKE_CHUNK_ROWS="4")
     assert re.search(r"Copying from gs://\S+ to \S+: access is denied", stopped.error)
-    done = fresh.run(FAKE_CHUNK_ROWS="4")
-    assert done.exit_code == 0, done.stderr
+    fresh.ingest(FAKE_CHUNK_ROWS="4")
     assert_same(fresh, source, undisturbed)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import time
 
 import numpy as np
@@ -14,7 +13,7 @@ from pyarrow import parquet
 from common.program import ROOT
 from dataset import arrays
 from dataset.manifest import manifest_path
-from tests.harness import FAKE, clean_environment, ended, feeders_of, pictures, start, wait_for
+from tests.harness import REAL, ended, feeders_of, pictures, wait_for, weight_options
 from tests.stand_in import KINDS, StandIn
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -55,7 +54,7 @@ def test_fifty_kills_at_random_moments(ingested, tmp_path):
             if "registered" in made.options():
                 break
         if "registered" not in made.options():
-            assert made.run(**small).exit_code == 0
+            made.ingest(**small)
         made.assert_same(undisturbed)
     print(f"{kills} kills in {rounds} ingests of 60 images")
 
@@ -106,10 +105,7 @@ def test_real_models_killed_in_the_middle_give_the_same_vectors(make_world, weig
     made = undisturbed.again(tmp_path / "again")
 
     def begin(made):
-        weights = ["--resnet_weights", str(weights_dir / "R-50.pkl")]
-        weights += ["--clip_weights", str(weights_dir / "clip-vit-base-patch32")]
-        command = [sys.executable, str(ROOT / "ingest.py"), *made.command(*weights)[len(FAKE) :]]
-        return start(command, clean_environment())
+        return made.start(*weight_options(weights_dir), program=REAL)
 
     assert ended(begin(undisturbed), 300).exit_code == 0
     process = begin(made)
