@@ -6,7 +6,10 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 INSTALLED := $(VENV)/installed
 
-.PHONY: install demo test soak check format bench screenshots clean
+GENERATED := README.md CONTRIBUTING.md  # in part: their tables, by cog
+ROOT_MODULES := $(basename $(wildcard *.py))
+
+.PHONY: install demo test soak check imports format bench screenshots clean
 
 install: $(INSTALLED)
 
@@ -20,14 +23,21 @@ soak: $(INSTALLED)  ## the slow tests: many kills, many faults
 	$(RUN) -m pytest -m soak $(TEST_FLAGS)
 	$(RUN) -m pytest --hypothesis-profile=others -m hypothesis $(TEST_FLAGS)
 
-check: $(INSTALLED)  ## lint, format, types
+check: $(INSTALLED) imports  ## lint, format, types, the order of imports, tables in documents
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
+	$(RUN) -m cogapp -P --verbosity 1 --check --diff --check-fail-msg "run make format" $(GENERATED)
+
+imports: $(INSTALLED)  # which takes packages only, so links make one of each module at the root
+	rm -rf .cache/imports
+	for name in $(ROOT_MODULES); do mkdir -p .cache/imports/$$name && \
+		ln -s ../../../$$name.py .cache/imports/$$name/__init__.py || exit 1; done
+	cd .cache/imports && PYTHONPATH=../.. ../../$(VENV)/bin/lint-imports --no-logo ../../pyproject.toml
 
 bench: $(INSTALLED)  ## the quick benchmarks, each a table and a JSON file under .bench/
 	mkdir -p .bench
-	for name in storage pipeline collection.scale schedule model end_to_end; do \
+	for name in start storage pipeline collection.scale schedule model end_to_end; do \
 		$(RUN) -m bench.$$name --json .bench/$$name.json || exit 1; done
 
 screenshots: $(INSTALLED)  ## the pictures in the README; needs Chromium
@@ -36,9 +46,10 @@ screenshots: $(INSTALLED)  ## the pictures in the README; needs Chromium
 	sed -n '/^\$$ .*ingest.py/,/Look at them/p' .bench/demo.txt >.bench/commands.txt
 	$(RUN) -m testing.browser.terminal_picture .bench/commands.txt docs/terminal.png
 
-format: $(INSTALLED)
+format: $(INSTALLED)  ## what ruff can correct, and the tables in documents
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+	$(RUN) -m cogapp -r -P --verbosity 1 $(GENERATED)
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'

@@ -20,10 +20,12 @@ os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # short waits
 from testing.embedders import FakeEmbedder
 from testing.servers.processes import local_forager, storage_emulator
 from testing.weights import seeded_weights
-from tests.harness import TRAIN, VAL, Dataset, Emulated, dataset, environment, pictures, run_here
-from tests.world import World
+from tests.harness import CLEAN, TRAIN, VAL, World, pictures
 
 MAX_WORKERS = 4  # of `make test`
+
+for variable in CLEAN:  # of whoever runs the tests
+    os.environ.pop(variable, None)
 
 # The same examples every time: a run of CI fails for the change it tests. `make soak` tries others.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -89,8 +91,6 @@ def emulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def emulator(emulator_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The storage emulator, selected by STORAGE_EMULATOR_HOST as a user would."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
-    for name in ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
     return emulator_url
 
 
@@ -149,14 +149,11 @@ def servers(
 
 @pytest.fixture
 def world(
-    make_bucket: Callable[[], str],
-    servers: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    emulator: str, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> World:
-    """Two empty buckets and a server of generation B, in an empty directory."""
+    """Empty buckets and a server of generation B, in an empty directory; images in t/ and v/."""
     monkeypatch.chdir(tmp_path)
-    return World(make_bucket(), make_bucket(), servers["B"])
+    return World(emulator, servers["B"], Path(), splits=("t", "v"), fake=False)
 
 
 @pytest.fixture
@@ -166,19 +163,30 @@ def fast_models(world: World) -> FakeEmbedder:
     return world.embedder
 
 
+@pytest.fixture
+def make_world(emulator: str, servers: dict[str, str], tmp_path: Path) -> Callable[..., World]:
+    """Makes a dataset of these objects, in train/ and val/, to be ingested with fake models."""
+
+    def make(objects: dict[str, bytes], directory: str = "made") -> World:
+        made = World(emulator, servers["B"], tmp_path / directory)
+        made.put(**objects)
+        return made
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def undisturbed(
     emulator_url: str, servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Dataset:
+) -> World:
     """A dataset of TRAIN and VAL pictures that was ingested without stops and faults."""
-    directory = tmp_path_factory.mktemp("undisturbed")
-    made = dataset(Emulated(emulator_url), directory, pictures(TRAIN, VAL))
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    made = World(emulator_url, servers["B"], tmp_path_factory.mktemp("undisturbed"))
+    made.put(**pictures(TRAIN, VAL))
+    made.ingest(storage=emulator_url)
     return made
 
 
 @pytest.fixture
-def fresh(undisturbed: Dataset, tmp_path: Path) -> Dataset:
+def fresh(undisturbed: World, emulator: str, tmp_path: Path) -> World:
     """The same images, to be ingested again."""
     return undisturbed.again(tmp_path / "fresh")

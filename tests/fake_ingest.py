@@ -10,13 +10,15 @@ weights are any two files. Settings in the environment:
     FAKE_CHUNK_ROWS    rows of another index that are copied at once
     FAKE_OBJECT_BYTES  size of the largest object that is fetched
     FAKE_DISK_BYTES    size that no file can exceed (RLIMIT_FSIZE)
-    FAKE_KILL_RENAME   number of the os.replace, from 1, at which the process kills itself
+    FAKE_KILL          "rename 2": the process kills itself instead of its second os.rename; so for
+                       "replace 2" (os.replace) and "commit 2" (of a transaction of SQLite)
 """
 
 import contextlib
 import os
 import resource
 import signal
+import sqlite3
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -58,8 +60,8 @@ def settings() -> Iterator[None]:
                 limits[user][argument] = kind(os.environ[name])
     with contextlib.ExitStack() as stack:
         for user, values in limits.items():
-            replaced = mock.patch.object(ingest, user.__name__, partial(user, **values))
-            stack.enter_context(replaced)
+            limited = mock.patch.object(ingest, user.__name__, partial(user, **values))
+            stack.enter_context(limited)
         yield
 
 
@@ -67,8 +69,9 @@ def main() -> None:
     if "FAKE_DISK_BYTES" in os.environ:
         limit = int(os.environ["FAKE_DISK_BYTES"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    if "FAKE_KILL_RENAME" in os.environ:
-        kill_at_rename(int(os.environ["FAKE_KILL_RENAME"]))
+    if "FAKE_KILL" in os.environ:
+        kind, number = os.environ["FAKE_KILL"].split()
+        kill_at(kind, int(number))
     try:
         with settings():
             ingest.main(obj=make_loader)
@@ -77,16 +80,31 @@ def main() -> None:
             Path(os.environ["FAKE_PEAK_FILE"]).write_text(str(peak_bytes()))
 
 
-def kill_at_rename(number: int) -> None:
-    """Kill this process instead of its os.replace of this number."""
-    replace, left = os.replace, iter(range(1, number))
+def kill_at(kind: str, number: int) -> None:
+    """Kill this process instead of its rename, replace or commit of this number, from 1."""
+    left = iter(range(1, number))
 
-    def counted(*paths: Any) -> None:
+    def count() -> None:
         if next(left, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        replace(*paths)
 
-    os.replace = counted  # type: ignore[assignment]
+    if kind == "commit":
+        connect = sqlite3.connect
+
+        def traced(*args: Any, **named: Any) -> sqlite3.Connection:
+            connection = connect(*args, **named)
+            connection.set_trace_callback(lambda sql: count() if sql == "COMMIT" else None)
+            return connection
+
+        sqlite3.connect = traced  # type: ignore[assignment]
+        return
+    function = getattr(os, kind)
+
+    def counted(*paths: Any) -> None:
+        count()
+        function(*paths)
+
+    setattr(os, kind, counted)
 
 
 def peak_bytes() -> int:

@@ -1,38 +1,58 @@
-"""What the tests of faults, kills and bad images share: a dataset, a run, what it left behind."""
+"""What end-to-end tests share: images in a bucket, a run of ingest.py, what it left behind.
+
+    made = make_world(pictures(18, 6))          # or the fixtures `world`, `fresh`, `undisturbed`
+    done = made.run("--dry_run")                # in this process
+    process = made.start(FAKE_WINDOW="4")       # in a process of its own, under way
+    done = ended(process)
+    made.left_behind()
+
+A run has the environment of the test; `storage` and `server` may put a StandIn in the place of the
+real ones, and other keyword arguments are variables of the environment (see fake_ingest.py).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
 import os
+import pickle
 import re
 import sqlite3
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 from urllib.parse import quote
 
+import numpy as np
 from click.testing import CliRunner
 from pyarrow import parquet
 
+import gcs
 import ingest
-from common.names import identifier
+from common.names import GsPath, identifier
+from common.program import ROOT
 from dataset import arrays
+from storage.async_client import AsyncStorage
+from storage.listing import listed
+from testing.embedders import FakeEmbedder, LoaderWithoutModels
 from testing.photographs import picture
 from testing.servers.guarded import guarded
 from testing.servers.processes import LONGEST_S
 from tests.fake_ingest import make_loader, settings
+from tests.stand_in import Rule, StandIn
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
+REAL = [sys.executable, str(ROOT / "ingest.py")]
 JSON = "application/json"
 DONE = 1  # the status of a row
 TRAIN, VAL = 18, 6  # pictures of the dataset that most tests of stops and faults use
@@ -53,6 +73,11 @@ def ask(url: str, method: str = "GET", data: bytes | None = None, kind: str = ""
     request = urllib.request.Request(url, data=data, method=method, headers=headers)
     with urllib.request.urlopen(request, timeout=LONGEST_S) as response:
         return response.read()
+
+
+def url_of(server: Any) -> str:
+    """The address of a server: a StandIn, or the address itself."""
+    return getattr(server, "url", server)
 
 
 class Emulated(NamedTuple):
@@ -90,86 +115,228 @@ class Emulated(NamedTuple):
                 return found
 
 
-def manifest_content(data: bytes) -> str:
-    """What does not depend on when and how often an image was written."""
-    table = parquet.read_table(io.BytesIO(data)).drop_columns(["generation"])
-    return str(table.to_pylist())
+class World:
+    """Images in a bucket, an empty index bucket, a server, and the command to run between them.
 
+    With `fake`, the models of tests/fake_ingest.py; else `embedder`, or the real models if it is
+    None. The work directory is work/ in `directory`.
+    """
 
-class Dataset(NamedTuple):
-    """Images in a bucket, an empty index bucket, a name, weights and a work directory to be."""
-
-    storage: Emulated
-    images: str
-    bucket: str  # of the index
-    name: str
-    directory: Path
-
-    def command(self, *options: str) -> list[str]:
-        """ingest.py with the fake models."""
-        paths = [f"gs://{self.images}/train", f"gs://{self.images}/val"]
-        weights = ["--resnet_weights", str(self.directory / "resnet")]
-        weights += ["--clip_weights", str(self.directory / "clip")]
-        places = ["--bucket", self.bucket, "--work_dir", str(self.work)]
-        return [*FAKE, self.name, *paths, *weights, *places, *options]
+    def __init__(
+        self,
+        storage: str,
+        server: str,
+        directory: Path,
+        *,
+        splits: tuple[str, str] = ("train", "val"),
+        images: str | None = None,
+        fake: bool = True,
+    ) -> None:
+        self.storage, self.server, self.directory = Emulated(storage), server, directory
+        self.images, self.index = images or self.storage.bucket(), self.storage.bucket()
+        self.name = f"d-{uuid.uuid4().hex[:12]}"
+        self.splits = splits
+        self.embedder: FakeEmbedder | None = None
+        self.fake = fake
+        if fake:
+            directory.mkdir(parents=True, exist_ok=True)
+            for name in ("resnet", "clip"):
+                (directory / name).write_bytes(name.encode())
 
     @property
     def work(self) -> Path:
         return self.directory / "work"
 
-    def left_behind(self) -> dict[str, str]:
-        """The objects in the index bucket and their crc32c, with ID for the one index_id."""
-        found = self.storage.contents(self.bucket)
+    @property
+    def client(self) -> Any:
+        """google-cloud-storage's, for the emulator of the test."""
+        return gcs.make_client()
+
+    def again(self, directory: Path) -> World:
+        """The same images under another name, with nothing done."""
+        address, images, fake = self.storage.url, self.images, self.fake
+        return World(address, self.server, directory, splits=self.splits, images=images, fake=fake)
+
+    def changed(self, **attributes: Any) -> World:
+        """The same ingest with other attributes."""
+        other = object.__new__(World)
+        other.__dict__.update(self.__dict__, **attributes)
+        return other
+
+    # The images
+
+    def put(self, *names: str, **contents: bytes) -> dict[str, bytes]:
+        """Put objects into the image bucket, an image of its own where no content is given."""
+        for name in names:
+            kind = "PNG" if name.endswith(".png") else "JPEG"
+            contents[name] = picture(zlib.crc32(name.encode()), kind=kind)
+        for name, content in contents.items():
+            self.storage.put(self.images, name, content)
+        return contents
+
+    def delete(self, *names: str) -> None:
+        for name in names:
+            self.storage.delete(self.images, name)
+
+    def rename(self, name: str, new: str) -> None:
+        self.storage.put(self.images, new, self.storage.get(self.images, name))
+        self.delete(name)
+
+    # The command
+
+    def arguments(
+        self,
+        *options: str,
+        name: str | None = None,
+        train: str | None = None,
+        val: str | None = None,
+        server: Any = None,
+    ) -> list[str]:
+        paths = [
+            f"gs://{self.images}/{split}" if path is None else path
+            for path, split in zip((train, val), self.splits, strict=True)
+        ]
+        weights = []
+        if self.fake:
+            weights += ["--resnet_weights", str(self.directory / "resnet")]
+            weights += ["--clip_weights", str(self.directory / "clip")]
+        places = ["--bucket", self.index, "--work_dir", str(self.work)]
+        places += ["--server_url", self.server if server is None else url_of(server)]
+        return [self.name if name is None else name, *paths, *places, *weights, *options]
+
+    def command(self, *options: str, **named: Any) -> list[str]:
+        """ingest.py with the fake models, for a process of its own."""
+        return [*FAKE, *self.arguments(*options, **named)]
+
+    def run(self, *options: str, storage: Any = None, **named: Any) -> Done:
+        """The command in this process, which saves the imports."""
+        variables = {name: named.pop(name) for name in list(named) if not name.islower()}
+        return self.invoke(self.arguments(*options, **named), storage, **variables)
+
+    def ingest(self, *options: str, **named: Any) -> Done:
+        """A run that ends with exit code 0."""
+        done = self.run(*options, **named)
+        assert done.exit_code == 0, done.output
+        return done
+
+    def invoke(self, arguments: list[str], storage: Any = None, **variables: str) -> Done:
+        """The command in this process with just these arguments."""
+        loader: Any = make_loader if self.fake else None
+        if self.embedder:
+            loader = partial(LoaderWithoutModels, embedder=self.embedder)
+        if storage is not None:
+            variables["STORAGE_EMULATOR_HOST"] = url_of(storage)
+        with mock.patch.dict(os.environ, variables), settings():
+            result = CliRunner().invoke(ingest.main, arguments, obj=loader)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stdout, plain(result.stderr))
+
+    def start(
+        self,
+        *options: str,
+        storage: Any = None,
+        program: Sequence[str] = FAKE,
+        popen: Any = (),
+        **named: Any,
+    ) -> subprocess.Popen[str]:
+        """The command in a process of its own, under way; `popen`: more arguments of Popen."""
+        variables = {name: named.pop(name) for name in list(named) if not name.islower()}
+        if storage is not None:
+            variables["STORAGE_EMULATOR_HOST"] = url_of(storage)
+        command = [*program, *self.arguments(*options, **named)]
+        return start(command, {**clean_environment(), **variables}, **dict(popen))
+
+    def stop_at(self, rule: Rule, *options: str, **named: Any) -> Done:
+        """A run that ends with exit code 1, as storage fails by this rule."""
+        with StandIn(self.storage.url, rule) as storage:
+            done = self.run(*options, storage=storage, **named)
+        assert done.exit_code == 1, done.output
+        return done
+
+    # What it left behind
+
+    def left_behind(self, but: str = "no index") -> dict[str, str]:
+        """The objects in the index bucket and their crc32c, with ID for the one index_id.
+
+        Those of an index named by `but` are left out.
+        """
+        found = {n: crc for n, crc in self.storage.contents(self.index).items() if but not in n}
         for name in found:
             if name.endswith("/manifest.parquet"):  # whose metadata has the time and the index id
-                found[name] = manifest_content(self.storage.get(self.bucket, name))
+                found[name] = manifest_content(self.storage.get(self.index, name))
         ids = {name.split("/")[1] for name in found}
         assert len(ids) <= 1, f"several index_ids: {ids}"
         return {re.sub(r"/[-0-9a-f]{36}/", "/ID/", name): crc for name, crc in found.items()}
 
+    def objects(self) -> dict[str, bytes]:
+        """Every object in the index bucket: name -> bytes."""
+        names = self.storage.contents(self.index)
+        return {name: self.storage.get(self.index, name) for name in names}
+
+    def array(self, name: str) -> np.ndarray:
+        """An array of the uploaded index, float32 (n, dimension)."""
+        path = f"indexes/{self.index_id()}/local/{name}/embeddings.npy"
+        data = self.storage.get(self.index, path)
+        return np.frombuffer(data, "<f4").reshape(-1, arrays.DIMENSIONS[name])
+
+    def report(self, name: str = "report.json") -> dict[str, Any]:
+        return json.loads((self.work / name).read_text())
+
+    def failed(self) -> dict[str, str]:
+        """The images that cannot be embedded, and why."""
+        failed = json.loads((self.work / "failed.json").read_text())
+        assert all(list(entry) == ["object", "reason"] for entry in failed)
+        return {entry["object"]: entry["reason"] for entry in failed}
+
+    def _state(self, query: str) -> dict[str, Any]:
+        """What the state on the disk answers; nothing where the run did not come that far."""
+        path = f"file:{self.work / 'state.sqlite'}?mode=ro"  # else it would be made
+        with (
+            contextlib.suppress(sqlite3.OperationalError),
+            contextlib.closing(sqlite3.connect(path, uri=True)) as state,
+        ):
+            return dict(state.execute(query))
+        return {}
+
     def statuses(self) -> dict[str, int]:
         """Object names and the status of their rows, as they are on the disk now."""
-        path = f"file:{self.work / 'state.sqlite'}?mode=ro"  # else it would be made
-        with contextlib.closing(sqlite3.connect(path, uri=True)) as state:
-            listed = "FROM images WHERE split IS NOT NULL ORDER BY split, object"
-            return dict(state.execute(f"SELECT object, status {listed}"))
+        return self._state(
+            "SELECT object, status FROM images WHERE split IS NOT NULL ORDER BY split, object"
+        )
 
     def options(self) -> dict[str, str]:
-        """The recorded options; none where the run did not come that far."""
-        path = f"file:{self.work / 'state.sqlite'}?mode=ro"
-        if not (self.work / "state.sqlite").exists():
-            return {}
-        with contextlib.closing(sqlite3.connect(path, uri=True)) as state:
-            return dict(state.execute("SELECT name, value FROM options"))
+        """The recorded options."""
+        return self._state("SELECT name, value FROM options")
 
     def done(self) -> list[str]:
         """The objects whose rows are marked done."""
         return [name for name, status in self.statuses().items() if status == DONE]
 
-    def registered(self, server: str) -> tuple[str, int, int]:
+    def registered(self, server: Any = None) -> tuple[str, int, int] | None:
         """What the server knows of the dataset: index_id, training and validation images."""
-        info = json.loads(ask(f"{server}/api/get_dataset_info_v2/{self.name}"))
+        address = f"{url_of(server or self.server)}/api/get_dataset_info_v2/{self.name}"
+        try:
+            info = json.loads(ask(address))
+        except urllib.error.HTTPError as error:
+            error.close()
+            return None
         return info["index_id"], info["num_train"], info["num_val"]
 
     def index_id(self) -> str:
-        return next(iter(self.storage.contents(self.bucket))).split("/")[1]
+        return next(iter(self.storage.contents(self.index))).split("/")[1]
 
-    def assert_same(self, undisturbed: Dataset, server: str) -> None:
+    def assert_same(self, undisturbed: World) -> None:
         """What is there is what an undisturbed run left, once, under the first run's index_id."""
         assert self.left_behind() == undisturbed.left_behind()
         splits = [name.split("/")[0] for name in self.storage.contents(self.images)]
-        counts = splits.count("train"), splits.count("val")
-        assert self.registered(server) == (self.index_id(), *counts)
-        with contextlib.closing(sqlite3.connect(self.work / "state.sqlite")) as state:
-            recorded = state.execute("SELECT value FROM options WHERE name = 'index_id'").fetchall()
-        assert recorded == [(self.index_id(),)]
+        assert self.registered() == (self.index_id(), *map(splits.count, self.splits))
+        assert self.options()["index_id"] == self.index_id()
 
     def assert_done_is_done(self) -> None:
         """Every row marked done has its vectors on the disk and its thumbnail in the bucket."""
-        if not (self.work / "state.sqlite").exists():
-            return
         rows = list(self.statuses().items())
-        uploaded = {name.rpartition("/")[2] for name in self.storage.contents(self.bucket)}
+        uploaded = {name.rpartition("/")[2] for name in self.storage.contents(self.index)}
         for name, dimension in arrays.DIMENSIONS.items():
             path = arrays.array_path(self.work, name)
             array = path.read_bytes() if path.exists() else b""
@@ -179,9 +346,11 @@ class Dataset(NamedTuple):
                     assert any(vector), f"{object_name} is marked done and has no {name}"
                     assert f"{identifier(object_name)}.jpg" in uploaded
 
-    def again(self, directory: Path) -> Dataset:
-        """The same images under another name, with nothing done."""
-        return dataset(self.storage, directory, {}, self.images)
+
+def manifest_content(data: bytes) -> str:
+    """What does not depend on when and how often an image was written."""
+    table = parquet.read_table(io.BytesIO(data)).drop_columns(["generation"])
+    return str(table.to_pylist())
 
 
 def has_only_a_report(work: Path) -> bool:
@@ -189,17 +358,54 @@ def has_only_a_report(work: Path) -> bool:
     return [path.name for path in work.iterdir()] == ["report.json"]
 
 
-def dataset(
-    storage: Emulated, directory: Path, objects: dict[str, bytes], images: str = ""
-) -> Dataset:
-    """A dataset of these objects, ready to be ingested."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in ("resnet", "clip"):
-        (directory / name).write_bytes(name.encode())
-    images = images or storage.bucket()
-    for name, data in objects.items():
-        storage.put(images, name, data)
-    return Dataset(storage, images, storage.bucket(), f"d-{uuid.uuid4().hex[:8]}", directory)
+class Index:
+    """What an ingest left in the index bucket, read as the server and the web page do."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.names = set(objects)
+        (self.id,) = {name.split("/")[1] for name in objects}
+        prefix = f"indexes/{self.id}"
+        self.labels = json.loads(objects[f"{prefix}/labels.json"])
+        self.train = json.loads(objects[f"{prefix}/identifiers.json"])
+        self.val = json.loads(objects[f"{prefix}/val_identifiers.json"])
+        self.classes = pickle.loads(objects[f"aux_labels/{self.id}/imagenet.pickle"])
+        self.arrays = {
+            name: np.frombuffer(
+                objects[f"{prefix}/local/{name}/embeddings.npy"], dtype="<f4"
+            ).reshape(len(self.labels), dimension)
+            for name, dimension in arrays.DIMENSIONS.items()
+        }
+        start = f"thumbnails/{self.id}/"
+        self.thumbnails = {
+            name.removeprefix(start): data
+            for name, data in objects.items()
+            if name.startswith(start)
+        }
+
+
+# Parts of storage alone
+
+
+def put(bucket: str, *names: str, data: bytes = b"data") -> None:
+    for name in names:
+        gcs.make_client().bucket(bucket).blob(name).upload_from_string(data)
+
+
+def listing(bucket: str, prefix: str = "") -> list[Any]:
+    return sorted(found for page in listed(GsPath(bucket, prefix)) for found in page)
+
+
+def with_objects(function: str, *args: Any) -> Any:
+    """What a method of AsyncStorage returns."""
+
+    async def run() -> Any:
+        async with AsyncStorage(4) as objects:
+            return await getattr(objects, function)(*args)
+
+    return asyncio.run(run())
+
+
+# Processes
 
 
 def clean_environment() -> dict[str, str]:
@@ -207,23 +413,13 @@ def clean_environment() -> dict[str, str]:
 
     Without the settings of Ray's that a cluster leaves in the process that started it.
     """
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in CLEAN and not name.startswith("RAY_")
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {**kept, "FORAGER_RETRY_BASE_S": "0.01", "PYTHONUNBUFFERED": "1"}
-
-
-def environment(storage: str, server: str, **more: str) -> dict[str, str]:
-    """A clean environment for a run."""
-    addresses = {"STORAGE_EMULATOR_HOST": storage, "SERVER_URL": server}
-    return {**clean_environment(), **addresses, **more}
 
 
 INTERIOR = (  # of libraries and protocols: no message shows it
     *("Traceback", "Error(", "Exception", "[Errno", "HTTPStatus", "HTTPConnection", "object at 0x"),
-    *('{"', "('", "\n.", "Unterminated string", "Expecting value", "Caused by", "<html"),
+    *('{"', "('Connection", "\n.", "Unterminated string", "Expecting value", "Caused by", "<html"),
 )
 
 
@@ -234,42 +430,27 @@ def plain(messages: str) -> str:
     return messages
 
 
+def weight_options(weights_dir: Path) -> list[str]:
+    """Options for the seeded weights of the real models."""
+    clip = weights_dir / "clip-vit-base-patch32"
+    return ["--resnet-weights", str(weights_dir / "R-50.pkl"), "--clip-weights", str(clip)]
+
+
 class Done(NamedTuple):
     """How a command ended; a traceback in its output is never right."""
 
-    returncode: int
+    exit_code: int
     stdout: str
     stderr: str
-    cpu_s: float = 0.0
 
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
 
-def run_here(command: list[str], env: dict[str, str]) -> Done:
-    """ingest.py with the fake models in this process, which saves the imports."""
-    with mock.patch.dict(os.environ, env, clear=True), settings():
-        result = CliRunner().invoke(ingest.main, command[len(FAKE) :], obj=make_loader)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Done(result.exit_code, result.stdout, plain(result.stderr))
-
-
-def run(command: list[str], env: dict[str, str], timeout: float = LONGEST_S) -> Done:
-    """A command in a process of its own, to its end."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen(**guarded(command), env=env, stdout=out, stderr=err)
-        guard = threading.Timer(timeout, process.kill)
-        guard.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        guard.cancel()
-        out.seek(0), err.seek(0)
-        done = Done(
-            process.returncode,
-            out.read().decode(),
-            err.read().decode(),
-            usage.ru_utime + usage.ru_stime,
-        )
-    plain(done.stderr)
-    return done
+    @property
+    def error(self) -> str:
+        """The message that ended it, without "Error: "."""
+        return self.stderr.partition("Error: ")[2]
 
 
 def start(command: list[str], env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
@@ -289,6 +470,11 @@ def ended(process: subprocess.Popen[str], timeout: float = LONGEST_S) -> Done:
         process.kill()
         raise
     return Done(process.returncode, out, plain(err))
+
+
+def run(command: list[str], env: dict[str, str] | None = None, timeout: float = LONGEST_S) -> Done:
+    """A command in a process of its own, to its end."""
+    return ended(start(command, clean_environment() if env is None else env), timeout)
 
 
 def wait_for(condition: Callable[[], object], timeout: float = LONGEST_S) -> None:

@@ -12,7 +12,7 @@ from common.program import ROOT
 from models.devices import choose_precision
 from testing.browser.chromium import MISSING, chromium_path
 from tests.harness import clean_environment
-from tests.test_documents import shown_commands
+from tests.test_documented_commands import SHOWN
 
 SMALL = {
     "end_to_end": "--images 4 --size 64 48 --runs 1",
@@ -26,6 +26,7 @@ SMALL = {
     "ray_engine": "--rows 300 --seconds 0.01 --runs 1",
     "collection.scale": "--few 100 --many 200 --names 2000 --reused 200 --runs 1",
     "schedule": "--images 500",
+    "start": "--runs 1",
     "storage": "--objects 20 --megabytes 1 --runs 1",
     "trial": "--images 20 --trial 10 --runs 1",
 }
@@ -34,7 +35,7 @@ SMALL = {
 def shown_benchmarks() -> list[str]:
     """The benchmarks, with the options that are not in SMALL."""
     found = set()
-    for shown in shown_commands():
+    for shown in SHOWN:
         _, _, module, *options = [*shown.words, "", ""][: max(3, len(shown.words))]
         name = module.removeprefix("bench.")
         if name != module and name != "gpu":  # models/test_bench_gpu.py runs that one

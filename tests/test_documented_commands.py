@@ -20,9 +20,8 @@ from dataset.state import State
 from testing.embedders import LoaderWithoutModels
 from testing.photographs import picture
 from testing.servers.processes import Service, local_forager
-from tests.harness import ask
+from tests.harness import ask, put
 from tests.test_documents import DOCUMENTS, code_blocks, section
-from tests.world import put
 
 PROGRAM = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:git|python|pip|pytest|make|curl|gcloud|hf|ray|ulimit) \S"
@@ -39,11 +38,11 @@ RUN_ELSEWHERE = (
     ("python -m venv", "Makefile", "-m venv"),
     ("pip install -r requirements.txt", "requirements-dev.txt", "-r requirements.txt"),
     ("pip install -r requirements-ray.txt", ".ci/run", "-r requirements-ray.txt"),
-    ("(.venv/bin/python -m )?pytest", "Makefile", "-m pytest"),  # its words: test_documents.py
+    ("(.venv/bin/python -m )?pytest", "Makefile", "-m pytest"),  # its words: below
     ("make demo", "tests/test_demo.py", "demo.py"),
     ("make clean", "tests/test_demo.py", "clean"),
     ("make bench", "tests/test_benchmarks.py", "bench."),
-    ("make (test|check)", ".ci/run", "make test"),
+    ("make (test|check|format)", ".ci/run", "make test"),
     ("make soak", "Makefile", "-m soak"),
     ("python -m bench.gpu", "tests/models/test_bench_gpu.py", "gpu.main"),
     (r"python -m bench\.", "tests/test_benchmarks.py", "bench."),
@@ -58,6 +57,14 @@ class Shown(NamedTuple):
     document: str
     command: str
     beside: str
+
+    @property
+    def words(self) -> list[str]:
+        """The words of the command, without `VARIABLE=value` and directories in front."""
+        words = shlex.split(self.command, comments=True)
+        while re.match(r"[A-Z_]+=", words[0]):
+            del words[0]
+        return [words[0].rpartition("/")[2], *words[1:]]
 
 
 def joined(block: str) -> Iterator[str]:
@@ -197,3 +204,67 @@ def test_other_commands_are_run_elsewhere_or_marked():
     for shown in SHOWN:
         assert all(text in found[file] for file, text in elsewhere(shown.command).items()), shown
     assert {"gcloud auth application-default login", "ray up docs/ray-cluster.yaml"} <= MARKED
+
+
+def problem_of_python(words: list[str]) -> str:
+    """What is wrong with a command that begins with `python`, or ""."""
+    module = words[2] if words[1] == "-m" else words[1].removesuffix(".py")
+    if module in ("venv", "pytest"):
+        return ""
+    name = module.replace(".", "/")
+    if not (ROOT / f"{name}.py").exists() and not (ROOT / name / "__main__.py").exists():
+        return f"there is no {module}"
+    shared = "common/options.py", "preflight/options.py", "bench/support/measure.py"
+    paths = [ROOT / f"{name}.py", *(ROOT / name).glob("*.py"), *(ROOT / path for path in shared)]
+    source = "".join(path.read_text() for path in paths if path.exists())
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    unknown = [option for option in options if f'"{option}"' not in source and option != "--help"]
+    return f"{module} has no {', '.join(unknown)}" if unknown else ""
+
+
+def problem_of_pytest(words: list[str]) -> str:
+    """What is wrong with the files and the -k of a pytest command, or ""."""
+    paths = [ROOT / word for word in words if word.startswith("tests/")]
+    if missing := [path for path in paths if not path.exists()]:
+        return f"there is no {missing[0].relative_to(ROOT)}"
+    files = [f for path in paths for f in (path.rglob("test_*.py") if path.is_dir() else [path])]
+    names = re.findall(r"^def (test_\w+)", "".join(path.read_text() for path in files), re.M)
+    wanted = words[words.index("-k") + 1].split(" or ") if "-k" in words and files else []
+    unknown = [word for word in wanted if not any(word in name for name in names)]
+    return f"no test has {', '.join(unknown)} in its name" if unknown else ""
+
+
+def problem_of_make(words: list[str]) -> str:
+    """What is wrong with a make command, or ""."""
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    if len(words) > 1 and words[1] not in targets:
+        return f"the Makefile has no {words[1]}"
+    flags = next((word for word in words if word.startswith("TEST_FLAGS=")), "")
+    return problem_of_pytest(shlex.split(flags.partition("=")[2]))
+
+
+JUDGES = {"python": problem_of_python, "pytest": problem_of_pytest, "make": problem_of_make}
+
+
+def test_commands_in_documents_exist():
+    """Modules, options, tests and targets; also of commands that are not run."""
+    judged = [shown for shown in SHOWN if shown.words[0] in JUDGES]
+    assert len(judged) > 50
+    problems = {shown.command: JUDGES[shown.words[0]](shown.words) for shown in judged}
+    assert {command: problem for command, problem in problems.items() if problem} == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("python ingest.py a b c --forget", "ingest has no --forget"),
+        ("python -m bench.nothing", "there is no bench.nothing"),
+        ("pytest tests/test_nothing.py", "there is no tests/test_nothing.py"),
+        ("pytest tests/test_demo.py -k two_ways", "no test has two_ways in its name"),
+        ("make all", "the Makefile has no all"),
+        ("make test TEST_FLAGS=tests/nothing", "there is no tests/nothing"),
+    ],
+)
+def test_commands_that_do_not_exist_are_found(command, problem):
+    words = shlex.split(command)
+    assert JUDGES[words[0]](words) == problem

@@ -1,24 +1,18 @@
-"""The documents against the program: options, commands, folders and files that they name."""
+"""The documents against the program: embeddings, messages, files and links that they name."""
 
 from __future__ import annotations
 
 import ast
 import re
-import shlex
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import click
 import pytest
 
-import ingest
-import ingest_labels
-from common.options import shared_options
 from common.program import ROOT
 from dataset.arrays import EMBEDDINGS
-from tests.test_house import RANKS
 
 DOCUMENTS = [
     *ROOT.glob("*.md"),
@@ -31,7 +25,6 @@ SOURCES = [
     *(path for package in ROOT.glob("*/__init__.py") for path in package.parent.rglob("*.py")),
 ]
 STATIC = ROOT / "local_forager/static"
-COMMAND = r"(?:[A-Z_]+=\S+ )*(?:\S*/)?((?:python|pytest|make)( .+|$))"
 FILE = re.compile(
     r"(?<![\w/.$<>{}*])([\w-][\w.-]*(?:/[\w.-]+)*\.(?:py|md|ya?ml|toml|js|html|css|README))\b"
 )
@@ -86,65 +79,6 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
             yield from enumerate(text.splitlines(), node.body[0].lineno)
 
 
-# CONTRIBUTING: folders and the order of imports
-
-
-def test_contributing_shows_the_order_of_imports():
-    (order,) = code_blocks(section("CONTRIBUTING.md", "### The order of imports"))
-    ranks = [{name.removesuffix(".py") for name in line.split()} for line in order.splitlines()]
-    assert ranks == list(RANKS)
-
-
-def test_contributing_has_the_sentence_of_every_folder():
-    tree, *_ = code_blocks(section("CONTRIBUTING.md", "## Where things are"))
-    shown = dict(re.findall(r"^(\S+)/ +(.+)$", tree, re.M))
-    assert shown.pop("docs")
-    assert shown == {
-        str(path.parent.relative_to(ROOT)): docstring(path).partition("\n")[0]
-        for path in SOURCES
-        if path.name == "__init__.py"
-    }
-
-
-def docstring(path: Path) -> str:
-    return ast.get_docstring(ast.parse(path.read_text())) or ""
-
-
-# README: options, embeddings, messages
-
-
-def options_of(command: click.Command) -> dict[str, str]:
-    """The default of each option, as --help shows it; "" where it shows none."""
-    context = click.Context(command)
-    found = {}
-    for parameter in command.params:
-        if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)):
-            default = re.search(r"\[default: \(?(.*?)\)?(; [^;\]]*)?\]", record[1])
-            found[parameter.opts[0]] = default[1] if default else ""
-    return found
-
-
-def options_in_readme(heading: str) -> dict[str, str]:
-    rows = table_rows(section("README.md", heading))
-    return {
-        option[0]: row[1]
-        for row in rows
-        if (option := re.match(r"--\w+", row[0].lstrip("`"))) and len(row) == 3
-    }
-
-
-def test_readme_has_every_option_of_ingest_with_its_default():
-    assert options_in_readme("## Options") == options_of(ingest.main)
-
-
-def test_readme_has_every_option_of_ingest_labels_with_its_default():
-    shared = options_of(shared_options(click.Command("shared")))
-    own = {name: d for name, d in options_of(ingest_labels.main).items() if name not in shared}
-    assert options_in_readme("## Labels") == own
-    for name in shared:
-        assert f"`{name}`" in section("README.md", "## Labels")
-
-
 def test_readme_has_every_embedding():
     rows = table_rows(section("README.md", "## What it leaves behind"))
     shown = {row[0]: row[1] for row in rows}
@@ -172,112 +106,6 @@ def test_messages_in_readme_are_those_of_the_program():
 def test_the_first_command_is_within_25_lines():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert any("python ingest.py " in line for line in lines[:25])
-
-
-# Commands in the documents
-
-
-class Shown(NamedTuple):
-    """A command that a document shows, without `VARIABLE=value` in front."""
-
-    document: str
-    words: list[str]
-
-    def __str__(self) -> str:
-        return f"{self.document}: {shlex.join(self.words)}"
-
-
-def shown_commands() -> Iterator[Shown]:
-    """The commands in code of all documents that this test can judge: python, pytest and make."""
-    for document in DOCUMENTS:
-        text = document.read_text()
-        spans = re.findall(
-            r"(?<!`)`([^`]+)`(?!`)", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-        )
-        indented = re.findall(r"^    (\S.*)$", text, re.M)
-        blocks = [line for block in code_blocks(text) for line in block.splitlines()]
-        for line in (*spans, *indented, *blocks):
-            command = re.match(COMMAND, " ".join(line.split()))
-            if command:
-                words = shlex.split(command[1], comments=True)
-                yield Shown(document.name, words)
-
-
-def options_in(module: str) -> str:
-    """The sources that may define the options of a module's command."""
-    paths = [ROOT / f"{module.replace('.', '/')}.py", *(ROOT / module).glob("*.py")]
-    shared = "common/options.py", "preflight/options.py", "bench/support/measure.py"
-    paths += [ROOT / path for path in shared]
-    return "".join(path.read_text() for path in paths if path.exists())
-
-
-def problem_of_python(words: list[str]) -> str:
-    """What is wrong with a command that begins with `python`, or ""."""
-    module = words[2] if words[1] == "-m" else words[1].removesuffix(".py")
-    if module in ("venv", "pytest"):
-        return ""
-    name = module.replace(".", "/")
-    if not (ROOT / f"{name}.py").exists() and not (ROOT / name / "__main__.py").exists():
-        return f"there is no {module}"
-    source = options_in(module)
-    options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    unknown = [option for option in options if f'"{option}"' not in source and option != "--help"]
-    return f"{module} has no {', '.join(unknown)}" if unknown else ""
-
-
-def problem_of_pytest(words: list[str]) -> str:
-    """What is wrong with the files and the -k of a pytest command, or ""."""
-    files: list[Path] = []
-    for word in words:
-        if word.startswith("tests/"):
-            path = ROOT / word
-            if not path.exists():
-                return f"there is no {word}"
-            files += path.rglob("test_*.py") if path.is_dir() else [path]
-    names = re.findall(r"^def (test_\w+)", "".join(path.read_text() for path in files), re.M)
-    if "-k" in words:
-        wanted = words[words.index("-k") + 1].split(" or ")
-        missing = [word for word in wanted if not any(word in name for name in names)]
-        return f"no test has {', '.join(missing)} in its name" if missing and files else ""
-    return ""
-
-
-def problem_of_make(words: list[str]) -> str:
-    """What is wrong with a make command, or ""."""
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
-    if len(words) > 1 and words[1] not in targets:
-        return f"the Makefile has no {words[1]}"
-    flags = next((word for word in words if word.startswith("TEST_FLAGS=")), "")
-    return problem_of_pytest(shlex.split(flags.partition("=")[2]))
-
-
-JUDGES = {"python": problem_of_python, "pytest": problem_of_pytest, "make": problem_of_make}
-
-
-def test_commands_in_documents_exist():
-    commands = list(shown_commands())
-    assert len(commands) > 50
-    problems = {str(command): JUDGES[command.words[0]](command.words) for command in commands}
-    assert {command: problem for command, problem in problems.items() if problem} == {}
-
-
-@pytest.mark.parametrize(
-    ("command", "problem"),
-    [
-        ("python ingest.py a b c --restart", ""),
-        ("python ingest.py a b c --forget", "ingest has no --forget"),
-        ("python intake.py", "there is no intake"),
-        ("python -m bench.nothing", "there is no bench.nothing"),
-        ("pytest tests/test_nothing.py", "there is no tests/test_nothing.py"),
-        ("pytest tests/test_house.py -k one_way", ""),
-        ("pytest tests/test_house.py -k two_ways", "no test has two_ways in its name"),
-        ("make all", "the Makefile has no all"),
-        ("make test TEST_FLAGS=tests/nothing", "there is no tests/nothing"),
-    ],
-)
-def test_commands_that_do_not_exist_are_found(command, problem):
-    words = shlex.split(command)
-    assert JUDGES[words[0]](words) == problem
 
 
 # What all documents, docstrings and comments may say
@@ -349,10 +177,18 @@ def test_plain_words():
 
 def test_the_code_in_readme_loads_names_and_vectors(world, fast_models):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
-    assert world.run("--work_dir", "birds").exit_code == 0
+    world.ingest("--work_dir", "birds")
     code, *_ = code_blocks(section("README.md", "## What it leaves behind"))
     found: dict[str, Any] = {}
     exec(code, found)
     assert found["images"]["object"].tolist() == ["t/a.jpg", "t/b.jpg", "v/c.jpg"]
     assert found["clip"].shape == (3, 512)
     assert found["similar"]["object"].tolist()[0] == "t/a.jpg"
+
+
+def test_the_order_of_imports_has_every_part():
+    """import-linter holds the order of those that it is told of."""
+    text = (ROOT / "pyproject.toml").read_text()
+    (listed,) = re.findall(r"^root_packages = \[(.*?)\]", text, re.M | re.S)
+    parts = [*ROOT.glob("*.py"), *(path.parent for path in ROOT.glob("*/__init__.py"))]
+    assert sorted(re.findall(r"\w+", listed)) == sorted(path.stem for path in parts)

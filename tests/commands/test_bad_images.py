@@ -2,12 +2,10 @@
 
 import gzip
 import io
-import json
 import re
 import struct
 import tracemalloc
 import zlib
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,16 +16,7 @@ from dataset import arrays
 from dataset.state import State
 from storage.async_client import unzipped, unzipped_size
 from testing.photographs import picture
-from tests.harness import (
-    Dataset,
-    Done,
-    Emulated,
-    dataset,
-    environment,
-    pictures,
-    run,
-    run_here,
-)
+from tests.harness import World, ended, pictures
 
 MAX_RSS = 2_000_000_000  # bytes: an image of 100 megapixels takes 1.4 GB, whatever its file
 
@@ -139,94 +128,59 @@ ZOO = {
 }
 
 
-class Zoo(NamedTuple):
-    """How a run over the zoo ended, and what it left behind."""
-
-    made: Dataset
-    env: dict[str, str]
-    run: Done
-    objects: dict[str, str]
-    done: set[str]
-    failed: dict[str, str]
+LIMITS = {"FAKE_BAD_SIZE": "33x33", "FAKE_OBJECT_BYTES": "650000"}
 
 
 @pytest.fixture(scope="module")
 def zoo(emulator_url, servers, tmp_path_factory):
-    """The zoo after a first run."""
-    objects = {name: data() if callable(data) else data for name, data in ZOO.items()}
-    made = dataset(Emulated(emulator_url), tmp_path_factory.mktemp("zoo") / "made", objects)
-    env = environment(emulator_url, servers["B"], FAKE_BAD_SIZE="33x33", FAKE_OBJECT_BYTES="650000")
-    peak = str(made.directory / "peak")
-    first = run(made.command(), {**env, "FAKE_PEAK_FILE": peak}, timeout=200)
-    failed = json.loads((made.work / "failed.json").read_text())
-    reasons = {entry["object"]: entry["reason"] for entry in failed}
-    with pytest.raises(OSError, match="404"):
-        made.registered(servers["B"])
-    return Zoo(made, env, first, made.left_behind(), made.done(), reasons)
+    """The zoo after a first run: how that ended, and what it left behind."""
+    made = World(emulator_url, servers["B"], tmp_path_factory.mktemp("zoo") / "made")
+    made.put(**{name: data() if callable(data) else data for name, data in ZOO.items()})
+    peak = {"FAKE_PEAK_FILE": str(made.directory / "peak")}
+    made.first = ended(made.start(storage=emulator_url, **LIMITS, **peak))
+    made.reasons, made.embedded = made.failed(), made.done()
+    made.uploaded = made.left_behind()
+    assert made.registered() is None
+    return made
 
 
 def test_zoo_stops_before_upload_and_registration(zoo):
-    assert zoo.run.returncode == 1
-    assert f"{len(BAD)} of {len(ZOO)} images cannot be embedded; nothing was registered" in (
-        zoo.run.stderr
-    )
-    assert "--skip_bad_images" in zoo.run.stderr
-    assert str(zoo.made.work / "failed.json") in zoo.run.stderr
-    assert all(name.startswith("thumbnails/") for name in zoo.objects)
+    assert zoo.first.exit_code == 1
+    assert f"{len(BAD)} of {len(ZOO)} images cannot be embedded; nothing was" in zoo.first.error
+    assert str(zoo.work / "failed.json") in zoo.first.error
+    assert all(name.startswith("thumbnails/") for name in zoo.uploaded)
+
+
+def test_zoo_takes_bounded_memory(zoo):
+    assert 0 < int((zoo.directory / "peak").read_text()) < MAX_RSS
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_zoo_good_images_are_done(zoo, name):
-    assert f"train/{name}" in zoo.done
-    assert f"thumbnails/ID/{name.rpartition('.')[0]}.jpg" in zoo.objects
+    assert f"train/{name}" in zoo.embedded
+    assert f"thumbnails/ID/{name.rpartition('.')[0]}.jpg" in zoo.uploaded
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_zoo_bad_images_are_failed_with_their_reason(zoo, name):
-    reason = zoo.failed[f"val/bad-{name}"]
+    reason = zoo.reasons[f"val/bad-{name}"]
     assert re.search(BAD[name][1], reason), reason
 
 
-def test_zoo_takes_bounded_memory(zoo):
-    assert 0 < int((zoo.made.directory / "peak").read_text()) < MAX_RSS
+def test_zoo_is_registered_with_zeros_for_what_failed(zoo, emulator_url):
+    zoo.ingest("--skip_bad_images", storage=emulator_url, **LIMITS)
+    assert zoo.registered() == (zoo.index_id(), len(GOOD), len(BAD) + 1)
+    expected = [1.0 if status == 1 else 0.0 for status in zoo.statuses().values()]
+    for name in arrays.DIMENSIONS:
+        np.testing.assert_allclose(np.linalg.norm(zoo.array(name), axis=1), expected, atol=1e-5)
 
 
-def test_zoo_is_registered_with_zeros_for_what_failed(zoo, servers):
-    made = zoo.made
-    done = run_here(made.command("--skip_bad_images"), zoo.env)
-    assert done.returncode == 0, done.stderr
-    assert f"Skipped {len(BAD)} images" in done.stderr
-    assert made.registered(servers["B"]) == (made.index_id(), len(GOOD), len(BAD) + 1)
-    statuses = made.statuses()
-    for name, dimension in arrays.DIMENSIONS.items():
-        data = made.storage.get(
-            made.bucket, f"indexes/{made.index_id()}/local/{name}/embeddings.npy"
-        )
-        lengths = np.linalg.norm(np.frombuffer(data, "<f4").reshape(-1, dimension), axis=1)
-        expected = [1.0 if status == 1 else 0.0 for status in statuses.values()]
-        np.testing.assert_allclose(lengths, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(("limit", "code"), [("1", 1), ("2", 0), ("19%", 1), ("20%", 0)])
-def test_max_bad(emulator_url, servers, tmp_path, limit, code):
-    objects = {**pictures(6, 2), "train/bad1.jpg": b"no", "val/bad2.png": b""}
-    made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
-    done = run_here(
-        made.command("--skip_bad_images", "--max_bad", limit),
-        environment(emulator_url, servers["B"]),
-    )
-    assert done.returncode == code, done.stderr
-    if code:
-        assert "2 of 10 images cannot be embedded, more than the" in done.stderr
-        assert not any(name.startswith("indexes/") for name in made.left_behind())
-
-
-def test_rows_that_do_not_add_up_are_never_uploaded(emulator_url, servers, tmp_path, monkeypatch):
-    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(3, 1))
+def test_rows_that_do_not_add_up_are_never_uploaded(make_world, monkeypatch):
+    made = make_world(pictures(3, 1))
     record = State.record
     monkeypatch.setattr(State, "record", lambda self, rows: record(self, list(rows)[1:]))
     with pytest.raises(RuntimeError, match="do not add up"):
-        run_here(made.command(), environment(emulator_url, servers["B"]))
+        made.run()
     assert not any(name.startswith("indexes/") for name in made.left_behind())
 
 

@@ -6,248 +6,152 @@ import shutil
 import signal
 import uuid
 
-import numpy as np
 import pytest
 
-from dataset.arrays import DIMENSIONS, DTYPE, array_path
-from dataset.database import remove_database
+from dataset.arrays import DIMENSIONS, array_path
 from dataset.state import State
-from tests.fault_proxy import FaultProxy, Rule
-from tests.front import Front
-from tests.harness import (
-    Emulated,
-    ask,
-    dataset,
-    ended,
-    environment,
-    picture,
-    pictures,
-    run,
-    run_here,
-    start,
-)
+from tests.commands.test_stops import THUMBNAIL
+from tests.harness import ask, ended, pictures, start
+from tests.stand_in import Rule, StandIn
 
-DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 LAST_LIST = "val_identifiers.json"
+AT_LAST_LIST = Rule(rf"GET .*{LAST_LIST}", "503")  # when all images are embedded
 
 
 @pytest.fixture
-def storage(emulator_url):
-    return Emulated(emulator_url)
-
-
-@pytest.fixture
-def made(storage, tmp_path):
-    return dataset(storage, tmp_path / "made", pictures(4, 2))
+def made(make_world):
+    return make_world(pictures(4, 2))
 
 
 def rename(made):
-    made.storage.delete(made.images, "train/t0001.jpg")
-    made.storage.put(made.images, "train/another.jpg", picture(7))
+    made.rename("train/t0001.jpg", "train/another.jpg")
 
 
 def replace(made):
-    made.storage.put(made.images, "train/t0001.jpg", picture(7))
+    made.put("train/t0001.jpg")
 
 
 CHANGES = [
-    (rename, ["1 appeared: train/another.jpg", "1 vanished: train/t0001.jpg"]),
+    (rename, ["1 renamed: train/another.jpg"]),
     (replace, ["1 replaced: train/t0001.jpg"]),
 ]
 
 
 def once(pattern, change):
-    """A rule for Front that changes something just before a request is forwarded, once."""
-    todo = [change]
-
-    def rule(asked):
-        if pattern in asked.path and todo:
-            todo.pop()()
-
-    return rule
+    """A rule that changes something just before a request is forwarded, once."""
+    return Rule(pattern, lambda asked: change(), times=1)
 
 
 @pytest.mark.parametrize(("change", "said"), CHANGES)
-def test_a_bucket_that_changed_while_the_server_listed_it(
-    made, emulator_url, servers, change, said
-):
-    with Front(servers["B"], once("create_dataset", lambda: change(made))) as server:
-        done = run_here(made.command(), environment(emulator_url, server.url))
-        again = run_here(made.command(), environment(emulator_url, server.url))
-    assert done.returncode == 1
-    assert f"{made.name} is registered, but the images in the bucket changed" in done.stderr
-    assert all(f"\n  {line}" in done.stderr for line in said)
-    assert again.returncode == 1 and again.stderr.endswith(
-        done.stderr[done.stderr.index("Error") :]
-    )
+def test_a_bucket_that_changed_while_the_server_listed_it(made, change, said):
+    with StandIn(made.server, once("create_dataset", lambda: change(made))) as server:
+        done = made.run(server=server)
+        again = made.run(server=server)
+    assert done.exit_code == again.exit_code == 1
+    assert f"{made.name} is registered, but the images in the bucket changed" in done.error
+    assert all(f"\n  {line}" in done.error for line in said)
+    assert again.error == done.error
 
 
-def test_a_kill_after_the_registration_skips_no_comparison(made, emulator_url, servers):
+def test_a_kill_after_the_registration_skips_no_comparison(made):
     """The third listing of a split is that of the second comparison."""
-    rules = [Rule("GET /storage/.*prefix=val", "kill-before", after=2)]
+    rule = Rule("GET /storage/.*prefix=val", "kill-before", after=2)
     with (
-        Front(servers["B"], once("create_dataset", lambda: replace(made))) as server,
-        FaultProxy(emulator_url, rules=rules) as storage,
+        StandIn(made.server, once("create_dataset", lambda: replace(made))) as server,
+        StandIn(made.storage.url, rule) as storage,
     ):
-        process = start(made.command(), environment(storage.url, server.url))
-        storage.victim = process
-        assert ended(process).returncode == -signal.SIGKILL
-        assert made.registered(servers["B"])
-        again = run_here(made.command(), environment(emulator_url, server.url))
-    assert again.returncode == 1
-    assert "is registered" in again.stderr and "replaced: train/t0001.jpg" in again.stderr
+        storage.victim = made.start(storage=storage, server=server)
+        assert ended(storage.victim).exit_code == -signal.SIGKILL
+        assert made.registered()
+        again = made.run(server=server)
+    assert again.exit_code == 1
+    assert "is registered" in again.error and "replaced: train/t0001.jpg" in again.error
 
 
-def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh, emulator_url, servers):
+def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh):
     """A copy that is repeated while an ingest is interrupted gives new generations only."""
-    with FaultProxy(emulator_url) as proxy:
-        proxy.rules = [Rule(THUMBNAIL, "503", after=10)]
-        assert run_here(fresh.command(), environment(proxy.url, servers["B"])).returncode == 1
+    fresh.stop_at(Rule(THUMBNAIL, "503", after=10))
     assert 0 < len(fresh.done()) < 24
-    for name in list(fresh.storage.contents(fresh.images)):
-        fresh.storage.put(fresh.images, name, fresh.storage.get(fresh.images, name))
-    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
+    for name in fresh.storage.contents(fresh.images):
+        fresh.put(**{name: fresh.storage.get(fresh.images, name)})
+    fresh.ingest()
+    fresh.assert_same(undisturbed)
 
 
-def test_thumbnails_deleted_between_two_runs_are_uploaded_again(
-    undisturbed, fresh, emulator_url, servers
-):
-    with FaultProxy(emulator_url) as proxy:
-        proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
-        assert run_here(fresh.command(), environment(proxy.url, servers["B"])).returncode == 1
-    thumbnails = [n for n in fresh.storage.contents(fresh.bucket) if n.startswith("thumbnails/")]
-    for name in thumbnails[:3]:
-        fresh.storage.delete(fresh.bucket, name)
-    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+def test_thumbnails_deleted_between_two_runs_are_uploaded_again(undisturbed, fresh):
+    fresh.stop_at(AT_LAST_LIST)
+    contents = fresh.storage.contents(fresh.index)
+    for name in [name for name in contents if name.startswith("thumbnails/")][:3]:
+        fresh.storage.delete(fresh.index, name)
+    done = fresh.ingest()
     assert ": 3 thumbnails. These images are embedded again." in done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
+    fresh.assert_same(undisturbed)
 
 
-def test_the_loser_of_two_ingests_of_one_name_can_clean_up(made, emulator_url, servers, tmp_path):
-    with Front(servers["B"], once("create_dataset", lambda: take_name(made, servers))) as server:
-        lost = run_here(made.command(), environment(emulator_url, server.url))
-    assert lost.returncode == 1
+# The name on the server, and --restart
+
+
+def take_name(made):
+    paths = {f"{split}_path": f"gs://{made.images}/{split}/" for split in ("train", "val")}
+    payload = {"dataset": made.name, "index_id": str(uuid.uuid4()), **paths}
+    ask(f"{made.server}/api/create_dataset_v2", "POST", json.dumps(payload).encode(), "text/json")
+
+
+def test_the_loser_of_two_ingests_of_one_name_can_clean_up(made):
+    with StandIn(made.server, once("create_dataset", lambda: take_name(made))) as server:
+        assert made.run(server=server).exit_code == 1
     index_id = made.index_id()
-    again = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert again.returncode == 1
-    assert f"The dataset {made.name} is already there" in again.stderr
-    assert f"indexes/{index_id}/, aux_labels/{index_id}/ and thumbnails/{index_id}/" in again.stderr
-    cleaned = run_here(made.command("--restart"), environment(emulator_url, servers["B"]))
-    assert cleaned.returncode == 1
+    again = made.run()
+    assert again.exit_code == 1 and f"The dataset {made.name} is already there" in again.error
+    assert f"indexes/{index_id}/, aux_labels/{index_id}/ and thumbnails/{index_id}/" in again.error
+    cleaned = made.run("--restart")
+    assert cleaned.exit_code == 1
     assert f"The earlier run in {made.work} was deleted, here and in" in cleaned.stderr
-    assert made.storage.contents(made.bucket) == {}
+    assert made.storage.contents(made.index) == {}
     assert not (made.work / "state.sqlite").exists()
 
 
-def test_restart_does_not_delete_a_registered_index(made, emulator_url, servers):
-    """The earlier run may have ended between the registration and the record of it."""
-    uploaded = registered_without_record(made, emulator_url, servers)
-    again = run_here(made.command("--restart"), environment(emulator_url, servers["B"]))
-    assert again.returncode == 1
-    assert "the same command without --restart finishes it" in again.stderr
-    assert made.storage.contents(made.bucket) == uploaded
-    finished = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert finished.returncode == 0, finished.stderr
-
-
-def test_restart_under_another_name_does_not_delete_a_registered_index(made, emulator_url, servers):
-    uploaded = registered_without_record(made, emulator_url, servers)
-    other = made._replace(name=f"{made.name}-2")
-    done = run_here(other.command("--restart"), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    assert uploaded.items() <= made.storage.contents(made.bucket).items()
-
-
-def registered_without_record(made, emulator_url, servers):
-    """Ingest, and take the record of the registration out of the state; returns the objects."""
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def without_record(made):
+    """An ingest that ended between the registration and the record of it, and its objects."""
+    made.ingest()
     state = State(made.work / "state.sqlite")
-    state._db.execute("DELETE FROM options WHERE name IN ('registered', 'servers')")
-    state.set_options({})
+    state.set_options({"registered": None, "servers": None})
     state.close()
-    return made.storage.contents(made.bucket)
+    return made, made.storage.contents(made.index)
 
 
-def test_restart_for_a_taken_name_keeps_the_run_of_another_name(made, emulator_url, servers):
-    with FaultProxy(emulator_url) as proxy:
-        proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
-        assert run_here(made.command(), environment(proxy.url, servers["B"])).returncode == 1
+def test_restart_does_not_delete_a_registered_index(without_record):
+    made, uploaded = without_record
+    again = made.run("--restart")
+    assert again.exit_code == 1
+    assert "the same command without --restart finishes it" in again.error
+    assert made.storage.contents(made.index) == uploaded
+    made.ingest()
+
+
+def test_restart_under_another_name_does_not_delete_a_registered_index(without_record):
+    made, uploaded = without_record
+    done = made.changed(name=f"{made.name}-2").run("--restart")
+    assert done.exit_code == 0, done.stderr
+    assert uploaded.items() <= made.storage.contents(made.index).items()
+
+
+def test_restart_for_a_taken_name_keeps_the_run_of_another_name(made):
+    made.stop_at(AT_LAST_LIST)
     state = State(made.work / "state.sqlite")
     state.set_options({"dataset": "another"})
     state.close()
-    uploaded = made.storage.contents(made.bucket)
+    uploaded = made.storage.contents(made.index)
     assert uploaded
-    take_name(made, servers)
-    done = run_here(made.command("--restart"), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1 and "is already there" in done.stderr
-    assert made.storage.contents(made.bucket) == uploaded
+    take_name(made)
+    done = made.run("--restart")
+    assert done.exit_code == 1 and "is already there" in done.error
+    assert made.storage.contents(made.index) == uploaded
     assert (made.work / "state.sqlite").exists()
 
 
-def take_name(made, servers):
-    paths = {f"{split}_path": f"gs://{made.images}/{split}/" for split in ("train", "val")}
-    payload = {"dataset": made.name, "index_id": str(uuid.uuid4()), **paths}
-    ask(f"{servers['B']}/api/create_dataset_v2", "POST", json.dumps(payload).encode(), "text/json")
-
-
-def test_a_flipped_bit_in_an_array_is_found_and_computed_again(
-    undisturbed, fresh, emulator_url, servers
-):
-    with FaultProxy(emulator_url) as proxy:
-        proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
-        assert run_here(fresh.command(), environment(proxy.url, servers["B"])).returncode == 1
-    for number, (name, dimension) in enumerate(DIMENSIONS.items()):
-        flip(array_path(fresh.work, name), (2 + number) * dimension * 4 + 5)
-    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    assert f"The vectors of 3 images in {fresh.work} are damaged" in done.stderr
-    assert "Embedded 3 images in" in done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
-
-
-def test_a_flipped_bit_in_the_zeros_of_a_failed_image_is_found(made, emulator_url, servers):
-    made.storage.put(made.images, "train/t0001.jpg", b"not an image")
-    with FaultProxy(emulator_url) as proxy:
-        proxy.rules = [Rule(rf"GET .*{LAST_LIST}", "503")]
-        env = environment(proxy.url, servers["B"])
-        assert run_here(made.command("--skip_bad_images"), env).returncode == 1
-    flip(array_path(made.work, "clip"), DIMENSIONS["clip"] * 4 + 5)
-    done = run_here(made.command("--skip_bad_images"), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    assert f"The vectors of 1 image in {made.work} are damaged" in done.stderr
-    clip = made.storage.get(made.bucket, f"indexes/{made.index_id()}/local/clip/embeddings.npy")
-    rows = np.frombuffer(clip, DTYPE).reshape(-1, DIMENSIONS["clip"])
-    assert rows.any(axis=1).tolist() == [True, False, True, True, True, True]
-
-
-def test_arrays_that_are_gone_are_made_again_where_every_image_failed(
-    storage, tmp_path, emulator_url, servers
-):
-    bad = dict.fromkeys(["train/a.jpg", "val/b.jpg"], b"not an image")
-    made, env = dataset(storage, tmp_path / "made", bad), environment(emulator_url, servers["B"])
-    assert run_here(made.command(), env).returncode == 1
-    shutil.rmtree(made.work / "index")
-    done = run_here(made.command("--skip_bad_images"), env)
-    assert done.returncode == 0, done.stderr
-    assert "2 images (1 training, 1 validation), 2 failed, 0 embedded now" in done.stdout
-
-
-def test_a_bit_that_flips_before_the_upload_is_found(undisturbed, fresh, emulator_url, servers):
-    """The last thumbnail is uploaded after the vectors of others are on the disk."""
-
-    def damage():
-        flip(array_path(fresh.work, "clip"), 0)
-
-    with Front(emulator_url, once("v0005.jpg", damage)) as front:
-        small = {"FAKE_WINDOW": "1", "FAKE_CHECKPOINT_S": "0.01"}
-        done = run_here(fresh.command(), environment(front.url, servers["B"], **small))
-    assert done.returncode == 0, done.stderr
-    assert "The vectors of 1 image in" in done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
+# The disk
 
 
 def flip(path, place):
@@ -258,83 +162,76 @@ def flip(path, place):
         file.write(bytes([byte ^ 4]))
 
 
-def in_place_of(name):
-    return [
-        (name, os.mkfifo, "a FIFO"),
-        (name, os.mkdir, "a directory"),
-        (name, lambda path: os.symlink("/dev/null", path), "a symbolic link"),
-    ]
+def test_a_flipped_bit_in_an_array_is_found_and_computed_again(undisturbed, fresh):
+    fresh.stop_at(AT_LAST_LIST)
+    for number, (name, dimension) in enumerate(DIMENSIONS.items()):
+        flip(array_path(fresh.work, name), (2 + number) * dimension * 4 + 5)
+    done = fresh.ingest()
+    assert f"The vectors of 3 images in {fresh.work} are damaged" in done.stderr
+    assert "Embedded 3 images in" in done.stderr
+    fresh.assert_same(undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("name", "make", "kind"),
-    [
-        *in_place_of("lock"),
-        *in_place_of("state.sqlite"),
-        *in_place_of("index/labels.json"),
-        *in_place_of("index/labels.json.tmp"),
-        *in_place_of("index/local/clip/embeddings.npy"),
-    ],
-)
-def test_what_is_not_a_regular_file_is_said_to_be_that(
-    made, emulator_url, servers, name, make, kind
-):
+def test_a_flipped_bit_in_the_zeros_of_a_failed_image_is_found(made):
+    made.put(**{"train/t0001.jpg": b"not an image"})
+    made.stop_at(AT_LAST_LIST, "--skip_bad_images")
+    flip(array_path(made.work, "clip"), DIMENSIONS["clip"] * 4 + 5)
+    done = made.ingest("--skip_bad_images")
+    assert f"The vectors of 1 image in {made.work} are damaged" in done.stderr
+    assert made.array("clip").any(axis=1).tolist() == [True, False, True, True, True, True]
+
+
+def test_arrays_that_are_gone_are_made_again_where_every_image_failed(make_world):
+    made = make_world(dict.fromkeys(["train/a.jpg", "val/b.jpg"], b"not an image"))
+    assert made.run().exit_code == 1
+    shutil.rmtree(made.work / "index")
+    done = made.ingest("--skip_bad_images")
+    assert "2 images (1 training, 1 validation), 2 failed, 0 embedded now" in done.stdout
+
+
+def test_a_bit_that_flips_before_the_upload_is_found(undisturbed, fresh):
+    """The last thumbnail is uploaded after the vectors of others are on the disk."""
+
+    def damage():
+        flip(array_path(fresh.work, "clip"), 0)
+
+    with StandIn(fresh.storage.url, once("v0005.jpg", damage)) as storage:
+        done = fresh.ingest(storage=storage, FAKE_WINDOW="1", FAKE_CHECKPOINT_S="0.01")
+    assert "The vectors of 1 image in" in done.stderr
+    fresh.assert_same(undisturbed)
+
+
+IN_PLACE = {
+    "a FIFO": os.mkfifo,
+    "a directory": os.mkdir,
+    "a symbolic link": lambda path: os.symlink("/dev/null", path),
+}
+FILES = ("lock", "state.sqlite", "index/labels.json", "index/labels.json.tmp")
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+@pytest.mark.parametrize("name", [*FILES, "index/local/clip/embeddings.npy"])
+def test_what_is_not_a_regular_file_is_said_to_be_that(made, name, kind):
     path = made.work / name
     path.parent.mkdir(parents=True)
     (made.work / "lock").touch()
     path.unlink(missing_ok=True)
-    make(path)
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1
-    assert f"{path} is {kind}, not a regular file: remove it" in done.stderr
+    IN_PLACE[kind](path)
+    done = made.run()
+    assert done.exit_code == 1
+    assert f"{path} is {kind}, not a regular file: remove it" in done.error
 
 
-def test_a_summary_that_cannot_be_printed_is_said_after_everything_is_done(
-    made, emulator_url, servers
-):
-    command = ["sh", "-c", '"$@" > /dev/full', "sh", *made.command()]
-    done = run(command, environment(emulator_url, servers["B"]))
-    assert done.returncode == 1
-    assert done.stderr.endswith(
-        f"Error: {made.name} is registered. Only the summary could not be printed (No space left "
-        "on device).\n"
+@pytest.mark.parametrize(
+    ("options", "words"), [([], "is registered."), (["--dry_run"], "Every check passed.")]
+)
+def test_a_summary_that_cannot_be_printed_is_said_after_everything_is_done(made, options, words):
+    command = ["sh", "-c", '"$@" > /dev/full', "sh", *made.command(*options)]
+    done = ended(start(command, dict(os.environ)))
+    assert done.exit_code == 1
+    assert done.error.endswith(
+        f"{words} Only the summary could not be printed (No space left on device).\n"
     )
-    assert made.registered(servers["B"])[1:] == (4, 2)
-    again = run(command, environment(emulator_url, servers["B"]))
-    assert again.returncode == 1 and again.stderr == done.stderr[done.stderr.index("Error") :]
-
-
-def test_a_dry_run_that_cannot_be_printed_is_one_sentence(made, emulator_url, servers):
-    command = ["sh", "-c", '"$@" > /dev/full', "sh", *made.command("--dry_run")]
-    done = run(command, environment(emulator_url, servers["B"]))
-    assert done.returncode == 1
-    assert done.stderr.endswith(
-        "Error: Every check passed. Only the summary could not be printed (No space left on "
-        "device).\n"
-    )
-
-
-def test_a_state_without_index_id_uploads_nothing(made, emulator_url, servers):
-    with FaultProxy(emulator_url) as proxy:
-        proxy.rules = [Rule(DOWNLOAD, "404")]
-        run_here(made.command(), environment(proxy.url, servers["B"]))
-    state = State(made.work / "state.sqlite")
-    state._db.execute("DELETE FROM options WHERE name = 'index_id'")
-    state.close()
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1 and "its options do not match their checksum" in done.stderr
-    assert made.storage.contents(made.bucket) == {}
-
-
-def test_a_state_of_other_tables_is_one_sentence(made, emulator_url, servers):
-    made.work.mkdir(parents=True)
-    state = State(made.work / "state.sqlite")
-    state._db.execute("CREATE TABLE options (name TEXT, value TEXT)")
-    state.close()
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1
-    assert (
-        f"The state in {made.work} is damaged (its tables are not those of an ingest" in done.stderr
-    )
-    remove_database(made.work / "state.sqlite")
-    shutil.rmtree(made.work)
+    assert (made.registered() is None) == bool(options)
+    again = ended(start(command, dict(os.environ)))
+    assert (again.exit_code, again.error) == (1, done.error)

@@ -1,6 +1,7 @@
 """Requests that fail: the same result where they can be repeated, a clear end where they cannot."""
 
 import asyncio
+import os
 import re
 import time
 
@@ -10,39 +11,32 @@ import gcs
 from common.errors import ImageError, StorageError
 from common.files import FileToUpload
 from forager.client import DatasetInfo, Forager
-from storage.async_client import AsyncStorage
 from storage.uploads import upload_files
 from testing.photographs import picture
-from tests.fault_proxy import KINDS, FaultProxy, Rule
-from tests.harness import TRAIN, VAL, Emulated, environment, has_only_a_report, run, run_here
-from tests.world import listing
+from tests.commands.test_stops import CREATE, DOWNLOAD, FILE, THUMBNAIL
+from tests.harness import TRAIN, VAL, Emulated, ended, has_only_a_report, listing, start
+from tests.harness import with_objects as objects
+from tests.stand_in import KINDS, Rule, StandIn
 
-DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
-ARRAY, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
 CHUNK = r"PUT /upload/.*upload_id"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_faults_in_one_request_of_ten_change_nothing(
-    undisturbed, fresh, emulator_url, servers, kind
-):
+def test_faults_in_one_request_of_ten_change_nothing(undisturbed, fresh, kind):
     with (
-        FaultProxy(emulator_url, share=0.1, kinds=[kind], seed=1) as storage,
-        FaultProxy(servers["B"], share=0.1, kinds=[kind], seed=1) as server,
+        StandIn(fresh.storage.url, share=0.1, kinds=[kind], seed=1) as storage,
+        StandIn(fresh.server, share=0.1, kinds=[kind], seed=1) as server,
     ):
-        done = run_here(fresh.command(), environment(storage.url, server.url))
-    assert done.returncode == 0, done.stderr
+        fresh.ingest(storage=storage, server=server)
     assert storage.counts[kind] >= 3
-    assert fresh.left_behind() == undisturbed.left_behind()
-    assert fresh.registered(servers["B"]) == (fresh.index_id(), TRAIN, VAL)
+    fresh.assert_same(undisturbed)
 
 
 @pytest.mark.parametrize("generation", "AB")
-def test_create_is_not_repeated_when_its_answer_is_lost(fresh, emulator_url, servers, generation):
-    with FaultProxy(servers[generation], rules=[Rule(CREATE, "lost", times=1)]) as server:
-        done = run_here(fresh.command(), environment(emulator_url, server.url))
-        assert done.returncode == 0, done.stderr
-        assert [seen.fault for seen in server.requests(CREATE)] == ["lost"]
+def test_create_is_not_repeated_when_its_answer_is_lost(fresh, servers, generation):
+    with StandIn(servers[generation], Rule(CREATE, "lost", times=1)) as server:
+        fresh.ingest(server=server)
+        assert [asked.fault for asked in server.requests(CREATE)] == ["lost"]
     assert fresh.registered(servers[generation]) == (fresh.index_id(), TRAIN, VAL)
 
 
@@ -52,74 +46,55 @@ def test_create_is_not_repeated_when_its_answer_is_lost(fresh, emulator_url, ser
         (" ", "503", r"Listing gs://bucket-\w+/train/: HTTP 503 \(fault\)"),
         (" ", "reset", r"Listing gs://bucket-\w+/train/: Connection reset by peer"),
         (DOWNLOAD, "503", r"Reading gs://bucket-\w+/\w+/\w+\.\w+: HTTP 503 \(fault\)\."),
-        (
-            DOWNLOAD,
-            "truncate",
-            r"Reading gs://bucket-\w+/\w+/\w+\.\w+: the connection was closed before",
-        ),
-        (
-            DOWNLOAD,
-            "flip",
-            r"24 of 24 images cannot be embedded(.|\n)*crc32c is not the listed one: it",
-        ),
+        (DOWNLOAD, "truncate", r"Reading gs://bucket-\w+/\w+/\w+\.\w+: the connection was closed"),
+        (DOWNLOAD, "flip", r"24 of 24 images cannot be embedded(.|\n)*crc32c is not the listed"),
         (THUMBNAIL, "lost", r"Writing gs://bucket-\w+/thumbnails/\S+\.jpg: "),
         (THUMBNAIL, "flip", r"Writing gs://\S+\.jpg: storage holds other bytes than were sent"),
-        (ARRAY, "429", r"Writing gs://bucket-\w+/indexes/\S+/embeddings\.npy: .*429"),
-        (
-            ARRAY,
-            "flip",
-            r"Writing gs://bucket-\w+/indexes/\S+/embeddings\.npy: storage received other",
-        ),
+        (FILE, "429", r"Writing gs://bucket-\w+/indexes/\S+/embeddings\.npy: .*429"),
+        (FILE, "flip", r"Writing gs://bucket-\w+/indexes/\S+/embeddings\.npy: storage received"),
     ],
 )
-def test_storage_that_always_fails_ends_the_run(fresh, emulator_url, servers, pattern, kind, said):
-    with FaultProxy(emulator_url, rules=[Rule(pattern, kind)]) as storage:
-        done = run_here(fresh.command(), environment(storage.url, servers["B"]))
+def test_storage_that_always_fails_ends_the_run(fresh, pattern, kind, said):
+    with StandIn(fresh.storage.url, Rule(pattern, kind)) as storage:
+        done = fresh.run(storage=storage)
         assert storage.counts[kind] >= 8
-    assert done.returncode == 1
-    error = done.stderr[done.stderr.index("Error: ") :]
-    assert re.search(said, error), error
+    assert done.exit_code == 1 and re.search(said, done.error), done.stderr
 
 
 @pytest.mark.parametrize("kind", ["503", "reset", "truncate"])
-def test_server_that_always_fails_is_named_before_any_work(fresh, emulator_url, servers, kind):
-    with FaultProxy(servers["B"], share=1, kinds=[kind]) as server:
-        done = run_here(fresh.command(), environment(emulator_url, server.url))
-        assert done.returncode == 1
-        assert f"The Forager server at {server.url} failed to answer" in done.stderr
-        assert 3 <= len(server.seen) <= 16  # aiohttp asks twice after a reset
+def test_server_that_always_fails_is_named_before_any_work(fresh, kind):
+    with StandIn(fresh.server, share=1, kinds=[kind]) as server:
+        done = fresh.run(server=server)
+        assert done.exit_code == 1
+        assert f"The Forager server at {server.url} failed to answer" in done.error
+        assert 3 <= len(server.asked) <= 16  # aiohttp asks twice after a reset
     assert not fresh.left_behind() and has_only_a_report(fresh.work)
 
 
-def test_server_lost_at_the_end_costs_no_second_pass(fresh, emulator_url, servers):
+def test_server_lost_at_the_end_costs_no_second_pass(fresh):
     with (
-        FaultProxy(emulator_url) as storage,
-        FaultProxy(servers["B"], rules=[Rule(CREATE, "503", times=4)]) as server,
+        StandIn(fresh.storage.url) as storage,
+        StandIn(fresh.server, Rule(CREATE, "503", times=4)) as server,
     ):
-        env = environment(storage.url, server.url)
-        first = run_here(fresh.command(), env)
-        assert first.returncode == 1 and "did not create" in first.stderr
-        second = run_here(fresh.command(), env)
-        assert second.returncode == 0, second.stderr
+        first = fresh.run(storage=storage, server=server)
+        assert first.exit_code == 1 and "did not create" in first.error
+        fresh.ingest(storage=storage, server=server)
         assert len(storage.requests(DOWNLOAD)) == len(storage.requests(THUMBNAIL)) == TRAIN + VAL
-    assert fresh.registered(servers["B"]) == (fresh.index_id(), TRAIN, VAL)
+    assert fresh.registered() == (fresh.index_id(), TRAIN, VAL)
 
 
-def test_access_lost_in_the_middle_stops_and_the_next_run_goes_on(
-    undisturbed, fresh, emulator_url, servers
-):
-    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "403", after=10)]) as storage:
-        env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
-        stopped = run_here(fresh.command(), env)
-        assert stopped.returncode == 1
-        assert re.search(r"Error: Reading gs://\S+: access is denied \(403\)", stopped.stderr)
-        storage.rules.clear()
-        done = run_here(fresh.command(), env)
-        assert done.returncode == 0, done.stderr
-        started_with = int(re.search(r": (\d+) of 24 images are done", done.stderr)[1])
-        fetched = [seen for seen in storage.requests(DOWNLOAD) if not seen.fault]
-        assert started_with > 0 and len(fetched) - 10 == TRAIN + VAL - started_with
+@pytest.mark.parametrize("files", [20, 30])
+def test_too_few_open_files_stop_the_run_and_make_no_image_bad(undisturbed, fresh, files):
+    limited = ["bash", "-c", f'ulimit -n {files} && exec "$@"', "-"]
+    stopped = ended(start([*limited, *fresh.command("--skip_bad_images")], dict(os.environ)))
+    assert stopped.exit_code == 1
+    assert f"Too many open files. This process can open up to {files}: raise" in stopped.error
+    assert "Failed: " not in stopped.stderr
+    fresh.ingest("--skip_bad_images")
     assert fresh.left_behind() == undisturbed.left_behind()
+
+
+# The parts of storage alone
 
 
 @pytest.fixture
@@ -127,27 +102,11 @@ def store(emulator, make_bucket, monkeypatch):
     """A bucket behind a proxy: (proxy, bucket, the one object in it as it is listed)."""
     bucket = make_bucket()
     Emulated(emulator).put(bucket, "a.jpg", picture(1))
-    with FaultProxy(emulator) as proxy:
+    with StandIn(emulator) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         (listed,) = listing(bucket)
-        proxy.seen.clear()
+        proxy.asked.clear()
         yield proxy, bucket, listed
-
-
-def fetched(bucket, listed):
-    async def fetch():
-        async with AsyncStorage(2) as objects:
-            return await objects.fetch(bucket, listed)
-
-    return asyncio.run(fetch())
-
-
-def put(bucket, name, data):
-    async def write():
-        async with AsyncStorage(2) as objects:
-            await objects.put(bucket, name, data, "image/jpeg")
-
-    asyncio.run(write())
 
 
 def upload_file(bucket, path, **sizes):
@@ -162,14 +121,14 @@ def test_refusals_are_not_repeated(store, tmp_path, what, status):
     proxy.rules.append(Rule(r"a\.jpg|/o\?|array\.npy|upload_id", status))
     (tmp_path / "array").write_bytes(b"content")
     calls = {
-        "fetch": lambda: fetched(bucket, listed),
-        "put": lambda: put(bucket, "b.jpg", b"data"),
+        "fetch": lambda: objects("fetch", bucket, listed),
+        "put": lambda: objects("put", bucket, "b.jpg", b"data", "image/jpeg"),
         "list": lambda: listing(bucket),
         "upload": lambda: upload_file(bucket, tmp_path / "array"),
     }
     with pytest.raises((StorageError, ImageError)):
         calls[what]()
-    refused = [seen.target for seen in proxy.seen if seen.fault]
+    refused = [asked.path for asked in proxy.asked if asked.fault]
     assert len(refused) == len(set(refused)) >= 1
 
 
@@ -179,7 +138,7 @@ def test_retry_after_is_waited_for(store, what):
     proxy.retry_after = "1"
     proxy.rules.append(Rule(r"alt=media|/o\?", "429", times=1))
     if what == "fetch":
-        assert fetched(bucket, listed) == picture(1)
+        assert objects("fetch", bucket, listed) == picture(1)
     else:
         assert listing(bucket) == [listed]
     first, second = proxy.requests(r"alt=media|/o\?")
@@ -189,19 +148,19 @@ def test_retry_after_is_waited_for(store, what):
 def test_flipped_bits_are_found_and_fetched_again(store):
     proxy, bucket, listed = store
     proxy.rules.append(Rule("alt=media", "flip", times=3))
-    assert fetched(bucket, listed) == picture(1)
-    assert [seen.fault for seen in proxy.requests("alt=media")] == ["flip", "flip", "flip", ""]
+    assert objects("fetch", bucket, listed) == picture(1)
+    assert [asked.fault for asked in proxy.requests("alt=media")] == ["flip", "flip", "flip", ""]
 
 
-def test_flipped_bits_in_a_thumbnail_are_found_and_sent_again(store, emulator):
+def test_flipped_bits_in_a_thumbnail_are_found_and_sent_again(store):
     proxy, bucket, _ = store
     proxy.rules.append(Rule("uploadType=media", "flip", times=2))
-    put(bucket, "b.jpg", picture(2))
+    objects("put", bucket, "b.jpg", picture(2), "image/jpeg")
     assert len(proxy.requests("uploadType=media")) == 3
     assert Emulated(proxy.url).get(bucket, "b.jpg") == picture(2)
 
 
-@pytest.mark.parametrize(("size", "requests"), [(256_000, ARRAY), (9 << 20, CHUNK)])
+@pytest.mark.parametrize(("size", "requests"), [(256_000, FILE), (9 << 20, CHUNK)])
 def test_flipped_bits_in_an_array_are_found_and_sent_again(store, tmp_path, size, requests):
     proxy, bucket, _ = store
     proxy.rules.append(Rule(requests, "flip", times=2))
@@ -226,7 +185,7 @@ def test_parts_survive_faults_and_leave_nothing_beside_the_file(store, tmp_path)
 def test_lost_answer_is_settled_though_asking_fails_too(servers, emulator, make_bucket):
     bucket, name = make_bucket(), f"lost-{time.time_ns()}"
     Emulated(emulator).put(bucket, "t/a.jpg", b"x")
-    rules = [Rule(CREATE, "lost", times=1), Rule("get_dataset_info", "reset", times=3)]
+    rules = Rule(CREATE, "lost", times=1), Rule("get_dataset_info", "reset", times=3)
 
     async def create():
         async with Forager(server.url) as forager:
@@ -234,24 +193,6 @@ def test_lost_answer_is_settled_though_asking_fails_too(servers, emulator, make_
             await forager.create_dataset(name, *paths, "some-id", 1, 0)
             return await forager.dataset(name)
 
-    with FaultProxy(servers["A"], rules=rules) as server:
+    with StandIn(servers["A"], *rules) as server:
         assert asyncio.run(create()) == DatasetInfo("some-id", 1, 0)
         assert len(server.requests(CREATE)) == 1
-
-
-@pytest.mark.parametrize("files", [20, 30])
-def test_too_few_open_files_stop_the_run_and_make_no_image_bad(
-    undisturbed, fresh, emulator_url, servers, files
-):
-    limited = ["bash", "-c", f'ulimit -n {files} && exec "$@"', "-"]
-    env = environment(emulator_url, servers["B"])
-    stopped = run([*limited, *fresh.command("--skip_bad_images")], env)
-    assert stopped.returncode == 1
-    assert (
-        f"Too many open files. This process can open up to {files}: raise the limit"
-        in stopped.stderr
-    )
-    assert "Failed: " not in stopped.stderr
-    done = run_here(fresh.command("--skip_bad_images"), env)
-    assert done.returncode == 0, done.stderr
-    assert fresh.left_behind() == undisturbed.left_behind()

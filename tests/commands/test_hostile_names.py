@@ -1,7 +1,6 @@
 """Object names are untrusted text: never a local path, a shell command or a terminal escape."""
 
 import base64
-import contextlib
 import json
 import os
 import re
@@ -17,10 +16,9 @@ from common.names import identifier
 from engine import checkpoint as recording
 from preflight import checks
 from testing.photographs import picture
-from tests.fault_proxy import FaultProxy, Rule
-from tests.front import Answer, Front
-from tests.harness import Emulated, ask, dataset, environment, pictures, run_here
+from tests.harness import ask, pictures
 from tests.renaming import renamed_by
+from tests.stand_in import Answer, Rule, StandIn
 
 # Without semicolons: the emulator takes what follows one for no part of the name.
 NAMES = [
@@ -72,7 +70,7 @@ def assert_nothing_outside(directory):
 
 
 @pytest.fixture
-def hostile(emulator_url, tmp_path, monkeypatch):
+def hostile(make_world, tmp_path, monkeypatch):
     """Makes a dataset of the hostile names, with these contents."""
     monkeypatch.chdir(tmp_path)
     for module in (ingest, recording):
@@ -82,60 +80,55 @@ def hostile(emulator_url, tmp_path, monkeypatch):
     def make(content, splits=("train",)):
         objects = {f"{split}/{name}": content(name) for name in NAMES for split in splits}
         objects["val/fine.jpg"] = picture(0)
-        return dataset(Emulated(emulator_url), tmp_path / "made", objects)
+        return make_world(objects)
 
     return make
 
 
-def test_hostile_names_are_ingested_as_they_are(hostile, emulator_url, servers, tmp_path):
+def test_hostile_names_are_ingested_as_they_are(hostile, tmp_path):
     made = hostile(lambda name: picture(len(name)))
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    done = made.ingest()
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
-    content = made.storage.get(made.bucket, f"indexes/{made.index_id()}/labels.json")
+    content = made.storage.get(made.index, f"indexes/{made.index_id()}/labels.json")
     assert json.loads(content) == [*sorted(f"train/{name}" for name in IMAGES), "val/fine.jpg"]
     thumbnails = {f"thumbnails/ID/{identifier(name)}.jpg" for name in [*IMAGES, "fine.jpg"]}
     assert thumbnails <= set(made.left_behind())
-    assert made.registered(servers["B"])[1] == len(IMAGES)
+    assert made.registered()[1] == len(IMAGES)
 
 
-def test_hostile_names_are_printed_escaped(hostile, emulator_url, servers, tmp_path):
+def test_hostile_names_are_printed_escaped(hostile, tmp_path):
     made = hostile(lambda name: b"not an image")
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1 and f"{len(IMAGES)} of {len(IMAGES) + 1} images" in done.stderr
+    done = made.run()
+    assert done.exit_code == 1 and f"{len(IMAGES)} of {len(IMAGES) + 1} images" in done.stderr
     assert_harmless(done.stderr + done.stdout)
     assert_nothing_outside(tmp_path)
     assert r"train/\x1b[31mred\x1b[0m.jpg: not an image" in done.stderr
     assert r"train/two\nlines.jpg" in done.stderr and r"train/\u202egnp.exe.jpg" in done.stderr
-    failed = json.loads((made.work / "failed.json").read_text())
-    assert [entry["object"] for entry in failed] == sorted(f"train/{name}" for name in IMAGES)
+    assert list(made.failed()) == sorted(f"train/{name}" for name in IMAGES)
 
 
-def test_hostile_duplicates_are_printed_escaped(hostile, emulator_url, servers, tmp_path):
+def test_hostile_duplicates_are_printed_escaped(hostile, tmp_path):
     made = hostile(lambda name: picture(1), splits=("train", "val"))
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1 and "duplicate basename" in done.stderr
+    done = made.run()
+    assert done.exit_code == 1 and "duplicate basename" in done.stderr
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
 
 
-def test_hostile_names_are_escaped_where_requests_fail(hostile, emulator_url, servers):
+def test_hostile_names_are_escaped_where_requests_fail(hostile):
     made = hostile(lambda name: picture(1))
-    rules = [Rule("alt=media|thumbnails", "503", times=60)]
-    with FaultProxy(emulator_url, rules=rules) as storage:
-        done = run_here(made.command(), environment(storage.url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    rule = Rule("alt=media|thumbnails", "503", times=60)
+    with StandIn(made.storage.url, rule) as storage:
+        done = made.ingest(storage=storage)
     assert "attempt 2 of 8" in done.stderr
     assert_harmless(done.stderr)
 
 
-def test_script_of_renames_is_safe_to_run(hostile, emulator_url, servers, tmp_path):
+def test_script_of_renames_is_safe_to_run(hostile, tmp_path):
     made = hostile(lambda name: picture(1))
     script = tmp_path / "made" / "re names.sh"
-    command = made.command("--dry_run", "--write_renames", str(script))
-    done = run_here(command, environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    done = made.ingest("--dry_run", "--write_renames", str(script))
     assert_harmless(done.stderr + done.stdout + script.read_text())
     advised = done.stderr.splitlines()[-1].partition("run: ")[2]
     assert shlex.split(advised) == ["bash", str(script)]
@@ -144,7 +137,6 @@ def test_script_of_renames_is_safe_to_run(hostile, emulator_url, servers, tmp_pa
     assert not (tmp_path / "pwned").exists()
 
 
-@contextlib.contextmanager
 def also_listed(emulator_url, names):
     """The emulator with more names, which it cannot hold, under train/; they hold no images."""
     content = b"not an image"
@@ -161,29 +153,27 @@ def also_listed(emulator_url, names):
             return Answer(200, page.encode(), {"Content-Type": "application/json"})
         return None
 
-    with Front(rule=rule, upstream=emulator_url) as front:
-        yield front
+    return StandIn(emulator_url, rule)
 
 
-def test_names_that_are_no_text_are_skipped_and_counted(emulator_url, servers, tmp_path):
-    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(1, 1))
+def test_names_that_are_no_text_are_skipped_and_counted(make_world):
+    made = make_world(pictures(1, 1))
     surrogates = [r'"train/\ud800.jpg"', r'"train/\ud800\u001b[31m.txt"']
-    with also_listed(emulator_url, surrogates) as storage:
-        done = run_here(made.command(), environment(storage.url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    with also_listed(made.storage.url, surrogates) as storage:
+        done = made.ingest(storage=storage)
     assert "Skipped 2 name that is no valid text" in done.stderr
     assert_harmless(done.stderr)
 
 
-def test_names_that_climb_never_become_local_paths(emulator_url, servers, tmp_path, monkeypatch):
+def test_names_that_climb_never_become_local_paths(make_world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = dataset(Emulated(emulator_url), tmp_path / "made", pictures(1, 1))
+    made = make_world(pictures(1, 1))
     climbing = ["../" * 12 + "tmp/climbed.jpg", "..\\" * 12 + "climbed-too.jpg", ".."]
     listed = [json.dumps(f"train/{name}") for name in climbing]
-    with also_listed(emulator_url, listed) as storage:
-        done = run_here(made.command(), environment(storage.url, servers["B"]))
+    with also_listed(made.storage.url, listed) as storage:
+        done = made.run(storage=storage)
         asked = [asked.path for asked in storage.asked if "alt=media" in asked.path]
-    assert done.returncode == 1 and "2 of 4 images cannot be embedded" in done.stderr
+    assert done.exit_code == 1 and "2 of 4 images cannot be embedded" in done.stderr
     assert sum("climbed" in path and path.count("/") == 6 for path in asked) == 2
     assert_nothing_outside(tmp_path)
     assert not os.path.exists("/tmp/climbed.jpg")

@@ -1,9 +1,7 @@
-"""Stopping in every way and at every moment: the same command goes on, and nothing is lost."""
+"""Runs that go on after a full disk, damage, other options: nothing is lost, nothing is mixed."""
 
 import contextlib
-import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -16,70 +14,15 @@ import pytest
 from dataset import arrays, lists
 from dataset.state import State
 from testing.photographs import picture
-from tests.fault_proxy import FaultProxy, Rule
-from tests.harness import (
-    TRAIN,
-    VAL,
-    Emulated,
-    dataset,
-    ended,
-    environment,
-    pictures,
-    run,
-    run_here,
-    start,
-    wait_for,
-)
-
-DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
-FILE, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
-SMALL_STEPS = {"FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
-INTERRUPTED = "Interrupted: the same command continues where this one stopped.\n"
+from tests.commands.test_stops import DOWNLOAD, INTERRUPTED, SMALL_STEPS
+from tests.harness import TRAIN, VAL, ended, pictures, start, wait_for
+from tests.stand_in import Rule, StandIn
 
 
 @pytest.fixture
-def storage(emulator_url):
-    with FaultProxy(emulator_url) as proxy:
+def storage(emulator):
+    with StandIn(emulator) as proxy:
         yield proxy
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_ends_with_130_and_one_line(undisturbed, fresh, storage, servers, number):
-    storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
-    process = start(fresh.command(), environment(storage.url, servers["B"], **SMALL_STEPS))
-    wait_for(lambda: len(fresh.done()) >= 4)
-    process.send_signal(number)
-    stopped = ended(process)
-    storage.rules = []
-    assert stopped.returncode == 130
-    assert stopped.stderr.count("Interrupted") == 1 and stopped.stderr.endswith(INTERRUPTED)
-    before = fresh.done()
-    fresh.assert_done_is_done()
-    storage.seen.clear()
-    done = run_here(fresh.command(), environment(storage.url, servers["B"]))
-    assert f"{len(before)} of 24 images are done" in done.stderr
-    for pattern in (DOWNLOAD, THUMBNAIL):
-        assert len(storage.requests(pattern)) == TRAIN + VAL - len(before)
-    fresh.assert_same(undisturbed, servers["B"])
-
-
-@pytest.mark.parametrize(
-    ("pattern", "after"),
-    [(r"GET /storage/.*prefix=train", 0), (DOWNLOAD, 3), (FILE, 1)],
-)
-def test_interrupt_does_not_wait_for_a_network_that_hangs(
-    undisturbed, fresh, emulator_url, servers, pattern, after
-):
-    rules = [Rule(pattern, "hold", after=after)]
-    with FaultProxy(emulator_url, rules=rules) as storage:
-        process = start(fresh.command(), environment(storage.url, servers["B"]))
-        wait_for(lambda: storage.counts["hold"])
-        process.send_signal(signal.SIGINT)
-        stopped = ended(process)
-    assert stopped.returncode == 130 and stopped.stderr.endswith(INTERRUPTED)
-    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
 
 
 def test_second_interrupt_does_not_even_wait_for_the_record():
@@ -100,84 +43,22 @@ asyncio.run(ingest.until_interrupted(run()))
     assert process.stdout.readline() == "recording\n"
     process.send_signal(signal.SIGINT)
     stopped = ended(process, timeout=40)  # the run itself would wait for a minute
-    assert (stopped.returncode, stopped.stderr) == (130, INTERRUPTED)
+    assert (stopped.exit_code, stopped.stderr) == (130, INTERRUPTED)
 
 
-KILLS = [
-    ("storage", r"GET /storage/.*prefix=val", 0, "kill-before"),
-    ("storage", DOWNLOAD, 12, "kill-before"),
-    ("storage", THUMBNAIL, 0, "kill-after"),
-    ("storage", THUMBNAIL, 23, "kill-after"),
-    ("storage", FILE, 0, "kill-after"),
-    ("storage", FILE, 6, "kill-before"),
-    ("server", CREATE, 0, "kill-before"),
-    ("server", CREATE, 0, "kill-after"),
-]
-
-
-@pytest.mark.parametrize(("where", "pattern", "after", "kind"), KILLS)
-def test_kill_at_a_chosen_moment(
-    undisturbed, fresh, emulator_url, servers, where, pattern, after, kind
-):
-    rules = {where: [Rule(pattern, kind, after=after)]}
-    with (
-        FaultProxy(emulator_url, rules=rules.get("storage", ())) as storage,
-        FaultProxy(servers["B"], rules=rules.get("server", ())) as server,
-    ):
-        env = environment(storage.url, server.url, FAKE_CHECKPOINT_S="0.05")
-        process = start(fresh.command(), env)
-        storage.victim = server.victim = process
-        assert ended(process).returncode == -signal.SIGKILL
-        storage.rules, server.rules = [], []
-        fresh.assert_done_is_done()
-        done = run_here(fresh.command(), env)
-    assert done.returncode == 0, done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
-
-
-def test_kills_at_random_requests(undisturbed, fresh, storage, servers):
-    moments = random.Random(0)
-    env = environment(storage.url, servers["B"], **SMALL_STEPS)
-    for _ in range(2):
-        kind = moments.choice(["kill-before", "kill-after"])
-        storage.rules = [Rule("", kind, after=moments.randrange(5, 25))]
-        storage.victim = start(fresh.command(), env)
-        assert ended(storage.victim).returncode == -signal.SIGKILL
-        fresh.assert_done_is_done()
-    storage.rules = []
-    done = run_here(fresh.command(), env)
-    assert done.returncode == 0, done.stderr
-    fresh.assert_same(undisturbed, servers["B"])
-
-
-def test_network_lost_for_good_ends_the_run_and_the_next_goes_on(
-    undisturbed, fresh, storage, servers
-):
-    storage.rules.append(Rule(" /", "reset", after=30))
-    env = environment(storage.url, servers["B"], FAKE_WINDOW="4")
-    stopped = run_here(fresh.command(), env)
-    assert stopped.returncode == 1
-    assert re.search(r"Error: (Read|Writ)ing gs://\S+: .*reset by peer", stopped.stderr, re.I)
-    assert fresh.done()
-    storage.rules.clear()
-    assert run_here(fresh.command(), env).returncode == 0
-    fresh.assert_same(undisturbed, servers["B"])
-
-
-def test_vectors_are_on_the_disk_before_a_row_is_marked(fresh, storage, servers, monkeypatch):
+def test_vectors_are_on_the_disk_before_a_row_is_marked(fresh, monkeypatch):
     events = []
-    sync, record, write = arrays.Arrays.sync, State.record, arrays.Arrays.write
-    monkeypatch.setattr(
-        arrays.Arrays, "write", lambda *a: events.append(("write", a[1])) or write(*a)
-    )
-    monkeypatch.setattr(arrays.Arrays, "sync", lambda self: events.append(("sync",)) or sync(self))
-    monkeypatch.setattr(
-        State,
-        "record",
-        lambda self, rows: events.extend(("record", o.row) for o in rows) or record(self, rows),
-    )
-    env = environment(storage.url, servers["B"], FAKE_WINDOW="4", FAKE_CHECKPOINT_S="0.02")
-    assert run_here(fresh.command(), env).returncode == 0
+
+    def noted(owner, name, events_of):
+        function = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *args: events.extend(events_of(*args)) or function(*args)
+        )
+
+    noted(arrays.Arrays, "write", lambda self, row, *_: [("write", row)])
+    noted(arrays.Arrays, "sync", lambda self: [("sync",)])
+    noted(State, "record", lambda self, outcomes: [("record", o.row) for o in outcomes])
+    fresh.ingest(FAKE_WINDOW="4", FAKE_CHECKPOINT_S="0.02")
     for row in range(TRAIN + VAL):
         written, recorded = events.index(("write", row)), events.index(("record", row))
         assert ("sync",) in events[written:recorded]
@@ -186,26 +67,20 @@ def test_vectors_are_on_the_disk_before_a_row_is_marked(fresh, storage, servers,
 # A disk that fills up
 
 
-def test_arrays_that_do_not_fit_are_refused_at_once(fresh, storage, servers):
-    env = environment(storage.url, servers["B"], FAKE_DISK_BYTES="150000")
-    done = run(fresh.command(), env)
-    assert done.returncode == 1
-    assert re.search(r"Error: \S+/embeddings.npy needs 0.0 GB \(File too large\)", done.stderr)
+def test_arrays_that_do_not_fit_are_refused_at_once(fresh, storage):
+    done = ended(fresh.start(storage=storage, FAKE_DISK_BYTES="150000"))
+    assert done.exit_code == 1
+    assert re.search(r"/embeddings.npy needs 0.0 GB \(File too large\)", done.error)
     assert not storage.requests(DOWNLOAD)
-
-
-def can_mount(directory):
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
-    if os.geteuid() or shutil.which("mount") is None:
-        return False
-    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture
 def small_disk(fresh):
     """A file system of its own for the work directory; returns a function that sets its size."""
-    if not can_mount(fresh.work):
+    fresh.work.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(fresh.work)]
+    can_mount = os.geteuid() == 0 and shutil.which("mount") is not None
+    if not can_mount or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no right to mount a tmpfs: run the tests as root to test full disks")
 
     def resize(kilobytes):
@@ -216,45 +91,30 @@ def small_disk(fresh):
     subprocess.run(["umount", "--lazy", str(fresh.work)], check=True)
 
 
-def assert_stopped_by_full_disk(done):
-    assert done.returncode == 1
-    assert re.search(r"Error: .*(full|No space|are free)", done.stderr), done.stderr
-
-
-def test_disk_that_is_too_small_is_one_sentence(undisturbed, fresh, storage, servers, small_disk):
-    small_disk(60)
-    env = environment(storage.url, servers["B"])
-    assert_stopped_by_full_disk(run(fresh.command(), env))
-    small_disk(8000)
-    assert run_here(fresh.command(), env).returncode == 0
-    fresh.assert_same(undisturbed, servers["B"])
-
-
-def test_disk_that_fills_up_is_one_sentence(undisturbed, fresh, storage, servers, small_disk):
-    storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
-    env = environment(storage.url, servers["B"], **SMALL_STEPS)
-    process = start(fresh.command(), env)
-    wait_for(lambda: storage.counts["hold"])
+@pytest.mark.parametrize("when", ["at first", "in the middle"])
+def test_disk_that_is_full_is_one_sentence(undisturbed, fresh, storage, small_disk, when):
     ballast = fresh.work / "ballast"
-    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-    storage.release()
-    assert_stopped_by_full_disk(ended(process))
-    ballast.unlink()
-    assert run_here(fresh.command(), env).returncode == 0
-    fresh.assert_same(undisturbed, servers["B"])
+    if when == "at first":
+        small_disk(60)
+        stopped = ended(fresh.start())
+        small_disk(8000)
+    else:
+        storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
+        process = fresh.start(storage=storage, **SMALL_STEPS)
+        wait_for(lambda: storage.counts["hold"])
+        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        storage.release()
+        stopped = ended(process)
+    assert stopped.exit_code == 1
+    assert re.search(r"full|No space|GB are free", stopped.error), stopped.stderr
+    ballast.unlink(missing_ok=True)
+    fresh.ingest()
+    fresh.assert_same(undisturbed)
 
 
-def full_pwrite(file, data, offset):
-    raise OSError(28, "No space left on device")
-
-
-def short_pwrite(file, data, offset):
-    return os.write(file, data[:100])
-
-
-def full_write(path, pieces):
+def full(*_):
     raise OSError(28, "No space left on device")
 
 
@@ -265,146 +125,152 @@ def full_sqlite(self, outcomes):
 @pytest.mark.parametrize(
     ("owner", "name", "replacement"),
     [
-        (os, "pwrite", full_pwrite),
-        (os, "pwrite", short_pwrite),
+        (os, "pwrite", full),
+        (os, "pwrite", lambda file, data, offset: os.write(file, data[:100])),
         (State, "record", full_sqlite),
-        (lists, "write_atomically", full_write),
+        (lists, "write_atomically", full),
     ],
 )
 def test_every_write_that_fails_is_one_sentence(
-    undisturbed, fresh, storage, servers, monkeypatch, owner, name, replacement
+    undisturbed, fresh, monkeypatch, owner, name, replacement
 ):
-    env = environment(storage.url, servers["B"])
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, replacement)
-        stopped = run_here(fresh.command(), env)
-    assert stopped.returncode == 1
-    said = re.search(r"Error: Writing to \S+ failed \((.*)\): free space", stopped.stderr)
+        stopped = fresh.run()
+    assert stopped.exit_code == 1
+    said = re.search(r"Writing to \S+ failed \((.*)\): free space", stopped.error)
     assert said and said[1] in ("No space left on device", "database or disk is full")
-    assert run_here(fresh.command(), env).returncode == 0
-    fresh.assert_same(undisturbed, servers["B"])
+    fresh.ingest()
+    fresh.assert_same(undisturbed)
 
 
-def test_damaged_state_is_one_sentence(fresh, storage, servers):
-    fresh.work.mkdir()
-    (fresh.work / "lock").touch()
-    (fresh.work / "state.sqlite").write_bytes(b"not a database " * 1000)
-    done = run_here(fresh.command(), environment(storage.url, servers["B"]))
-    assert done.returncode == 1
-    assert f"Error: The state in {fresh.work} is damaged" in done.stderr
+# State that is damaged or does not fit
 
 
-# State that does not fit
+def no_database(path):
+    path.write_bytes(b"not a database " * 1000)
+
+
+def of_other_tables(path):
+    path.unlink()
+    state = State(path)
+    state._db.execute("CREATE TABLE options (name TEXT, value TEXT)")
+    state.close()
+
+
+def without_index_id(path):
+    state = State(path)
+    state._db.execute("DELETE FROM options WHERE name = 'index_id'")
+    state.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (no_database, "The state in {work} is damaged"),
+        (of_other_tables, "is damaged (its tables are not those of an ingest"),
+        (without_index_id, "its options do not match their checksum"),
+    ],
+)
+def test_damaged_state_is_one_sentence_and_uploads_nothing(make_world, damage, words):
+    made = make_world(pictures(2, 1))
+    made.stop_at(Rule(DOWNLOAD, "404"))
+    damage(made.work / "state.sqlite")
+    done = made.run()
+    assert done.exit_code == 1 and words.format(work=made.work) in done.error
+    assert made.storage.contents(made.index) == {}
 
 
 @pytest.fixture(scope="module")
-def stopped(undisturbed, emulator_url, servers, tmp_path_factory):
-    """An ingest that lost its access half-way; tests work on copies of its directory."""
+def stopped(undisturbed, tmp_path_factory):
+    """An ingest that lost access half-way; tests work on copies of its directory."""
     made = undisturbed.again(tmp_path_factory.mktemp("stopped") / "made")
-    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "403", after=10)]) as storage:
-        env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
-        assert run_here(made.command(), env).returncode == 1
+    made.stop_at(Rule(DOWNLOAD, "403", after=10), FAKE_WINDOW="2")
     assert 0 < len(made.done()) < TRAIN + VAL
     return made
 
 
 @pytest.fixture
-def copied(stopped, tmp_path):
+def copied(stopped, emulator, tmp_path):
     shutil.copytree(stopped.directory, tmp_path / "copied")
-    return stopped._replace(directory=tmp_path / "copied")
+    return stopped.changed(directory=tmp_path / "copied")
 
 
 @pytest.mark.parametrize(
-    ("position", "option", "value"),
+    ("option", "value"),
     [
-        (1, "train_path", "gs://{images}/val"),
-        (2, "val_path", "gs://{images}/other"),
-        (0, "dataset", "another-name"),
-        (None, "bucket", "{images}"),
-        (None, "resnet_weights", "{file}"),
-        (None, "clip_weights", "{file}"),
-        (None, "backend", "original"),
-        (None, "precision", "bfloat16"),
+        ("train_path", "gs://{images}/val"),
+        ("val_path", "gs://{images}/other"),
+        ("dataset", "another-name"),
+        ("bucket", "{images}"),
+        ("resnet_weights", "{file}"),
+        ("clip_weights", "{file}"),
+        ("backend", "original"),
+        ("precision", "bfloat16"),
     ],
 )
-def test_another_ingest_in_the_directory_is_refused(
-    copied, emulator_url, servers, tmp_path, position, option, value
-):
+def test_another_ingest_in_the_directory_is_refused(copied, tmp_path, option, value):
     (tmp_path / "file").write_bytes(b"other weights")
     value = value.format(images=copied.images, file=tmp_path / "file")
-    command = copied.command("--allow_empty_val")
-    if position is None:
-        command += [f"--{option}", value]
+    arguments = copied.arguments("--allow_empty_val")
+    if option in (places := ["dataset", "train_path", "val_path"]):
+        arguments[places.index(option)] = value
     else:
-        command[2 + position] = value
+        arguments += [f"--{option}", value]
     if option == "train_path":  # the other way round, so that the splits do not overlap
-        command[4] = f"gs://{copied.images}/train"
+        arguments[2] = f"gs://{copied.images}/train"
     before = copied.statuses(), copied.left_behind()
-    done = run_here(command, environment(emulator_url, servers["B"]))
-    assert done.returncode == 1
-    assert f"holds an ingest with another {option} (" in done.stderr
-    assert "--restart" in done.stderr and "--work_dir" in done.stderr
+    done = copied.invoke(arguments)
+    assert done.exit_code == 1
+    assert f"holds an ingest with another {option} (" in done.error
+    assert "--restart" in done.error and "--work_dir" in done.error
     assert (copied.statuses(), copied.left_behind()) == before
 
 
-def test_failed_images_that_were_replaced_are_taken(emulator_url, servers, tmp_path):
-    objects = {**pictures(4, 2), "train/bad.jpg": b"not an image"}
-    made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
-    with FaultProxy(emulator_url) as storage:
-        env = environment(storage.url, servers["B"])
-        assert run_here(made.command(), env).returncode == 1
-        failed = json.loads((made.work / "failed.json").read_text())
-        assert [entry["object"] for entry in failed] == ["train/bad.jpg"]
-        made.storage.put(made.images, "train/bad.jpg", picture(5))
-        assert "were replaced" not in run_here(made.command("--dry_run"), env).stderr
-        storage.seen.clear()
-        done = run_here(made.command(), env)
-        assert done.returncode == 0, done.stderr
-        assert "Since the last run: 1 image was replaced." in done.stderr
+def test_failed_images_that_were_replaced_are_taken(make_world):
+    made = make_world({**pictures(4, 2), "train/bad.jpg": b"not an image"})
+    assert made.run().exit_code == 1
+    assert list(made.failed()) == ["train/bad.jpg"]
+    made.put("train/bad.jpg")
+    assert "were replaced" not in made.run("--dry_run").stderr
+    with StandIn(made.storage.url) as storage:
+        made.ingest(storage=storage)
         assert len(storage.requests(DOWNLOAD)) == 1
     assert not (made.work / "failed.json").exists()
 
 
-def test_replaced_images_of_another_bucket_are_not_taken(emulator_url, servers, tmp_path):
+def test_replaced_images_of_another_bucket_are_not_taken(make_world):
     """The check of another command must not write into the state."""
     objects = {**pictures(2, 1), "train/bad.jpg": b"not an image"}
-    made = dataset(Emulated(emulator_url), tmp_path / "made", objects)
-    other = dataset(made.storage, tmp_path / "other", {**objects, "train/bad.jpg": picture(9)})
-    env = environment(emulator_url, servers["B"])
-    assert run_here(made.command(), env).returncode == 1
-    assert run_here(made._replace(images=other.images).command(), env).returncode == 1
-    done = run_here(made.command(), env)
-    assert "1 of 4 images cannot be embedded" in done.stderr, done.stderr
+    made = make_world(objects)
+    other = make_world({**objects, "train/bad.jpg": picture(9)}, "other")
+    assert made.run().exit_code == made.changed(images=other.images).run().exit_code == 1
+    assert "1 of 4 images cannot be embedded" in made.run().error
 
 
-def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, copied, emulator_url, servers):
-    copied = copied.again(copied.directory / "own")  # its own bucket: others use the first
-    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "403", after=10)]) as storage:
-        env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
-        run_here(copied.command(), env)
-        earlier, thumbnails = copied.index_id(), len(copied.left_behind())
-        storage.rules = [Rule("DELETE ", "403", after=2)]
-        broken_off = run_here(copied.command("--restart"), env)
-        assert broken_off.returncode == 1 and "Deleting gs://" in broken_off.stderr
-        assert 0 < len(copied.left_behind()) < thumbnails
-        storage.rules = []
-        done = run_here(copied.command(), env)  # an interrupted --restart goes on without the flag
-        assert done.returncode == 0, done.stderr
-    assert copied.index_id() != earlier
-    copied.assert_same(undisturbed, servers["B"])
+def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, fresh):
+    fresh.stop_at(Rule(DOWNLOAD, "403", after=10), FAKE_WINDOW="2")
+    earlier, thumbnails = fresh.index_id(), len(fresh.left_behind())
+    broken_off = fresh.stop_at(Rule("DELETE ", "403", after=2), "--restart")
+    assert "Deleting gs://" in broken_off.error
+    assert 0 < len(fresh.left_behind()) < thumbnails
+    done = fresh.run()  # an interrupted --restart goes on without the flag
+    assert done.exit_code == 0, done.stderr
+    assert fresh.index_id() != earlier
+    fresh.assert_same(undisturbed)
 
 
-def test_two_ingests_in_one_directory(undisturbed, fresh, storage, emulator_url, servers):
+def test_two_ingests_in_one_directory(undisturbed, fresh, storage):
     storage.rules = [Rule(DOWNLOAD, "hold")]
-    first = start(fresh.command(), environment(storage.url, servers["B"]))
+    first = fresh.start(storage=storage)
     try:
         wait_for(lambda: storage.counts["hold"])
-        second = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-        assert second.returncode == 1
-        assert f"Error: Another ingest is running in {fresh.work}" in second.stderr
+        second = fresh.run()
+        assert second.exit_code == 1
+        assert f"Another ingest is running in {fresh.work}" in second.error
     finally:
         first.kill()
         first.communicate()
-    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr  # the lock of a dead process is no lock
-    fresh.assert_same(undisturbed, servers["B"])
+    done = fresh.run()
+    assert done.exit_code == 0, done.stderr  # the lock of a dead process is no lock
+    fresh.assert_same(undisturbed)

@@ -12,14 +12,14 @@ from engine import decode, threads
 from engine.pipeline import Pipeline
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
-from tests.front import Front
+from tests.stand_in import StandIn
 
 
 def test_each_image_is_fetched_once_and_each_thumbnail_written_once(
     world, fast_models, emulator, monkeypatch
 ):
     world.put("v/v.jpg", *(f"t/{number}.jpg" for number in range(30)))
-    with Front(emulator) as storage:
+    with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         assert world.run().exit_code == 0
         paths = Counter(asked.path for asked in storage.asked)
@@ -66,7 +66,7 @@ def test_images_on_their_way_are_bounded_by_the_window(
 ):
     world.put("v/v.jpg", *(f"t/{number:02}.jpg" for number in range(23)))
     monkeypatch.setattr(ingest, "Pipeline", partial(Pipeline, window=6))
-    with Front(emulator) as storage:
+    with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         embedder = world.embedder = Held(storage)
         assert world.run("--decode_in", where).exit_code == 0

@@ -18,9 +18,9 @@ from PIL import Image
 from common.errors import ClusterError, ImagesChanged, StorageError
 from testing import embedders
 from testing.embedders import FakeEmbedder, FinishedBatch
-from tests.fault_proxy import FaultProxy, Rule
 from tests.harness import wait_for
 from tests.listeners import below, listeners
+from tests.stand_in import Rule, StandIn
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
 
@@ -90,7 +90,7 @@ class WatchedRecorder(Recorder):
 @pytest.fixture(scope="module")
 def storage(emulator_url):
     """The emulator behind a proxy that can hold requests."""
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         yield proxy
 
 
@@ -125,7 +125,7 @@ def make_state(world, tmp_path):
         state = State.create(directory / "state.sqlite")
         listed = [
             ListedObject(b.name, b.size, gcs.crc32c_of_listing(b.crc32c), int(b.generation))
-            for b in world.client.list_blobs(world.bucket)
+            for b in world.client.list_blobs(world.images)
         ]
         state.add(0, listed)
         state.number_rows()

@@ -12,9 +12,8 @@ import pytest
 
 from common.program import ROOT
 from tests.engine.ray_ingest import write_weights
-from tests.fault_proxy import FaultProxy, Rule
-from tests.harness import ended, run, start, wait_for
-from tests.world import Index
+from tests.harness import Index, ended, run, start, wait_for
+from tests.stand_in import Rule, StandIn
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
 
@@ -52,8 +51,8 @@ def test_what_the_local_engine_began_ends_on_ray_with_the_same_index(world, weig
     assert "3 of 5 images cannot be embedded" in begun.stderr
     world.put(**{name: pictures[name] for name in empty})
     command = [sys.executable, str(ROOT / "ingest.py")]
-    done = run([*command, *world.arguments(*options, "--engine", "ray")], dict(os.environ), 450)
-    assert done.returncode == 0, done.stderr
+    done = run([*command, *world.arguments(*options, "--engine", "ray")], timeout=450)
+    assert done.exit_code == 0, done.stderr
     said = [line.split()[0] for line in done.stderr.split("\n") if line and "%|" not in line]
     steps = ["Listed", "Continuing", "Embedding", "Embedded", "Uploaded", "Registered"]
     assert said == steps, done.stderr
@@ -70,7 +69,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(world, emulator, tmp_path):
     world.put(*[f"t/{i}.jpg" for i in range(8)], "v/val.jpg")
     marker = f"FORAGER_TEST={uuid.uuid4()}"
     options = [*write_weights(tmp_path / "weights"), "--engine", "ray"]
-    with FaultProxy(emulator, rules=[Rule(r"GET /storage/.*alt=media", "hold")]) as storage:
+    with StandIn(emulator, Rule(r"GET /storage/.*alt=media", "hold")) as storage:
         environment = dict([*os.environ.items(), marker.split("=")])
         environment |= {"STORAGE_EMULATOR_HOST": storage.url, "FAKE_CHILD": "1"}
         command = [*RAY_INGEST, *world.arguments(*options)]
@@ -79,7 +78,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(world, emulator, tmp_path):
         assert len(processes_with(marker.encode())) > 1
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         done = ended(process)
-    assert done.returncode == 130, done.stderr
+    assert done.exit_code == 130, done.stderr
     assert done.stderr.endswith("Interrupted: the same command continues where this one stopped.\n")
     wait_for(lambda: not processes_with(marker.encode()), math.inf)
 

@@ -27,16 +27,7 @@ from testing.servers.guarded import guarded
 from testing.servers.processes import local_forager, storage_emulator
 from tests.engine.hosts import BRIDGE, PYTHON, Hosts, reason_to_skip
 from tests.engine.ray_ingest import write_weights
-from tests.harness import (
-    Dataset,
-    Emulated,
-    clean_environment,
-    dataset,
-    ended,
-    is_running,
-    pictures,
-    wait_for,
-)
+from tests.harness import Emulated, World, clean_environment, ended, is_running, pictures, wait_for
 from tests.listeners import listeners
 
 pytestmark = [
@@ -102,18 +93,23 @@ class Lab:
 
     def dataset(self, directory, train, val):
         """A dataset; its directory is on this machine's disk, which only the head uses."""
-        return self.hosts.call(dataset, self.storage, directory, pictures(train, val))
+        return self.hosts.call(self._dataset, directory, pictures(train, val))
+
+    def _dataset(self, directory, objects):
+        made = World(self.storage.url, self.server, directory)
+        made.put(**objects)
+        return made
 
     def sent_weights(self):
         """The names of the weights files that each worker has."""
         directories = [worker.path(self.weights_directory) for worker in self.workers]
         return [{path.name for path in directory.rglob("*.*")} for directory in directories]
 
-    def start(self, data: Dataset, **settings):
+    def start(self, data: World, **settings):
         """The command on the head."""
         script = str(Path(__file__).with_name("ray_ingest.py"))
         paths = [f"gs://{data.images}/train", f"gs://{data.images}/val"]
-        places = ["--bucket", data.bucket, "--work_dir", str(data.work)]
+        places = ["--bucket", data.index, "--work_dir", str(data.work)]
         engine = ["--engine", "ray", "--ray_address", self.address]
         command = [PYTHON, script, data.name, *paths, *self.weights, *places, *engine]
         return self.popen(command, {**self.env, **settings})
@@ -129,7 +125,7 @@ class Lab:
 
     def assert_whole(self, data):
         """Every image has the vectors of its own pixels, and the dataset is registered."""
-        get = lambda name: self.hosts.call(self.storage.get, data.bucket, name)  # noqa: E731
+        get = lambda name: self.hosts.call(self.storage.get, data.index, name)  # noqa: E731
         index_id, *counts = self.hosts.call(data.registered, self.server)
         labels = json.loads(get(f"indexes/{index_id}/labels.json"))
         assert sum(counts) == len(labels)
@@ -177,7 +173,7 @@ def ingested(lab, tmp_path_factory):
     time.sleep(3)
     lab.workers[0].join()
     done = ended(process)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     return SimpleNamespace(data=data, listening=listening, done=done)
 
 
@@ -212,7 +208,7 @@ def test_host_with_another_version_is_named(lab, tmp_path):
         done = ended(lab.start(lab.dataset(tmp_path, 1, 1)))
     finally:
         lab.workers[1].run("umount", str(metadata))
-    assert done.returncode == 1
+    assert done.exit_code == 1
     host, version = lab.workers[1].address, importlib.metadata.version("Pillow")
     assert f"The Ray node {host} has Pillow 0.1 (here {version}): install the same" in done.stderr
 
@@ -226,7 +222,7 @@ def test_host_that_cannot_import_the_program_is_named(lab, tmp_path):
         done = ended(lab.start(lab.dataset(tmp_path, 1, 1)))
     finally:
         lab.workers[0].run("umount", package)
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert f"The Ray node {lab.workers[0].address} cannot run this program" in done.stderr
     assert "run `pip install -r requirements-ray.txt` there" in done.stderr
 
@@ -243,7 +239,7 @@ def test_key_reaches_all_hosts_and_no_disk(lab):
     found = json.loads(process.stdout.readline() or "null")
     assert found == {host.address: ["ours", host is lab.head] for host in hosts}, process.stderr
     assert files_with_the_secret(lab) == [lab.head.path(path)]
-    assert ended(process).returncode == 0
+    assert ended(process).exit_code == 0
     assert files_with_the_secret(lab) == [lab.head.path(path)]
     lab.head.path(path).unlink()
 
@@ -289,7 +285,7 @@ def test_host_that_ray_gave_up_costs_no_row(make_lab, tmp_path, comes_back):
         lab.join_cluster(lost)
         assert alive(lab) == 3
     done = ended(process, 250)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     lab.assert_whole(data)
 
 

@@ -5,14 +5,14 @@ import json
 import socket
 
 import pytest
-from aiohttp import web
 
 from common import retries
 from common.errors import AnswerLost, ServerError
 from forager.client import CREATE_ATTEMPTS, DatasetInfo, Forager
 from forager.connection import Timeouts
 from forager.generation import Box, Generation, Request
-from tests.forager.script import DJANGO_404, Script, serve
+from tests.forager.script import DJANGO_404, Script
+from tests.stand_in import Answer, Rule, StandIn
 
 INFO = {"index_id": "i", "num_train": 2, "num_val": 1}
 ABSENT = (404, {"detail": "Not found."})
@@ -35,29 +35,17 @@ def no_proxies(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def reset(request):
-    request.transport.abort()
-    return web.Response()
-
-
-async def truncated(request):
-    response = web.StreamResponse(headers={"Content-Length": "1000"})
-    await response.prepare(request)
-    await response.write(b'{"index_id": ')
-    request.transport.close()
-    return response
-
-
-async def never(request):
-    await asyncio.sleep(3600)  # until the client closes the connection
+reset, never = "reset", "hold"
+truncated = [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"]
 
 
 def talk(script, method, *args, timeouts=TIMEOUTS):
     """The result of one method of the client, asked of a server with this script."""
 
     async def run():
-        async with serve(script) as url, Forager(url, timeouts) as client:
-            return await getattr(client, method)(*args)
+        with script as server:
+            async with Forager(server.url, timeouts) as client:
+                return await getattr(client, method)(*args)
 
     return asyncio.run(run())
 
@@ -157,8 +145,9 @@ def test_nobody_listens():
 
 def test_tls_where_there_is_none():
     async def run():
-        async with serve(Script({})) as url, Forager(url.replace("http", "https")) as client:
-            await client.dataset("d")
+        with Script({}) as server:
+            async with Forager(server.url.replace("http", "https")) as client:
+                await client.dataset("d")
 
     with pytest.raises(ServerError, match="should begin with http://"):
         asyncio.run(run())
@@ -228,9 +217,9 @@ def test_create_lost_answer_while_the_server_is_at_work():
 
 @pytest.mark.parametrize("failure", [reset, (503, "x"), (429, "x"), (500, "x")])
 def test_create_that_did_not_arrive_is_sent_again(failure):
-    def success(request):
+    def success(asked):
         script.answers[DATASET] = [(200, INFO)]
-        return web.json_response({"status": "success"})
+        return 200, {"status": "success"}
 
     script = Script({CREATE: [failure, success], DATASET: [ABSENT]})
     create(script, talk)
@@ -347,7 +336,7 @@ def test_add_sends(sent, body):
     assert add(sent, [(200, {"created": 2})]) == (2, [body])
 
 
-REFUSED = [(503, "x"), (429, "x"), DJANGO_500]
+REFUSED: list = [(503, "x"), (429, "x"), DJANGO_500]
 LOST = [reset, truncated, (502, "x"), (504, "x")]
 USELESS = [(200, "<p>"), (202, {}), (200, [1])]
 USELESS += [(200, {"created": number}) for number in (True, "2", -1, 10**12)]
@@ -398,24 +387,14 @@ GARBAGE = [
 
 async def talk_to_garbage(garbage, method, *arguments):
     """One method of the client, asked of a server of generation A that answers with garbage."""
-    connections = 0
-
-    async def answer(reader, writer):
-        nonlocal connections
-        connections += 1
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(garbage)
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with Forager(url, TIMEOUTS) as client:
+    with StandIn(None, Rule("", [garbage]), delay_s=0) as server:
+        async with Forager(server.url, TIMEOUTS) as client:
             client._generation = Generation.A
             with pytest.raises(ServerError) as caught:
                 await getattr(client, method)(*arguments)
     assert caught.value.message.isprintable()
     assert "\\n" not in caught.value.message
-    return caught.value, connections
+    return caught.value, len(server.asked)
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
@@ -429,22 +408,14 @@ def test_garbage_for_an_answer(garbage):
 
 
 def test_proxies_of_the_environment_are_used(monkeypatch):
-    script = Script({})
-    seen = []
-
-    async def by_proxy(request):
-        seen.append(str(request.url))
-        return web.json_response(INFO)
-
-    script.handle = by_proxy
-
     async def run():
-        async with serve(script) as url:
-            monkeypatch.setenv("http_proxy", url)
+        with StandIn(None, lambda asked: Answer(200, INFO)) as proxy:
+            monkeypatch.setenv("http_proxy", proxy.url)
             async with Forager("http://forager.example") as client:
-                return await client.dataset("d")
+                return await client.dataset("d"), [asked.path for asked in proxy.asked]
 
-    assert asyncio.run(run()) == DatasetInfo("i", 2, 1)
+    info, seen = asyncio.run(run())
+    assert info == DatasetInfo("i", 2, 1)
     assert seen == ["http://forager.example/api/get_dataset_info_v2/d"]
 
 

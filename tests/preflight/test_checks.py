@@ -13,8 +13,8 @@ import gcs
 from common.errors import Findings
 from engine.loading import ModelLoader
 from testing.embedders import FakeEmbedder
-from tests.front import Answer, Front
 from tests.harness import has_only_a_report
+from tests.stand_in import Answer, StandIn
 from weights import resnet50
 
 JSON = {"Content-Type": "application/json"}
@@ -93,7 +93,7 @@ PAGE = b"<html><head><title>Forager &amp; friends</title></head></html>"
     ],
 )
 def test_no_forager_server(ready, answer, message):
-    with Front(rule=lambda asked: answer) as server:
+    with StandIn(None, lambda asked: answer) as server:
         ready.server = server.url
         said = refusal(ready.run())
     assert message in said
@@ -106,7 +106,7 @@ def test_the_later_server_from_pypi(ready):
             return Answer(200, b'{"dataset_names": []}', JSON)
         return Answer(404, PAGE)
 
-    with Front(rule=rule) as server:
+    with StandIn(None, rule) as server:
         ready.server = server.url
         message = refusal(ready.run())
     assert "is the later forager-server from PyPI, which takes local directories" in message
@@ -114,7 +114,7 @@ def test_the_later_server_from_pypi(ready):
 
 def test_dataset_is_there_already(ready):
     info = {"index_id": "other-index", "num_train": 1200, "num_val": 34}
-    with Front(rule=lambda asked: Answer(200, json.dumps(info).encode(), JSON)) as server:
+    with StandIn(None, lambda asked: Answer(200, json.dumps(info).encode(), JSON)) as server:
         ready.server = server.url
         assert refusal(ready.run()) == (
             f"The dataset {ready.name} is already there, with 1,200 training and 34 validation "
@@ -147,14 +147,14 @@ def test_dataset_is_there_already(ready):
     ],
 )
 def test_paths(ready, train, val, message):
-    bucket = ready.bucket
+    bucket = ready.images
     said = refusal(ready.run(train=train.format(bucket=bucket), val=val.format(bucket=bucket)))
     assert message.format(bucket=bucket) in said
     assert "\n  - " not in said
 
 
 def test_one_directory_in_both_splits_is_told_in_full(ready):
-    train = f"gs://{ready.bucket}/t/"
+    train = f"gs://{ready.images}/t/"
     assert refusal(ready.run(train=train, val=train)) == (
         f"{train} is named for both splits: name one directory for the training images, and "
         "another one for the validation images."
@@ -173,11 +173,11 @@ def test_both_paths_wrong_are_two_findings(ready):
 
 
 def test_an_empty_validation_path_says_how_to_go_on(ready):
-    message = refusal(ready.run(val=f"gs://{ready.bucket}/none"))
+    message = refusal(ready.run(val=f"gs://{ready.images}/none"))
     assert message == (
-        f"No validation images under gs://{ready.bucket}/none/: images are objects that end in "
+        f"No validation images under gs://{ready.images}/none/: images are objects that end in "
         ".jpg, .jpeg, .png, in lower case; --allow_empty_val continues without them. Directories "
-        f"beside it: gs://{ready.bucket}/v/, gs://{ready.bucket}/t/."
+        f"beside it: gs://{ready.images}/v/, gs://{ready.images}/t/."
     )
 
 
@@ -249,15 +249,15 @@ def anonymous(status):
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_bucket_that_is_not_public(ready, emulator, monkeypatch, status):
-    with Front(emulator, anonymous(status)) as storage:
+    with StandIn(emulator, anonymous(status)) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run())
     assert message.startswith("2 problems found")  # one image of each split
     for name in ("t/a.jpg", "v/b.jpg"):
         assert (
-            f"\n  - gs://{ready.bucket}/{name} cannot be read without credentials, which the web "
+            f"\n  - gs://{ready.images}/{name} cannot be read without credentials, which the web "
             "page needs. To make the bucket public: gcloud storage buckets add-iam-policy-binding "
-            f"gs://{ready.bucket} --member=allUsers --role=roles/storage.objectViewer"
+            f"gs://{ready.images} --member=allUsers --role=roles/storage.objectViewer"
         ) in message
     assert not any(asked.path.startswith("/upload/") for asked in storage.asked)
 
@@ -282,21 +282,21 @@ def test_a_requester_pays_bucket_is_refused(ready, emulator, monkeypatch):
     """Its owner can list it; a browser cannot read it."""
 
     def rule(asked):
-        return Answer(400, PAYS) if asked.path.startswith(f"/{ready.bucket}/") else None
+        return Answer(400, PAYS) if asked.path.startswith(f"/{ready.images}/") else None
 
-    with Front(emulator, rule) as storage:
+    with StandIn(emulator, rule) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run())
-    assert message == f"gs://{ready.bucket}: {gcs.REQUESTER_PAYS}"
+    assert message == f"gs://{ready.images}: {gcs.REQUESTER_PAYS}"
 
 
 @pytest.mark.parametrize("others", [[], ["t/c.jpg"]])
 def test_an_empty_first_image_is_not_called_private(ready, emulator, monkeypatch, others):
     def rule(asked):
-        return Answer(416) if asked.path == f"/{ready.bucket}/t/0.jpg" else None
+        return Answer(416) if asked.path == f"/{ready.images}/t/0.jpg" else None
 
     ready.put(*others, **{"t/0.jpg": b""})
-    with Front(emulator, rule) as storage:
+    with StandIn(emulator, rule) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         assert ready.run("--dry_run").exit_code == 0
 
@@ -313,7 +313,7 @@ def without_crc32c(emulator, names):
                 del item["crc32c"], item["size"]
         return Answer(200, json.dumps(page).encode(), JSON)
 
-    return Front(emulator, rule)
+    return StandIn(emulator, rule)
 
 
 def test_images_without_crc32c_are_one_finding(ready, emulator, monkeypatch, tmp_path):
@@ -339,21 +339,21 @@ def test_a_skipped_object_needs_no_crc32c(ready, emulator, monkeypatch):
 
 def test_one_split_that_is_not_public(ready, emulator, monkeypatch):
     def rule(asked):
-        return Answer(403) if asked.path == f"/{ready.bucket}/v/b.jpg" else None
+        return Answer(403) if asked.path == f"/{ready.images}/v/b.jpg" else None
 
-    with Front(emulator, rule) as storage:
+    with StandIn(emulator, rule) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run())
-    assert message.startswith(f"gs://{ready.bucket}/v/b.jpg cannot be read without credentials")
+    assert message.startswith(f"gs://{ready.images}/v/b.jpg cannot be read without credentials")
 
 
 def test_an_image_that_a_browser_does_not_get(ready, emulator, monkeypatch):
-    with Front(emulator, anonymous(404)) as storage:
+    with StandIn(emulator, anonymous(404)) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run())
     assert message.endswith(
-        f"\n  - gs://{ready.bucket}/v/b.jpg gives HTTP 404 without credentials, and the web page "
-        f"needs it: open {storage.url}/{ready.bucket}/v/b.jpg in a browser."
+        f"\n  - gs://{ready.images}/v/b.jpg gives HTTP 404 without credentials, and the web page "
+        f"needs it: open {storage.url}/{ready.images}/v/b.jpg in a browser."
     )
 
 
@@ -363,7 +363,7 @@ def test_no_write_access_to_the_index_bucket(ready, emulator, monkeypatch):
     def rule(asked):
         return Answer(200, granted, JSON) if "testPermissions" in asked.path else None
 
-    with Front(emulator, rule) as storage:
+    with StandIn(emulator, rule) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         assert refusal(ready.run()) == (
             "The credentials in use lack storage.objects.create, storage.objects.delete on "
@@ -377,7 +377,7 @@ def test_the_index_bucket_is_missing(ready, emulator, monkeypatch):
     def rule(asked):
         return Answer(404, b"{}", JSON) if "testPermissions" in asked.path else None
 
-    with Front(emulator, rule) as storage:
+    with StandIn(emulator, rule) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         message = refusal(ready.run("--bucket", "no-such-bucket"))
     assert "Checking write access to gs://no-such-bucket: there is no such bucket" in message
@@ -441,7 +441,7 @@ def test_weights_wrong(real_weights, weights_dir, tmp_path):
 
 
 def test_what_the_arguments_alone_tell_is_said_before_any_request(real_weights, emulator):
-    with Front() as server:
+    with StandIn() as server:
         real_weights.server = f"{server.url}?x"
         options = ["--resnet_weights", "none.pkl", "--clip_weights", "./none"]
         message = refusal(real_weights.run(*options, name="no name", val="gs://x"))
@@ -464,7 +464,7 @@ def test_findings_of_every_kind_in_one_message(real_weights, monkeypatch, weight
     real_weights.put("t/b.png")
     wrong = tmp_path / "R-50.pkl"
     wrong.write_bytes(b"<html>Not found</html>")
-    with Front(rule=lambda asked: Answer(200, PAGE)) as server:
+    with StandIn(None, lambda asked: Answer(200, PAGE)) as server:
         real_weights.server = server.url
         clip = ["--clip_weights", str(weights_dir / "clip-vit-base-patch32")]
         options = ["--device", "cuda:77", "--resnet_weights", str(wrong), *clip]
@@ -486,5 +486,5 @@ def test_each_finding_comes_once():
 
 def test_an_empty_path_names_the_directories_beside_it(ready):
     ready.put("sets/training/x.jpg", "sets/val/y.jpg", "sets/z.jpg")
-    message = refusal(ready.run(train=f"gs://{ready.bucket}/sets/train"))
-    assert f"Directories beside it: gs://{ready.bucket}/sets/training/" in message
+    message = refusal(ready.run(train=f"gs://{ready.images}/sets/train"))
+    assert f"Directories beside it: gs://{ready.images}/sets/training/" in message

@@ -70,7 +70,7 @@ def test_a_dry_run_writes_the_script_for_all_that_is_skipped(world, fast_models,
         "Wrote a script that renames 3 objects. Read it, then run: bash renames.sh",
     ]
     renamed = renamed_by("bash renames.sh", tmp_path)
-    assert renamed[0] == (f"gs://{world.bucket}/t/A.JPG", f"gs://{world.bucket}/t/A.jpg")
+    assert renamed[0] == (f"gs://{world.images}/t/A.JPG", f"gs://{world.images}/t/A.jpg")
     assert len(renamed) == 3
 
 

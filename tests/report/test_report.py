@@ -10,18 +10,8 @@ import pytest
 from common.options import LimitType
 from common.program import ROOT
 from report.run import plain_options
-from tests.fault_proxy import FaultProxy, Rule
-from tests.harness import (
-    TRAIN,
-    VAL,
-    dataset,
-    ended,
-    environment,
-    has_only_a_report,
-    run_here,
-    start,
-    wait_for,
-)
+from tests.harness import TRAIN, VAL, ended, has_only_a_report, wait_for
+from tests.stand_in import Rule, StandIn
 from tests.test_documents import table_rows
 
 DOWNLOAD = r"GET /storage/.*alt=media"
@@ -67,12 +57,12 @@ def assert_documented(report):
 def test_report_of_a_whole_ingest_with_failing_requests(fresh, emulator_url, servers):
     fresh.storage.put(fresh.images, "train/notes.txt", b"x")
     with (
-        FaultProxy(emulator_url, share=0.1, kinds=["503"], seed=3) as storage,
-        FaultProxy(servers["B"], rules=[Rule("dataset_info", "503", times=1)]) as server,
+        StandIn(emulator_url, share=0.1, kinds=["503"], seed=3) as storage,
+        StandIn(servers["B"], Rule("dataset_info", "503", times=1)) as server,
     ):
-        done = run_here(fresh.command(), environment(storage.url, server.url))
+        done = fresh.run(storage=storage, server=server)
     fresh.storage.delete(fresh.images, "train/notes.txt")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     report = report_of(fresh)
     assert_documented(report)
     assert (report["outcome"], report["exit_code"]) == ("registered", 0)
@@ -92,11 +82,11 @@ def test_report_of_a_whole_ingest_with_failing_requests(fresh, emulator_url, ser
     assert stages == dict.fromkeys(("fetch", "decode", "models", "thumbnails"), TRAIN + VAL)
 
 
-def test_report_of_a_failed_run_then_of_one_that_continues(emulator_url, servers, fresh, tmp_path):
+def test_report_of_a_failed_run_then_of_one_that_continues(make_world):
     bad = {"train/a.jpg": b"no image", "train/b.jpg": b"nor this", "val/c.png": b""}
-    made = dataset(fresh.storage, tmp_path / "bad", bad)
-    done = run_here(made.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 1
+    made = make_world(bad, "bad")
+    done = made.run()
+    assert done.exit_code == 1
     report = report_of(made)
     assert_documented(report)
     assert (report["outcome"], report["exit_code"]) == ("stopped", 1)
@@ -105,37 +95,37 @@ def test_report_of_a_failed_run_then_of_one_that_continues(emulator_url, servers
         *((2, "train/a.jpg"), (1, "val/c.png"))
     ]
     assert report["failures"][1]["reason"] == "the file is empty"
-    done = run_here([*made.command(), "--skip_bad_images"], environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    done = made.run("--skip_bad_images")
+    assert done.exit_code == 0, done.stderr
     assert "Failed: 3 images.\n  2: not an image in a supported format" in done.stdout
     assert report_of(made)["counts"]["failed"] == 3
 
 
 def test_report_of_a_run_whose_checks_fail(fresh, emulator_url, servers):
-    with FaultProxy(servers["B"], rules=[Rule("api", "404")]) as server:
-        done = run_here([*fresh.command(), "--json"], environment(emulator_url, server.url))
-    assert done.returncode == 1 and "Error: " in done.stderr
+    with StandIn(servers["B"], Rule("api", "404")) as server:
+        done = fresh.run("--json", server=server)
+    assert done.exit_code == 1 and "Error: " in done.stderr
     printed, report = json.loads(done.stdout), report_of(fresh)
     assert_documented(report)
     assert printed["message"] == report["message"] and report["message"] in done.stderr
     assert report["counts"] is None and report["outcome"] == "stopped"
     # The directory has nothing else, and the next run begins in it.
     assert has_only_a_report(fresh.work)
-    done = run_here(fresh.command(), environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    done = fresh.run()
+    assert done.exit_code == 0, done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGHUP, 129)])
 def test_report_of_an_interrupted_run(fresh, emulator_url, servers, number, code):
-    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "hold", after=12)]) as storage:
+    with StandIn(emulator_url, Rule(DOWNLOAD, "hold", after=12)) as storage:
         settings = {"FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
-        env = environment(storage.url, servers["B"], **settings)
-        process = start([*fresh.command(), "--json"], env)
+        env = {"storage": storage, **settings}
+        process = fresh.start("--json", **env)
         wait_for(lambda: len(fresh.done()) >= 4)
         running = report_of(fresh)
         process.send_signal(number)
         done = ended(process)
-    assert done.returncode == code
+    assert done.exit_code == code
     assert (running["outcome"], running["exit_code"], running["ended"]) == ("running", None, None)
     report = report_of(fresh)
     for found in (running, report, json.loads(done.stdout)):
@@ -150,9 +140,9 @@ def test_report_of_an_interrupted_run(fresh, emulator_url, servers, number, code
 def test_report_of_a_run_with_reuse_and_json_instead_of_the_table(
     undisturbed, fresh, emulator_url, servers
 ):
-    command = [*fresh.command(), "--reuse", str(undisturbed.work), "--json"]
-    done = run_here(command, environment(emulator_url, servers["B"]))
-    assert done.returncode == 0, done.stderr
+    options = "--reuse", str(undisturbed.work), "--json"
+    done = fresh.run(*options)
+    assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
     assert_documented(report)
     assert report == report_of(fresh)
@@ -160,15 +150,13 @@ def test_report_of_a_run_with_reuse_and_json_instead_of_the_table(
     assert {"name": "reuse", "images": TRAIN + VAL}.items() <= report["steps"][1].items()
     assert report["command"]["options"]["reuse"] == [str(undisturbed.work)]
     # A repeat finds it finished, and keeps that report; a dry run changes nothing either.
-    again = run_here(command, environment(emulator_url, servers["B"]))
-    assert json.loads(again.stdout)["outcome"] == "finished" and again.returncode == 0
+    again = fresh.run(*options)
+    assert json.loads(again.stdout)["outcome"] == "finished" and again.exit_code == 0
     assert report_of(fresh) == report
 
 
 def test_a_dry_run_prints_a_report_and_leaves_none(fresh, emulator_url, servers):
-    done = run_here(
-        [*fresh.command(), "--dry_run", "--json"], environment(emulator_url, servers["B"])
-    )
+    done = fresh.run("--dry_run", "--json")
     report = json.loads(done.stdout)
     assert_documented(report)
     assert (report["outcome"], report["exit_code"]) == ("dry_run", 0)
@@ -182,12 +170,13 @@ def test_nothing_secret_is_in_a_report(fresh, emulator_url, servers, options):
     """Neither where the server refuses, nor where all checks pass, nor in a wrong path."""
     host = servers["B"].removeprefix("http://")
     viewer = ["--viewer_url", "https://u:hidden@viewer.example/x?token=hidden"]
-    env = environment(emulator_url, f"http://user:hidden@{host}", HF_TOKEN="hidden")
-    done = run_here([*fresh.command(), *viewer, *options, "--json"], env)
-    assert done.returncode == 0, done.stderr
+    env = {"server": f"http://user:hidden@{host}", "HF_TOKEN": "hidden"}
+    done = fresh.run(*viewer, *options, "--json", **env)
+    assert done.exit_code == 0, done.stderr
     signed = ["https://storage.googleapis.com/b/t?X-Goog-Signature=hidden", "gs://b/v"]
-    wrong = run_here([*fresh.command()[:3], *signed, *viewer, "--json"], env)
-    assert wrong.returncode == 1 and json.loads(wrong.stdout)["counts"] is None
+    train, val = signed
+    wrong = fresh.run(*viewer, "--json", train=train, val=val, **env)
+    assert wrong.exit_code == 1 and json.loads(wrong.stdout)["counts"] is None
     kept = [path.read_text() for path in fresh.directory.glob("work/report.json")]
     for text in (done.stdout, wrong.stdout, *kept):
         assert "hidden" not in text

@@ -20,14 +20,14 @@ from report.forecast import (
 from report.trial import describe_sizes, spread
 from storage.pace import least_seconds
 from storage.uploads import part_count
-from tests.fault_proxy import FaultProxy, Rule
-from tests.harness import TRAIN, VAL, ended, environment, run_here, start, wait_for
+from tests.harness import TRAIN, VAL, ended, wait_for
 from tests.report.test_report import DOWNLOAD, assert_documented, documented, fields
+from tests.stand_in import Rule, StandIn
 
 
 @pytest.fixture
 def storage(emulator_url):
-    with FaultProxy(emulator_url) as proxy:
+    with StandIn(emulator_url) as proxy:
         yield proxy
 
 
@@ -36,13 +36,12 @@ def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
     prices = fresh.directory / "prices.json"
     prices.write_text('{"machine_per_hour": 36000, "currency": "EUR", "date": "today"}')
     # Neither a server nor an index bucket is needed.
-    env = {k: v for k, v in environment(storage.url, "").items() if k != "SERVER_URL"}
-    command = [*fresh.command(), "--bucket", "no-such-bucket", "--prices", str(prices)]
-    done = run_here([*command, "--trial", "13"], env)
+    options = "--bucket", "no-such-bucket", "--prices", str(prices), "--trial", "13"
+    done = fresh.run(*options, storage=storage, server="")
     fresh.storage.delete(fresh.images, "train/zz.jpg")
-    assert done.returncode == 0, done.stderr
-    assert not [seen for seen in storage.seen if seen.method != "GET"]
-    downloads = {seen.target for seen in storage.requests(DOWNLOAD)}
+    assert done.exit_code == 0, done.stderr
+    assert not [asked for asked in storage.asked if asked.method != "GET"]
+    downloads = {asked.path for asked in storage.requests(DOWNLOAD)}
     assert len(downloads) == 13
     assert [path.name for path in fresh.work.iterdir()] == ["trial.json"]
     report = json.loads((fresh.work / "trial.json").read_text())
@@ -74,11 +73,11 @@ def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
 @pytest.mark.parametrize("option", ["--trial", "--dry_run"])
 def test_interrupted_where_nothing_is_kept(fresh, storage, servers, option):
     storage.rules = [Rule(r"GET /storage/.*prefix=train", "hold")]
-    process = start([*fresh.command(), option], environment(storage.url, servers["B"]))
+    process = fresh.start(option, storage=storage)
     wait_for(lambda: storage.counts["hold"])
     process.send_signal(signal.SIGINT)
     stopped = ended(process)
-    assert stopped.returncode == 130
+    assert stopped.exit_code == 130
     assert stopped.stderr.endswith(
         "Interrupted: nothing of a --trial or a --dry_run is kept, so the same command begins "
         "again.\n"
@@ -86,12 +85,11 @@ def test_interrupted_where_nothing_is_kept(fresh, storage, servers, option):
 
 
 def test_an_ingest_after_a_trial_and_a_trial_after_an_ingest(fresh, emulator_url, servers):
-    env = environment(emulator_url, servers["B"])
-    assert run_here([*fresh.command(), "--trial"], env).returncode == 0
-    done = run_here([*fresh.command(), "--json"], env)
-    assert done.returncode == 0, done.stderr
+    assert fresh.run("--trial").exit_code == 0
+    done = fresh.run("--json")
+    assert done.exit_code == 0, done.stderr
     before = fresh.left_behind()
-    again = run_here([*fresh.command(), "--trial", "2", "--json"], env)
+    again = fresh.run("--trial", "2", "--json")
     assert json.loads(again.stdout)["counts"]["embedded_now"] == 2
     assert fresh.left_behind() == before
     assert json.loads((fresh.work / "report.json").read_text()) == json.loads(done.stdout)
@@ -109,8 +107,8 @@ def test_an_ingest_after_a_trial_and_a_trial_after_an_ingest(fresh, emulator_url
     ],
 )
 def test_options_that_do_not_go_together(fresh, options, said):
-    done = run_here([*fresh.command(), *options], {})
-    assert done.returncode == 2 and said in done.stderr.replace("\n", " ")
+    done = fresh.run(*options)
+    assert done.exit_code == 2 and said in done.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from common.names import GsPath
 from forager.client import Forager
 from gcs import Refused
 from storage.listing import listed
-from tests.front import Answer, Front
+from tests.stand_in import Answer, StandIn
 
 
 def answered(status, body=b"", headers=None):
@@ -96,7 +96,7 @@ def test_the_reason_is_found_in_the_body(body, reason):
 )
 def test_refusals_give_storages_own_reason(monkeypatch, status, message, sentence):
     body = json.dumps({"error": {"code": status, "message": message}}).encode()
-    with Front(rule=lambda asked: Answer(status, body)) as storage:
+    with StandIn(None, lambda asked: Answer(status, body)) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         with pytest.raises(StorageError) as caught:
             list(gcs.list_pages(gcs.make_client(), GsPath("bucket", "t/"), "name"))
@@ -117,7 +117,7 @@ def test_a_refused_connection_is_explained_in_the_systems_words(monkeypatch):
 
 @pytest.mark.parametrize("library", ["google-cloud-storage", "aiohttp"])
 def test_a_server_without_tls_is_explained_in_few_words(monkeypatch, library):
-    with Front() as server:
+    with StandIn() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url.replace("http://", "https://"))
         with pytest.raises(StorageError) as caught:
             if library == "aiohttp":

@@ -15,8 +15,8 @@ from common.errors import IngestError, StorageError
 from common.names import GsPath
 from gcs import ListedObject
 from storage.session import AccessToken
-from tests.front import Answer, Front
-from tests.world import listing, put, with_objects
+from tests.harness import listing, put, with_objects
+from tests.stand_in import Answer, StandIn
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_write_permissions(make_bucket):
 
 def test_missing_write_permissions_are_named(monkeypatch):
     granted = {"permissions": ["storage.objects.get"]}
-    with Front(rule=lambda asked: Answer(200, json.dumps(granted).encode())) as storage:
+    with StandIn(None, lambda asked: Answer(200, json.dumps(granted).encode())) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         missing = gcs.missing_write_permissions(gcs.make_client(), "bucket")
     assert missing == ["storage.objects.create", "storage.objects.delete"]
@@ -117,7 +117,7 @@ def tokens(no_credentials, monkeypatch, tmp_path, private_key):
         token = {"access_token": f"token-{number}", "expires_in": server.life_s}
         return Answer(200, json.dumps(token).encode(), {"Content-Type": "application/json"})
 
-    with Front(rule=rule) as server:
+    with StandIn(None, rule) as server:
         server.life_s = 3600
         key = {
             "type": "service_account",
@@ -157,7 +157,7 @@ def test_a_wrong_key_file_is_named(no_credentials, monkeypatch, tmp_path, conten
 
 
 def test_a_token_is_fetched_once_for_both_libraries(tokens, monkeypatch):
-    with Front(rule=lambda asked: Answer(200, b"{}")) as storage:
+    with StandIn(None, lambda asked: Answer(200, b"{}")) as storage:
         client = gcs.make_client()
         client._connection.API_BASE_URL = storage.url
         assert list(gcs.list_pages(client, GsPath("bucket", ""), "name")) == [[]]
@@ -199,7 +199,7 @@ def test_renewing_a_token_survives_a_lost_network(monkeypatch):
 
     credentials = Credentials()
     monkeypatch.setattr(gcs, "credentials", lambda: credentials)
-    with Front(rule=lambda asked: Answer(200, b"{}")) as storage:
+    with StandIn(None, lambda asked: Answer(200, b"{}")) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         monkeypatch.setattr(gcs, "emulator_host", lambda: None)
         monkeypatch.setattr(gcs, "api_address", lambda: storage.url)

@@ -14,19 +14,19 @@ from common.errors import StorageError
 from common.names import GsPath
 from gcs import ListedObject
 from storage.listing import delete_index, listed, split_points
-from tests.front import Answer, Front
-from tests.world import listing, put
+from tests.harness import listing, put
+from tests.stand_in import Answer, StandIn
 
 PREFIX = "t/"
 PAGE = 10
 
 
-class Lister(Front):
+class Lister(StandIn):
     """A server that lists names as Google's does, in pages of PAGE."""
 
     def __init__(self, names, before=lambda asked: None):
         self.names, self.before, self.pages = sorted(PREFIX + name for name in names), before, []
-        super().__init__(rule=self.answer)
+        super().__init__(None, self.answer)
 
     def answer(self, asked):
         if (answer := self.before(asked)) is not None:
@@ -133,13 +133,16 @@ def test_a_listing_without_an_end_stops(monkeypatch, page, words):
             return Answer(410)
         return Answer(200, json.dumps(page or {"nextPageToken": "x"}).encode())
 
-    with Front(rule=rule) as server, pytest.raises(StorageError, match=f"gs://bucket/t/: {words}"):
+    with (
+        StandIn(None, rule) as server,
+        pytest.raises(StorageError, match=f"gs://bucket/t/: {words}"),
+    ):
         names_on(server, monkeypatch)
 
 
 def test_an_object_that_two_pages_repeat_counts_once(monkeypatch):
     with Lister(NAMES["dense numbers"]) as server:
-        serve = server.rule
+        (serve,) = server.rules
 
         def repeat(asked):
             answer = serve(asked)
@@ -150,7 +153,7 @@ def test_an_object_that_two_pages_repeat_counts_once(monkeypatch):
                 content["items"].insert(0, repeated)
             return Answer(200, json.dumps(content).encode())
 
-        server.rule = repeat
+        server.rules = [repeat]
         assert sorted(names_on(server, monkeypatch)) == server.names
 
 
@@ -176,13 +179,13 @@ def test_a_refusal_stops_all_workers(monkeypatch):
 )
 def test_an_answer_that_is_no_listing_stops(monkeypatch, body):
     refused = pytest.raises(StorageError, match="Listing gs://bucket/t/: the answer ")
-    with Front(rule=lambda asked: Answer(200, body)) as server, refused:
+    with StandIn(None, lambda asked: Answer(200, body)) as server, refused:
         names_on(server, monkeypatch)
 
 
 def test_an_object_without_size_and_crc32c_is_listed(monkeypatch):
     item = {"name": "t/a.jpg", "generation": "7"}
-    with Front(rule=lambda asked: Answer(200, json.dumps({"items": [item]}).encode())) as server:
+    with StandIn(None, lambda asked: Answer(200, json.dumps({"items": [item]}).encode())) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         [[found]] = listed(GsPath("bucket", PREFIX))
     assert found == ListedObject("t/a.jpg", 0, gcs.NO_CRC32C, 7)
@@ -229,7 +232,7 @@ def test_objects_that_are_held_are_left_with_a_warning(emulator, make_bucket, mo
         held = asked.method == "DELETE" and "/thumbnails" in asked.path
         return Answer(403, b"retained") if held else None
 
-    with Front(emulator, rule) as front:
+    with StandIn(emulator, rule) as front:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
         assert asyncio.run(delete_index(bucket, index_id)) == 2
         assert [o.name for o in listing(bucket)] == names[2:]

@@ -12,7 +12,7 @@ from common.errors import TransientError
 from common.retries import Retries
 from storage.async_client import AsyncStorage
 from storage.pace import DOUBLING_S, WritePace
-from tests.front import Answer, Front
+from tests.stand_in import Answer, StandIn
 
 UPLOADS = 64  # at once, as in the ingest
 
@@ -150,7 +150,7 @@ def test_refused_uploads_arrive_in_the_end(monkeypatch, capsys):
             puts = (objects.put("b", f"{n}.jpg", b"x", "image/jpeg") for n in range(40))
             await asyncio.gather(*puts)
 
-    with Front(rule=rule) as server:
+    with StandIn(None, rule) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         asyncio.run(run())
     assert len(set(stored)) == 40

@@ -3,14 +3,11 @@
 import asyncio
 import json
 import sqlite3
-import threading
 from contextlib import contextmanager
-
-import aiohttp
-from aiohttp import web
 
 from forager.client import Forager
 from testing.servers.processes import local_forager
+from tests.stand_in import Answer, Rule, StandIn
 
 LABELS = "add_annotations_by_internal_identifiers_v2"
 BOXES = "add_annotations_multi_v2"
@@ -103,65 +100,21 @@ class Proxy:
     """
 
     def __init__(self, target, faults):
-        self.target = target
         self.faults = list(faults)
         self.bodies = []
-        self.hanging = threading.Event()
+        self.handle = StandIn(target, Rule(f"POST /api/({LABELS}|{BOXES})", self.next_fault))
+        self.hanging = self.handle.holding
 
-    async def handle(self, request):
-        body = await request.read()
-        fault = None
-        route = request.path.removeprefix("/api/")
-        if request.method == "POST" and route.startswith((LABELS, BOXES)):
-            self.bodies.append(json.loads(body))
-            fault = self.faults.pop(0) if self.faults else None
+    def next_fault(self, asked):
+        self.bodies.append(json.loads(asked.body))
+        fault = self.faults.pop(0) if self.faults else None
         if isinstance(fault, int):
-            return web.Response(status=fault, text="<title>fault</title>", content_type="text/html")
-        if fault == "hang":
-            self.hanging.set()
-            await asyncio.sleep(3600)
-        if fault != "reset":
-            async with (
-                aiohttp.ClientSession() as session,
-                session.request(request.method, self.target + request.path, data=body) as answer,
-            ):
-                content, kind = await answer.read(), answer.content_type
-            if fault == "kept":
-                self.hanging.set()
-                await asyncio.sleep(3600)
-            if fault != "lost":
-                return web.Response(status=answer.status, body=content, content_type=kind)
-        request.transport.abort()
-        return web.Response()
+            return Answer(fault, "<title>fault</title>")
+        return "hold" if fault == "hang" else fault
 
 
 @contextmanager
-def serve(handle):
-    """An aiohttp handler behind a port of this machine, in a thread of its own."""
-    loop = asyncio.new_event_loop()
-
-    async def start():
-        app = web.Application(client_max_size=1 << 30)
-        app.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return runner
-
-    async def stop():
-        await runner.cleanup()
-        handlers = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in handlers:
-            task.cancel()
-        await asyncio.gather(*handlers, return_exceptions=True)
-
-    runner = loop.run_until_complete(start())
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        asyncio.run_coroutine_threadsafe(stop(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+def serve(server):
+    """A server behind a port of this machine."""
+    with server:
+        yield server.url

@@ -1,0 +1,55 @@
+"""Tables that cog writes into the documents: options of the commands, folders of the repository.
+
+`make format` writes them, `make check` compares.
+"""
+
+import ast
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import click
+
+from common.program import ROOT
+
+
+def option_table(
+    command: click.Command, order: Collection[str] = (), leave_out: Collection[str] = ()
+) -> str:
+    """The options of a command as a Markdown table; those named in `order` come first."""
+    context = click.Context(command)
+    options = {p.name: p for p in command.params if isinstance(p, click.Option)}
+    lines = ["| option | default | meaning |", "|---|---|---|"]
+    for name in dict.fromkeys([*order, *options]):
+        record = options[name].get_help_record(context) if name in options else None
+        if record and name not in leave_out:
+            shown, text = record
+            meaning, _, extra = text.partition("  [")
+            default = re.search(r"default: \(?(.*?)\)?(?:;|\]$)", extra)
+            if "required" in extra:
+                meaning += " Required."
+            meaning = re.sub(r"(?<!\w)--\w+", r"`\g<0>`", meaning)
+            meaning = re.sub(r"docs/\w+\.md", r"[\g<0>](\g<0>)", meaning)
+            cells = f"`{shown}`", default[1] if default else "", meaning
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines).replace("|  |", "| |")
+
+
+def tree() -> str:
+    """The modules at the root and all folders with the first lines of their docstrings."""
+    modules = [(path.name, path) for path in sorted(ROOT.glob("*.py"))]
+    folders = [
+        (f"{path.parent.relative_to(ROOT)}/", path)
+        for package in sorted(ROOT.glob("*/__init__.py"))
+        if package.parent.name != "tests"
+        for path in sorted(package.parent.rglob("__init__.py"))
+    ]
+    folders.append(("tests/", ROOT / "tests" / "__init__.py"))
+    shown = [(name, _first_line(path)) for name, path in modules]
+    shown += [("", ""), *((name, _first_line(path)) for name, path in folders)]
+    width = max(len(name) for name, _ in shown)
+    return "\n".join(f"{name:{width}} {line}".rstrip() for name, line in shown)
+
+
+def _first_line(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
