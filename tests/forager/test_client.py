@@ -345,7 +345,7 @@ USELESS += [(200, {"created": number}) for number in (True, "2", -1, 10**12)]
 @pytest.mark.parametrize(
     ("sent", "failure"),
     [(sent, failure) for sent in (TO_A, BOXES) for failure in REFUSED]
-    + [(sent, failure) for sent in (TO_B, SHARED) for failure in REFUSED + LOST],
+    + [(sent, failure) for sent in (TO_B, SHARED) for failure in [*REFUSED, *LOST]],
 )
 def test_add_repeats_what_is_not_stored_twice(sent, failure):
     created, bodies = add(sent, [failure, (200, {"created": 2})])
