@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 PRINTED_LENGTH = 120  # characters of an untrusted name that go to the terminal
+SHOWN_LINES = 10  # of a long list
 
 warned: list[str] = []  # the warnings of this process so far, for report.json
 
@@ -37,6 +38,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: in
         return "  ".join(aligned).rstrip()
 
     return "\n".join(line(cells) for cells in (header, *rows))
+
+
+def first_lines(lines: Sequence[str], where: str | None = None, indent: str = "  ") -> str:
+    """The first of many lines below a message, and how many more there are; `where` has all."""
+    more = len(lines) - SHOWN_LINES
+    rest = [f"and {more:,} more{f', in {where}' if where else ''}"] if more > 0 else []
+    return "".join(f"\n{indent}{line}" for line in [*lines[:SHOWN_LINES], *rest])
 
 
 def size(count: float) -> str:

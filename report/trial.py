@@ -23,7 +23,7 @@ from report.forecast import (
     measured_pace,
 )
 from report.run import Report, StepName
-from report.summary import failure_lines, limited_by
+from report.summary import failures, limited_by
 
 ROWS_AT_ONCE = 500
 FEW = 50  # images: from fewer, a forecast is rough
@@ -125,8 +125,8 @@ def describe_trial(report: Report) -> str:
         limited_by(report),
         "",
         f"Forecast for {images}:",
-        table(("what", "how much", ""), [*_forecast_rows(found), *_image_rows(trial, counts)], 3),
-        *failure_lines(report),
+        table(("what", "how much", ""), [*_forecast_rows(found), *_image_rows(trial, counts)], 3)
+        + failures(report),
         *_cost_lines(trial),
     ]
     if counts["images"] < FEW:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.terminal import count, duration, size, table, warn, warned
+from common.terminal import count, duration, first_lines, size, table, warn, warned
 
 TEXTS = {
     size: {
@@ -34,6 +34,13 @@ def test_table_is_aligned():
         "cat       POSITIVE       1",
         "horse     NEW        1,000",
     ]
+
+
+def test_the_first_of_many_lines():
+    assert first_lines([]) == ""
+    assert first_lines(["a", "b"], "x.json") == "\n  a\n  b"
+    long = first_lines([str(n) for n in range(1234)], "x.json", indent="")
+    assert long.splitlines()[-2:] == ["9", "and 1,224 more, in x.json"]
 
 
 def test_a_warning_is_said_and_kept_for_the_report(capsys):
