@@ -79,11 +79,10 @@ def test_write_permissions(make_bucket):
     assert gcs.missing_write_permissions(gcs.make_client(), make_bucket()) == []
 
 
-def test_missing_write_permissions_are_named(monkeypatch):
+def test_missing_write_permissions_are_named(serve):
     granted = {"permissions": ["storage.objects.get"]}
-    with Front(rule=lambda asked: Answer(200, json.dumps(granted).encode())) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        missing = gcs.missing_write_permissions(gcs.make_client(), "bucket")
+    serve(lambda asked: Answer(200, json.dumps(granted).encode()))
+    missing = gcs.missing_write_permissions(gcs.make_client(), "bucket")
     assert missing == ["storage.objects.create", "storage.objects.delete"]
 
 
@@ -187,7 +186,7 @@ def test_many_requests_at_once_renew_a_token_once(tokens):
     assert len(tokens.asked) == 1
 
 
-def test_renewing_a_token_survives_a_lost_network(monkeypatch):
+def test_renewing_a_token_survives_a_lost_network(monkeypatch, serve):
     class Credentials:
         token, token_state, renewals = "old", TokenState.INVALID, 0
 
@@ -199,11 +198,10 @@ def test_renewing_a_token_survives_a_lost_network(monkeypatch):
 
     credentials = Credentials()
     monkeypatch.setattr(gcs, "credentials", lambda: credentials)
-    with Front(rule=lambda asked: Answer(200, b"{}")) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        monkeypatch.setattr(gcs, "emulator_host", lambda: None)
-        monkeypatch.setattr(gcs, "api_address", lambda: storage.url)
-        assert listing("bucket") == []
+    storage = serve(lambda asked: Answer(200, b"{}"))
+    monkeypatch.setattr(gcs, "emulator_host", lambda: None)
+    monkeypatch.setattr(gcs, "api_address", lambda: storage.url)
+    assert listing("bucket") == []
     assert {asked.headers["authorization"] for asked in storage.asked} == {"Bearer new"}
 
 

@@ -12,7 +12,7 @@ from common.errors import StorageError
 from common.files import FileToUpload
 from storage.uploads import FileSlice, upload_files
 from tests.fault_proxy import FaultProxy, Rule
-from tests.front import Answer, Front, _forwarded
+from tests.front import Answer, _forwarded
 
 PART = 100_000  # bytes, instead of 32 MiB
 NAME = "indexes/ID/local/clip/embeddings.npy"
@@ -24,11 +24,9 @@ def bucket(make_bucket):
 
 
 @pytest.fixture
-def front(bucket, emulator, monkeypatch):
+def front(bucket, emulator, serve):
     """A server before the emulator that notes every request from now on."""
-    with Front(emulator) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        yield storage
+    return serve(lambda asked: None, emulator)
 
 
 def make_file(tmp_path, size, name=NAME, content_type="application/octet-stream"):
