@@ -3,7 +3,7 @@
 from common.terminal import count, duration, first_lines, size, table, warn, warned
 
 SIZES = {
-    **{0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 12_345_678: "12.3 MB"},
+    **{0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 12_345_678.0: "12.3 MB"},
     **{999_949_999: "999.9 MB", 999_999_999: "1.0 GB", 4.2e9: "4.2 GB", 5.55e15: "5,550.0 TB"},
 }
 DURATIONS = {
