@@ -409,7 +409,7 @@ def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, copied, emul
         env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
         run_here(copied.command(), env)
         earlier, thumbnails = copied.index_id(), len(copied.left_behind())
-        storage.rules = [Rule("DELETE ", "403", after=2)]
+        storage.rules = [Rule("DELETE ", "400", after=2)]
         broken_off = run_here(copied.command("--restart"), env)
         assert broken_off.returncode == 1 and "Deleting gs://" in broken_off.stderr
         assert 0 < len(copied.left_behind()) < thumbnails
@@ -418,6 +418,22 @@ def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, copied, emul
         assert done.returncode == 0, done.stderr
     assert copied.index_id() != earlier
     copied.assert_same(undisturbed, servers["B"])
+
+
+def test_restart_where_the_bucket_keeps_what_the_earlier_run_uploaded(
+    copied, emulator_url, servers
+):
+    """A retention policy or holds: the earlier index is left there, and the ingest begins again."""
+    copied = copied.again(copied.directory / "held")
+    with FaultProxy(emulator_url, rules=[Rule(DOWNLOAD, "403", after=10)]) as storage:
+        env = environment(storage.url, servers["B"], FAKE_WINDOW="2")
+        run_here(copied.command(), env)
+        earlier = copied.index_id()
+        storage.rules = [Rule("DELETE ", "403")]
+        done = run_here(copied.command("--restart"), env)
+    assert done.returncode == 0, done.stderr
+    assert "of the earlier index in" in done.stderr and "cannot be deleted" in done.stderr
+    assert copied.index_id() != earlier
 
 
 def test_two_ingests_in_one_directory(undisturbed, fresh, storage, emulator_url, servers):
