@@ -152,3 +152,4 @@ def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, ask):
         else:
             gcs.read_bytes("bucket", "a.jpg")
     assert "s3cret" not in caught.value.message
+    assert isinstance(caught.value, StorageError) == (ask != "server")

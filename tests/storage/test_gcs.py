@@ -11,7 +11,7 @@ from google.auth.credentials import TokenState
 from google.auth.exceptions import TransportError
 
 import gcs
-from common.errors import IngestError, StorageError
+from common.errors import StorageError
 from common.names import GsPath
 from gcs import ListedObject
 from storage.session import AccessToken
@@ -50,7 +50,7 @@ def test_an_emulator_host_without_a_scheme_works_for_both_libraries(make_bucket,
 )
 def test_a_wrong_emulator_host_is_refused_with_the_form(monkeypatch, host):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
-    with pytest.raises(IngestError) as caught:
+    with pytest.raises(StorageError) as caught:
         gcs.make_client()
     assert caught.value.message.isprintable() and "s3cret" not in caught.value.message
     assert "is not an address: write it as http://HOST:PORT, or unset it" in caught.value.message
