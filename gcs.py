@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from common import retries
 from common.addresses import address_in, proxy_for
-from common.errors import StorageError, TransientError
+from common.errors import IngestError, StorageError, TransientError
 from common.names import GsPath
 from common.terminal import printable
 
@@ -87,14 +87,34 @@ class ListedObject(NamedTuple):
         return self.size, self.crc32c
 
 
+@contextlib.contextmanager
+def _environment_errors() -> Iterator[None]:
+    """Raise what is wrong with the environment as StorageError: callers of this module know it."""
+    try:
+        yield
+    except IngestError as error:
+        raise StorageError(error.message) from error
+
+
 def emulator_host() -> str | None:
     """The address of the storage emulator, with its http://, or None for the real service.
 
     Raises:
-        IngestError: STORAGE_EMULATOR_HOST is not an address.
+        StorageError: STORAGE_EMULATOR_HOST is not an address.
     """
     text = os.environ.get(EMULATOR)
-    return address_in(EMULATOR, text, "to use Google Cloud Storage") if text else None
+    with _environment_errors():
+        return address_in(EMULATOR, text, "to use Google Cloud Storage") if text else None
+
+
+def proxy() -> str | None:
+    """The proxy that the environment names for the JSON API, or None.
+
+    Raises:
+        StorageError: it is not an address.
+    """
+    with _environment_errors():
+        return proxy_for(api_address())
 
 
 def api_address() -> str:
@@ -139,13 +159,12 @@ def make_client(*, anonymous_allowed: bool = False) -> storage.Client:
     permission and retry for minutes.
 
     Raises:
-        StorageError: no credentials.
-        IngestError: the emulator or the proxy that the environment names is no address.
+        StorageError: no credentials, or the emulator or the proxy is not an address.
     """
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
-    proxy_for(api_address())  # requests would say only that the connection was closed
+    proxy()  # requests would say only that the connection was closed
     os.environ.setdefault(NO_METADATA, "true")
     if emulator := emulator_host():
         return storage.Client(

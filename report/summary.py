@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from common.terminal import count, duration, table
+from common.terminal import count, duration, first_lines, table
 from report.run import Report, RunOutcome, StepName
 
-REASONS_SHOWN = 10
 ONCE = {  # what to know of a step that took longer than the embedding
     StepName.CHECKS: "This time depends little on the number of images that are embedded.",
     StepName.LOADING: "This time does not depend on the number of images.",
@@ -32,7 +31,7 @@ def summarize(report: Report) -> str:
         lines.append(f"Longest step: {longest.value}. {ONCE[longest]}")
     if report.failures:
         images = sum(group["images"] for group in report.failures)
-        lines += [f"Failed: {count(images, 'image')}.", *failure_lines(report)]
+        lines += [f"Failed: {count(images, 'image')}.", failures(report)]
     return "\n".join([*lines, report.message])
 
 
@@ -56,8 +55,6 @@ def limited_by(report: Report) -> str:
     return "Limited by: no single stage; each waited for others part of the time."
 
 
-def failure_lines(report: Report) -> list[str]:
-    """Why images failed, the most frequent reasons first."""
-    groups = report.failures
-    lines = [f"  {group['images']:,}: {group['reason']}" for group in groups[:REASONS_SHOWN]]
-    return lines + ["  ..."] * (len(groups) > REASONS_SHOWN)
+def failures(report: Report) -> str:
+    """Lines that say why images failed, the most frequent reasons first."""
+    return first_lines([f"{group['images']:,}: {group['reason']}" for group in report.failures])

@@ -25,7 +25,7 @@ from report.forecast import (
     measured_pace,
 )
 from report.run import Report, StepName
-from report.summary import failure_lines, limited_by
+from report.summary import failures, limited_by
 
 FEW = 50  # images: from fewer, a forecast is rough
 
@@ -130,7 +130,7 @@ def describe_trial(report: Report) -> str:
         "",
         f"Forecast for {images}:",
         table(("what", "how much", ""), [*_forecast_rows(found), *_image_rows(trial, counts)], 3),
-        *failure_lines(report),
+        *([failures(report)] if report.failures else []),
         *_cost_lines(trial),
     ]
     if counts["images"] < FEW:

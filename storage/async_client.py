@@ -20,18 +20,9 @@ from common.files import crc32c_of_bytes
 from common.names import GsPath
 from common.terminal import printable
 from gcs import DamagedContent, ListedObject, Refused
+from storage import session
 from storage.pace import WritePace
-from storage.session import (
-    BATCH_TYPE,
-    MAX_ANSWER_BYTES,
-    MAX_CALLS,
-    Session,
-    TimeLimits,
-    batch_answers,
-    batch_body,
-    read,
-    read_json,
-)
+from storage.session import Session, TimeLimits
 
 EMPTY = 416  # HTTP status of any range of an object without bytes
 HELD = (403, 412)  # HTTP statuses of a write to an object that must not be replaced
@@ -93,7 +84,7 @@ class AsyncStorage:
 
     async def _list_once(self, address: str) -> ListingPage:
         async with self._session.request("GET", address) as response:
-            content = await read_json(response)
+            content = await session.read_json(response)
         items = content.get("items", []) if isinstance(content, dict) else None
         if not isinstance(items, list):
             raise TransientError("the answer is not a listing")
@@ -145,7 +136,7 @@ class AsyncStorage:
         # of the listing are those of the stored bytes.
         headers = {"Accept-Encoding": "gzip", **({"Range": part} if part else {})}
         async with self._session.request("GET", address, headers, size=size) as response:
-            data = await read(response, size)
+            data = await session.read(response, size)
         if len(data) > size:
             raise DamagedContent(f"more than {size:,} bytes came")
         if len(data) < size:
@@ -203,7 +194,7 @@ class AsyncStorage:
             self._pace.turn(),
             self._session.request("POST", address, headers, size=len(data), data=data) as response,
         ):
-            stored = gcs.listed_object(await read_json(response))
+            stored = gcs.listed_object(await session.read_json(response))
         if stored.content != content:
             raise DamagedContent("storage holds other bytes than were sent")
 
@@ -244,7 +235,7 @@ class AsyncStorage:
     async def _describe(self, bucket: str, name: str) -> ListedObject:
         address = f"{self._object(bucket, name)}?fields={gcs.LISTED_FIELDS}"
         async with self._session.request("GET", address) as response:
-            return gcs.listed_object(await read_json(response))
+            return gcs.listed_object(await session.read_json(response))
 
     async def delete(self, bucket: str, name: str) -> None:
         """Delete an object; one that is gone already is no error.
@@ -282,7 +273,7 @@ class AsyncStorage:
         missing: set[str] = set()
         what = f"Copying from gs://{source_bucket} to gs://{bucket}"
         pairs = iter(sources.items())
-        while left := dict(itertools.islice(pairs, MAX_CALLS)):
+        while left := dict(itertools.islice(pairs, session.MAX_CALLS)):
             await self._call(what, self._copy_once, source_bucket, bucket, left, missing)
         return missing
 
@@ -290,19 +281,21 @@ class AsyncStorage:
         self, source_bucket: str, bucket: str, left: dict[str, str], missing: set[str]
     ) -> None:
         """One request. What is done is removed from `left`, so that a retry does not repeat it."""
-        body = batch_body(
+        body = session.batch_body(
             f"{_path(source_bucket, source)}/copyTo{_path(bucket, name)}"
             for name, source in left.items()
         )
         address = f"{gcs.batch_address()}/batch/storage/v1"
-        headers = {"Content-Type": BATCH_TYPE}
+        headers = {"Content-Type": session.BATCH_TYPE}
         failure: Exception | None = None
         async with self._pace.turn(len(left)):
             async with self._session.request(
                 "POST", address, headers, size=len(body), data=body
             ) as response:
                 kind = response.headers.get("Content-Type", "")
-                answers = batch_answers(kind, await read(response, MAX_ANSWER_BYTES), len(left))
+                answers = session.batch_answers(
+                    kind, await session.read(response, session.MAX_ANSWER_BYTES), len(left)
+                )
             for (name, source), (status, content) in zip(list(left.items()), answers, strict=True):
                 if status == 404:
                     missing.add(name)

@@ -18,7 +18,6 @@ from yarl import URL
 
 import gcs
 from common import retries
-from common.addresses import proxy_for
 from common.errors import TransientError
 from common.process import shortage
 from common.terminal import duration
@@ -78,12 +77,12 @@ class Session:
     """Connections to storage; an async context manager.
 
     Raises:
-        IngestError: the emulator or the proxy that the environment names is no address.
+        StorageError: the emulator or the proxy that the environment names is no address.
     """
 
     def __init__(self, connections: int, limits: TimeLimits) -> None:
         self._connections, self._limits = connections, limits
-        self._proxy = proxy_for(gcs.api_address())
+        self._proxy = gcs.proxy()
         self._token = None if gcs.emulator_host() else AccessToken()
 
     async def __aenter__(self) -> Session:

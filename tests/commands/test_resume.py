@@ -251,13 +251,23 @@ def test_replaced_images_of_another_bucket_are_not_taken(make_world):
 def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, fresh):
     fresh.stop_at(Rule(DOWNLOAD, "403", after=10), FAKE_WINDOW="2")
     earlier, thumbnails = fresh.index_id(), len(fresh.left_behind())
-    broken_off = fresh.stop_at(Rule("DELETE ", "403", after=2), "--restart")
+    broken_off = fresh.stop_at(Rule("DELETE ", "400", after=2), "--restart")
     assert "Deleting gs://" in broken_off.error
     assert 0 < len(fresh.left_behind()) < thumbnails
     done = fresh.run()  # an interrupted --restart goes on without the flag
     assert done.exit_code == 0, done.stderr
     assert fresh.index_id() != earlier
     fresh.assert_same(undisturbed)
+
+
+def test_restart_where_the_bucket_keeps_what_the_earlier_run_uploaded(fresh):
+    """A retention policy or holds: the earlier index is left there, and the ingest begins again."""
+    fresh.stop_at(Rule(DOWNLOAD, "403", after=10), FAKE_WINDOW="2")
+    earlier = next(iter(fresh.storage.contents(fresh.index))).split("/")[1]
+    with StandIn(fresh.storage.url, Rule("DELETE ", "403")) as storage:
+        done = fresh.ingest("--restart", storage=storage)
+    assert "of the earlier index in" in done.stderr and "cannot be deleted" in done.stderr
+    assert fresh.options()["index_id"] != earlier
 
 
 def test_two_ingests_in_one_directory(undisturbed, fresh, storage):

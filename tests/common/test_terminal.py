@@ -1,25 +1,22 @@
 """Tables, sizes, durations and counts for the terminal; warnings."""
 
-import pytest
-
 from common.terminal import SHOWN_LINES, count, duration, first_lines, size, table, warn, warned
 
-TEXTS: dict = {
-    size: {
-        **{0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 12_345_678: "12.3 MB"},
-        **{999_949_999: "999.9 MB", 999_999_999: "1.0 GB", 4.2e9: "4.2 GB", 5.55e15: "5,550.0 TB"},
-    },
-    duration: {
-        **{0.04: "0.0 s", 9.94: "9.9 s", 9.96: "10 s", 59.7: "60 s", 99.4: "99 s"},
-        **{100: "1 min 40 s", 3599.6: "60 min 0 s", 18_720: "5 h 12 min"},
-    },
-    lambda number: count(number, "label"): {0: "0 labels", 1: "1 label", 1234: "1,234 labels"},
+SIZES = {
+    **{0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 12_345_678.0: "12.3 MB"},
+    **{999_949_999: "999.9 MB", 999_999_999: "1.0 GB", 4.2e9: "4.2 GB", 5.55e15: "5,550.0 TB"},
 }
+DURATIONS = {
+    **{0.04: "0.0 s", 9.94: "9.9 s", 9.96: "10 s", 59.7: "60 s", 99.4: "99 s"},
+    **{100: "1 min 40 s", 3599.6: "60 min 0 s", 18_720: "5 h 12 min"},
+}
+COUNTS = {0: "0 labels", 1: "1 label", 1234: "1,234 labels"}
 
 
-@pytest.mark.parametrize("function", TEXTS)
-def test_numbers_as_text(function):
-    assert {number: function(number) for number in TEXTS[function]} == TEXTS[function]
+def test_numbers_as_text():
+    assert {number: size(number) for number in SIZES} == SIZES
+    assert {number: duration(number) for number in DURATIONS} == DURATIONS
+    assert {number: count(number, "label") for number in COUNTS} == COUNTS
 
 
 def test_table_is_aligned():
@@ -34,6 +31,13 @@ def test_table_is_aligned():
         "cat       POSITIVE       1",
         "horse     NEW        1,000",
     ]
+
+
+def test_the_first_of_many_lines():
+    assert first_lines([]) == ""
+    assert first_lines(["a", "b"], "x.json") == "\n  a\n  b"
+    long = first_lines([str(n) for n in range(1234)], "x.json", indent="")
+    assert long.splitlines()[-2:] == ["9", "and 1,224 more, in x.json"]
 
 
 def test_a_warning_is_said_and_kept_for_the_report(capsys):

@@ -63,7 +63,7 @@ def test_a_replaced_object_has_changed_at_the_first_sign(make_bucket, capsys, ch
 
 
 @pytest.fixture
-def versions(make_bucket, emulator, monkeypatch):
+def versions(make_bucket, emulator, serve):
     """A bucket of a server that serves current generations only, as Google's does."""
 
     def rule(asked):
@@ -76,10 +76,9 @@ def versions(make_bucket, emulator, monkeypatch):
         return None
 
     bucket = make_bucket()
-    with StandIn(emulator, rule) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        storage.bucket = bucket
-        yield storage
+    storage = serve(rule, emulator)
+    storage.bucket = bucket
+    return storage
 
 
 def test_the_listed_generation_is_asked_for(versions):
@@ -183,31 +182,28 @@ def test_running_out_of_open_files_stops_with_its_own_sentence(make_bucket):
         asyncio.run(fetch())
 
 
-def test_other_bytes_stored_than_sent_stops(monkeypatch):
+def test_other_bytes_stored_than_sent_stops(serve):
     stored = {"name": "a.jpg", "size": "4", "crc32c": b64encode(b"\0\0\0\1").decode()}
-    with StandIn(None, lambda asked: Answer(200, json.dumps(stored).encode())) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        with pytest.raises(StorageError, match="storage holds other bytes than were sent"):
-            with_objects("put", "bucket", "a.jpg", b"data", "image/jpeg")
+    serve(lambda asked: Answer(200, json.dumps(stored).encode()))
+    with pytest.raises(StorageError, match="storage holds other bytes than were sent"):
+        with_objects("put", "bucket", "a.jpg", b"data", "image/jpeg")
 
 
 @pytest.mark.parametrize("status", [200, 206, 416])
-def test_a_public_object_is_asked_for_without_credentials(monkeypatch, status):
+def test_a_public_object_is_asked_for_without_credentials(status, serve):
     """416 is the answer for an object without bytes."""
-    with StandIn(None, lambda asked: Answer(status)) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        assert with_objects("public_refusal", "bucket", "a #.jpg") is None
-        (asked,) = storage.asked
+    storage = serve(lambda asked: Answer(status))
+    assert with_objects("public_refusal", "bucket", "a #.jpg") is None
+    (asked,) = storage.asked
     assert (asked.method, asked.path) == ("GET", "/bucket/a%20%23.jpg")
     assert "authorization" not in asked.headers
 
 
 @pytest.mark.parametrize("status", [400, 403, 404])
-def test_a_refused_public_object_comes_with_the_reason(monkeypatch, status):
+def test_a_refused_public_object_comes_with_the_reason(status, serve):
     body = b"<?xml version='1.0'?><Error><Code>X</Code><Message>No billing.</Message></Error>"
-    with StandIn(None, lambda asked: Answer(status, body)) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        refused = with_objects("public_refusal", "bucket", "a.jpg")
+    serve(lambda asked: Answer(status, body))
+    refused = with_objects("public_refusal", "bucket", "a.jpg")
     assert (refused.status, str(refused)) == (status, "No billing")
 
 
@@ -261,16 +257,15 @@ def test_copies_have_the_bytes_of_their_sources(make_bucket):
     }
 
 
-def test_only_calls_that_failed_are_made_again(monkeypatch):
+def test_only_calls_that_failed_are_made_again(serve):
     statuses = iter([[(0, 200), (1, 503), (2, 404), (3, 429)], [(0, 200), (1, 200)]])
 
     def rule(_):
         kind = {"Content-Type": "multipart/mixed; boundary=b"}
         return Answer(200, answer(*next(statuses)), kind)
 
-    with StandIn(None, rule) as front:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
-        missing = with_objects("copy", "one", "two", {f"new/{n}": f"old/{n}" for n in range(4)})
+    front = serve(rule)
+    missing = with_objects("copy", "one", "two", {f"new/{n}": f"old/{n}" for n in range(4)})
     assert set(missing) == {"new/2"}
     calls = [re.findall(rb"POST (\S+) HTTP/1.1\r\n", asked.body) for asked in front.asked]
     path = "/storage/v1/b/one/o/old%2F{0}/copyTo/b/two/o/new%2F{0}"
@@ -280,17 +275,16 @@ def test_only_calls_that_failed_are_made_again(monkeypatch):
     assert {asked.path for asked in front.asked} == {"/batch/storage/v1"}
 
 
-def test_a_copy_that_is_refused_ends_with_storage_s_reason(monkeypatch):
+def test_a_copy_that_is_refused_ends_with_storage_s_reason(serve):
     body = answer((0, 503), (1, 403)).replace(b"{}", b'{"error": {"message": "no access"}}')
     kind = {"Content-Type": "x; boundary=b"}
 
     def rule(asked):
         return Answer(200, body, kind) if asked.method == "POST" else Answer(404)
 
-    with StandIn(None, rule) as front:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
-        with pytest.raises(StorageError, match=r"gs://one to gs://two: .*\(403\): no access"):
-            with_objects("copy", "one", "two", {"a": "b", "c": "d"})
+    front = serve(rule)
+    with pytest.raises(StorageError, match=r"gs://one to gs://two: .*\(403\): no access"):
+        with_objects("copy", "one", "two", {"a": "b", "c": "d"})
     assert len([asked for asked in front.asked if asked.method == "POST"]) == 1
 
 
@@ -318,7 +312,7 @@ RETAINED = b'{"error": {"message": "Object is subject to the bucket retention po
 
 
 @pytest.fixture
-def retained(emulator, make_bucket, monkeypatch):
+def retained(emulator, make_bucket, serve):
     """A bucket of a server that refuses every write, as to objects that are held, with `status`."""
 
     def rule(asked):
@@ -330,11 +324,10 @@ def retained(emulator, make_bucket, monkeypatch):
         body = answer(*((number, storage.status) for number in range(calls)))
         return Answer(200, body.replace(b"{}", RETAINED), {"Content-Type": "x; boundary=b"})
 
-    with StandIn(emulator, rule) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        storage.status = None
-        storage.bucket = make_bucket()
-        yield storage
+    storage = serve(rule, emulator)
+    storage.status = None
+    storage.bucket = make_bucket()
+    return storage
 
 
 @pytest.mark.parametrize("status", [403, 412])

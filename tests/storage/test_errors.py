@@ -94,13 +94,12 @@ def test_the_reason_is_found_in_the_body(body, reason):
         (412, "Precondition failed.\n.", "HTTP 412 (Precondition failed)."),
     ],
 )
-def test_refusals_give_storages_own_reason(monkeypatch, status, message, sentence):
+def test_refusals_give_storages_own_reason(status, message, sentence, serve):
     body = json.dumps({"error": {"code": status, "message": message}}).encode()
-    with StandIn(None, lambda asked: Answer(status, body)) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        with pytest.raises(StorageError) as caught:
-            list(gcs.list_pages(gcs.make_client(), GsPath("bucket", "t/"), "name"))
-        assert len(storage.asked) == 1
+    storage = serve(lambda asked: Answer(status, body))
+    with pytest.raises(StorageError) as caught:
+        list(gcs.list_pages(gcs.make_client(), GsPath("bucket", "t/"), "name"))
+    assert len(storage.asked) == 1
     assert caught.value.status == status
     assert caught.value.message.startswith(f"Listing gs://bucket/t/: {sentence}")
 
@@ -153,3 +152,4 @@ def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, ask):
         else:
             gcs.read_bytes("bucket", "a.jpg")
     assert "s3cret" not in caught.value.message
+    assert isinstance(caught.value, StorageError) == (ask != "server")

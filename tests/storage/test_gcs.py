@@ -11,7 +11,7 @@ from google.auth.credentials import TokenState
 from google.auth.exceptions import TransportError
 
 import gcs
-from common.errors import IngestError, StorageError
+from common.errors import StorageError
 from common.names import GsPath
 from gcs import ListedObject
 from storage.session import AccessToken
@@ -50,7 +50,7 @@ def test_an_emulator_host_without_a_scheme_works_for_both_libraries(make_bucket,
 )
 def test_a_wrong_emulator_host_is_refused_with_the_form(monkeypatch, host):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
-    with pytest.raises(IngestError) as caught:
+    with pytest.raises(StorageError) as caught:
         gcs.make_client()
     assert caught.value.message.isprintable() and "s3cret" not in caught.value.message
     assert "is not an address: write it as http://HOST:PORT, or unset it" in caught.value.message
@@ -79,11 +79,10 @@ def test_write_permissions(make_bucket):
     assert gcs.missing_write_permissions(gcs.make_client(), make_bucket()) == []
 
 
-def test_missing_write_permissions_are_named(monkeypatch):
+def test_missing_write_permissions_are_named(serve):
     granted = {"permissions": ["storage.objects.get"]}
-    with StandIn(None, lambda asked: Answer(200, json.dumps(granted).encode())) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        missing = gcs.missing_write_permissions(gcs.make_client(), "bucket")
+    serve(lambda asked: Answer(200, json.dumps(granted).encode()))
+    missing = gcs.missing_write_permissions(gcs.make_client(), "bucket")
     assert missing == ["storage.objects.create", "storage.objects.delete"]
 
 
@@ -187,7 +186,7 @@ def test_many_requests_at_once_renew_a_token_once(tokens):
     assert len(tokens.asked) == 1
 
 
-def test_renewing_a_token_survives_a_lost_network(monkeypatch):
+def test_renewing_a_token_survives_a_lost_network(monkeypatch, serve):
     class Credentials:
         token, token_state, renewals = "old", TokenState.INVALID, 0
 
@@ -199,11 +198,10 @@ def test_renewing_a_token_survives_a_lost_network(monkeypatch):
 
     credentials = Credentials()
     monkeypatch.setattr(gcs, "credentials", lambda: credentials)
-    with StandIn(None, lambda asked: Answer(200, b"{}")) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        monkeypatch.setattr(gcs, "emulator_host", lambda: None)
-        monkeypatch.setattr(gcs, "api_address", lambda: storage.url)
-        assert listing("bucket") == []
+    storage = serve(lambda asked: Answer(200, b"{}"))
+    monkeypatch.setattr(gcs, "emulator_host", lambda: None)
+    monkeypatch.setattr(gcs, "api_address", lambda: storage.url)
+    assert listing("bucket") == []
     assert {asked.headers["authorization"] for asked in storage.asked} == {"Bearer new"}
 
 

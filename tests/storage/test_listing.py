@@ -183,11 +183,10 @@ def test_an_answer_that_is_no_listing_stops(monkeypatch, body):
         names_on(server, monkeypatch)
 
 
-def test_an_object_without_size_and_crc32c_is_listed(monkeypatch):
+def test_an_object_without_size_and_crc32c_is_listed(serve):
     item = {"name": "t/a.jpg", "generation": "7"}
-    with StandIn(None, lambda asked: Answer(200, json.dumps({"items": [item]}).encode())) as server:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        [[found]] = listed(GsPath("bucket", PREFIX))
+    serve(lambda asked: Answer(200, json.dumps({"items": [item]}).encode()))
+    [[found]] = listed(GsPath("bucket", PREFIX))
     assert found == ListedObject("t/a.jpg", 0, gcs.NO_CRC32C, 7)
 
 
@@ -224,7 +223,7 @@ def test_a_malformed_index_id_deletes_nothing(make_bucket, index_id):
     assert [o.name for o in listing(bucket)] == ["indexes//labels.json"]
 
 
-def test_objects_that_are_held_are_left_with_a_warning(emulator, make_bucket, monkeypatch, capsys):
+def test_objects_that_are_held_are_left_with_a_warning(emulator, make_bucket, capsys, serve):
     bucket, index_id = make_bucket(), str(uuid.uuid4())
     names = index_objects(bucket, index_id)[index_id]
 
@@ -232,8 +231,7 @@ def test_objects_that_are_held_are_left_with_a_warning(emulator, make_bucket, mo
         held = asked.method == "DELETE" and "/thumbnails" in asked.path
         return Answer(403, b"retained") if held else None
 
-    with StandIn(emulator, rule) as front:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
-        assert asyncio.run(delete_index(bucket, index_id)) == 2
-        assert [o.name for o in listing(bucket)] == names[2:]
+    serve(rule, emulator)
+    assert asyncio.run(delete_index(bucket, index_id)) == 2
+    assert [o.name for o in listing(bucket)] == names[2:]
     assert "(403): retained. 1 object of the earlier index" in capsys.readouterr().err

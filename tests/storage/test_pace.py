@@ -2,17 +2,12 @@
 
 import asyncio
 import collections
-import json
-from base64 import b64encode
 
-import google_crc32c
 import pytest
 
 from common.errors import TransientError
 from common.retries import Retries
-from storage.async_client import AsyncStorage
 from storage.pace import DOUBLING_S, WritePace
-from tests.stand_in import Answer, StandIn
 
 UPLOADS = 64  # at once, as in the ingest
 
@@ -131,26 +126,3 @@ def test_a_few_refusals_are_left_to_their_retries():
 
     in_virtual_time(run())
     assert pace.rate >= 1000
-
-
-def test_refused_uploads_arrive_in_the_end(monkeypatch, capsys):
-    """Through HTTP: the server refuses every third upload."""
-    stored = []
-
-    def rule(asked):
-        if len(server.asked) % 3 == 0:
-            return Answer(429, b"slow down")
-        stored.append(asked.path)
-        crc32c = b64encode(google_crc32c.value(asked.body).to_bytes(4, "big")).decode()
-        content = {"name": "a", "size": len(asked.body), "crc32c": crc32c}
-        return Answer(200, json.dumps(content).encode())
-
-    async def run():
-        async with AsyncStorage(8) as objects:
-            puts = (objects.put("b", f"{n}.jpg", b"x", "image/jpeg") for n in range(40))
-            await asyncio.gather(*puts)
-
-    with StandIn(None, rule) as server:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        asyncio.run(run())
-    assert len(set(stored)) == 40

@@ -23,11 +23,9 @@ def bucket(make_bucket):
 
 
 @pytest.fixture
-def front(bucket, emulator, monkeypatch):
+def front(bucket, emulator, serve):
     """A server before the emulator that notes every request from now on."""
-    with StandIn(emulator) as storage:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
-        yield storage
+    return serve(lambda asked: None, emulator)
 
 
 def make_file(tmp_path, size, name=NAME, content_type="application/octet-stream"):
