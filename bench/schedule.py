@@ -70,7 +70,6 @@ def simulate(sizes: list[Size], device: Device, arrivals: float) -> dict[str, fl
         gather_s=GATHER_S,
         quiet_s=QUIET_S,
         max_wait_s=MAX_WAIT_S,
-        few_sizes=True,
     )
     launched: deque[tuple[float, list[int]]] = deque()
     now = next_arrival = 0.0

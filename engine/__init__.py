@@ -1,1 +1,1 @@
-"""The path of an image, the same for every engine: fetch, decode, batch, embed, record."""
+"""An image from listing to record: downloads, decoding, thumbnails, batches, checkpoints."""

@@ -31,13 +31,6 @@ T = TypeVar("T")
 Done = Callable[[Embedding | Exception], None]
 
 
-class Waiting(NamedTuple, Generic[T]):
-    """One image that waits for a batch."""
-
-    item: T
-    since: float  # seconds, of any clock
-
-
 class Groups(Generic[T]):
     """Which images become a batch, and when: logic alone, without threads and without a clock.
 
@@ -50,8 +43,7 @@ class Groups(Generic[T]):
         *,
         gather_s: float = 0.0,
         quiet_s: float = 0.0,
-        max_wait_s: float = 5.0,
-        few_sizes: bool = False,
+        max_wait_s: float = MAX_WAIT_S,
     ) -> None:
         """
         Args:
@@ -59,13 +51,11 @@ class Groups(Generic[T]):
             gather_s: how long a batch that is not full waits for more images,
             quiet_s: but no longer than this after the last image of any group came.
             max_wait_s: after this time an image goes before fuller groups.
-            few_sizes: a batch that is not full has a power of two of images, so that few shapes
-                come and each recurs.
         """
-        self._batch_size, self._few_sizes = batch_size, few_sizes
+        self._batch_size = batch_size
         self._gather_s, self._quiet_s, self._max_wait_s = gather_s, quiet_s, max_wait_s
         self._last_came = 0.0
-        self._groups: dict[Hashable, deque[Waiting[T]]] = {}
+        self._groups: dict[Hashable, deque[tuple[T, float]]] = {}  # since when each waits
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -74,7 +64,7 @@ class Groups(Generic[T]):
         """Let an image wait; whether `ready_at` may come earlier by that."""
         is_first = not self._groups
         waiting = self._groups.setdefault(group, deque())
-        waiting.append(Waiting(item, now))
+        waiting.append((item, now))
         self._last_came = now
         return is_first or self._group_ready_at(waiting) <= now
 
@@ -99,34 +89,30 @@ class Groups(Generic[T]):
             return []
         _, key = max(ready, key=lambda pair: pair[0])
         group = self._groups[key]
-        full = self._full(group)
         size = len(group) if len(self._groups) > 1 else -(-len(group) // sharing)
-        if size >= full:
-            size = full
-        elif self._few_sizes:
-            size = 1 << (size.bit_length() - 1)
-        batch = [group.popleft().item for _ in range(size)]
+        size = min(size, self._full(group))
+        batch = [group.popleft()[0] for _ in range(size)]
         if not group:
             del self._groups[key]
         return batch
 
     def clear(self) -> list[T]:
         """Everything that waits, which is then forgotten."""
-        items = [waiting.item for group in self._groups.values() for waiting in group]
+        items = [item for group in self._groups.values() for item, _ in group]
         self._groups.clear()
         return items
 
-    def _group_ready_at(self, group: deque[Waiting[T]]) -> float:
+    def _group_ready_at(self, group: deque[tuple[T, float]]) -> float:
         if len(group) >= self._full(group):
-            return group[0].since
-        return min(group[0].since + self._gather_s, self._last_came + self._quiet_s)
+            return group[0][1]
+        return min(group[0][1] + self._gather_s, self._last_came + self._quiet_s)
 
-    def _full(self, group: deque[Waiting[T]]) -> int:
-        return max(1, self._batch_size(group[0].item))
+    def _full(self, group: deque[tuple[T, float]]) -> int:
+        return max(1, self._batch_size(group[0][0]))
 
-    def _rank(self, group: deque[Waiting[T]], now: float) -> tuple[int, float, float]:
+    def _rank(self, group: deque[tuple[T, float]], now: float) -> tuple[int, float, float]:
         """Overdue groups first, then full ones, then the fullest; among equals, the oldest."""
-        since = group[0].since
+        since = group[0][1]
         if now - since > self._max_wait_s:
             return 2, 0, -since
         filled = len(group) / self._full(group)
@@ -166,7 +152,7 @@ class Queued(NamedTuple):
     done: Done
 
 
-class Launched(NamedTuple):
+class UnderWay(NamedTuple):
     """A batch on the device, or the error that starting it raised."""
 
     images: list[Queued]
@@ -185,7 +171,6 @@ class Batches:
             gather_s=GATHER_S if self._on_gpu else 0.0,
             quiet_s=QUIET_S if self._on_gpu else 0.0,
             max_wait_s=max_wait_s,
-            few_sizes=self._on_gpu,
         )
         self._changed = threading.Condition()
         self._stopping = False
@@ -241,25 +226,25 @@ class Batches:
 
     def _work_until_broken(self) -> None:
         """Work; an error outside a batch reaches all who wait, else they would wait for ever."""
-        launched: deque[Launched] = deque()
+        under_way: deque[UnderWay] = deque()
         try:
-            self._work(launched)
+            self._work(under_way)
         except Exception as error:
             with self._changed:
                 self._broken = error
                 queued = self._groups.clear()
-            queued += [one for batch in launched for one in batch.images]
+            queued += [one for batch in under_way for one in batch.images]
             self._loop.call_soon_threadsafe(_call_done, [(one, error) for one in queued])
 
-    def _work(self, launched: deque[Launched]) -> None:
+    def _work(self, under_way: deque[UnderWay]) -> None:
         """Keep up to AHEAD batches on a GPU, so that it never waits for this thread."""
         while True:
-            if len(launched) < self._ahead and (images := self._take(wait=not launched)):
+            if len(under_way) < self._ahead and (images := self._take(wait=not under_way)):
                 # On a GPU only the waiting counts as busy: launching is this process's own work.
                 launch = self._launch if self._on_gpu else partial(self._timed, self._launch)
-                launched.append(launch(images))
-            elif launched:
-                self._timed(self._finish, launched.popleft())
+                under_way.append(launch(images))
+            elif under_way:
+                self._timed(self._finish, under_way.popleft())
             elif self._stopping:
                 return
 
@@ -272,17 +257,17 @@ class Batches:
             with self._changed:
                 self._busy_s += seconds
 
-    def _launch(self, images: list[Queued]) -> Launched:
+    def _launch(self, images: list[Queued]) -> UnderWay:
         try:
             batch: StartedBatch | Exception = self._embedder.start(
                 [one.image.pixels for one in images], [one.image.clip_input for one in images]
             )
         except Exception as error:
             batch = error
-        return Launched(images, batch)
+        return UnderWay(images, batch)
 
-    def _finish(self, launched: Launched) -> None:
-        images, batch = launched
+    def _finish(self, under_way: UnderWay) -> None:
+        images, batch = under_way
         try:
             if isinstance(batch, Exception):
                 raise batch

@@ -22,6 +22,7 @@ from common.terminal import count, printable, say
 from dataset.arrays import BYTES_PER_ROW, ZEROS, Arrays
 from dataset.state.rows import Outcome, Row, State
 from engine.decode import Embedded, NotEmbedded
+from engine.stages import until_one_ends
 
 CHECKPOINT_S = 2.0  # seconds of work that a power cut can lose
 FAILURES_SHOWN = 10
@@ -75,15 +76,9 @@ class Recorder:
             smoothing=0.05,
             mininterval=BAR_INTERVAL_S[0 if sys.stderr.isatty() else 1],
         ) as self._bar:
-            both = asyncio.create_task(work), asyncio.create_task(self._checkpoints())
             try:
-                ended, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                for task in ended:
-                    await task
+                await until_one_ends(work, self._checkpoints())
             finally:
-                for task in both:
-                    task.cancel()
-                await asyncio.gather(*both, return_exceptions=True)
                 self.commit()
         if self._rotated:
             say(
@@ -96,16 +91,19 @@ class Recorder:
     def record(self, row: Row, result: Embedded | NotEmbedded) -> None:
         """Take what became of one row. A failed row gets zeros; a changed one stays pending."""
         if isinstance(result, Embedded):
-            if all(np.isfinite(vector).all() for vector in result.embedding.vectors):
-                self._done(row, result)
+            vectors, imagenet_class = result.embedding
+            if all(np.isfinite(vector).all() for vector in vectors):
+                self._rotated += result.is_rotated
+                described = self._arrays.write(row.row, vectors), result.width, result.height
+                self._add(row, Outcome(row.row, imagenet_class, None, *described))
                 return
             result = NotEmbedded("the models compute no finite numbers for it")
-        if result.changed:
-            self._changed += 1
-            if self._changed <= FAILURES_SHOWN:
-                self._changes.append(f"{printable(row.listed.name)}: {printable(result.reason)}")
-        else:
+        if not result.changed:
             self._failed(row, result.reason)
+            return
+        self._changed += 1
+        if self._changed <= FAILURES_SHOWN:
+            self._changes.append(f"{printable(row.listed.name)}: {printable(result.reason)}")
 
     def copied(self, outcomes: Sequence[Outcome]) -> None:
         """Take rows whose vectors were copied into the arrays from another index."""
@@ -113,22 +111,14 @@ class Recorder:
         self._bytes += len(outcomes) * BYTES_PER_ROW
         self._bar.update(len(outcomes))
 
-    def _done(self, row: Row, embedded: Embedded) -> None:
-        self._rotated += embedded.is_rotated
-        vectors, imagenet_class = embedded.embedding
-        checksum = self._arrays.write(row.row, vectors)
-        size = embedded.width, embedded.height
-        self._add(row, Outcome(row.row, imagenet_class, None, checksum, *size))
-
     def _failed(self, row: Row, reason: str) -> None:
-        checksum = self._arrays.write(row.row, ZEROS)
         self._failures += 1
         if self._failures <= FAILURES_SHOWN:
             name = printable(row.listed.name)
             tqdm.write(f"Failed: {name}: {printable(reason)}", file=sys.stderr)
         if self._failures == FAILURES_SHOWN:
             tqdm.write("Further failures are listed at the end.", file=sys.stderr)
-        self._add(row, Outcome(row.row, None, reason, checksum))
+        self._add(row, Outcome(row.row, None, reason, self._arrays.write(row.row, ZEROS)))
 
     def _add(self, row: Row, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

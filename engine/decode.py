@@ -30,10 +30,10 @@ MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 # advises a limit, and has 500 in its own tests.
 MAX_JPEG_SCANS = 500
 MAX_SCANNED_PIXELS = 4_000_000_000  # scans times pixels: some 5 s of one core
-# Pillow reads a header piece by piece, 1 to 10 us each, and so does it with the parts of a PNG and
-# the runs of a BMP. A photograph's header has some hundred pieces, a PNG of 1 GB 700,000.
+# Pillow reads a header piece by piece, 1 to 10 us each, then the chunks of a PNG and the runs of a
+# BMP. The header of a photograph has some hundred pieces, a PNG of 1 GB in all 700,000.
 MAX_HEADER_READS = 100_000
-MAX_READS = 4_000_000
+MAX_READS = 2_000_000
 MAX_TILES = 200_000  # strips or tiles of a TIFF file, which Pillow decodes one by one: 20 us each
 SCAN_MARKER = b"\xff\xda"  # in compressed data, FF is always followed by 00 or by RST0 to RST7
 TALL = 2  # heights per width; for taller images Pillow may scale along the columns first
@@ -111,20 +111,16 @@ def fault_of_image(what: str) -> Iterator[None]:
 
 
 class CountedReads(io.BytesIO):
-    """A file in memory that lets itself be read in a limited number of pieces."""
-
-    allowed = MAX_HEADER_READS
-    left = MAX_HEADER_READS
+    """A file in memory that lets itself be read in up to `allow` pieces."""
 
     def allow(self, reads: int) -> None:
-        self.allowed = self.left = reads
+        self._allowed = self._left = reads
 
     def read(self, size: int | None = -1) -> bytes:
-        self.left -= 1
-        if self.left < 0:
-            raise ImageError(
-                f"it has more than {self.allowed:,} parts, which take too long to read"
-            )
+        self._left -= 1
+        if self._left < 0:
+            allowed = f"{self._allowed:,}"
+            raise ImageError(f"it has more than {allowed} parts, which take too long to read")
         return super().read(size)
 
 
@@ -137,6 +133,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     file = CountedReads(data)
+    file.allow(MAX_HEADER_READS)
     with fault_of_image("its header cannot be read"):
         try:
             image = Image.open(file, formats=FORMATS)

@@ -11,8 +11,8 @@ message is a list: its kind, then its values. A feeder gets
 and sends
 
     ready    it takes rows
-    image    row, where its pixels begin in the shared memory, height, width, whether CLIP's input
-             follows them, whether it carries an EXIF rotation
+    image    row, where its pixels begin in the shared memory, [height, width], whether CLIP's
+             input follows them, whether it carries an EXIF rotation
     failed   row, reason, whether the object changed: the row has no image
     left     row: the image is too large for the memory of a feeder
     did      images and seconds busy of fetch, decode and thumbnails, and bytes of thumbnails, all
@@ -33,7 +33,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ from gcs import ListedObject
 PAGE = 64 << 10  # bytes; images begin at multiples in the shared memory
 MAX_FEEDERS = PAGE // 8
 NOTHING = -1  # the mark of a feeder that decodes no row
-GATHER_S = 0.02  # messages of a feeder are sent together at these intervals, which costs less
+SEND_S = 0.02  # messages of a feeder are sent together at these intervals, which costs less
 
 
 class SharedMemory:
@@ -124,21 +124,14 @@ class Area:
 
 
 class Lines(asyncio.Protocol):
-    """One end of a connection. A message calls the function for its kind with its values."""
+    """One end of a connection: `receive` is called with the kind and the values of each message.
 
-    def __init__(
-        self,
-        receivers: Mapping[str, Callable[..., None]],
-        lost: Callable[[], None],
-        *,
-        gather_s: float = 0.0,
-    ) -> None:
-        """
-        Args:
-            lost: called when the other process has closed its end, or has ended.
-            gather_s: how long a message may wait for others, to be sent with them.
-        """
-        self._receivers, self._lost, self._gather_s = receivers, lost, gather_s
+    When the other process has closed its end, or has ended, that is a message of kind "lost".
+    """
+
+    def __init__(self, receive: Callable[..., None], *, gather_s: float = 0.0) -> None:
+        """`gather_s` is how long a message may wait for others, to be sent with them."""
+        self._receive, self._gather_s = receive, gather_s
         self._rest, self._unsent = b"", list[Any]()
         self._transport: asyncio.Transport | None = None
 
@@ -149,11 +142,11 @@ class Lines(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            for kind, *values in json.loads(line.decode()):
-                self._receivers[kind](*values)
+            for message in json.loads(line.decode()):
+                self._receive(*message)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._lost()
+        self._receive("lost")
 
     def send(self, kind: str, *values: Any) -> None:
         """Send a message, without waiting until the other process reads it."""
@@ -194,12 +187,7 @@ class Program:
 
     def __init__(self, number: int, memory: SharedMemory) -> None:
         self._number, self._memory = number, memory
-        # A feeder has nothing to save. The decoder may be at an image for seconds.
-        self._lines = Lines(
-            {"job": self._begin, "rows": self._add, "release": self._release},
-            lost=lambda: os._exit(0),
-            gather_s=GATHER_S,
-        )
+        self._lines = Lines(self._receive, gather_s=SEND_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._left = 0  # rows that it has not told of yet
 
@@ -210,17 +198,23 @@ class Program:
         sys.stderr = Messages(self._lines)
         await loop.create_future()
 
-    def _begin(self, job: dict[str, Any], share: dict[str, Any]) -> None:
-        self._do(self._show_life(Job(**job), Share(**share)))
+    def _receive(self, kind: str, *values: Any) -> None:
+        getattr(self, f"_on_{kind}")(*values)
 
-    def _add(self, rows: list[list[Any]]) -> None:
+    def _on_job(self, job: dict[str, Any], share: dict[str, Any]) -> None:
+        self._do(self._serve(Job(**job), Share(**share)))
+
+    def _on_rows(self, rows: list[list[Any]]) -> None:
         self._left += len(rows)
         for number, *listed in rows:
             self._do(self._one(Row(number, ListedObject(*listed))))
 
-    def _release(self, rows: list[int]) -> None:
+    def _on_release(self, rows: list[int]) -> None:
         for row in rows:
             self._source.release(row)
+
+    def _on_lost(self) -> None:
+        os._exit(0)  # it has nothing to save, and the decoder may be at an image for seconds
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task. An error in it ends the run."""
@@ -236,18 +230,13 @@ class Program:
         elif error:
             self._lines.send("stop", "".join(traceback.format_exception(error)), True)
 
-    async def _show_life(self, job: Job, share: Share) -> None:
-        """Prepare for rows, then tell from time to time what it did."""
+    async def _serve(self, job: Job, share: Share) -> None:
+        """Make ready for rows, then tell every second what was done: the parent sees life in it."""
         start = share.image_bytes * self._number
-        area = Area(self._memory.images[start : start + share.image_bytes])
+        room = Area(self._memory.images[start : start + share.image_bytes])
+        files = share.file_bytes
         self._source = Threads(
-            job,
-            decode_workers=1,
-            window=share.ahead,
-            room=area,
-            file_bytes=share.file_bytes,
-            is_feeder=True,
-            mark=self._mark,
+            job, 1, share.ahead, room, file_bytes=files, is_feeder=True, mark=self._mark
         )
         async with self._source:
             self._lines.send("ready")
@@ -269,7 +258,7 @@ class Program:
             return
         start = image.pixels.ctypes.data - self._memory.images.ctypes.data
         size, has_clip_input = (image.height, image.width), image.clip_input is not None
-        self._lines.send("image", row.row, start, *size, has_clip_input, image.is_rotated)
+        self._lines.send("image", row.row, start, size, has_clip_input, image.is_rotated)
 
     def _count_told(self) -> None:
         self._left -= 1

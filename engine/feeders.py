@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from common.errors import IngestError, ShortageError
@@ -28,7 +29,7 @@ from dataset.state.rows import Row
 from engine import threads
 from engine.decode import Decoded, NotEmbedded, views
 from engine.feeder import MAX_FEEDERS, NOTHING, PAGE, Lines, Share, SharedMemory
-from engine.stages import DECODE, FETCH, THUMBNAILS, Budget, StageTime
+from engine.stages import Budget, StageTime, until_one_ends
 from engine.threads import FETCHED_BYTES, FETCHES, Job, Take, Threads
 
 # Not `python -m`: modules in the user's working directory are not for import.
@@ -44,7 +45,7 @@ SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
 }
 AHEAD = 16  # rows that a feeder has at least, so that it never waits for the bucket
-OWN_SHARE = 4  # a quarter of the bytes of files and images is for the threads of this process
+OWN_SHARE = 4  # one part in four of the bytes of files and images is for threads of this process
 TRIES = 2  # of an image whose feeder ended while it was decoded
 IDLE_ENDS = 10  # feeders in a row that end while they decode nothing, before the run stops
 
@@ -59,22 +60,22 @@ class Feeder:
         self.released: list[int] = []  # rows whose images it may overwrite, to be sent
         self.silent_s = 0.0  # since its last message
         self.mark, self.mark_s = NOTHING, 0.0  # the row that it decodes, and for how long
-        self.times = [(0, 0.0)] * 3  # of fetch, decode, thumbnails: images and seconds busy
+        self.times = np.zeros((3, 2))  # of fetch, decode, thumbnails: images and seconds busy
         self.thumbnail_bytes = 0
 
 
 class Feeders:
     """Fetches and decodes images in processes; an async context manager. As threads.Threads."""
 
-    def __init__(self, job: Job, *, feeders: int, window: int, decoded_bytes: int) -> None:
+    def __init__(self, job: Job, decode_workers: int, window: int, decoded_bytes: int) -> None:
         """
         Args:
-            feeders: how many; each decodes an image at a time.
+            decode_workers: how many feeders; each decodes an image at a time.
             window: images under way at once.
             decoded_bytes: of all decoded images.
         """
         self._window = window
-        self._number = max(1, min(feeders, MAX_FEEDERS))
+        self._number = max(1, min(decode_workers, MAX_FEEDERS))
         self._job = replace(job, writers=job.writers * self._number)
         theirs = (decoded_bytes - decoded_bytes // OWN_SHARE) // self._number
         self._share = Share(
@@ -83,14 +84,10 @@ class Feeders:
             image_bytes=theirs // PAGE * PAGE,
         )
         self._memory = SharedMemory.create(self._number * self._share.image_bytes)
-        self._threads = Threads(
-            job,
-            decode_workers=feeders,
-            window=window,
-            room=Budget(decoded_bytes // OWN_SHARE),
-            file_bytes=FETCHED_BYTES // OWN_SHARE,
-        )
-        self._feeders: dict[int, Feeder] = {}
+        room, file_bytes = Budget(decoded_bytes // OWN_SHARE), FETCHED_BYTES // OWN_SHARE
+        self._threads = Threads(job, decode_workers, window, room, file_bytes=file_bytes)
+        self._feeders: dict[int, Feeder] = {}  # those that run, by number
+        self._started: list[Feeder] = []  # also those that have ended
         self._tasks: set[asyncio.Task[None]] = set()
         self._again: deque[Row] = deque()  # rows of feeders that ended: they go first
         self._left = 0  # rows that no feeder was given yet
@@ -98,8 +95,6 @@ class Feeders:
         self._holders: dict[int, int] = {}  # row -> the feeder whose memory its image holds
         self._crashes: Counter[int] = Counter()  # by row
         self._idle_ends = 0
-        self._ended_times = [(0, 0.0)] * 3  # of feeders that have ended
-        self._ended_thumbnail_bytes = 0
         self._is_woken = self._is_stopped = False
 
     async def __aenter__(self) -> Feeders:
@@ -131,15 +126,11 @@ class Feeders:
         """
         self._rows, self._left, self._take = rows, count, take
         self._done: asyncio.Future[None] = self._loop.create_future()
-        watch = self._do(self._watch())
-        try:
-            for number in range(min(self._number, count)):
-                if number not in self._feeders:
-                    await self._start(number)
-            self._wake()
-            await self._done
-        finally:
-            watch.cancel()
+        for number in range(min(self._number, count)):
+            if number not in self._feeders:
+                await self._start(number)
+        self._wake()
+        await until_one_ends(self._done, self._watch())
 
     def release(self, row: int) -> None:
         """Let go of what an image holds: it is embedded, or has failed."""
@@ -155,23 +146,17 @@ class Feeders:
 
     def times(self) -> list[StageTime]:
         """Of fetching, decoding and uploading thumbnails so far, in this order."""
-        all_times = [self._ended_times, *(feeder.times for feeder in self._feeders.values())]
+        theirs = sum((feeder.times for feeder in self._started), np.zeros((3, 2)))
         return [
-            StageTime(
-                name,
-                own.images + sum(times[i][0] for times in all_times),
-                own.busy_s + sum(times[i][1] for times in all_times) / self._number,
-            )
-            for i, (name, own) in enumerate(
-                zip((FETCH, DECODE, THUMBNAILS), self._threads.times(), strict=True)
-            )
+            StageTime(own.name, own.images + int(images), own.busy_s + busy_s / self._number)
+            for own, (images, busy_s) in zip(self._threads.times(), theirs, strict=True)
         ]
 
     @property
     def thumbnail_bytes(self) -> int:
         """Of the thumbnails made so far."""
-        made = sum(feeder.thumbnail_bytes for feeder in self._feeders.values())
-        return self._threads.thumbnail_bytes + self._ended_thumbnail_bytes + made
+        made = sum(feeder.thumbnail_bytes for feeder in self._started)
+        return self._threads.thumbnail_bytes + made
 
     async def _start(self, number: int) -> None:
         self._memory.marks[number] = NOTHING
@@ -195,16 +180,13 @@ class Feeders:
                     f"({error.strerror}): lower --decode_workers, or raise the limit, such as with "
                     "`ulimit -u`."
                 ) from error
-        receivers = ("ready", "image", "failed", "left", "did", "say", "stop")
-        lines = Lines(
-            {kind: partial(self._receive, number, kind) for kind in receivers},
-            lost=partial(self._receive, number, "lost"),
-        )
-        self._feeders[number] = Feeder(number, process, lines)
+        lines = Lines(partial(self._receive, number))
+        self._feeders[number] = feeder = Feeder(number, process, lines)
+        self._started.append(feeder)
         await self._loop.create_unix_connection(lambda: lines, sock=ours)
         lines.send("job", asdict(self._job), asdict(self._share))
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task. An error in it ends the run."""
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -215,7 +197,6 @@ class Feeders:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(ended)
-        return task
 
     def _fail(self, error: BaseException) -> None:
         """Stop the run with this error, if none came before it."""
@@ -281,22 +262,14 @@ class Feeders:
         self._wake()
 
     def _on_image(
-        self,
-        feeder: Feeder,
-        number: int,
-        start: int,
-        height: int,
-        width: int,
-        with_clip_input: bool,
-        is_rotated: bool,
+        self, feeder: Feeder, number: int, start: int, size: list[int], has_clip: bool, turned: bool
     ) -> None:
         row = self._prepared(feeder, number)
-        pixels, clip_input = views(self._memory.images[start:], height, width, with_clip_input)
         self._holders[number] = feeder.number
-        decoded = Decoded(
-            pixels=pixels, clip_input=clip_input, thumbnail=None, is_rotated=is_rotated
-        )
-        self._take(row, decoded)
+        height, width = size
+        pixels, clip_input = views(self._memory.images[start:], height, width, has_clip)
+        image = Decoded(pixels=pixels, clip_input=clip_input, thumbnail=None, is_rotated=turned)
+        self._take(row, image)
 
     def _on_failed(self, feeder: Feeder, number: int, reason: str, changed: bool) -> None:
         self._take(self._prepared(feeder, number), NotEmbedded(reason, changed))
@@ -310,8 +283,8 @@ class Feeders:
         self._wake()
         return feeder.rows.pop(number)
 
-    def _on_did(self, feeder: Feeder, times: list[tuple[int, float]], thumbnail_bytes: int) -> None:
-        feeder.times, feeder.thumbnail_bytes = times, thumbnail_bytes
+    def _on_did(self, feeder: Feeder, times: list[list[float]], thumbnail_bytes: int) -> None:
+        feeder.times, feeder.thumbnail_bytes = np.array(times), thumbnail_bytes
 
     def _on_say(self, feeder: Feeder, text: str) -> None:
         tqdm.write(text, file=sys.stderr)
@@ -340,7 +313,6 @@ class Feeders:
         """A feeder has ended: name the image that it was at, let others do its rows."""
         code = feeder.process.wait()
         del self._feeders[feeder.number]
-        self._add_to_ended(feeder)
         self._under_way.difference_update(feeder.rows)
         decoding = feeder.rows.pop(int(self._memory.marks[feeder.number]), None)
         how = how_it_ended(code)
@@ -364,12 +336,6 @@ class Feeders:
         if feeder.number not in self._holders.values():  # otherwise when these are released
             self._do(self._start(feeder.number))
         self._wake()
-
-    def _add_to_ended(self, feeder: Feeder) -> None:
-        """Keep what a feeder did that has ended."""
-        pairs = zip(self._ended_times, feeder.times, strict=True)
-        self._ended_times = [(a + b, s + t) for (a, s), (b, t) in pairs]
-        self._ended_thumbnail_bytes += feeder.thumbnail_bytes
 
     def _blame(self, row: Row, how: str) -> None:
         """Try an image again whose feeder has ended; after TRIES it has failed."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ class ModelLoader:
         self._options = options
         self._clip_directory: Path | None = None
         self._arrays: dict[str, np.ndarray] | None = None
-        self._loading: asyncio.Future[Embedder] | None = None
+        self._loading: Future[Embedder] | None = None
 
     def missing_files(self) -> list[str]:
         """A sentence per weights file that is not there, as far as the disk alone tells."""
@@ -94,28 +94,14 @@ class ModelLoader:
         """
         if self._loading is not None:
             return
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Embedder] = loop.create_future()
-        # Marks an error as retrieved: if another check fails first, nobody awaits the future.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._loading = future
-
-        def settle(embedder: Embedder | None, error: Exception | None) -> None:
-            if future.cancelled():
-                return
-            if error:
-                future.set_exception(error)
-            elif embedder:
-                future.set_result(embedder)
+        loading = self._loading = Future()
 
         def load() -> None:
-            embedder, failure = None, None
+            loading.set_running_or_notify_cancel()  # nobody can cancel it then
             try:
-                embedder = self.load(precision)
+                loading.set_result(self.load(precision))
             except Exception as error:
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
-                loop.call_soon_threadsafe(settle, embedder, failure)
+                loading.set_exception(error)
 
         threading.Thread(target=load, name="load-models", daemon=True).start()
 
@@ -127,7 +113,7 @@ class ModelLoader:
         """
         self.start(precision)
         assert self._loading is not None
-        return await self._loading
+        return await asyncio.wrap_future(self._loading)
 
     def load(self, precision: str) -> Embedder:
         """Load both models, which blocks. Raises WeightsError or DeviceError."""

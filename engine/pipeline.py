@@ -12,29 +12,16 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Protocol
 
 from dataset.arrays import Embedding
 from dataset.state.rows import Row
 from engine.batches import BatchEmbedder, Batches
 from engine.decode import Decoded, Embedded, NotEmbedded, not_embedded
 from engine.feeders import Feeders
-from engine.stages import Budget, StageTime
-from engine.threads import Job, Take, Threads
+from engine.stages import Budget, StageTime, until_one_ends
+from engine.threads import Job, Threads
 
 WINDOW_CPU, WINDOW_GPU = 48, 1024  # images between listing and record at once
-
-
-class Source(Protocol):
-    """Where decoded images come from; an async context manager. As Threads."""
-
-    @property
-    def thumbnail_bytes(self) -> int: ...
-    async def __aenter__(self) -> Source: ...
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
-    async def run(self, rows: Iterator[Row], count: int, take: Take) -> None: ...
-    def release(self, row: int) -> None: ...
-    def times(self) -> list[StageTime]: ...
 
 
 class Pipeline:
@@ -60,15 +47,11 @@ class Pipeline:
         decoded_bytes = 3 * embedder.waiting_pixels
         self._record = record
         self._batches = Batches(embedder)
-        self._source: Source
+        self._source: Threads | Feeders
         if in_processes:
-            self._source = Feeders(
-                job, feeders=decode_workers, window=window, decoded_bytes=decoded_bytes
-            )
+            self._source = Feeders(job, decode_workers, window, decoded_bytes)
         else:
-            self._source = Threads(
-                job, decode_workers=decode_workers, window=window, room=Budget(decoded_bytes)
-            )
+            self._source = Threads(job, decode_workers, window, Budget(decoded_bytes))
 
     async def __aenter__(self) -> Pipeline:
         await self._source.__aenter__()
@@ -94,19 +77,7 @@ class Pipeline:
             Exception: what `record` or the models raised.
         """
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Marks an error as retrieved: if another error stops the run first, nobody awaits it.
-        self._failure.add_done_callback(lambda done: done.cancelled() or done.exception())
-        source = asyncio.create_task(self._source.run(rows, count, self._take))
-        try:
-            ended, _ = await asyncio.wait(
-                (source, self._failure), return_when=asyncio.FIRST_COMPLETED
-            )
-            for one in ended:
-                one.result()
-        finally:
-            source.cancel()
-            self._failure.cancel()
-            await asyncio.gather(source, return_exceptions=True)
+        await until_one_ends(self._source.run(rows, count, self._take), self._failure)
 
     @property
     def thumbnail_bytes(self) -> int:

@@ -69,10 +69,10 @@ class Threads:
     def __init__(
         self,
         job: Job,
-        *,
         decode_workers: int,
         window: int,
         room: Room,
+        *,
         file_bytes: int = FETCHED_BYTES,
         is_feeder: bool = False,
         mark: Callable[[Row | None], None] | None = None,

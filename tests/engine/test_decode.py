@@ -1,13 +1,20 @@
-"""One image: bytes -> pixels, CLIP input, thumbnail."""
+"""One image: bytes -> pixels, CLIP input, thumbnail; or the reason why there are none."""
 
+import contextlib
+import errno
 import io
+import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageFile
+from PIL.PngImagePlugin import PngInfo
 from skimage.data import astronaut
 
-from common.errors import ImageError
+from common.errors import ImageError, ShortageError
+from engine import decode as decoding
 from engine.decode import clip_input, decode, open_image, prepare, thumbnail
 from models import clip_crop
 
@@ -214,3 +221,156 @@ def test_a_jpeg_made_to_take_long_is_refused_before_it_is_decoded(scans, side):
 @pytest.mark.parametrize(("scans", "side"), [(10, 9_900), (490, 2_000)])
 def test_a_large_progressive_jpeg_is_opened(scans, side):
     assert open_image(progressive(scans, side, side)).size == (side, side)
+
+
+SECRET = b"between us"
+LONG = SECRET + b"." * 70_000  # more than the comment of a JPEG file can hold
+
+
+def said(kind, comment):
+    """Options that save an image with all that a file can say beside its pixels."""
+    exif, text = Image.Exif(), PngInfo()
+    exif[0x010E] = SECRET.decode()
+    for key in ("Comment", "XML:com.adobe.xmp"):
+        text.add_text(key, comment.decode())
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    options = {"exif": exif, "xmp": SECRET, "icc_profile": profile, "dpi": (71, 71)}
+    if kind == "GIF":
+        return {"comment": comment}
+    return {**options, "pnginfo": text} if kind == "PNG" else {**options, "comment": comment}
+
+
+@pytest.mark.parametrize("size", [(60, 40), (600, 400)])
+@pytest.mark.parametrize(
+    ("kind", "comment"), [("JPEG", SECRET), ("PNG", LONG), ("GIF", LONG), ("WEBP", SECRET)]
+)
+def test_a_thumbnail_has_pixels_alone(kind, comment, size):
+    data = file_of(noise(*size), kind, **said(kind, comment))
+    made = prepare(open_image(data)).thumbnail
+    assert SECRET not in made
+    at, segments = 2, set()
+    while made[at + 1] != 0xDA:  # where the pixels begin
+        segments.add(made[at + 1])
+        at += 2 + int.from_bytes(made[at + 2 : at + 4], "big")
+    assert segments == {0xE0, 0xDB, 0xC0, 0xC4}  # JFIF, tables and the size
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (Image, "open"),
+        (ImageFile.ImageFile, "load"),
+        (Image.Image, "convert"),
+        (Image.Image, "resize"),
+        (Image.Image, "save"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (ValueError("odd"), ImageError, r"\(ValueError: odd\)"),
+        (ZeroDivisionError(), ImageError, r"\(ZeroDivisionError\)"),
+        (OSError(errno.EMFILE, "x"), ShortageError, "can open up to"),
+        (OSError(errno.EIO, "x"), ShortageError, "disk"),
+        (MemoryError(), ShortageError, "memory"),
+    ],
+)
+def test_any_error_is_the_reason_unless_the_machine_is_short(
+    monkeypatch, place, name, error, raised, message
+):
+    def fail(*_, **__):
+        raise error
+
+    data = file_of(noise(600, 400, "RGBA"))
+    monkeypatch.setattr(place, name, fail)
+    with pytest.raises(raised, match=message):
+        prepare(open_image(data))
+
+
+def chunk(kind, data=b""):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bmp_of_runs(runs):
+    """A BMP file of 2000 x 2000 pixels, compressed in runs of equal pixels."""
+    header = struct.pack("<IiiHHIIiiII", 40, 2000, 2000, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    start = 14 + len(header) + 1024
+    file = struct.pack("<2sIHHI", b"BM", start + len(runs), 0, 0, start)
+    return file + header + bytes(1024) + runs
+
+
+def tiff_of_strips(count):
+    """A TIFF file of one column, with a strip per pixel."""
+    places = np.arange(8, 8 + count, dtype="<u4").tobytes() + np.ones(count, "<u4").tobytes()
+    after = 8 + count + len(places)
+    tags = [(256, 3, 1, 1), (257, 4, 1, count), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(273, 4, count, 8 + count), (278, 3, 1, 1), (279, 4, count, 8 + 5 * count)]
+    table = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<I", after)
+    return head + bytes(count) + places + struct.pack("<H", len(tags)) + table + bytes(4)
+
+
+KINDS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+SMALL = {kind: file_of(noise(40, 30), kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "part"),
+    [
+        ("JPEG", 2, b"\xff"),  # fill bytes
+        ("JPEG", 2, b"\xff\xe5\0\2"),  # an empty APP segment
+        ("PNG", 33, chunk(b"prIv")),
+        ("PNG", -12, chunk(b"prIv")),  # after the pixels
+    ],
+)
+def test_a_file_of_very_many_parts_is_refused(monkeypatch, kind, at, part):
+    """Read one by one, 16 MB of them would take minutes."""
+    monkeypatch.setattr(decoding, "MAX_HEADER_READS", 4000)
+    monkeypatch.setattr(decoding, "MAX_READS", 4000)
+    start, rest = SMALL[kind][:at], SMALL[kind][at:]
+    assert prepare(open_image(start + part * 100 + rest)).height == 30
+    with pytest.raises(ImageError, match="more than 4,000 parts"):
+        prepare(open_image(start + part * 5000 + rest))
+
+
+def test_a_bmp_file_of_very_many_runs_is_refused(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_READS", 4000)
+    with pytest.raises(ImageError, match="more than 4,000 parts"):
+        prepare(open_image(bmp_of_runs(b"\1\5" * 5000)))
+
+
+def test_a_tiff_file_of_very_many_strips_is_refused(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_TILES", 2000)
+    assert prepare(open_image(tiff_of_strips(2000))).height == 2000
+    with pytest.raises(ImageError, match="2,001 strips or tiles, more than the 2,000 allowed"):
+        open_image(tiff_of_strips(2001))
+
+
+def mutant(rng):
+    """A file with some bytes changed, cut out, repeated or moved."""
+    data = bytearray(SMALL[rng.choice(sorted(SMALL))])
+    for _ in range(rng.choice([1, 1, 2, 8, 40])):
+        at, size = rng.randrange(len(data)), rng.choice([1, 1, 2, 4, 30])
+        piece = data[at : at + size]
+        change = rng.choice(["byte", "extreme", "cut", "repeat", "move"])
+        if change == "byte":
+            data[at] ^= 1 << rng.randrange(8)
+        elif change == "extreme":
+            data[at : at + size] = rng.choice([b"\0", b"\xff", b"\x7f"]) * len(piece)
+        elif change == "cut" and len(data) > 2 * size:
+            del data[at : at + size]
+        elif change == "repeat":
+            data[at:at] = piece * rng.choice([1, 3, 100])
+        else:
+            to = rng.randrange(len(data))
+            data[to : to + size] = piece
+    return bytes(data)
+
+
+@pytest.mark.parametrize("count", [600, pytest.param(20_000, marks=pytest.mark.soak)])
+def test_mutants_of_real_files_are_images_or_have_a_reason(count):
+    rng, embedded = random.Random(count), 0
+    for _ in range(count):
+        with contextlib.suppress(ImageError):
+            embedded += prepare(open_image(mutant(rng), 1_000_000)).pixels.size > 0
+    assert 0.1 * count < embedded < 0.9 * count

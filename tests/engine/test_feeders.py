@@ -1,5 +1,6 @@
 """Feeding by processes: the results of threads, and what becomes of processes that end."""
 
+import asyncio
 import gzip
 import io
 import json
@@ -10,10 +11,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from engine import feeders
-from engine.feeder import PAGE, SharedMemory
+from engine import feeders, threads
+from engine.feeder import PAGE, Area, SharedMemory
+from engine.stages import NoRoom
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
 from tests.fault_proxy import FaultProxy, Rule
@@ -26,6 +30,7 @@ from tests.harness import (
     environment,
     feeders_of,
     is_running,
+    is_stopped,
     pictures,
     run_here,
     start,
@@ -34,15 +39,26 @@ from tests.harness import (
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 IN_PROCESSES = "--decode_in", "processes", "--decode_workers", "1"
-CRASHING = """
-import ctypes
+# Of a feeder: an image of these bytes ends it, or stops it, while it is decoded.
+ODD_DECODER = """
+import ctypes, os, signal, time
 from PIL import Image
 plain = Image.open
 def open(file, *args, **options):
     if file.getvalue() == b"crash":
         ctypes.string_at(0)
+    if file.getvalue() == b"stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(600)  # until all threads have stopped
     return plain(file, *args, **options)
 Image.open = open
+"""
+STOPPED_AT_FIRST = """
+import os, pathlib, signal
+here = pathlib.Path(os.environ["PYTHONPATH"], "started")
+if not here.exists():
+    here.touch()
+    os.kill(os.getpid(), signal.SIGSTOP)
 """
 
 
@@ -146,29 +162,63 @@ def test_a_killed_feeder_is_replaced(undisturbed, fresh, storage, servers):
     fresh.assert_same(undisturbed, servers["B"])
 
 
+def with_odd_image(content, emulator_url, tmp_path):
+    """A dataset with one odd image, and feeders that it crashes or stops."""
+    (tmp_path / "sitecustomize.py").write_text(ODD_DECODER)
+    objects = {**pictures(8, 2), "train/t0003b.jpg": content}
+    return dataset(Emulated(emulator_url), tmp_path / "made", objects)
+
+
+def assert_only_the_odd_image_failed(made, done, how):
+    assert done.returncode == 0, done.stderr
+    assert f"decoded train/t0003b.jpg {how}; the image is tried once more." in done.stderr
+    (failed,) = json.loads((made.work / "failed.json").read_text())
+    reason = f"the process that decoded it {how}, 2 times"
+    assert failed == {"object": "train/t0003b.jpg", "reason": reason}
+    assert len(made.done()) == 10
+    made.assert_done_is_done()
+
+
 def test_an_image_that_crashes_the_decoder_fails_alone_and_is_named(
     emulator_url, servers, tmp_path
 ):
-    made = dataset(
-        Emulated(emulator_url),
-        tmp_path / "made",
-        {
-            **pictures(8, 2),
-            "train/t0003b.jpg": b"crash",
-        },
-    )
-    (tmp_path / "sitecustomize.py").write_text(CRASHING)
+    made = with_odd_image(b"crash", emulator_url, tmp_path)
     env = environment(emulator_url, servers["B"], PYTHONPATH=str(tmp_path))
     done = run_here(made.command("--skip_bad_images", *IN_PROCESSES), env)
+    assert_only_the_odd_image_failed(made, done, "was ended by SIGSEGV")
+
+
+class OverWhenStopped(float):
+    """A deadline that is over when the feeder is stopped, and not before."""
+
+    def __lt__(self, seconds):
+        return any(map(is_stopped, feeders_of(os.getpid())))
+
+
+@pytest.fixture
+def stopped_feeders_are_overdue(monkeypatch):
+    monkeypatch.setattr(threads, "DEADLINE_S", OverWhenStopped(120))
+    monkeypatch.setattr(threads, "CHECK_S", 0.1)
+
+
+def test_an_image_at_which_a_feeder_hangs_fails_alone_and_is_named(
+    emulator_url, servers, tmp_path, stopped_feeders_are_overdue
+):
+    made = with_odd_image(b"stop", emulator_url, tmp_path)
+    env = environment(emulator_url, servers["B"], PYTHONPATH=str(tmp_path))
+    done = run_here(made.command("--skip_bad_images", *IN_PROCESSES), env)
+    assert_only_the_odd_image_failed(made, done, "took more than 120 s")
+
+
+def test_a_feeder_that_is_stopped_is_replaced(
+    undisturbed, fresh, emulator_url, servers, tmp_path, stopped_feeders_are_overdue
+):
+    (tmp_path / "sitecustomize.py").write_text(STOPPED_AT_FIRST)
+    env = environment(emulator_url, servers["B"], PYTHONPATH=str(tmp_path))
+    done = run_here(fresh.command(*IN_PROCESSES), env)
     assert done.returncode == 0, done.stderr
-    assert "decoded train/t0003b.jpg was ended by SIGSEGV; the image is tried once" in done.stderr
-    (failed,) = json.loads((made.work / "failed.json").read_text())
-    assert failed == {
-        "object": "train/t0003b.jpg",
-        "reason": "the process that decoded it was ended by SIGSEGV, 2 times",
-    }
-    assert len(made.done()) == 10
-    made.assert_done_is_done()
+    assert "A process that decodes images did not answer for more than" in done.stderr
+    fresh.assert_same(undisturbed, servers["B"])
 
 
 @pytest.mark.parametrize(
@@ -217,3 +267,32 @@ def test_a_gpu_is_fed_by_processes_within_little_memory(
     assert done.returncode == 0, done.stderr
     assert sizes == [pages * PAGE]
     fresh.assert_same(undisturbed, servers["B"])
+
+
+@given(st.lists(st.integers(0, 7 * PAGE), max_size=12), st.randoms(use_true_random=False))
+def test_images_never_overlap_and_each_gets_its_place(amounts, moments):
+    """In any order of releases; what is larger than all places is left to another process."""
+
+    async def run():
+        memory = np.zeros(5 * PAGE, np.uint8)
+        area = Area(memory)
+
+        async def hold(number, amount):
+            if amount > 5 * PAGE:
+                with pytest.raises(NoRoom):
+                    await area.hold(amount).__aenter__()
+                return
+            async with area.hold(amount) as place:
+                assert len(place) == amount and not place.any()
+                place[:] = number
+                for _ in range(moments.randrange(5)):
+                    await asyncio.sleep(0)
+                assert (place == number).all()
+                place[:] = 0
+
+        holders = (hold(*pair) for pair in enumerate(amounts, 1))
+        await asyncio.wait_for(asyncio.gather(*holders), 30)
+        async with area.hold(5 * PAGE):
+            pass
+
+    asyncio.run(run())

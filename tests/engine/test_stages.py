@@ -1,8 +1,10 @@
 """What bounds and measures the stages, and what is said of them."""
 
+import asyncio
+
 import pytest
 
-from engine.stages import StageTime, limiting_stage
+from engine.stages import Budget, NoRoom, Stage, StageTime, limiting_stage
 
 
 def test_rate_and_busy_share():
@@ -29,3 +31,84 @@ def test_the_limiting_stage_is_named(busy, stage, advice):
 @pytest.mark.parametrize("busy", [{}, {"fetch": 6.9}])
 def test_no_advice_without_a_limiting_stage(busy):
     assert limiting_stage([StageTime(name, 10, s) for name, s in busy.items()], 10, 4) is None
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+def test_a_budget_is_never_overdrawn_and_everyone_gets_their_turn():
+    async def main():
+        budget, held, most, order = Budget(10), 0, 0, []
+
+        async def take(number, amount):
+            nonlocal held, most
+            async with budget.hold(amount):
+                order.append(number)
+                held += min(amount, 10)
+                most = max(most, held)
+                await asyncio.sleep(0.001)
+                held -= min(amount, 10)
+
+        amounts = [3, 4, 9, 1, 10, 25, 2, 0, 7, 5]
+        await asyncio.gather(*(take(*pair) for pair in enumerate(amounts)))
+        return most, order
+
+    most, order = run(main())
+    assert most == 10
+    assert order == list(range(10))
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_a_budget_survives_cancelled_holders(granted):
+    async def main():
+        budget = Budget(10)
+
+        async def take(amount, then=None):
+            async with budget.hold(amount):
+                await asyncio.sleep(0.01)
+            if granted and then:
+                then()  # in the very moment in which the second's turn has come
+
+        first = asyncio.ensure_future(take(10, lambda: second.cancel()))
+        second = asyncio.ensure_future(take(10))
+        third = asyncio.ensure_future(take(10))
+        await asyncio.sleep(0)
+        if not granted:
+            second.cancel()
+        await asyncio.gather(first, second, third, return_exceptions=True)
+        return [first.cancelled(), second.cancelled(), third.cancelled()]
+
+    assert run(main()) == [False, True, False]
+
+
+def test_a_strict_budget_refuses_what_never_fits():
+    async def main():
+        async with Budget(10, strict=True).hold(11):
+            pass
+
+    with pytest.raises(NoRoom):
+        run(main())
+
+
+def test_a_stage_lets_so_many_in_at_once_and_counts_them():
+    async def main():
+        stage, inside, most = Stage("fetch", 3), 0, 0
+
+        async def visit(fail):
+            nonlocal inside, most
+            async with stage.slot():
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0.01)
+                inside -= 1
+                if fail:
+                    raise ValueError
+
+        await asyncio.gather(*(visit(n == 5) for n in range(9)), return_exceptions=True)
+        return most, stage.time()
+
+    most, time = run(main())
+    assert most == 3
+    assert (time.name, time.images) == ("fetch", 8)
+    assert 0.03 <= time.busy_s < 0.3

@@ -1,6 +1,5 @@
-"""The stream on one machine: once through, and bounded everywhere."""
+"""Images on their way from listing to record: each once, bounded, failures said."""
 
-import asyncio
 import re
 import threading
 from collections import Counter
@@ -9,8 +8,8 @@ from functools import partial
 import pytest
 
 import ingest
+from engine import decode, threads
 from engine.pipeline import Pipeline
-from engine.stages import Budget, Stage
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
 from tests.front import Front
@@ -75,81 +74,31 @@ def test_images_on_their_way_are_bounded_by_the_window(
     assert sum(embedder.batches) == 24
 
 
-def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 30))
-
-
-def test_a_budget_is_never_overdrawn_and_everyone_gets_their_turn():
-    async def main():
-        budget, held, most, order = Budget(10), 0, 0, []
-
-        async def take(number, amount):
-            nonlocal held, most
-            async with budget.hold(amount):
-                order.append(number)
-                held += min(amount, 10)
-                most = max(most, held)
-                await asyncio.sleep(0.001)
-                held -= min(amount, 10)
-
-        amounts = [3, 4, 9, 1, 10, 25, 2, 0, 7, 5]
-        await asyncio.gather(*(take(*pair) for pair in enumerate(amounts)))
-        return most, order
-
-    most, order = run(main())
-    assert most == 10
-    assert order == list(range(10))
-
-
-@pytest.mark.parametrize("granted", [False, True])
-def test_a_budget_survives_cancelled_holders(granted):
-    async def main():
-        budget = Budget(10)
-
-        async def take(amount, then=None):
-            async with budget.hold(amount):
-                await asyncio.sleep(0.01)
-            if granted and then:
-                then()  # in the very moment in which the second's turn has come
-
-        first = asyncio.ensure_future(take(10, lambda: second.cancel()))
-        second = asyncio.ensure_future(take(10))
-        third = asyncio.ensure_future(take(10))
-        await asyncio.sleep(0)
-        if not granted:
-            second.cancel()
-        await asyncio.gather(first, second, third, return_exceptions=True)
-        return [first.cancelled(), second.cancelled(), third.cancelled()]
-
-    assert run(main()) == [False, True, False]
-
-
-def test_a_stage_lets_so_many_in_at_once_and_counts_them():
-    async def main():
-        stage, inside, most = Stage("fetch", 3), 0, 0
-
-        async def visit(fail):
-            nonlocal inside, most
-            async with stage.slot():
-                inside += 1
-                most = max(most, inside)
-                await asyncio.sleep(0.01)
-                inside -= 1
-                if fail:
-                    raise ValueError
-
-        await asyncio.gather(*(visit(n == 5) for n in range(9)), return_exceptions=True)
-        return most, stage.time()
-
-    most, time = run(main())
-    assert most == 3
-    assert (time.name, time.images) == ("fetch", 8)
-    assert 0.03 <= time.busy_s < 0.3
-
-
 def test_failures_are_said_once_each_up_to_ten(world, fast_models):
     world.put("v/v.jpg", **{f"t/{number:02}.jpg": b"no image" for number in range(12)})
     result = world.run("--skip_bad_images")
     assert result.exit_code == 0
     assert len(re.findall(r"Failed: t/\d\d\.jpg: not an image", result.stderr)) == 10
     assert "Further failures are listed at the end." in result.stderr
+
+
+def test_an_image_that_takes_long_in_a_thread_is_named(world, fast_models, monkeypatch):
+    warned, said, plain = threading.Event(), threads.warn, decode.open_image
+
+    def slow(data, max_pixels):
+        if data == b"slow":
+            assert warned.wait(60)
+        return plain(data, max_pixels)
+
+    def warn(message):
+        said(message)
+        warned.set()
+
+    monkeypatch.setattr(decode, "open_image", slow)
+    monkeypatch.setattr(threads, "warn", warn)
+    monkeypatch.setattr(threads, "CHECK_S", 0.01)
+    monkeypatch.setattr(threads, "DEADLINE_S", 0.1)
+    world.put("v/v.jpg", "t/a.jpg", **{"t/slow.jpg": b"slow"})
+    result = world.run("--skip_bad_images", "--decode_workers", "2")
+    assert result.exit_code == 0, result.output
+    assert "Decoding t/slow.jpg has taken more than 0 s and goes on." in result.stderr
