@@ -39,7 +39,7 @@ from engine.threads import Job
 from weights.clip import CLIP_FILES
 
 BLOCKS_PER_CALL = 4  # or more, so that all actors end at about the same time
-BLOCKS_PER_PASS = 20_000  # that Ray knows at once: 7.4 kB and 1.2 ms each
+BLOCKS_PER_PASS = 20_000  # that Ray knows at once: 7 kB each, and 1 ms before the first begins
 NO_PROGRESS_S = 300  # without a result: then a pass ends, and the next counts the machines again
 
 
