@@ -46,7 +46,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 NAMES = [f"t/{i:02}.jpg" for i in range(24)]
-POOL = Pool(2, 0.4, 0, calls=2, block_rows=4)
+POOL = Pool(2, 0.4, 0, block_rows=4)
 STORE_BYTES = 100 << 20
 INDEX_ID = "00000000-0000-4000-8000-000000000000"
 
