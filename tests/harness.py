@@ -462,7 +462,7 @@ def start(command: list[str], env: dict[str, str], **options: Any) -> subprocess
     return subprocess.Popen(**guarded(command), env=env, text=True, **{**pipes, **options})
 
 
-def ended(process: subprocess.Popen[str], timeout: float = LONGEST_S) -> Done:
+def ended(process: subprocess.Popen[str], timeout: float | None = LONGEST_S) -> Done:
     """How a process ended; it is killed if it does not end within the timeout."""
     try:
         out, err = process.communicate(timeout=timeout)

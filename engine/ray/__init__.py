@@ -1,1 +1,1 @@
-"""The same path on a Ray cluster: the driver, its workers, the cluster itself."""
+"""The same pipeline in actors of a Ray cluster: the driver, a worker, the cluster itself."""

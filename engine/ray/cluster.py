@@ -26,6 +26,9 @@ CONNECT_TIMEOUT_S = 10
 KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
 PACKAGES = ("ray", "torch", "numpy", "Pillow")  # whose versions numbers and protocols depend on
 HEAD_PORT = 6379  # of a cluster's head node, if the address names none
+# Rows per block, at most: with an actor that is killed, a few seconds of work are lost.
+GPU_BLOCK_ROWS = 512
+CPU_BLOCK_ROWS, ROWS_PER_CPU = 32, 4  # and more per CPU that the actor has
 ENVIRONMENT = (  # variables that workers get
     gcs.EMULATOR,
     "FORAGER_RETRY_BASE_S",
@@ -76,8 +79,7 @@ class Pool(NamedTuple):
     size: int
     cpus: float
     gpus: int
-    calls: int  # blocks in one actor at once, so that its models never wait for the next one
-    block_rows: int  # at most: what is lost with a killed worker is a few seconds of work
+    block_rows: int  # at most
 
 
 class Cluster:
@@ -167,14 +169,14 @@ class Cluster:
                 "--device cuda: no node of the Ray cluster has a GPU. Use --device auto."
             )
         if gpus and device != "cpu":
-            return Pool(gpus, 0, 1, calls=4, block_rows=512)
+            return Pool(gpus, 0, 1, GPU_BLOCK_ROWS)
         cpus = [node["CPU"] for node in resources if node.get("CPU")]
         if not cpus:
             raise ClusterError(
                 "No node of the Ray cluster has a CPU for tasks: start a node with --num-cpus."
             )
         share = min(cpus)
-        return Pool(len(cpus), share, 0, calls=4, block_rows=max(32, int(4 * share)))
+        return Pool(len(cpus), share, 0, int(CPU_BLOCK_ROWS + ROWS_PER_CPU * share))
 
     def check_versions(self, expected: dict[str, str] | None = None) -> None:
         """Check that every node has the versions of this machine: else numbers could differ.

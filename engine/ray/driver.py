@@ -38,8 +38,9 @@ from engine.stages import StageTime
 from engine.threads import Job
 from weights.clip import CLIP_FILES
 
-BLOCKS_PER_CALL = 4  # or more, so that all actors end at about the same time
-BLOCKS_PER_PASS = 20_000  # that Ray knows at once: 7.4 kB and 1.2 ms each
+BLOCKS_AT_ONCE = 4  # in one actor, so that its models never wait for the next one
+BLOCKS_IN_TURN = 4  # or more, in each of these places: so all actors end at about the same time
+BLOCKS_PER_PASS = 20_000  # that Ray knows at once: 7 kB each, and 1 ms before the first begins
 NO_PROGRESS_S = 300  # without a result: then a pass ends, and the next counts the machines again
 
 
@@ -57,7 +58,7 @@ class RayPipeline:
     def __post_init__(self) -> None:
         self._actors = self.choose_pool().size
         self._times: dict[str, list[StageTime]] = {}  # of each actor so far
-        self._blocks = 0  # with a result
+        self._recorded: set[int] = set()  # blocks of this pass: a repeated task can bring one again
         self._changed: list[int] = []  # rows that stay pending
         self._recording = threading.Lock()
         self._stopped = False
@@ -91,13 +92,13 @@ class RayPipeline:
         the machines that are left.
         """
         while len(numbers := self._pending()):
-            before, failure = self._blocks, "no results came back"
+            self._recorded, failure = set(), "no results came back"
             try:
                 await self._pass_in_thread(numbers)
             except (RayError, ExecutionTimeoutError) as error:
                 failure = str(error).split("\n")[0]
             await asyncio.to_thread(self.recorder.commit)
-            if self._blocks == before:
+            if not self._recorded:
                 raise ClusterError(
                     f"The Ray cluster makes no progress ({failure}): look at `ray status` on one "
                     "of its nodes, then run the same command again."
@@ -136,20 +137,18 @@ class RayPipeline:
                 thread.join()
 
     def _pass(self, numbers: np.ndarray) -> None:
-        recorded: set[int] = set()  # a repeated task can bring a block again
         for done in self._results(numbers):
             with self._recording:
                 if self._stopped:
                     return
-                if done.block not in recorded:
-                    recorded.add(done.block)
+                if done.block not in self._recorded:
                     self._record(done)
 
     def _results(self, numbers: np.ndarray) -> Iterator[worker.BlockResult]:
         """What becomes of the rows, in blocks, in the order in which they arrive."""
         pool = self.choose_pool()
-        per_call = len(numbers) // (BLOCKS_PER_CALL * pool.size * pool.calls)
-        block_rows = max(1, min(pool.block_rows, per_call))
+        share = len(numbers) // (pool.size * BLOCKS_AT_ONCE * BLOCKS_IN_TURN)
+        block_rows = max(1, min(pool.block_rows, share))
         blocks = -(-len(numbers) // block_rows)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         key = None if self.cluster.is_local else key_file()
@@ -167,7 +166,7 @@ class RayPipeline:
             batch_size=1,  # the number of a block
             compute=ray.data.ActorPoolStrategy(
                 size=pool.size,
-                max_concurrent_calls_per_actor=pool.calls,
+                max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
                 enable_true_multi_threading=True,
             ),
             num_cpus=pool.cpus,
@@ -178,7 +177,7 @@ class RayPipeline:
             yield from map(pickle.loads, batch["done"])
 
     def _record(self, done: worker.BlockResult) -> None:
-        self._blocks += 1
+        self._recorded.add(done.block)
         self._times[done.worker] = done.times
         for row, result in done.results:
             if isinstance(result, NotEmbedded) and result.changed:

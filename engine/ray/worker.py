@@ -140,7 +140,7 @@ class EmbedBlocks:
         """Let the pipeline run as long as rows come. An error reaches all who wait."""
         try:
             while self._queue:
-                await self._pipeline.run(self._queued(), sys.maxsize)
+                await self._pipeline.run(self._queued(), sys.maxsize)  # until none is queued
         except Exception as error:
             self._queue.clear()
             for waiting in self._waiting.values():

@@ -5,6 +5,7 @@ at the latest, the kernel ends all processes in them and removes the networks an
 """
 
 import ctypes
+import math
 import os
 import shutil
 import subprocess
@@ -46,7 +47,7 @@ class Host:
         command = [*hosts.enter("net", "mnt"), "unshare", "--net", "--mount", "sleep", "infinity"]
         self._process = subprocess.Popen(**guarded(command))
         hosts.started.append(self._process)
-        wait_for(lambda: self._command() == "sleep infinity")
+        wait_for(lambda: self._command() == "sleep infinity", math.inf)
         ends = f"{self._link} type veth peer name eth0 netns {self._process.pid}"
         hosts.run("ip", "link", "add", *ends.split())
         hosts.run("ip", "link", "set", self._link, "master", "bridge", "up")
@@ -104,7 +105,7 @@ class Hosts:
         self.disk = Path(tempfile.mkdtemp(prefix="host-", dir="/tmp"))  # for sockets: short
         unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._outer = subprocess.Popen(**guarded([*unshare, "sh", "-c", INIT]))
-        wait_for(lambda: below(self._outer.pid, "sh -c"))
+        wait_for(lambda: below(self._outer.pid, "sh -c"), math.inf)
         (self._pid,) = below(self._outer.pid, "sh -c")
         self.started = [self._outer]
         self._threads = ThreadPoolExecutor(1, initializer=self._enter_network)
@@ -119,7 +120,7 @@ class Hosts:
         for process in reversed(self.started):
             process.kill()  # the last of these ends all others
             process.wait()
-        wait_for(lambda: not Path(f"/proc/{self._pid}").exists())
+        wait_for(lambda: not Path(f"/proc/{self._pid}").exists(), math.inf)
         shutil.rmtree(self.disk)
 
     def host(self, number):
@@ -162,7 +163,7 @@ class Hosts:
 
 
 def _run(command, env):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
 

@@ -109,11 +109,6 @@ def test_wrong_address_is_one_sentence(world, fast_models, address, words):
     assert not Path("work/state.sqlite").exists()
 
 
-def test_address_without_the_engine_is_refused(world):
-    result = world.run("--ray_address", "auto")
-    assert (result.exit_code, "goes with --engine ray" in result.stderr) == (2, True)
-
-
 def test_missing_ray_says_how_to_get_it(world, fast_models, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     world.put("t/0.jpg", "v/val.jpg")
