@@ -74,13 +74,10 @@ class Forager:
         if answer.status == 404 and answer.content is not None:
             return None
         content = await self._connection.content("GET", route, answer)
-        try:
-            info = DatasetInfo(content["index_id"], content["num_train"], content["num_val"])
-        except (TypeError, KeyError, IndexError):
-            raise self._connection.other_shape(route) from None
-        if [type(value) for value in info] != [str, int, int]:
-            raise self._connection.other_shape(route)
-        return info
+        match content:
+            case {"index_id": str(index_id), "num_train": int(train), "num_val": int(val)}:
+                return DatasetInfo(index_id, train, val)
+        raise self._connection.other_shape(route)
 
     async def dataset_names(self) -> list[str] | None:
         """The names of the datasets that are not hidden; None if the server does not tell."""
@@ -89,10 +86,10 @@ class Forager:
         if answer.status == 404:
             return None
         content = await self._connection.content("GET", route, answer)
-        names = content.get("dataset_names") if isinstance(content, dict) else None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise self._connection.other_shape(route)
-        return names
+        match content:
+            case {"dataset_names": [*names]} if all(isinstance(name, str) for name in names):
+                return names
+        raise self._connection.other_shape(route)
 
     async def generation(self) -> Generation:
         """The server's generation, asked once."""
@@ -146,9 +143,9 @@ class Forager:
         if answer.status == 404 and answer.content is not None:
             raise ServerError(f"There is no dataset {name} on {self.shown} any more.")
         content = await self._connection.content("POST", route, answer)
-        created = content.get("created") if isinstance(content, dict) else None
-        if type(created) is int and 0 <= created <= MAX_CREATED:
-            return created
+        match content:
+            case {"created": int(created)} if 0 <= created <= MAX_CREATED and created is not True:
+                return created
         error = self._connection.other_shape(route)
         raise answer_lost(once, error.message) if once else error
 

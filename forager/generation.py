@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as quoted
 from typing import NamedTuple
@@ -22,6 +23,16 @@ class Kind(enum.Enum):
 
     LABELS = "labels"
     BOXES = "boxes"
+
+    def counted(self, number: int) -> str:
+        """`1 label`, `4 boxes`."""
+        return count(number, "label" if self is Kind.LABELS else "box", self.value)
+
+
+def amount(numbers: Mapping[Kind, int]) -> str:
+    """Numbers of labels and of boxes in words, without one that is zero."""
+    shown = [kind.counted(numbers[kind]) for kind in Kind if numbers.get(kind)]
+    return " and ".join(shown) or Kind.LABELS.counted(0)
 
 
 class Box(NamedTuple):
@@ -64,17 +75,17 @@ class Request:
         return Counter({group: len(images) for group, images in self.labels.items()})
 
     def __str__(self) -> str:
-        if self.boxes:
-            images = [box.identifier for box in self.boxes]
-            return f"{count(self.size, 'box', 'boxes')}, {_from_to(images)}"
+        amount = self.kind.counted(self.size)
         groups = list(self.labels)
-        if len(groups) > 1:
-            shown = count(len({category for category, _ in groups}), "category", "categories")
-            ends = f"{printable(groups[0][0])!r} to {printable(groups[-1][0])!r}"
-            return f"{count(self.size, 'label')} of {shown}, {ends}"
-        ((category, mode), images), *_ = self.labels.items()
-        shown = f"{printable(category)!r} ({printable(mode)})"
-        return f"{count(self.size, 'label')} {shown}, {_from_to(images)}"
+        if self.boxes:
+            return f"{amount}, {_from_to([box.identifier for box in self.boxes])}"
+        if len(groups) == 1:
+            ((category, mode),) = groups
+            images = _from_to(self.labels[category, mode])
+            return f"{amount} {printable(category)!r} ({printable(mode)}), {images}"
+        categories = count(len({category for category, _ in groups}), "category", "categories")
+        ends = f"{printable(groups[0][0])!r} to {printable(groups[-1][0])!r}"
+        return f"{amount} of {categories}, {ends}"
 
 
 class Generation(enum.Enum):

@@ -28,7 +28,7 @@ from urllib.parse import quote
 from common.errors import IngestError
 from common.files import refuse_irregular, sync_directory
 from common.terminal import count, printable
-from forager.generation import Kind
+from forager.generation import Kind, amount
 from labels.plan import Plan
 
 FORMAT = 3
@@ -203,9 +203,8 @@ class Journal:
         what = what or "other requests, because of --skip_unknown, an unreadable index or an update"
         raise IngestError(
             f"An interrupted run left {printable(str(self.path))}, which belongs to something "
-            f"else: {what}. That run stored, or may have stored, "
-            f"{count(sum(stored.values()), 'label')}. Repeat it to finish it, or send all labels "
-            "of this run with --restart."
+            f"else: {what}. That run stored, or may have stored, {amount(stored)}. Repeat it to "
+            "finish it, or send all labels of this run with --restart."
         )
 
     def possibly_stored(self) -> Counter[Kind]:
@@ -302,8 +301,10 @@ def _connect(path: Path) -> sqlite3.Connection:
     # SQLite's own locks (fcntl) are off: on some systems they conflict with the one that is held.
     uri = f"file://{quote(os.fsencode(path.absolute()))}?mode=rw&nolock=1"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-    # EXTRA is FULL, and also syncs the directory after each commit: without that, a power cut could
-    # bring SQLite's rollback journal back, and with it the state before.
+    # The rollback journal is kept from one commit to the next, which saves a third of the time.
+    db.execute("PRAGMA locking_mode=EXCLUSIVE")
+    # EXTRA is FULL, and also syncs the directory after the rollback journal is deleted: otherwise a
+    # power cut could bring it back, and with it the state before.
     db.execute("PRAGMA synchronous=EXTRA")
     return db
 

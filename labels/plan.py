@@ -64,7 +64,7 @@ class Plan:
     def skipped(self) -> str:
         """What is not sent, in words, or ""."""
         images = f"; labels of {count(self.unknown, 'unknown image')} skipped"
-        boxes = f"; {count(self.skipped_boxes, 'box', 'boxes')} skipped"
+        boxes = f"; {Kind.BOXES.counted(self.skipped_boxes)} skipped"
         return (images if self.unknown else "") + (boxes if self.skipped_boxes else "")
 
 
@@ -98,7 +98,8 @@ def known_images(bucket: str, index_id: str) -> set[str] | None:
 def split_unknown(labels: Labels, known: set[str]) -> tuple[Labels, list[str]]:
     """The labels and boxes of known images, and the other images, sorted."""
     wanted = {box.identifier for box in labels.boxes}
-    unknown = wanted.union(*labels.groups.values()) - known
+    wanted.update(*labels.groups.values())
+    unknown = wanted - known
     if not unknown:
         return labels, []
     kept = {

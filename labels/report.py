@@ -9,7 +9,7 @@ from pathlib import Path
 from common.errors import IngestError
 from common.terminal import count, first_lines, printable, say, table
 from forager.client import Forager
-from forager.generation import Generation, Group, Kind
+from forager.generation import Generation, Group, Kind, amount
 from labels.journal import Entry, Journal, State
 from labels.plan import Plan, notes_on_categories
 
@@ -123,21 +123,13 @@ def numbers_table(columns: Sequence[tuple[str, Counter[Group]]], groups: Sequenc
     return table(("category", "mode", *(name for name, _ in columns)), rows, text_columns=2)
 
 
-def amount(numbers: Mapping[Kind, int]) -> str:
-    """Numbers of labels and of boxes in words, without one that is zero."""
-    labels, boxes = (numbers.get(kind, 0) for kind in Kind)
-    if not boxes:
-        return count(labels, "label")
-    return (f"{count(labels, 'label')} and " if labels else "") + count(boxes, "box", "boxes")
-
-
 def stored_twice(journal: Journal, plan: Plan, generation: Generation) -> str | None:
     """What an earlier run stored, or may have, and the server would store again."""
     kinds = {request.kind for request in plan.requests if generation.stores_twice(request.kind)}
     if journal.damaged and not journal.entries:
         return "everything" if kinds else None
-    stored = {kind: n for kind, n in journal.possibly_stored().items() if kind in kinds and n}
-    return amount(stored) if stored else None
+    stored = {kind: n for kind, n in journal.possibly_stored().items() if kind in kinds}
+    return amount(stored) if any(stored.values()) else None
 
 
 def refuse_other_selection(path: Path, twice: str | None) -> None:
@@ -192,12 +184,11 @@ def report_finished(
 
 def parts(asked: Counts, created: Counts) -> str:
     """How many of the labels and boxes, in words."""
-    said = []
-    for kind, noun, plural in ((Kind.LABELS, "label", "labels"), (Kind.BOXES, "box", "boxes")):
-        if kind is Kind.LABELS or asked[kind]:
-            number = count(asked[kind].total(), noun, plural)
-            said.append(f"{created[kind].total():,} of {number}")
-    return " and ".join(said)
+    return " and ".join(
+        f"{created[kind].total():,} of {kind.counted(asked[kind].total())}"
+        for kind in Kind
+        if kind is Kind.LABELS or asked[kind]
+    )
 
 
 def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:

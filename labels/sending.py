@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -10,7 +11,7 @@ from tqdm import tqdm
 from common.errors import AnswerLost, IngestError, ServerError
 from common.terminal import count, first_lines, say
 from forager.client import Forager
-from forager.generation import Generation, Kind, Request
+from forager.generation import Generation, Kind, Request, amount
 from labels.journal import Journal, State
 from labels.plan import Plan
 
@@ -79,7 +80,7 @@ class Sender:
         so_far = f"{stored:,} of {count(len(requests), 'request')} stored so far"
         if isinstance(error, AnswerLost):
             raise IngestError(
-                f"{error.message}\n{so_far}. {self._choice(request.kind, request.size)}"
+                f"{error.message}\n{so_far}. {_choice(request.kind, request.size)}"
             ) from error
         twice = self.generation.stores_twice(request.kind)
         if self.uncertain is not Uncertain.RESEND or not twice:
@@ -103,13 +104,15 @@ class Sender:
         if not numbers:
             return
         uncertain = [requests[number] for number in numbers]
-        labels = sum(request.size for request in uncertain)
+        sizes: Counter[Kind] = Counter()
+        for request in uncertain:
+            sizes[request.kind] += request.size
         said = (
             (f"{journal.path.name} is damaged. " if journal.damaged else "")
             + f"An interrupted run may have stored {count(len(numbers), 'request')} with "
-            f"{count(labels, 'label')}:\n{first_lines([str(request) for request in uncertain])}"
+            f"{amount(sizes)}:\n{first_lines([str(request) for request in uncertain])}"
         )
-        twice = [r for r in uncertain if self.generation.stores_twice(r.kind)]
+        twice = [kind for kind in sizes if self.generation.stores_twice(kind)]
         if self.uncertain is Uncertain.ASSUME_STORED:
             for number in numbers:
                 journal.record(number, State.STORED, requests[number].size)
@@ -119,17 +122,15 @@ class Sender:
         elif self.uncertain is Uncertain.RESEND:
             say(f"{said}\nSent again, as asked.")
         else:
-            choice = self._choice(twice[-1].kind, sum(request.size for request in twice))
-            raise IngestError(f"{said}\n{choice}")
+            raise IngestError(f"{said}\n{_choice(twice[0], sizes[twice[0]])}")
 
-    def _choice(self, kind: Kind, number: int) -> str:
-        """What the user can do about labels or boxes that may be stored already."""
-        what, amount = "boxes", count(number, "box", "boxes")
-        if kind is Kind.LABELS:
-            what, amount = "labels", count(number, "label")
-        newest = " (the newest counts, so Forager shows the right ones)" if what == "labels" else ""
-        return (
-            f"This server stores {what} twice if they are sent twice{newest}. Look at the category "
-            "in Forager. Then run the same command with --uncertain assume_stored if they are "
-            f"there, or else with --uncertain resend, which may store {amount} a second time."
-        )
+
+def _choice(kind: Kind, number: int) -> str:
+    """What the user can do about labels or boxes that may be stored already."""
+    newest = "" if kind is Kind.BOXES else " (the newest counts, so Forager shows the right ones)"
+    return (
+        f"This server stores {kind.value} twice if they are sent twice{newest}. Look at the "
+        "category in Forager. Then run the same command with --uncertain assume_stored if they are "
+        "there, or else with --uncertain resend, which may store "
+        f"{kind.counted(number)} a second time."
+    )

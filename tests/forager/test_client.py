@@ -337,8 +337,8 @@ def test_add_sends(sent, body):
 
 
 REFUSED: list = [(503, "x"), (429, "x"), DJANGO_500]
-LOST = [reset, truncated, (502, "x"), (504, "x")]
-USELESS = [(200, "<p>"), (202, {}), (200, [1])]
+LOST: list = [reset, truncated, (502, "x"), (504, "x")]
+USELESS: list = [(200, "<p>"), (202, {}), (200, [1])]
 USELESS += [(200, {"created": number}) for number in (True, "2", -1, 10**12)]
 
 

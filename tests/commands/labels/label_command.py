@@ -10,7 +10,7 @@ from testing.servers.processes import local_forager
 from tests.stand_in import Answer, Rule, StandIn
 
 LABELS = "add_annotations_by_internal_identifiers_v2"
-BOXES = "add_annotations_multi_v2"
+MULTI = "add_annotations_multi_v2"
 IMAGES = ["t/a.jpg", "t/b.v1.png", "t/c.jpeg", "v/d.jpg", "v/é.jpg"]
 GOOD = {
     "any/where/a.jpg": ["cat", {"category": "dog", "value": "NEGATIVE"}],
@@ -24,6 +24,23 @@ STORED = [
     ("b.v1", "cat", "far away"),
     ("d", "cat", "POSITIVE"),
     ("é", "cat", "POSITIVE"),
+]
+
+
+def box(category="cat", x2=40.5, **fields):
+    corners = {"x1": 10, "y1": 20, "x2": x2, "y2": 60}
+    return {"category": category, "is_box": True, **corners, **fields}
+
+
+WITH_BOXES = GOOD | {
+    "c.jpeg": [box(), box(x2=41), "cat", box("dog", mode="far away")],
+    "d.jpg": ["cat", box(value="NEGATIVE")],
+}
+BOXES = [
+    ("c", "cat", "POSITIVE", 10, 20, 40.5, 60),
+    ("c", "cat", "POSITIVE", 10, 20, 41, 60),
+    ("c", "dog", "far away", 10, 20, 40.5, 60),
+    ("d", "cat", "NEGATIVE", 10, 20, 40.5, 60),
 ]
 
 
@@ -102,7 +119,7 @@ class Proxy:
     def __init__(self, target, faults):
         self.faults = list(faults)
         self.bodies = []
-        self.handle = StandIn(target, Rule(f"POST /api/({LABELS}|{BOXES})", self.next_fault))
+        self.handle = StandIn(target, Rule(f"POST /api/({LABELS}|{MULTI})", self.next_fault))
         self.hanging = self.handle.holding
 
     def next_fault(self, asked):

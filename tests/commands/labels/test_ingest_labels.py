@@ -226,21 +226,6 @@ def test_a_terminal_that_cannot_show_a_category(server_b, run_process, monkeypat
     assert r"\u732b" in out
 
 
-def test_a_directory_that_cannot_be_written(server_b, run, tmp_path):
-    code, _, err = run(server_b.url, GOOD, "--work-dir", "missing")
-    assert code == 1
-    assert "Cannot write the journal missing/labels.json.birds.journal" in err
-    assert "--work_dir" in err
-
-
-def test_help():
-    command = [sys.executable, ROOT / "ingest_labels.py", "--help"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    words = " ".join(out.split())
-    for text in ("Example: SERVER_URL=", "--user EMAIL", "--skip_unknown", "also SERVER_URL"):
-        assert text in words
-
-
 def test_help_imports_no_network_library():
     """They would make it slow: google-cloud-storage alone takes half a second."""
     program = "import sys, ingest_labels; print(*sys.modules)"

@@ -5,24 +5,16 @@ import json
 import pytest
 
 import gcs
-from tests.commands.labels.label_command import GOOD, STORED, Proxy, serve
+from tests.commands.labels.label_command import (
+    BOXES,
+    GOOD,
+    STORED,
+    WITH_BOXES,
+    Proxy,
+    box,
+    serve,
+)
 
-
-def box(category="cat", x2=40.5, **fields):
-    corners = {"x1": 10, "y1": 20, "x2": x2, "y2": 60}
-    return {"category": category, "is_box": True, **corners, **fields}
-
-
-WITH_BOXES = GOOD | {
-    "c.jpeg": [box(), box(x2=41), "cat", box("dog", mode="far away")],
-    "d.jpg": ["cat", box(value="NEGATIVE")],
-}
-BOXES = [
-    ("c", "cat", "POSITIVE", 10, 20, 40.5, 60),
-    ("c", "cat", "POSITIVE", 10, 20, 41, 60),
-    ("c", "dog", "far away", 10, 20, 40.5, 60),
-    ("d", "cat", "NEGATIVE", 10, 20, 40.5, 60),
-]
 LABELS = sorted([*STORED, ("c", "cat", "POSITIVE")])
 JOURNAL = "labels.json.birds.journal"
 
@@ -116,26 +108,6 @@ def test_boxes_on_unknown_images_without_an_index(server_b, run):
     assert "HTTP 500 (KeyError at /api/add_annotations_multi_v2" in err
     assert "refuses all boxes of a request if the dataset lacks one image." in err
     assert server_b.boxes() == []
-
-
-@pytest.mark.parametrize("fault", ["lost", "reset"])
-@pytest.mark.parametrize(("choice", "copies"), [("resend", 2), ("assume_stored", 1)])
-def test_a_lost_answer_to_boxes_is_for_the_user_to_settle(
-    server_b, run, tmp_path, fault, choice, copies
-):
-    copies -= fault == "reset"  # then the request did not arrive
-    proxy = Proxy(server_b.url, [None, None, None, fault])
-    with serve(proxy.handle) as url:
-        code, _, err = run(url, WITH_BOXES)
-        assert code == 1
-        assert "may or may not have stored 4 boxes, d to c: " in err
-        assert "3 of 4 requests stored so far. This server stores boxes twice if they are" in err
-        code, _, err = run(url, WITH_BOXES)
-        assert code == 1
-        assert "--uncertain resend, which may store 4 boxes a second time." in err
-        assert run(url, WITH_BOXES, "--uncertain", choice)[0] == 0
-    assert server_b.boxes() == sorted(BOXES * copies)
-    assert server_b.stored() == LABELS
 
 
 def test_a_damaged_journal_with_boxes(server_b, run, tmp_path):

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from testing.servers.processes import LONGEST_S
-from tests.commands.labels.label_command import GOOD, STORED, Proxy, serve
+from tests.commands.labels.label_command import BOXES, GOOD, STORED, WITH_BOXES, Proxy, serve
 from tests.damage import damaged_in_some_way
 
 
@@ -26,34 +26,39 @@ def test_one_fault_in_ten_changes_nothing(server_b, run):
     )
 
 
+@pytest.mark.parametrize("fault", ["lost", "reset"])
+@pytest.mark.parametrize("choice", ["resend", "assume-stored"])
 @pytest.mark.parametrize(
-    ("fault", "choice", "again"),
+    ("generation", "document", "before", "what", "why"),
     [
-        ("lost", "assume-stored", []),
-        ("lost", "resend", STORED[2:3]),
-        ("reset", "resend", []),
+        ("a", GOOD, 1, "1 label 'cat' (far away), b.v1", "1 label a second time"),
+        ("b", WITH_BOXES, 3, "4 boxes, d to c", "4 boxes a second time"),
     ],
 )
-def test_a_lost_answer_of_a_is_for_the_user_to_settle(
-    server_a, run, tmp_path, fault, choice, again
+def test_a_lost_answer_is_for_the_user_to_settle(
+    request, run, fault, choice, generation, document, before, what, why
 ):
-    proxy = Proxy(server_a.url, [None, fault])
+    server = request.getfixturevalue(f"server_{generation}")
+    proxy = Proxy(server.url, [None] * before + [fault])
     with serve(proxy.handle) as url:
-        code, out, err = run(url, GOOD)
+        code, out, err = run(url, document)
         assert (code, out) == (1, "")
-        assert "may or may not have stored 1 label 'cat' (far away), b.v1: " in err
-        assert "1 of 3 requests stored so far" in err
-        assert "--uncertain resend, which may store 1 label a second time." in err
-        assert (tmp_path / "labels.json.birds.journal").exists()
-        code, out, err = run(url, GOOD)
+        assert f"may or may not have stored {what}: " in err
+        assert f"{before} of {3 if generation == 'a' else 4} requests stored so far" in err
+        assert why in err
+        code, out, err = run(url, document)
         assert (code, out) == (1, "")
-        assert "An interrupted run may have stored 1 request with 1 label:\n" in err
-        assert "  1 label 'cat' (far away), b.v1\n" in err
-        assert len(proxy.bodies) == 2
-        code, out, err = run(url, GOOD, "--uncertain", choice)
-    assert code == 0
-    assert "5 of 5 labels created" in out
-    assert server_a.stored() == sorted(STORED + again)
+        assert "An interrupted run may have stored 1 request with " in err
+        assert f"      {what}\n" in err
+        assert why in err
+        assert len(proxy.bodies) == before + 1
+        assert run(url, document, "--uncertain", choice)[0] == 0
+    copies = (fault == "lost") + (choice == "resend")
+    if generation == "a":
+        assert server.stored() == sorted(STORED[:2] + STORED[3:] + STORED[2:3] * copies)
+    else:
+        assert server.boxes() == sorted(BOXES * copies)
+        assert server.stored() == sorted([*STORED, ("c", "cat", "POSITIVE")])
 
 
 @pytest.mark.parametrize(("choice", "again"), [("assume_stored", []), ("resend", STORED[2:3])])
@@ -200,18 +205,6 @@ def test_output_that_cannot_be_printed_changes_nothing(server_a, begin, run, end
     assert "continue" not in err
     assert run(server_a.url, GOOD)[0] == 0
     assert server_a.stored() == STORED
-
-
-def test_a_journal_that_is_no_file(server_b, begin, tmp_path):
-    os.mkfifo(tmp_path / "labels.json.birds.journal")
-    with begin(server_b.url, GOOD) as process:
-        _, err = process.communicate(timeout=LONGEST_S)
-    assert process.returncode == 1
-    assert (
-        "labels.json.birds.journal is a FIFO, not a regular file: remove it, or choose another"
-        in err
-    )
-    assert server_b.stored() == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}\n{}\n"])
