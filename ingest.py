@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sys
-import time
-from dataclasses import replace
 from typing import Any
 
 import click
 
-import gcs
 from common.errors import Findings, ImagesChanged, IngestError
-from common.files import disk_errors, write_atomically
+from common.files import disk_errors
 from common.options import (
     CONTEXT_SETTINGS,
     OPTION_GROUPS,
     GroupedCommand,
-    Limit,
     check_combinations,
     ingest_options,
     shared_options,
 )
 from common.process import leave, raise_open_file_limit, shortages, until_interrupted
-from common.terminal import count, duration, printable, say, size, warn
+from common.terminal import say, warn
 from dataset.arrays import Arrays
-from dataset.listing import Listing, Split
-from dataset.lists import index_files, write_lists
-from dataset.manifest import EXACTNESS
-from dataset.matches import Matches
+from dataset.listing import Listing
 from dataset.state import State
-from dataset.work_directory import COPIES, WorkDirectory
+from dataset.work_directory import WorkDirectory
 from engine.checkpoint import Recorder
 from engine.loading import ModelLoader
-from engine.pipeline import Pipeline
-from engine.reuse import Copier, Source
-from engine.threads import Job
-from engine.verify import verify
 from forager.addresses import dataset_page, shown_server
-from forager.client import DatasetInfo, Forager
 from preflight.changes import (
     check_left_out,
     describe_changes,
@@ -61,15 +48,10 @@ from report.run import (
 )
 from report.summary import summarize
 from report.trial import conclude, describe_trial, sampled
-from storage.uploads import upload_files
+from steps.embed import Run, embed_here
+from steps.finish import complete, outdated, register, upload
 
 ROUNDS = 5  # in which the bucket may change before its registration
-PASSES = 3  # over damaged vectors and missing thumbnails
-FAILURES_SHOWN = 10
-BFLOAT16_ADVICE = (
-    "This processor is faster with bfloat16: --precision bfloat16 would take about two thirds of "
-    "the time. Its vectors differ slightly (cosine 0.9999), so it needs --restart{}."
-)
 
 
 @click.command(cls=GroupedCommand, groups=OPTION_GROUPS, context_settings=CONTEXT_SETTINGS)
@@ -115,7 +97,7 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
             if request.mode.trial:
                 await try_out(request, request.mode.trial, work, loader, report)
             else:
-                await run(request, work, loader, report)
+                await run_rounds(request, work, loader, report)
     except BaseException as error:
         report.end(error)
         if request.mode.as_json:
@@ -125,7 +107,9 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     print_result(request, report.text() if request.mode.as_json else summarize(report))
 
 
-async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report: Report) -> None:
+async def run_rounds(
+    request: Request, work: WorkDirectory, loader: ModelLoader, report: Report
+) -> None:
     """The same in the work directory."""
     report.state = state = work.state()
     if state and (what_it_holds := await asyncio.to_thread(finished, request, state, loader)):
@@ -149,13 +133,14 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
             request.target.server_url,
             retry_failed=not request.mode.skip_bad_images,
         )
+    run = Run(request=request, plan=plan, work=work, state=state, loader=loader, report=report)
     for _ in range(ROUNDS):
-        newer = await one_round(request, plan, state, work, loader, report)
+        newer = await one_round(run)
         if newer is None:
             report.outcome, report.page = RunOutcome.REGISTERED, page_of(request, state)
             return
         with report.step(StepName.CHECKS):
-            changes = await asyncio.to_thread(take_newer, request, plan, state, newer)
+            changes = await asyncio.to_thread(take_newer, run, newer)
     raise IngestError(
         f"The bucket changed in each of {ROUNDS} rounds, so nothing was registered. The last time:"
         f"{changes}\nAll that is computed is kept. Run the same command again when {plan.train} "
@@ -163,30 +148,23 @@ async def run(request: Request, work: WorkDirectory, loader: ModelLoader, report
     )
 
 
-async def one_round(
-    request: Request,
-    plan: Plan,
-    state: State,
-    work: WorkDirectory,
-    loader: ModelLoader,
-    report: Report,
-) -> Listing | None:
+async def one_round(run: Run) -> Listing | None:
     """Embed, upload and register the listed images.
 
     Returns the newer listing if the bucket has changed; then nothing is registered.
     """
     try:
-        checksums = await complete(request, plan, state, work, loader, report)
+        checksums = await complete(run)
     except ImagesChanged as error:
         warn(error.message)
-        return await asyncio.to_thread(list_images, (plan.train, plan.val), work)
-    with report.step(StepName.UPLOAD):
-        await upload(state, request.target.bucket, checksums)
-    with report.step(StepName.REGISTRATION):
-        return await register(request, plan, state, work)
+        return await asyncio.to_thread(list_images, (run.plan.train, run.plan.val), run.work)
+    with run.report.step(StepName.UPLOAD):
+        await upload(run, checksums)
+    with run.report.step(StepName.REGISTRATION):
+        return await register(run)
 
 
-def take_newer(request: Request, plan: Plan, state: State, listing: Listing) -> str:
+def take_newer(run: Run, listing: Listing) -> str:
     """Make a newer listing the images of this ingest. Blocks.
 
     Returns what it changed, a line for each kind.
@@ -194,11 +172,10 @@ def take_newer(request: Request, plan: Plan, state: State, listing: Listing) -> 
     Raises:
         IngestError: it cannot be ingested, or leaves out most of what is computed.
     """
-    findings = Findings()
-    paths = plan.train, plan.val
-    check_listing(findings, listing, paths, request.mode.allow_empty_val)
+    findings, state, mode = Findings(), run.state, run.request.mode
+    check_listing(findings, listing, (run.plan.train, run.plan.val), mode.allow_empty_val)
     changes = state.changes(listing.path)
-    check_left_out(findings, changes, request.mode.accept_changes)
+    check_left_out(findings, changes, mode.accept_changes)
     findings.raise_if_any()
     if changes:
         say(describe_changes(changes, "the images were listed"))
@@ -221,7 +198,8 @@ async def try_out(
         report.done_before = 0
         done_at: list[float] = []  # the time.monotonic() of each image
         recorder = Recorder(sample, arrays, finished=done_at)
-        pipeline = await embed_here(request, plan, sample, recorder, loader, report, None)
+        run = Run(request=request, plan=plan, work=work, state=sample, loader=loader, report=report)
+        pipeline = await embed_here(run, recorder, None)
         report.count_rows(sample)
         report.trial = conclude(
             report,
@@ -249,255 +227,6 @@ async def describe(request: Request, plan: Plan, listed: State) -> str:
     if continued and plan.changes:
         return f"{describe_changes(plan.changes, 'the last run')}\n{what}"
     return what
-
-
-async def complete(
-    request: Request,
-    plan: Plan,
-    state: State,
-    work: WorkDirectory,
-    loader: ModelLoader,
-    report: Report,
-) -> dict[str, int]:
-    """Copy and embed until every image is done or failed, and all of it is as it was written.
-
-    Returns the crc32c of each array by name.
-
-    Raises:
-        ImagesChanged: images were replaced or deleted meanwhile; everything else is done.
-        IngestError: what stopped it.
-    """
-    for _ in range(PASSES):
-        await copy_computed(plan, state, work, report)
-        if state.has_pending():
-            await embed(request, plan, state, loader, report)
-        refuse_failures(state, request.mode.skip_bad_images, request.mode.max_bad)
-        with report.step(StepName.VERIFICATION):
-            checksums = await verify(state)
-        if not state.has_pending():
-            return checksums
-    raise IngestError(
-        "Nothing was registered: vectors or thumbnails that were just written are damaged again. "
-        f"Check the disk of {state.directory}, then run the same command again."
-    )
-
-
-async def copy_computed(plan: Plan, state: State, work: WorkDirectory, report: Report) -> None:
-    """Copy what pending images need and other images have: here, or in what --reuse names."""
-    if await asyncio.to_thread(state.has_copies):
-        matches = work.keep_open(Matches(work.path / COPIES))
-        await asyncio.to_thread(matches.add, state.found(), usable=True)
-        await asyncio.to_thread(matches.match, state.path)
-        own = Source(
-            name=str(state.directory),
-            index_id=state.index_id,
-            bucket=state.option("bucket") or "",
-            rows=state.slots(),
-            precision=state.option("precision") or "",
-            directory=state.directory,
-        )
-        with report.step(StepName.REUSE) as step:
-            step.images = await copy_matches(state, [own], matches)
-    if not plan.reuse or not state.has_pending():
-        return
-    with report.step(StepName.REUSE) as step:
-        matched = await asyncio.to_thread(plan.reuse.matches.match, state.path)
-        say(describe_reuse(plan.reuse, matched, would=False))
-        if not matched.reused:
-            return
-        used = [plan.reuse.sources[number].precision for number in matched.reused]
-        before = state.option("reused_precision")
-        least = min([*used, *([before] if before else [])], key=EXACTNESS.index)
-        state.set_options({"reused_precision": least})
-        step.images = await copy_matches(state, plan.reuse.sources, plan.reuse.matches)
-
-
-async def copy_matches(state: State, sources: list[Source], matches: Matches) -> int:
-    """Copy vectors and thumbnails of matched images; returns of how many."""
-    with Arrays(state.directory, state.slots()) as arrays:
-        copier = Copier(state, arrays, sources, matches, state.option("bucket") or "")
-        seconds = await copier.run()
-    say(f"Copied what {count(copier.copied, 'image')} need, in {duration(seconds)}.")
-    if copier.damaged:
-        warn(f"Embedded again, as their vectors are damaged there: {copier.damaged:,}.")
-    if copier.without_thumbnail:
-        warn(f"Embedded again, as their thumbnails are gone there: {copier.without_thumbnail:,}.")
-    return copier.copied
-
-
-async def embed(
-    request: Request, plan: Plan, state: State, loader: ModelLoader, report: Report
-) -> None:
-    """Embed every pending image and upload its thumbnail."""
-    before, start = state.counts().done, time.monotonic()
-    report.done_before = before - report.embedded
-    with Arrays(state.directory, state.slots()) as arrays:
-        if request.workers.engine == "ray":
-            from engine.ray.driver import embed_on_ray  # Ray takes seconds, and few have it
-
-            with report.step(StepName.EMBEDDING):
-                await embed_on_ray(
-                    state,
-                    arrays,
-                    replace(request.models, precision=plan.precision),
-                    plan.clip_directory,
-                    address=request.workers.ray_address,
-                    image_bucket=plan.train.bucket,
-                    index_bucket=request.target.bucket,
-                    make_loader=type(loader),
-                    times=report.stages,
-                )
-        else:
-            bucket, recorder = request.target.bucket, Recorder(state, arrays)
-            await embed_here(request, plan, state, recorder, loader, report, bucket)
-    embedded = state.counts().done - before
-    report.embedded += embedded
-    say(f"Embedded {count(embedded, 'image')} in {duration(time.monotonic() - start)}.")
-
-
-async def embed_here(
-    request: Request,
-    plan: Plan,
-    state: State,
-    recorder: Recorder,
-    loader: ModelLoader,
-    report: Report,
-    index_bucket: str | None,
-) -> Pipeline:
-    """The same with the models of this process; without an index bucket nothing is uploaded."""
-    with report.step(StepName.LOADING):
-        embedder = await loader.embedder(plan.precision)
-    state.set_options({"precision": embedder.precision})
-    job = Job(
-        image_bucket=plan.train.bucket,
-        index_bucket=index_bucket,
-        index_id=state.index_id,
-        max_pixels=embedder.max_pixels,
-        with_clip_inputs=not embedder.makes_clip_inputs,
-    )
-    where = request.workers.decode_in
-    pipeline = Pipeline(
-        job,
-        embedder,
-        recorder.record,
-        decode_workers=request.workers.decode_workers,
-        in_processes=where == "processes" or (where == "auto" and embedder.device != "cpu"),
-    )
-    async with pipeline:
-        say(f"Embedding on {embedder.device} in {embedder.precision}.")
-        if embedder.bfloat16_would_be_faster and request.models.precision == "auto":
-            begun = state.counts().done > 0
-            loss = f", which deletes {what_restart_deletes(state)}" if begun else ""
-            say(BFLOAT16_ADVICE.format(loss))
-        for sentence in embedder.remarks:
-            warn(sentence)
-        with report.step(StepName.EMBEDDING):
-            try:
-                await recorder.during(pipeline.run(state.pending(), state.progress().pending))
-            finally:
-                report.stages[:] = pipeline.times()
-    for sentence in embedder.exceptions():
-        warn(sentence)
-    return pipeline
-
-
-def refuse_failures(state: State, skip_bad_images: bool, max_bad: Limit | None) -> None:
-    """Write failed.json, and stop here if there are more failed images than were allowed.
-
-    Raises:
-        IngestError: how many failed, which, and what to do.
-    """
-    counts = state.counts()
-    if counts.done + counts.failed != counts.images:
-        raise RuntimeError(f"{counts} do not add up: this is a bug in the ingest")
-    path = state.directory / "failed.json"
-    if not counts.failed:
-        path.unlink(missing_ok=True)
-        return
-    failed = state.failed()
-    listed = [{"object": name, "reason": reason} for name, reason in failed]
-    write_atomically(path, [json.dumps(listed, indent=1).encode() + b"\n"])
-    allowed = max_bad.of(counts.images) if max_bad else counts.images
-    if skip_bad_images and counts.failed <= allowed:
-        warn(f"Skipped {count(counts.failed, 'image')} that cannot be embedded: see {path}.")
-        return
-    examples = "".join(
-        f"\n  {printable(name)}: {printable(reason)}" for name, reason in failed[:FAILURES_SHOWN]
-    )
-    if len(failed) > FAILURES_SHOWN:
-        examples += "\n  ..."
-    too_many = f", more than the {allowed:,} allowed" if skip_bad_images else ""
-    raise IngestError(
-        f"{counts.failed:,} of {count(counts.images, 'image')} cannot be embedded{too_many}; "
-        f"nothing was registered.{examples}\nAll of them are in {path}. Replace or remove them and "
-        "run the same command again, or continue without them with --skip_bad_images: their rows "
-        "then hold zeros."
-    )
-
-
-async def upload(state: State, bucket: str, checksums: dict[str, int]) -> None:
-    """Upload the index and verify every object of it; `checksums` are those of the arrays.
-
-    Raises:
-        StorageError: an object cannot be written.
-    """
-    start = time.monotonic()
-    await asyncio.to_thread(write_lists, state, state.directory)
-    client = await asyncio.to_thread(gcs.make_client)
-    files = index_files(state.directory, state.index_id, checksums)
-    volume = await upload_files(client, bucket, files)
-    say(
-        f"Uploaded the index to gs://{bucket}/indexes/{state.index_id}/ and verified it: "
-        f"{size(volume)} in {duration(time.monotonic() - start)}."
-    )
-
-
-async def register(
-    request: Request, plan: Plan, state: State, work: WorkDirectory
-) -> Listing | None:
-    """Create the dataset and read its counts back, unless the bucket has changed.
-
-    The server lists the bucket itself, at some time between the two listings here. Returns the
-    newer listing if that has other images than the index; then nothing is registered.
-
-    Raises:
-        IngestError: the bucket changed meanwhile, or the server did not register the dataset.
-    """
-    start, target = time.monotonic(), request.target
-    train, val = (state.counts(split).images for split in Split)
-    wanted = DatasetInfo(state.index_id, train, val)
-
-    async def list_again() -> Listing:
-        return await asyncio.to_thread(list_images, (plan.train, plan.val), work)
-
-    async with Forager(target.server_url) as forager:
-        # Without this question, a lost answer to an earlier run would lead to a second dataset.
-        if await forager.dataset(target.name) != wanted:
-            listing = await list_again()
-            if await asyncio.to_thread(state.changes, listing.path):
-                return listing
-            await forager.create_dataset(target.name, str(plan.train), str(plan.val), *wanted)
-    listing = await list_again()
-    changes = list_changes(await asyncio.to_thread(state.changes, listing.path))
-    # Only now: a run that was killed before this compares again.
-    state.mark_registered(forager.shown, viewer_url=forager.viewer_url, outdated=changes or None)
-    if changes:
-        raise IngestError(outdated(target.name, changes))
-    say(
-        f"Registered {target.name} with {train:,} training and {val:,} validation images in "
-        f"{duration(time.monotonic() - start)}."
-    )
-    return None
-
-
-def outdated(name: str, changes: str) -> str:
-    """What to do about a dataset whose images changed while the server listed them."""
-    return (
-        f"{name} is registered, but the images in the bucket changed while the server listed "
-        f"them, so it may show images that the index does not have.{changes}\nRemove the "
-        f"dataset on the server, or ingest the images under another name with --reuse {name}, "
-        "which copies what is computed."
-    )
 
 
 def page_of(request: Request, state: State | None) -> str:

@@ -160,11 +160,8 @@ class Connection:
                 f"The proxy in front of {self.shown} refused the connection (HTTP {error.status}): "
                 "check the proxy settings of the environment."
             ) from error
-        except ValueError as error:  # also aiohttp.InvalidURL
-            raise ServerError(
-                f"SERVER_URL {self.shown}, or http_proxy or its like in the environment, is not an "
-                "address."
-            ) from error
+        except aiohttp.InvalidURL as error:
+            raise ServerError(f"SERVER_URL {self.shown} is not an address.") from error
         except aiohttp.ClientResponseError as error:
             raise TransientError(
                 "the answer is not valid HTTP", attempts=FIRST_CONNECT_ATTEMPTS

@@ -15,7 +15,7 @@ import gcs
 from common import names
 from common.errors import Findings, ServerError, StorageError
 from common.names import GsPath
-from common.terminal import count, printable, size
+from common.terminal import SHOWN_LINES, count, first_lines, printable, size
 from dataset import arrays
 from dataset.listing import Listing, Split
 from dataset.work_directory import WorkDirectory
@@ -28,7 +28,6 @@ from storage.async_client import AsyncStorage
 from storage.listing import listed
 
 SHOWN_DIRECTORIES = 3
-SHOWN = 10  # of a long list of objects; the rest goes to a file
 STATE_BYTES_PER_ROW = 800  # of state.sqlite, the lists and the manifest; an upper bound
 ROW_BYTES = arrays.BYTES_PER_ROW + STATE_BYTES_PER_ROW  # of a work directory
 PUBLIC_COMMAND = (
@@ -150,46 +149,36 @@ def check_listing(
                 f"end in {', '.join(names.IMAGE_SUFFIXES)}, in lower case{hint}."
                 + (f" Directories beside it: {others}." if others else "")
             )
-    duplicates = dict(listing.duplicates())
-    if duplicates:
-        examples = "".join(
-            f"\n      {printable(name)}: {', '.join(printable(o) for o in objects[:SHOWN])}"
-            for name, objects in list(duplicates.items())[:SHOWN]
-        )
-        most = max(len(duplicates), *map(len, duplicates.values()))
-        rest = _all_in_file("duplicates.json", duplicates, most)
+    if duplicates := dict(listing.duplicates()):
+        lines = [f"{name}: {_some(objects)}" for name, objects in duplicates.items()]
         findings.add(
             f"{count(len(duplicates), 'duplicate basename')}: each must be unique over training "
-            "and validation, without the extension. Rename or remove all but one of "
-            f"each.{examples}{rest}"
+            "and validation, without the extension. Rename or remove all but one of each.\n"
+            + _shown(lines, "duplicates.json", duplicates)
         )
-    too_long = listing.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH)
-    if too_long:
-        examples = "".join(f"\n      {printable(name)}" for name in too_long[:SHOWN])
-        rest = _all_in_file("too_long.json", too_long, len(too_long))
+    if too_long := listing.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH):
         findings.add(
             f"Too long for the server, which takes {names.MAX_OBJECT_NAME_LENGTH} characters, and "
             f"{names.MAX_IDENTIFIER_LENGTH} in basenames: {count(len(too_long), 'name')}. Rename "
-            f"these objects.{examples}{rest}"
+            f"these objects.\n{_shown(too_long, 'too_long.json', too_long)}"
         )
-    unchecked = listing.without_crc32c()
-    if unchecked:
-        examples = "".join(f"\n      {printable(name)}" for name in unchecked[:SHOWN])
-        rest = _all_in_file("without_crc32c.json", unchecked, len(unchecked))
+    if unchecked := listing.without_crc32c():
         findings.add(
             f"The listing has no crc32c of {count(len(unchecked), 'image')}, so what is read "
             "cannot be checked. Objects that are encrypted with a key of your own have none: copy "
-            f"them without such a key.{examples}{rest}"
+            f"them without such a key.\n{_shown(unchecked, 'without_crc32c.json', unchecked)}"
         )
 
 
-def _all_in_file(name: str, content: Any, items: int) -> str:
-    """Write what has more items than the screen shows; returns the words that say where."""
-    if items <= SHOWN:
-        return ""
-    path = Path(name).absolute()
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return f"\n      ... all of them are in {path}"
+def _some(objects: list[str]) -> str:
+    """The first of many objects, in one line."""
+    more = f" and {len(objects) - SHOWN_LINES:,} more" if len(objects) > SHOWN_LINES else ""
+    return ", ".join(map(printable, objects[:SHOWN_LINES])) + more
+
+
+def _shown(lines: list[str], file: str, content: Any) -> str:
+    """The first of many lines; all of the content is in a file of the current directory."""
+    return first_lines(list(map(printable, lines)), Path(file).absolute(), json.dumps(content))
 
 
 async def check_public(findings: Findings, listing: Listing, bucket: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.names import IMAGE_SUFFIXES
-from common.terminal import printable, size, table
+from common.terminal import count, printable, size, table
 from dataset.arrays import BYTES_PER_ROW
 from dataset.listing import Listing, Split
 from preflight.renames import NEW_SUFFIXES
@@ -50,7 +50,9 @@ def describe_skipped(listing: Listing, script: Path | None) -> Iterator[str]:
     """
     renamable = 0
     for kind, objects, example in listing.skipped():
-        line = f"Skipped {objects:,} {printable(kind)} (such as {printable(example)})"
+        line = (
+            f"Skipped {count(objects, 'object')} ({printable(kind)}, such as {printable(example)})"
+        )
         if kind.lower() in IMAGE_SUFFIXES:
             line += ": the server takes lower-case names only"
         elif kind.lower() in NEW_SUFFIXES:

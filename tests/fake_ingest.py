@@ -34,6 +34,7 @@ from engine.loading import ModelOptions
 from engine.pipeline import Pipeline
 from engine.reuse import Copier
 from engine.threads import Job
+from steps import embed
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 
 
@@ -60,7 +61,7 @@ def settings() -> Iterator[None]:
                 limits[user][argument] = kind(os.environ[name])
     with contextlib.ExitStack() as stack:
         for user, values in limits.items():
-            limited = mock.patch.object(ingest, user.__name__, partial(user, **values))
+            limited = mock.patch.object(embed, user.__name__, partial(user, **values))
             stack.enter_context(limited)
         yield
 

@@ -161,7 +161,7 @@ def test_names_that_are_no_text_are_skipped_and_counted(make_world):
     surrogates = [r'"train/\ud800.jpg"', r'"train/\ud800\u001b[31m.txt"']
     with also_listed(made.storage.url, surrogates) as storage:
         done = made.ingest(storage=storage)
-    assert "Skipped 2 name that is no valid text" in done.stderr
+    assert "Skipped 2 objects (name that is no valid text, such as " in done.stderr
     assert_harmless(done.stderr)
 
 

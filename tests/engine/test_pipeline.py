@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-import ingest
 from engine import decode, threads
 from engine.pipeline import Pipeline
+from steps import embed
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
 from tests.stand_in import StandIn
@@ -65,7 +65,7 @@ def test_images_on_their_way_are_bounded_by_the_window(
     world, fast_models, emulator, monkeypatch, where
 ):
     world.put("v/v.jpg", *(f"t/{number:02}.jpg" for number in range(23)))
-    monkeypatch.setattr(ingest, "Pipeline", partial(Pipeline, window=6))
+    monkeypatch.setattr(embed, "Pipeline", partial(Pipeline, window=6))
     with StandIn(emulator) as storage:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
         embedder = world.embedder = Held(storage)

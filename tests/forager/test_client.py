@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from common import retries
-from common.errors import AnswerLost, ServerError
+from common.errors import AnswerLost, IngestError, ServerError
 from forager.client import CREATE_ATTEMPTS, DatasetInfo, Forager
 from forager.connection import Timeouts
 from forager.generation import Box, Generation, Request
@@ -422,5 +422,5 @@ def test_proxies_of_the_environment_are_used(monkeypatch):
 @pytest.mark.parametrize("proxy", ["::::", "http://[x", "http://user:secret@:x"])
 def test_a_proxy_that_is_no_address(proxy, monkeypatch):
     monkeypatch.setenv("http_proxy", proxy)
-    message = refusal(Script({}), "dataset", "d")
-    assert "or http_proxy or its like in the environment, is not an address" in message
+    with pytest.raises(IngestError, match="http_proxy=.* in the environment is not an address"):
+        refusal(Script({}), "dataset", "d")

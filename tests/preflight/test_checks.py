@@ -185,7 +185,7 @@ def test_upper_case_images_alone_are_no_images(world, fast_models):
     world.put("v/b.jpg", **{"t/A.JPG": b"x"})
     result = world.run()
     assert "No training images under" in refusal(result)
-    assert "Skipped 1 .JPG (such as t/A.JPG): the server takes lower-case" in result.stderr
+    assert "Skipped 1 object (.JPG, such as t/A.JPG): the server takes lower-case" in result.stderr
 
 
 def test_duplicates_over_both_splits_are_named(ready, tmp_path):

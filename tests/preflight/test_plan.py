@@ -44,12 +44,12 @@ def test_what_is_skipped_is_named_with_what_would_help(listing):
     only_lower_case = "the server takes lower-case names only."
     only_three = "the server takes .jpg, .jpeg and .png only. Convert them to include them."
     said = [
-        "Skipped 2 .txt (such as t/e.txt).",
-        f"Skipped 1 .JPG (such as t/b.JPG): {only_lower_case}",
-        f"Skipped 1 .Jpeg (such as t/c.Jpeg): {only_lower_case}",
-        f"Skipped 1 .webp (such as t/d.webp): {only_three}",
-        "Skipped 1 directory (such as t/g/).",
-        "Skipped 1 no extension (such as t/h).",
+        "Skipped 2 objects (.txt, such as t/e.txt).",
+        f"Skipped 1 object (.JPG, such as t/b.JPG): {only_lower_case}",
+        f"Skipped 1 object (.Jpeg, such as t/c.Jpeg): {only_lower_case}",
+        f"Skipped 1 object (.webp, such as t/d.webp): {only_three}",
+        "Skipped 1 object (directory, such as t/g/).",
+        "Skipped 1 object (no extension, such as t/h).",
     ]
     assert list(describe_skipped(listing, Path("renames.sh"))) == said
     assert list(describe_skipped(listing, None)) == [

@@ -65,8 +65,8 @@ def test_a_dry_run_writes_the_script_for_all_that_is_skipped(world, fast_models,
     assert "No training images" in result.stderr
     said = result.stderr.splitlines()
     assert said[1:4] == [
-        "Skipped 2 .JPG (such as t/A.JPG): the server takes lower-case names only.",
-        "Skipped 1 .jfif (such as t/c.jfif): the server takes .jpg, .jpeg and .png only.",
+        "Skipped 2 objects (.JPG, such as t/A.JPG): the server takes lower-case names only.",
+        "Skipped 1 object (.jfif, such as t/c.jfif): the server takes .jpg, .jpeg and .png only.",
         "Wrote a script that renames 3 objects. Read it, then run: bash renames.sh",
     ]
     renamed = renamed_by("bash renames.sh", tmp_path)

@@ -97,7 +97,7 @@ def test_report_of_a_failed_run_then_of_one_that_continues(make_world):
     assert report["failures"][1]["reason"] == "the file is empty"
     done = made.run("--skip_bad_images")
     assert done.exit_code == 0, done.stderr
-    assert "Failed: 3 images.\n  2: not an image in a supported format" in done.stdout
+    assert "Failed: 3 images.\n      2: not an image in a supported format" in done.stdout
     assert report_of(made)["counts"]["failed"] == 3
 
 

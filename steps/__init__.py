@@ -1,0 +1,1 @@
+"""The steps of an ingest after its plan: copy what is computed, embed, verify, upload, register."""
