@@ -15,7 +15,7 @@ import gcs
 from common import names
 from common.errors import Findings, ServerError, StorageError
 from common.names import GsPath
-from common.terminal import SHOWN_LINES, count, first_lines, printable, size
+from common.terminal import count, first_lines, printable, size
 from dataset import arrays
 from dataset.listing import Listing, Split
 from dataset.work_directory import WorkDirectory
@@ -150,11 +150,11 @@ def check_listing(
                 + (f" Directories beside it: {others}." if others else "")
             )
     if duplicates := dict(listing.duplicates()):
-        lines = [f"{name}: {_some(objects)}" for name, objects in duplicates.items()]
+        pairs = [f"{name}: {o}" for name, objects in duplicates.items() for o in objects]
         findings.add(
             f"{count(len(duplicates), 'duplicate basename')}: each must be unique over training "
             "and validation, without the extension. Rename or remove all but one of each.\n"
-            + _shown(lines, "duplicates.json", duplicates)
+            + _shown(pairs, "duplicates.json", duplicates)
         )
     if too_long := listing.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH):
         findings.add(
@@ -168,12 +168,6 @@ def check_listing(
             "cannot be checked. Objects that are encrypted with a key of your own have none: copy "
             f"them without such a key.\n{_shown(unchecked, 'without_crc32c.json', unchecked)}"
         )
-
-
-def _some(objects: list[str]) -> str:
-    """The first of many objects, in one line."""
-    more = f" and {len(objects) - SHOWN_LINES:,} more" if len(objects) > SHOWN_LINES else ""
-    return ", ".join(map(printable, objects[:SHOWN_LINES])) + more
 
 
 def _shown(lines: list[str], file: str, content: Any) -> str:

@@ -61,8 +61,9 @@ def settings() -> Iterator[None]:
                 limits[user][argument] = kind(os.environ[name])
     with contextlib.ExitStack() as stack:
         for user, values in limits.items():
-            limited = mock.patch.object(embed, user.__name__, partial(user, **values))
-            stack.enter_context(limited)
+            if values:
+                limited = partial(user, **values)
+                stack.enter_context(mock.patch.object(embed, user.__name__, limited))
         yield
 
 
