@@ -447,10 +447,3 @@ def test_proxies_of_the_environment_are_used(monkeypatch):
 
     assert asyncio.run(run()) == DatasetInfo("i", 2, 1)
     assert seen == ["http://forager.example/api/get_dataset_info_v2/d"]
-
-
-@pytest.mark.parametrize("proxy", ["::::", "http://[x", "http://user:secret@:x"])
-def test_a_proxy_that_is_no_address(proxy, monkeypatch):
-    monkeypatch.setenv("http_proxy", proxy)
-    message = refusal(Script({}), "dataset", "d")
-    assert "or http_proxy or its like in the environment, is not an address" in message
