@@ -24,7 +24,6 @@ CAT = "cat", "POSITIVE"
 COUNTS = "get_category_counts_v2/d"
 LABELS = "POST add_annotations_by_internal_identifiers_v2/d"
 MULTI = "POST add_annotations_multi_v2"
-IS_A = {OPTIONS: [DJANGO_404]}
 IS_B = {OPTIONS: [(200, {"name": "x"})]}
 
 TIMEOUTS = Timeouts(settle=0.3)
@@ -298,7 +297,7 @@ TWO_CATEGORIES = Request({("ü", "POSITIVE"): ["x"], ("cat", "far away"): ["y"]}
 OF_B = {"user": "u@x", "created_by": "ingest"}
 CORNERS = {"x1": 1.0, "y1": 2.5, "y2": 4.0}
 # What is sent, the generation, and where it goes.
-TO_A = TWO_LABELS, IS_A, LABELS
+TO_A: tuple = TWO_LABELS, {}, LABELS
 TO_B = TWO_LABELS, IS_B, LABELS
 BOXES = TWO_BOXES, IS_B, MULTI
 SHARED = TWO_CATEGORIES, IS_B, MULTI
