@@ -122,7 +122,7 @@ class Journal:
         if (found := LINES_FORMAT.match(first)) and not self._start_over:
             raise IngestError(
                 f"{printable(str(self.path))} was written by an earlier version of this program, "
-                f"and says that {stored:,} of {count(int(found[1]), 'request')} were stored. "
+                f"and says that the server stored {stored:,} of {count(int(found[1]), 'request')}. "
                 "Finish that run with that version, or move the file away if nothing more is to be "
                 "sent of it. To send all labels now, whatever is stored, add --restart."
             )

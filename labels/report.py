@@ -215,7 +215,7 @@ def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
         )
     except OSError as error:
         raise IngestError(
-            f"{stored} were created, which the journal records, but the table cannot be printed "
+            f"The server created {stored}, as the journal records, but the table cannot be printed "
             f"({error.strerror})."
         ) from error
     return not problem

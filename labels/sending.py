@@ -42,11 +42,7 @@ class Sender:
         """
         requests = plan.requests
         if stored := len(journal.numbers(State.STORED)):
-            was = "was" if stored == 1 else "were"
-            say(
-                f"{stored:,} of {count(len(requests), 'request')} {was} stored by an interrupted "
-                "run."
-            )
+            say(f"An interrupted run has stored {stored:,} of {count(len(requests), 'request')}.")
         await asyncio.to_thread(self._settle_uncertain, requests, journal)
         todo = journal.numbers(State.WAITING, State.SENT)
         labels = sum(requests[n].size for n in todo)

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.names import identifier
@@ -82,7 +82,6 @@ def test_the_three_formats():
         (b'{\n"a\xe9.jpg": []}', "line 2, column 3: byte 0xe9 is not UTF-8 text"),
         (b"\xef\xbb\xbf\xe9.jpg", "line 1, column 1: byte 0xe9 is not UTF-8 text"),
         ("{}".encode("utf-16"), "UTF-16"),
-        ("{}".encode("utf-16-le"), "UTF-16"),
         ("{}".encode("utf-32-be"), "UTF-32"),
         ("path,category\na.jpg,cat", "this is not JSON: if it is CSV, add --format csv."),
         ("[" * 100_000, "nested"),
@@ -99,11 +98,9 @@ def test_the_three_formats():
         ({"a.jpg": [["x"]]}, "got a list"),
         ({"a.jpg": [{}]}, '["a.jpg"][0]: expected a "category"'),
         ({"a.jpg": [""]}, '["a.jpg"][0]: the text is empty'),
-        ({"a.jpg": [{"category": " \n"}]}, '["a.jpg"][0].category: the text is empty'),
         ({"a.jpg": [{"category": "x", "value": ""}]}, '["a.jpg"][0].value: the text is empty'),
         ({"a.jpg": [{"category": "x", "mode": None}]}, '["a.jpg"][0].mode: expected a string'),
         ({"a.jpg": ["x" * 301]}, "301 characters, at most 300 are allowed"),
-        ({"a.jpg": [{"category": "x", "value": "é" * 301}]}, "301 characters"),
         ({"a.jpg": ["x\0"]}, "NUL"),
         ({"a.jpg": ["\ud800"]}, "surrogate"),
         (
@@ -143,7 +140,6 @@ def test_the_three_formats():
             '["a/x.jpg"] and ["b/x.png"] are the same image, "x"',
         ),
         ({"": []}, '[""]: names no image'),
-        ({"a/": []}, '["a/"]: names no image'),
         ({"x" * 301 + ".jpg": []}, "longer than 300"),
         ({"a\0.jpg": []}, r'["a\x00.jpg"]: holds a NUL character'),
         ('{"info": {}, "images": [{"id": 5, ', "this is a COCO file: add --format coco"),
@@ -190,29 +186,6 @@ def test_an_image_may_be_named_like_a_list_of_coco():
         ("x", "POSITIVE"): ["images"],
         ("y", "POSITIVE"): ["annotations"],
     }
-
-
-def test_limits_are_inclusive():
-    long = "é" * 300
-    assert findings({f"{long}.jpg": [{"category": long, "value": long}]}) == []
-
-
-def test_a_byte_order_mark_is_no_error():
-    assert findings(b'\xef\xbb\xbf{"a.jpg": ["x"]}') == []
-
-
-texts = st.text(max_size=5) | st.sampled_from(["cat", "POSITIVE", "a.jpg", "x" * 301, "\ud800"])
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
-keys = st.sampled_from(["category", "value", "mode", "is_box", "x1", "y1", "x2", "y2"]) | texts
-annotations = texts | st.dictionaries(keys, scalars, max_size=4) | scalars
-documents = st.dictionaries(texts, st.lists(annotations, max_size=4) | scalars, max_size=4)
-anything = st.recursive(scalars, lambda s: st.lists(s) | st.dictionaries(keys, s), max_leaves=20)
-
-
-@given(documents | anything)
-@settings(deadline=None)
-def test_any_document_is_checked(document):
-    findings(document)
 
 
 categories = st.text(min_size=1, max_size=5, alphabet="abcé ").filter(str.strip)
@@ -285,37 +258,29 @@ def test_fuzz_5_000_documents():
         findings({random_text(source): random_value(source, 3) for _ in range(3)})
 
 
+COMMA = "there is a comma before the closing {}: delete it"
+INCOMPLETE = "the file ends here, before its last bracket: is it complete?"
+
+
 @pytest.mark.parametrize(
     ("text", "place", "cause"),
     [
-        ('{"a.jpg": ["x",]}', "column 15", "there is a comma before the closing ]: delete it"),
-        ('{"a.jpg": ["x"] ,\n}', "column 17", "there is a comma before the closing }: delete it"),
-        (
-            '{"a.jpg": [{"category": "x",}]}',
-            "column 28",
-            "there is a comma before the closing }: delete it",
-        ),
-        ("{'a.jpg': ['x']}", "column 2", "strings are written in double quotes"),
-        ("{\"a.jpg\": ['x']}", "column 12", "strings are written in double quotes"),
-        (
-            '{"a.jpg": ["x"]',
-            "column 16",
-            "the file ends here, before its last bracket: is it complete?",
-        ),
-        ('{"a.jpg": ["x]}', "column 12", "the string that begins here has no end"),
-        ('{"a.jpg": [x]}', "column 12", "a value is expected here"),
-        ('{a.jpg: ["x"]}', "column 2", "a key in double quotes is expected here"),
-        ('{"a.jpg" ["x"]}', "column 10", "a colon is expected here"),
-        (
-            '{"a.jpg": ["x" "y"]}',
-            "column 16",
-            "a comma or a closing bracket is expected here",
-        ),
-        ('{"a.jpg": []} {}', "column 15", "something follows the end of the document"),
+        ('{"a.jpg": ["x",]}', 15, COMMA.format("]")),
+        ('{"a.jpg": ["x"] ,\n}', 17, COMMA.format("}")),
+        ('{"a.jpg": [{"category": "x",}]}', 28, COMMA.format("}")),
+        ("{'a.jpg': ['x']}", 2, "strings are written in double quotes"),
+        ("{\"a.jpg\": ['x']}", 12, "strings are written in double quotes"),
+        ('{"a.jpg": ["x"]', 16, INCOMPLETE),
+        ('{"a.jpg": ["x]}', 12, "the string that begins here has no end"),
+        ('{"a.jpg": [x]}', 12, "a value is expected here"),
+        ('{a.jpg: ["x"]}', 2, "a key in double quotes is expected here"),
+        ('{"a.jpg" ["x"]}', 10, "a colon is expected here"),
+        ('{"a.jpg": ["x" "y"]}', 16, "a comma or a closing bracket is expected here"),
+        ('{"a.jpg": []} {}', 15, "something follows the end of the document"),
     ],
 )
 def test_text_that_is_no_json(text, place, cause):
-    assert findings(text) == [f"line 1, {place}: not valid JSON ({cause})."]
+    assert findings(text) == [f"line 1, column {place}: not valid JSON ({cause})."]
 
 
 def test_a_comma_too_many_in_a_coco_file():
@@ -337,7 +302,11 @@ def test_a_file_that_maps_categories_to_images(document, file_format):
 
 @pytest.mark.parametrize(
     "document",
-    [{"a.jpg": ["x.jpg"]}, {"a": ["cat"]}, {"a": ["x.jpg", "cat"]}, {"a": []}],
+    [
+        *({"a.jpg": ["x.jpg"]}, {"a": ["cat"]}, {"a": ["x.jpg", "cat"]}, {"a": []}),
+        {f"{'é' * 300}.jpg": [{"category": "é" * 300, "value": "é" * 300}]},
+        b'\xef\xbb\xbf{"a.jpg": ["x"]}',
+    ],
 )
 def test_files_that_may_be_meant_as_they_are(document):
     assert findings(document) == []

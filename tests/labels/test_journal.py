@@ -144,7 +144,7 @@ def test_a_journal_of_nothing_stored_is_no_obstacle(path):
 
 def test_a_journal_of_an_earlier_version_is_refused(path):
     path.write_text(LINES)
-    with pytest.raises(IngestError, match="1 of 2 requests were stored.*add --restart"):
+    with pytest.raises(IngestError, match="the server stored 1 of 2 requests.*add --restart"):
         Journal(path, OWNER)
     with Journal(path, OWNER, start_over=True) as journal:
         assert journal.damaged

@@ -96,7 +96,7 @@ def test_an_interrupted_run_continues(server_b, begin, run, number, code):
                 assert err == "Interrupted: the same command continues where this one stopped.\n"
         code, out, err = run(url, GOOD)
     assert code == 0
-    assert "1 of 3 requests was stored by an interrupted run" in err
+    assert "An interrupted run has stored 1 of 3 requests." in err
     assert "5 of 5 labels created" in out
     assert [body["category"] + " " + body["mode"] for body in proxy.bodies] == [
         "cat POSITIVE",
@@ -200,7 +200,9 @@ def test_output_that_cannot_be_printed_changes_nothing(server_a, begin, run, end
         os.close(target)
         _, err = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 1
-    assert "5 of 5 labels were created, which the journal records, but the table cannot be" in err
+    assert (
+        "The server created 5 of 5 labels, as the journal records, but the table cannot be" in err
+    )
     assert "Traceback" not in err
     assert "continue" not in err
     assert run(server_a.url, GOOD)[0] == 0
