@@ -162,7 +162,7 @@ class UnderWay(NamedTuple):
 class Batches:
     """Runs an embedder in threads of its own; an async context manager."""
 
-    def __init__(self, embedder: BatchEmbedder, *, max_wait_s: float = MAX_WAIT_S) -> None:
+    def __init__(self, embedder: BatchEmbedder) -> None:
         self._embedder = embedder
         self._on_gpu = embedder.device != "cpu"
         self._ahead = AHEAD if self._on_gpu else 1
@@ -170,7 +170,6 @@ class Batches:
             lambda queued: embedder.batch_size(queued.image.height, queued.image.width),
             gather_s=GATHER_S if self._on_gpu else 0.0,
             quiet_s=QUIET_S if self._on_gpu else 0.0,
-            max_wait_s=max_wait_s,
         )
         self._changed = threading.Condition()
         self._stopping = False

@@ -121,11 +121,11 @@ class NumberEmbedder:
         return Batch(self.seen[-1])
 
 
-def run(embedder, images, **options):
+def run(embedder, images):
     """The classes of all images, given at once, and the Batches."""
 
     async def main():
-        async with Batches(embedder, **options) as running:
+        async with Batches(embedder) as running:
             tasks = [asyncio.ensure_future(embedded(running, one)) for one in images]
             await asyncio.sleep(0)  # all are enqueued
             embedder.ready.set()
@@ -167,21 +167,6 @@ def test_a_group_may_hold_images_of_several_sizes():
 
 def test_a_lone_image_does_not_wait_for_a_full_batch():
     assert run(NumberEmbedder(), [image(7)])[0] == [7]
-
-
-def test_an_image_that_waits_too_long_goes_first():
-    embedder = NumberEmbedder(threading.Event())
-    images = [image(0), image(1, 5), *(image(n, 7) for n in range(2, 10))]
-    run(embedder, images, max_wait_s=-1.0)  # all are overdue: the oldest goes first
-    first = [numbers[0] for numbers in embedder.seen]
-    assert first.index(1) < first.index(2)
-
-
-def test_full_groups_go_before_others():
-    embedder = NumberEmbedder(threading.Event())
-    run(embedder, [image(0), image(1, 5), *(image(n, 7) for n in range(2, 10))])
-    first = [numbers[0] for numbers in embedder.seen]
-    assert first.index(2) < first.index(1)
 
 
 @pytest.mark.parametrize("when", ["start", "finish"])

@@ -231,7 +231,7 @@ def said(kind, comment):
     """Options that save an image with all that a file can say beside its pixels."""
     exif, text = Image.Exif(), PngInfo()
     exif[0x010E] = SECRET.decode()
-    for key in ("Comment", "XML:com.adobe.xmp"):
+    for key in ("Comment", "comment", "XML:com.adobe.xmp"):
         text.add_text(key, comment.decode())
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     options = {"exif": exif, "xmp": SECRET, "icc_profile": profile, "dpi": (71, 71)}

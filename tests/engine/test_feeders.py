@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections import Counter
 
 import numpy as np
@@ -159,6 +160,26 @@ def test_a_killed_feeder_is_replaced(undisturbed, fresh, storage, servers):
     # Whether it was at an image just then is chance.
     said = re.findall(r"was ended by SIGKILL; (it is replaced|the image is tried)", done.stderr)
     assert len(said) == 1, done.stderr
+    fresh.assert_same(undisturbed, servers["B"])
+
+
+def test_images_in_the_models_keep_their_memory_when_their_feeder_ends(
+    undisturbed, fresh, emulator_url, servers, monkeypatch
+):
+    """The next feeder of that memory starts when these images are released."""
+    killed, start = [], FakeEmbedder.start
+
+    def kill_first(self, images, clip_inputs):
+        if not killed:
+            killed.extend(feeders_of(os.getpid()))
+            os.kill(killed[0], signal.SIGKILL)
+            time.sleep(3)  # in which another feeder would decode other images
+        return start(self, images, clip_inputs)
+
+    monkeypatch.setattr(FakeEmbedder, "start", kill_first)
+    done = run_here(fresh.command(*IN_PROCESSES), environment(emulator_url, servers["B"]))
+    assert done.returncode == 0, done.stderr
+    assert "was ended by SIGKILL" in done.stderr
     fresh.assert_same(undisturbed, servers["B"])
 
 
