@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,7 +25,6 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirem
 
 from dataset.arrays import DIMENSIONS
 from testing.embedders import embedding_of
-from testing.servers.guarded import guarded
 from testing.servers.processes import local_forager, storage_emulator
 from tests.engine.hosts import BRIDGE, PYTHON, Hosts, reason_to_skip
 from tests.engine.ray_ingest import write_weights
@@ -37,6 +35,7 @@ from tests.harness import (
     dataset,
     ended,
     pictures,
+    start,
     wait_for,
 )
 from tests.listeners import listeners
@@ -118,10 +117,7 @@ class Lab:
         places = ["--bucket", data.bucket, "--work_dir", str(data.work)]
         engine = ["--engine", "ray", "--ray_address", self.address]
         command = [PYTHON, script, data.name, *paths, *self.weights, *places, *engine]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(
-            **guarded(self.head.command(*command)), env={**self.env, **settings}, text=True, **pipes
-        )
+        process = start(self.head.command(*command), {**self.env, **settings})
         self._services.enter_context(process)
         self._services.callback(process.kill)
         return process
