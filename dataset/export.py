@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import click
 import numpy as np
 
 from common.errors import IngestError
+from common.files import written_whole
 from common.options import Command
 from dataset.arrays import DIMENSIONS, DTYPE, array_path, arrays_complete
 from dataset.manifest import ROWS_PER_GROUP, manifest_path, read_metadata
@@ -89,7 +89,8 @@ def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
     }
     first = 0
     with (
-        _written_whole(path) as temporary,
+        _write_errors(path),
+        written_whole(path) as temporary,
         parquet.ParquetWriter(temporary, columns, compression="zstd") as writer,
     ):
         for batch in _batches(manifest, source):
@@ -118,20 +119,12 @@ def _batches(manifest: parquet.ParquetFile, path: Path) -> Iterator[pa.RecordBat
 
 
 @contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name for a file that gets its own name once it is whole.
-
-    Raises:
-        IngestError: it cannot be written; nothing is left of it.
-    """
-    temporary = path.with_name(path.name + ".tmp")
+def _write_errors(path: Path) -> Iterator[None]:
+    """Raise what keeps a file from being written as IngestError."""
     try:
-        yield temporary
-        os.replace(temporary, path)
+        yield
     except OSError as error:
         raise IngestError(f"{path} cannot be written ({error.strerror or error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

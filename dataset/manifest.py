@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.files import refuse_irregular, sync_directory
+from common.files import written_whole
+from common.precision import Precision, least_exact
 from common.program import program_digest
 from dataset.listing import Split
 from dataset.state import State
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 NAME = "manifest.parquet"
 ROWS_PER_GROUP = 100_000
 BATCH_ROWS = 10_000  # that are read at once
-EXACTNESS = ("bfloat16", "float16", "float32")  # precisions, the most exact last
 PACKAGES = ("torch", "numpy", "Pillow")  # the libraries that compute
 
 
@@ -67,22 +66,18 @@ def write_manifest(state: State) -> None:
 
     path = manifest_path(state.directory)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    for used in (path, temporary):
-        refuse_irregular(used)
     columns = schema(_metadata(state))
-    with parquet.ParquetWriter(
-        temporary, columns, compression="zstd", write_page_checksum=True
-    ) as writer:
+    with (
+        written_whole(path) as temporary,
+        parquet.ParquetWriter(
+            temporary, columns, compression="zstd", write_page_checksum=True
+        ) as writer,
+    ):
         for rows in _groups(state.manifest_rows()):
             values = dict(zip(columns.names, zip(*rows, strict=True), strict=True))
             values["split"] = tuple(Split(number).short for number in values["split"])
             arrays = [pa.array(values[field.name], field.type) for field in columns]
             writer.write_table(pa.Table.from_arrays(arrays, schema=columns))
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
 
 
 def _groups(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
@@ -97,17 +92,18 @@ def _metadata(state: State) -> dict[str, str]:
     return {
         **{name: state.option(name) or "" for name in recorded},
         **{name: state.option(option) or "" for name, option in digests.items()},
-        "precision": precision_of_rows(state),
+        "precision": precision_of_rows(state) or "",
         **{package: version(package) for package in PACKAGES},
         "program": program_digest(),
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def precision_of_rows(state: State) -> str:
+def precision_of_rows(state: State) -> Precision | None:
     """The least exact precision in which rows were computed, here or where they came from."""
     found = [state.option(name) for name in ("precision", "reused_precision")]
-    return min((name for name in found if name), key=EXACTNESS.index, default="")
+    known = [Precision(name) for name in found if name]
+    return least_exact(known) if known else None
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import google_crc32c
 
+from common.precision import Precision
 from dataset.arrays import DIMENSIONS, DTYPE, Arrays, array_path
 from dataset.lists import thumbnail_directory, thumbnail_name
 from dataset.matches import Match
@@ -42,7 +43,7 @@ class Source:
     index_id: str
     bucket: str  # of its thumbnails and, without a directory, of its arrays
     rows: int
-    precision: str
+    precision: Precision
     difference: str | None = None  # what was computed otherwise; None if its images can be used
     directory: Path | None = None  # of its arrays
     arrays: dict[str, ListedObject] = field(default_factory=dict)  # those in the bucket, by name

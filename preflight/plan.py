@@ -213,10 +213,9 @@ async def _find_sources(
         resnet_weights=weights.resnet_digest,
         clip_weights=weights.clip_digest,
         backend=request.models.backend,
-        precision=precision,
+        precisions=accepted_precisions(precision, bool(on_gpu)),
     )
-    accepted = accepted_precisions(precision, bool(on_gpu))
-    return await find_sources(findings, request, work, wanted, accepted)
+    return await find_sources(findings, request, work, wanted)
 
 
 async def _check_targets(findings: Findings, target: Target, ours: str | None) -> str | None:

@@ -14,6 +14,7 @@ import google_crc32c
 
 from common.errors import DamagedState, Findings, IngestError
 from common.names import DATASET_NAME, INDEX_ID
+from common.precision import Precision, fastest_precision
 from common.terminal import count, printable
 from dataset import manifest
 from dataset.arrays import DIMENSIONS, DTYPE, arrays_complete
@@ -46,14 +47,14 @@ class Reuse:
 
 @dataclass(frozen=True, kw_only=True)
 class Computed:
-    """How vectors were computed."""
+    """How the vectors of an ingest are computed, and those of a source were."""
 
     resnet_weights: str  # SHA-256 of the file, in hexadecimal
     clip_weights: str
     backend: str
-    precision: str
+    precisions: frozenset[Precision]  # that are accepted; of a source, the least exact of its rows
 
-    def difference(self, wanted: Computed, precisions: frozenset[str]) -> str | None:
+    def differs_from(self, wanted: Computed) -> str | None:
         """What keeps these vectors from being used for an ingest, if anything."""
         if self.resnet_weights != wanted.resnet_weights:
             return "other ResNet-50 weights"
@@ -61,19 +62,15 @@ class Computed:
             return "other CLIP weights"
         if self.backend != wanted.backend:
             return f"--backend {printable(self.backend)}"
-        if self.precision not in precisions:
-            return f"--precision {printable(self.precision)}, which is less exact"
+        if not self.precisions <= wanted.precisions:
+            return f"--precision {', '.join(self.precisions)}, which is less exact"
         return None
 
 
-def accepted_precisions(precision: str, on_gpu: bool) -> frozenset[str]:
-    """The precisions that are at least as exact as that of an ingest.
-
-    On a GPU, auto is float16 as long as that is exact enough.
-    """
-    if precision == "auto":
-        return frozenset({"float32", "float16"} if on_gpu else {"float32"})
-    return frozenset({"float32", precision})
+def accepted_precisions(asked: str, on_gpu: bool) -> frozenset[Precision]:
+    """The precisions that are at least as exact as that of an ingest, for vectors to be copied."""
+    own = fastest_precision(on_gpu) if asked == "auto" else Precision(asked)
+    return frozenset({Precision.FLOAT32, own})
 
 
 def is_dataset(value: str) -> bool:
@@ -108,15 +105,12 @@ async def find_sources(
     request: Request,
     work: WorkDirectory,
     wanted: Computed,
-    precisions: frozenset[str],
 ) -> Reuse:
     """Check the sources and read their rows. What is wrong with them becomes findings."""
     matches = work.keep_open(Matches(work.path / REUSE))
     sources = []
     async with AsyncStorage(1) as objects:
-        reader = SourceReader(
-            objects, request.target.bucket, work.path, wanted, precisions, matches
-        )
+        reader = SourceReader(objects, request.target.bucket, work.path, wanted, matches)
         for value in request.mode.reuse:
             read = (
                 reader.dataset(value, request.target.server_url)
@@ -137,12 +131,11 @@ class SourceReader:
         bucket: str,
         work: Path,
         wanted: Computed,
-        precisions: frozenset[str],
         matches: Matches,
     ) -> None:
         """`bucket` has the indexes of datasets; `work` has space for a manifest."""
         self._objects, self._bucket, self._work, self._matches = objects, bucket, work, matches
-        self._wanted, self._precisions = wanted, precisions
+        self._wanted = wanted
 
     async def dataset(self, name: str, server_url: str) -> Source:
         """The index of a dataset on the server.
@@ -176,7 +169,7 @@ class SourceReader:
             await self._download(name, f"indexes/{index_id}/{manifest.NAME}", path)
             source = await self._described(name, index_id, path)
             if source.rows != images:
-                raise _lie(name, f"has {source.rows:,} rows, the dataset {images:,} images")
+                raise _foreign(name, f"has {source.rows:,} rows, the dataset {images:,} images")
             for array, dimension in DIMENSIONS.items():
                 await self._find_array(source, array, source.rows * dimension * DTYPE.itemsize)
             await asyncio.to_thread(self._add, source, _images_of_manifest(path))
@@ -212,26 +205,29 @@ class SourceReader:
         """What the metadata of a manifest says. Raises ValueError or IngestError."""
         metadata = await asyncio.to_thread(manifest.read_metadata, path)
         if metadata.get("index_id") != index_id:
-            raise _lie(name, f"is that of index {printable(metadata.get('index_id', 'unknown'))}")
+            raise _foreign(
+                name, f"is that of index {printable(metadata.get('index_id', 'unknown'))}"
+            )
+        digests = [metadata.get(f"{model}_weights_sha256", "") for model in ("resnet", "clip")]
+        if not all(map(DIGEST.fullmatch, digests)):
+            raise _foreign(name, "has no digests of the weights")
+        if metadata.get("precision") not in list(Precision):
+            raise _foreign(name, "names no precision")
+        precision = Precision(metadata["precision"])
         computed = Computed(
-            resnet_weights=metadata.get("resnet_weights_sha256", ""),
-            clip_weights=metadata.get("clip_weights_sha256", ""),
+            resnet_weights=digests[0],
+            clip_weights=digests[1],
             backend=metadata.get("backend", ""),
-            precision=metadata.get("precision", ""),
+            precisions=frozenset({precision}),
         )
-        digests = computed.resnet_weights, computed.clip_weights
-        if not all(DIGEST.fullmatch(digest) for digest in digests):
-            raise _lie(name, "has no digests of the weights")
-        if computed.precision not in manifest.EXACTNESS:
-            raise _lie(name, "names no precision")
         rows = await asyncio.to_thread(manifest.row_count, path)
         return Source(
             name=name,
             index_id=index_id,
             bucket=self._bucket,
             rows=rows,
-            precision=computed.precision,
-            difference=computed.difference(self._wanted, self._precisions),
+            precision=precision,
+            difference=computed.differs_from(self._wanted),
         )
 
     async def _find_array(self, source: Source, array: str, size: int) -> None:
@@ -240,7 +236,7 @@ class SourceReader:
         listed = await self._objects.find(source.bucket, name)
         if listed is None or listed.size != size:
             what = f"it has {listed.size:,} bytes" if listed else "it is not there"
-            raise _lie(
+            raise _foreign(
                 source.name,
                 f"has {source.rows:,} rows, so gs://{source.bucket}/{name} must have {size:,} "
                 f"bytes, and {what}",
@@ -279,19 +275,20 @@ class SourceReader:
                 f"--reuse {shown}: its arrays do not have its {count(slots, 'image')}. Leave it "
                 "out, or name the dataset, if it was registered."
             )
+        precision = manifest.precision_of_rows(state) or Precision.BFLOAT16
         computed = Computed(
             resnet_weights=state.option("resnet_weights") or "",
             clip_weights=state.option("clip_weights") or "",
             backend=state.option("backend") or "",
-            precision=manifest.precision_of_rows(state),
+            precisions=frozenset({precision}),
         )
         source = Source(
             name=shown,
             index_id=state.index_id,
             bucket=state.option("bucket") or "",
             rows=slots,
-            precision=computed.precision,
-            difference=computed.difference(self._wanted, self._precisions),
+            precision=precision,
+            difference=computed.differs_from(self._wanted),
             directory=directory,
         )
         first = next(iter(state.found())).object
@@ -311,7 +308,7 @@ def _images_of_manifest(path: Path) -> Iterator[Found]:
         yield Found(row=row, failed=failure is not None, **known)
 
 
-def _lie(name: str, what: str) -> IngestError:
+def _foreign(name: str, what: str) -> IngestError:
     return IngestError(
         f"--reuse {name}: its manifest {what}. It does not belong to this index: restore it, or "
         f"leave --reuse {name} out."

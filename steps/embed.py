@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from common.errors import IngestError
 from common.files import write_atomically
+from common.precision import Precision, least_exact
 from common.terminal import count, duration, first_lines, printable, say, warn
 from dataset.arrays import Arrays
-from dataset.manifest import EXACTNESS
 from dataset.matches import Matches
 from dataset.state import State
 from dataset.work_directory import COPIES, WorkDirectory
@@ -56,7 +56,7 @@ async def copy_computed(run: Run) -> None:
             index_id=state.index_id,
             bucket=state.option("bucket") or "",
             rows=state.slots(),
-            precision=state.option("precision") or "",
+            precision=Precision(state.option("precision") or Precision.FLOAT32),
             directory=state.directory,
         )
         with report.step(StepName.REUSE) as step:
@@ -69,9 +69,9 @@ async def copy_computed(run: Run) -> None:
         if not matched.reused:
             return
         used = [plan.reuse.sources[number].precision for number in matched.reused]
-        before = state.option("reused_precision")
-        least = min([*used, *([before] if before else [])], key=EXACTNESS.index)
-        state.set_options({"reused_precision": least})
+        if before := state.option("reused_precision"):
+            used.append(Precision(before))
+        state.set_options({"reused_precision": least_exact(used)})
         step.images = await copy_matches(state, plan.reuse.sources, plan.reuse.matches)
 
 

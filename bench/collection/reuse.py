@@ -19,6 +19,7 @@ import click
 import google_crc32c
 
 from bench.collection.scale import NEW, PATHS, embed_idly
+from common.precision import Precision
 from dataset.arrays import Arrays
 from dataset.listing import Listing
 from dataset.manifest import NAME, manifest_path, write_manifest
@@ -36,7 +37,10 @@ from testing.embedders import CONSTANT
 BUCKET = PATHS[0].bucket
 PAGE = 10_000  # rows that are recorded at once
 COMPUTED = Computed(
-    resnet_weights="1" * 64, clip_weights="2" * 64, backend="fused", precision="float32"
+    resnet_weights="1" * 64,
+    clip_weights="2" * 64,
+    backend="fused",
+    precisions=frozenset({Precision.FLOAT32}),
 )
 UNLIMITED = 1e6  # writes per second: what is measured is this program
 
@@ -74,7 +78,7 @@ def make_source(listing: Listing, directory: Path, index_id: str) -> int:
         numbers = range(start, min(start + PAGE, rows))
         state.record(Outcome(row, 0, None, checksum, 64, 48) for row in numbers)
     weights = {"resnet_weights": COMPUTED.resnet_weights, "clip_weights": COMPUTED.clip_weights}
-    rest = {"backend": COMPUTED.backend, "precision": COMPUTED.precision, "index_id": index_id}
+    rest = {"backend": COMPUTED.backend, "precision": Precision.FLOAT32, "index_id": index_id}
     state.set_options({**weights, **rest})
     write_manifest(state)
     state.close()
@@ -100,8 +104,7 @@ async def _run(
 ) -> dict[str, float]:
     start = time.process_time()
     async with AsyncStorage(1) as objects:
-        precisions = frozenset({COMPUTED.precision})
-        reader = SourceReader(objects, BUCKET, work, COMPUTED, precisions, matches)
+        reader = SourceReader(objects, BUCKET, work, COMPUTED, matches)
         source = await reader.index("old", index_id, images)
     matches.match(state.path)
     planned = time.process_time()

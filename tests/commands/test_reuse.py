@@ -124,7 +124,7 @@ def test_rows_that_failed_are_tried_again(world, fast_models):
     [
         (["--resnet_weights", "other"], "other ResNet-50 weights"),
         (["--clip_weights", "other"], "other CLIP weights"),
-        (["--backend", "transformers"], "--backend fused"),
+        (["--backend", "original"], "--backend fused"),
     ],
 )
 def test_vectors_that_were_computed_otherwise_are_not_taken(grown, options, reason):
