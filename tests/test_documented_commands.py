@@ -42,7 +42,7 @@ RUN_ELSEWHERE = (
     ("make demo", "tests/test_demo.py", "demo.py"),
     ("make clean", "tests/test_demo.py", "clean"),
     ("make bench", "tests/test_benchmarks.py", "bench."),
-    ("make (test|check|format)", ".ci/run", "make test"),
+    ("(WRITE_TRANSCRIPTS=1 )?make (test|check|format)", ".ci/run", "make test"),
     ("make soak", "Makefile", "-m soak"),
     ("python -m bench.gpu", "tests/models/test_bench_gpu.py", "gpu.main"),
     (r"python -m bench\.", "tests/test_benchmarks.py", "bench."),
