@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import written_whole
+from common.names import identifier
 from common.precision import Precision, least_exact
 from common.program import program_digest
 from dataset.listing import Split
-from dataset.state import State
+from dataset.state import Found, State
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +28,8 @@ NAME = "manifest.parquet"
 ROWS_PER_GROUP = 100_000
 BATCH_ROWS = 10_000  # that are read at once
 PACKAGES = ("torch", "numpy", "Pillow")  # the libraries that compute
+IMAGENET_CLASSES = 1000
+FOUND = ("object", "size", "crc32c", "imagenet_class", "width", "height", "vectors_crc32c")
 
 
 def schema(metadata: dict[str, str]) -> pa.Schema:
@@ -119,25 +122,68 @@ def read_metadata(path: Path) -> dict[str, str]:
         found = parquet.read_schema(path).metadata or {}
         metadata = json.loads(found[b"forager"])
         return {str(name): str(value) for name, value in metadata.items()}
-    except (pa.ArrowException, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no manifest of an index") from error
+    except (
+        *(pa.ArrowException, OSError, KeyError, ValueError, AttributeError, TypeError),
+        RecursionError,
+    ) as error:
+        raise ValueError("is no manifest of an index") from error
 
 
-def read_rows(path: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """The values of these columns in each row, in row order, checked against their checksums.
+def read_images(path: Path) -> Iterator[Found]:
+    """The images of a manifest, in row order; every value is checked before it is believed.
 
     Raises:
-        ValueError: the manifest is damaged, or lacks a column.
+        ValueError: it is damaged, or is no manifest as `write_manifest` makes it.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
+    columns = schema({}).remove_metadata()
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
-                yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"{path} is damaged") from error
+            if not file.schema_arrow.remove_metadata().equals(columns):
+                raise ValueError("has other columns than the manifest of an index")
+            last, row = (-1, ""), 0
+            for batch in file.iter_batches(BATCH_ROWS):
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    known = dict(zip(columns.names, values, strict=True))
+                    place = _place(known)
+                    if place is None or place <= last or not _is_sound(known):
+                        raise ValueError(f"has values in row {row:,} that no ingest writes")
+                    yield Found(
+                        row=row,
+                        failed=known["failure"] is not None,
+                        **{name: known[name] for name in FOUND},
+                    )
+                    last, row = place, row + 1
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError("is damaged") from error
+
+
+def _place(known: dict[str, Any]) -> tuple[int, str] | None:
+    """The split and the object of an image, by which rows are ordered; None if one is missing."""
+    splits = [split.short for split in Split]
+    if known["split"] not in splits or not known["object"]:
+        return None
+    return splits.index(known["split"]), known["object"]
+
+
+def _is_sound(known: dict[str, Any]) -> bool:
+    """Whether the values of an image are such as an ingest writes."""
+    sides = known["width"], known["height"]
+    counted = known["size"], known["generation"]
+    imagenet_class = known["imagenet_class"]
+    if known["failure"] is None:
+        described = imagenet_class is not None and 0 <= imagenet_class < IMAGENET_CLASSES
+        described = described and all(side is not None and side > 0 for side in sides)
+    else:
+        described = imagenet_class is None and all(side is None or side > 0 for side in sides)
+    return (
+        described
+        and known["identifier"] == identifier(known["object"])
+        and known["crc32c"] is not None
+        and all(number is not None and number >= 0 for number in counted)
+    )
 
 
 def row_count(path: Path) -> int:

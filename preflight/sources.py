@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import google_crc32c
 
+from common.addresses import shown_address
 from common.errors import DamagedState, Findings, IngestError
 from common.names import DATASET_NAME, INDEX_ID
 from common.precision import Precision, fastest_precision
@@ -24,12 +25,12 @@ from dataset.state import State
 from dataset.work_directory import REUSE, STATE, WorkDirectory
 from engine.reuse import Source
 from forager.client import Forager
+from gcs import ListedObject
 from preflight.request import Request
 from storage.async_client import AsyncStorage
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 RANGE_BYTES = 8 << 20  # of a manifest in one request
-COLUMNS = ("object", "size", "crc32c", "imagenet_class", "width", "height", "vectors_crc32c")
 NEEDS_MANIFEST = (
     "a manifest tells which images and weights its vectors belong to. Indexes of older versions "
     "and of the original scripts have none: ingest these images once with this version, and reuse "
@@ -78,70 +79,69 @@ def is_dataset(value: str) -> bool:
     return DATASET_NAME.fullmatch(value) is not None
 
 
+def _shown(value: str) -> str:
+    """A value of --reuse as messages show it: an address given by mistake may have a password."""
+    return shown_address(value) if "://" in value else printable(value)
+
+
 def check_reuse(findings: Findings, request: Request) -> None:
     """That no source is the ingest itself, and that directories are work directories."""
-    work = request.work_dir.absolute()
+    work = request.work_dir.resolve()
     for value in request.mode.reuse:
-        shown = printable(value)
+        option = f"--reuse {_shown(value)}"
         if value == request.target.name:
             findings.add(
-                f"--reuse {shown} names the dataset itself: name an earlier one, whose rows are "
-                "copied into this one."
+                f"{option} names the dataset itself: name an earlier one, whose images are copied "
+                "into this one."
             )
-        elif not is_dataset(value) and Path(value).resolve() == work.resolve():
+        elif not is_dataset(value) and Path(value).resolve() == work:
             findings.add(
-                f"--reuse {shown} is the work directory of this ingest: it continues there "
-                "without --reuse."
+                f"{option} is the work directory of this ingest: it continues there without "
+                "--reuse."
             )
         elif not is_dataset(value) and not Path(value, STATE).is_file():
             findings.add(
-                f"--reuse {shown} is neither a dataset name nor the work directory of an ingest: "
-                f"there is no {STATE} in it."
+                f"{option} is neither a dataset name nor the work directory of an ingest: there is "
+                f"no {STATE} in it."
             )
 
 
 async def find_sources(
-    findings: Findings,
-    request: Request,
-    work: WorkDirectory,
-    wanted: Computed,
+    findings: Findings, request: Request, work: WorkDirectory, wanted: Computed
 ) -> Reuse:
-    """Check the sources and read their rows. What is wrong with them becomes findings."""
+    """Check the sources and read their images. What is wrong with them becomes findings."""
     matches = work.keep_open(Matches(work.path / REUSE))
     sources = []
     async with AsyncStorage(1) as objects:
-        reader = SourceReader(objects, request.target.bucket, work.path, wanted, matches)
+        bucket = request.target.bucket
+        reader = SourceReader(
+            objects=objects, bucket=bucket, work=work.path, wanted=wanted, matches=matches
+        )
         for value in request.mode.reuse:
-            read = (
-                reader.dataset(value, request.target.server_url)
-                if is_dataset(value)
-                else reader.directory(value)
-            )
-            if source := await findings.gather(read):
+            if is_dataset(value):
+                reading = reader.dataset(value, request.target.server_url)
+            else:
+                reading = reader.directory(value)
+            if source := await findings.gather(reading):
                 sources.append(source)
     return Reuse(sources=sources, matches=matches)
 
 
+@dataclass(frozen=True, kw_only=True)
 class SourceReader:
-    """Opens sources one after the other, and adds their rows to the matches."""
+    """Opens sources one after the other, and adds their images to the matches."""
 
-    def __init__(
-        self,
-        objects: AsyncStorage,
-        bucket: str,
-        work: Path,
-        wanted: Computed,
-        matches: Matches,
-    ) -> None:
-        """`bucket` has the indexes of datasets; `work` has space for a manifest."""
-        self._objects, self._bucket, self._work, self._matches = objects, bucket, work, matches
-        self._wanted = wanted
+    objects: AsyncStorage
+    bucket: str  # of the indexes of datasets
+    work: Path  # has space for a manifest
+    wanted: Computed
+    matches: Matches
 
     async def dataset(self, name: str, server_url: str) -> Source:
         """The index of a dataset on the server.
 
         Raises:
-            IngestError, StorageError, ServerError: it cannot be used.
+            IngestError: it cannot be used.
         """
         async with Forager(server_url) as forager:
             info = await forager.dataset(name)
@@ -162,22 +162,28 @@ class SourceReader:
         """The index of a dataset in the bucket, which has this number of images.
 
         Raises:
-            IngestError, StorageError: it cannot be used.
+            IngestError: it cannot be used.
         """
-        path = self._work / "reuse.parquet"
+        path, object_name = self.work / "reuse.parquet", f"indexes/{index_id}/{manifest.NAME}"
         try:
-            await self._download(name, f"indexes/{index_id}/{manifest.NAME}", path)
-            source = await self._described(name, index_id, path)
-            if source.rows != images:
-                raise _foreign(name, f"has {source.rows:,} rows, the dataset {images:,} images")
+            await self._download(name, object_name, path)
+            made = await asyncio.to_thread(manifest.read_metadata, path)
+            rows = await asyncio.to_thread(manifest.row_count, path)
+            if made.get("index_id") != index_id:
+                raise ValueError(f"is that of index {printable(made.get('index_id', 'unknown'))}")
+            if rows != images:
+                raise ValueError(f"has {rows:,} rows, and the dataset {images:,} images")
+            source = self._source(
+                name, index_id, self.bucket, rows, {**made, **_without_suffix(made)}
+            )
             for array, dimension in DIMENSIONS.items():
-                await self._find_array(source, array, source.rows * dimension * DTYPE.itemsize)
-            await asyncio.to_thread(self._add, source, _images_of_manifest(path))
+                size = rows * dimension * DTYPE.itemsize
+                source.arrays[array] = await self._array(index_id, array, size)
+            await asyncio.to_thread(self._add, source, manifest.read_images(path))
         except ValueError as error:
-            reason = str(error).removeprefix(f"{path} ")
             raise IngestError(
-                f"--reuse {name}: gs://{self._bucket}/indexes/{index_id}/{manifest.NAME} "
-                f"{reason}: restore it, or leave --reuse {name} out."
+                f"--reuse {name}: gs://{self.bucket}/{object_name} {error}. It cannot be used for "
+                f"this dataset: restore it, or leave --reuse {name} out."
             ) from error
         finally:
             path.unlink(missing_ok=True)
@@ -185,134 +191,101 @@ class SourceReader:
 
     async def _download(self, name: str, object_name: str, path: Path) -> None:
         """Write an object to a file, checked against its crc32c."""
-        bucket = self._bucket
-        listed = await self._objects.find(bucket, object_name)
+        listed = await self.objects.find(self.bucket, object_name)
         if listed is None:
             raise IngestError(
-                f"--reuse {name}: there is no gs://{bucket}/{object_name}, and {NEEDS_MANIFEST}."
+                f"--reuse {name}: there is no gs://{self.bucket}/{object_name}, and "
+                f"{NEEDS_MANIFEST}."
             )
         checksum = 0
         with open(path, "wb") as file:
             for start in range(0, listed.size, RANGE_BYTES):
                 size = min(RANGE_BYTES, listed.size - start)
-                data = await self._objects.fetch_range(bucket, listed, start, size)
+                data = await self.objects.fetch_range(self.bucket, listed, start, size)
                 checksum = google_crc32c.extend(checksum, data)
                 file.write(data)
         if checksum != listed.crc32c:
-            raise ValueError(f"{path} is not what storage has (crc32c differs)")
+            raise ValueError("is not what storage has (its crc32c differs)")
 
-    async def _described(self, name: str, index_id: str, path: Path) -> Source:
-        """What the metadata of a manifest says. Raises ValueError or IngestError."""
-        metadata = await asyncio.to_thread(manifest.read_metadata, path)
-        if metadata.get("index_id") != index_id:
-            raise _foreign(
-                name, f"is that of index {printable(metadata.get('index_id', 'unknown'))}"
+    async def _array(self, index_id: str, array: str, size: int) -> ListedObject:
+        """The version of an array in the bucket, which has this size."""
+        name = f"indexes/{index_id}/local/{array}/embeddings.npy"
+        listed = await self.objects.find(self.bucket, name)
+        if listed is None or listed.size != size:
+            there = f"it has {listed.size:,} bytes" if listed else "it is not there"
+            raise ValueError(
+                f"has rows for {size:,} bytes of gs://{self.bucket}/{name}, and {there}"
             )
-        digests = [metadata.get(f"{model}_weights_sha256", "") for model in ("resnet", "clip")]
+        return listed
+
+    async def directory(self, value: str) -> Source:
+        """The images that are done in a work directory, whether it was registered or not.
+
+        Raises:
+            IngestError: it cannot be used.
+        """
+        directory, name = Path(value), _shown(value)
+        option = f"--reuse {name}"
+        advice = "Leave it out, or name the dataset, if it was registered."
+        try:
+            with closing(State.open_checked(directory / STATE)) as state:
+                slots = state.slots(done=True)
+                if state.is_abandoned or not state.counts().done:
+                    raise IngestError(f"{option}: nothing in it is embedded. Leave it out.")
+                is_ordering = state.ordered_arrays() is not None
+                if is_ordering or not arrays_complete(directory, slots, exactly=False):
+                    raise IngestError(
+                        f"{option}: its arrays do not have its {count(slots, 'image')}. {advice}"
+                    )
+                options = {**state.options(), "precision": manifest.precision_of_rows(state) or ""}
+                source = replace(
+                    self._source(name, state.index_id, options.get("bucket", ""), slots, options),
+                    directory=directory,
+                )
+                first = next(iter(state.found())).object
+                # Can the thumbnails be read? One that is gone is made again.
+                await self.objects.find(source.bucket, thumbnail_name(source.index_id, first))
+                await asyncio.to_thread(self._add, source, state.found())
+                return source
+        except DamagedState as error:
+            reason = error.reason
+        except (sqlite3.Error, OSError, ValueError) as error:
+            reason = printable(str(error))
+        raise IngestError(f"{option}: its state cannot be used ({reason}). {advice}")
+
+    def _source(
+        self, name: str, index_id: str, bucket: str, rows: int, options: Mapping[str, str]
+    ) -> Source:
+        """A source whose vectors were computed as these options say. Raises ValueError."""
+        digests = [options.get(name, "") for name in ("resnet_weights", "clip_weights")]
         if not all(map(DIGEST.fullmatch, digests)):
-            raise _foreign(name, "has no digests of the weights")
-        if metadata.get("precision") not in list(Precision):
-            raise _foreign(name, "names no precision")
-        precision = Precision(metadata["precision"])
+            raise ValueError("has no digests of the weights")
+        if options.get("precision") not in list(Precision):
+            raise ValueError("names no precision")
+        precision = Precision(options["precision"])
         computed = Computed(
             resnet_weights=digests[0],
             clip_weights=digests[1],
-            backend=metadata.get("backend", ""),
+            backend=options.get("backend", ""),
             precisions=frozenset({precision}),
         )
-        rows = await asyncio.to_thread(manifest.row_count, path)
         return Source(
             name=name,
             index_id=index_id,
-            bucket=self._bucket,
+            bucket=bucket,
             rows=rows,
             precision=precision,
-            difference=computed.differs_from(self._wanted),
+            difference=computed.differs_from(self.wanted),
         )
 
-    async def _find_array(self, source: Source, array: str, size: int) -> None:
-        """Note the version of an array in the bucket, which has this size."""
-        name = f"indexes/{source.index_id}/local/{array}/embeddings.npy"
-        listed = await self._objects.find(source.bucket, name)
-        if listed is None or listed.size != size:
-            what = f"it has {listed.size:,} bytes" if listed else "it is not there"
-            raise _foreign(
-                source.name,
-                f"has {source.rows:,} rows, so gs://{source.bucket}/{name} must have {size:,} "
-                f"bytes, and {what}",
-            )
-        source.arrays[array] = listed
-
-    async def directory(self, value: str) -> Source:
-        """The rows that are done in a work directory, whether it was registered or not.
-
-        Raises:
-            IngestError, StorageError: it cannot be used.
-        """
-        shown, directory = printable(value), Path(value)
-        try:
-            with closing(State.open_checked(directory / STATE)) as state:
-                return await self._of_state(shown, directory, state)
-        except DamagedState as error:
-            raise IngestError(
-                f"--reuse {shown}: its state cannot be used ({error.reason}). Leave it out, or "
-                "name the dataset, if it was registered."
-            ) from error
-        except (sqlite3.Error, OSError, ValueError) as error:
-            raise IngestError(
-                f"--reuse {shown}: its state cannot be read ({printable(str(error))}). Leave it "
-                "out, or name the dataset, if it was registered."
-            ) from error
-
-    async def _of_state(self, shown: str, directory: Path, state: State) -> Source:
-        slots = state.slots()
-        if state.is_abandoned or not state.counts().done:
-            raise IngestError(f"--reuse {shown}: nothing in it is embedded. Leave it out.")
-        if state.ordered_arrays() is not None or not arrays_complete(
-            directory, slots, exactly=False
-        ):
-            raise IngestError(
-                f"--reuse {shown}: its arrays do not have its {count(slots, 'image')}. Leave it "
-                "out, or name the dataset, if it was registered."
-            )
-        precision = manifest.precision_of_rows(state) or Precision.BFLOAT16
-        computed = Computed(
-            resnet_weights=state.option("resnet_weights") or "",
-            clip_weights=state.option("clip_weights") or "",
-            backend=state.option("backend") or "",
-            precisions=frozenset({precision}),
-        )
-        source = Source(
-            name=shown,
-            index_id=state.index_id,
-            bucket=state.option("bucket") or "",
-            rows=slots,
-            precision=precision,
-            difference=computed.differs_from(self._wanted),
-            directory=directory,
-        )
-        first = next(iter(state.found())).object
-        # Can the thumbnails be read? One that is gone is made again.
-        await self._objects.find(source.bucket, thumbnail_name(source.index_id, first))
-        await asyncio.to_thread(self._add, source, state.found())
-        return source
-
-    def _add(self, source: Source, images: Iterator[Found]) -> None:
-        self._matches.add(images, usable=source.difference is None)
+    def _add(self, source: Source, images: Iterable[Found]) -> None:
+        self.matches.add(images, usable=source.difference is None)
 
 
-def _images_of_manifest(path: Path) -> Iterator[Found]:
-    """The images of a manifest, in row order. Raises ValueError if it is damaged."""
-    for row, (*values, failure) in enumerate(manifest.read_rows(path, *COLUMNS, "failure")):
-        known = dict(zip(COLUMNS, values, strict=True))
-        yield Found(row=row, failed=failure is not None, **known)
-
-
-def _foreign(name: str, what: str) -> IngestError:
-    return IngestError(
-        f"--reuse {name}: its manifest {what}. It does not belong to this index: restore it, or "
-        f"leave --reuse {name} out."
-    )
+def _without_suffix(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The digests of a manifest under the names that options have."""
+    end = "_sha256"
+    return {n.removesuffix(end): value for n, value in metadata.items() if n.endswith(end)}
 
 
 def describe_reuse(reuse: Reuse, matched: Matched, *, would: bool) -> str:

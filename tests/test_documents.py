@@ -17,7 +17,7 @@ from dataset.arrays import EMBEDDINGS
 DOCUMENTS = [
     *ROOT.glob("*.md"),
     *ROOT.glob("*.README"),
-    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("docs/**/*.md"),
     *ROOT.glob("tests/reference/*.md"),
 ]
 SOURCES = [

@@ -104,7 +104,9 @@ async def _run(
 ) -> dict[str, float]:
     start = time.process_time()
     async with AsyncStorage(1) as objects:
-        reader = SourceReader(objects, BUCKET, work, COMPUTED, matches)
+        reader = SourceReader(
+            objects=objects, bucket=BUCKET, work=work, wanted=COMPUTED, matches=matches
+        )
         source = await reader.index("old", index_id, images)
     matches.match(state.path)
     planned = time.process_time()

@@ -173,13 +173,16 @@ CLIP = "local/clip/embeddings.npy"
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (of_index(lambda data: data[:-9]), "is no manifest of an index: restore it"),
+        (of_index(lambda data: data[:-9]), "is no manifest of an index. It cannot be used"),
         (of_index(lambda data: None), "and a manifest tells which images and weights its vectors"),
-        (rewritten(lambda table: table.slice(0, 2)), "has 2 rows, the dataset 3 images"),
-        (with_metadata(resnet_weights_sha256="x"), "its manifest has no digests of the weights"),
-        (with_metadata(index_id="other"), "its manifest is that of index other"),
-        (rewritten(lambda t: t.drop_columns(["vectors_crc32c"])), "is damaged: restore it"),
-        (of_index(lambda _: b"12345678", CLIP), "must have 6,144 bytes, and it has 8 bytes"),
+        (rewritten(lambda table: table.slice(0, 2)), "has 2 rows, and the dataset 3 images"),
+        (with_metadata(resnet_weights_sha256="x"), "has no digests of the weights"),
+        (with_metadata(index_id="other"), "is that of index other"),
+        (
+            rewritten(lambda t: t.drop_columns(["vectors_crc32c"])),
+            "has other columns than the manifest of an index",
+        ),
+        (of_index(lambda _: b"12345678", CLIP), "has rows for 6,144 bytes of gs://"),
     ],
 )
 def test_a_manifest_that_is_gone_damaged_or_lies_stops_before_anything(grown, damage, words):

@@ -121,3 +121,83 @@ def test_export_of_a_damaged_manifest_leaves_no_file(state, tmp_path):
     result = CliRunner().invoke(main, [str(tmp_path), "--to", str(tmp_path / "x.parquet")])
     assert result.exit_code == 1 and f"{source} is damaged" in result.stderr
     assert not list(tmp_path.glob("x.parquet*"))
+
+
+def rewritten(path, change):
+    """Write a manifest anew after a change of its table."""
+    parquet.write_table(change(parquet.read_table(path)), path)
+
+
+def with_column(name, values, kind=None):
+    def change(table):
+        place = table.schema.get_field_index(name)
+        column = pyarrow.array(values, kind or table.schema.field(name).type)
+        return table.set_column(place, pyarrow.field(name, column.type), column)
+
+    return change
+
+
+# What a hostile or broken manifest may hold: of three images, the second of which failed.
+HOSTILE = {
+    "a class of text": with_column("imagenet_class", ["7", None, "3"], pyarrow.string()),
+    "a class of floats": with_column("imagenet_class", [7.0, None, 3.0], pyarrow.float64()),
+    "a class of booleans": with_column("imagenet_class", [True, None, True], pyarrow.bool_()),
+    "a class of lists": with_column(
+        "imagenet_class", [[7], None, [3]], pyarrow.list_(pyarrow.int32())
+    ),
+    "a class that is missing": with_column("imagenet_class", [17, None, None]),
+    "a class out of range": with_column("imagenet_class", [17, None, 1000]),
+    "a negative class": with_column("imagenet_class", [-1, None, 3]),
+    "a class of a failed image": with_column("imagenet_class", [17, 5, 3]),
+    "a negative width": with_column("width", [-640, None, 20]),
+    "a height of 0": with_column("height", [480, None, 0]),
+    "a width that is missing": with_column("width", [None, None, 20]),
+    "a wide width": with_column("width", [2**40, None, 20], pyarrow.int64()),
+    "a negative size": with_column("size", [-5, 7, 6]),
+    "a size that is missing": with_column("size", [5, None, 6]),
+    "a checksum that is missing": with_column("crc32c", [1, None, 2]),
+    "a checksum of bytes": with_column("crc32c", [b"1", b"2", b"3"], pyarrow.binary()),
+    "an object of bytes": with_column("object", [b"a", b"b", b"c"], pyarrow.binary()),
+    "an object that is missing": with_column("object", [None, "t/b.jpg", "v/é.jpeg"]),
+    "objects that are repeated": with_column("object", ["t/b.jpg", "t/b.jpg", "v/é.jpeg"]),
+    "objects in another order": with_column("object", ["t/b.jpg", "t/a.png", "v/é.jpeg"]),
+    "an identifier of another object": with_column("identifier", ["x", "b", "é"]),
+    "splits in another order": with_column("split", ["val", "train", "val"]),
+    "another split": with_column("split", ["train", "train", "test"]),
+    "a date": with_column("generation", [1, 2, 3], pyarrow.timestamp("s")),
+    "a column that is missing": lambda table: table.drop_columns(["vectors_crc32c"]),
+    "a column too many": lambda table: table.append_column("extra", pyarrow.array([1, 2, 3])),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_nothing_is_believed_of_a_hostile_manifest(state, tmp_path, hostile):
+    manifest.write_manifest(state)
+    path = manifest.manifest_path(tmp_path)
+    assert [(image.row, image.failed) for image in manifest.read_images(path)] == [
+        *((0, False), (1, True), (2, False))
+    ]
+    rewritten(path, HOSTILE[hostile])
+    with pytest.raises(ValueError, match="has other columns|has values in row"):
+        list(manifest.read_images(path))
+
+
+@pytest.mark.parametrize("metadata", [b"[1]", b"nul", b"[" * 100_000, b'"' + b"x" * 9, b"\xff"])
+def test_metadata_that_is_no_object_is_no_manifest(state, tmp_path, metadata):
+    manifest.write_manifest(state)
+    path = manifest.manifest_path(tmp_path)
+    rewritten(path, lambda table: table.replace_schema_metadata({b"forager": metadata}))
+    with pytest.raises(ValueError, match="is no manifest of an index"):
+        manifest.read_metadata(path)
+
+
+def test_a_manifest_that_is_cut_anywhere_is_damaged(state, tmp_path):
+    manifest.write_manifest(state)
+    path = manifest.manifest_path(tmp_path)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 97):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="is no manifest|is damaged"):
+            manifest.read_metadata(path)
+        with pytest.raises(ValueError, match="is no manifest|is damaged"):
+            list(manifest.read_images(path))
