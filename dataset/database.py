@@ -99,7 +99,12 @@ class Database:
         Raises:
             ValueError: there is none.
         """
-        return checked_index_id(self.option("index_id") or "")
+        return checked_index_id(self.recorded("index_id"))
+
+    @property
+    def bucket(self) -> str:
+        """The bucket of the index and the thumbnails. Raises ValueError: there is none."""
+        return self.recorded("bucket")
 
     def close(self) -> None:
         """Close the file; a statement that another thread still runs after Ctrl-C is stopped."""
@@ -129,6 +134,13 @@ class Database:
         found = self._db.execute("SELECT value FROM options WHERE name = ?", (name,)).fetchone()
         return None if found is None else str(found[0])
 
+    def recorded(self, name: str) -> str:
+        """An option that every ingest records. Raises ValueError: this one did not."""
+        value = self.option(name)
+        if value is None:
+            raise ValueError(f"no {name} is recorded")
+        return value
+
     def options(self) -> dict[str, str]:
         """All recorded options."""
         options = dict(self._db.execute("SELECT name, value FROM options"))
@@ -157,16 +169,16 @@ class Database:
         """Whether a server was told of this index."""
         return self.option("registered") is not None
 
-    def servers(self) -> dict[str, str]:
-        """The servers that were told of this index: the address of the web page of each, or ""."""
-        found: dict[str, str] = json.loads(self.option("servers") or "{}")
+    def servers(self) -> dict[str, str | None]:
+        """The servers that were told of this index, and the address of the web page of each."""
+        found: dict[str, str | None] = json.loads(self.option("servers") or "{}")
         return found
 
     def mark_registered(
         self, server: str, *, viewer_url: str | None, outdated: str | None = None
     ) -> None:
         """Record a server; `outdated` says what changed in the bucket while it listed that."""
-        servers = json.dumps({**self.servers(), server: viewer_url or ""})
+        servers = json.dumps({**self.servers(), server: viewer_url})
         self.set_options({"registered": "yes", "servers": servers, "outdated": outdated})
 
     @property

@@ -83,7 +83,7 @@ def what_restart_deletes(state: State) -> str:
     done = state.counts().done
     vectors = f"{computed(state, done)} here" if done else "nothing that was computed"
     if state.is_registered:
-        return f"{vectors}, and leaves the registered index in gs://{state.option('bucket')}"
+        return f"{vectors}, and leaves the registered index in gs://{state.bucket}"
     return f"{vectors}, and what was uploaded for them" if done else vectors
 
 

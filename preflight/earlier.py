@@ -84,7 +84,7 @@ async def settle_taken_name(
     `registered` is the id of the index that the server has under the name. It may be that of the
     earlier run itself, if that ended before it recorded the answer: then nothing is deleted.
     """
-    bucket, index_id = earlier.option("bucket"), earlier.index_id
+    bucket, index_id = earlier.bucket, earlier.index_id
     if index_id == registered:
         findings.add(
             f"This dataset is that of the earlier run in {work.path}: the same command without "
@@ -111,7 +111,7 @@ async def delete_earlier(earlier: State, *, registered: bool) -> None:
     vectors = computed(earlier, earlier.counts().done)
     earlier.mark_abandoned()
     if not registered:
-        bucket = earlier.option("bucket") or ""
+        bucket = earlier.bucket
         deleted = await delete_index(bucket, earlier.index_id)
         say(f"Deleted {vectors}, with {count(deleted, 'object')} in gs://{bucket}.")
     for name in ("index", "aux"):

@@ -138,7 +138,7 @@ async def _is_registered(earlier: State, server_url: str) -> bool:
     if earlier.is_registered:
         return True
     async with Forager(server_url) as forager:
-        found = await forager.dataset(earlier.option("dataset") or "")
+        found = await forager.dataset(earlier.recorded("dataset"))
     return found is not None and found.index_id == earlier.index_id
 
 

@@ -12,6 +12,7 @@ from common.files import write_atomically
 from common.precision import Precision, least_exact
 from common.terminal import count, duration, first_lines, printable, say, warn
 from dataset.arrays import Arrays
+from dataset.manifest import precision_of_rows
 from dataset.matches import Matches
 from dataset.state import State
 from dataset.work_directory import COPIES, WorkDirectory
@@ -54,9 +55,9 @@ async def copy_computed(run: Run) -> None:
         own = Source(
             name=str(state.directory),
             index_id=state.index_id,
-            bucket=state.option("bucket") or "",
+            bucket=state.bucket,
             rows=state.slots(),
-            precision=Precision(state.option("precision") or Precision.FLOAT32),
+            precision=precision_of_rows(state) or Precision.FLOAT32,
             directory=state.directory,
         )
         with report.step(StepName.REUSE) as step:
@@ -78,7 +79,7 @@ async def copy_computed(run: Run) -> None:
 async def copy_matches(state: State, sources: list[Source], matches: Matches) -> int:
     """Copy vectors and thumbnails of matched images; returns of how many."""
     with Arrays(state.directory, state.slots()) as arrays:
-        copier = Copier(state, arrays, sources, matches, state.option("bucket") or "")
+        copier = Copier(state, arrays, sources, matches, state.bucket)
         seconds = await copier.run()
     say(f"Copied what {count(copier.copied, 'image')} need, in {duration(seconds)}.")
     if copier.damaged:

@@ -69,7 +69,7 @@ async def verify(state: State) -> dict[str, int]:
 
 
 async def _check_thumbnails(state: State) -> None:
-    path = GsPath(state.option("bucket") or "", thumbnail_directory(state.index_id))
+    path = GsPath(state.bucket, thumbnail_directory(state.index_id))
     missing, unused = await asyncio.to_thread(_compare_thumbnails, state, path)
     if missing:
         state.reopen(missing)
