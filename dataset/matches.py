@@ -39,7 +39,7 @@ class Use(enum.IntEnum):
 
     USABLE = 0
     FAILED_THERE = 1
-    COMPUTED_OTHERWISE = 2
+    COMPUTED_DIFFERENTLY = 2
 
 
 UNMATCHED = f"i.status = {PENDING} AND NOT EXISTS (SELECT 1 FROM matches m WHERE m.slot = i.slot)"
@@ -58,7 +58,7 @@ OF_KIND = "EXISTS (SELECT 1 FROM found f WHERE f.size = i.size AND f.crc32c = i.
 REASONS = f"""
 SELECT CASE
     WHEN {OF_KIND} {Use.FAILED_THERE}) THEN 'failed'
-    WHEN {OF_KIND} {Use.COMPUTED_OTHERWISE}) THEN 'otherwise'
+    WHEN {OF_KIND} {Use.COMPUTED_DIFFERENTLY}) THEN 'differently'
     WHEN EXISTS (SELECT 1 FROM found f WHERE f.object = i.object) THEN 'changed'
     ELSE 'new' END, count(*)
 FROM ingest.images i WHERE {UNMATCHED} GROUP BY 1
@@ -90,7 +90,7 @@ class Matched:
     new: int  # of no source
     changed: int  # a source has other bytes under this name
     failed: int  # could not be embedded there, and are tried again
-    otherwise: int  # only in sources that were computed otherwise
+    differently: int  # only in sources that were computed differently
 
 
 class Matches:
@@ -107,8 +107,8 @@ class Matches:
         remove_database(self._path)
 
     def add(self, images: Iterable[Found], *, usable: bool) -> None:
-        """Add the images of the next source; `usable` is false if it was computed otherwise."""
-        kind = Use.USABLE if usable else Use.COMPUTED_OTHERWISE
+        """Add the images of the next source; `usable` is false if it was computed differently."""
+        kind = Use.USABLE if usable else Use.COMPUTED_DIFFERENTLY
         values = (
             (
                 *(self._sources, i.row, i.object, i.size, i.crc32c, i.imagenet_class),
@@ -143,7 +143,7 @@ class Matches:
         return Matched(
             reused={source: count for source, count, _ in by_source},
             size=sum(size for *_, size in by_source),
-            **{kind: reasons.get(kind, 0) for kind in ("new", "changed", "failed", "otherwise")},
+            **{kind: reasons.get(kind, 0) for kind in ("new", "changed", "failed", "differently")},
         )
 
     def __iter__(self) -> Iterator[Match]:

@@ -303,7 +303,7 @@ def describe_reuse(reuse: Reuse, matched: Matched, *, would: bool) -> str:
         "new": matched.new,
         "changed": matched.changed,
         "failed there": matched.failed,
-        "computed otherwise": matched.otherwise,
+        "computed differently": matched.differently,
     }
     left = sum(others.values())
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in others.items() if number)
