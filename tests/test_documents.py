@@ -103,6 +103,15 @@ def test_messages_in_readme_are_those_of_the_program():
     assert [message for message in messages if message not in texts] == []
 
 
+def test_numbers_are_where_contributing_says():
+    rows = table_rows(section("CONTRIBUTING.md", "## Numbers that one may want to change"))
+    for _, where, *_ in rows[2:]:
+        names, file = where.rsplit(" in ", 1)
+        text = (ROOT / file.strip("`")).read_text()
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(?:class |[\w, ]*\b){name}\b.*(?:=|:)", text, re.M), where
+
+
 def test_the_first_command_is_within_25_lines():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert any("python ingest.py " in line for line in lines[:25])
