@@ -17,7 +17,7 @@ from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.page.query import choice, embedding_choice
 from local_forager.page.rows import WAIT, array_response
 from local_forager.page.state import PAGE, View
-from local_forager.server.api import GENERATION, dataset_of
+from local_forager.server.api import dataset_of
 from local_forager.server.database import SplitCounts
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
@@ -33,7 +33,7 @@ async def datasets(request: web.Request) -> answers.DatasetList:
             num_train, num_val = await page.database.counts(dataset.id)
             opens = DATASET_NAME.fullmatch(name) is not None
             cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
-    generation = request.app[GENERATION].value
+    generation = page.database.generation.value
     return {"generation": generation, "bucket": page.bucket, "datasets": cards}
 
 

@@ -65,7 +65,11 @@ async def shell(request: web.Request) -> web.Response:
 
 
 async def guard(request: web.Request, response: web.StreamResponse) -> None:
-    """Headers that make a browser keep other sites out and trust the media types."""
+    """Headers that make a browser keep other sites out and trust the media types.
+
+    Forager-Page tells clients that the page is here, not on port 4000 as a real Forager's.
+    """
+    response.headers["Forager-Page"] = "/"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     response.headers["Referrer-Policy"] = "no-referrer"
