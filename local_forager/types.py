@@ -185,9 +185,8 @@ class Finding(TypedDict):
 class AllPairs(TypedDict):
     """The comparison of all pairs of a large index, for near duplicates."""
 
-    state: (
-        str  # "none": every comparison is of all pairs; "waiting" for exact=1; "working", "ready"
-    )
+    # "none": every comparison is of all pairs; "waiting" for exact=1; "working", "ready"
+    state: str
     progress: float  # 0 to 1
     duration: str  # about how long it takes, in words
 

@@ -56,7 +56,7 @@ class ConnectedRows:
         return [rows for rows in members.values() if len(rows) > 1]
 
 
-def exact_duplicates(vectors: Vectors, failed: np.ndarray) -> RowGroups:
+def exact_duplicates(vectors: Vectors, failed: np.ndarray, progress: Progress) -> RowGroups:
     """Groups of images with bit-identical vectors."""
     rows_of: dict[bytes, list[int]] = {}
     for start, block in vectors.blocks():
@@ -64,6 +64,7 @@ def exact_duplicates(vectors: Vectors, failed: np.ndarray) -> RowGroups:
             if not failed[row]:
                 digest = hashlib.blake2b(vector.tobytes(), digest_size=16).digest()
                 rows_of.setdefault(digest, []).append(row)
+        progress((start + len(block)) / vectors.rows)
     return [rows for rows in rows_of.values() if len(rows) > 1]
 
 

@@ -137,16 +137,12 @@ class Health:
         if name == "failed":
             return None
         if name == "exact":
-            return self._job(
-                "exact", True, lambda report: comparisons.exact_duplicates(*self._compared)
-            )
+            return self._job("exact", True, partial(comparisons.exact_duplicates, *self._compared))
         if name == "disagree":
             check = partial(comparisons.disagreeing, *self._compared, self._table.positive())
             return self._job("disagree", start, check, self._version)
-        if not self.in_lists:
-            return self._every_pair(start)
-        every = self._every_pair(start=False)  # of a large index, only a person starts it
-        if every and every.result():
+        every = self._every_pair(start and not self.in_lists)  # else only a person starts it
+        if not self.in_lists or (every and every.result()):
             return every
         return self._job("near in lists", start, partial(near_in_lists, self._index, self._by))
 

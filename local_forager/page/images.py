@@ -163,7 +163,7 @@ async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
     rows = np.unique(np.frombuffer(body, "<i4"))
     if len(rows) and not 0 <= rows[0] <= rows[-1] < len(view.index.names):
         raise PageError(400, f"There are {len(view.index.names):,} rows, from 0.")
-    label = None
+    label: dict[str, str] = {}
     if name == "labels":
         query = request.query
         label = label_to_export(query.get("category", ""), query.get("mode", POSITIVE))

@@ -122,17 +122,12 @@ async def listing(request: web.Request, view: View) -> Listing:
 
 def grouped(groups: RowGroups, chosen: np.ndarray, vectors: Vectors) -> Listing:
     """The chosen images of each group; distances are to the first one of the group."""
-    left = [[row for row in group if chosen[row]] for group in groups]
-    rows = np.array([row for group in left for row in group], np.int64)
-    firsts = np.array([group[0] for group in left for _ in group], np.int64)
-    leads = np.array(
-        [
-            len(group) > 1 and row == kept[0]
-            for group, kept in zip(groups, left, strict=True)
-            for row in kept
-        ],
-        bool,
-    )
+    shown = []  # row, first row of its group, whether it is the first that is shown of several
+    for group in groups:
+        kept = [row for row in group if chosen[row]]
+        shown += [(row, group[0], row == kept[0] and len(group) > 1) for row in kept]
+    rows, firsts, first_shown = np.array(shown, np.int64).reshape(-1, 3).T
+    leads = first_shown.astype(bool)
     if not leads.any():
         return Listing(rows)
     distances = np.zeros(len(rows), np.float32)

@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,6 @@ CREATE TABLE IF NOT EXISTS box (
 );
 CREATE TEMP VIEW finite_box AS  -- JSON has no infinity; earlier versions stored it
     SELECT * FROM box WHERE max(abs(x1), abs(y1), abs(x2), abs(y2)) < 9e999;
-CREATE TEMP TABLE wanted (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 ADD_LABEL = "INSERT INTO label (item, user, category, mode, created_by) VALUES (?, ?, ?, ?, ?)"
 ADD_BOX = """
@@ -203,15 +203,13 @@ class Database:
         annotation(number of images) returns (user, category, mode, created_by). It is called only
         if an image is known: real servers read the rest of the payload only then.
         """
+        wanted = json.dumps([str(text) for text in identifiers])
+        statement = """
+            SELECT id FROM item
+            WHERE dataset = ? AND identifier IN (SELECT value FROM json_each(?))"""
 
         def insert(db: sqlite3.Connection) -> int:
-            db.execute("DELETE FROM wanted")
-            db.executemany(
-                "INSERT OR IGNORE INTO wanted VALUES (?)", ((str(text),) for text in identifiers)
-            )
-            items = db.execute(
-                "SELECT id FROM wanted JOIN item USING (identifier) WHERE dataset = ?", (dataset,)
-            ).fetchall()
+            items = db.execute(statement, (dataset, wanted)).fetchall()
             if not items:
                 return 0
             user, category, mode, created_by = annotation(len(items))

@@ -70,7 +70,7 @@ def test_exact_and_near_duplicates(tmp_path, vectors):
     vectors[8:10] = 0
     failed = ~vectors.any(axis=1)
     embedding = write(tmp_path, vectors)
-    assert comparisons.exact_duplicates(embedding, failed) == [[3, 20]]
+    assert comparisons.exact_duplicates(embedding, failed, ignore) == [[3, 20]]
     near = comparisons.near_duplicates(embedding, failed, ignore)
     assert near.complete
     assert near.groups == [[3, 20, 450]]
