@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from testing.browser.chromium import MISSING, chromium, chromium_path
+from testing.browser import MISSING, chromium, chromium_path
 from testing.servers.processes import LONGEST_S
 from tests.local_forager.page_server import (
     COPY,
