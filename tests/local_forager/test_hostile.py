@@ -128,10 +128,14 @@ def ask_raw(server, head):
 
 @pytest.mark.parametrize(
     "host",
-    [b"", b":80", b"localhost:x", b"localhost:99999", b"[::1", b"a b", b"[v1.x]", b"\xff", b"@"],
+    [b"", b":80", b"localhost:x", b"localhost:99999", b"[::1", b"a b", b"[v1.x]", b"\xff", b"@",
+     b"evil.example"],
 )  # fmt: skip
-def test_bad_hosts_are_refused_without_a_traceback(server, host):
-    assert b" 400 " in ask_raw(server, b"GET /page/datasets HTTP/1.1\r\nHost: " + host)
+def test_other_hosts_are_refused_without_a_traceback(server, host):
+    for path in (b"page/datasets", b"api/get_datasets_v2"):
+        head = b"GET /" + path + b" HTTP/1.1\r\nHost: "
+        assert b" 200 " in ask_raw(server, head + b"localhost:8000")
+        assert b" 400 " in ask_raw(server, head + host)
     assert "Traceback" not in log_of(server)
 
 

@@ -179,31 +179,18 @@ def test_create_of_a_missing_bucket_saves_nothing(start):
     assert status == 500 and "<script" not in page
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b'{"dataset": "x"}', b""])
-def test_create_with_a_bad_body(start, body):
+def test_errors_are_json_or_html_as_those_of_real_servers(start):
     server = start("B")
-    url = f"{server.url}/api/create_dataset_v2"
-    assert ask(url, body, method="POST")[:2] == (500, "text/html")
-
-
-def test_unknown_dataset_is_json_and_unknown_route_html(start):
-    server = start("B")
+    api = f"{server.url}/api"
+    for body in (b"{", b"[]", b"{}", b'{"dataset": "x"}', b""):
+        assert ask(f"{api}/create_dataset_v2", body, "POST")[:2] == (500, "text/html")
     unknown = (404, "application/json", {"detail": "Not found."})
-    assert server.info() == unknown
-    assert server.label(["a"]) == unknown
-    for path in ("api/get_dataset_info/birds", "api/get_dataset_info_v2/", "api/nothing"):
-        assert ask(f"{server.url}/{path}")[:2] == (404, "text/html")
-
-
-def test_wrong_method(start):
-    server = start("B")
-    status, kind, body = ask(f"{server.url}/api/create_dataset_v2")
-    assert (status, kind, body) == (
-        405,
-        "application/json",
-        {"detail": 'Method "GET" not allowed.'},
-    )
-    assert ask(f"{server.url}/api/get_dataset_info_v2/{server.name}", {"a": 1})[0] == 405
+    assert server.info() == server.label(["a"]) == unknown
+    for path in ("get_dataset_info/birds", "get_dataset_info_v2/", "nothing"):
+        assert ask(f"{api}/{path}")[:2] == (404, "text/html")
+    not_allowed = {"detail": 'Method "GET" not allowed.'}
+    assert ask(f"{api}/create_dataset_v2") == (405, "application/json", not_allowed)
+    assert ask(f"{api}/get_dataset_info_v2/{server.name}", {"a": 1})[0] == 405
 
 
 @pytest.mark.parametrize(("generation", "status"), [("A", 404), ("B", 200)])
@@ -267,12 +254,6 @@ def test_body_limit(start, images, size, status):
     assert answer[1] == ("text/html" if status == 400 else "application/json")
 
 
-def test_other_hosts_are_refused(start):
-    server = start("B")
-    assert ask(f"{server.url}/api/get_datasets_v2", headers={"Host": "localhost:8000"})[0] == 200
-    assert ask(f"{server.url}/api/get_datasets_v2", headers={"Host": "evil.example"})[0] == 400
-
-
 @pytest.mark.parametrize(
     "origin",
     ["http://evil.example", "http://localhost:1", "http://HOST.evil.example", "null", "http://["],
@@ -283,12 +264,8 @@ def test_posts_of_other_sites_are_refused(start, images, origin):
     host = server.url.removeprefix("http://")
     headers = {"Origin": origin.replace("HOST", host), "Content-Type": "text/plain"}
     bucket = images("train/a.jpg")
-    payload = {
-        "dataset": server.name,
-        "train_path": f"gs://{bucket}/train/",
-        "val_path": f"gs://{bucket}/val/",
-        "index_id": "x",
-    }
+    payload = {"dataset": server.name, "index_id": "x"}
+    payload |= {f"{split}_path": f"gs://{bucket}/{split}/" for split in ("train", "val")}
     url = f"{server.url}/api/create_dataset_v2"
     assert ask(url, payload, headers=headers)[0] == 403
     assert server.info()[0] == 404
