@@ -5,7 +5,7 @@ import hashlib
 import re
 import shutil
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import StorageError
@@ -28,8 +28,8 @@ RETRY_AFTER = 5.0  # seconds after which a failed copy is tried again
 class IndexCopy:
     """One index that is being copied: index is None until the task has finished."""
 
-    task: asyncio.Task[None]
     directory: Path
+    task: asyncio.Task[None] = field(init=False)
     total: int = 0  # bytes; 0 until the number of images is known
     index: Index | None = None
     problem: str | None = None
@@ -64,13 +64,11 @@ class IndexCopies:
             or (copy.problem and loop.time() - copy.ended > RETRY_AFTER)
             or (copy.index and not copy.index.is_whole())
         ):
-            task = loop.create_task(self._fetch(index_id))
-            copy = self._copies[index_id] = IndexCopy(task, self.directory(index_id))
+            copy = self._copies[index_id] = IndexCopy(self.directory(index_id))
+            copy.task = loop.create_task(self._fetch(index_id, copy))
         return copy
 
-    async def _fetch(self, index_id: str) -> None:
-        await asyncio.sleep(0)  # get() stores the copy meanwhile
-        copy = self._copies[index_id]
+    async def _fetch(self, index_id: str, copy: IndexCopy) -> None:
         try:
             copy.index = await self._open(index_id, copy)
         except PageError as error:

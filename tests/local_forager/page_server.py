@@ -16,6 +16,11 @@ from local_forager.indexes.index import Index
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
 
+try:
+    from playwright.sync_api import expect
+except ImportError:
+    expect = None  # the fixture `browser` skips the tests that use it
+
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
     f"d/val/v{row:02}.jpg" for row in range(20)
 ]
@@ -146,8 +151,6 @@ def complete(page):
 
 def total(page, text):
     """Wait until the page says how many images it shows."""
-    from playwright.sync_api import expect
-
     expect(page.locator(".total")).to_have_text(re.compile(f"^{text}$"))
     complete(page)
 
@@ -163,6 +166,11 @@ def wait_for_pictures(page, selector=".grid .tile"):
             || tile.querySelector('img').naturalWidth > 0); }""",
         selector,
     )
+
+
+def focused(page, image):
+    """Wait until the keyboard's focus is on the tile of this row."""
+    until(page, f"document.activeElement.getAttribute('href')?.endsWith('image={image}')")
 
 
 def shown_rows(page):

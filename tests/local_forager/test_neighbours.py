@@ -54,13 +54,10 @@ def test_neighbours_leave_out_failed_images(tmp_path, vectors):
     assert sorted(found.rows) == [row for row in range(1, ROWS, 2) if row != 7]
 
 
-def test_neighbours_of_the_only_image(tmp_path, vectors):
+def test_neighbours_of_the_only_image_and_of_none(tmp_path, vectors):
     assert len(write(tmp_path, vectors[:1]).neighbours(0, 5, none_failed(1)).rows) == 0
-
-
-def test_an_empty_array(tmp_path):
-    embedding = write(tmp_path, np.zeros((0, 8)))
-    assert len(embedding.similarities(np.zeros(8, np.float32))) == 0
+    empty = write(tmp_path, np.zeros((0, 8)))
+    assert len(empty.similarities(np.zeros(8, np.float32))) == 0
 
 
 def test_exact_and_near_duplicates(tmp_path, vectors):

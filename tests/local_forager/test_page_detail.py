@@ -3,7 +3,6 @@
 import io
 import re
 
-import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
@@ -13,15 +12,13 @@ from tests.local_forager.page_server import (
     COPY,
     FAILED,
     complete,
-    shows_rows,
+    expect,
+    focused,
     total,
     until,
     wait_for,
     wait_for_pictures,
-)
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-expect = playwright.expect
+)  # fmt: skip
 
 
 def title(page):
@@ -75,20 +72,23 @@ def test_walk_by_keyboard(server, tabs):
     expect(title(page)).to_have_text("t03.jpg")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=3')")
+    focused(page, 3)
     page.keyboard.press("End")
-    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=79')")
+    focused(page, 79)
+    page.keyboard.press("?")
+    shortcuts = page.get_by_role("dialog", name="Keyboard shortcuts")
+    expect(shortcuts).to_contain_text("open the image nearest to the middle")
+    page.keyboard.press("Escape")
+    expect(shortcuts).to_be_hidden()
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    expect(shortcuts).to_be_visible()
 
 
-def test_failed_image(server, tabs):
+def test_images_that_cannot_be_shown(server, tabs):
     page = tabs(f"{server.url}/d?image={FAILED}")
-    expect(page.get_by_text("It failed at ingest. The object is empty.")).to_be_visible()
-    expect(page.get_by_text("This image cannot be shown. The object is empty.")).to_be_visible()
+    for what in ("It failed at ingest", "This image cannot be shown"):
+        expect(page.get_by_text(f"{what}. The object is empty.")).to_be_visible()
     expect(page.locator(".strip")).to_have_count(0)
-
-
-def test_no_such_image(server, tabs):
-    page = tabs(server.url)
     for image, message in (("80", "There is no row 80"), ("x", "There is no such image")):
         page.goto(f"{server.url}/d?image={image}")
         dialog = page.get_by_role("dialog")
@@ -96,16 +96,6 @@ def test_no_such_image(server, tabs):
         page.get_by_role("button", name="Back to the images").click()
         expect(dialog).to_be_hidden()
         total(page, "80 images")
-
-
-def test_class_link_filters(server, tabs):
-    page = tabs(f"{server.url}/d?image=0")
-    page.locator("#detail dl a").click()
-    expect(page.locator(".summary .chip")).to_contain_text("ImageNet class")
-    kinds = synthetic.kind_of(np.arange(80))
-    kinds[COPY] = kinds[2]
-    kinds[FAILED] = -1
-    shows_rows(page, np.flatnonzero(kinds == kinds[0]).tolist())
 
 
 def test_back_after_closing_does_not_reopen(server, tabs):
@@ -126,7 +116,8 @@ def test_back_after_closing_does_not_reopen(server, tabs):
 
 
 def test_keys_work_while_neighbours_are_compared(server, tabs):
-    page = tabs(server.url)
+    """The focus returns to the image that was seen last, also after another view."""
+    page = tabs("about:blank")
     held = []
     page.route("**/neighbours/*?*", lambda route: held.append(route))
     page.goto(f"{server.url}/d?image=50")
@@ -135,21 +126,11 @@ def test_keys_work_while_neighbours_are_compared(server, tabs):
     expect(title(page)).to_have_text("t51.jpg")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=51')")
+    focused(page, 51)
     assert len(held) == 2
     for route in held:
         route.continue_()
     complete(page)
-
-
-def test_focus_returns_to_the_image_seen_last(server, tabs):
-    page = tabs(f"{server.url}/d?image=50")
-    expect(title(page)).to_have_text("t50.jpg")
-    page.keyboard.press("ArrowRight")
-    expect(title(page)).to_have_text("t51.jpg")
-    page.keyboard.press("Escape")
-    expect(page.get_by_role("dialog")).to_be_hidden()
-    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=51')")
     page.get_by_role("link", name="Health").click()
     page.get_by_role("link", name="Images", exact=True).click()
     total(page, "80 images")
@@ -196,33 +177,54 @@ def test_rotated_photograph_is_shown_as_the_models_see_it(server, tabs, dataset_
     assert full["width"] / full["height"] == pytest.approx(200 / 150, abs=0.02)
 
 
-def test_shortcuts(server, tabs):
-    page = tabs(f"{server.url}/d")
-    total(page, "80 images")
-    page.keyboard.press("?")
-    dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
-    expect(dialog).to_contain_text("open the image nearest to the middle")
-    page.keyboard.press("Escape")
-    expect(dialog).to_be_hidden()
-    page.get_by_role("button", name="Keyboard shortcuts").click()
-    expect(dialog).to_be_visible()
+def placed(rect, frame, box, scale):
+    """Check that a rectangle is drawn where a box is, in pixels from the frame's corner."""
+    left, top, right, bottom = (scale * corner for corner in box)
+    assert rect["x"] - frame["x"] == pytest.approx(left, abs=3)
+    assert rect["y"] - frame["y"] == pytest.approx(top, abs=3)
+    assert rect["width"] == pytest.approx(right - left, abs=5)
+    assert rect["height"] == pytest.approx(bottom - top, abs=5)
 
 
-def test_boxes_are_drawn(server, tabs, dataset_name):
-    server.publish(dataset_name, [f"{dataset_name}/train/a.jpg"], 1)
-    server.box(dataset_name, "a", "<b>dog", (20, 30, 120, 90))
-    server.box(dataset_name, "a", "cat", (150, 140, 199, 10), "NEGATIVE")
-    page = tabs(f"{server.url}/{dataset_name}?image=0")
-    overlay = page.locator("#detail .boxes")
-    expect(overlay.locator("text")).to_have_text(["<b>dog", "cat: negative"])
-    image, box = page.locator(".full").bounding_box(), overlay.locator("rect").first.bounding_box()
-    scale = image["width"] / 200
-    assert box["x"] - image["x"] == pytest.approx(20 * scale, abs=3)
-    assert box["y"] - image["y"] == pytest.approx(30 * scale, abs=3)
-    assert box["width"] == pytest.approx(100 * scale, abs=4)
-    page.get_by_label("Show the 2 boxes").uncheck()
+def test_boxes(server, tabs, dataset_name):
+    names = [f"{dataset_name}/train/{letter}.jpg" for letter in "abc"]
+    server.publish(dataset_name, names, 3, shapes={1: (100, 200)})
+    hostile = "<b>\u202edog"
+    server.box(dataset_name, "a", hostile, (10, 30, 120, 90))  # begins left of what the tile shows
+    server.box(dataset_name, "b", "cat", (20, 199, 90, 120), "NEGATIVE")
+    page = tabs(f"{server.url}/{dataset_name}")
+    total(page, "3 images")
+    wait_for_pictures(page)
+    tiles = page.locator(".cell:not([hidden]) .tile")
+    expect(tiles.locator(".boxes text")).to_have_text([hostile, "cat: negative"])
+    expect(tiles.first.locator("img")).to_have_attribute("alt", f"a.jpg, box {hostile}")
+    for place, side, box in ((0, 150, (-15, 30, 95, 90)), (1, 100, (20, 70, 90, 149))):
+        tile = tiles.nth(place).bounding_box()
+        rect = tiles.nth(place).locator("rect").bounding_box()
+        placed(rect, tile, box, tile["width"] / side)
+        text = tiles.nth(place).locator("text").bounding_box()
+        assert text["x"] >= tile["x"] and 8 < text["height"] < 20
+    page.get_by_label("Boxes", exact=True).uncheck()
+    expect(tiles.first.locator(".boxes")).to_be_hidden()
+    tiles.first.click()
+    overlay, switch = page.locator("#detail .boxes"), page.get_by_label("Show the box")
+    until(page, "document.querySelector('.full').naturalWidth === 200")
     expect(overlay).to_be_hidden()
+    switch.check()  # the same switch
+    expect(overlay.locator("text")).to_have_text(hostile)
+    full = page.locator(".full").bounding_box()
+    placed(overlay.locator("rect").bounding_box(), full, (10, 30, 120, 90), full["width"] / 200)
+    page.keyboard.press("Escape")
+    expect(page.get_by_label("Boxes", exact=True)).to_be_checked()
+    expect(tiles.first.locator(".boxes")).to_be_visible()
+    page.get_by_label("Boxes", exact=True).uncheck()
     page.reload()
-    expect(page.get_by_label("Show the 2 boxes")).not_to_be_checked()
-    page.get_by_label("Show the 2 boxes").check()
-    expect(overlay).to_be_visible()
+    expect(page.get_by_label("Boxes", exact=True)).not_to_be_checked()
+
+
+def test_no_boxes_on_thumbnails_of_unknown_size(server, tabs, dataset_name):
+    server.publish(dataset_name, [f"{dataset_name}/train/a.jpg"], 1, with_manifest=False)
+    server.box(dataset_name, "a", "dog", (10, 30, 120, 90))
+    page = tabs(f"{server.url}/{dataset_name}")
+    expect(page.locator(".tile img").first).to_have_attribute("alt", "a.jpg, box dog")
+    expect(page.locator(".tile .boxes")).to_have_count(0)

@@ -3,21 +3,18 @@
 import re
 
 import numpy as np
-import pytest
 
 from local_forager.indexes import index as imagenet
 from tests.local_forager.page_server import (
     COPY,
     FAILED,
     complete,
+    expect,
     shows_rows,
     total,
     until,
     wait_for,
-)
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-expect = playwright.expect
+)  # fmt: skip
 
 
 def drawn(page):
@@ -51,18 +48,25 @@ def point_on_map(page, row):
 
 def test_map_hovers_and_opens(server, tabs):
     page = tabs(f"{server.url}/d?view=map")
-    expect(page.locator(".legend")).to_contain_text("train")
     complete(page)
     x, y = point_on_map(page, 10)
     page.mouse.move(x, y)
-    expect(page.locator(".tip img")).to_be_visible()
+    tip = page.locator(".tip")
+    expect(tip.locator("img")).to_be_visible()
     until(page, "document.querySelector('.tip img').naturalWidth > 0")
+    page.mouse.wheel(0, -1)  # the point stays under the pointer
+    expect(tip).to_be_visible()
     page.mouse.click(x, y)
     expect(page.get_by_role("dialog")).to_be_visible()
     expect(page).to_have_url(re.compile(r"image=\d+"))
     page.go_back()
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(page.locator("canvas")).to_be_visible()
+    page.mouse.move(x + 1, y)
+    expect(tip).to_be_visible()
+    for _ in range(3):
+        page.locator("canvas").press("ArrowUp")
+    expect(tip).to_be_hidden()
 
 
 def test_map_colours_and_filters(server, tabs):
@@ -121,20 +125,6 @@ def test_map_keeps_its_place(server, tabs):
     wait_until_drawn(page, lambda text: text == place)
     page.get_by_role("button", name="Show all").click()
     expect(page).not_to_have_url(re.compile("at="))
-
-
-def test_tooltip_follows_the_map(server, tabs):
-    page = tabs(f"{server.url}/d?view=map")
-    complete(page)
-    x, y = point_on_map(page, 10)
-    page.mouse.move(x, y)
-    tip = page.locator(".tip")
-    expect(tip).to_be_visible()
-    page.mouse.wheel(0, -1)  # the point stays under the pointer
-    expect(tip).to_be_visible()
-    for _ in range(3):
-        page.locator("canvas").press("ArrowUp")
-    expect(tip).to_be_hidden()
 
 
 def test_map_pans_and_zooms(server, tabs):

@@ -11,14 +11,12 @@ from tests.local_forager.page_server import (
     COPY,
     FAILED,
     complete,
+    expect,
     shows_rows,
     total,
     until,
     wait_for_pictures,
-)
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-expect = playwright.expect
+)  # fmt: skip
 
 
 def selected(page, number):
@@ -64,13 +62,11 @@ def test_boxes_ranges_and_single_images(server, tabs):
 def test_selection_by_keyboard(server, tabs):
     page = open_grid(server, tabs)
     tile(page, 0).locator("a").focus()
-    page.keyboard.press(" ")
-    selected(page, 1)
-    page.keyboard.press("Shift+ArrowRight")
-    page.keyboard.press("Shift+ArrowRight")
-    selected(page, 3)
-    page.keyboard.press(" ")
-    selected(page, 2)
+    for keys, number in (
+        (" ", 1), ("Shift+ArrowRight", 2), ("Shift+ArrowRight", 3), (" ", 2),
+    ):  # fmt: skip
+        page.keyboard.press(keys)
+        selected(page, number)
     until(page, "document.activeElement.parentElement.ariaPosInSet === '3'")
     page.keyboard.press("ControlOrMeta+a")
     selected(page, 80)
@@ -201,13 +197,6 @@ def test_export(server, tabs):
     document = json.loads(data)
     assert len(document) == 5
     assert document["d/val/v00.jpg"] == [{"category": "seen", "mode": "UNSURE"}]
-
-
-def test_export_needs_a_category(server, tabs):
-    page = open_grid(server, tabs)
-    page.get_by_role("button", name="Select all").click()
-    page.get_by_role("button", name="Export…").click()
-    page.get_by_text("Label file").click()
     page.get_by_label("Category").fill(" ")
     page.get_by_role("button", name="Download").click()
     expect(page.locator("#export [role=status]")).to_have_text("A label file needs a category.")
