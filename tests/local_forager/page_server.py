@@ -1,7 +1,6 @@
-"""A local Forager with buckets of its own, and what the page's tests wait for in a browser."""
+"""A local Forager with buckets of its own, and requests to it."""
 
 import json
-import re
 import time
 import uuid
 from contextlib import contextmanager
@@ -15,11 +14,6 @@ import gcs
 from local_forager.indexes.index import Index
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
-
-try:
-    from playwright.sync_api import expect
-except ImportError:
-    expect = None  # the fixture `browser` skips the tests that use it
 
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
     f"d/val/v{row:02}.jpg" for row in range(20)
@@ -130,55 +124,3 @@ def page_server(directory, *options):
     service = local_forager(directory, directory / "log", "--bucket", index, *options)
     with service:
         yield PageServer(service, images, index, directory)
-
-
-# In a browser. The page's policy forbids Playwright's wait_for_function, hence until().
-
-
-def until(page, expression, argument=None):
-    """Wait until a JavaScript expression is true, or a function of argument returns true."""
-    wait_for(lambda: page.evaluate(expression, argument), expression)
-
-
-def complete(page):
-    """Wait until the page shows all of its view, pictures on the map included."""
-    until(
-        page,
-        """() => document.querySelector('main').ariaBusy === 'false'
-                 && !document.querySelector('[aria-busy=true]')""",
-    )
-
-
-def total(page, text):
-    """Wait until the page says how many images it shows."""
-    expect(page.locator(".total")).to_have_text(re.compile(f"^{text}$"))
-    complete(page)
-
-
-def wait_for_pictures(page, selector=".grid .tile"):
-    """Wait for all thumbnails on the screen, except those of failed images."""
-    until(
-        page,
-        """selector => {
-          const tiles = [...document.querySelectorAll(selector)].filter(tile =>
-            !tile.closest('[hidden]') && tile.getBoundingClientRect().top < innerHeight);
-          return tiles.length && tiles.every(tile => tile.textContent.includes('failed')
-            || tile.querySelector('img').naturalWidth > 0); }""",
-        selector,
-    )
-
-
-def focused(page, image):
-    """Wait until the keyboard's focus is on the tile of this row."""
-    until(page, f"document.activeElement.getAttribute('href')?.endsWith('image={image}')")
-
-
-def shown_rows(page):
-    """Rows of the visible tiles, ascending."""
-    links = page.locator(".grid .cell:not([hidden]) a").evaluate_all("as => as.map(a => a.href)")
-    return sorted(int(match[1]) for link in links if (match := re.search(r"image=(\d+)", link)))
-
-
-def shows_rows(page, rows):
-    """Wait until the visible tiles are those of rows."""
-    wait_for(lambda: shown_rows(page) == sorted(rows), f"rows {rows}, last {shown_rows(page)}")

@@ -8,7 +8,8 @@ from local_forager.analysis import comparisons
 from local_forager.indexes import vectors as approximate
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
-from tests.local_forager.page_server import COPY, FAILED, NAMES, get, page_server, total, wait_for
+from tests.local_forager import screen
+from tests.local_forager.page_server import COPY, FAILED, NAMES, get, page_server, wait_for
 from tests.local_forager.test_page_api import conforms
 
 ROWS, DIMENSIONS, FAILED_ROW = 6_000, 32, 17
@@ -152,7 +153,7 @@ def test_near_duplicates_of_a_large_index(server, tabs):
     page.get_by_role("button", name="Compare all pairs for near duplicates: about a minute").click()
     finding.get_by_text("Only roughly similar images were compared").wait_for(state="hidden")
     finding.get_by_text("Show 2 images in 1 group").click()
-    total(page, "2 of 80 images")
+    screen.total(page, "2 of 80 images")
 
 
 def test_everything_works_without_faiss(tmp_path, monkeypatch):

@@ -8,17 +8,9 @@ from PIL import ExifTags, Image
 
 import gcs
 from testing import synthetic
-from tests.local_forager.page_server import (
-    COPY,
-    FAILED,
-    complete,
-    expect,
-    focused,
-    total,
-    until,
-    wait_for,
-    wait_for_pictures,
-)  # fmt: skip
+from tests.local_forager import screen
+from tests.local_forager.page_server import COPY, FAILED, wait_for
+from tests.local_forager.screen import expect
 
 
 def title(page):
@@ -27,15 +19,15 @@ def title(page):
 
 def test_facts_and_neighbours(server, tabs):
     page = tabs(f"{server.url}/d")
-    wait_for_pictures(page)
-    page.locator(".cell:not([hidden]) a").nth(2).click()
+    screen.wait_for_pictures(page)
+    screen.tiles(page).nth(2).click()
     dialog = page.get_by_role("dialog")
     expect(title(page)).to_have_text("t02.jpg")
     expect(dialog.get_by_text("200 × 150 pixels")).to_be_visible()
     expect(dialog.locator("dl")).to_contain_text(f"gs://{server.images}/d/train/t02.jpg")
     expect(dialog.locator("dl")).to_contain_text("train · row 2")
     expect(dialog.locator(".labels")).to_have_text("bird")
-    until(page, "document.querySelector('.full').naturalWidth === 200")
+    screen.until(page, "document.querySelector('.full').naturalWidth === 200")
     strip = dialog.locator(".strip li")
     expect(strip).to_have_count(24)
     expect(strip.first).to_have_text("0.000")
@@ -46,7 +38,7 @@ def test_facts_and_neighbours(server, tabs):
     expect(title(page)).to_have_text("t02.jpg")
     page.go_back()
     expect(dialog).to_be_hidden()
-    total(page, "80 images")
+    screen.total(page, "80 images")
 
 
 def test_compares_by_each_embedding(server, tabs):
@@ -56,15 +48,14 @@ def test_compares_by_each_embedding(server, tabs):
         page.get_by_role("radio", name=by, exact=True).check()
         expect(page).to_have_url(re.compile(f"by={by}(&|$)"))
     expect(page.locator(".strip li")).to_have_count(24)
-    page.get_by_role("link", name="Sort all images by similarity").click()
-    total(page, "79 of 80 images")  # all but the failed one
+    screen.follow(page, "Sort all images by similarity", 79)  # all but the failed one
     expect(page.locator(".summary .chip")).to_contain_text("by similarity to t00.jpg")
 
 
 def test_walk_by_keyboard(server, tabs):
     page = tabs(f"{server.url}/d")
-    wait_for_pictures(page)
-    page.locator(".cell:not([hidden]) a").first.focus()
+    screen.wait_for_pictures(page)
+    screen.tiles(page).first.focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "Enter"):
         page.keyboard.press(key)
     expect(title(page)).to_have_text("t02.jpg")
@@ -72,9 +63,9 @@ def test_walk_by_keyboard(server, tabs):
     expect(title(page)).to_have_text("t03.jpg")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    focused(page, 3)
+    screen.focused(page, 3)
     page.keyboard.press("End")
-    focused(page, 79)
+    screen.focused(page, 79)
     page.keyboard.press("?")
     shortcuts = page.get_by_role("dialog", name="Keyboard shortcuts")
     expect(shortcuts).to_contain_text("open the image nearest to the middle")
@@ -95,23 +86,22 @@ def test_images_that_cannot_be_shown(server, tabs):
         expect(dialog).to_contain_text(message)
         page.get_by_role("button", name="Back to the images").click()
         expect(dialog).to_be_hidden()
-        total(page, "80 images")
+        screen.total(page, "80 images")
 
 
 def test_back_after_closing_does_not_reopen(server, tabs):
     page = tabs(f"{server.url}/d?split=train")
-    total(page, "60 of 80 images")
-    page.locator(".cell:not([hidden]) a").nth(2).click()
+    screen.total(page, "60 of 80 images")
+    screen.tiles(page).nth(2).click()
     expect(title(page)).to_have_text("t02.jpg")
     page.locator(".strip li a").nth(1).click()
     expect(title(page)).not_to_have_text("t02.jpg")
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(page).to_have_url(f"{server.url}/d?split=train")
-    page.locator(".filters").get_by_role("link", name="All 80").click()
-    total(page, "80 images")
+    screen.follow(page, "All 80", 80, ".filters")
     page.go_back()
-    total(page, "60 of 80 images")
+    screen.total(page, "60 of 80 images")
     expect(page.get_by_role("dialog")).to_be_hidden()
 
 
@@ -126,15 +116,17 @@ def test_keys_work_while_neighbours_are_compared(server, tabs):
     expect(title(page)).to_have_text("t51.jpg")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    focused(page, 51)
+    screen.focused(page, 51)
     assert len(held) == 2
     for route in held:
         route.continue_()
-    complete(page)
+    screen.complete(page)
     page.get_by_role("link", name="Health").click()
     page.get_by_role("link", name="Images", exact=True).click()
-    total(page, "80 images")
-    until(page, "document.querySelector('.grid a[tabindex=\"0\"]')?.href.endsWith('image=51')")
+    screen.total(page, "80 images")
+    screen.until(
+        page, "document.querySelector('.grid a[tabindex=\"0\"]')?.href.endsWith('image=51')"
+    )
 
 
 def test_thumbnail_until_the_original_is_here(server, tabs):
@@ -172,7 +164,7 @@ def test_rotated_photograph_is_shown_as_the_models_see_it(server, tabs, dataset_
     page = tabs(f"{server.url}/{dataset_name}?image=0")
     expect(page.locator("#detail dl")).to_contain_text("200 × 150 pixels")
     expect(page.locator("#detail dl")).to_contain_text("as the models see it")
-    until(page, "document.querySelector('.full').complete")
+    screen.until(page, "document.querySelector('.full').complete")
     full = page.locator(".full").bounding_box()
     assert full["width"] / full["height"] == pytest.approx(200 / 150, abs=0.02)
 
@@ -193,8 +185,8 @@ def test_boxes(server, tabs, dataset_name):
     server.box(dataset_name, "a", hostile, (10, 30, 120, 90))  # begins left of what the tile shows
     server.box(dataset_name, "b", "cat", (20, 199, 90, 120), "NEGATIVE")
     page = tabs(f"{server.url}/{dataset_name}")
-    total(page, "3 images")
-    wait_for_pictures(page)
+    screen.total(page, "3 images")
+    screen.wait_for_pictures(page)
     tiles = page.locator(".cell:not([hidden]) .tile")
     expect(tiles.locator(".boxes text")).to_have_text([hostile, "cat: negative"])
     expect(tiles.first.locator("img")).to_have_attribute("alt", f"a.jpg, box {hostile}")
@@ -208,7 +200,7 @@ def test_boxes(server, tabs, dataset_name):
     expect(tiles.first.locator(".boxes")).to_be_hidden()
     tiles.first.click()
     overlay, switch = page.locator("#detail .boxes"), page.get_by_label("Show the box")
-    until(page, "document.querySelector('.full').naturalWidth === 200")
+    screen.until(page, "document.querySelector('.full').naturalWidth === 200")
     expect(overlay).to_be_hidden()
     switch.check()  # the same switch
     expect(overlay.locator("text")).to_have_text(hostile)

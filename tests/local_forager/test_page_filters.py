@@ -11,37 +11,24 @@ from local_forager import types as page_types
 from local_forager.indexes import index as imagenet
 from local_forager.page.rows import BINS, edges_of, histogram
 from testing import synthetic
-from tests.local_forager.page_server import (
-    COPY,
-    FAILED,
-    complete,
-    expect,
-    fetch,
-    get,
-    shows_rows,
-    total,
-)  # fmt: skip
+from tests.local_forager import screen
+from tests.local_forager.page_server import COPY, FAILED, fetch, get
+from tests.local_forager.screen import expect
 from tests.local_forager.test_page_api import conforms
 
 
 def test_filters_of_the_page(server, tabs):
     page = tabs(f"{server.url}/d")
-    filters = page.locator(".filters")
-    filters.get_by_role("link", name="And with this label: bird").click()
-    total(page, "5 of 80 images")
-    filters.get_by_role("link", name="Without this label: sky").click()
-    total(page, "4 of 80 images")
-    page.get_by_role("link", name="Remove the filter: and bird").click()
-    total(page, "78 of 80 images")
+    screen.follow(page, "And with this label: bird", 5)
+    screen.follow(page, "Without this label: sky", 4)
+    screen.follow(page, "Remove the filter: and bird", 78)
     page.get_by_label("Object name contains").fill("v1")
     page.get_by_label("Object name contains").press("Enter")
-    total(page, "10 of 80 images")
-    expect(page.locator(".summary .chip")).to_have_text(["not sky×", "name contains v1×"])
+    screen.total(page, "10 of 80 images")
+    screen.chips(page, "not sky", "name contains v1")
     page.get_by_label("Sort").select_option("name, backwards")
     expect(page.locator(".cell:not([hidden])").first).to_have_attribute("aria-posinset", "1")
-    expect(page.locator(".cell:not([hidden]) a").first).to_have_attribute(
-        "href", re.compile("image=79$")
-    )
+    expect(screen.tiles(page).first).to_have_attribute("href", re.compile("image=79$"))
 
 
 def test_class_by_name(server, tabs):
@@ -53,7 +40,7 @@ def test_class_by_name(server, tabs):
     page.get_by_label("Find a class").fill(name.upper())
     page.locator(".filters").get_by_role("link", name=name).click()
     expect(page.locator(".summary .chip")).to_contain_text(f"ImageNet class: {name}")
-    shows_rows(page, np.flatnonzero(kinds == kinds[0]).tolist())
+    screen.shows_rows(page, np.flatnonzero(kinds == kinds[0]).tolist())
     for query, place in (("view=map&color=class", ".legend"), ("image=0", "#detail dl")):
         page.goto(f"{server.url}/d?{query}")
         page.locator(place).get_by_role("link", name=name).click()
@@ -74,7 +61,7 @@ def test_the_page_says_what_the_server_computes(server, tabs):
     page.goto(f"{server.url}/d?sort=outliers")
     expect(page.locator("#working")).to_have_text("Comparing images: 40%")
     ready.append(True)
-    total(page, "79 of 80 images")
+    screen.total(page, "79 of 80 images")
     expect(page.locator("#working")).to_be_empty()
 
 
@@ -82,25 +69,18 @@ def test_sizes_of_the_page(server, tabs):
     page = tabs(f"{server.url}/d")
     page.get_by_label("File size to").fill("0")
     page.get_by_role("button", name="Apply").click()
-    total(page, "1 of 80 images")
-    expect(page.locator(".summary .chip")).to_contain_text("up to 0 bytes")
-    shows_rows(page, [FAILED])
-    page.goto(f"{server.url}/d")
-    page.get_by_label("Width from").fill("201")
-    page.get_by_label("Width from").press("Enter")
-    total(page, "2 of 80 images")
-    page.get_by_label("Aspect to").fill("2")
-    page.get_by_label("Aspect to").press("Enter")
-    total(page, "1 of 80 images")
-    expect(page.locator(".summary .chip")).to_have_text(
-        ["width from 201 pixels×", "aspect up to 2×"]
-    )
-    page.get_by_role("link", name="Remove the filter: width").click()
-    total(page, "78 of 80 images")
+    screen.total(page, "1 of 80 images")
+    screen.chips(page, "file size up to 0 bytes")
+    screen.shows_rows(page, [FAILED])
+    screen.follow(page, "Remove the filter: file size", 80)
+    for label, limit, found in (("Width from", "201", 2), ("Aspect to", "2", 1)):
+        page.get_by_label(label).fill(limit)
+        page.get_by_label(label).press("Enter")
+        screen.total(page, f"{found} of 80 images")
+    screen.chips(page, "width from 201 pixels", "aspect up to 2")
+    screen.follow(page, "Remove the filter: width", 78)
     page.get_by_label("Sort").select_option("narrowest first")
-    expect(page.locator(".cell:not([hidden]) a").first).to_have_attribute(
-        "href", re.compile("image=12$")
-    )
+    expect(screen.tiles(page).first).to_have_attribute("href", re.compile("image=12$"))
 
 
 def test_either_label_on_the_page(server, tabs, dataset_name):
@@ -111,15 +91,15 @@ def test_either_label_on_the_page(server, tabs, dataset_name):
     page = tabs(f"{server.url}/{dataset_name}")
     for place, images in enumerate((1, 2)):
         page.get_by_role("link", name="Or with this label").nth(place).click()
-        total(page, f"{images} of 4 images")
+        screen.total(page, f"{images} of 4 images")
     page.reload()
-    total(page, "2 of 4 images")
+    screen.total(page, "2 of 4 images")
     chips = page.locator(".summary .chip bdi").all_text_contents()
     assert chips == [f"or {label}" for label in sorted(hostile)]
     page.locator(".summary .chip").first.click()
-    total(page, "1 of 4 images")
+    screen.total(page, "1 of 4 images")
     expect(page.locator(".summary .chip bdi")).to_have_text(hostile[1])
-    shows_rows(page, [1])
+    screen.shows_rows(page, [1])
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "of other images", "damaged"])
@@ -142,7 +122,7 @@ def test_index_whose_sizes_are_not_known(server, tabs, dataset_name, damage):
         assert answer == (409, {"error": sizes["reason"]})
     assert len(fetch(f"{server.url}/page/{dataset_name}/rows?sort=largest")[2]) == 2 * 4
     page = tabs(f"{server.url}/{dataset_name}?min_width=1&sort=portrait")
-    total(page, "2 images")
+    screen.total(page, "2 images")
     note = "They are not filtered by width and not sorted"
     expect(page.get_by_role("alert")).to_contain_text(note)
     expect(page.locator(".ranges")).to_contain_text(sizes["reason"])
@@ -217,63 +197,62 @@ def brush(page, start, end):
 
 def test_brush_with_the_mouse(server, tabs):
     page = tabs(f"{server.url}/d")
-    complete(page)
+    screen.complete(page)
     expect(page.get_by_role("slider", name="Width: lower end")).to_be_visible()
     at = plot(page, "width")
     page.mouse.move(*at(0.8))
     page.mouse.down()
     page.mouse.move(*at(1.2), steps=3)
     expect(page.locator("[data-field=width] .axis")).to_contain_text("300 pixels2 images")
-    total(page, "80 images")  # only shown until the button is up
+    screen.total(page, "80 images")  # only shown until the button is up
     page.mouse.up()
-    total(page, "2 of 80 images")
-    shows_rows(page, [10, 11])
+    screen.total(page, "2 of 80 images")
+    screen.shows_rows(page, [10, 11])
     expect(page.locator(".summary .chip")).to_contain_text("width from ")
     brush(page, at(0.8), at(-0.2))  # the handle, back to the beginning
-    total(page, "80 images")
+    screen.total(page, "80 images")
     expect(page).to_have_url(f"{server.url}/d")
     page.go_back()
-    total(page, "2 of 80 images")
-
-
-def test_brush_back_before_the_new_distributions_are_there(server, tabs):
-    page = tabs(f"{server.url}/d")
-    complete(page)
-    expect(page.get_by_role("slider", name="Width: lower end")).to_be_visible()
-    page.route("**/histograms?*min_width*", lambda held: None)  # never answered
-    at = plot(page, "width")
+    screen.total(page, "2 of 80 images")
+    page.go_forward()
+    screen.total(page, "80 images")
+    page.route("**/histograms?*min_width*", lambda held: None)  # the new ones never come
     for start, end, found in ((0.8, 1.2, "2 of 80 images"), (0.8, -0.2, "80 images")):
         brush(page, at(start), at(end))
-        total(page, found)
+        screen.total(page, found)
 
 
 def test_brush_with_the_keyboard(server, tabs):
     page = tabs(f"{server.url}/d")
-    complete(page)
+    screen.complete(page)
     upper = page.get_by_role("slider", name="Width: upper end")
     expect(upper).to_have_attribute("aria-valuenow", "300")
     upper.focus()
-    page.keyboard.press("ArrowLeft")
-    total(page, "77 of 80 images")  # without Enter, after a pause; the failed one has no width
+    page.keyboard.press("ArrowLeft")  # applied after a pause; the failed one has no width
+    screen.total(page, "77 of 80 images")
     expect(upper).to_be_focused()
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
-    total(page, "1 of 80 images")
-    shows_rows(page, [12])
+    screen.total(page, "1 of 80 images")
+    screen.shows_rows(page, [12])
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Escape")
     expect(upper).to_have_attribute("aria-valuetext", "102 pixels")
-    total(page, "1 of 80 images")
+    screen.total(page, "1 of 80 images")
     page.keyboard.press("End")
     page.keyboard.press("Enter")
-    total(page, "80 images")
+    screen.total(page, "80 images")
+    expect(page.locator("[data-field=height] .axis")).to_have_text("100 to 200 pixels")
+    screen.follow(page, "Validation 20", 20, ".filters")
+    bars = page.locator("[data-field=width] .bars")
+    expect(bars).to_have_attribute("d", re.compile("^M[^M]*$"))  # one bar: all are 200 wide
 
 
 def test_brush_with_a_finger(server, browser):
     context = browser.new_context(has_touch=True, viewport={"width": 400, "height": 800})
     page = context.new_page()
     page.goto(f"{server.url}/d")
-    complete(page)
+    screen.complete(page)
     page.get_by_text("Search and filters").tap()
     expect(page.get_by_role("slider", name="Height: lower end")).to_be_visible()
     at = plot(page, "height")
@@ -283,16 +262,6 @@ def test_brush_with_a_finger(server, browser):
     for moved in points[1:]:
         touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": moved})
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    total(page, "1 of 80 images")
+    screen.total(page, "1 of 80 images")
     expect(page).to_have_url(re.compile("min_height=1[89][0-9]$"))
     context.close()
-
-
-def test_a_histogram_follows_the_other_filters(server, tabs):
-    page = tabs(f"{server.url}/d")
-    complete(page)
-    text = page.locator("[data-field=height] .axis")
-    expect(text).to_have_text("100 to 200 pixels")
-    page.locator(".filters").get_by_role("link", name="Validation 20").click()
-    bars = page.locator("[data-field=width] .bars")
-    expect(bars).to_have_attribute("d", re.compile("^M[^M]*$"))  # one bar: all are 200 wide

@@ -8,19 +8,9 @@ import pytest
 
 from local_forager.analysis import text_search
 from testing import synthetic
-from tests.local_forager.page_server import (
-    FAILED,
-    complete,
-    expect,
-    focused,
-    page_server,
-    shown_rows,
-    shows_rows,
-    total,
-    until,
-    wait_for,
-    wait_for_pictures,
-)  # fmt: skip
+from tests.local_forager import screen
+from tests.local_forager.page_server import FAILED, page_server, wait_for
+from tests.local_forager.screen import expect
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 HOSTILE_NAMES = [
@@ -38,9 +28,9 @@ def test_home_lists_datasets(server, tabs):
     page = tabs(server.url)
     card = page.locator(".card", has_text="60 train · 20 validation").first
     expect(card.locator(".card-name")).to_have_text("d")
-    wait_for_pictures(page, "li:first-child .covers")
+    screen.wait_for_pictures(page, "li:first-child .covers")
     card.click()
-    total(page, "80 images")
+    screen.total(page, "80 images")
     expect(page).to_have_url(f"{server.url}/d")
     expect(page).to_have_title("d · Forager")
     page.go_back()
@@ -69,7 +59,7 @@ def test_empty_dataset(server, tabs, dataset_name):
     for view in ("Map", "Health", "Images"):
         page.get_by_role("link", name=view, exact=True).click()
         expect(page.locator("#tabs a[aria-current=page]")).to_have_text(view)
-    total(page, "0 images")
+    screen.total(page, "0 images")
 
 
 def test_datasets_that_cannot_be_shown(server, tabs, dataset_name):
@@ -98,18 +88,18 @@ def test_hostile_names_and_labels_run_nothing(server, tabs, dataset_name):
     expect(page.get_by_text(HOSTILE).first).to_be_visible()
     address = f"{server.url}/{dataset_name}"
     page.goto(address)
-    total(page, "7 images")
-    wait_for_pictures(page)
+    screen.total(page, "7 images")
+    screen.wait_for_pictures(page)
     page.locator(".filters").get_by_text("__proto__").click()
-    total(page, "1 of 7 images")
+    screen.total(page, "1 of 7 images")
     for row, name in enumerate(HOSTILE_NAMES):
         page.goto(f"{address}?image={row}&category={HOSTILE}")
         title = page.get_by_role("dialog").get_by_text(name.rsplit("/")[-1], exact=True)
         expect(title).to_be_visible()
         expect(page.get_by_text("200 × 150 pixels")).to_be_visible()
-        complete(page)
+        screen.complete(page)
     page.goto(f"{address}?view=map&color=label&text={HOSTILE}&by={HOSTILE}&set=near")
-    complete(page)
+    screen.complete(page)
     page.goto(f"{address}?view=map&color=label")
     expect(page.locator(".legend")).to_contain_text("onerror")
     for query in (f"mode={HOSTILE}&category=x", f"view={HOSTILE}", "view=__proto__"):
@@ -127,9 +117,9 @@ def test_every_control_has_a_name_and_nothing_is_wider_than_the_screen(server, t
     page = tabs(f"{server.url}/d{view}", viewport={"width": 320, "height": 800})
     for width in (320, 768, 2560):
         page.set_viewport_size({"width": width, "height": 800})
-        complete(page)
-        until(page, f"document.documentElement.scrollWidth <= {width}")
-        until(page, f"document.querySelector('dialog').scrollWidth <= {width}")
+        screen.complete(page)
+        screen.until(page, f"document.documentElement.scrollWidth <= {width}")
+        screen.until(page, f"document.querySelector('dialog').scrollWidth <= {width}")
     nameless = """() => [...document.querySelectorAll('a, button, input, select, img, canvas')]
         .filter(one => one.checkVisibility() && !one.closest('[aria-hidden]') && !(
           one.textContent.trim() || one.ariaLabel || one.hasAttribute('alt') || one.title
@@ -153,28 +143,30 @@ def test_views_that_change_quickly_end_at_the_last_one(server, tabs):
     for _ in range(3):
         for view in ("Map", "Health", "Images"):
             page.get_by_role("link", name=view, exact=True).click()
-    total(page, "80 images")
-    wait_for_pictures(page)
+    screen.total(page, "80 images")
+    screen.wait_for_pictures(page)
     expect(page).to_have_url(f"{server.url}/d")
 
 
 def test_grid_shows_thumbnails(server, tabs):
     """It holds only what is on the screen, and Tab leads to an image there."""
     page = tabs(f"{server.url}/d", viewport={"width": 1000, "height": 400})
-    total(page, "80 images")
-    wait_for_pictures(page)
+    screen.total(page, "80 images")
+    screen.wait_for_pictures(page)
     cells = page.locator(".cell:not([hidden])")
     expect(cells.nth(FAILED)).to_contain_text("failed: t04.jpg")
     expect(cells.first).to_have_attribute("aria-setsize", "80")
     expect(cells.first.locator("img")).to_have_attribute("alt", "t00.jpg, bird")
-    assert len(shown_rows(page)) < 60
+    assert len(screen.shown_rows(page)) < 60
     stop = "[...document.querySelectorAll('.cell:not([hidden]) a[tabindex=\"0\"]')]"
-    until(page, f"{stop}.map(a => a.href.split('=')[1]).join() === '0'")
+    screen.until(page, f"{stop}.map(a => a.href.split('=')[1]).join() === '0'")
     page.mouse.wheel(0, 100_000)
-    until(page, "[...document.querySelectorAll('.grid a')].some(a => a.href.endsWith('=79'))")
-    wait_for_pictures(page)
-    assert 0 not in shown_rows(page)
-    until(page, f"{stop}.length === 1 && !{stop}[0].href.endsWith('image=0')")
+    screen.until(
+        page, "[...document.querySelectorAll('.grid a')].some(a => a.href.endsWith('=79'))"
+    )
+    screen.wait_for_pictures(page)
+    assert 0 not in screen.shown_rows(page)
+    screen.until(page, f"{stop}.length === 1 && !{stop}[0].href.endsWith('image=0')")
     top, bottom = page.evaluate(
         f"(box => [box.top, box.bottom])({stop}[0].getBoundingClientRect())"
     )
@@ -182,10 +174,10 @@ def test_grid_shows_thumbnails(server, tabs):
     page.set_viewport_size({"width": 1200, "height": 800})
     page.get_by_role("radio", name="large").check()
     width = "document.querySelector('.cell:not([hidden])').offsetWidth"
-    until(page, f"{width} >= 240")
+    screen.until(page, f"{width} >= 240")
     page.reload()
-    total(page, "80 images")
-    until(page, f"{width} >= 240")
+    screen.total(page, "80 images")
+    screen.until(page, f"{width} >= 240")
     expect(page.get_by_role("radio", name="large")).to_be_checked()
 
 
@@ -194,7 +186,7 @@ def arrives(page, held):
     with page.expect_response(held.request.url) as answer:
         held.continue_()
     answer.value.finished()
-    complete(page)
+    screen.complete(page)
     page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
 
 
@@ -202,13 +194,13 @@ def test_late_health_report_leaves_the_grid_in_place(server, tabs):
     page = tabs(f"{server.url}/d?image=51")
     expect(page.get_by_role("dialog")).to_contain_text("t51.jpg")
     page.keyboard.press("Escape")
-    focused(page, 51)
+    screen.focused(page, 51)
     held = []
     page.route("**/page/d/health*", lambda route: held.append(route))
     page.get_by_role("link", name="Health").click()
     wait_for(lambda: held, "the request for the health report")
     page.get_by_role("link", name="Images", exact=True).click()
-    total(page, "80 images")
+    screen.total(page, "80 images")
     before = page.evaluate("scrollY")
     assert before > 0
     arrives(page, held[0])
@@ -217,15 +209,14 @@ def test_late_health_report_leaves_the_grid_in_place(server, tabs):
 
 def test_late_answer_does_not_replace_a_newer_view(server, tabs):
     page = tabs(f"{server.url}/d")
-    total(page, "80 images")
+    screen.total(page, "80 images")
     held = []
     page.route("**/page/d/rows?*split=val*", lambda route: held.append(route))
     page.locator(".filters").get_by_role("link", name="Validation 20").click()
     wait_for(lambda: held, "the request for validation images")
-    page.locator(".filters").get_by_role("link", name="Train 60").click()
-    total(page, "60 of 80 images")
+    screen.follow(page, "Train 60", 60, ".filters")
     arrives(page, held[0])
-    total(page, "60 of 80 images")
+    screen.total(page, "60 of 80 images")
 
 
 def test_grid_of_a_million(server, tabs):
@@ -234,46 +225,41 @@ def test_grid_of_a_million(server, tabs):
     many = (np.arange(1_000_000) % 80).astype("<i4").tobytes()
     page.route("**/page/d/rows*", lambda route: route.fulfill(body=many))
     page.goto(f"{server.url}/d")
-    total(page, "1,000,000 of 80 images")
+    screen.total(page, "1,000,000 of 80 images")
     places = "[...document.querySelectorAll('.cell:not([hidden])')].map(one => one.ariaPosInSet)"
     page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
-    until(page, f"{places}.includes('1000000')")
-    wait_for_pictures(page)
+    screen.until(page, f"{places}.includes('1000000')")
+    screen.wait_for_pictures(page)
     page.evaluate("scrollTo(0, document.documentElement.scrollHeight / 2)")
-    until(page, f"{places}.every(place => place > 0.45e6 && place < 0.55e6)")
-    page.locator(".cell:not([hidden]) a").first.focus()
+    screen.until(page, f"{places}.every(place => place > 0.45e6 && place < 0.55e6)")
+    screen.tiles(page).first.focus()
     page.keyboard.press("End")
-    until(page, "document.activeElement.parentElement.ariaPosInSet === '1000000'")
+    screen.until(page, "document.activeElement.parentElement.ariaPosInSet === '1000000'")
     page.keyboard.press("Home")
-    until(page, "document.activeElement.parentElement.ariaPosInSet === '1'")
-    until(page, "document.activeElement.getBoundingClientRect().top > 0")
+    screen.until(page, "document.activeElement.parentElement.ariaPosInSet === '1'")
+    screen.until(page, "document.activeElement.getBoundingClientRect().top > 0")
 
 
 def test_filters_and_back(server, tabs):
     page = tabs(f"{server.url}/d")
-    for link, found in (("Validation 20", 20), ("bird 5", 1)):
-        page.locator(".filters").get_by_role("link", name=link).click()
-        total(page, f"{found} of 80 images")
-    shows_rows(page, [60])
-    page.get_by_role("link", name="Remove the filter: validation").click()
-    total(page, "5 of 80 images")
-    page.locator(".filters").get_by_role("link", name="negative 1").click()
-    total(page, "1 of 80 images")
+    screen.follow(page, "Validation 20", 20, ".filters")
+    screen.follow(page, "bird 5", 1, ".filters")
+    screen.shows_rows(page, [60])
+    screen.follow(page, "Remove the filter: validation", 5)
+    screen.follow(page, "negative 1", 1, ".filters")
     expect(page).to_have_url(f"{server.url}/d?category=bird&mode=NEGATIVE")
     for found in (5, 1, 20):
         page.go_back()
-        total(page, f"{found} of 80 images")
+        screen.total(page, f"{found} of 80 images")
     page.go_forward()
-    total(page, "1 of 80 images")
+    screen.total(page, "1 of 80 images")
     page.reload()
-    total(page, "1 of 80 images")
-    shows_rows(page, [60])
+    screen.total(page, "1 of 80 images")
+    screen.shows_rows(page, [60])
     page.goto(f"{server.url}/d")
-    page.get_by_role("link", name="No label 74").click()
-    total(page, "74 of 80 images")
-    page.get_by_role("link", name="Any label 6").click()
-    total(page, "6 of 80 images")
-    shows_rows(page, [0, 1, 2, 3, 7, 60])
+    screen.follow(page, "No label 74", 74)
+    screen.follow(page, "Any label 6", 6)
+    screen.shows_rows(page, [0, 1, 2, 3, 7, 60])
 
 
 def test_labels_appear_without_a_reload(server, tabs, dataset_name):
@@ -296,9 +282,9 @@ def test_labels_appear_without_a_reload(server, tabs, dataset_name):
 
 def test_text_search_without_weights(server, tabs):
     page = tabs(f"{server.url}/d?text=a+dog&split=val")
-    total(page, "20 of 80 images")
+    screen.total(page, "20 of 80 images")
     expect(page.get_by_role("alert")).to_contain_text("not sorted by the text “a dog”")
-    shows_rows(page, range(60, 80))
+    screen.shows_rows(page, range(60, 80))
     expect(page.get_by_role("searchbox", name="Search by text")).to_be_disabled()
     expect(page.get_by_role("search").get_by_text("--clip_weights")).to_be_visible()
 
@@ -332,7 +318,7 @@ def test_text_search(emulator, tmp_path, tabs):
         field.fill("a dog")
         field.press("Enter")
         expect(page.locator(".summary .chip")).to_contain_text("by text: a dog")
-        total(page, "12 images")
+        screen.total(page, "12 images")
         order = page.evaluate("fetch('/page/d/rows?text=a+dog').then(a => a.arrayBuffer())"
                               ".then(b => [...new Int32Array(b)])")  # fmt: skip
         vector = text_search.TextTower(weights).vector("a dog")
