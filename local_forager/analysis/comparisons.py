@@ -29,31 +29,25 @@ class NearDuplicates(NamedTuple):
     exact: bool = True  # False if only pairs within similar images were compared
 
 
-class ConnectedRows:
-    """Which rows are connected, by union-find."""
+def connected(one: np.ndarray, other: np.ndarray) -> RowGroups:
+    """The groups that pairs of rows form: rows ascending, groups sorted by their first row.
 
-    def __init__(self) -> None:
-        self._parent: dict[int, int] = {}
-
-    def find(self, row: int) -> int:
-        root = row
-        while (parent := self._parent.setdefault(root, root)) != root:
-            root = parent
-        while self._parent[row] != root:
-            self._parent[row], row = root, self._parent[row]
-        return root
-
-    def join(self, pairs: Iterable[tuple[int, int]]) -> None:
-        for one, other in pairs:
-            a, b = self.find(one), self.find(other)
-            self._parent[max(a, b)] = min(a, b)
-
-    def groups(self) -> RowGroups:
-        """Groups of two or more, rows ascending, sorted by first row."""
-        members: dict[int, list[int]] = {}
-        for row in sorted(self._parent):
-            members.setdefault(self.find(row), []).append(row)
-        return [rows for rows in members.values() if len(rows) > 1]
+    Every row takes over the first row of the other one's group, until nothing changes.
+    """
+    if not len(one):
+        return []
+    rows, places = np.unique([one, other], return_inverse=True)
+    one, other = places.reshape(2, -1)
+    first, before = np.arange(len(rows)), np.zeros(0)
+    while not np.array_equal(first, before):
+        before = first.copy()
+        least = np.minimum(first[one], first[other])
+        np.minimum.at(first, before[one], least)
+        np.minimum.at(first, before[other], least)
+        first = first[first]
+    order = np.argsort(first, kind="stable")
+    ends = np.flatnonzero(np.diff(first[order])) + 1
+    return [group.tolist() for group in np.split(rows[order], ends)]
 
 
 def exact_duplicates(vectors: Vectors, failed: np.ndarray, progress: Progress) -> RowGroups:
@@ -129,18 +123,17 @@ def _near_within(
     pair_limit: int,
 ) -> NearDuplicates:
     """Groups of near duplicates, comparing the rows of each part with its other rows."""
-    distance = near_distance(vectors, good)
-    connected, pairs = ConnectedRows(), np.zeros(0, np.int64)
+    distance, pairs = near_distance(vectors, good), np.zeros(0, np.int64)
     for number, (rows, others) in enumerate(parts, 1):
         for one, other in _pairs_of(vectors.array, rows, others, 1 - distance):
-            connected.join(zip(one.tolist(), other.tolist(), strict=True))
-            pairs = np.concatenate([pairs, one * vectors.rows + other])
+            pairs = np.append(pairs, one * vectors.rows + other)
             if len(pairs) > pair_limit:
                 pairs = np.unique(pairs)  # a pair may be found from both of its images
             if len(pairs) > pair_limit:
-                return NearDuplicates(connected.groups(), distance, complete=False)
+                groups = connected(*np.divmod(pairs, vectors.rows))
+                return NearDuplicates(groups, distance, complete=False)
         progress(number / number_of_parts)
-    return NearDuplicates(connected.groups(), distance, complete=True)
+    return NearDuplicates(connected(*np.divmod(pairs, vectors.rows)), distance, complete=True)
 
 
 def _pairs_of(

@@ -79,11 +79,14 @@ def test_near_duplicates_agree_with_all_pairs(tmp_path, block):
     vectors = rng.standard_normal((300, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore, block)
-    union = comparisons.ConnectedRows()
-    for one, other in np.argwhere(1 - vectors @ vectors.T <= near.distance):
-        if one < other:
-            union.join([(int(one), int(other))])
-    assert near.groups == union.groups() != []
+    pairs = np.argwhere(np.triu(1 - vectors @ vectors.T <= near.distance, 1))
+    assert near.groups == comparisons.connected(*pairs.T) != []
+
+
+def test_rows_are_connected_by_pairs():
+    chain = np.random.default_rng(0).permutation(2_000)
+    one, other = np.concatenate([chain[:-1], [3_000, 2_500]]), np.append(chain[1:], [2_400, 3_000])
+    assert comparisons.connected(one, other) == [list(range(2_000)), [2_400, 2_500, 3_000]]
 
 
 def test_near_duplicates_stop_where_all_are_alike(tmp_path):
