@@ -38,7 +38,7 @@ def connected(one: np.ndarray, other: np.ndarray) -> RowGroups:
         return []
     rows, places = np.unique([one, other], return_inverse=True)
     one, other = places.reshape(2, -1)
-    first, before = np.arange(len(rows)), np.zeros(0)
+    first, before = np.arange(len(rows)), np.full(len(rows), -1)
     while not np.array_equal(first, before):
         before = first.copy()
         least = np.minimum(first[one], first[other])
