@@ -77,26 +77,20 @@ def near_distance(vectors: Vectors, good: np.ndarray) -> float:
     return float(np.median(1 - cosine)) * NEAR_SHARE
 
 
-def near_duplicates(
-    vectors: Vectors,
-    failed: np.ndarray,
-    progress: Progress,
-    block_rows: int = BLOCK_ROWS,
-    pair_limit: int = PAIR_LIMIT,
-) -> NearDuplicates:
+def near_duplicates(vectors: Vectors, failed: np.ndarray, progress: Progress) -> NearDuplicates:
     """Groups of images within near_distance of each other, found by comparing all pairs."""
     good = np.flatnonzero(~failed)
-    starts = range(0, len(good), block_rows)
-    parts = ((good[start : start + block_rows], good[start:]) for start in starts)
+    starts = range(0, len(good), BLOCK_ROWS)
+    parts = ((good[start : start + BLOCK_ROWS], good[start:]) for start in starts)
 
     def share(part: float) -> None:
         progress(1 - (1 - part) ** 2)
 
-    return _near_within(vectors, good, parts, len(starts), share, pair_limit)
+    return _near_within(vectors, good, parts, len(starts), share)
 
 
 def near_duplicates_in_lists(
-    inverted: InvertedFile, failed: np.ndarray, progress: Progress, pair_limit: int = PAIR_LIMIT
+    inverted: InvertedFile, failed: np.ndarray, progress: Progress
 ) -> NearDuplicates:
     """Groups as near_duplicates finds them, comparing each image with its NEAR_LISTS lists only."""
     good = np.flatnonzero(~failed)
@@ -110,7 +104,7 @@ def near_duplicates_in_lists(
             places, choice = np.divmod(chosen, near.shape[1])
             yield good[places], good[places[choice == 0]]
 
-    found = _near_within(inverted.vectors, good, parts(), inverted.lists, progress, pair_limit)
+    found = _near_within(inverted.vectors, good, parts(), inverted.lists, progress)
     return found._replace(exact=False)
 
 
@@ -120,16 +114,15 @@ def _near_within(
     parts: Iterable[tuple[np.ndarray, np.ndarray]],
     number_of_parts: int,
     progress: Progress,
-    pair_limit: int,
 ) -> NearDuplicates:
     """Groups of near duplicates, comparing the rows of each part with its other rows."""
     distance, pairs = near_distance(vectors, good), np.zeros(0, np.int64)
     for number, (rows, others) in enumerate(parts, 1):
         for one, other in _pairs_of(vectors.array, rows, others, 1 - distance):
             pairs = np.append(pairs, one * vectors.rows + other)
-            if len(pairs) > pair_limit:
+            if len(pairs) > PAIR_LIMIT:
                 pairs = np.unique(pairs)  # a pair may be found from both of its images
-            if len(pairs) > pair_limit:
+            if len(pairs) > PAIR_LIMIT:
                 groups = connected(*np.divmod(pairs, vectors.rows))
                 return NearDuplicates(groups, distance, complete=False)
         progress(number / number_of_parts)
@@ -163,7 +156,6 @@ def disagreeing(
     failed: np.ndarray,
     positive: dict[str, np.ndarray],
     progress: Progress,
-    block_rows: int = NEIGHBOUR_ROWS,
 ) -> list[int]:
     """Labelled images that share no category with their LABELLED_NEIGHBOURS nearest labelled ones.
 
@@ -177,8 +169,7 @@ def disagreeing(
     for column, rows in enumerate(marks.values()):
         member[np.searchsorted(labelled, rows), column] = True
     found: list[int] = []
-    nearest = nearest_within(vectors, labelled, LABELLED_NEIGHBOURS, progress, block_rows)
-    for block, _, near in nearest:
+    for block, _, near in nearest_within(vectors, labelled, LABELLED_NEIGHBOURS, progress):
         shared = (member[near] & member[block][:, None, :]).any(axis=(1, 2))
         found.extend(labelled[block[~shared]].tolist())
     return found
@@ -201,23 +192,19 @@ def neighbour_distances(vectors: Vectors, failed: np.ndarray, progress: Progress
 
 
 def nearest_within(
-    vectors: Vectors,
-    rows: np.ndarray,
-    count: int,
-    progress: Progress,
-    block_rows: int = NEIGHBOUR_ROWS,
+    vectors: Vectors, rows: np.ndarray, count: int, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For blocks of places in `rows`: the places, and the similarity and place of their nearest.
 
     The latter two are float32 and int64 (b, count), in no order; without the row itself.
     """
-    for start in range(0, len(rows), block_rows):
-        block = np.arange(start, min(start + block_rows, len(rows)))
+    for start in range(0, len(rows), NEIGHBOUR_ROWS):
+        block = np.arange(start, min(start + NEIGHBOUR_ROWS, len(rows)))
         queries = vectors.array[rows[block]]
         best = np.full((len(block), count), -np.inf, np.float32)
         where = np.zeros((len(block), count), np.int64)
-        for first in range(0, len(rows), block_rows):
-            similarity = queries @ vectors.array[rows[first : first + block_rows]].T
+        for first in range(0, len(rows), NEIGHBOUR_ROWS):
+            similarity = queries @ vectors.array[rows[first : first + NEIGHBOUR_ROWS]].T
             if first == start:
                 np.fill_diagonal(similarity, -np.inf)
             few = min(count, similarity.shape[1])

@@ -46,17 +46,8 @@ class Vectors:
     Rows are unit vectors; the row of a failed image is all zeros.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        rows: int,
-        dimensions: int,
-        block_bytes: int = BLOCK_BYTES,
-        keep_mapped_bytes: int = KEEP_MAPPED_BYTES,
-    ) -> None:
+    def __init__(self, path: Path, rows: int, dimensions: int) -> None:
         self.rows, self.dimensions = rows, dimensions
-        self._block_rows = max(1, block_bytes // (4 * dimensions))
-        self._keep_mapped_bytes = keep_mapped_bytes
         self._map: mmap.mmap | None = None
         self._path = path
         self._array = np.zeros((0, dimensions), np.float32)
@@ -82,10 +73,11 @@ class Vectors:
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows) of each block. Of a large array only one block stays mapped."""
-        for start in range(0, self.rows, self._block_rows):
-            block = self.array[start : start + self._block_rows]
+        rows = max(1, BLOCK_BYTES // (4 * self.dimensions))
+        for start in range(0, self.rows, rows):
+            block = self.array[start : start + rows]
             yield start, block
-            if self._map and self._array.nbytes > self._keep_mapped_bytes:
+            if self._map and self._array.nbytes > KEEP_MAPPED_BYTES:
                 # Unmap the pages of these rows. The system may keep them in its cache.
                 first, stop = (4 * self.dimensions * row for row in (start, start + len(block)))
                 first -= first % mmap.PAGESIZE

@@ -22,26 +22,30 @@ SHAPES = {10: (300, 150), 11: (300, 100), 12: (100, 200)}  # of rows that are no
 FAILED, COPY = 4, 65  # rows of NAMES; COPY, in validation, has the picture of row 2
 
 
-def fetch(url, headers=None):
-    """(status, headers, body) of a GET request, whatever the status."""
+def fetch(url, headers=None, body=None, method=None):
+    """(status, headers, body) of a request, by default GET, or POST with a body."""
     try:
-        response = urlopen(Request(url, headers=headers or {}), timeout=LONGEST_S)
+        request = Request(url, body, headers or {}, method=method)
+        response = urlopen(request, timeout=LONGEST_S)
     except HTTPError as error:
         response = error
     with response:
         return response.status, response.headers, response.read()
 
 
+def ask(url, payload=None, method=None, headers=None):
+    """(status, media type, body, parsed where it is JSON) of a request with a payload as JSON."""
+    body = payload if isinstance(payload, bytes) else payload and json.dumps(payload).encode()
+    status, headers, answer = fetch(url, headers, body, method)
+    kind = headers.get_content_type()
+    return status, kind, json.loads(answer) if "json" in kind else answer.decode()
+
+
 def get(url):
     """(status, parsed body) of a GET request that is answered in JSON."""
-    status, headers, body = fetch(url)
-    assert headers["Content-Type"].startswith("application/json"), (url, status, body[:200])
-    return status, json.loads(body)
-
-
-def post(url, payload):
-    with urlopen(Request(url, json.dumps(payload).encode()), timeout=LONGEST_S) as response:
-        return json.loads(response.read())
+    status, kind, answer = ask(url)
+    assert kind == "application/json", (url, status, answer[:200])
+    return status, answer
 
 
 def wait_for(condition, what):
@@ -68,13 +72,19 @@ class PageServer:
         self.url, self.process = service.url, service.process
         self.images, self.index, self.data_dir = images, index, data_dir
 
-    def publish(self, name, names, num_train, **more):
-        """Put images and index into the buckets, create the dataset, wait for the index copy."""
-        index_id = str(uuid.uuid4())
-        client = gcs.make_client()
+    def publish(self, name, names, num_train=None, change=None, **more):
+        """Put images and index into the buckets, create the dataset, wait for the index copy.
+
+        names: of objects, or how many images NAME/train/0.jpg, NAME/train/1.jpg and so on.
+        change: called with a function from the name of a file of the index to its blob.
+        """
+        names = [f"{name}/train/{row}.jpg" for row in range(names)] if type(names) is int else names
+        index_id, client = str(uuid.uuid4()), gcs.make_client()
+        num_train = len(names) if num_train is None else num_train
         synthetic.publish(client, self.images, self.index, index_id, names, num_train, **more)
-        directory = names[0].partition("/")[0] if names else name
-        self.create(name, index_id, directory)
+        if change:
+            change(lambda file: client.bucket(self.index).blob(f"indexes/{index_id}/{file}"))
+        self.create(name, index_id, names[0].partition("/")[0] if names else name)
         self.wait_until_copied(name)
         return index_id
 
@@ -82,7 +92,7 @@ class PageServer:
         base = f"gs://{self.images}/{directory}"
         paths = {"train_path": f"{base}/train/", "val_path": f"{base}/val/"}
         payload = {"dataset": name, "index_id": index_id, **paths}
-        post(f"{self.url}/api/create_dataset_v2", payload)
+        assert ask(f"{self.url}/api/create_dataset_v2", payload)[0] == 200
 
     def dataset(self, name):
         return get(f"{self.url}/page/{name}/dataset")[1]
@@ -99,13 +109,13 @@ class PageServer:
     def label(self, name, identifiers, category, mode="POSITIVE", user="a@b.c"):
         payload = {"identifiers": identifiers, "user": user, "category": category, "mode": mode}
         path = f"api/add_annotations_by_internal_identifiers_v2/{name}"
-        assert post(f"{self.url}/{path}", payload)["created"] == len(identifiers)
+        assert ask(f"{self.url}/{path}", payload)[2] == {"created": len(identifiers)}
 
     def box(self, name, identifier, category, corners, mode="POSITIVE"):
         annotation = {"identifier": identifier, "category": category, "mode": mode, "is_box": True}
         annotation |= dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True))
         payload = {"dataset": name, "user": "a@b.c", "annotations": [annotation]}
-        assert post(f"{self.url}/api/add_annotations_multi_v2", payload)["created"] == 1
+        return ask(f"{self.url}/api/add_annotations_multi_v2", payload)[0]
 
 
 @contextmanager

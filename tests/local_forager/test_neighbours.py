@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from local_forager.analysis import comparisons, maps
+from local_forager.indexes import vectors as vectors_module
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from tests.local_forager.page_server import made_index
@@ -14,10 +15,10 @@ from tests.local_forager.page_server import made_index
 ROWS, DIMENSIONS = 500, 64
 
 
-def write(tmp_path, vectors, **options):
+def write(tmp_path, vectors):
     path = tmp_path / "array.f32"
     vectors.astype("<f4").tofile(path)
-    return Vectors(path, *vectors.shape, **options)
+    return Vectors(path, *vectors.shape)
 
 
 @pytest.fixture
@@ -35,10 +36,10 @@ def ignore(progress):
 
 @pytest.mark.parametrize("block_bytes", [1, 5_000, 10**9])
 @pytest.mark.parametrize("keep_mapped", [0, 10**12])
-def test_neighbours_are_exact(tmp_path, vectors, block_bytes, keep_mapped):
-    options = {"block_bytes": block_bytes, "keep_mapped_bytes": keep_mapped}
-    embedding = write(tmp_path, vectors, **options)
-    found = embedding.neighbours(7, 10, none_failed())
+def test_neighbours_are_exact(tmp_path, vectors, monkeypatch, block_bytes, keep_mapped):
+    monkeypatch.setattr(vectors_module, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(vectors_module, "KEEP_MAPPED_BYTES", keep_mapped)
+    found = write(tmp_path, vectors).neighbours(7, 10, none_failed())
     distance = 1 - vectors.astype(float) @ vectors[7].astype(float)
     distance[7] = np.inf
     expected = np.argsort(distance)[:10]
@@ -74,11 +75,12 @@ def test_exact_and_near_duplicates(tmp_path, vectors):
 
 
 @pytest.mark.parametrize("block", [50, 2048])
-def test_near_duplicates_agree_with_all_pairs(tmp_path, block):
+def test_near_duplicates_agree_with_all_pairs(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(comparisons, "BLOCK_ROWS", block)
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((300, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore, block)
+    near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore)
     pairs = np.argwhere(np.triu(1 - vectors @ vectors.T <= near.distance, 1))
     assert near.groups == comparisons.connected(*pairs.T) != []
 
@@ -89,11 +91,10 @@ def test_rows_are_connected_by_pairs():
     assert comparisons.connected(one, other) == [list(range(2_000)), [2_400, 2_500, 3_000]]
 
 
-def test_near_duplicates_stop_where_all_are_alike(tmp_path):
+def test_near_duplicates_stop_where_all_are_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparisons, "PAIR_LIMIT", 1_000)
     vectors = np.tile(np.eye(1, 8, dtype=np.float32), (200, 1))
-    near = comparisons.near_duplicates(
-        write(tmp_path, vectors), none_failed(200), ignore, pair_limit=1000
-    )
+    near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(200), ignore)
     assert not near.complete
 
 
@@ -103,12 +104,13 @@ def test_leaks_are_groups_of_both_splits(tmp_path, vectors):
 
 
 @pytest.mark.parametrize("block", [7, 2048])
-def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, block):
+def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, monkeypatch, block):
+    monkeypatch.setattr(comparisons, "NEIGHBOUR_ROWS", block)
     kinds = synthetic.kind_of(np.arange(ROWS))
     one, other = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
     positive = {"one": np.append(one, other[0]), "other": other[1:]}
     embedding = write(tmp_path, vectors)
-    assert comparisons.disagreeing(embedding, none_failed(), positive, ignore, block) == [other[0]]
+    assert comparisons.disagreeing(embedding, none_failed(), positive, ignore) == [other[0]]
 
 
 def test_disagreeing_needs_two_categories_and_enough_labels(tmp_path, vectors):

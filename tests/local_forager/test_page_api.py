@@ -197,9 +197,8 @@ def test_sort_by_outliers_and_typical(url):
 
 
 def test_file_sizes_when_the_image_is_gone(server, dataset_name):
-    name = f"{dataset_name}/train/a.jpg"
-    server.publish(dataset_name, [name], 1, with_manifest=False)
-    gcs.make_client().bucket(server.images).blob(name).delete()
+    server.publish(dataset_name, 1, with_manifest=False)
+    gcs.make_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg").delete()
     assert rows(server.url, "sort=largest", dataset_name) == []
 
 
@@ -245,15 +244,14 @@ def test_class_names():
 
 
 def test_labels_written_later_are_there_at_once(server, dataset_name):
-    names = [f"{dataset_name}/train/{letter}.jpg" for letter in "ab"]
-    server.publish(dataset_name, names, 2)
+    server.publish(dataset_name, 2)
     before = server.dataset(dataset_name)
-    server.label(dataset_name, ["b"], "bird")
+    server.label(dataset_name, ["1"], "bird")
     after = server.dataset(dataset_name)
     assert after["version"] != before["version"]
     address = f"{server.url}/page/{dataset_name}/rows?category=bird"
     assert array(address, "<i4").tolist() == [1]
-    server.label(dataset_name, ["b"], "bird", "TOMBSTONE")
+    server.label(dataset_name, ["1"], "bird", "TOMBSTONE")
     assert array(address, "<i4").tolist() == []
 
 
@@ -274,7 +272,7 @@ def test_pictures(server):
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_covers_of_few_images(server, dataset_name, rows):
     """The page asks for as many covers as there are images, up to four."""
-    server.publish(dataset_name, [f"{dataset_name}/train/{row}.jpg" for row in range(rows)], rows)
+    server.publish(dataset_name, rows)
     address = f"{server.url}/page/{dataset_name}/cover"
     covers = [fetch(f"{address}/{place}")[2] for place in range(min(4, rows))]
     assert len(set(covers)) == len(covers)
@@ -310,13 +308,12 @@ def test_wrong_questions(url, path, status):
 
 
 def test_index_that_cannot_be_copied(server, dataset_name):
-    client, index_id = gcs.make_client(), f"i-{dataset_name}"
-    synthetic.publish(client, server.images, server.index, index_id, ["i/train/a.jpg"], 1)
-    array = client.bucket(server.index).blob(f"indexes/{index_id}/local/clip/embeddings.npy")
-    array.upload_from_string(b"short")
-    for number, (wrong, detail) in enumerate(((index_id, "clip"), ("no-such", "no-such"))):
-        name = f"{dataset_name}{number}"
-        server.create(name, wrong, "i")
+    def damage(file):
+        file("local/clip/embeddings.npy").upload_from_string(b"short")
+
+    server.publish(dataset_name, 1, change=damage)
+    server.create(f"{dataset_name}-2", "no-such-index", "d")
+    for name, detail in ((dataset_name, "clip"), (f"{dataset_name}-2", "no-such-index")):
         page = server.wait_until_copied(name)
         assert page["index"]["state"] == "missing" and detail in page["index"]["detail"]
         assert fetch(f"{server.url}/page/{name}/rows")[0] == 409
@@ -325,7 +322,7 @@ def test_index_that_cannot_be_copied(server, dataset_name):
 def test_server_and_index_disagree(server, dataset_name):
     late = f"{dataset_name}/train/late.jpg"
     gcs.make_client().bucket(server.images).blob(late).upload_from_string(b"")
-    server.publish(dataset_name, [f"{dataset_name}/train/a.jpg"], 1)
+    server.publish(dataset_name, 1)
     (warning,) = server.dataset(dataset_name)["warnings"]
     assert "2 training" in warning
 

@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 
-import gcs
 from local_forager import types as page_types
 from local_forager.indexes import index as imagenet
 from local_forager.page.rows import BINS, edges_of, histogram
@@ -85,7 +84,7 @@ def test_sizes_of_the_page(server, tabs):
 
 def test_either_label_on_the_page(server, tabs, dataset_name):
     hostile = ["<b>100%0A</b>\n=1", "\u202efirst"]
-    server.publish(dataset_name, [f"{dataset_name}/train/{row}.jpg" for row in range(4)], 4)
+    server.publish(dataset_name, 4)
     for row, label in enumerate(hostile):
         server.label(dataset_name, [str(row)], label)
     page = tabs(f"{server.url}/{dataset_name}")
@@ -104,18 +103,16 @@ def test_either_label_on_the_page(server, tabs, dataset_name):
 
 @pytest.mark.parametrize("damage", ["no manifest", "of other images", "damaged"])
 def test_index_whose_sizes_are_not_known(server, tabs, dataset_name, damage):
-    index_id, client = f"i-{dataset_name}", gcs.make_client()
-    names = [f"{dataset_name}/train/{row}.jpg" for row in range(2)]
-    synthetic.publish(client, server.images, server.index, index_id, names, 2)
-    blob = client.bucket(server.index).blob(f"indexes/{index_id}/manifest.parquet")
-    if damage == "no manifest":
-        blob.delete()
-    else:
-        others = [name.upper() for name in names]
-        content = synthetic.manifest_of(others, [(1, 1, 1)] * 2)
-        blob.upload_from_string(content[:-9] if damage == "damaged" else content)
-    server.create(dataset_name, index_id, dataset_name)
-    sizes = server.wait_until_copied(dataset_name)["sizes"]
+    def change(file):
+        blob = file("manifest.parquet")
+        if damage == "no manifest":
+            blob.delete()
+        else:
+            content = synthetic.manifest_of(["another.jpg"] * 2, [(1, 1, 1)] * 2)
+            blob.upload_from_string(content[:-9] if damage == "damaged" else content)
+
+    server.publish(dataset_name, 2, change=change)
+    sizes = server.dataset(dataset_name)["sizes"]
     assert not sizes["available"] and damage in sizes["reason"]
     for query in ("min_width=1", "max_aspect=1", "sort=tallest"):
         answer = get(f"{server.url}/page/{dataset_name}/rows?{query}")

@@ -43,7 +43,7 @@ def test_home_shows_a_new_dataset_without_a_reload(emulator, tmp_path, tabs):
         page.clock.install()
         page.goto(server.url)
         expect(page.get_by_text("python ingest.py NAME")).to_be_visible()
-        server.publish("late", ["late/train/a.jpg"], 1)
+        server.publish("late", 1)
         server.create("not a name", "x", "nothing")
         page.clock.fast_forward(5_000)
         expect(page.get_by_role("link", name="late")).to_be_visible()
@@ -53,7 +53,7 @@ def test_home_shows_a_new_dataset_without_a_reload(emulator, tmp_path, tabs):
 
 
 def test_empty_dataset(server, tabs, dataset_name):
-    server.publish(dataset_name, [], 0)
+    server.publish(dataset_name, 0)
     page = tabs(f"{server.url}/{dataset_name}")
     expect(page.get_by_text("This dataset has no images.")).to_be_visible()
     for view in ("Map", "Health", "Images"):
@@ -263,19 +263,19 @@ def test_filters_and_back(server, tabs):
 
 
 def test_labels_appear_without_a_reload(server, tabs, dataset_name):
-    server.publish(dataset_name, [f"{dataset_name}/train/a.jpg"], 1)
+    server.publish(dataset_name, 1)
     page = tabs("about:blank")
     page.clock.install()
     page.goto(f"{server.url}/{dataset_name}?image=0")
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_text("No labels")).to_be_visible()
-    server.label(dataset_name, ["a"], "new")
+    server.label(dataset_name, ["0"], "new")
     page.clock.fast_forward(4_000)
     expect(dialog.locator(".labels")).to_have_text("new")
     page.keyboard.press("Escape")
     link = page.locator(".filters").get_by_role("link", name="new 1")
     expect(link).to_be_visible()
-    server.label(dataset_name, ["a"], "new", "TOMBSTONE")  # as Forager removes a label
+    server.label(dataset_name, ["0"], "new", "TOMBSTONE")  # as Forager removes a label
     page.clock.fast_forward(4_000)
     expect(link).to_have_count(0)
 
@@ -312,7 +312,7 @@ def test_text_search(emulator, tmp_path, tabs):
     write_text_tower(weights)
     assert text_search.why_not(weights) is None
     with page_server(tmp_path, "--clip_weights", str(weights)) as server:
-        server.publish("d", [f"d/train/t{row:02}.jpg" for row in range(12)], 12)
+        server.publish("d", 12)
         page = tabs(f"{server.url}/d")
         field = page.get_by_role("searchbox", name="Search by text")
         field.fill("a dog")

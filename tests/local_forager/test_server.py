@@ -8,14 +8,13 @@ import subprocess
 import sys
 import uuid
 from contextlib import ExitStack
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
 
 import gcs
 from common.program import ROOT
 from testing.servers.processes import LONGEST_S, local_forager
+from tests.local_forager.page_server import ask
 
 LABELS = "api/add_annotations_by_internal_identifiers_v2"
 
@@ -99,19 +98,6 @@ def images(emulator):
         return bucket.name
 
     return put
-
-
-def ask(url, payload=None, method=None, headers=None):
-    """Status, content type and body (parsed where it is JSON) of the answer."""
-    data = payload if isinstance(payload, bytes) else payload and json.dumps(payload).encode()
-    request = Request(url, data, headers or {}, method=method)
-    try:
-        response = urlopen(request, timeout=LONGEST_S)
-    except HTTPError as error:
-        response = error
-    with response:
-        body, kind = response.read(), response.headers.get_content_type()
-        return response.status, kind, json.loads(body) if "json" in kind else body.decode()
 
 
 both = pytest.mark.parametrize("generation", ["A", "B"])
