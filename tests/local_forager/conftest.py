@@ -12,7 +12,6 @@ from tests.local_forager.page_server import (
     FAILED,
     NAMES,
     SHAPES,
-    emulated,
     page_server,
 )
 
@@ -30,7 +29,8 @@ def server(emulator_url, tmp_path_factory):
     "d" is read only; tests that write publish their own.
     """
     with ExitStack() as stack:
-        with emulated(emulator_url):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
             service = page_server(tmp_path_factory.mktemp("page"), "--exact_rows", "50")
             server = stack.enter_context(service)
             server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2}, shapes=SHAPES)

@@ -8,7 +8,6 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
-import pytest
 
 import gcs
 from local_forager.indexes.index import Index
@@ -116,14 +115,6 @@ class PageServer:
         annotation |= dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True))
         payload = {"dataset": name, "user": "a@b.c", "annotations": [annotation]}
         return ask(f"{self.url}/api/add_annotations_multi_v2", payload)[0]
-
-
-@contextmanager
-def emulated(url):
-    """Within the `with` block, the environment names this storage emulator."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
-        yield
 
 
 @contextmanager
