@@ -7,13 +7,7 @@ import pytest
 
 from testing.browser import MISSING, chromium, chromium_path
 from testing.servers.processes import LONGEST_S
-from tests.local_forager.page_server import (
-    COPY,
-    FAILED,
-    NAMES,
-    SHAPES,
-    page_server,
-)
+from tests.local_forager.page_server import COPY, FAILED, NAMES, SHAPES, page_server
 
 
 @pytest.fixture(autouse=True)

@@ -245,15 +245,13 @@ def test_brush_with_the_keyboard(server, tabs):
     expect(bars).to_have_attribute("d", re.compile("^M[^M]*$"))  # one bar: all are 200 wide
 
 
-def test_brush_with_a_finger(server, browser):
-    context = browser.new_context(has_touch=True, viewport={"width": 400, "height": 800})
-    page = context.new_page()
-    page.goto(f"{server.url}/d")
+def test_brush_with_a_finger(server, tabs):
+    page = tabs(f"{server.url}/d", has_touch=True, viewport={"width": 400, "height": 800})
     screen.complete(page)
     page.get_by_text("Search and filters").tap()
     expect(page.get_by_role("slider", name="Height: lower end")).to_be_visible()
     at = plot(page, "height")
-    touch = context.new_cdp_session(page)
+    touch = page.context.new_cdp_session(page)
     points = [[{"x": x, "y": y}] for x, y in (at(0.9), at(0.95), at(0.99))]
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points[0]})
     for moved in points[1:]:
@@ -261,4 +259,3 @@ def test_brush_with_a_finger(server, browser):
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     screen.total(page, "1 of 80 images")
     expect(page).to_have_url(re.compile("min_height=1[89][0-9]$"))
-    context.close()

@@ -65,16 +65,13 @@ def test_selection_by_keyboard(server, tabs):
     selected(page, 80)
 
 
-def test_selection_by_touch(server, browser):
-    context = browser.new_context(has_touch=True, viewport={"width": 400, "height": 800})
-    page = context.new_page()
-    page.goto(f"{server.url}/d")
+def test_selection_by_touch(server, tabs):
+    page = tabs(f"{server.url}/d", has_touch=True, viewport={"width": 400, "height": 800})
     screen.complete(page)
     for place in (0, 4):
         expect(tile(page, place).locator(".check")).to_be_visible()
         tile(page, place).locator(".check").tap()
     selected(page, 2)
-    context.close()
 
 
 def test_selection_survives_filters_views_and_back(server, tabs):

@@ -25,14 +25,10 @@ class ApiServer:
     def __init__(self, url, generation, data_dir, name):
         self.url, self.generation, self.data_dir, self.name = url, generation, data_dir, name
 
-    def create(self, bucket, name=None, train="train/", val="val/"):
-        payload = {
-            "dataset": name or self.name,
-            "train_path": f"gs://{bucket}/{train}",
-            "val_path": f"gs://{bucket}/{val}",
-            "index_id": "some-index",
-        }
-        return ask(f"{self.url}/api/create_dataset_v2", payload)
+    def create(self, bucket, name=None, train="train/", headers=None):
+        paths = {"train_path": f"gs://{bucket}/{train}", "val_path": f"gs://{bucket}/val/"}
+        payload = {"dataset": name or self.name, "index_id": "some-index", **paths}
+        return ask(f"{self.url}/api/create_dataset_v2", payload, headers=headers)
 
     def info(self):
         return ask(f"{self.url}/api/get_dataset_info_v2/{self.name}")
@@ -250,12 +246,9 @@ def test_posts_of_other_sites_are_refused(start, images, origin):
     host = server.url.removeprefix("http://")
     headers = {"Origin": origin.replace("HOST", host), "Content-Type": "text/plain"}
     bucket = images("train/a.jpg")
-    payload = {"dataset": server.name, "index_id": "x"}
-    payload |= {f"{split}_path": f"gs://{bucket}/{split}/" for split in ("train", "val")}
-    url = f"{server.url}/api/create_dataset_v2"
-    assert ask(url, payload, headers=headers)[0] == 403
+    assert server.create(bucket, headers=headers)[0] == 403
     assert server.info()[0] == 404
-    assert ask(url, payload, headers={"Origin": server.url})[0] == 200
+    assert server.create(bucket, headers={"Origin": server.url})[0] == 200
 
 
 @both
