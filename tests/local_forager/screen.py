@@ -7,7 +7,7 @@ from tests.local_forager.page_server import wait_for
 try:
     from playwright.sync_api import expect
 except ImportError:
-    expect = None  # the fixture `browser` skips the tests that use it
+    expect = None  # type: ignore[assignment]  # the fixture `browser` skips what uses it
 
 
 def until(page, expression, argument=None):

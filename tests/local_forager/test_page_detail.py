@@ -27,7 +27,7 @@ def test_facts_and_neighbours(server, tabs):
     expect(dialog.locator("dl")).to_contain_text(f"gs://{server.images}/d/train/t02.jpg")
     expect(dialog.locator("dl")).to_contain_text("train · row 2")
     expect(dialog.locator(".labels")).to_have_text("bird")
-    screen.until(page, "document.querySelector('.full').naturalWidth === 200")
+    screen.until(page, "document.querySelector('.full')?.naturalWidth === 200")
     strip = dialog.locator(".strip li")
     expect(strip).to_have_count(24)
     expect(strip.first).to_have_text("0.000")
@@ -163,7 +163,7 @@ def test_rotated_photograph_is_shown_as_the_models_see_it(server, tabs, dataset_
     page = tabs(f"{server.url}/{dataset_name}?image=0")
     expect(page.locator("#detail dl")).to_contain_text("200 × 150 pixels")
     expect(page.locator("#detail dl")).to_contain_text("as the models see it")
-    screen.until(page, "document.querySelector('.full').complete")
+    screen.until(page, "document.querySelector('.full')?.complete")
     full = page.locator(".full").bounding_box()
     assert full["width"] / full["height"] == pytest.approx(200 / 150, abs=0.02)
 
@@ -198,7 +198,7 @@ def test_boxes(server, tabs, dataset_name):
     expect(tiles.first.locator(".boxes")).to_be_hidden()
     tiles.first.click()
     overlay, switch = page.locator("#detail .boxes"), page.get_by_label("Show the box")
-    screen.until(page, "document.querySelector('.full').naturalWidth === 200")
+    screen.until(page, "document.querySelector('.full')?.naturalWidth === 200")
     expect(overlay).to_be_hidden()
     switch.check()  # the same switch
     expect(overlay.locator("text")).to_have_text(hostile)
