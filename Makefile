@@ -44,7 +44,7 @@ screenshots: $(INSTALLED)  ## the pictures in the README; needs Chromium
 	mkdir -p .bench
 	$(RUN) demo.py --screenshots docs >.bench/demo.txt 2>&1
 	sed -n '/^\$$ .*ingest.py/,/Look at them/p' .bench/demo.txt >.bench/commands.txt
-	$(RUN) -m testing.browser.terminal_picture .bench/commands.txt docs/terminal.png
+	$(RUN) -m testing.browser terminal .bench/commands.txt docs/terminal.png
 
 format: $(INSTALLED)  ## what ruff can correct, and the tables in documents
 	$(RUN) -m ruff check --fix .

@@ -218,7 +218,7 @@ def main(serve: bool, port: int | None, screenshots: str | None, generation: str
         run_commands(directory, weights, emulator, server)
         show_results(client, server)
         if screenshots:
-            page = ["-m", "testing.browser.screenshots", f"{server}/{NAME}", "--out", screenshots]
+            page = ["-m", "testing.browser", "page", f"{server}/{NAME}", "--out", screenshots]
             run(page, {})
         if serve:
             click.secho(f"\nLook at {server}/{NAME}. Ctrl-C ends this.", bold=True)

@@ -19,7 +19,7 @@ from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
 from local_forager.page.state import PAGE, PageState
 from local_forager.server import access
-from local_forager.server.api import BUCKETS, CHUNKED_LIMIT, DATABASE, GENERATION, add_api
+from local_forager.server.api import BUCKETS, CHUNKED_LIMIT, DATABASE, add_api
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, ServerGeneration
 
@@ -39,19 +39,12 @@ def make_app(
         middlewares.insert(0, access.refuse_other_hosts)
     app = web.Application(middlewares=middlewares, client_max_size=CHUNKED_LIMIT)
     data_dir.mkdir(parents=True, exist_ok=True)
-    app[GENERATION] = generation
     app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
     app[BUCKETS] = Buckets()
     add_api(app)
     add_page(app, PageState(app, data_dir, bucket, clip_weights, exact_rows))
-    app.on_response_prepare.append(announce_page)
     app.on_cleanup.append(close)
     return app
-
-
-async def announce_page(request: web.Request, response: web.StreamResponse) -> None:
-    """Tell clients that the web page is at this address, not on port 4000 as a real Forager's."""
-    response.headers["Forager-Page"] = "/"
 
 
 async def close(app: web.Application) -> None:
@@ -88,10 +81,9 @@ async def serve(app: web.Application, host: str, port: int) -> None:
             raise PageError(500, f"{reason}: choose another --port.") from None
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{runner.addresses[0][1]}"
-        click.echo(
-            f"local_forager (generation {app[GENERATION].value}) on {url} - for trying things and "
-            "tests; Ctrl-C ends it"
-        )
+        generation = app[DATABASE].generation.value
+        about = f"local_forager (generation {generation}) on {url} - for trying things and tests"
+        click.echo(f"{about}; Ctrl-C ends it")
         await stop.wait()
     finally:
         await runner.cleanup()

@@ -4,6 +4,8 @@
     └── PageError                   what cannot be answered: a status and a sentence for a person
         └── NoSuchDataset           real servers answer this 404 in JSON, that of an address in HTML
 
+    StillWorking                    what is not computed yet: the page asks again
+
 Two more are named after what real servers raise, because their error pages show the name:
 
     DataError                       a value does not fit its column
@@ -25,6 +27,10 @@ class PageError(IngestError):
 class NoSuchDataset(PageError):
     def __init__(self, name: str) -> None:
         super().__init__(404, f"There is no dataset named {printable(str(name))} here.")
+
+
+class StillWorking(Exception):
+    """The answer is still being computed; the message says how far it is."""
 
 
 class DataError(Exception):

@@ -11,9 +11,9 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 import click
 
@@ -64,15 +64,8 @@ bucket_option = click.option(
 )
 
 
-class ExportedLabel(NamedTuple):
-    """The label that a label file gives to each image."""
-
-    category: str
-    mode: str
-
-
-def label_to_export(category: str, mode: str) -> ExportedLabel:
-    """The label of a label file; PageError if Forager could not store it."""
+def label_to_export(category: str, mode: str) -> dict[str, str]:
+    """The annotation of each image in a label file; PageError if Forager cannot store it."""
     for what, text in (("category", category), ("mode", mode)):
         if not text.strip():
             raise PageError(400, f"A label file needs a {what}.")
@@ -80,22 +73,24 @@ def label_to_export(category: str, mode: str) -> ExportedLabel:
             raise PageError(400, f"The {what} is longer than {MAX_TEXT_LENGTH} characters.")
         if problem := text_problem(text):
             raise PageError(400, f"The {what} {problem}.")
-    return ExportedLabel(category, mode)
+    return {"category": category} if mode == POSITIVE else {"category": category, "mode": mode}
 
 
 def export(
-    name: str, index: Index, table: LabelTable, rows: Iterable[int], label: ExportedLabel | None
+    name: str, index: Index, table: LabelTable, rows: Iterable[int], label: dict[str, str]
 ) -> Iterator[str]:
-    """The text of format `name` in pieces; a label file needs `label`."""
-    if name == "labels" and label:
-        lines = label_lines(index, rows, label)
+    """The text of format `name` in pieces; only a label file needs `label`."""
+    if name == "names":
+        lines = name_lines(index, rows)
+    elif name == "csv":
+        lines = csv_lines(index, table, rows)
     else:
-        lines = LINES[name](index, table, rows)
+        lines = label_lines(index, rows, label)
     while piece := "".join(itertools.islice(lines, LINES_A_PIECE)):
         yield piece
 
 
-def name_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[str]:
+def name_lines(index: Index, rows: Iterable[int]) -> Iterator[str]:
     """An object name per line. A line break within a name is written as a backslash and n or r."""
     for row in rows:
         yield index.names[row].replace("\n", "\\n").replace("\r", "\\r") + "\n"
@@ -132,12 +127,9 @@ def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[
         )
 
 
-def label_lines(index: Index, rows: Iterable[int], label: ExportedLabel) -> Iterator[str]:
+def label_lines(index: Index, rows: Iterable[int], label: dict[str, str]) -> Iterator[str]:
     """A label file that gives each image this label. Images with one identifier count once."""
-    one = {"category": label.category}
-    if label.mode != POSITIVE:
-        one["mode"] = label.mode
-    value = json.dumps([one])
+    value = json.dumps([label])
     seen: set[str] = set()
     yield "{"
     for row in rows:
@@ -146,12 +138,6 @@ def label_lines(index: Index, rows: Iterable[int], label: ExportedLabel) -> Iter
             yield f"{',' if seen else ''}\n{json.dumps(name)}: {value}"
             seen.add(known)
     yield "\n}\n"
-
-
-LINES: dict[str, Callable[[Index, LabelTable, Iterable[int]], Iterator[str]]] = {
-    "names": name_lines,
-    "csv": csv_lines,
-}
 
 
 def rows_of(which: str, index: Index, table: LabelTable, by: str, exact: bool) -> list[int]:
@@ -250,8 +236,8 @@ def export_set(
             --category leak --out leaks.json
         python ingest_labels.py birds leaks.json --user you@example.org
     """
-    label = label_to_export(category or "", mode) if format_ == "labels" else None
-    if label is None and category is not None:
+    label = label_to_export(category or "", mode) if format_ == "labels" else {}
+    if not label and category is not None:
         raise PageError(400, "--category is for --format labels only.")
     index, table = asyncio.run(read_dataset(name, data_dir, bucket))
     rows = rows_of(which, index, table, by, exact)

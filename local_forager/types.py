@@ -58,7 +58,6 @@ class ClassCount(TypedDict):
 
 class EmbeddingInfo(TypedDict):
     by: str
-    dimensions: int
     about: str  # what it compares
 
 
@@ -75,13 +74,11 @@ class DatasetPage(TypedDict):
     name: str
     index_id: str
     train_path: str
-    val_path: str
     num_train: int  # images according to the server
     num_val: int
     index: IndexState
     rows: int  # images in the index
     rows_train: int
-    failed: int
     labelled: int  # images with at least one label
     boxed: int  # images with at least one box
     categories: list[CategoryCount]
@@ -113,7 +110,6 @@ class BoxText(LabelText):
 class ImageSummary(TypedDict):
     row: int
     name: str  # object name in the bucket
-    identifier: str
     split: str
     failed: bool  # at ingest: it has no vectors and no thumbnail
     imagenet_class: int | None
@@ -131,7 +127,6 @@ class ImageList(TypedDict):
 class ImageDetail(ImageSummary):
     """Width and height are those of the image in the bucket, if it can be read."""
 
-    path: str  # gs:// address
     bytes: int | None  # None if the image cannot be read; see problem
     orientation: int  # EXIF: 1 is upright; the models and thumbnails ignore it
     problem: str  # why the image cannot be read, or ""
@@ -165,7 +160,6 @@ class SearchState(TypedDict):
 
 
 class NeighbourList(TypedDict):
-    by: str
     milliseconds: float  # the search took
     exact: bool  # False if only images in the lists nearest to the image were compared
     search: SearchState
@@ -191,9 +185,8 @@ class Finding(TypedDict):
 class AllPairs(TypedDict):
     """The comparison of all pairs of a large index, for near duplicates."""
 
-    state: (
-        str  # "none": every comparison is of all pairs; "waiting" for exact=1; "working", "ready"
-    )
+    # "none": every comparison is of all pairs; "waiting" for exact=1; "working", "ready"
+    state: str
     progress: float  # 0 to 1
     duration: str  # about how long it takes, in words
 

@@ -10,7 +10,7 @@ import torch
 from common.errors import DeviceError
 from common.program import ROOT
 from models.devices import choose_precision
-from testing.browser.chromium import MISSING, chromium_path
+from testing.browser import MISSING, chromium_path
 from tests.harness import clean_environment
 from tests.test_documented_commands import SHOWN
 

@@ -1,6 +1,6 @@
 """The picture of a terminal: what of a command's output is left on it."""
 
-from testing.browser.terminal_picture import page_of
+from testing.browser import page_of
 
 
 def test_the_last_state_of_a_progress_bar_is_shown():

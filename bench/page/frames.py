@@ -18,7 +18,7 @@ from dataset.arrays import DIMENSIONS
 from local_forager.indexes.vectors import Vectors
 from local_forager.server.database import Database, ServerGeneration
 from testing import synthetic
-from testing.browser.chromium import chromium
+from testing.browser import chromium
 from testing.servers.processes import local_forager
 
 FRAMES = 240

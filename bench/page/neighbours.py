@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.support.measure import Result, show
 from local_forager.analysis.comparisons import near_distance, near_duplicates_in_lists
-from local_forager.indexes.vectors import InvertedFile, Vectors, installed, open_or_build
+from local_forager.indexes.vectors import InvertedFile, Vectors, faiss_installed, open_or_build
 from testing import synthetic
 
 COUNT = 20  # neighbours of a search
@@ -103,7 +103,7 @@ def main(
     rows: int, queries: int, work_dir: Path | None, evenly: bool, json_file: Path | None
 ) -> None:
     """Time searches for neighbours and near duplicates over made-up embeddings."""
-    if not installed():
+    if not faiss_installed():
         raise click.ClickException("There is no faiss: pip install -r requirements-faiss.txt.")
     with tempfile.TemporaryDirectory(dir=work_dir) as name:
         path = Path(name) / "clip.f32"

@@ -29,34 +29,28 @@ class NearDuplicates(NamedTuple):
     exact: bool = True  # False if only pairs within similar images were compared
 
 
-class ConnectedRows:
-    """Which rows are connected, by union-find."""
+def connected(one: np.ndarray, other: np.ndarray) -> RowGroups:
+    """The groups that pairs of rows form: rows ascending, groups sorted by their first row.
 
-    def __init__(self) -> None:
-        self._parent: dict[int, int] = {}
-
-    def find(self, row: int) -> int:
-        root = row
-        while (parent := self._parent.setdefault(root, root)) != root:
-            root = parent
-        while self._parent[row] != root:
-            self._parent[row], row = root, self._parent[row]
-        return root
-
-    def join(self, pairs: Iterable[tuple[int, int]]) -> None:
-        for one, other in pairs:
-            a, b = self.find(one), self.find(other)
-            self._parent[max(a, b)] = min(a, b)
-
-    def groups(self) -> RowGroups:
-        """Groups of two or more, rows ascending, sorted by first row."""
-        members: dict[int, list[int]] = {}
-        for row in sorted(self._parent):
-            members.setdefault(self.find(row), []).append(row)
-        return [rows for rows in members.values() if len(rows) > 1]
+    Every row takes over the first row of the other one's group, until nothing changes.
+    """
+    if not len(one):
+        return []
+    rows, places = np.unique([one, other], return_inverse=True)
+    one, other = places.reshape(2, -1)
+    first, before = np.arange(len(rows)), np.full(len(rows), -1)
+    while not np.array_equal(first, before):
+        before = first.copy()
+        least = np.minimum(first[one], first[other])
+        np.minimum.at(first, before[one], least)
+        np.minimum.at(first, before[other], least)
+        first = first[first]
+    order = np.argsort(first, kind="stable")
+    ends = np.flatnonzero(np.diff(first[order])) + 1
+    return [group.tolist() for group in np.split(rows[order], ends)]
 
 
-def exact_duplicates(vectors: Vectors, failed: np.ndarray) -> RowGroups:
+def exact_duplicates(vectors: Vectors, failed: np.ndarray, progress: Progress) -> RowGroups:
     """Groups of images with bit-identical vectors."""
     rows_of: dict[bytes, list[int]] = {}
     for start, block in vectors.blocks():
@@ -64,6 +58,7 @@ def exact_duplicates(vectors: Vectors, failed: np.ndarray) -> RowGroups:
             if not failed[row]:
                 digest = hashlib.blake2b(vector.tobytes(), digest_size=16).digest()
                 rows_of.setdefault(digest, []).append(row)
+        progress((start + len(block)) / vectors.rows)
     return [rows for rows in rows_of.values() if len(rows) > 1]
 
 
@@ -82,26 +77,20 @@ def near_distance(vectors: Vectors, good: np.ndarray) -> float:
     return float(np.median(1 - cosine)) * NEAR_SHARE
 
 
-def near_duplicates(
-    vectors: Vectors,
-    failed: np.ndarray,
-    progress: Progress,
-    block_rows: int = BLOCK_ROWS,
-    pair_limit: int = PAIR_LIMIT,
-) -> NearDuplicates:
+def near_duplicates(vectors: Vectors, failed: np.ndarray, progress: Progress) -> NearDuplicates:
     """Groups of images within near_distance of each other, found by comparing all pairs."""
     good = np.flatnonzero(~failed)
-    starts = range(0, len(good), block_rows)
-    parts = ((good[start : start + block_rows], good[start:]) for start in starts)
+    starts = range(0, len(good), BLOCK_ROWS)
+    parts = ((good[start : start + BLOCK_ROWS], good[start:]) for start in starts)
 
     def share(part: float) -> None:
         progress(1 - (1 - part) ** 2)
 
-    return _near_within(vectors, good, parts, len(starts), share, pair_limit)
+    return _near_within(vectors, good, parts, len(starts), share)
 
 
 def near_duplicates_in_lists(
-    inverted: InvertedFile, failed: np.ndarray, progress: Progress, pair_limit: int = PAIR_LIMIT
+    inverted: InvertedFile, failed: np.ndarray, progress: Progress
 ) -> NearDuplicates:
     """Groups as near_duplicates finds them, comparing each image with its NEAR_LISTS lists only."""
     good = np.flatnonzero(~failed)
@@ -115,7 +104,7 @@ def near_duplicates_in_lists(
             places, choice = np.divmod(chosen, near.shape[1])
             yield good[places], good[places[choice == 0]]
 
-    found = _near_within(inverted.vectors, good, parts(), inverted.lists, progress, pair_limit)
+    found = _near_within(inverted.vectors, good, parts(), inverted.lists, progress)
     return found._replace(exact=False)
 
 
@@ -125,21 +114,19 @@ def _near_within(
     parts: Iterable[tuple[np.ndarray, np.ndarray]],
     number_of_parts: int,
     progress: Progress,
-    pair_limit: int,
 ) -> NearDuplicates:
     """Groups of near duplicates, comparing the rows of each part with its other rows."""
-    distance = near_distance(vectors, good)
-    connected, pairs = ConnectedRows(), np.zeros(0, np.int64)
+    distance, pairs = near_distance(vectors, good), np.zeros(0, np.int64)
     for number, (rows, others) in enumerate(parts, 1):
         for one, other in _pairs_of(vectors.array, rows, others, 1 - distance):
-            connected.join(zip(one.tolist(), other.tolist(), strict=True))
-            pairs = np.concatenate([pairs, one * vectors.rows + other])
-            if len(pairs) > pair_limit:
+            pairs = np.append(pairs, one * vectors.rows + other)
+            if len(pairs) > PAIR_LIMIT:
                 pairs = np.unique(pairs)  # a pair may be found from both of its images
-            if len(pairs) > pair_limit:
-                return NearDuplicates(connected.groups(), distance, complete=False)
+            if len(pairs) > PAIR_LIMIT:
+                groups = connected(*np.divmod(pairs, vectors.rows))
+                return NearDuplicates(groups, distance, complete=False)
         progress(number / number_of_parts)
-    return NearDuplicates(connected.groups(), distance, complete=True)
+    return NearDuplicates(connected(*np.divmod(pairs, vectors.rows)), distance, complete=True)
 
 
 def _pairs_of(
@@ -169,7 +156,6 @@ def disagreeing(
     failed: np.ndarray,
     positive: dict[str, np.ndarray],
     progress: Progress,
-    block_rows: int = NEIGHBOUR_ROWS,
 ) -> list[int]:
     """Labelled images that share no category with their LABELLED_NEIGHBOURS nearest labelled ones.
 
@@ -183,8 +169,7 @@ def disagreeing(
     for column, rows in enumerate(marks.values()):
         member[np.searchsorted(labelled, rows), column] = True
     found: list[int] = []
-    nearest = nearest_within(vectors, labelled, LABELLED_NEIGHBOURS, progress, block_rows)
-    for block, _, near in nearest:
+    for block, _, near in nearest_within(vectors, labelled, LABELLED_NEIGHBOURS, progress):
         shared = (member[near] & member[block][:, None, :]).any(axis=(1, 2))
         found.extend(labelled[block[~shared]].tolist())
     return found
@@ -207,23 +192,19 @@ def neighbour_distances(vectors: Vectors, failed: np.ndarray, progress: Progress
 
 
 def nearest_within(
-    vectors: Vectors,
-    rows: np.ndarray,
-    count: int,
-    progress: Progress,
-    block_rows: int = NEIGHBOUR_ROWS,
+    vectors: Vectors, rows: np.ndarray, count: int, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For blocks of places in `rows`: the places, and the similarity and place of their nearest.
 
     The latter two are float32 and int64 (b, count), in no order; without the row itself.
     """
-    for start in range(0, len(rows), block_rows):
-        block = np.arange(start, min(start + block_rows, len(rows)))
+    for start in range(0, len(rows), NEIGHBOUR_ROWS):
+        block = np.arange(start, min(start + NEIGHBOUR_ROWS, len(rows)))
         queries = vectors.array[rows[block]]
         best = np.full((len(block), count), -np.inf, np.float32)
         where = np.zeros((len(block), count), np.int64)
-        for first in range(0, len(rows), block_rows):
-            similarity = queries @ vectors.array[rows[first : first + block_rows]].T
+        for first in range(0, len(rows), NEIGHBOUR_ROWS):
+            similarity = queries @ vectors.array[rows[first : first + NEIGHBOUR_ROWS]].T
             if first == start:
                 np.fill_diagonal(similarity, -np.inf)
             few = min(count, similarity.shape[1])

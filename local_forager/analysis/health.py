@@ -13,7 +13,7 @@ from local_forager.analysis import comparisons
 from local_forager.analysis.comparisons import NearDuplicates, RowGroups
 from local_forager.indexes.index import Index
 from local_forager.indexes.labels import LabelTable
-from local_forager.indexes.vectors import Progress, installed
+from local_forager.indexes.vectors import Progress, faiss_installed
 from local_forager.types import AllPairs, Finding
 
 AUTOMATIC_ROWS = 20_000  # images up to which every check starts by itself: 7 seconds of work
@@ -119,7 +119,7 @@ class Health:
     ) -> None:
         self._jobs, self._index, self._by = jobs, index, by
         self._table, self._version = table, version
-        self.in_lists = len(index.names) > exact_rows and installed()
+        self.in_lists = len(index.names) > exact_rows and faiss_installed()
         self._compared = index.embeddings[by], index.failed  # what every comparison begins with
 
     def _job(
@@ -137,16 +137,12 @@ class Health:
         if name == "failed":
             return None
         if name == "exact":
-            return self._job(
-                "exact", True, lambda report: comparisons.exact_duplicates(*self._compared)
-            )
+            return self._job("exact", True, partial(comparisons.exact_duplicates, *self._compared))
         if name == "disagree":
             check = partial(comparisons.disagreeing, *self._compared, self._table.positive())
             return self._job("disagree", start, check, self._version)
-        if not self.in_lists:
-            return self._every_pair(start)
-        every = self._every_pair(start=False)  # of a large index, only a person starts it
-        if every and every.result():
+        every = self._every_pair(start and not self.in_lists)  # else only a person starts it
+        if not self.in_lists or (every and every.result()):
             return every
         return self._job("near in lists", start, partial(near_in_lists, self._index, self._by))
 

@@ -1,5 +1,6 @@
 """Text search: CLIP's text tower turns a text into a vector near the images that show it."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,22 @@ class TextTower:
 
     def __init__(self, directory: Path) -> None:
         self._directory = str(directory)
-        self._loaded: tuple[Any, Any] | None = None
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+        where: dict[str, Any] = {
+            "pretrained_model_name_or_path": self._directory,
+            "local_files_only": True,
+        }
+        model = CLIPTextModelWithProjection.from_pretrained(**where, use_safetensors=True)
+        return CLIPTokenizer.from_pretrained(**where), model.eval()
 
     def vector(self, text: str) -> np.ndarray:
         """The text as a unit vector: float32 (512,). Called from one thread at a time."""
         import torch
 
-        if self._loaded is None:
-            from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-
-            self._loaded = (
-                CLIPTokenizer.from_pretrained(self._directory, local_files_only=True),
-                CLIPTextModelWithProjection.from_pretrained(
-                    self._directory, use_safetensors=True, local_files_only=True
-                ).eval(),
-            )
         tokenizer, model = self._loaded
         inputs = tokenizer([text], truncation=True, max_length=77, return_tensors="pt")
         with torch.inference_mode():

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import re
+import shutil
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import StorageError
@@ -13,7 +14,7 @@ from dataset import manifest
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from local_forager.errors import PageError
 from local_forager.indexes import index as files
-from local_forager.indexes.index import UNKNOWN, Index
+from local_forager.indexes.index import NO_MANIFEST, UNKNOWN, Index
 from local_forager.server.buckets import Buckets
 
 SAFE_DIRECTORY = re.compile(r"[a-z0-9][-_a-z0-9]{0,99}")  # on disks that ignore case too
@@ -27,8 +28,8 @@ RETRY_AFTER = 5.0  # seconds after which a failed copy is tried again
 class IndexCopy:
     """One index that is being copied: index is None until the task has finished."""
 
-    task: asyncio.Task[None]
     directory: Path
+    task: asyncio.Task[None] = field(init=False)
     total: int = 0  # bytes; 0 until the number of images is known
     index: Index | None = None
     problem: str | None = None
@@ -63,13 +64,11 @@ class IndexCopies:
             or (copy.problem and loop.time() - copy.ended > RETRY_AFTER)
             or (copy.index and not copy.index.is_whole())
         ):
-            task = loop.create_task(self._fetch(index_id))
-            copy = self._copies[index_id] = IndexCopy(task, self.directory(index_id))
+            copy = self._copies[index_id] = IndexCopy(self.directory(index_id))
+            copy.task = loop.create_task(self._fetch(index_id, copy))
         return copy
 
-    async def _fetch(self, index_id: str) -> None:
-        await asyncio.sleep(0)  # get() stores the copy meanwhile
-        copy = self._copies[index_id]
+    async def _fetch(self, index_id: str, copy: IndexCopy) -> None:
         try:
             copy.index = await self._open(index_id, copy)
         except PageError as error:
@@ -90,20 +89,21 @@ class IndexCopies:
         """The index, from the complete copy; without one, or if it was damaged, from the bucket."""
         complete = copy.directory / COMPLETE
         if complete.exists():
-            problem = await self._download_manifest(index_id, copy.directory)
             try:
-                index = await asyncio.to_thread(files.read_index, copy.directory)
-                return replace(index, no_sizes=problem) if problem else index
+                return await self._read(index_id, copy.directory)
             except PageError:
-                complete.unlink()
+                pass
         await self._download(index_id, copy)
-        problem = await self._download_manifest(index_id, copy.directory)
-        index = await asyncio.to_thread(files.read_index, copy.directory)
+        index = await self._read(index_id, copy.directory)
         complete.touch()
-        return replace(index, no_sizes=problem) if problem else index
+        return index
+
+    async def _read(self, index_id: str, directory: Path) -> Index:
+        no_manifest = await self._download_manifest(index_id, directory)
+        return await asyncio.to_thread(files.read_index, directory, no_manifest)
 
     async def _download(self, index_id: str, copy: IndexCopy) -> None:
-        (copy.directory / files.NOT_FINITE).unlink(missing_ok=True)
+        await asyncio.to_thread(shutil.rmtree, copy.directory, ignore_errors=True)
         for name in files.LISTS:
             path = copy.directory / name
             await self._buckets.download(self._bucket, f"indexes/{index_id}/{name}", path)
@@ -113,21 +113,18 @@ class IndexCopies:
             array = f"indexes/{index_id}/local/{name}/embeddings.npy"
             path = files.vectors_path(copy.directory, name)
             await self._buckets.download(self._bucket, array, path)
-        classes = copy.directory / files.CLASSES
+        classes = f"aux_labels/{index_id}/{files.CLASSES}"
         try:
-            await self._buckets.download(
-                self._bucket, f"aux_labels/{index_id}/{files.CLASSES}", classes
-            )
+            await self._buckets.download(self._bucket, classes, copy.directory / files.CLASSES)
         except StorageError as error:
             if error.status != 404:
                 raise
-            classes.unlink(missing_ok=True)
 
-    async def _download_manifest(self, index_id: str, directory: Path) -> str | None:
-        """Why the manifest of a complete copy is missing, if it is. An index can do without it."""
+    async def _download_manifest(self, index_id: str, directory: Path) -> str:
+        """Why the manifest is missing, if it is. An index can do without it."""
         path, none = directory / manifest.NAME, directory / HAS_NO_MANIFEST
         if path.exists() or none.exists():
-            return None
+            return NO_MANIFEST
         try:
             name = f"indexes/{index_id}/{manifest.NAME}"
             download = self._buckets.download(self._bucket, name, path)
@@ -139,4 +136,4 @@ class IndexCopies:
             if error.status != 404:
                 return f"{UNKNOWN}{manifest.NAME} cannot be downloaded. {error}"
             none.touch()
-        return None
+        return NO_MANIFEST

@@ -61,15 +61,14 @@ class Index:
     not_finite: list[int]  # rows; of these images nothing can be computed
     embeddings: dict[str, Vectors]
     rows_of: dict[str, list[int]]  # identifier -> rows; several only where identifiers collide
-    sizes: ImageSizes | None
-    no_sizes: str | None  # why they are not known, in one sentence
+    sizes: ImageSizes | str  # or why they are not known, in one sentence
 
     def split(self, row: int) -> str:
         return "train" if row < self.num_train else "val"
 
     def pixels(self, row: int) -> tuple[int, int] | None:
         """Width and height of an image; None where they are not known."""
-        if self.sizes is None or self.sizes.width[row] < 0:
+        if isinstance(self.sizes, str) or self.sizes.width[row] < 0:
             return None
         return int(self.sizes.width[row]), int(self.sizes.height[row])
 
@@ -172,35 +171,35 @@ def _not_finite(directory: Path, embeddings: dict[str, Vectors]) -> list[int]:
     return found
 
 
-def read_sizes(directory: Path, names: list[str]) -> ImageSizes:
-    """The sizes of the images with these object names; PageError if they are not known."""
+def read_sizes(path: Path, names: list[str]) -> ImageSizes | str:
+    """The sizes of the images with these object names, or why this manifest does not tell them."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    path = directory / manifest.NAME
-    if not path.exists():
-        raise PageError(409, NO_MANIFEST)
     sizes = ImageSizes(*(np.empty(len(names), np.int64) for _ in SIZE_COLUMNS[1:]))
     row = 0
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             if file.metadata.num_rows != len(names):
-                raise PageError(409, OTHER_IMAGES)
+                return OTHER_IMAGES
             for batch in file.iter_batches(manifest.BATCH_ROWS, columns=list(SIZE_COLUMNS)):
                 rows = slice(row, row + len(batch))
                 if batch["object"].to_pylist() != names[rows]:
-                    raise PageError(409, OTHER_IMAGES)
+                    return OTHER_IMAGES
                 for name, values in zip(SIZE_COLUMNS[1:], sizes, strict=True):
                     column = batch[name].cast(pa.int64()).fill_null(-1)
                     values[rows] = column.to_numpy(zero_copy_only=False)
                 row += len(batch)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise PageError(409, f"{UNKNOWN}the {manifest.NAME} of the index is damaged.") from error
+    except (pa.ArrowException, OSError, KeyError):
+        return f"{UNKNOWN}the {manifest.NAME} of the index is damaged."
     return sizes
 
 
-def read_index(directory: Path) -> Index:
-    """The index in a directory; raises PageError if a file is damaged or has the wrong size."""
+def read_index(directory: Path, no_manifest: str) -> Index:
+    """The index in a directory; raises PageError if a file is damaged or has the wrong size.
+
+    no_manifest: why there is no manifest, if there is none.
+    """
     names, num_train = read_names(directory)
     embeddings = _open_vectors(directory, len(names))
     not_finite = _not_finite(directory, embeddings)
@@ -213,11 +212,8 @@ def read_index(directory: Path) -> Index:
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows_of.setdefault(identifier(name), []).append(row)
-    sizes = no_sizes = None
-    try:
-        sizes = read_sizes(directory, names)
-    except PageError as error:
-        no_sizes = error.message
+    path = directory / manifest.NAME
+    sizes = read_sizes(path, names) if path.exists() else no_manifest
     return Index(
         directory=directory,
         names=names,
@@ -228,5 +224,4 @@ def read_index(directory: Path) -> Index:
         embeddings=embeddings,
         rows_of=rows_of,
         sizes=sizes,
-        no_sizes=no_sizes,
     )

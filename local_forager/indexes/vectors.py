@@ -8,13 +8,13 @@ missing.
 
 import importlib.util
 import mmap
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.files import written_whole
 from dataset.arrays import DIMENSIONS
 from local_forager.errors import PageError
 
@@ -46,17 +46,8 @@ class Vectors:
     Rows are unit vectors; the row of a failed image is all zeros.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        rows: int,
-        dimensions: int,
-        block_bytes: int = BLOCK_BYTES,
-        keep_mapped_bytes: int = KEEP_MAPPED_BYTES,
-    ) -> None:
+    def __init__(self, path: Path, rows: int, dimensions: int) -> None:
         self.rows, self.dimensions = rows, dimensions
-        self._block_rows = max(1, block_bytes // (4 * dimensions))
-        self._keep_mapped_bytes = keep_mapped_bytes
         self._map: mmap.mmap | None = None
         self._path = path
         self._array = np.zeros((0, dimensions), np.float32)
@@ -82,18 +73,15 @@ class Vectors:
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows) of each block. Of a large array only one block stays mapped."""
-        for start in range(0, self.rows, self._block_rows):
-            yield start, self.array[start : start + self._block_rows]
-            if self._array.nbytes > self._keep_mapped_bytes:
-                self._release(start, min(start + self._block_rows, self.rows))
-
-    def _release(self, start: int, stop: int) -> None:
-        """Unmap the pages of these rows. The system may keep them in its cache."""
-        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        row_bytes = 4 * self.dimensions
-        first = start * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_DONTNEED, first, stop * row_bytes - first)
+        rows = max(1, BLOCK_BYTES // (4 * self.dimensions))
+        for start in range(0, self.rows, rows):
+            block = self.array[start : start + rows]
+            yield start, block
+            if self._map and self._array.nbytes > KEEP_MAPPED_BYTES:
+                # Unmap the pages of these rows. The system may keep them in its cache.
+                first, stop = (4 * self.dimensions * row for row in (start, start + len(block)))
+                first -= first % mmap.PAGESIZE
+                self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
     def similarities(self, query: np.ndarray) -> np.ndarray:
         """Cosine of the query, a unit vector, with each row: float32 (n,); not of failed images."""
@@ -122,7 +110,7 @@ def nearest(similarity: np.ndarray, count: int) -> Neighbours:
     return Neighbours(rows, np.maximum(1 - similarity[rows], 0).astype(np.float32))
 
 
-def installed() -> bool:
+def faiss_installed() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
@@ -163,9 +151,8 @@ def open_or_build(
     good = np.flatnonzero(~failed)
     if not (path.exists() and (index := _read(path, vectors, len(good)))):
         built = _build(vectors, good, progress)
-        partial = path.with_name(path.name + ".part")
-        faiss.write_index(built, str(partial))
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            faiss.write_index(built, str(partial))
         index = _read(path, vectors, len(good))
     progress(1.0)
     return InvertedFile(vectors, index)

@@ -11,13 +11,14 @@ from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
-from local_forager.errors import PageError
+from local_forager.errors import PageError, StillWorking
 from local_forager.indexes.index import Index, class_name
+from local_forager.indexes.labels import LabelTable
 from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.page.query import choice, embedding_choice
 from local_forager.page.rows import WAIT, array_response
 from local_forager.page.state import PAGE, View
-from local_forager.server.api import GENERATION, dataset_of
+from local_forager.server.api import dataset_of
 from local_forager.server.database import SplitCounts
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
@@ -33,7 +34,7 @@ async def datasets(request: web.Request) -> answers.DatasetList:
             num_train, num_val = await page.database.counts(dataset.id)
             opens = DATASET_NAME.fullmatch(name) is not None
             cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
-    generation = request.app[GENERATION].value
+    generation = page.database.generation.value
     return {"generation": generation, "bucket": page.bucket, "datasets": cards}
 
 
@@ -85,50 +86,38 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
     copy = page.copies.get(dataset.index_id)
     if copy.index is None and not copy.task.done():
         await asyncio.wait([copy.task], timeout=QUICK_COPY)
-    answer: answers.DatasetPage = {
+    index, table, version = copy.index, LabelTable({}, {}, {}), 0
+    if index is not None:
+        table, version = await page.table(dataset, index)
+    return {
         "name": dataset.name,
         "index_id": dataset.index_id,
         "train_path": dataset.train_path,
-        "val_path": dataset.val_path,
         "num_train": counts.num_train,
         "num_val": counts.num_val,
         "index": {
-            "state": "ready" if copy.index else "missing" if copy.problem else "copying",
+            "state": "ready" if index else "missing" if copy.problem else "copying",
             "detail": copy.problem or "",
-            "done": copy.done() if copy.index is None else copy.total,
+            "done": copy.total if index else copy.done(),
             "total": copy.total,
         },
-        "rows": 0,
-        "rows_train": 0,
-        "failed": 0,
-        "labelled": 0,
-        "boxed": 0,
-        "categories": [],
-        "classes": [],
+        "rows": len(index.names) if index else 0,
+        "rows_train": index.num_train if index else 0,
+        "labelled": len(table.of_row),
+        "boxed": len(table.boxes),
+        "categories": table.counts(),
+        "classes": class_counts(index) if index else [],
         "embeddings": [
-            {
-                "by": kind.name,
-                "dimensions": kind.dimension,
-                "about": f"{kind.compares}, by {kind.model}",
-            }
+            {"by": kind.name, "about": f"{kind.compares}, by {kind.model}"}
             for kind in sorted(EMBEDDINGS, key=lambda kind: COMPARED_BY.index(kind.name))
         ],
         "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
-        "sizes": feature(None),
-        "version": 0,
-        "warnings": [],
+        "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
+        "version": version,
+        "warnings": warnings_of(counts, index) if index else [],
     }
-    if (index := copy.index) is not None:
-        table, answer["version"] = await page.table(dataset, index)
-        answer["rows"], answer["rows_train"] = len(index.names), index.num_train
-        answer["failed"] = int(index.failed.sum())
-        answer["labelled"], answer["boxed"] = len(table.of_row), len(table.boxes)
-        answer["categories"], answer["classes"] = table.counts(), class_counts(index)
-        answer["sizes"] = feature(index.no_sizes)
-        answer["warnings"] = warnings_of(counts, index)
-    return answer
 
 
 async def health(request: web.Request, view: View) -> answers.HealthReport:
@@ -139,7 +128,7 @@ async def health(request: web.Request, view: View) -> answers.HealthReport:
     return {"by": by, "all_pairs": checks.all_pairs(exact), "findings": checks.findings(start)}
 
 
-async def map_points(request: web.Request, view: View) -> web.Response | answers.Working:
+async def map_points(request: web.Request, view: View) -> web.Response:
     """x and y of each row within -1 to 1: float32 pairs, little-endian; NaN for failed images."""
     by, method = embedding_choice(request), choice(request, "method", METHODS)
     if method == "umap" and not umap_installed():
@@ -147,7 +136,7 @@ async def map_points(request: web.Request, view: View) -> web.Response | answers
     future = view.page.map(view.index, by, method)
     await asyncio.wait([future], timeout=WAIT)
     if not future.done():
-        return {"working": "Computing the map"}
+        raise StillWorking("Computing the map")
     return web.Response(body=future.result(), headers={"Cache-Control": "no-store"})
 
 

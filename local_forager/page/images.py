@@ -13,8 +13,8 @@ from local_forager.errors import PageError
 from local_forager.export import FORMATS, export, label_to_export
 from local_forager.indexes.index import class_name
 from local_forager.indexes.labels import POSITIVE
-from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, installed
-from local_forager.page.pictures import FOREVER, decoding_problem, image_facts, image_response
+from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, faiss_installed
+from local_forager.page.pictures import decoding_problem, image_facts, image_response
 from local_forager.page.query import choice, embedding_choice, number, row_in_path
 from local_forager.page.state import PAGE, View, index_of
 from local_forager.server.api import dataset_of
@@ -32,7 +32,6 @@ def summary(view: View, row: int) -> ImageSummary:
     return {
         "row": row,
         "name": name,
-        "identifier": identifier(name),
         "split": view.index.split(row),
         "failed": bool(view.index.failed[row]),
         "imagenet_class": number if number >= 0 else None,
@@ -56,7 +55,6 @@ async def image(request: web.Request, view: View) -> ImageDetail:
     row, bucket = row_in_path(request, view.index), view.dataset.bucket
     detail: ImageDetail = {
         **summary(view, row),
-        "path": f"gs://{bucket}/{view.index.names[row]}",
         "bytes": None,
         "orientation": 1,
         "problem": "",
@@ -79,7 +77,7 @@ def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, SearchState
     exact: SearchState = {"state": "exact", "progress": 1.0, "reason": ""}
     if len(index.names) <= view.page.exact_rows:
         return None, exact
-    if not installed():
+    if not faiss_installed():
         return None, {**exact, "reason": NOT_INSTALLED}
     job = view.page.jobs.start(("inverted file", index, by), partial(index.inverted_file, by))
     try:
@@ -109,7 +107,6 @@ async def neighbours(request: web.Request, view: View) -> NeighbourList:
         compare = partial(inverted.neighbours, row, count)
     found = await view.page.compute(compare)
     return {
-        "by": by,
         "exact": exact,
         "search": state,
         "milliseconds": round(1000 * (time.perf_counter() - begin), 2),
@@ -136,12 +133,8 @@ async def thumbnail_response(request: web.Request, index_id: str, name: str) -> 
         if error.status != 404:
             raise
         return web.Response(status=204, headers={"Cache-Control": "no-cache"})
-    return picture(request, index_id, await asyncio.to_thread(path.read_bytes))
-
-
-def picture(request: web.Request, index_id: str, data: bytes) -> web.Response:
-    """An image that a browser keeps for good if its address names the index."""
-    return image_response(data, FOREVER if request.query.get("v") == index_id else "no-cache")
+    data = await asyncio.to_thread(path.read_bytes)
+    return image_response(data, forever=request.query.get("v") == index_id)
 
 
 async def cover(request: web.Request) -> web.StreamResponse:
@@ -158,7 +151,7 @@ async def original(request: web.Request) -> web.Response:
     dataset, index = await index_of(request)
     name = index.names[row_in_path(request, index)]
     data = await request.app[PAGE].originals.get(dataset.bucket, name)
-    return picture(request, dataset.index_id, data)
+    return image_response(data, forever=request.query.get("v") == dataset.index_id)
 
 
 async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
@@ -170,7 +163,7 @@ async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
     rows = np.unique(np.frombuffer(body, "<i4"))
     if len(rows) and not 0 <= rows[0] <= rows[-1] < len(view.index.names):
         raise PageError(400, f"There are {len(view.index.names):,} rows, from 0.")
-    label = None
+    label: dict[str, str] = {}
     if name == "labels":
         query = request.query
         label = label_to_export(query.get("category", ""), query.get("mode", POSITIVE))

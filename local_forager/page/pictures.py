@@ -43,15 +43,14 @@ class Thumbnails:
         self._buckets, self._bucket = buckets, bucket
         self._data_dir = data_dir / "thumbnails"
 
-    def path(self, index_id: str, identifier: str) -> Path:
-        """The file of a thumbnail: a digest, since names from the bucket are no safe paths."""
+    async def get(self, index_id: str, identifier: str) -> Path:
+        """The file with a thumbnail, downloaded if needed; PageError if there is none.
+
+        Its name is a digest, since names from the bucket are no safe paths.
+        """
         text = f"{index_id}\0{identifier}".encode(errors="surrogatepass")
         digest = hashlib.sha256(text).hexdigest()
-        return self._data_dir / digest[:2] / f"{digest}.jpg"
-
-    async def get(self, index_id: str, identifier: str) -> Path:
-        """The file with a thumbnail, downloaded if needed; PageError if there is none."""
-        path = self.path(index_id, identifier)
+        path = self._data_dir / digest[:2] / f"{digest}.jpg"
         if not path.exists():
             name = f"thumbnails/{index_id}/{identifier}.jpg"
             data = await fetch(self._buckets, self._bucket, name)
@@ -68,19 +67,15 @@ class Originals:
     def __init__(self, buckets: Buckets) -> None:
         self._buckets = buckets
         self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        self._kept_bytes = 0
 
     async def get(self, bucket: str, name: str) -> bytes:
         key = (bucket, name)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        data = await fetch(self._buckets, bucket, name)
         if key not in self._kept:
-            self._kept[key] = data
-            self._kept_bytes += len(data)
-        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
-            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+            self._kept[key] = await fetch(self._buckets, bucket, name)
+        self._kept.move_to_end(key)
+        data = self._kept[key]
+        while len(self._kept) > 1 and sum(map(len, self._kept.values())) > KEPT_BYTES:
+            self._kept.popitem(last=False)
         return data
 
 
@@ -122,7 +117,10 @@ def decoding_problem(data: bytes) -> str:
     return "It can be decoded now. Perhaps it has been replaced since the ingest."
 
 
-def image_response(data: bytes, cache: str) -> web.Response:
-    """An image for the browser, which may not run anything in it."""
-    headers = {"Cache-Control": cache, "Content-Security-Policy": "default-src 'none'; sandbox"}
+def image_response(data: bytes, forever: bool) -> web.Response:
+    """An image for the browser, which may not run anything in it, and may keep it forever."""
+    headers = {
+        "Cache-Control": FOREVER if forever else "no-cache",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+    }
     return web.Response(body=data, content_type=content_type(data), headers=headers)

@@ -111,10 +111,11 @@ async def measures(view: View, field: str) -> np.ndarray:
     Raises:
         PageError: the field is not known for this index.
     """
-    if view.index.sizes is not None:
-        return view.index.sizes.of(field)
+    sizes = view.index.sizes
+    if not isinstance(sizes, str):
+        return sizes.of(field)
     if field != "bytes":
-        raise PageError(409, view.index.no_sizes or "")
+        raise PageError(409, sizes)
     return await view.page.object_sizes(view.dataset, view.index)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from local_forager.errors import PageError
+from local_forager.errors import PageError, StillWorking
 from local_forager.page import datasets, images, rows
 from local_forager.page.state import PAGE, PageState, View, view_of
 from local_forager.server.access import Endpoint
@@ -37,9 +37,11 @@ def page_view(handler: Callable[[web.Request], Awaitable[Answer]]) -> Endpoint:
             answer = await handler(request)
         except PageError as error:
             return answer_json({"error": error.message}, error.status)
+        except StillWorking as working:
+            return answer_json({"working": str(working)}, 202)
         if isinstance(answer, web.StreamResponse):
             return answer
-        return answer_json(answer, 202 if "working" in answer else 200)
+        return answer_json(answer)
 
     return view
 
@@ -65,7 +67,11 @@ async def shell(request: web.Request) -> web.Response:
 
 
 async def guard(request: web.Request, response: web.StreamResponse) -> None:
-    """Headers that make a browser keep other sites out and trust the media types."""
+    """Headers that make a browser keep other sites out and trust the media types.
+
+    Forager-Page tells clients that the page is here, not on port 4000 as a real Forager's.
+    """
+    response.headers["Forager-Page"] = "/"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     response.headers["Referrer-Policy"] = "no-referrer"

@@ -11,11 +11,11 @@ from aiohttp import web
 
 from local_forager.analysis.comparisons import BLOCK_ROWS, RowGroups, neighbour_distances
 from local_forager.analysis.health import CHECKS
-from local_forager.errors import PageError
+from local_forager.errors import PageError, StillWorking
 from local_forager.indexes.vectors import Vectors
 from local_forager.page import query
 from local_forager.page.state import View
-from local_forager.types import Histogram, HistogramList, Working
+from local_forager.types import Histogram, HistogramList
 
 BY_SIZE = {  # sort -> field, and 1 for the smallest first
     **{"smallest": ("bytes", 1), "largest": ("bytes", -1)},
@@ -47,14 +47,12 @@ def array_response(array: np.ndarray) -> web.Response:
     return web.Response(body=array.tobytes(), headers={"Cache-Control": "no-store"})
 
 
-def comparing(view: View) -> Working:
-    return {"working": f"Comparing images: {view.page.jobs.progress():.0%}"}
-
-
-async def wait_for(result: Callable[[], Found | None]) -> Found | None:
-    """What a job found; None if that takes longer than WAIT."""
+async def wait_for(view: View, result: Callable[[], Found | None]) -> Found:
+    """What a job found; raises StillWorking if that takes longer than WAIT."""
     until = time.monotonic() + WAIT
-    while (found := result()) is None and time.monotonic() < until:
+    while (found := result()) is None:
+        if time.monotonic() > until:
+            raise StillWorking(f"Comparing images: {view.page.jobs.progress():.0%}")
         await asyncio.sleep(POLL)
     return found
 
@@ -72,36 +70,33 @@ async def likeness(request: web.Request, view: View) -> np.ndarray | None:
     return None
 
 
-async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarray | None:
-    """neighbour_distances of the index; None if that takes longer than WAIT."""
+async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarray:
+    """neighbour_distances of the index."""
     if len(view.index.names) > MAX_COMPARED:
         limit = f"Only datasets of up to {MAX_COMPARED:,} images can be sorted by their neighbours."
         raise PageError(409, limit)
     by = query.embedding_choice(request)
     search = partial(neighbour_distances, view.index.embeddings[by], view.index.failed)
     job = view.page.jobs.start(("neighbour distances", view.index, by), search)
-    return await wait_for(job.result)
+    return await wait_for(view, job.result)
 
 
-async def finding(request: web.Request, view: View) -> tuple[bool, RowGroups | None]:
-    """Whether the request names a health check, and what it found; None after WAIT."""
+async def finding(request: web.Request, view: View) -> RowGroups | None:
+    """What the health check that the request names found; None if it names none."""
     name = query.choice(request, "set", ("", *CHECKS))
     if not name:
-        return False, None
+        return None
     health = view.health(query.embedding_choice(request))
-    return True, await wait_for(lambda: health.groups(name, start=True))
+    return await wait_for(view, lambda: health.groups(name, start=True))
 
 
-async def listing(request: web.Request, view: View) -> Listing | None:
-    """The images that the request asks for; None while they are still being compared."""
+async def listing(request: web.Request, view: View) -> Listing:
+    """The images that the request asks for."""
     chosen, sort = query.chosen_rows(request, view), query.choice(request, "sort", ("", *SORTS))
     for allowed in (await query.within(request, view)).values():
         chosen &= allowed
-    named, groups = await finding(request, view)
-    if named:
+    if (groups := await finding(request, view)) is not None:
         vectors = view.index.embeddings[query.embedding_choice(request)]
-        if groups is None:
-            return None
         return await view.page.compute(partial(grouped, groups, chosen, vectors))
     good = np.flatnonzero(chosen & ~view.index.failed)
     cosine = await likeness(request, view)
@@ -110,8 +105,6 @@ async def listing(request: web.Request, view: View) -> Listing | None:
         return Listing(order, distances=np.maximum(1 - cosine[order], 0))
     if sort in BY_NEIGHBOURS:
         found = await distances_to_neighbours(request, view)
-        if found is None:
-            return None
         column, sign = BY_NEIGHBOURS[sort]
         order = good[np.argsort(sign * found[good, column], kind="stable")]
         return Listing(order, distances=found[order, column])
@@ -129,17 +122,12 @@ async def listing(request: web.Request, view: View) -> Listing | None:
 
 def grouped(groups: RowGroups, chosen: np.ndarray, vectors: Vectors) -> Listing:
     """The chosen images of each group; distances are to the first one of the group."""
-    left = [[row for row in group if chosen[row]] for group in groups]
-    rows = np.array([row for group in left for row in group], np.int64)
-    firsts = np.array([group[0] for group in left for _ in group], np.int64)
-    leads = np.array(
-        [
-            len(group) > 1 and row == kept[0]
-            for group, kept in zip(groups, left, strict=True)
-            for row in kept
-        ],
-        bool,
-    )
+    shown = []  # row, first row of its group, whether it is the first that is shown of several
+    for group in groups:
+        kept = [row for row in group if chosen[row]]
+        shown += [(row, group[0], row == kept[0] and len(group) > 1) for row in kept]
+    rows, firsts, first_shown = np.array(shown, np.int64).reshape(-1, 3).T
+    leads = first_shown.astype(bool)
     if not leads.any():
         return Listing(rows)
     distances = np.zeros(len(rows), np.float32)
@@ -151,22 +139,17 @@ def grouped(groups: RowGroups, chosen: np.ndarray, vectors: Vectors) -> Listing:
     return Listing(rows, leads, np.maximum(distances, 0))
 
 
-async def rows(request: web.Request, view: View) -> web.Response | Working:
+async def rows(request: web.Request, view: View) -> web.Response:
     """The rows of a view: int32; the first row of a group of two or more is sent as -1 - row."""
     found = await listing(request, view)
-    if found is None:
-        return comparing(view)
     numbers = found.rows if found.leads is None else np.where(found.leads, ~found.rows, found.rows)
     return array_response(numbers.astype("<i4"))
 
 
-async def distances(request: web.Request, view: View) -> web.Response | Working:
+async def distances(request: web.Request, view: View) -> web.Response:
     """The distance of each row of a view: float32, in the order of `rows`; empty if it has none."""
-    found = await listing(request, view)
-    if found is None:
-        return comparing(view)
-    none = np.zeros(0, np.float32)
-    return array_response((none if found.distances is None else found.distances).astype("<f4"))
+    found = (await listing(request, view)).distances
+    return array_response(np.array([] if found is None else found, "<f4"))
 
 
 def edges_of(values: np.ndarray) -> np.ndarray:
@@ -197,13 +180,10 @@ def histogram(field: str, values: np.ndarray, chosen: np.ndarray) -> Histogram |
     }
 
 
-async def histograms(request: web.Request, view: View) -> HistogramList | Working:
+async def histograms(request: web.Request, view: View) -> HistogramList:
     """Of each field that is known. The chosen images pass all filters but those of the field."""
     chosen = query.chosen_rows(request, view)
-    named, groups = await finding(request, view)
-    if named:
-        if groups is None:
-            return comparing(view)
+    if (groups := await finding(request, view)) is not None:
         found = np.zeros(len(chosen), bool)
         found[[row for group in groups for row in group]] = True
         chosen &= found
@@ -211,7 +191,7 @@ async def histograms(request: web.Request, view: View) -> HistogramList | Workin
     answer: HistogramList = {"histograms": []}
     for field in query.FIELDS:
         has_bytes = field == "bytes" and view.page.has_sizes(view.dataset)
-        if view.index.sizes is None and not has_bytes:
+        if isinstance(view.index.sizes, str) and not has_bytes:
             continue
         others = [mask for other, mask in allowed.items() if other != field]
         part = np.logical_and.reduce([chosen, *others])

@@ -1,12 +1,12 @@
 """What the page's answers are made from: index copies, pictures, labels, jobs and threads."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from aiohttp import web
@@ -44,12 +44,18 @@ class PageState:
         self._compute = ThreadPoolExecutor(2, thread_name_prefix="compute")
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
-        self._sizes: dict[str, asyncio.Task[np.ndarray]] = {}
-        self._maps: dict[tuple[Index, str, str], asyncio.Future[bytes]] = {}
+        self._tasks: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def compute(self, function: Callable[[], Result]) -> Result:
         """Call a function that computes for long in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._compute, function)
+
+    def _once(self, key: Hashable, start: Callable[[], Awaitable[Any]]) -> asyncio.Future[Any]:
+        """The task of this key; it is started if it is new, or has failed."""
+        task = self._tasks.get(key)
+        if task is None or (task.done() and task.exception()):
+            task = self._tasks[key] = asyncio.ensure_future(start())
+        return task
 
     async def table(self, dataset: Dataset, index: Index) -> tuple[LabelTable, int]:
         """The current labels and their version; read again only when the version has changed."""
@@ -64,18 +70,16 @@ class PageState:
 
     async def object_sizes(self, dataset: Dataset, index: Index) -> np.ndarray:
         """int64 (n,): bytes of each image's object, from a listing made once; -1 if it is gone."""
-        task = self._sizes.get(dataset.index_id)
-        if task is None or (task.done() and task.exception()):
-            task = asyncio.create_task(self._list_sizes(dataset, index))
-            self._sizes[dataset.index_id] = task
+        task = self._once(dataset.index_id, partial(self._list_sizes, dataset, index))
         try:
-            return await asyncio.shield(task)
+            sizes: np.ndarray = await asyncio.shield(task)
+            return sizes
         except StorageError as error:
             raise PageError(502, f"The file sizes are not known. {error}") from error
 
     def has_sizes(self, dataset: Dataset) -> bool:
         """Whether a listing has answered object_sizes already."""
-        task = self._sizes.get(dataset.index_id)
+        task = self._tasks.get(dataset.index_id)
         return task is not None and task.done() and not task.exception()
 
     async def _list_sizes(self, dataset: Dataset, index: Index) -> np.ndarray:
@@ -94,13 +98,9 @@ class PageState:
 
     def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""
-        key = (index, by, method)
-        if key not in self._maps or (self._maps[key].done() and self._maps[key].exception()):
-            path = index.directory / f"map-{by}-{method}.f32"
-            self._maps[key] = asyncio.get_running_loop().run_in_executor(
-                self._compute, saved_projection, path, index.embeddings[by], index.failed, method
-            )
-        return self._maps[key]
+        path = index.directory / f"map-{by}-{method}.f32"
+        project = partial(saved_projection, path, index.embeddings[by], index.failed, method)
+        return self._once((index, by, method), partial(self.compute, project))
 
     def close(self) -> None:
         self.jobs.close()

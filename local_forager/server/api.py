@@ -1,11 +1,8 @@
-"""The calls of a Forager server that the two commands make, answered as generation A or B does.
-
-Real servers number images by themselves, and only tell the numbers on pages of results.
-"""
+"""The calls of a Forager server that the two commands make, answered as generation A or B does."""
 
 import json
 import math
-from typing import Any, cast
+from typing import Any
 
 from aiohttp import web
 
@@ -16,26 +13,23 @@ from local_forager.server.access import Endpoint
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import MAX_TEXT_LENGTH, Database, Dataset, ServerGeneration, fit
 
-RESULTS = 500  # images on a page of results, if the request does not say
 BODY_LIMIT = 2_621_440  # bytes of a request with a Content-Length; real servers refuse more
 CHUNKED_LIMIT = 64 * 1024 * 1024  # bytes of a request without a Content-Length
 SLUG = "[-a-zA-Z0-9_]+"
 CORNERS = ("x1", "y1", "x2", "y2")
-GENERATION: web.AppKey[ServerGeneration] = web.AppKey("generation", ServerGeneration)
 DATABASE: web.AppKey[Database] = web.AppKey("database", Database)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 
 
 def api_view(method: str, handler: Endpoint) -> Endpoint:
-    """Answer one method with handler, OPTIONS with a description, and other methods with 405."""
+    """Answer one method with handler, OPTIONS with 200, and other methods with 405."""
 
     async def view(request: web.Request) -> web.StreamResponse:
         if request.method == method:
             return await handler(request)
         allow = {"Allow": ", ".join(sorted(("OPTIONS", method)))}
         if request.method == "OPTIONS":
-            about = {"renders": ["application/json"], "parses": ["application/json"]}
-            return web.json_response(about, headers=allow)
+            return web.json_response({}, headers=allow)
         detail = f'Method "{request.method}" not allowed.'
         return web.json_response({"detail": detail}, status=405, headers=allow)
 
@@ -62,7 +56,7 @@ async def dataset_of(request: web.Request) -> Dataset:
 
 
 def imitates_a(request: web.Request) -> bool:
-    return request.app[GENERATION] is ServerGeneration.A
+    return request.app[DATABASE].generation is ServerGeneration.A
 
 
 async def get_datasets(request: web.Request) -> web.Response:
@@ -72,10 +66,7 @@ async def get_datasets(request: web.Request) -> web.Response:
 async def get_dataset_info(request: web.Request) -> web.Response:
     dataset = await dataset_of(request)
     counts = await request.app[DATABASE].counts(dataset.id)
-    info: dict[str, object] = {"index_id": dataset.index_id, **counts._asdict()}
-    if imitates_a(request):
-        info["categories"] = await request.app[DATABASE].custom_modes(dataset.id)
-    return web.json_response(info)
+    return web.json_response({"index_id": dataset.index_id, **counts._asdict()})
 
 
 async def list_images(buckets: Buckets, path: str) -> list[str]:
@@ -123,7 +114,7 @@ async def add_annotations(request: web.Request) -> web.Response:
     payload = await read_body(request)
     created = await request.app[DATABASE].add_labels(
         dataset.id,
-        cast(list[str], payload["identifiers"]),
+        payload["identifiers"],
         lambda images: read_annotation(payload, imitates_a(request), images),
     )
     return web.json_response({"created": created})
@@ -165,58 +156,9 @@ async def get_category_counts(request: web.Request) -> web.Response:
     return web.json_response({"numLabeled": {name: counts.get(name, {}) for name in wanted}})
 
 
-async def query_images(request: web.Request) -> web.Response:
-    """All images of a split as a set of results, in the order of their numbers."""
-    dataset = await dataset_of(request)
-    split = "val" if (await read_body(request)).get("split", "train") == "val" else "train"
-    counts = await request.app[DATABASE].counts(dataset.id)
-    number = counts.num_val if split == "val" else counts.num_train
-    # The name of the set says what is in it, so nothing needs to be kept.
-    return web.json_response({"id": split, "num_results": number, "type": "query"})
-
-
-async def get_results(request: web.Request) -> web.Response:
-    """A page of results: addresses and numbers of images. They are not clustered."""
-    dataset, query = await dataset_of(request), request.query
-    is_val = {"train": False, "val": True}[query["result_set_id"]]
-    offset, num = int(query.get("offset", 0)), int(query.get("num", RESULTS))
-    items = await request.app[DATABASE].page_of_items(dataset.id, is_val, offset, num)
-    return web.json_response(
-        {
-            "paths": [
-                f"https://storage.googleapis.com/{dataset.bucket}/{path}" for _, path in items
-            ],
-            "identifiers": [number for number, _ in items],
-            "distances": [-1] * len(items),
-            "clustering": [],
-        }
-    )
-
-
-async def get_annotations(request: web.Request) -> web.Response:
-    """The annotations of images by their numbers; A is asked by GET, and B by POST."""
-    by_number: dict[int, dict[str, list[dict[str, Any]]]] = {}
-    if imitates_a(request):
-        numbers = [int(text) for text in request.query["identifiers"].split(",") if text]
-    else:
-        numbers = [number for number in (await read_body(request))["identifiers"] if number]
-    tags, boxes = await request.app[DATABASE].annotations_of(numbers)
-    for kind, found in (("tags", tags), ("boxes", boxes)):
-        for number, category, mode, *corners in sorted(found):
-            annotation = {
-                "category": category,
-                "value": mode,
-                **dict(zip(CORNERS, corners, strict=False)),
-            }
-            by_number.setdefault(number, {"tags": [], "boxes": []})[kind].append(annotation)
-    if imitates_a(request):
-        return web.json_response({number: found["tags"] for number, found in by_number.items()})
-    return web.json_response(by_number)
-
-
 def add_api(app: web.Application) -> None:
     """Let the application answer the calls of its generation, below /api/."""
-    is_a = app[GENERATION] is ServerGeneration.A
+    is_a = app[DATABASE].generation is ServerGeneration.A
     name = f"{{name:{SLUG}}}"
     views: list[tuple[str, str, Endpoint]] = [
         ("GET", "get_datasets_v2", get_datasets),
@@ -224,9 +166,6 @@ def add_api(app: web.Application) -> None:
         ("POST", "create_dataset_v2", create_dataset),
         ("POST", f"add_annotations_by_internal_identifiers_v2/{name}", add_annotations),
         ("POST" if is_a else "GET", f"get_category_counts_v2/{name}", get_category_counts),
-        ("POST", f"query_images_v2/{name}", query_images),
-        ("GET", f"get_results_v2/{name}", get_results),
-        ("GET" if is_a else "POST", "get_annotations_v2", get_annotations),
     ]
     if not is_a:
         views.append(("POST", "add_annotations_multi_v2", add_annotations_multi))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import gcs
+from common.files import written_whole
 from common.names import GsPath
 
 if TYPE_CHECKING:
@@ -55,16 +55,10 @@ class Buckets:
         """Write one object to path. The file appears there only once it is complete."""
 
         def fetch(client: storage.Client) -> None:
-            partial = path.with_name(path.name + ".part")
-            blob = client.bucket(bucket).blob(name)
-            gcs.call(
-                f"Reading gs://{bucket}/{name}",
-                blob.download_to_filename,
-                str(partial),
-                timeout=gcs.TIMEOUT,
-                retry=None,
-            )
-            os.replace(partial, path)
+            download = client.bucket(bucket).blob(name).download_to_filename
+            what = f"Reading gs://{bucket}/{name}"
+            with written_whole(path) as partial:
+                gcs.call(what, download, str(partial), timeout=gcs.TIMEOUT, retry=None)
 
         path.parent.mkdir(parents=True, exist_ok=True)
         await self._call(fetch)

@@ -16,7 +16,6 @@ from local_forager.types import BoxText, LabelText
 
 MAX_NAME_LENGTH = 50  # characters
 MAX_TEXT_LENGTH = 300  # characters of a category, mode, e-mail address or index_id
-BUILTIN_MODES = frozenset({"POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE"})
 REMOVED_MODE = "TOMBSTONE"  # Forager stores this mode when a label is removed
 
 SCHEMA = """
@@ -42,7 +41,6 @@ CREATE TABLE IF NOT EXISTS box (
 );
 CREATE TEMP VIEW finite_box AS  -- JSON has no infinity; earlier versions stored it
     SELECT * FROM box WHERE max(abs(x1), abs(y1), abs(x2), abs(y2)) < 9e999;
-CREATE TEMP TABLE wanted (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 ADD_LABEL = "INSERT INTO label (item, user, category, mode, created_by) VALUES (?, ?, ?, ?, ?)"
 ADD_BOX = """
@@ -127,7 +125,7 @@ class Database:
     """One SQLite file in WAL mode, used from one thread; every public method is a coroutine."""
 
     def __init__(self, path: Path, generation: ServerGeneration) -> None:
-        self._replaces = generation is ServerGeneration.B
+        self.generation = generation
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._connection = self._executor.submit(self._open, path).result()
 
@@ -174,7 +172,8 @@ class Database:
         statement = "INSERT INTO item (dataset, identifier, path, is_val) VALUES (?, ?, ?, ?)"
 
         def insert(db: sqlite3.Connection) -> None:
-            db.executemany(statement, item_rows(dataset, train, val, unique=self._replaces))
+            unique = self.generation is ServerGeneration.B
+            db.executemany(statement, item_rows(dataset, train, val, unique))
 
         await self._call(insert)
 
@@ -193,14 +192,6 @@ class Database:
         found = dict(await self._rows(statement, dataset))
         return SplitCounts(found.get(0, 0), found.get(1, 0))
 
-    async def custom_modes(self, dataset: int) -> dict[str, list[str]]:
-        """Category -> its modes that are not built in; every category with labels is a key."""
-        modes: dict[str, list[str]] = {}
-        found = {(label["category"], label["mode"]) for _, label in await self.labels(dataset)}
-        for category, mode in sorted(found):
-            modes.setdefault(category, []).extend({mode} - BUILTIN_MODES)
-        return modes
-
     async def add_labels(
         self,
         dataset: int,
@@ -212,19 +203,17 @@ class Database:
         annotation(number of images) returns (user, category, mode, created_by). It is called only
         if an image is known: real servers read the rest of the payload only then.
         """
+        wanted = json.dumps([str(text) for text in identifiers])
+        statement = """
+            SELECT id FROM item
+            WHERE dataset = ? AND identifier IN (SELECT value FROM json_each(?))"""
 
         def insert(db: sqlite3.Connection) -> int:
-            db.execute("DELETE FROM wanted")
-            db.executemany(
-                "INSERT OR IGNORE INTO wanted VALUES (?)", ((str(text),) for text in identifiers)
-            )
-            items = db.execute(
-                "SELECT id FROM wanted JOIN item USING (identifier) WHERE dataset = ?", (dataset,)
-            ).fetchall()
+            items = db.execute(statement, (dataset, wanted)).fetchall()
             if not items:
                 return 0
             user, category, mode, created_by = annotation(len(items))
-            if self._replaces:
+            if self.generation is ServerGeneration.B:
                 db.executemany(REMOVE_LABEL, ((item, category) for (item,) in items))
             db.executemany(
                 ADD_LABEL, ((item, user, category, mode, created_by) for (item,) in items)
@@ -292,30 +281,6 @@ class Database:
         for category, mode, number in await self._rows(statement, dataset):
             counts.setdefault(category, {})[mode] = number
         return counts
-
-    async def page_of_items(
-        self, dataset: int, is_val: bool, offset: int, count: int
-    ) -> list[tuple[int, str]]:
-        """Number and path of images of a split, in the order of the numbers."""
-        statement = """
-            SELECT id, path FROM item WHERE dataset = ? AND is_val = ?
-            ORDER BY id LIMIT ? OFFSET ?"""
-        return await self._rows(statement, dataset, is_val, count, offset)
-
-    async def annotations_of(self, items: Sequence[int]) -> tuple[list[tuple], list[tuple]]:
-        """Labels and boxes of images by their numbers: number, category, mode, and corners.
-
-        Of the labels of a category, only the newest is told, unless it was removed.
-        """
-        numbers = json.dumps(list(items))
-        labels = """
-            SELECT item, category, mode FROM label WHERE mode != ? AND id IN
-                (SELECT max(id) FROM label WHERE item IN (SELECT value FROM json_each(?))
-                 GROUP BY item, category)"""
-        boxes = """
-            SELECT item, category, mode, x1, y1, x2, y2 FROM finite_box
-            WHERE item IN (SELECT value FROM json_each(?))"""
-        return await self._rows(labels, REMOVED_MODE, numbers), await self._rows(boxes, numbers)
 
     async def label_version(self) -> int:
         """A number that increases whenever labels or boxes are written."""

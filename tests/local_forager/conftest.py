@@ -5,16 +5,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from testing.browser.chromium import MISSING, chromium, chromium_path
+from testing.browser import MISSING, chromium, chromium_path
 from testing.servers.processes import LONGEST_S
-from tests.local_forager.page_server import (
-    COPY,
-    FAILED,
-    NAMES,
-    SHAPES,
-    emulated,
-    page_server,
-)
+from tests.local_forager.page_server import COPY, FAILED, NAMES, SHAPES, page_server
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +23,8 @@ def server(emulator_url, tmp_path_factory):
     "d" is read only; tests that write publish their own.
     """
     with ExitStack() as stack:
-        with emulated(emulator_url):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
             service = page_server(tmp_path_factory.mktemp("page"), "--exact_rows", "50")
             server = stack.enter_context(service)
             server.publish("d", NAMES, 60, failed={FAILED}, same={COPY: 2}, shapes=SHAPES)

@@ -1,7 +1,6 @@
-"""A local Forager with buckets of its own, and what the page's tests wait for in a browser."""
+"""A local Forager with buckets of its own, and requests to it."""
 
 import json
-import re
 import time
 import uuid
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
-import pytest
 
 import gcs
 from local_forager.indexes.index import Index
@@ -23,26 +21,30 @@ SHAPES = {10: (300, 150), 11: (300, 100), 12: (100, 200)}  # of rows that are no
 FAILED, COPY = 4, 65  # rows of NAMES; COPY, in validation, has the picture of row 2
 
 
-def fetch(url, headers=None):
-    """(status, headers, body) of a GET request, whatever the status."""
+def fetch(url, headers=None, body=None, method=None):
+    """(status, headers, body) of a request, by default GET, or POST with a body."""
     try:
-        response = urlopen(Request(url, headers=headers or {}), timeout=LONGEST_S)
+        request = Request(url, body, headers or {}, method=method)
+        response = urlopen(request, timeout=LONGEST_S)
     except HTTPError as error:
         response = error
     with response:
         return response.status, response.headers, response.read()
 
 
+def ask(url, payload=None, method=None, headers=None):
+    """(status, media type, body, parsed where it is JSON) of a request with a payload as JSON."""
+    body = payload if isinstance(payload, bytes) else payload and json.dumps(payload).encode()
+    status, headers, answer = fetch(url, headers, body, method)
+    kind = headers.get_content_type()
+    return status, kind, json.loads(answer) if "json" in kind else answer.decode()
+
+
 def get(url):
     """(status, parsed body) of a GET request that is answered in JSON."""
-    status, headers, body = fetch(url)
-    assert headers["Content-Type"].startswith("application/json"), (url, status, body[:200])
-    return status, json.loads(body)
-
-
-def post(url, payload):
-    with urlopen(Request(url, json.dumps(payload).encode()), timeout=LONGEST_S) as response:
-        return json.loads(response.read())
+    status, kind, answer = ask(url)
+    assert kind == "application/json", (url, status, answer[:200])
+    return status, answer
 
 
 def wait_for(condition, what):
@@ -58,8 +60,7 @@ def made_index(names, num_train, **more):
     """An index in memory, of class 3, without vectors."""
     rows = len(names)
     fields = {"classes": np.full(rows, 3, np.int32), "failed": np.zeros(rows, bool)}
-    fields |= {"directory": None, "not_finite": [], "embeddings": {}, "rows_of": {}}
-    fields |= {"sizes": None, "no_sizes": None}
+    fields |= {"directory": None, "not_finite": [], "embeddings": {}, "rows_of": {}, "sizes": ""}
     return Index(names=names, num_train=num_train, **(fields | more))
 
 
@@ -70,13 +71,19 @@ class PageServer:
         self.url, self.process = service.url, service.process
         self.images, self.index, self.data_dir = images, index, data_dir
 
-    def publish(self, name, names, num_train, **more):
-        """Put images and index into the buckets, create the dataset, wait for the index copy."""
-        index_id = str(uuid.uuid4())
-        client = gcs.make_client()
+    def publish(self, name, names, num_train=None, change=None, **more):
+        """Put images and index into the buckets, create the dataset, wait for the index copy.
+
+        names: of objects, or how many images NAME/train/0.jpg, NAME/train/1.jpg and so on.
+        change: called with a function from the name of a file of the index to its blob.
+        """
+        names = [f"{name}/train/{row}.jpg" for row in range(names)] if type(names) is int else names
+        index_id, client = str(uuid.uuid4()), gcs.make_client()
+        num_train = len(names) if num_train is None else num_train
         synthetic.publish(client, self.images, self.index, index_id, names, num_train, **more)
-        directory = names[0].partition("/")[0] if names else name
-        self.create(name, index_id, directory)
+        if change:
+            change(lambda file: client.bucket(self.index).blob(f"indexes/{index_id}/{file}"))
+        self.create(name, index_id, names[0].partition("/")[0] if names else name)
         self.wait_until_copied(name)
         return index_id
 
@@ -84,7 +91,7 @@ class PageServer:
         base = f"gs://{self.images}/{directory}"
         paths = {"train_path": f"{base}/train/", "val_path": f"{base}/val/"}
         payload = {"dataset": name, "index_id": index_id, **paths}
-        post(f"{self.url}/api/create_dataset_v2", payload)
+        assert ask(f"{self.url}/api/create_dataset_v2", payload)[0] == 200
 
     def dataset(self, name):
         return get(f"{self.url}/page/{name}/dataset")[1]
@@ -101,21 +108,13 @@ class PageServer:
     def label(self, name, identifiers, category, mode="POSITIVE", user="a@b.c"):
         payload = {"identifiers": identifiers, "user": user, "category": category, "mode": mode}
         path = f"api/add_annotations_by_internal_identifiers_v2/{name}"
-        assert post(f"{self.url}/{path}", payload)["created"] == len(identifiers)
+        assert ask(f"{self.url}/{path}", payload)[2] == {"created": len(identifiers)}
 
     def box(self, name, identifier, category, corners, mode="POSITIVE"):
         annotation = {"identifier": identifier, "category": category, "mode": mode, "is_box": True}
         annotation |= dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True))
         payload = {"dataset": name, "user": "a@b.c", "annotations": [annotation]}
-        assert post(f"{self.url}/api/add_annotations_multi_v2", payload)["created"] == 1
-
-
-@contextmanager
-def emulated(url):
-    """Within the `with` block, the environment names this storage emulator."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
-        yield
+        return ask(f"{self.url}/api/add_annotations_multi_v2", payload)[0]
 
 
 @contextmanager
@@ -126,52 +125,3 @@ def page_server(directory, *options):
     service = local_forager(directory, directory / "log", "--bucket", index, *options)
     with service:
         yield PageServer(service, images, index, directory)
-
-
-# In a browser. The page's policy forbids Playwright's wait_for_function, hence until().
-
-
-def until(page, expression, argument=None):
-    """Wait until a JavaScript expression is true, or a function of argument returns true."""
-    wait_for(lambda: page.evaluate(expression, argument), expression)
-
-
-def complete(page):
-    """Wait until the page shows all of its view, pictures on the map included."""
-    until(
-        page,
-        """() => document.querySelector('main').ariaBusy === 'false'
-                 && !document.querySelector('[aria-busy=true]')""",
-    )
-
-
-def total(page, text):
-    """Wait until the page says how many images it shows."""
-    from playwright.sync_api import expect
-
-    expect(page.locator(".total")).to_have_text(re.compile(f"^{text}$"))
-    complete(page)
-
-
-def wait_for_pictures(page, selector=".grid .tile"):
-    """Wait for all thumbnails on the screen, except those of failed images."""
-    until(
-        page,
-        """selector => {
-          const tiles = [...document.querySelectorAll(selector)].filter(tile =>
-            !tile.closest('[hidden]') && tile.getBoundingClientRect().top < innerHeight);
-          return tiles.length && tiles.every(tile => tile.textContent.includes('failed')
-            || tile.querySelector('img').naturalWidth > 0); }""",
-        selector,
-    )
-
-
-def shown_rows(page):
-    """Rows of the visible tiles, ascending."""
-    links = page.locator(".grid .cell:not([hidden]) a").evaluate_all("as => as.map(a => a.href)")
-    return sorted(int(match[1]) for link in links if (match := re.search(r"image=(\d+)", link)))
-
-
-def shows_rows(page, rows):
-    """Wait until the visible tiles are those of rows."""
-    wait_for(lambda: shown_rows(page) == sorted(rows), f"rows {rows}, last {shown_rows(page)}")

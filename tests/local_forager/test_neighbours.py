@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from local_forager.analysis import comparisons, maps
+from local_forager.indexes import vectors as vectors_module
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from tests.local_forager.page_server import made_index
@@ -14,10 +15,10 @@ from tests.local_forager.page_server import made_index
 ROWS, DIMENSIONS = 500, 64
 
 
-def write(tmp_path, vectors, **options):
+def write(tmp_path, vectors):
     path = tmp_path / "array.f32"
     vectors.astype("<f4").tofile(path)
-    return Vectors(path, *vectors.shape, **options)
+    return Vectors(path, *vectors.shape)
 
 
 @pytest.fixture
@@ -35,10 +36,10 @@ def ignore(progress):
 
 @pytest.mark.parametrize("block_bytes", [1, 5_000, 10**9])
 @pytest.mark.parametrize("keep_mapped", [0, 10**12])
-def test_neighbours_are_exact(tmp_path, vectors, block_bytes, keep_mapped):
-    options = {"block_bytes": block_bytes, "keep_mapped_bytes": keep_mapped}
-    embedding = write(tmp_path, vectors, **options)
-    found = embedding.neighbours(7, 10, none_failed())
+def test_neighbours_are_exact(tmp_path, vectors, monkeypatch, block_bytes, keep_mapped):
+    monkeypatch.setattr(vectors_module, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(vectors_module, "KEEP_MAPPED_BYTES", keep_mapped)
+    found = write(tmp_path, vectors).neighbours(7, 10, none_failed())
     distance = 1 - vectors.astype(float) @ vectors[7].astype(float)
     distance[7] = np.inf
     expected = np.argsort(distance)[:10]
@@ -54,13 +55,10 @@ def test_neighbours_leave_out_failed_images(tmp_path, vectors):
     assert sorted(found.rows) == [row for row in range(1, ROWS, 2) if row != 7]
 
 
-def test_neighbours_of_the_only_image(tmp_path, vectors):
+def test_neighbours_of_the_only_image_and_of_none(tmp_path, vectors):
     assert len(write(tmp_path, vectors[:1]).neighbours(0, 5, none_failed(1)).rows) == 0
-
-
-def test_an_empty_array(tmp_path):
-    embedding = write(tmp_path, np.zeros((0, 8)))
-    assert len(embedding.similarities(np.zeros(8, np.float32))) == 0
+    empty = write(tmp_path, np.zeros((0, 8)))
+    assert len(empty.similarities(np.zeros(8, np.float32))) == 0
 
 
 def test_exact_and_near_duplicates(tmp_path, vectors):
@@ -70,30 +68,33 @@ def test_exact_and_near_duplicates(tmp_path, vectors):
     vectors[8:10] = 0
     failed = ~vectors.any(axis=1)
     embedding = write(tmp_path, vectors)
-    assert comparisons.exact_duplicates(embedding, failed) == [[3, 20]]
+    assert comparisons.exact_duplicates(embedding, failed, ignore) == [[3, 20]]
     near = comparisons.near_duplicates(embedding, failed, ignore)
     assert near.complete
     assert near.groups == [[3, 20, 450]]
 
 
 @pytest.mark.parametrize("block", [50, 2048])
-def test_near_duplicates_agree_with_all_pairs(tmp_path, block):
+def test_near_duplicates_agree_with_all_pairs(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(comparisons, "BLOCK_ROWS", block)
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((300, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore, block)
-    union = comparisons.ConnectedRows()
-    for one, other in np.argwhere(1 - vectors @ vectors.T <= near.distance):
-        if one < other:
-            union.join([(int(one), int(other))])
-    assert near.groups == union.groups() != []
+    near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore)
+    pairs = np.argwhere(np.triu(1 - vectors @ vectors.T <= near.distance, 1))
+    assert near.groups == comparisons.connected(*pairs.T) != []
 
 
-def test_near_duplicates_stop_where_all_are_alike(tmp_path):
+def test_rows_are_connected_by_pairs():
+    chain = np.random.default_rng(0).permutation(2_000)
+    one, other = np.concatenate([chain[:-1], [3_000, 2_500]]), np.append(chain[1:], [2_400, 3_000])
+    assert comparisons.connected(one, other) == [list(range(2_000)), [2_400, 2_500, 3_000]]
+
+
+def test_near_duplicates_stop_where_all_are_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparisons, "PAIR_LIMIT", 1_000)
     vectors = np.tile(np.eye(1, 8, dtype=np.float32), (200, 1))
-    near = comparisons.near_duplicates(
-        write(tmp_path, vectors), none_failed(200), ignore, pair_limit=1000
-    )
+    near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(200), ignore)
     assert not near.complete
 
 
@@ -103,12 +104,13 @@ def test_leaks_are_groups_of_both_splits(tmp_path, vectors):
 
 
 @pytest.mark.parametrize("block", [7, 2048])
-def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, block):
+def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, monkeypatch, block):
+    monkeypatch.setattr(comparisons, "NEIGHBOUR_ROWS", block)
     kinds = synthetic.kind_of(np.arange(ROWS))
     one, other = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
     positive = {"one": np.append(one, other[0]), "other": other[1:]}
     embedding = write(tmp_path, vectors)
-    assert comparisons.disagreeing(embedding, none_failed(), positive, ignore, block) == [other[0]]
+    assert comparisons.disagreeing(embedding, none_failed(), positive, ignore) == [other[0]]
 
 
 def test_disagreeing_needs_two_categories_and_enough_labels(tmp_path, vectors):
@@ -118,26 +120,17 @@ def test_disagreeing_needs_two_categories_and_enough_labels(tmp_path, vectors):
     assert comparisons.disagreeing(embedding, none_failed(), few, ignore) == []
 
 
-def test_map_keeps_kinds_together_and_leaves_failed_out(tmp_path, vectors):
+def test_map_is_the_principal_components_without_failed_images(tmp_path, vectors):
     vectors[5] = 0
-    failed = ~vectors.any(axis=1)
-    points = maps.project(write(tmp_path, vectors), failed, "pca")
+    points = maps.project(write(tmp_path, vectors), ~vectors.any(axis=1), "pca")
     assert points.dtype == np.dtype("<f4") and points.shape == (ROWS, 2)
     assert np.isnan(points[5]).all()
-    good = np.delete(points, 5, axis=0)
-    assert np.abs(good).max() == pytest.approx(1, abs=1e-5)
-    kinds = np.delete(synthetic.kind_of(np.arange(ROWS)), 5)
-    within = np.mean([good[kinds == kind].std(axis=0).mean() for kind in range(12)])
-    assert within < good.std(axis=0).mean() / 3
-
-
-def test_map_is_the_principal_components(tmp_path, vectors):
-    points = maps.project(write(tmp_path, vectors), none_failed(), "pca")
-    centred = (vectors - vectors.mean(axis=0)).astype(float)
+    points, good = (np.delete(array, 5, axis=0) for array in (points, vectors))
+    assert np.abs(points).max() == pytest.approx(1, abs=1e-5)
+    centred = (good - good.mean(axis=0)).astype(float)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     for column in range(2):
-        expected = centred @ axes[column]
-        assert abs(np.corrcoef(points[:, column], expected)[0, 1]) > 0.9999
+        assert abs(np.corrcoef(points[:, column], centred @ axes[column])[0, 1]) > 0.9999
 
 
 def test_map_by_umap_where_it_is_installed(tmp_path, vectors, monkeypatch):

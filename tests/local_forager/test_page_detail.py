@@ -3,25 +3,14 @@
 import io
 import re
 
-import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
 import gcs
 from testing import synthetic
-from tests.local_forager.page_server import (
-    COPY,
-    FAILED,
-    complete,
-    shows_rows,
-    total,
-    until,
-    wait_for,
-    wait_for_pictures,
-)
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-expect = playwright.expect
+from tests.local_forager import screen
+from tests.local_forager.page_server import COPY, FAILED, wait_for
+from tests.local_forager.screen import expect
 
 
 def title(page):
@@ -30,15 +19,15 @@ def title(page):
 
 def test_facts_and_neighbours(server, tabs):
     page = tabs(f"{server.url}/d")
-    wait_for_pictures(page)
-    page.locator(".cell:not([hidden]) a").nth(2).click()
+    screen.wait_for_pictures(page)
+    screen.tiles(page).nth(2).click()
     dialog = page.get_by_role("dialog")
     expect(title(page)).to_have_text("t02.jpg")
     expect(dialog.get_by_text("200 × 150 pixels")).to_be_visible()
     expect(dialog.locator("dl")).to_contain_text(f"gs://{server.images}/d/train/t02.jpg")
     expect(dialog.locator("dl")).to_contain_text("train · row 2")
     expect(dialog.locator(".labels")).to_have_text("bird")
-    until(page, "document.querySelector('.full').naturalWidth === 200")
+    screen.until(page, "document.querySelector('.full')?.naturalWidth === 200")
     strip = dialog.locator(".strip li")
     expect(strip).to_have_count(24)
     expect(strip.first).to_have_text("0.000")
@@ -49,7 +38,7 @@ def test_facts_and_neighbours(server, tabs):
     expect(title(page)).to_have_text("t02.jpg")
     page.go_back()
     expect(dialog).to_be_hidden()
-    total(page, "80 images")
+    screen.total(page, "80 images")
 
 
 def test_compares_by_each_embedding(server, tabs):
@@ -59,15 +48,14 @@ def test_compares_by_each_embedding(server, tabs):
         page.get_by_role("radio", name=by, exact=True).check()
         expect(page).to_have_url(re.compile(f"by={by}(&|$)"))
     expect(page.locator(".strip li")).to_have_count(24)
-    page.get_by_role("link", name="Sort all images by similarity").click()
-    total(page, "79 of 80 images")  # all but the failed one
+    screen.follow(page, "Sort all images by similarity", 79)  # all but the failed one
     expect(page.locator(".summary .chip")).to_contain_text("by similarity to t00.jpg")
 
 
 def test_walk_by_keyboard(server, tabs):
     page = tabs(f"{server.url}/d")
-    wait_for_pictures(page)
-    page.locator(".cell:not([hidden]) a").first.focus()
+    screen.wait_for_pictures(page)
+    screen.tiles(page).first.focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "Enter"):
         page.keyboard.press(key)
     expect(title(page)).to_have_text("t02.jpg")
@@ -75,58 +63,51 @@ def test_walk_by_keyboard(server, tabs):
     expect(title(page)).to_have_text("t03.jpg")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=3')")
+    screen.focused(page, 3)
     page.keyboard.press("End")
-    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=79')")
+    screen.focused(page, 79)
+    page.keyboard.press("?")
+    shortcuts = page.get_by_role("dialog", name="Keyboard shortcuts")
+    expect(shortcuts).to_contain_text("open the image nearest to the middle")
+    page.keyboard.press("Escape")
+    expect(shortcuts).to_be_hidden()
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    expect(shortcuts).to_be_visible()
 
 
-def test_failed_image(server, tabs):
+def test_images_that_cannot_be_shown(server, tabs):
     page = tabs(f"{server.url}/d?image={FAILED}")
-    expect(page.get_by_text("It failed at ingest. The object is empty.")).to_be_visible()
-    expect(page.get_by_text("This image cannot be shown. The object is empty.")).to_be_visible()
+    for what in ("It failed at ingest", "This image cannot be shown"):
+        expect(page.get_by_text(f"{what}. The object is empty.")).to_be_visible()
     expect(page.locator(".strip")).to_have_count(0)
-
-
-def test_no_such_image(server, tabs):
-    page = tabs(server.url)
     for image, message in (("80", "There is no row 80"), ("x", "There is no such image")):
         page.goto(f"{server.url}/d?image={image}")
         dialog = page.get_by_role("dialog")
         expect(dialog).to_contain_text(message)
         page.get_by_role("button", name="Back to the images").click()
         expect(dialog).to_be_hidden()
-        total(page, "80 images")
-
-
-def test_class_link_filters(server, tabs):
-    page = tabs(f"{server.url}/d?image=0")
-    page.locator("#detail dl a").click()
-    expect(page.locator(".summary .chip")).to_contain_text("ImageNet class")
-    kinds = synthetic.kind_of(np.arange(80))
-    kinds[COPY] = kinds[2]
-    kinds[FAILED] = -1
-    shows_rows(page, np.flatnonzero(kinds == kinds[0]).tolist())
+        screen.total(page, "80 images")
 
 
 def test_back_after_closing_does_not_reopen(server, tabs):
     page = tabs(f"{server.url}/d?split=train")
-    total(page, "60 of 80 images")
-    page.locator(".cell:not([hidden]) a").nth(2).click()
+    screen.total(page, "60 of 80 images")
+    screen.tiles(page).nth(2).click()
     expect(title(page)).to_have_text("t02.jpg")
     page.locator(".strip li a").nth(1).click()
     expect(title(page)).not_to_have_text("t02.jpg")
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(page).to_have_url(f"{server.url}/d?split=train")
-    page.locator(".filters").get_by_role("link", name="All 80").click()
-    total(page, "80 images")
+    screen.follow(page, "All 80", 80, ".filters")
     page.go_back()
-    total(page, "60 of 80 images")
+    screen.total(page, "60 of 80 images")
     expect(page.get_by_role("dialog")).to_be_hidden()
 
 
 def test_keys_work_while_neighbours_are_compared(server, tabs):
-    page = tabs(server.url)
+    """The focus returns to the image that was seen last, also after another view."""
+    page = tabs("about:blank")
     held = []
     page.route("**/neighbours/*?*", lambda route: held.append(route))
     page.goto(f"{server.url}/d?image=50")
@@ -135,25 +116,17 @@ def test_keys_work_while_neighbours_are_compared(server, tabs):
     expect(title(page)).to_have_text("t51.jpg")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=51')")
+    screen.focused(page, 51)
     assert len(held) == 2
     for route in held:
         route.continue_()
-    complete(page)
-
-
-def test_focus_returns_to_the_image_seen_last(server, tabs):
-    page = tabs(f"{server.url}/d?image=50")
-    expect(title(page)).to_have_text("t50.jpg")
-    page.keyboard.press("ArrowRight")
-    expect(title(page)).to_have_text("t51.jpg")
-    page.keyboard.press("Escape")
-    expect(page.get_by_role("dialog")).to_be_hidden()
-    until(page, "document.activeElement.getAttribute('href')?.endsWith('image=51')")
+    screen.complete(page)
     page.get_by_role("link", name="Health").click()
     page.get_by_role("link", name="Images", exact=True).click()
-    total(page, "80 images")
-    until(page, "document.querySelector('.grid a[tabindex=\"0\"]')?.href.endsWith('image=51')")
+    screen.total(page, "80 images")
+    screen.until(
+        page, "document.querySelector('.grid a[tabindex=\"0\"]')?.href.endsWith('image=51')"
+    )
 
 
 def test_thumbnail_until_the_original_is_here(server, tabs):
@@ -170,9 +143,8 @@ def test_thumbnail_until_the_original_is_here(server, tabs):
 
 
 def test_reason_if_the_original_cannot_be_had(server, tabs, dataset_name):
-    name = f"{dataset_name}/train/a.jpg"
-    server.publish(dataset_name, [name], 1)
-    gcs.make_client().bucket(server.images).blob(name).delete()
+    server.publish(dataset_name, 1)
+    gcs.make_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg").delete()
     page = tabs(f"{server.url}/{dataset_name}?image=0")
     expect(page.locator("figcaption")).to_contain_text("It is not in the bucket.")
     # The browser may report the missing picture later; its messages arrive while it is asked.
@@ -181,48 +153,68 @@ def test_reason_if_the_original_cannot_be_had(server, tabs, dataset_name):
 
 
 def test_rotated_photograph_is_shown_as_the_models_see_it(server, tabs, dataset_name):
-    name = f"{dataset_name}/train/a.jpg"
-    server.publish(dataset_name, [name], 1)
+    server.publish(dataset_name, 1)
     with Image.open(io.BytesIO(synthetic.landscape(0))) as image:
         exif, file = Image.Exif(), io.BytesIO()
         exif[ExifTags.Base.Orientation] = 6
         image.save(file, "JPEG", exif=exif)
-    gcs.make_client().bucket(server.images).blob(name).upload_from_string(file.getvalue())
+    blob = gcs.make_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg")
+    blob.upload_from_string(file.getvalue())
     page = tabs(f"{server.url}/{dataset_name}?image=0")
     expect(page.locator("#detail dl")).to_contain_text("200 × 150 pixels")
     expect(page.locator("#detail dl")).to_contain_text("as the models see it")
-    until(page, "document.querySelector('.full').complete")
+    screen.until(page, "document.querySelector('.full')?.complete")
     full = page.locator(".full").bounding_box()
     assert full["width"] / full["height"] == pytest.approx(200 / 150, abs=0.02)
 
 
-def test_shortcuts(server, tabs):
-    page = tabs(f"{server.url}/d")
-    total(page, "80 images")
-    page.keyboard.press("?")
-    dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
-    expect(dialog).to_contain_text("open the image nearest to the middle")
-    page.keyboard.press("Escape")
-    expect(dialog).to_be_hidden()
-    page.get_by_role("button", name="Keyboard shortcuts").click()
-    expect(dialog).to_be_visible()
+def placed(rect, frame, box, scale):
+    """Check that a rectangle is drawn where a box is, in pixels from the frame's corner."""
+    left, top, right, bottom = (scale * corner for corner in box)
+    assert rect["x"] - frame["x"] == pytest.approx(left, abs=3)
+    assert rect["y"] - frame["y"] == pytest.approx(top, abs=3)
+    assert rect["width"] == pytest.approx(right - left, abs=5)
+    assert rect["height"] == pytest.approx(bottom - top, abs=5)
 
 
-def test_boxes_are_drawn(server, tabs, dataset_name):
-    server.publish(dataset_name, [f"{dataset_name}/train/a.jpg"], 1)
-    server.box(dataset_name, "a", "<b>dog", (20, 30, 120, 90))
-    server.box(dataset_name, "a", "cat", (150, 140, 199, 10), "NEGATIVE")
-    page = tabs(f"{server.url}/{dataset_name}?image=0")
-    overlay = page.locator("#detail .boxes")
-    expect(overlay.locator("text")).to_have_text(["<b>dog", "cat: negative"])
-    image, box = page.locator(".full").bounding_box(), overlay.locator("rect").first.bounding_box()
-    scale = image["width"] / 200
-    assert box["x"] - image["x"] == pytest.approx(20 * scale, abs=3)
-    assert box["y"] - image["y"] == pytest.approx(30 * scale, abs=3)
-    assert box["width"] == pytest.approx(100 * scale, abs=4)
-    page.get_by_label("Show the 2 boxes").uncheck()
+def test_boxes(server, tabs, dataset_name):
+    server.publish(dataset_name, 3, shapes={1: (100, 200)})
+    hostile = "<b>\u202edog"
+    server.box(dataset_name, "0", hostile, (10, 30, 120, 90))  # begins left of what the tile shows
+    server.box(dataset_name, "1", "cat", (20, 199, 90, 120), "NEGATIVE")
+    page = tabs(f"{server.url}/{dataset_name}")
+    screen.total(page, "3 images")
+    screen.wait_for_pictures(page)
+    tiles = page.locator(".cell:not([hidden]) .tile")
+    expect(tiles.locator(".boxes text")).to_have_text([hostile, "cat: negative"])
+    expect(tiles.first.locator("img")).to_have_attribute("alt", f"0.jpg, box {hostile}")
+    for place, side, box in ((0, 150, (-15, 30, 95, 90)), (1, 100, (20, 70, 90, 149))):
+        tile = tiles.nth(place).bounding_box()
+        rect = tiles.nth(place).locator("rect").bounding_box()
+        placed(rect, tile, box, tile["width"] / side)
+        text = tiles.nth(place).locator("text").bounding_box()
+        assert text["x"] >= tile["x"] and 8 < text["height"] < 20
+    page.get_by_label("Boxes", exact=True).uncheck()
+    expect(tiles.first.locator(".boxes")).to_be_hidden()
+    tiles.first.click()
+    overlay, switch = page.locator("#detail .boxes"), page.get_by_label("Show the box")
+    screen.until(page, "document.querySelector('.full')?.naturalWidth === 200")
     expect(overlay).to_be_hidden()
+    switch.check()  # the same switch
+    expect(overlay.locator("text")).to_have_text(hostile)
+    full = page.locator(".full").bounding_box()
+    placed(overlay.locator("rect").bounding_box(), full, (10, 30, 120, 90), full["width"] / 200)
+    page.keyboard.press("Escape")
+    expect(page.get_by_label("Boxes", exact=True)).to_be_checked()
+    expect(tiles.first.locator(".boxes")).to_be_visible()
+    page.get_by_label("Boxes", exact=True).uncheck()
     page.reload()
-    expect(page.get_by_label("Show the 2 boxes")).not_to_be_checked()
-    page.get_by_label("Show the 2 boxes").check()
-    expect(overlay).to_be_visible()
+    expect(page.get_by_label("Boxes", exact=True)).not_to_be_checked()
+
+
+def test_no_boxes_on_thumbnails_of_unknown_size(server, tabs, dataset_name):
+    server.publish(dataset_name, 1, with_manifest=False)
+    server.box(dataset_name, "0", "dog", (10, 30, 120, 90))
+    page = tabs(f"{server.url}/{dataset_name}")
+    expect(page.locator(".tile img").first).to_have_attribute("alt", "0.jpg, box dog")
+    expect(page.locator(".tile .boxes")).to_have_count(0)

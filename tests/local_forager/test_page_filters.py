@@ -1,52 +1,49 @@
-"""Filters and orders of the page: labels, ImageNet classes by name, object names, file sizes."""
+"""Filters and orders of the page: labels, classes, names, and sizes with their histograms."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 
-import gcs
+from local_forager import types as page_types
 from local_forager.indexes import index as imagenet
+from local_forager.page.rows import BINS, edges_of, histogram
 from testing import synthetic
-from tests.local_forager.page_server import FAILED, fetch, get, shows_rows, total
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-expect = playwright.expect
+from tests.local_forager import screen
+from tests.local_forager.page_server import COPY, FAILED, fetch, get
+from tests.local_forager.screen import expect
+from tests.local_forager.test_page_api import conforms
 
 
 def test_filters_of_the_page(server, tabs):
     page = tabs(f"{server.url}/d")
-    filters = page.locator(".filters")
-    filters.get_by_role("link", name="And with this label: bird").click()
-    total(page, "5 of 80 images")
-    filters.get_by_role("link", name="Without this label: sky").click()
-    total(page, "4 of 80 images")
-    page.get_by_role("link", name="Remove the filter: and bird").click()
-    total(page, "78 of 80 images")
+    screen.follow(page, "And with this label: bird", 5)
+    screen.follow(page, "Without this label: sky", 4)
+    screen.follow(page, "Remove the filter: and bird", 78)
     page.get_by_label("Object name contains").fill("v1")
     page.get_by_label("Object name contains").press("Enter")
-    total(page, "10 of 80 images")
-    expect(page.locator(".summary .chip")).to_have_text(["not sky×", "name contains v1×"])
+    screen.total(page, "10 of 80 images")
+    screen.chips(page, "not sky", "name contains v1")
     page.get_by_label("Sort").select_option("name, backwards")
     expect(page.locator(".cell:not([hidden])").first).to_have_attribute("aria-posinset", "1")
-    expect(page.locator(".cell:not([hidden]) a").first).to_have_attribute(
-        "href", re.compile("image=79$")
-    )
+    expect(screen.tiles(page).first).to_have_attribute("href", re.compile("image=79$"))
 
 
 def test_class_by_name(server, tabs):
+    """In the panel, in the legend of the map, and in the facts of an image."""
+    kinds = synthetic.kind_of(np.arange(80))
+    kinds[COPY], kinds[FAILED] = kinds[2], -1
+    name = imagenet.class_name(80 * kinds[0])
     page = tabs(f"{server.url}/d")
-    (kind,) = {int(synthetic.kind_of(np.array([0]))[0])}
-    name = imagenet.class_name(80 * kind)
     page.get_by_label("Find a class").fill(name.upper())
     page.locator(".filters").get_by_role("link", name=name).click()
     expect(page.locator(".summary .chip")).to_contain_text(f"ImageNet class: {name}")
-    kinds = synthetic.kind_of(np.arange(80))
-    same = [row for row in np.flatnonzero(kinds == kind).tolist() if row not in (FAILED, 65)]
-    shows_rows(page, same if kinds[2] != kind else [*same, 65])
-    page.goto(f"{server.url}/d?view=map&color=class")
-    page.locator(".legend").get_by_role("link", name=name).click()
-    expect(page.locator(".summary .chip")).to_contain_text(f"ImageNet class: {name}")
+    screen.shows_rows(page, np.flatnonzero(kinds == kinds[0]).tolist())
+    for query, place in (("view=map&color=class", ".legend"), ("image=0", "#detail dl")):
+        page.goto(f"{server.url}/d?{query}")
+        page.locator(place).get_by_role("link", name=name).click()
+        expect(page.locator(".summary .chip")).to_contain_text(f"ImageNet class: {name}")
 
 
 def test_the_page_says_what_the_server_computes(server, tabs):
@@ -63,7 +60,7 @@ def test_the_page_says_what_the_server_computes(server, tabs):
     page.goto(f"{server.url}/d?sort=outliers")
     expect(page.locator("#working")).to_have_text("Comparing images: 40%")
     ready.append(True)
-    total(page, "79 of 80 images")
+    screen.total(page, "79 of 80 images")
     expect(page.locator("#working")).to_be_empty()
 
 
@@ -71,70 +68,194 @@ def test_sizes_of_the_page(server, tabs):
     page = tabs(f"{server.url}/d")
     page.get_by_label("File size to").fill("0")
     page.get_by_role("button", name="Apply").click()
-    total(page, "1 of 80 images")
-    expect(page.locator(".summary .chip")).to_contain_text("up to 0 bytes")
-    shows_rows(page, [FAILED])
-    page.goto(f"{server.url}/d")
-    page.get_by_label("Width from").fill("201")
-    page.get_by_label("Width from").press("Enter")
-    total(page, "2 of 80 images")
-    page.get_by_label("Aspect to").fill("2")
-    page.get_by_label("Aspect to").press("Enter")
-    total(page, "1 of 80 images")
-    expect(page.locator(".summary .chip")).to_have_text(
-        ["width from 201 pixels×", "aspect up to 2×"]
-    )
-    page.get_by_role("link", name="Remove the filter: width").click()
-    total(page, "78 of 80 images")
+    screen.total(page, "1 of 80 images")
+    screen.chips(page, "file size up to 0 bytes")
+    screen.shows_rows(page, [FAILED])
+    screen.follow(page, "Remove the filter: file size", 80)
+    for label, limit, found in (("Width from", "201", 2), ("Aspect to", "2", 1)):
+        page.get_by_label(label).fill(limit)
+        page.get_by_label(label).press("Enter")
+        screen.total(page, f"{found} of 80 images")
+    screen.chips(page, "width from 201 pixels", "aspect up to 2")
+    screen.follow(page, "Remove the filter: width", 78)
     page.get_by_label("Sort").select_option("narrowest first")
-    expect(page.locator(".cell:not([hidden]) a").first).to_have_attribute(
-        "href", re.compile("image=12$")
-    )
+    expect(screen.tiles(page).first).to_have_attribute("href", re.compile("image=12$"))
 
 
 def test_either_label_on_the_page(server, tabs, dataset_name):
     hostile = ["<b>100%0A</b>\n=1", "\u202efirst"]
-    server.publish(dataset_name, [f"{dataset_name}/train/{row}.jpg" for row in range(4)], 4)
+    server.publish(dataset_name, 4)
     for row, label in enumerate(hostile):
         server.label(dataset_name, [str(row)], label)
     page = tabs(f"{server.url}/{dataset_name}")
     for place, images in enumerate((1, 2)):
         page.get_by_role("link", name="Or with this label").nth(place).click()
-        total(page, f"{images} of 4 images")
+        screen.total(page, f"{images} of 4 images")
     page.reload()
-    total(page, "2 of 4 images")
+    screen.total(page, "2 of 4 images")
     chips = page.locator(".summary .chip bdi").all_text_contents()
     assert chips == [f"or {label}" for label in sorted(hostile)]
     page.locator(".summary .chip").first.click()
-    total(page, "1 of 4 images")
+    screen.total(page, "1 of 4 images")
     expect(page.locator(".summary .chip bdi")).to_have_text(hostile[1])
-    shows_rows(page, [1])
+    screen.shows_rows(page, [1])
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "of other images", "damaged"])
 def test_index_whose_sizes_are_not_known(server, tabs, dataset_name, damage):
-    index_id, client = f"i-{dataset_name}", gcs.make_client()
-    names = [f"{dataset_name}/train/{row}.jpg" for row in range(2)]
-    synthetic.publish(client, server.images, server.index, index_id, names, 2)
-    blob = client.bucket(server.index).blob(f"indexes/{index_id}/manifest.parquet")
-    if damage == "no manifest":
-        blob.delete()
-    else:
-        others = [name.upper() for name in names]
-        content = synthetic.manifest_of(others, [(1, 1, 1)] * 2)
-        blob.upload_from_string(content[:-9] if damage == "damaged" else content)
-    server.create(dataset_name, index_id, dataset_name)
-    sizes = server.wait_until_copied(dataset_name)["sizes"]
+    def change(file):
+        blob = file("manifest.parquet")
+        if damage == "no manifest":
+            blob.delete()
+        else:
+            content = synthetic.manifest_of(["another.jpg"] * 2, [(1, 1, 1)] * 2)
+            blob.upload_from_string(content[:-9] if damage == "damaged" else content)
+
+    server.publish(dataset_name, 2, change=change)
+    sizes = server.dataset(dataset_name)["sizes"]
     assert not sizes["available"] and damage in sizes["reason"]
     for query in ("min_width=1", "max_aspect=1", "sort=tallest"):
         answer = get(f"{server.url}/page/{dataset_name}/rows?{query}")
         assert answer == (409, {"error": sizes["reason"]})
     assert len(fetch(f"{server.url}/page/{dataset_name}/rows?sort=largest")[2]) == 2 * 4
     page = tabs(f"{server.url}/{dataset_name}?min_width=1&sort=portrait")
-    total(page, "2 images")
-    expect(page.get_by_role("alert")).to_contain_text(
-        "They are not filtered by width and not sorted"
-    )
+    screen.total(page, "2 images")
+    note = "They are not filtered by width and not sorted"
+    expect(page.get_by_role("alert")).to_contain_text(note)
     expect(page.locator(".ranges")).to_contain_text(sizes["reason"])
     expect(page.get_by_label("Width from")).to_have_count(0)
     expect(page.locator("#sort option", has_text="widest")).to_be_disabled()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[5], [0], [0, 0, 7], [1, 2, 3], [640] * 9 + [10**12], list(range(5000)), [-1, 3, -1, 900]],
+)
+def test_bins_hold_all_known_values(values):
+    values = np.array(values, np.int64)
+    edges = edges_of(values)
+    known = values[values >= 0]
+    assert edges[0] == known.min() and edges[-1] == known.max() + 1
+    assert (np.diff(edges) > 0).all() and len(edges) <= BINS + 1
+    found = histogram("width", values, values > np.median(known))
+    assert found["images"] == np.histogram(known, edges)[0].tolist()
+    assert sum(found["chosen"]) == (values > np.median(known)).sum()
+
+
+def test_no_bins_without_values():
+    assert histogram("width", np.full(3, -1), np.ones(3, bool)) is None
+    assert histogram("width", np.zeros(0, np.int64), np.ones(0, bool)) is None
+
+
+def test_histogram_of_100_000_images():
+    sizes = np.array(synthetic.made_up_sizes(100_000), np.int64)
+    found = histogram("bytes", sizes[:, 0], sizes[:, 1] > 640)
+    assert sum(found["images"]) == 100_000 and sum(found["chosen"]) == (sizes[:, 1] > 640).sum()
+    assert len(json.dumps(found)) < 2_500
+
+
+def histograms(server, query=""):
+    status, answer = get(f"{server.url}/page/d/histograms?{query}")
+    assert status == 200
+    conforms(answer, page_types.HistogramList)
+    return {one["field"]: one for one in answer["histograms"]}
+
+
+def test_histograms_pass_the_filters_of_other_fields(server):
+    every = histograms(server)
+    assert list(every) == ["bytes", "width", "height", "aspect"]
+    width, aspect = every["width"], every["aspect"]
+    assert (width["edges"][0], width["edges"][-1]) == (100, 301) and sum(width["images"]) == 79
+    assert (aspect["step"], aspect["edges"][0], aspect["edges"][-1]) == (0.001, 0.5, 3.001)
+    assert width["images"] == width["chosen"]
+    wide = histograms(server, "min_width=201")
+    assert wide["width"]["chosen"] == width["images"]
+    assert wide["height"]["images"] == every["height"]["images"]
+    assert sum(wide["height"]["chosen"]) == sum(wide["bytes"]["chosen"]) == 2
+    assert sum(histograms(server, "set=leak")["width"]["chosen"]) == 2
+    assert sum(histograms(server, "category=bird&split=val")["aspect"]["chosen"]) == 1
+
+
+def plot(page, name):
+    """The plot of a histogram on the screen, and the x of a place from 0 to 1."""
+    element = page.locator(f"[data-field={name}] .plot")
+    element.scroll_into_view_if_needed()
+    box = element.bounding_box()
+    return lambda share: (box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+
+
+def brush(page, start, end):
+    """Press the button at one place of the screen and release it at another."""
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=3)
+    page.mouse.up()
+
+
+def test_brush_with_the_mouse(server, tabs):
+    page = tabs(f"{server.url}/d")
+    screen.complete(page)
+    expect(page.get_by_role("slider", name="Width: lower end")).to_be_visible()
+    at = plot(page, "width")
+    page.mouse.move(*at(0.8))
+    page.mouse.down()
+    page.mouse.move(*at(1.2), steps=3)
+    expect(page.locator("[data-field=width] .axis")).to_contain_text("300 pixels2 images")
+    screen.total(page, "80 images")  # only shown until the button is up
+    page.mouse.up()
+    screen.total(page, "2 of 80 images")
+    screen.shows_rows(page, [10, 11])
+    expect(page.locator(".summary .chip")).to_contain_text("width from ")
+    brush(page, at(0.8), at(-0.2))  # the handle, back to the beginning
+    screen.total(page, "80 images")
+    expect(page).to_have_url(f"{server.url}/d")
+    page.go_back()
+    screen.total(page, "2 of 80 images")
+    page.go_forward()
+    screen.total(page, "80 images")
+    page.route("**/histograms?*min_width*", lambda held: None)  # the new ones never come
+    for start, end, found in ((0.8, 1.2, "2 of 80 images"), (0.8, -0.2, "80 images")):
+        brush(page, at(start), at(end))
+        screen.total(page, found)
+
+
+def test_brush_with_the_keyboard(server, tabs):
+    page = tabs(f"{server.url}/d")
+    screen.complete(page)
+    upper = page.get_by_role("slider", name="Width: upper end")
+    expect(upper).to_have_attribute("aria-valuenow", "300")
+    upper.focus()
+    page.keyboard.press("ArrowLeft")  # applied after a pause; the failed one has no width
+    screen.total(page, "77 of 80 images")
+    expect(upper).to_be_focused()
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    screen.total(page, "1 of 80 images")
+    screen.shows_rows(page, [12])
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    expect(upper).to_have_attribute("aria-valuetext", "102 pixels")
+    screen.total(page, "1 of 80 images")
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+    screen.total(page, "80 images")
+    expect(page.locator("[data-field=height] .axis")).to_have_text("100 to 200 pixels")
+    screen.follow(page, "Validation 20", 20, ".filters")
+    bars = page.locator("[data-field=width] .bars")
+    expect(bars).to_have_attribute("d", re.compile("^M[^M]*$"))  # one bar: all are 200 wide
+
+
+def test_brush_with_a_finger(server, tabs):
+    page = tabs(f"{server.url}/d", has_touch=True, viewport={"width": 400, "height": 800})
+    screen.complete(page)
+    page.get_by_text("Search and filters").tap()
+    expect(page.get_by_role("slider", name="Height: lower end")).to_be_visible()
+    at = plot(page, "height")
+    touch = page.context.new_cdp_session(page)
+    points = [[{"x": x, "y": y}] for x, y in (at(0.9), at(0.95), at(0.99))]
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points[0]})
+    for moved in points[1:]:
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": moved})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    screen.total(page, "1 of 80 images")
+    expect(page).to_have_url(re.compile("min_height=1[89][0-9]$"))

@@ -3,26 +3,16 @@
 import re
 
 import numpy as np
-import pytest
 
 from local_forager.indexes import index as imagenet
-from tests.local_forager.page_server import (
-    COPY,
-    FAILED,
-    complete,
-    shows_rows,
-    total,
-    until,
-    wait_for,
-)
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-expect = playwright.expect
+from tests.local_forager import screen
+from tests.local_forager.page_server import COPY, FAILED, wait_for
+from tests.local_forager.screen import expect
 
 
 def drawn(page):
     """The canvas as text: equal only if the same is drawn."""
-    complete(page)
+    screen.complete(page)
     return page.evaluate("document.querySelector('canvas').toDataURL()")
 
 
@@ -51,18 +41,25 @@ def point_on_map(page, row):
 
 def test_map_hovers_and_opens(server, tabs):
     page = tabs(f"{server.url}/d?view=map")
-    expect(page.locator(".legend")).to_contain_text("train")
-    complete(page)
+    screen.complete(page)
     x, y = point_on_map(page, 10)
     page.mouse.move(x, y)
-    expect(page.locator(".tip img")).to_be_visible()
-    until(page, "document.querySelector('.tip img').naturalWidth > 0")
+    tip = page.locator(".tip")
+    expect(tip.locator("img")).to_be_visible()
+    screen.until(page, "document.querySelector('.tip img').naturalWidth > 0")
+    page.mouse.wheel(0, -1)  # the point stays under the pointer
+    expect(tip).to_be_visible()
     page.mouse.click(x, y)
     expect(page.get_by_role("dialog")).to_be_visible()
     expect(page).to_have_url(re.compile(r"image=\d+"))
     page.go_back()
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(page.locator("canvas")).to_be_visible()
+    page.mouse.move(x + 1, y)
+    expect(tip).to_be_visible()
+    for _ in range(3):
+        page.locator("canvas").press("ArrowUp")
+    expect(tip).to_be_hidden()
 
 
 def test_map_colours_and_filters(server, tabs):
@@ -74,17 +71,15 @@ def test_map_colours_and_filters(server, tabs):
     page.get_by_label("Colour by").select_option("class")
     expect(page.locator(".legend")).to_contain_text("other class")
     expect(page).to_have_url(re.compile("color=class$"))
-    page.locator(".filters").get_by_role("link", name="Validation").click()
-    total(page, "20 of 80 images")
+    screen.follow(page, "Validation", 20, ".filters")
     page.go_back()
-    total(page, "80 images")
+    screen.total(page, "80 images")
 
 
 def test_map_colours_by_the_commonest_labels(server, tabs, dataset_name):
-    names = [f"{dataset_name}/train/{row:02}.jpg" for row in range(40)]
-    server.publish(dataset_name, names, 40)
+    server.publish(dataset_name, 40)
     for number in range(12):  # 12 labels; the last ones by name have the most images
-        few = [f"{row:02}" for row in range(number, 40, 13 - number)]
+        few = [str(row) for row in range(number, 40, 13 - number)]
         server.label(dataset_name, few[: number + 1], f"label{number:02}")
     server.label(dataset_name, ["39"], "label11", "NEGATIVE")
     page = tabs(f"{server.url}/{dataset_name}?view=map&color=label")
@@ -107,34 +102,20 @@ def test_map_colours_by_the_commonest_labels(server, tabs, dataset_name):
 
 def test_map_keeps_its_place(server, tabs):
     page = tabs(f"{server.url}/d?view=map&pictures=no")
-    complete(page)
+    screen.complete(page)
     page.get_by_role("button", name="Zoom in").click()
     page.locator("canvas").press("ArrowLeft")
     expect(page).to_have_url(re.compile("at=-"))
     place = drawn_without_focus(page)
     shared = tabs(page.url)
-    complete(shared)
+    screen.complete(shared)
     wait_until_drawn(shared, lambda text: text == place)
     page.get_by_role("link", name="Images", exact=True).click()
-    total(page, "80 images")
+    screen.total(page, "80 images")
     page.get_by_role("link", name="Map", exact=True).click()
     wait_until_drawn(page, lambda text: text == place)
     page.get_by_role("button", name="Show all").click()
     expect(page).not_to_have_url(re.compile("at="))
-
-
-def test_tooltip_follows_the_map(server, tabs):
-    page = tabs(f"{server.url}/d?view=map")
-    complete(page)
-    x, y = point_on_map(page, 10)
-    page.mouse.move(x, y)
-    tip = page.locator(".tip")
-    expect(tip).to_be_visible()
-    page.mouse.wheel(0, -1)  # the point stays under the pointer
-    expect(tip).to_be_visible()
-    for _ in range(3):
-        page.locator("canvas").press("ArrowUp")
-    expect(tip).to_be_hidden()
 
 
 def test_map_pans_and_zooms(server, tabs):
@@ -178,18 +159,13 @@ def test_map_shows_pictures_when_few_points_are_in_view(server, tabs):
 
 def test_health_links_to_the_images(server, tabs):
     page = tabs(f"{server.url}/d?view=health")
-    page.locator("[data-set=leak]").get_by_role("link", name="Show 2 images in 1 group").click()
-    total(page, "2 of 80 images")
+    screen.follow(page, "Show 2 images in 1 group", 2, "[data-set=leak]")
     expect(page.locator(".badge:visible")).to_have_text(["Group 1", "0.000"])
-    shows_rows(page, [2, COPY])
+    screen.shows_rows(page, [2, COPY])
     page.go_back()
-    page.locator("[data-set=failed]").get_by_role("link", name="Show 1 image").click()
-    total(page, "1 of 80 images")
-    expect(page.locator(".summary .chip")).to_contain_text("Failed images")
-    shows_rows(page, [FAILED])
-    page.goto(f"{server.url}/d?set=near&by=imagenet")
-    total(page, "2 of 80 images")
-    expect(page.locator(".summary .chip")).to_contain_text("Near duplicates")
+    screen.follow(page, "Show 1 image", 1, "[data-set=failed]")
+    screen.chips(page, "Failed images")
+    screen.shows_rows(page, [FAILED])
 
 
 def test_map_of_100_000(server, tabs):
@@ -217,7 +193,7 @@ def test_map_of_100_000(server, tabs):
     page.route("**/page/d/rows*", lambda route: route.fulfill(body=rows))
     page.route("**/thumbnail/*", lambda route: route.fulfill(status=204))
     page.goto(f"{server.url}/d?view=map&color=class")
-    total(page, "100,000 images")
+    screen.total(page, "100,000 images")
     expect(page.locator(".legend li")).to_have_text(
         [f"{imagenet.class_name(number)}25,000" for number in range(4)]
     )

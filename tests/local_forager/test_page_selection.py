@@ -7,18 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.local_forager.page_server import (
-    COPY,
-    FAILED,
-    complete,
-    shows_rows,
-    total,
-    until,
-    wait_for_pictures,
-)
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-expect = playwright.expect
+from tests.local_forager import screen
+from tests.local_forager.page_server import COPY, FAILED
+from tests.local_forager.screen import expect
 
 
 def selected(page, number):
@@ -32,8 +23,8 @@ def tile(page, place):
 
 def open_grid(server, tabs, query=""):
     page = tabs(f"{server.url}/d{query}", viewport={"width": 1200, "height": 900})
-    complete(page)
-    wait_for_pictures(page)
+    screen.complete(page)
+    screen.wait_for_pictures(page)
     return page
 
 
@@ -53,10 +44,10 @@ def test_boxes_ranges_and_single_images(server, tabs):
     selected(page, 4)
     tile(page, 2).locator(".check").uncheck()
     show_selected(page)
-    total(page, "3 of 80 images")
-    shows_rows(page, [4, 5, 8])
+    screen.total(page, "3 of 80 images")
+    screen.shows_rows(page, [4, 5, 8])
     tile(page, 0).locator(".check").click()
-    total(page, "2 of 80 images")
+    screen.total(page, "2 of 80 images")
     page.get_by_role("button", name="Clear").click()
     expect(page.locator(".selection")).to_be_hidden()
 
@@ -64,43 +55,37 @@ def test_boxes_ranges_and_single_images(server, tabs):
 def test_selection_by_keyboard(server, tabs):
     page = open_grid(server, tabs)
     tile(page, 0).locator("a").focus()
-    page.keyboard.press(" ")
-    selected(page, 1)
-    page.keyboard.press("Shift+ArrowRight")
-    page.keyboard.press("Shift+ArrowRight")
-    selected(page, 3)
-    page.keyboard.press(" ")
-    selected(page, 2)
-    until(page, "document.activeElement.parentElement.ariaPosInSet === '3'")
+    for keys, number in (
+        (" ", 1), ("Shift+ArrowRight", 2), ("Shift+ArrowRight", 3), (" ", 2),
+    ):  # fmt: skip
+        page.keyboard.press(keys)
+        selected(page, number)
+    screen.until(page, "document.activeElement.parentElement.ariaPosInSet === '3'")
     page.keyboard.press("ControlOrMeta+a")
     selected(page, 80)
 
 
-def test_selection_by_touch(server, browser):
-    context = browser.new_context(has_touch=True, viewport={"width": 400, "height": 800})
-    page = context.new_page()
-    page.goto(f"{server.url}/d")
-    complete(page)
+def test_selection_by_touch(server, tabs):
+    page = tabs(f"{server.url}/d", has_touch=True, viewport={"width": 400, "height": 800})
+    screen.complete(page)
     for place in (0, 4):
         expect(tile(page, place).locator(".check")).to_be_visible()
         tile(page, place).locator(".check").tap()
     selected(page, 2)
-    context.close()
 
 
 def test_selection_survives_filters_views_and_back(server, tabs):
     page = open_grid(server, tabs, "?split=val")
     page.get_by_role("button", name="Select all").click()
     selected(page, 20)
-    page.locator(".filters").get_by_role("link", name="bird 5").click()
-    total(page, "1 of 80 images")
+    screen.follow(page, "bird 5", 1, ".filters")
     for view in ("Map", "Health", "Images"):
         page.get_by_role("link", name=view, exact=True).click()
-        complete(page)
+        screen.complete(page)
         selected(page, 20)
     page.go_back()
     page.go_back()
-    complete(page)
+    screen.complete(page)
     selected(page, 20)
 
 
@@ -112,11 +97,11 @@ def test_selection_is_kept_by_name(server, tabs):
     page.get_by_role("button", name="Clear").click()
     selected(page, 0)
     page.reload()
-    complete(page)
+    screen.complete(page)
     page.get_by_label("Kept selections").select_option("<b>seven")
     selected(page, 1)
     show_selected(page)
-    shows_rows(page, [7])
+    screen.shows_rows(page, [7])
     page.get_by_role("button", name="Delete kept").click()
     expect(page.get_by_label("Kept selections")).to_have_count(0)
 
@@ -125,12 +110,11 @@ def test_select_a_finding_a_group_and_neighbours(server, tabs):
     page = tabs(f"{server.url}/d?view=health")
     page.locator("[data-set=failed]").get_by_role("button", name="Select").click()
     selected(page, 1)
-    page.locator("[data-set=near]").get_by_role("link").click()
-    total(page, "2 of 80 images")
+    screen.follow(page, "Show 2 images", 2, "[data-set=near]")
     page.get_by_role("button", name="Group 1").click()
     selected(page, 3)
     show_selected(page)
-    shows_rows(page, [2, FAILED, COPY])
+    screen.shows_rows(page, [2, FAILED, COPY])
     page.goto(f"{server.url}/d?image=0")
     page.get_by_role("button", name="Select these 24").click()
     page.keyboard.press("Escape")
@@ -140,7 +124,7 @@ def test_select_a_finding_a_group_and_neighbours(server, tabs):
 @pytest.mark.parametrize("tool", ["Rectangle", "Lasso", "Shift"])
 def test_shapes_on_the_map(server, tabs, tool):
     page = tabs(f"{server.url}/d?view=map&pictures=no")
-    complete(page)
+    screen.complete(page)
     if tool != "Shift":
         page.get_by_role("radio", name=tool).check()
     box = page.locator("canvas").bounding_box()
@@ -165,7 +149,7 @@ def test_shapes_on_the_map(server, tabs, tool):
     middle = (left + right) / 2
     half = [(middle, top), (right, top), (right, bottom), (middle, bottom)]
     draw(*(half if tool == "Lasso" else (half[0], half[2])))
-    until(page, "parseInt(document.querySelector('.selected-count').textContent) < 79")
+    screen.until(page, "parseInt(document.querySelector('.selected-count').textContent) < 79")
     show_selected(page)
 
 
@@ -201,13 +185,6 @@ def test_export(server, tabs):
     document = json.loads(data)
     assert len(document) == 5
     assert document["d/val/v00.jpg"] == [{"category": "seen", "mode": "UNSURE"}]
-
-
-def test_export_needs_a_category(server, tabs):
-    page = open_grid(server, tabs)
-    page.get_by_role("button", name="Select all").click()
-    page.get_by_role("button", name="Export…").click()
-    page.get_by_text("Label file").click()
     page.get_by_label("Category").fill(" ")
     page.get_by_role("button", name="Download").click()
     expect(page.locator("#export [role=status]")).to_have_text("A label file needs a category.")

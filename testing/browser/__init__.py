@@ -1,1 +1,0 @@
-"""A headless Chromium, and the pictures that it takes for the README."""
