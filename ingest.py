@@ -28,15 +28,9 @@ from dataset.work_directory import WorkDirectory
 from engine.checkpoint import Recorder
 from engine.loading import ModelLoader
 from forager.addresses import dataset_page, shown_server
-from preflight.changes import (
-    check_left_out,
-    describe_changes,
-    list_changes,
-    what_restart_deletes,
-)
 from preflight.checks import check_arguments, check_listing, list_images
-from preflight.describe import describe_plan
-from preflight.earlier import finished
+from preflight.describe import describe_changes, describe_plan, list_changes
+from preflight.earlier import check_left_out, finished, what_restart_deletes
 from preflight.plan import Plan, begin_or_continue, make_plan
 from preflight.request import Request, parse_request
 from preflight.sources import describe_reuse

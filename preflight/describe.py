@@ -1,4 +1,4 @@
-"""What the commands say of a listing and a plan before anything is done."""
+"""What an ingest says of a listing, of what changed in it, and of its plan."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from common.names import IMAGE_SUFFIXES
 from common.terminal import count, printable, size, table
 from dataset.arrays import BYTES_PER_ROW
 from dataset.listing import Listing, Split
+from dataset.state import Changes
 from preflight.renames import NEW_SUFFIXES
 
 THUMBNAIL_BYTES = 8_000  # of a usual thumbnail
 LISTED_BYTES = 200  # of a usual image in the lists
+VERBS = {
+    "appeared": ("appeared", "appeared"),
+    "vanished": ("vanished", "vanished"),
+    "renamed": ("was renamed", "were renamed"),
+    "replaced": ("was replaced", "were replaced"),
+}
 CONVERTIBLE = (".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
 
 
@@ -66,3 +73,29 @@ def describe_skipped(listing: Listing, script: Path | None) -> Iterator[str]:
             f"Under another name {renamable:,} of them would be images: --dry_run --write_renames "
             "FILE writes a script that renames them."
         )
+
+
+def describe_changes(changes: Changes, since: str) -> str:
+    """One line, such as "Since the last run: 3 images appeared, 2 were renamed. ..."."""
+    parts: list[str] = []
+    for kind, (number, _) in changes.kinds().items():
+        if number:
+            images = count(number, "image") if not parts else f"{number:,}"
+            parts.append(f"{images} {VERBS[kind][number > 1]}")
+    lost = changes.lost
+    kept = (
+        f"{count(lost, 'computed image')} {'is' if lost == 1 else 'are'} computed again."
+        if lost
+        else "Nothing that is computed is lost."
+    )
+    return f"Since {since}: {', '.join(parts)}. {kept}"
+
+
+def list_changes(changes: Changes) -> str:
+    """A line for each kind of change, with some of the names."""
+    return "".join(
+        f"\n  {number:,} {kind}: {', '.join(map(printable, names))}"
+        + (", ..." if number > len(names) else "")
+        for kind, (number, names) in changes.kinds().items()
+        if number
+    )

@@ -18,9 +18,14 @@ from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from forager.client import Forager
 from preflight import checks
-from preflight.changes import check_left_out, check_registered, describe_changes
-from preflight.describe import describe_skipped
-from preflight.earlier import check_same, delete_earlier, settle_taken_name
+from preflight.describe import describe_changes, describe_skipped
+from preflight.earlier import (
+    check_left_out,
+    check_registered,
+    check_same,
+    delete_earlier,
+    settle_taken_name,
+)
 from preflight.renames import write_renames
 from preflight.request import Mode, Request, Target, Workers, identity_of
 from preflight.sources import Computed, Reuse, accepted_precisions, find_sources

@@ -21,7 +21,7 @@ from engine.loading import ModelLoader
 from engine.pipeline import Pipeline
 from engine.reuse import Copier, Source
 from engine.threads import Job
-from preflight.changes import what_restart_deletes
+from preflight.earlier import what_restart_deletes
 from preflight.plan import Plan
 from preflight.request import Request
 from preflight.sources import describe_reuse

@@ -15,8 +15,8 @@ from dataset.listing import Listing, Split
 from dataset.lists import index_files, thumbnail_directory, write_lists
 from dataset.state import State
 from forager.client import DatasetInfo, Forager
-from preflight.changes import list_changes
 from preflight.checks import list_images
+from preflight.describe import list_changes
 from report.run import StepName
 from steps.embed import Run, copy_computed, embed, refuse_failures
 from storage.async_client import AsyncStorage
