@@ -45,12 +45,8 @@ def listed(path: GsPath, *, workers: int = WORKERS) -> Iterator[list[ListedObjec
                 yield page
 
     pages = all_pages()
-
-    async def following() -> list[ListedObject] | None:
-        return await anext(pages, None)
-
     try:
-        while (page := loop.run_until_complete(following())) is not None:
+        while (page := loop.run_until_complete(anext(pages, None))) is not None:
             yield page
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
@@ -120,26 +116,20 @@ class _Listing:
         self._characters: set[str] = set()
         self._full = self._empty = 0  # pages with and without new names
         self._ranges: asyncio.Queue[Range] = asyncio.Queue()
-        # At the end None, or what went wrong.
+        # At the end None; what went wrong in a range takes the place of its pages.
         self.pages: asyncio.Queue[list[ListedObject] | Exception | None] = asyncio.Queue(workers)
 
     async def run(self) -> None:
         """List all ranges."""
         self._ranges.put_nowait(Range("", None))
         tasks = [asyncio.create_task(self._work()) for _ in range(self._workers)]
-        end = asyncio.create_task(self._ranges.join())
-        result = None
         try:
-            ended, _ = await asyncio.wait({end, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
-                task.result()  # raises what stopped a worker
-        except Exception as error:
-            result = error
+            await self._ranges.join()
+            await self.pages.put(None)
         finally:
-            for task in (end, *tasks):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(end, *tasks, return_exceptions=True)
-        await self.pages.put(result)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self) -> None:
         """List one range after the other."""
@@ -148,8 +138,9 @@ class _Listing:
             self._busy += 1
             try:
                 await self._list(names)
-            finally:
-                self._busy -= 1
+            except Exception as error:
+                await self.pages.put(error)
+            self._busy -= 1
             self._ranges.task_done()
 
     async def _list(self, names: Range) -> None:
