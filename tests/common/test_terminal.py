@@ -33,26 +33,11 @@ def test_table_is_aligned():
     ]
 
 
-def test_the_first_of_many_lines():
-    assert first_lines([]) == ""
-    assert first_lines(["a", "b"], "x.json") == "\n  a\n  b"
-    long = first_lines([str(n) for n in range(1234)], "x.json", indent="")
-    assert long.splitlines()[-2:] == ["9", "and 1,224 more, in x.json"]
-
-
 def test_a_warning_is_said_and_kept_for_the_report(capsys):
     before = len(warned)
     warn("something is wrong")
     assert capsys.readouterr().err == "something is wrong\n"
     assert warned[before:] == ["something is wrong"]
-
-
-def test_count():
-    assert [count(number, "label") for number in (0, 1, 1234)] == [
-        "0 labels",
-        "1 label",
-        "1,234 labels",
-    ]
 
 
 def test_first_lines(tmp_path):

@@ -42,8 +42,8 @@ def test_everything_that_a_run_says_at_its_end():
         "(100%: at work all the time).",
         "Limited by: models. A GPU (or a faster one), or several with --engine ray, would help.",
         "Failed: 3 images.",
-        "  2: the file is empty",
-        "  1: not an image",
+        "      2: the file is empty",
+        "      1: not an image",
         MESSAGE,
     ]
 

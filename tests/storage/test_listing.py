@@ -169,12 +169,8 @@ def test_a_refusal_stops_all_workers(monkeypatch):
 @pytest.mark.parametrize(
     "body",
     [
-        b"[]",
-        b"{",
-        b'{"items": [1]}',
-        b'{"items": [{"size": "1"}]}',
-        b'{"items": null}',
-        b'{"items": 7}',
+        *(b"[]", b"{", b'{"items": [1]}', b'{"items": [{"size": "1"}]}'),
+        *(b'{"items": null}', b'{"items": 7}'),
     ],
 )
 def test_an_answer_that_is_no_listing_stops(monkeypatch, body):
