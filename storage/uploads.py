@@ -240,11 +240,8 @@ class FileSlice(io.FileIO):
         return super().read(left if size is None or size < 0 else min(size, left)) or b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_END:
-            offset, whence = offset + self._size, os.SEEK_SET
-        if whence == os.SEEK_SET:
-            offset += self._start
-        return super().seek(offset, whence) - self._start
+        assert whence == os.SEEK_SET  # google-cloud-storage seeks in no other way
+        return super().seek(self._start + offset) - self._start
 
     def tell(self) -> int:
         return super().tell() - self._start
