@@ -1,8 +1,9 @@
-"""The precisions that the models compute in, the least exact first, and what auto tries first.
+"""The precisions that the models compute in, which is the more exact, and what auto tries first.
 
 --precision auto is None where a `Precision | None` is asked for.
 """
 
+from collections.abc import Iterable
 from enum import Enum
 
 
@@ -15,6 +16,11 @@ class Precision(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+def least_exact(precisions: Iterable[Precision]) -> Precision:
+    """The least exact of them."""
+    return min(precisions, key=list(Precision).index)
 
 
 def fastest_precision(on_gpu: bool) -> Precision:
