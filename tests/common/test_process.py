@@ -56,19 +56,16 @@ def begin(*prefix, stays=False):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129), ("in a thread", 130)],
 )
 def test_a_signal_ends_the_command(number, code):
     with begin() as process:
-        process.send_signal(number)
-        assert process.communicate() == ("recorded\n", MESSAGE)
+        if number != "in a thread":
+            process.send_signal(number)
+        asked = "now\n" if number == "in a thread" else None
+        assert process.communicate(asked) == ("recorded\n", MESSAGE)
         assert process.returncode == code
-
-
-def test_a_signal_wakes_the_loop():
-    with begin() as process:
-        assert process.communicate("now\n") == ("recorded\n", MESSAGE)
-        assert process.returncode == 130
 
 
 def test_a_second_signal_does_not_wait_for_the_record():
