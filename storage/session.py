@@ -66,10 +66,13 @@ class Session:
             TransientError, Refused: it could not be renewed.
             StorageError: no credentials.
         """
+        from google.auth.transport.requests import Request
+
         credentials = gcs.credentials()
         async with self._renewing:
             if credentials.token_state is not TokenState.FRESH:
-                await asyncio.to_thread(_renew, credentials)
+                with gcs.translated_errors():
+                    await asyncio.to_thread(credentials.refresh, Request())
         token: str = credentials.token
         return token
 
@@ -122,13 +125,6 @@ class Session:
                 raise found from error
             kind = TransientError if retries.is_transient(error) else Refused
             raise kind(retries.reason(error)) from error
-
-
-def _renew(credentials: Any) -> None:
-    from google.auth.transport.requests import Request
-
-    with gcs.translated_errors():
-        credentials.refresh(Request())
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

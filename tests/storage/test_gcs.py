@@ -38,13 +38,6 @@ def test_the_public_address_follows_the_emulator(monkeypatch, host, address):
     assert gcs.public_address("b", "a b/ü#?.jpg") == f"{address}/b/a%20b/%C3%BC%23%3F.jpg"
 
 
-def test_an_emulator_host_without_a_scheme_works_for_both_libraries(make_bucket, monkeypatch):
-    bucket = make_bucket()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.emulator_host().removeprefix("http://"))
-    put(bucket, "a.jpg")
-    assert [o.name for o in listing(bucket)] == ["a.jpg"]
-
-
 @pytest.mark.parametrize(
     "host",
     [
