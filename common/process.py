@@ -120,15 +120,17 @@ def shortage(error: BaseException) -> ShortageError | None:
     while cause is not None:
         if isinstance(cause, ShortageError):
             return cause
-        if isinstance(cause, MemoryError):
-            return ShortageError(_sentence(errno.ENOMEM))
-        if isinstance(cause, OSError) and cause.errno in _ADVICE:
-            return ShortageError(_sentence(cause.errno))
         if isinstance(cause, RuntimeError) and "can't start new thread" in str(cause):
             return ShortageError(
                 "This process cannot start more threads: raise the limit, such as with "
                 f"`ulimit -u`; {CONTINUE}"
             )
+        number = cause.errno if isinstance(cause, OSError) else None
+        number = errno.ENOMEM if isinstance(cause, MemoryError) else number
+        if number in _ADVICE:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            advice = _ADVICE[number].format(limit=limit)
+            return ShortageError(f"{os.strerror(number)}. {advice} {CONTINUE}")
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -140,8 +142,3 @@ _ADVICE = {
     errno.ENOMEM: "There is not enough memory: free some, or lower --decode_workers;",
     errno.EIO: "A disk of this machine cannot be read or written: repair it;",
 }
-
-
-def _sentence(number: int) -> str:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return f"{os.strerror(number)}. {_ADVICE[number].format(limit=limit)} {CONTINUE}"
