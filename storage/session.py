@@ -66,11 +66,11 @@ class Session:
             TransientError, Refused: it could not be renewed.
             StorageError: no credentials.
         """
-        from google.auth.transport.requests import Request
-
         credentials = gcs.credentials()
         async with self._renewing:
             if credentials.token_state is not TokenState.FRESH:
+                from google.auth.transport.requests import Request
+
                 with gcs.translated_errors():
                     await asyncio.to_thread(credentials.refresh, Request())
         token: str = credentials.token
