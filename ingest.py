@@ -35,12 +35,7 @@ from preflight.plan import Plan, begin_or_continue, make_plan
 from preflight.request import Request, parse_request
 from preflight.sources import describe_reuse
 from report.forecast import read_prices
-from report.run import (
-    Report,
-    RunOutcome,
-    StepName,
-)
-from report.summary import summarize
+from report.run import Report, RunOutcome, StepName, summarize
 from report.trial import conclude, describe_trial, sampled
 from steps.embed import Run, embed_here
 from steps.finish import complete, outdated, register, upload
@@ -66,7 +61,7 @@ def main(make_loader: Any, **parameters: Any) -> None:
     or nohup: it ends when its terminal closes.
     """
     check_combinations(parameters)
-    report = Report(parameters, parameters["decode_workers"])
+    report = Report(parameters)
     request = parse_request(parameters)
     with shortages():
         loader = (make_loader or ModelLoader)(request.models)
@@ -114,7 +109,7 @@ async def run_rounds(
         report.message = f"This ingest is finished: {what_it_holds}. Look at {report.page}"
         return
     if not request.mode.dry_run:
-        report.begin(work.path)
+        report.write(work.path)
     with report.step(StepName.CHECKS):
         plan = await make_plan(request, work, loader)
         if request.mode.dry_run:
@@ -182,7 +177,7 @@ async def try_out(
 ) -> None:
     """Embed some images and say what all of them will take, for --trial."""
     prices = read_prices(request.mode.prices)
-    report.begin(work.path)
+    report.write(work.path)
     with report.step(StepName.CHECKS):
         plan = await make_plan(request, work, loader)
     with (

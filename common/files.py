@@ -59,25 +59,20 @@ def disk_errors(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_ERRNOS:
-            raise
-        where, reason = error.filename or directory, error.strerror
-    except sqlite3.DatabaseError as error:
-        where, reason = directory, str(error)
-        if not any(words in reason for words in DAMAGE_WORDS + DISK_WORDS):
-            raise
-        if any(words in reason for words in DAMAGE_WORDS):
+    except (OSError, sqlite3.DatabaseError) as error:
+        if isinstance(error, sqlite3.Error) and any(w in str(error) for w in DAMAGE_WORDS):
             raise DiskError(
                 f"The state in {directory} is damaged ({error}): remove that directory, or choose "
                 "another with --work_dir. What it uploaded stays in the index bucket."
             ) from error
-    else:
-        return
-    raise DiskError(
-        f"Writing to {printable(str(where))} failed ({reason}): free space or repair the disk; "
-        "the same command then continues where this one stopped."
-    ) from None
+        if not is_disk_error(error):
+            raise
+        where = (error.filename if isinstance(error, OSError) else None) or directory
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DiskError(
+            f"Writing to {printable(str(where))} failed ({reason}): free space or repair the disk; "
+            "the same command then continues where this one stopped."
+        ) from None
 
 
 def file_kind(mode: int) -> str | None:

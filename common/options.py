@@ -17,6 +17,7 @@ from common.terminal import printable
 CONTEXT_SETTINGS = {
     "token_normalize_func": lambda option: option.replace("-", "_"),
     "max_content_width": 100,
+    "show_default": True,
 }
 
 
@@ -38,49 +39,48 @@ class Limit(NamedTuple):
         return int(self.value * images) if self.is_share else int(self.value)
 
 
-class LimitType(click.ParamType[Limit]):
+# The types of options are functions: click prints the sentence of their ValueError.
+
+
+def image_limit(text: str) -> Limit:
     """`100` or `1%`."""
-
-    name = "N|N%"
-
-    def convert(self, value: Any, param: Any, context: Any) -> Limit:
-        text = str(value)
-        try:
-            limit = Limit(float(text.rstrip("%")) / (100 if text.endswith("%") else 1), "%" in text)
-        except ValueError:
-            self.fail(f"{printable(text)!r} is neither a number (100) nor a share (1%).")
-        if not 0 <= limit.value < (1.0001 if limit.is_share else float("inf")):
-            self.fail(f"{printable(text)!r} is out of range: a number (100) or a share (1%).")
-        return limit
+    try:
+        limit = Limit(float(text.rstrip("%")) / (100 if text.endswith("%") else 1), "%" in text)
+    except ValueError:
+        raise ValueError(
+            f"{printable(text)!r} is neither a number (100) nor a share (1%)."
+        ) from None
+    if not 0 <= limit.value < (1.0001 if limit.is_share else float("inf")):
+        raise ValueError(f"{printable(text)!r} is out of range: a number (100) or a share (1%).")
+    return limit
 
 
-class TrialType(click.ParamType[int]):
+def trial_images(text: str) -> int:
     """A positive number of images, after --trial."""
-
-    name = "N"
-
-    def convert(self, value: Any, param: Any, context: Any) -> int:
-        text = str(value)
-        if not text.isdecimal() or int(text) < 1:
-            self.fail(
-                f"{printable(text)!r} is no number of images: write --trial 200, or --trial at the "
-                "end of the command."
-            )
-        return int(text)
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(
+            f"{printable(text)!r} is no number of images: write --trial 200, or --trial at the end "
+            "of the command."
+        )
+    return int(text)
 
 
-class BucketType(click.ParamType[str]):
+def batch_size(text: str) -> int | None:
+    """`auto` (None) or a positive number."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{printable(text)!r} is neither auto nor a positive number.")
+    return int(text)
+
+
+def bucket_name(text: str) -> str:
     """The name of a bucket, without gs://."""
-
-    name = "NAME"
-
-    def convert(self, value: Any, param: Any, context: Any) -> str:
-        text = str(value)
-        if BUCKET_NAME.fullmatch(text):
-            return text
-        bucket = text.removeprefix("gs://").partition("/")[0]
-        form = f"write {bucket}" if BUCKET_NAME.fullmatch(bucket) else f"{BUCKET_NAME_RULE}"
-        self.fail(f"{printable(text)!r} is no bucket name: {form}.")
+    if BUCKET_NAME.fullmatch(text):
+        return text
+    bucket = text.removeprefix("gs://").partition("/")[0]
+    form = f"write {bucket}" if BUCKET_NAME.fullmatch(bucket) else f"{BUCKET_NAME_RULE}"
+    raise ValueError(f"{printable(text)!r} is no bucket name: {form}.")
 
 
 class Command(click.Command):
@@ -101,7 +101,8 @@ class GroupedCommand(Command):
         self._groups = groups
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        shown = {p.name: p.get_help_record(context) for p in self.get_params(context)}
+        options = [p for p in self.get_params(context) if isinstance(p, click.Option)]
+        shown = {option.name: option.get_help_record(context) for option in options}
         grouped = {name for names in self._groups.values() for name in names}
         others = [name for name in shown if name not in grouped]
         for heading, names in (*self._groups.items(), ("Other options", others)):
@@ -109,28 +110,12 @@ class GroupedCommand(Command):
                 formatter.write_dl([record for name in names if (record := shown[name])])
 
 
-class BatchSizeType(click.ParamType[int]):
-    """`auto` (None) or a positive number."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, param: Any, context: Any) -> int | None:  # type: ignore[override]
-        if value in (None, "auto"):
-            return None
-        try:
-            size = int(value)
-        except ValueError:
-            size = 0
-        if size < 1:
-            self.fail(f"{printable(str(value))!r} is neither auto nor a positive number.")
-        return size
-
-
 SHARED_OPTIONS = (
     click.option(
         "--server_url",
         envvar="SERVER_URL",
         default="",
+        show_default=False,
         metavar="URL",
         help="The Forager server, as http://HOST:PORT; also SERVER_URL in the environment.",
     ),
@@ -138,8 +123,7 @@ SHARED_OPTIONS = (
         "--bucket",
         envvar="FORAGER_BUCKET",
         default="foragerml",
-        type=BucketType(),
-        show_default=True,
+        type=bucket_name,
         metavar="NAME",
         help="The bucket of indexes and thumbnails; also FORAGER_BUCKET in the environment.",
     ),
@@ -152,13 +136,17 @@ SHARED_OPTIONS = (
 )
 
 
-def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --server_url, --bucket, --viewer_url and --dry_run to a click command."""
-    return _decorated(command, SHARED_OPTIONS)
+def _adding(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """A decorator that gives a click command these options, in their order."""
+    return lambda command: functools.reduce(lambda c, add: add(c), reversed(options), command)
 
 
-def _decorated(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Any:
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+shared_options = _adding(SHARED_OPTIONS)  # of ingest.py and ingest_labels.py
+
+
+def _choice(name: str, values: Sequence[str], help: str) -> Callable[..., Any]:
+    """An option with these values; the first is the default."""
+    return click.option(name, type=click.Choice(values), default=values[0], help=help)
 
 
 def _gone(context: click.Context, option: click.Parameter, value: bool) -> None:
@@ -186,55 +174,43 @@ OPTION_GROUPS = {
 INGEST_OPTIONS = (
     click.option(
         "--resnet_batch_size",
-        type=BatchSizeType(),
+        type=batch_size,
         default="auto",
         metavar="N",
-        show_default=True,
         help="Images per ResNet forward pass, at most; their sizes may differ. The numbers never "
         "depend on it.",
     ),
     click.option(
         "--clip_batch_size",
-        type=BatchSizeType(),
+        type=batch_size,
         default="auto",
         metavar="N",
-        show_default=True,
         help="Images per CLIP forward pass, at most. The numbers never depend on it.",
     ),
     click.option(
         "--resnet_weights",
         type=click.Path(path_type=Path),
         default=RESNET_WEIGHTS,
+        show_default=False,
         metavar="FILE",
         help="Detectron2's R-50.pkl.  [default: R-50.pkl beside ingest.py]",
     ),
     click.option(
         "--clip_weights",
         default=CLIP_WEIGHTS,
-        show_default=True,
         metavar="ID_OR_DIR",
         help="CLIP ViT-B/32: a hub id, or a local directory in the hub's layout.",
     ),
-    click.option(
+    _choice(
         "--backend",
-        type=click.Choice(["fused", "original"]),
-        default="fused",
-        show_default=True,
-        help="Model implementation: built-in, or Detectron2 and CLIP for comparison.",
+        ["fused", "original"],
+        "Model implementation: built-in, or Detectron2 and CLIP for comparison.",
     ),
-    click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        metavar="DEVICE",
-        help="auto, cuda, cuda:1 or cpu.",
-    ),
-    click.option(
+    click.option("--device", default="auto", metavar="DEVICE", help="auto, cuda, cuda:1 or cpu."),
+    _choice(
         "--precision",
-        type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-        default="auto",
-        show_default=True,
-        help="Precision of the models. auto: float32 on a CPU; on a GPU the fastest within "
+        ["auto", "float32", "float16", "bfloat16"],
+        "Precision of the models. auto: float32 on a CPU; on a GPU the fastest within "
         "cosine 0.9999 of float32.",
     ),
     click.option(
@@ -252,12 +228,10 @@ INGEST_OPTIONS = (
         show_default="1.5 x CPU cores",
         help="Threads or processes that decode images.",
     ),
-    click.option(
+    _choice(
         "--decode_in",
-        type=click.Choice(["auto", "threads", "processes"]),
-        default="auto",
-        show_default=True,
-        help="auto fetches and decodes in processes where a GPU computes, else in threads.",
+        ["auto", "threads", "processes"],
+        "auto fetches and decodes in processes where a GPU computes, else in threads.",
     ),
     click.option(
         "--allow_empty_val", is_flag=True, help="Accept a dataset without validation images."
@@ -269,7 +243,7 @@ INGEST_OPTIONS = (
     ),
     click.option(
         "--max_bad",
-        type=LimitType(),
+        type=image_limit,
         metavar="N|N%",
         help="With --skip_bad_images: stop if more images than this cannot be embedded.",
     ),
@@ -303,12 +277,10 @@ INGEST_OPTIONS = (
         help="Copy what a dataset or a work directory (./birds) has already computed, and embed "
         "only the rest. May be repeated.",
     ),
-    click.option(
+    _choice(
         "--engine",
-        type=click.Choice(["local", "ray"]),
-        default="local",
-        show_default=True,
-        help="ray: all GPUs of this machine, or a cluster. See docs/scaling.md.",
+        ["local", "ray"],
+        "ray: all GPUs of this machine, or a cluster. See docs/scaling.md.",
     ),
     click.option(
         "--ray_address",
@@ -324,7 +296,7 @@ INGEST_OPTIONS = (
     ),
     click.option(
         "--trial",
-        type=TrialType(),
+        type=trial_images,
         is_flag=False,
         flag_value="200",
         metavar="[N]",
@@ -340,9 +312,7 @@ INGEST_OPTIONS = (
 )
 
 
-def ingest_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a click command the options of ingest.py, except those that ingest_labels.py shares."""
-    return _decorated(command, INGEST_OPTIONS)
+ingest_options = _adding(INGEST_OPTIONS)  # of ingest.py alone
 
 
 def check_combinations(options: Mapping[str, Any]) -> None:

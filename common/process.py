@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from common.errors import IngestError, ShortageError
@@ -28,7 +28,6 @@ CONTINUE = "the same command then continues where this one stopped."
 _received = 0  # the signal that ends the run
 
 T = TypeVar("T")
-Handler = Callable[[int, Any], Any] | int | None  # as signal.signal takes and returns it
 
 
 async def until_interrupted(run: Coroutine[Any, Any, T], message: str = CONTINUES) -> T:
@@ -45,20 +44,25 @@ async def until_interrupted(run: Coroutine[Any, Any, T], message: str = CONTINUE
     def interrupt(number: int, frame: object) -> None:
         global _received
         if _received:
-            leave_interrupted(_received, message)
+            _leave_interrupted(message)
         _received = number
         loop.call_soon_threadsafe(task.cancel)
 
     before = {
-        number: handle_in_loop(number, interrupt)
+        number: signal.getsignal(number)
         for number in EXIT_CODES
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # set by nohup
     }
+    for number in before:
+        # With signal.signal alone, a signal that arrives just before the loop waits is handled
+        # only after something else wakes the loop. This makes the signal itself wake it.
+        loop.add_signal_handler(number, lambda: None)
+        signal.signal(number, interrupt)
     try:
         return await task
     except asyncio.CancelledError:
         if _received:
-            leave_interrupted(_received, message)
+            _leave_interrupted(message)
         raise
     finally:
         for number, handler in before.items():
@@ -70,23 +74,10 @@ def interrupted_with() -> int:
     return EXIT_CODES[signal.Signals(_received)] if _received else 0
 
 
-def handle_in_loop(number: int, handler: Handler) -> Handler:
-    """signal.signal for the running event loop; returns the previous handler.
-
-    With signal.signal alone, a signal that arrives just before the loop waits is handled only
-    after something else wakes the loop. add_signal_handler makes the signal itself wake it.
-    """
-    before = signal.getsignal(number)
-    asyncio.get_running_loop().add_signal_handler(number, lambda: None)
-    signal.signal(number, handler)
-    return before
-
-
-def leave_interrupted(number: int, message: str) -> NoReturn:
-    """Print the message and end the process with the exit code of the signal."""
+def _leave_interrupted(message: str) -> NoReturn:
     with contextlib.suppress(OSError):  # the terminal may be closed
         say(message)
-    leave(EXIT_CODES[signal.Signals(number)])
+    leave(interrupted_with())
 
 
 def leave(code: int) -> NoReturn:
@@ -101,17 +92,13 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def raise_open_file_limit() -> int:
-    """Raise this process's limit on open files as far as it may; returns the limit."""
+def raise_open_file_limit() -> None:
+    """Raise this process's limit on open files as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return soft
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # macOS refuses more than it can open
-        return soft
-    return wanted
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS refuses more than it can open
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager
@@ -133,15 +120,17 @@ def shortage(error: BaseException) -> ShortageError | None:
     while cause is not None:
         if isinstance(cause, ShortageError):
             return cause
-        if isinstance(cause, MemoryError):
-            return ShortageError(_sentence(errno.ENOMEM))
-        if isinstance(cause, OSError) and cause.errno in _ADVICE:
-            return ShortageError(_sentence(cause.errno))
         if isinstance(cause, RuntimeError) and "can't start new thread" in str(cause):
             return ShortageError(
                 "This process cannot start more threads: raise the limit, such as with "
                 f"`ulimit -u`; {CONTINUE}"
             )
+        number = cause.errno if isinstance(cause, OSError) else None
+        number = errno.ENOMEM if isinstance(cause, MemoryError) else number
+        if number in _ADVICE:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            advice = _ADVICE[number].format(limit=limit)
+            return ShortageError(f"{os.strerror(number)}. {advice} {CONTINUE}")
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -153,8 +142,3 @@ _ADVICE = {
     errno.ENOMEM: "There is not enough memory: free some, or lower --decode_workers;",
     errno.EIO: "A disk of this machine cannot be read or written: repair it;",
 }
-
-
-def _sentence(number: int) -> str:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return f"{os.strerror(number)}. {_ADVICE[number].format(limit=limit)} {CONTINUE}"

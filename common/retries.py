@@ -1,7 +1,8 @@
 """Retries: which errors are worth another try, how long to wait before it, and how many tries.
 
 `TransientError` marks what is worth another try. Code that calls a library translates the library's
-exceptions into it (gcs.py, storage/session.py); only aiohttp's are known here too.
+exceptions into it (gcs.py, storage/session.py, forager/connection.py); only those of connections
+are known here too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ TRANSIENT_KINDS = (
     asyncio.TimeoutError,
     TimeoutError,
     ConnectionError,
-    asyncio.IncompleteReadError,
 )
 CLOSED = "the connection was closed before the whole answer came"
 PERMANENT_KINDS = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
@@ -64,9 +64,7 @@ class Retries(NamedTuple):
             try:
                 return await function(*args, **kwargs)
             except Exception as error:
-                wait_s = self._announced_wait_s(what, attempt, error)
-                if wait_s is None:
-                    raise
+                wait_s = self._wait_or_raise(what, attempt, error)
             await asyncio.sleep(wait_s)
             attempt += 1
 
@@ -79,17 +77,19 @@ class Retries(NamedTuple):
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                wait_s = self._announced_wait_s(what, attempt, error)
-                if wait_s is None:
-                    raise
+                wait_s = self._wait_or_raise(what, attempt, error)
             time.sleep(wait_s)
             attempt += 1
 
-    def _announced_wait_s(self, what: str, attempt: int, error: Exception) -> float | None:
-        """Seconds until the next attempt, which a line on stderr announces; None without one."""
+    def _wait_or_raise(self, what: str, attempt: int, error: Exception) -> float:
+        """Seconds until the next attempt, which a line on stderr announces.
+
+        Raises:
+            Exception: `error`, if there is no next attempt.
+        """
         attempts = self.attempts_for(error)
         if attempt >= attempts or not is_transient(error):
-            return None
+            raise error
         wait_s = self.wait_s(attempt, error)
         say(f"{what}: {reason(error)}; attempt {attempt + 1} of {attempts} in {wait_s:.1f} s")
         return wait_s
@@ -136,8 +136,6 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed a little later."""
     if isinstance(error, PERMANENT_KINDS):
         return False  # a wrong certificate stays wrong
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status in TRANSIENT_STATUSES
     return isinstance(error, (TransientError, *TRANSIENT_KINDS))
 
 
@@ -145,8 +143,6 @@ def reason(error: BaseException | None) -> str:
     """The error in a few printable words, without a final full stop."""
     if error is None:
         return "no reason given"
-    if isinstance(error, aiohttp.ClientResponseError):
-        return f"HTTP {error.status} {printable(error.message)}".rstrip()
     if not isinstance(error, TransientError) and (words := connection_reason(error)):
         return words
     return printable(str(error) or type(error).__name__, 300).rstrip(". ")
@@ -183,11 +179,7 @@ def connection_reason(error: BaseException) -> str | None:
 
 def retry_after_s(error: BaseException | None) -> float:
     """What `Retry-After` asks for, in seconds or as a date (RFC 9110, 10.2.3); 0 without one."""
-    text = None
-    if isinstance(error, TransientError):
-        text = error.retry_after
-    elif isinstance(error, aiohttp.ClientResponseError) and error.headers:
-        text = error.headers.get("Retry-After")
+    text = error.retry_after if isinstance(error, TransientError) else None
     if text is None:
         return 0.0
     if text.strip().isdecimal():

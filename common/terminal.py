@@ -17,14 +17,11 @@ def printable(text: str, limit: int = PRINTED_LENGTH) -> str:
 
     A name from outside could otherwise act on the terminal.
     """
-    if len(text) <= limit and text.isprintable():
-        return text
-    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 4 * limit])
-    if len(text) > 4 * limit or len(safe) > limit:
-        half = (limit - 3) // 2
-        tail = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[-half:])
-        safe = f"{safe[:half]}...{tail[-half:]}"
-    return safe
+    if len(text) > 4 * limit:
+        text = text[: 2 * limit] + text[-2 * limit :]
+    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    half = (limit - 3) // 2
+    return safe if len(safe) <= limit else f"{safe[:half]}...{safe[-half:]}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:

@@ -18,7 +18,7 @@ from typing import TextIO
 import click
 
 from common.names import MAX_TEXT_LENGTH, identifier, text_problem
-from common.options import BucketType, Command
+from common.options import Command, bucket_name
 from common.terminal import printable
 from local_forager.analysis.health import Health, Jobs
 from local_forager.errors import PageError
@@ -59,7 +59,8 @@ bucket_option = click.option(
     "--bucket",
     default="foragerml",
     envvar="FORAGER_BUCKET",
-    type=BucketType(),
+    type=bucket_name,
+    metavar="NAME",
     help="Index bucket.",
 )
 

@@ -43,9 +43,6 @@ class Pace(NamedTuple):
     startup_s: float  # until the first image, beyond its own share of the time
     images_per_s: float
 
-    def seconds(self, images: int) -> float:
-        return self.startup_s + images / self.images_per_s
-
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
@@ -108,7 +105,8 @@ def forecast(
     """
     index_bytes = images * (BYTES_PER_ROW + LISTED_BYTES)
     upload_s = index_bytes / UPLOAD_BYTES_PER_S
-    embedding_s = max(pace.seconds(images), least_seconds(images))
+    paced_s = pace.startup_s + images / pace.images_per_s
+    embedding_s = max(paced_s, least_seconds(images))
     written, checked = index_requests([images * n * DTYPE.itemsize for n in DIMENSIONS.values()])
     return Forecast(
         images=images,

@@ -1,4 +1,4 @@
-"""What one run of ingest.py did, collected as it goes: the content of report.json.
+"""What one run of ingest.py did, collected as it goes: report.json, and the closing lines.
 
 docs/report.md describes every field. A run that is killed leaves the report that it wrote at its
 start, with the outcome `running`.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import datetime
 import json
 import os
 import platform
@@ -20,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +29,7 @@ from common.errors import IngestError
 from common.files import write_atomically
 from common.process import CONTINUES, interrupted_with
 from common.program import program_digest
-from common.terminal import count, duration, printable, say, warned
+from common.terminal import count, duration, first_lines, printable, say, table, warned
 from dataset.state import State
 from dataset.work_directory import REPORT, TRIAL_REPORT
 from engine.stages import Bottleneck, StageTime, limiting_stage
@@ -71,6 +70,16 @@ class StepName(str, Enum):
     REGISTRATION = "registration"
 
 
+ONCE = {  # what to know of a step that took longer than the embedding
+    StepName.CHECKS: "This time depends little on the number of images that are embedded.",
+    StepName.LOADING: "This time does not depend on the number of images.",
+    StepName.REUSE: "Run closer to the bucket.",
+    StepName.VERIFICATION: "It reads all vectors from the disk, and lists the thumbnails.",
+    StepName.UPLOAD: "Run closer to the index bucket.",
+    StepName.REGISTRATION: "The server and this command list all images; both wait for the bucket.",
+}
+
+
 @dataclass
 class Step:
     """One step of a run and its time."""
@@ -84,28 +93,27 @@ class Step:
 class Report:
     """What one run does. `options` is its command line."""
 
-    def __init__(self, options: Mapping[str, Any], decode_workers: int) -> None:
-        self.options, self.decode_workers = options, decode_workers
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
         self.state: State | None = None  # of the rows that are counted
         self.done_before: int | None = None  # rows before the embedding began
         self.embedded = 0  # by the rounds before this one
         self.steps: list[Step] = []
         self.stages: list[StageTime] = []
-        self.outcome, self.message = RunOutcome.STOPPED, ""
+        self.outcome, self.message = RunOutcome.RUNNING, ""
         # A dry run changes nothing, and a repeated command leaves the report of what it repeats.
         self.keeps_earlier = bool(options.get("dry_run"))
         no_work_is_kept = options.get("dry_run") or options.get("trial")
         self.if_interrupted = BEGINS_AGAIN if no_work_is_kept else CONTINUES
         self.page: str | None = None
         self.trial: Conclusions | None = None
-        self._exit_code: int | None = None
-        self._ended: str | None = None
-        self._index_id: str | None = None
-        self._start, self._started = time.monotonic(), _now()
-        self._warned_before = len(warned)
-        self.seconds = 0.0  # until it ended
         self.counts: dict[str, Any] | None = None
         self.failures: list[dict[str, Any]] = []
+        self.seconds = 0.0  # until it ended
+        self._exit_code: int | None = None  # until it ends
+        self._index_id: str | None = None
+        self._start, self._started = time.monotonic(), datetime.now(timezone.utc)
+        self._warned_before = len(warned)
 
     @contextlib.contextmanager
     def step(self, name: StepName) -> Iterator[Step]:
@@ -134,20 +142,14 @@ class Report:
             if not self.keeps_earlier:
                 self.write(directory)
 
-    def begin(self, directory: Path) -> None:
-        """Write the report of a run that is under way, which replaces that of an earlier run."""
-        outcome, self.outcome = self.outcome, RunOutcome.RUNNING
-        self.write(directory)
-        self.outcome = outcome
-
     def end(self, error: BaseException | None = None) -> None:
         """Note how the run ended, and count its rows as long as the state is open.
 
         Only the first call does something: the one when the work directory is left.
         """
-        if self._ended:
+        if self._exit_code is not None:
             return
-        self.seconds, self._ended = time.monotonic() - self._start, _now()
+        self.seconds = time.monotonic() - self._start
         limit_s, self._exit_code = threading.TIMEOUT_MAX, 1 if error else 0
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
             self.outcome, self.message = RunOutcome.INTERRUPTED, self.if_interrupted
@@ -170,7 +172,7 @@ class Report:
                 if step.name == StepName.EMBEDDING:
                     step.images = embedded
         self.counts = {
-            **dataclasses.asdict(tally),
+            **asdict(tally),
             "embedded_now": embedded,
             "skipped": {printable(kind): number for kind, number, _ in state.skipped()},
         }
@@ -186,14 +188,15 @@ class Report:
 
     def content(self) -> dict[str, Any]:
         """Everything so far, as report.json has it."""
-        limit = self.limit()
+        limit, wall_s = self.limit(), self.seconds_of(StepName.EMBEDDING)
+        ended = self._started + timedelta(seconds=self.seconds)
         return {
             "format": FORMAT,
             "outcome": self.outcome,
             "exit_code": self._exit_code,
             "message": self.message,
-            "started": self._started,
-            "ended": self._ended,
+            "started": self._started.isoformat(timespec="seconds"),
+            "ended": None if self._exit_code is None else ended.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
             "command": {"program": "ingest.py", "options": plain_options(self.options)},
             "versions": versions(),
@@ -205,7 +208,16 @@ class Report:
                 {"name": step.name, "seconds": round(step.seconds, 3), "images": step.images}
                 for step in self.steps
             ],
-            "stages": self._stages(),
+            "stages": [
+                {
+                    "name": stage.name,
+                    "images": stage.images,
+                    "seconds": round(stage.busy_s, 3),
+                    "busy_share": round(stage.busy_share(wall_s), 4),
+                    "images_per_s": round(stage.rate, 1) if stage.rate else None,
+                }
+                for stage in self.stages
+            ],
             "limit": limit._asdict() if limit else None,
             "trial": asdict(self.trial) if self.trial else None,
             "warnings": warned[self._warned_before :],
@@ -213,27 +225,18 @@ class Report:
 
     def limit(self) -> Bottleneck | None:
         """The stage that slows the embedding down, if one does."""
-        return limiting_stage(self.stages, self.seconds_of(StepName.EMBEDDING), self.decode_workers)
-
-    def _stages(self) -> list[dict[str, Any]]:
-        wall_s = self.seconds_of(StepName.EMBEDDING)
-        return [
-            {
-                "name": stage.name,
-                "images": stage.images,
-                "seconds": round(stage.busy_s, 3),
-                "busy_share": round(stage.busy_share(wall_s), 4),
-                "images_per_s": round(stage.rate, 1) if stage.rate else None,
-            }
-            for stage in self.stages
-        ]
+        workers = self.options["decode_workers"]
+        return limiting_stage(self.stages, self.seconds_of(StepName.EMBEDDING), workers)
 
     def text(self) -> str:
         """The report as JSON."""
         return json.dumps(self.content(), indent=1)
 
     def write(self, directory: Path) -> None:
-        """Write report.json. A disk that fails here does not hide what the run has to say."""
+        """Write report.json, of a run that is under way or has ended.
+
+        A disk that fails here does not hide what the run has to say.
+        """
         path = directory / (TRIAL_REPORT if self.options.get("trial") else REPORT)
         try:
             write_atomically(path, [self.text().encode() + b"\n"])
@@ -242,19 +245,57 @@ class Report:
             say(f"{path} could not be written ({reason}).")
 
 
+def summarize(report: Report) -> str:
+    """What a finished run prints on stdout."""
+    if report.outcome != RunOutcome.REGISTERED:
+        return report.message
+    lines = [steps_table(report)]
+    wall_s = report.seconds_of(StepName.EMBEDDING)
+    if stages := [stage for stage in report.stages if stage.images]:
+        shares = ", ".join(f"{stage.name} {stage.busy_share(wall_s):.0%}" for stage in stages)
+        lines.append(f"Busy while embedding: {shares} (100%: at work all the time).")
+    longest = max(report.steps, key=lambda step: step.seconds).name
+    if longest == StepName.EMBEDDING:
+        lines.append(limited_by(report))
+    else:
+        lines.append(f"Longest step: {longest.value}. {ONCE[longest]}")
+    if report.failures:
+        images = sum(group["images"] for group in report.failures)
+        lines += [f"Failed: {count(images, 'image')}.", failures(report)]
+    return "\n".join([*lines, report.message])
+
+
+def steps_table(report: Report) -> str:
+    """The time of each step; images per second where the time depends on their number alone."""
+    rows = []
+    for step in report.steps:
+        images, rate = "", ""
+        if step.images is not None:
+            images = f"{step.images:,}"
+            rate = f"{step.images / step.seconds:,.1f}" if step.seconds > 0 else ""
+        rows.append((step.name.value, duration(step.seconds), images, rate))
+    rows.append(("in all", duration(report.seconds), "", ""))
+    return table(("step", "time", "images", "images/s"), rows)
+
+
+def limited_by(report: Report) -> str:
+    """The stage that limited the embedding, and what would help."""
+    if limit := report.limit():
+        return f"Limited by: {limit.stage}. {limit.advice}"
+    return "Limited by: no single stage; each waited for others part of the time."
+
+
+def failures(report: Report) -> str:
+    """Lines that say why images failed, the most frequent reasons first."""
+    return first_lines([f"{group['images']:,}: {group['reason']}" for group in report.failures])
+
+
 def failures_by_reason(state: State) -> list[dict[str, Any]]:
     """Why images failed, the most frequent reason first; numbers within a reason count as equal."""
     groups: dict[str, dict[str, Any]] = {}
     for reason, images, example in state.failure_reasons():
-        kind = NUMBER.sub("#", reason)
-        if kind in groups:
-            groups[kind]["images"] += images
-        else:
-            groups[kind] = {
-                "reason": printable(reason, 300),
-                "images": images,
-                "example": printable(example, 600),
-            }
+        shown = {"reason": printable(reason, 300), "images": 0, "example": printable(example, 600)}
+        groups.setdefault(NUMBER.sub("#", reason), shown)["images"] += images
     return sorted(groups.values(), key=lambda group: -group["images"])[:REASONS]
 
 
@@ -272,10 +313,6 @@ def _plain(value: Any, is_address: bool) -> Any:
     if is_address or ("://" in text and not text.startswith("gs://")):
         return shown_address(text)
     return printable(text, 1000)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def machine() -> dict[str, Any]:

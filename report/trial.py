@@ -24,8 +24,7 @@ from report.forecast import (
     forecast,
     measured_pace,
 )
-from report.run import Report, StepName
-from report.summary import failures, limited_by
+from report.run import Report, StepName, failures, limited_by
 
 FEW = 50  # images: from fewer, a forecast is rough
 
@@ -81,20 +80,22 @@ def conclude(
     `finished` has the time of each image (time.monotonic), `thumbnail_bytes` is the size of all
     thumbnails together.
     """
+    assert report.counts
     (embedding,) = (step for step in report.steps if step.name == StepName.EMBEDDING)
-    tally, whole = sample.progress(), listing.counts()
+    whole = listing.counts()
     share = whole.images / len(finished)
     found = forecast(
         whole.images,
         whole.size,
         measured_pace(embedding.began, finished),
         before_s=report.seconds_of(StepName.CHECKS) + report.seconds_of(StepName.LOADING),
-        failed=round(tally.failed * share),
+        failed=round(report.counts["failed"] * share),
         thumbnail_bytes=round(thumbnail_bytes * share),
     )
     pixels = [(row[6], row[7]) for row in sample.manifest_rows() if row[6] is not None]
-    sizes, costs = describe_sizes(pixels), cost(found, prices)
-    return Conclusions(sizes=sizes, forecast=found, prices=prices, cost=costs)
+    return Conclusions(
+        sizes=describe_sizes(pixels), forecast=found, prices=prices, cost=cost(found, prices)
+    )
 
 
 def describe_sizes(pixels: Sequence[tuple[int, int]]) -> dict[str, Any] | None:

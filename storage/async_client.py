@@ -22,8 +22,9 @@ from common.terminal import printable
 from gcs import DamagedContent, ListedObject, Refused
 from storage import session
 from storage.pace import WritePace
-from storage.session import Session, TimeLimits
+from storage.session import Session
 
+MISSING = 404  # HTTP status
 EMPTY = 416  # HTTP status of any range of an object without bytes
 HELD = (403, 412)  # HTTP statuses of a write to an object that must not be replaced
 MAX_UNZIPPED_BYTES = 1 << 30
@@ -44,15 +45,13 @@ class AsyncStorage:
     """Reads and writes many small objects at once; an async context manager.
 
     Every byte read is checked against the listing's size and crc32c, every byte written against
-    what storage says it stored. Transient failures are tried again (common/retries.py).
+    what storage says it stored. Transient failures are tried again (common/retries.py): a public
+    method calls a private one until it succeeds, or raises the StorageError for its last failure.
     """
 
-    def __init__(
-        self, connections: int, *, limits: TimeLimits | None = None, pace: WritePace | None = None
-    ) -> None:
-        self._session = Session(connections, limits or TimeLimits())
+    def __init__(self, connections: int, *, pace: WritePace | None = None) -> None:
+        self._session, self._pace = Session(connections), pace or WritePace()
         self._api, self._retries = gcs.api_address(), retries.from_environment()
-        self._pace = pace or WritePace()
 
     async def __aenter__(self) -> AsyncStorage:
         await self._session.__aenter__()
@@ -80,11 +79,10 @@ class AsyncStorage:
         }
         given = urlencode({key: value for key, value in query.items() if value}, quote_via=quote)
         address = f"{self._api}/storage/v1/b/{path.bucket}/o?{given}"
-        return await self._call(f"Listing {printable(str(path))}", self._list_once, address)
+        return await self._call(f"Listing {printable(str(path))}", self._list, address)
 
-    async def _list_once(self, address: str) -> ListingPage:
-        async with self._session.request("GET", address) as response:
-            content = await session.read_json(response)
+    async def _list(self, address: str) -> ListingPage:
+        content = session.parsed(await self._session.request("GET", address))
         items = content.get("items", []) if isinstance(content, dict) else None
         if not isinstance(items, list):
             raise TransientError("the answer is not a listing")
@@ -103,31 +101,34 @@ class AsyncStorage:
         """
         what = f"Reading gs://{bucket}/{printable(listed.name)}"
         try:
-            return await self._call(what, self._fetch_once, bucket, listed)
+            return await self._call(what, self._fetch, bucket, listed)
         except StorageError as error:
             if isinstance(error.__cause__, DamagedContent):
                 raise ImageError(f"{error.__cause__}: it was damaged on the way") from error
             raise
 
-    async def _fetch_once(self, bucket: str, listed: ListedObject) -> bytes:
+    async def _fetch(self, bucket: str, listed: ListedObject) -> bytes:
         try:
             return await self._download(bucket, listed)
-        except DamagedContent:
-            await self._refuse_changed(bucket, listed)
-            raise
-        except Refused as error:
-            if error.status != 404:
+        except (DamagedContent, Refused) as error:
+            if isinstance(error, Refused) and error.status != MISSING:
                 raise
-            now = await self._refuse_changed(bucket, listed)
-            return await self._download(bucket, now)  # the same bytes were written again
+            now = await self._describe(bucket, listed.name)
+            if now is None:
+                raise ImageChanged("it was deleted after it was listed") from error
+            if now.content != listed.content:
+                raise ImageChanged("it was replaced after it was listed") from error
+            if isinstance(error, DamagedContent):
+                raise
+        return await self._download(bucket, now)  # the same bytes were written again
 
     async def _download(self, bucket: str, listed: ListedObject) -> bytes:
-        data = await self._read_bytes(bucket, listed, listed.size)
+        data = await self._read(bucket, listed, listed.size)
         if crc32c_of_bytes(data) != listed.crc32c:
             raise DamagedContent("its crc32c is not the listed one")
         return data
 
-    async def _read_bytes(
+    async def _read(
         self, bucket: str, listed: ListedObject, size: int, part: str | None = None
     ) -> bytes:
         """`size` bytes of an object, all of it or the part that a Range header names."""
@@ -135,29 +136,12 @@ class AsyncStorage:
         # With this header storage sends gzip-compressed objects as they are stored. Size and crc32c
         # of the listing are those of the stored bytes.
         headers = {"Accept-Encoding": "gzip", **({"Range": part} if part else {})}
-        async with self._session.request("GET", address, headers, size=size) as response:
-            data = await session.read(response, size)
+        data = await self._session.request("GET", address, headers, expected=size)
         if len(data) > size:
             raise DamagedContent(f"more than {size:,} bytes came")
         if len(data) < size:
             raise DamagedContent(f"{len(data):,} bytes came instead of {size:,}")
         return data
-
-    async def _refuse_changed(self, bucket: str, listed: ListedObject) -> ListedObject:
-        """The object as storage has it now, if it has the listed content.
-
-        Raises:
-            ImageChanged: it has other content, or is gone.
-        """
-        try:
-            now = await self._describe(bucket, listed.name)
-        except Refused as error:
-            if error.status == 404:
-                raise ImageChanged("it was deleted after it was listed") from error
-            raise
-        if now.content != listed.content:
-            raise ImageChanged("it was replaced after it was listed")
-        return now
 
     async def fetch_range(self, bucket: str, listed: ListedObject, start: int, size: int) -> bytes:
         """The bytes start..start+size of an object, of the version that is listed.
@@ -169,7 +153,7 @@ class AsyncStorage:
         """
         what = f"Reading gs://{bucket}/{printable(listed.name)}"
         part = f"bytes={start}-{start + size - 1}"
-        return await self._call(what, self._read_bytes, bucket, listed, size, part)
+        return await self._call(what, self._read, bucket, listed, size, part)
 
     async def put(self, bucket: str, name: str, data: bytes, content_type: str) -> None:
         """Write one object and check what storage says it stored. Repeating it is harmless.
@@ -180,23 +164,20 @@ class AsyncStorage:
         what = f"Writing gs://{bucket}/{printable(name)}"
         content = len(data), crc32c_of_bytes(data)
         try:
-            await self._call(what, self._put_once, bucket, name, data, content_type, content)
+            await self._call(what, self._put, bucket, name, data, content_type, content)
         except StorageError as error:
             await self.accept_held(error, bucket, name, content)
 
-    async def _put_once(
+    async def _put(
         self, bucket: str, name: str, data: bytes, content_type: str, content: tuple[int, int]
     ) -> None:
         query = f"uploadType=media&name={quote(name, safe='')}"
         address = f"{self._api}/upload/storage/v1/b/{bucket}/o?{query}"
-        headers = {"Content-Type": content_type}
-        async with (
-            self._pace.turn(),
-            self._session.request("POST", address, headers, size=len(data), data=data) as response,
-        ):
-            stored = gcs.listed_object(await session.read_json(response))
-        if stored.content != content:
-            raise DamagedContent("storage holds other bytes than were sent")
+        async with self._pace.turn():
+            headers = {"Content-Type": content_type}
+            answer = await self._session.request("POST", address, headers, data=data)
+            if gcs.listed_object(session.parsed(answer)).content != content:
+                raise DamagedContent("storage holds other bytes than were sent")
 
     async def accept_held(
         self, error: StorageError, bucket: str, name: str, content: tuple[int, int]
@@ -230,12 +211,17 @@ class AsyncStorage:
             StorageError: no access, or storage cannot be reached.
         """
         what = f"Looking for gs://{bucket}/{printable(name)}"
-        return await self._unless_missing(self._call(what, self._describe, bucket, name))
+        return await self._call(what, self._describe, bucket, name)
 
-    async def _describe(self, bucket: str, name: str) -> ListedObject:
+    async def _describe(self, bucket: str, name: str) -> ListedObject | None:
         address = f"{self._object(bucket, name)}?fields={gcs.LISTED_FIELDS}"
-        async with self._session.request("GET", address) as response:
-            return gcs.listed_object(await session.read_json(response))
+        try:
+            answer = await self._session.request("GET", address)
+        except Refused as error:
+            if error.status != MISSING:
+                raise
+            return None
+        return gcs.listed_object(session.parsed(answer))
 
     async def delete(self, bucket: str, name: str) -> None:
         """Delete an object; one that is gone already is no error.
@@ -244,21 +230,11 @@ class AsyncStorage:
             StorageError: no access, or storage cannot be reached.
         """
         what = f"Deleting gs://{bucket}/{printable(name)}"
-        await self._unless_missing(self._call(what, self._delete_once, bucket, name))
-
-    async def _delete_once(self, bucket: str, name: str) -> None:
-        async with self._session.request("DELETE", self._object(bucket, name)):
-            return
-
-    @staticmethod
-    async def _unless_missing(call: Awaitable[T]) -> T | None:
-        """The result of a call, or None if there is no such object."""
         try:
-            return await call
+            await self._call(what, self._session.request, "DELETE", self._object(bucket, name))
         except StorageError as error:
-            if error.status != 404:
+            if error.status != MISSING:
                 raise
-            return None
 
     async def copy(
         self, source_bucket: str, bucket: str, sources: Mapping[str, str]
@@ -274,10 +250,10 @@ class AsyncStorage:
         what = f"Copying from gs://{source_bucket} to gs://{bucket}"
         pairs = iter(sources.items())
         while left := dict(itertools.islice(pairs, session.MAX_CALLS)):
-            await self._call(what, self._copy_once, source_bucket, bucket, left, missing)
+            await self._call(what, self._copy, source_bucket, bucket, left, missing)
         return missing
 
-    async def _copy_once(
+    async def _copy(
         self, source_bucket: str, bucket: str, left: dict[str, str], missing: set[str]
     ) -> None:
         """One request. What is done is removed from `left`, so that a retry does not repeat it."""
@@ -286,18 +262,13 @@ class AsyncStorage:
             for name, source in left.items()
         )
         address = f"{gcs.batch_address()}/batch/storage/v1"
-        headers = {"Content-Type": session.BATCH_TYPE}
         failure: Exception | None = None
         async with self._pace.turn(len(left)):
-            async with self._session.request(
-                "POST", address, headers, size=len(body), data=body
-            ) as response:
-                kind = response.headers.get("Content-Type", "")
-                answers = session.batch_answers(
-                    kind, await session.read(response, session.MAX_ANSWER_BYTES), len(left)
-                )
+            headers = {"Content-Type": session.BATCH_TYPE}
+            answer = await self._session.request("POST", address, headers, data=body)
+            answers = session.batch_answers(answer, len(left))
             for (name, source), (status, content) in zip(list(left.items()), answers, strict=True):
-                if status == 404:
+                if status == MISSING:
                     missing.add(name)
                 elif status >= 400 and not (
                     status in HELD and await self._is_copied(source_bucket, source, bucket, name)
@@ -312,11 +283,11 @@ class AsyncStorage:
 
     async def _is_copied(self, source_bucket: str, source: str, bucket: str, name: str) -> bool:
         """Whether an object that must not be replaced has the content of its source already."""
-        try:
+        with contextlib.suppress(Refused):
             wanted = await self._describe(source_bucket, source)
-            return (await self._describe(bucket, name)).content == wanted.content
-        except Refused:
-            return False
+            found = await self._describe(bucket, name)
+            return wanted is not None and found is not None and wanted.content == found.content
+        return False
 
     async def public_refusal(self, bucket: str, name: str) -> Refused | None:
         """Why a browser without credentials cannot read the object; None if it can.
@@ -326,16 +297,17 @@ class AsyncStorage:
         """
         address = gcs.public_address(bucket, name)
         what = f"Reading {address} without credentials"
-        return await self._call(what, self._public_refusal_once, address)
+        return await self._call(what, self._public_refusal, address)
 
-    async def _public_refusal_once(self, address: str) -> Refused | None:
+    async def _public_refusal(self, address: str) -> Refused | None:
         try:
-            async with self._session.request("GET", address, {"Range": "bytes=0-0"}, public=True):
-                return None
+            first_byte = {"Range": "bytes=0-0"}
+            await self._session.request("GET", address, first_byte, expected=1, public=True)
         except Refused as error:
             if error.status is None:
                 raise
             return None if error.status == EMPTY else error
+        return None
 
     def _object(self, bucket: str, name: str) -> str:
         return f"{self._api}/storage/v1{_path(bucket, name)}"

@@ -38,19 +38,9 @@ def listed(path: GsPath, *, workers: int = WORKERS) -> Iterator[list[ListedObjec
     Call it in a thread without an event loop.
     """
     loop = asyncio.new_event_loop()
-
-    async def all_pages() -> AsyncIterator[list[ListedObject]]:
-        async with AsyncStorage(workers) as objects:
-            async for page in list_directory(objects, path, workers=workers):
-                yield page
-
-    pages = all_pages()
-
-    async def following() -> list[ListedObject] | None:
-        return await anext(pages, None)
-
+    pages = list_directory(path, workers=workers)
     try:
-        while (page := loop.run_until_complete(following())) is not None:
+        while (page := loop.run_until_complete(anext(pages, None))) is not None:
             yield page
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
@@ -58,23 +48,24 @@ def listed(path: GsPath, *, workers: int = WORKERS) -> Iterator[list[ListedObjec
 
 
 async def list_directory(
-    objects: AsyncStorage, path: GsPath, *, workers: int = WORKERS
+    path: GsPath, *, workers: int = WORKERS
 ) -> AsyncIterator[list[ListedObject]]:
     """Every object under a directory once, a page at a time, the pages in any order.
 
     Raises:
         StorageError: no such bucket, no access, or storage cannot be reached.
     """
-    listing = _Listing(objects, path, workers)
-    run = asyncio.create_task(listing.run())
-    try:
-        while (page := await listing.pages.get()) is not None:
-            if isinstance(page, Exception):
-                raise page
-            yield page
-    finally:
-        run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
+    async with AsyncStorage(workers) as objects:
+        listing = _Listing(objects, path, workers)
+        run = asyncio.create_task(listing.run())
+        try:
+            while (page := await listing.pages.get()) is not None:
+                if isinstance(page, Exception):
+                    raise page
+                yield page
+        finally:
+            run.cancel()
+            await asyncio.gather(run, return_exceptions=True)
 
 
 async def delete_index(bucket: str, index_id: str) -> int:
@@ -100,7 +91,7 @@ async def delete_index(bucket: str, index_id: str) -> int:
 
     async with AsyncStorage(WORKERS) as objects:
         for directory in INDEX_DIRECTORIES:
-            async for page in list_directory(objects, GsPath(bucket, f"{directory}/{index_id}/")):
+            async for page in list_directory(GsPath(bucket, f"{directory}/{index_id}/")):
                 await asyncio.gather(*(delete(listed.name) for listed in page))
                 deleted += len(page)
     if held:
@@ -120,26 +111,20 @@ class _Listing:
         self._characters: set[str] = set()
         self._full = self._empty = 0  # pages with and without new names
         self._ranges: asyncio.Queue[Range] = asyncio.Queue()
-        # At the end None, or what went wrong.
+        # At the end None; what went wrong in a range takes the place of its pages.
         self.pages: asyncio.Queue[list[ListedObject] | Exception | None] = asyncio.Queue(workers)
 
     async def run(self) -> None:
         """List all ranges."""
         self._ranges.put_nowait(Range("", None))
         tasks = [asyncio.create_task(self._work()) for _ in range(self._workers)]
-        end = asyncio.create_task(self._ranges.join())
-        result = None
         try:
-            ended, _ = await asyncio.wait({end, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
-                task.result()  # raises what stopped a worker
-        except Exception as error:
-            result = error
+            await self._ranges.join()
+            await self.pages.put(None)
         finally:
-            for task in (end, *tasks):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(end, *tasks, return_exceptions=True)
-        await self.pages.put(result)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self) -> None:
         """List one range after the other."""
@@ -148,8 +133,9 @@ class _Listing:
             self._busy += 1
             try:
                 await self._list(names)
-            finally:
-                self._busy -= 1
+            except Exception as error:
+                await self.pages.put(error)
+            self._busy -= 1
             self._ranges.task_done()
 
     async def _list(self, names: Range) -> None:

@@ -6,11 +6,10 @@ A batch is several calls in one request: https://cloud.google.com/storage/docs/b
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import aiohttp
 from google.auth.credentials import TokenState
@@ -23,54 +22,18 @@ from common.process import shortage
 from common.terminal import duration
 from gcs import Refused
 
-MAX_ANSWER_BYTES = 8 << 20  # of JSON: a page of a listing has up to 1,000 long names
+CONNECT_S = 15.0  # the longest time until a connection is there
+SILENCE_S = 60.0  # the longest time without a single byte
+TOTAL_S = 120.0  # the longest time for an object of no bytes; the others get more
+MIN_BYTES_PER_S = 2_000  # of a transfer
 SLOW_ATTEMPTS = 2  # a slow transfer is long: eight would take hours
+MAX_ANSWER_BYTES = 8 << 20  # of JSON: a page of a listing has up to 1,000 long names
 MAX_CALLS = 100  # in one batch, Google's limit
 BOUNDARY = "===forager==="
 BATCH_TYPE = f'multipart/mixed; boundary="{BOUNDARY}"'
+DELIMITER = re.compile(rb"^--\S+", re.M)
 STATUS_LINE = re.compile(rb"^HTTP/\d\S* (\d{3})", re.M)
 CONTENT_ID = re.compile(rb"^Content-ID:\s*<response-(\d+)>", re.M | re.I)
-
-
-class TimeLimits(NamedTuple):
-    """How long a request may take, in seconds."""
-
-    connect_s: float = 15
-    read_s: float = 60  # without a single byte
-    total_s: float = 120  # for an object of no bytes; the others get more
-    bytes_per_s: float = 2_000  # the minimum rate of a transfer
-
-    def total_for(self, size: int) -> float:
-        """How long a transfer of `size` bytes may take."""
-        return self.total_s + size / self.bytes_per_s
-
-
-class AccessToken:
-    """One token of google-auth for all requests, renewed a few minutes before it expires."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-
-    async def get(self) -> str:
-        """The token.
-
-        Raises:
-            TransientError, Refused: it could not be renewed.
-            StorageError: no credentials.
-        """
-        credentials = gcs.credentials()
-        async with self._lock:
-            if credentials.token_state is not TokenState.FRESH:
-                await asyncio.to_thread(_renew, credentials)
-        token: str = credentials.token
-        return token
-
-
-def _renew(credentials: Any) -> None:
-    from google.auth.transport.requests import Request
-
-    with gcs.translated_errors():
-        credentials.refresh(Request())
 
 
 class Session:
@@ -80,10 +43,10 @@ class Session:
         StorageError: the emulator or the proxy that the environment names is no address.
     """
 
-    def __init__(self, connections: int, limits: TimeLimits) -> None:
-        self._connections, self._limits = connections, limits
-        self._proxy = gcs.proxy()
-        self._token = None if gcs.emulator_host() else AccessToken()
+    def __init__(self, connections: int) -> None:
+        self._connections, self._proxy = connections, gcs.proxy()
+        self._is_emulated = gcs.emulator_host() is not None
+        self._renewing = asyncio.Lock()
 
     async def __aenter__(self) -> Session:
         self._http = aiohttp.ClientSession(
@@ -96,65 +59,75 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         await self._http.close()
 
-    @contextlib.asynccontextmanager
+    async def token(self) -> str:
+        """The access token of all requests, renewed a few minutes before it expires.
+
+        Raises:
+            TransientError, Refused: it could not be renewed.
+            StorageError: no credentials.
+        """
+        credentials = gcs.credentials()
+        async with self._renewing:
+            if credentials.token_state is not TokenState.FRESH:
+                from google.auth.transport.requests import Request
+
+                with gcs.translated_errors():
+                    await asyncio.to_thread(credentials.refresh, Request())
+        token: str = credentials.token
+        return token
+
     async def request(
         self,
         method: str,
         address: str,
         headers: dict[str, str] | None = None,
         *,
-        size: int = 0,
         data: bytes | None = None,
+        expected: int | None = None,
         public: bool = False,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request, with credentials unless `public`; the block reads the answer of a success.
+    ) -> bytes:
+        """The body of the answer, up to somewhat more than MAX_ANSWER_BYTES or `expected` bytes.
 
-        `size` is the number of bytes that are expected or sent.
+        The request has credentials unless it is `public`.
 
         Raises:
             TransientError, Refused: what aiohttp raised, or an answer with an error status.
             ShortageError: too many open files, or too little memory.
         """
         headers = dict(headers or {})
-        if self._token and not public:
-            headers["Authorization"] = f"Bearer {await self._token.get()}"
-        limits = self._limits
-        timeout = aiohttp.ClientTimeout(
-            total=limits.total_for(size), sock_connect=limits.connect_s, sock_read=limits.read_s
-        )
+        if not self._is_emulated and not public:
+            headers["Authorization"] = f"Bearer {await self.token()}"
+        size = len(data or b"") + (expected or 0)
+        total_s = TOTAL_S + size / MIN_BYTES_PER_S
+        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_S, sock_read=SILENCE_S)
         url = URL(address, encoded=True)  # otherwise a name such as a/../b would become b
         try:
             async with self._http.request(
                 method, url, headers=headers, data=data, timeout=timeout
             ) as response:
                 if response.status >= 400:
-                    body = await read(response, gcs.MAX_ERROR_BYTES)
+                    body = await _read(response, gcs.MAX_ERROR_BYTES)
                     retry_after = response.headers.get("Retry-After")
                     raise gcs.failed_answer(response.status, body, retry_after)
-                yield response
-        except (aiohttp.ClientError, *retries.TRANSIENT_KINDS) as error:
-            raise self._translated(error, size) from error
-
-    def _translated(self, error: BaseException, size: int) -> Exception:
-        """What aiohttp raised, as an error of ours."""
-        if found := shortage(error):
-            return found
-        if isinstance(error, asyncio.TimeoutError | TimeoutError) and not isinstance(
-            error, aiohttp.ServerTimeoutError
-        ):
-            return TransientError(
-                f"slower than {self._limits.bytes_per_s:,.0f} bytes/s: {size:,} bytes took more "
-                f"than {duration(self._limits.total_for(size))}",
+                return await _read(response, MAX_ANSWER_BYTES if expected is None else expected)
+        except aiohttp.ServerTimeoutError as error:  # while connecting, or of silence
+            raise TransientError(retries.reason(error)) from error
+        except (asyncio.TimeoutError, TimeoutError) as error:
+            raise TransientError(
+                f"slower than {MIN_BYTES_PER_S:,} bytes/s: {size:,} bytes took more than "
+                f"{duration(total_s)}",
                 attempts=SLOW_ATTEMPTS,
-            )
-        if isinstance(error, aiohttp.ClientResponseError):
-            return TransientError("the answer is not valid HTTP")
-        reason = retries.reason(error)
-        return TransientError(reason) if retries.is_transient(error) else Refused(reason)
+            ) from error
+        except aiohttp.ClientResponseError as error:
+            raise TransientError("the answer is not valid HTTP") from error
+        except (aiohttp.ClientError, *retries.TRANSIENT_KINDS) as error:
+            if found := shortage(error):
+                raise found from error
+            kind = TransientError if retries.is_transient(error) else Refused
+            raise kind(retries.reason(error)) from error
 
 
-async def read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body of an answer, up to somewhat more than `limit` bytes."""
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
     async for piece in response.content.iter_any():
@@ -165,10 +138,10 @@ async def read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-async def read_json(response: aiohttp.ClientResponse) -> Any:
-    """The JSON of an answer; TransientError where it is none, or too long."""
+def parsed(body: bytes) -> Any:
+    """The JSON of an answer; TransientError where it is none, or was too long."""
     try:
-        return json.loads(await read(response, MAX_ANSWER_BYTES))
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise TransientError("the answer is not JSON") from error
 
@@ -186,26 +159,20 @@ def batch_body(paths: Iterable[str]) -> bytes:
     return ("\r\n".join(parts) + f"\r\n--{BOUNDARY}--\r\n").encode()
 
 
-def batch_answers(content_type: str, body: bytes, calls: int) -> list[tuple[int, bytes]]:
+def batch_answers(body: bytes, calls: int) -> list[tuple[int, bytes]]:
     """The HTTP status and the body of each call's answer, in the order of the calls.
 
     Raises:
         TransientError: the body does not answer every call.
     """
-    boundary = re.search(r'boundary="?([^";]+)', content_type)
-    parts = body.split(f"--{boundary[1]}".encode())[1:-1] if boundary else []
-    found = dict(_numbered_answers(parts))
+    delimiter = DELIMITER.search(body)
+    found: dict[int, tuple[int, bytes]] = {}
+    for place, part in enumerate(body.split(delimiter[0])[1:-1] if delimiter else []):
+        if status := STATUS_LINE.search(part):
+            number = CONTENT_ID.search(part, 0, status.start())
+            content = part[status.end() :].partition(b"\r\n\r\n")[2]
+            # A part without a number has that of its place.
+            found[int(number[1]) if number else place] = int(status[1]), content
     if sorted(found) != list(range(calls)):
         raise TransientError(f"the answer to a batch of {calls} calls is incomplete")
     return [found[number] for number in range(calls)]
-
-
-def _numbered_answers(parts: Sequence[bytes]) -> Iterator[tuple[int, tuple[int, bytes]]]:
-    """The number of each call with its answer. A part without a number has that of its place."""
-    for place, part in enumerate(parts):
-        status = STATUS_LINE.search(part)
-        if status is None:
-            return
-        number = CONTENT_ID.search(part, 0, status.start())
-        content = part[status.end() :].partition(b"\r\n\r\n")[2]
-        yield int(number[1]) if number else place, (int(status[1]), content)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gcs
 from common.errors import StorageError, TransientError
@@ -42,22 +42,23 @@ class UploadFailed(Exception):
     """A whole upload must be repeated, not one of its requests; the cause is a TransientError."""
 
 
-class Part(NamedTuple):
-    """The bytes start..start+length of a file, and the object that holds them for a while."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The bytes start..start+size of a file, and the object that they become."""
 
+    file: FileToUpload
     name: str
     start: int
-    length: int
+    size: int
+    crc32c: int
+
+    @property
+    def content(self) -> tuple[int, int]:
+        """As that of a listed object."""
+        return self.size, self.crc32c
 
 
-async def upload_files(
-    client: storage.Client,
-    bucket: str,
-    files: Iterable[FileToUpload],
-    *,
-    min_part_bytes: int = MIN_PART_BYTES,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> int:
+async def upload_files(client: storage.Client, bucket: str, files: Iterable[FileToUpload]) -> int:
     """Upload the files and verify size and crc32c of each; returns the bytes now in the bucket.
 
     Raises:
@@ -67,141 +68,125 @@ async def upload_files(
     threads = ThreadPoolExecutor(PARTS_AT_ONCE, "storage")
     try:
         async with AsyncStorage(PARTS_AT_ONCE) as objects:
-            upload = Upload(
-                bucket=client.bucket(bucket),
-                objects=objects,
-                threads=threads,
-                min_part_bytes=min_part_bytes,
-                chunk_bytes=chunk_bytes,
-            )
+            upload = Upload(client.bucket(bucket), objects, threads)
             return sum([await upload.file(file) for file in files])
     finally:
         # After Ctrl-C a thread may still wait for a lost network: the process does not.
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def part_count(size: int, min_part_bytes: int = MIN_PART_BYTES) -> int:
+def part_count(size: int) -> int:
     """The number of parts that a file of `size` bytes is sent in; 1 if it is sent whole."""
-    if size < 2 * min_part_bytes:
+    if size < 2 * MIN_PART_BYTES:
         return 1
-    return min(MAX_PARTS, -(-size // min_part_bytes))
+    return min(MAX_PARTS, -(-size // MIN_PART_BYTES))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Upload:
     """Sends files into a bucket."""
 
     bucket: storage.Bucket
     objects: AsyncStorage
     threads: ThreadPoolExecutor
-    min_part_bytes: int
-    chunk_bytes: int
 
     async def file(self, file: FileToUpload) -> int:
         """Upload and verify one file; returns its size."""
-        size, checksum = file.path.stat().st_size, file.crc32c
-        if checksum is None:
-            checksum = await asyncio.to_thread(crc32c_of_file, file.path)
-        whole, parts = Part(file.object_name, 0, size), self._parts(file, size)
-        if not await self._holds(whole, checksum):
-            if parts:
-                await self._in_parts(file, whole, checksum, parts)
+        size = file.path.stat().st_size
+        whole = await self._part(file, file.object_name, 0, size, file.crc32c)
+        count = part_count(size)
+        names = [f"{whole.name}.part-{n:02}-of-{count:02}" for n in range(1, count + 1)]
+        if not await self._holds(whole):
+            if count == 1:
+                await self._send(whole)
             else:
-                await self._send(file, whole, checksum)
-            if not await self._holds(whole, checksum):
+                await self._send_in_parts(whole, names)
+            if not await self._holds(whole):
                 raise StorageError(
-                    f"{self._address(whole)} is not what was sent (size or crc32c differ): run "
-                    "the same command again, which sends it once more."
+                    f"{self._address(whole.name)} is not what was sent (size or crc32c differ): "
+                    "run the same command again, which sends it once more."
                 )
-        if parts:  # an interrupted run may have left them beside the whole file
-            await self._delete(parts)
+        if count > 1:  # an interrupted run may have left them beside the whole file
+            await self._delete(names)
         return size
 
-    async def _holds(self, part: Part, checksum: int) -> bool:
+    async def _part(
+        self, file: FileToUpload, name: str, start: int, size: int, crc32c: int | None = None
+    ) -> Part:
+        if crc32c is None:
+            crc32c = await asyncio.to_thread(crc32c_of_file, file.path, start, size)
+        return Part(file=file, name=name, start=start, size=size, crc32c=crc32c)
+
+    async def _holds(self, part: Part) -> bool:
         """Whether the bucket has this object already."""
         found = await self.objects.find(self.bucket.name, part.name)
-        return found is not None and found.content == (part.length, checksum)
+        return found is not None and found.content == part.content
 
-    async def _delete(self, parts: list[Part]) -> None:
+    async def _delete(self, names: list[str]) -> None:
         """Delete them; where that is refused, as by a retention policy, say what is left."""
         try:
-            await asyncio.gather(*(self.objects.delete(self.bucket.name, p.name) for p in parts))
+            await asyncio.gather(*(self.objects.delete(self.bucket.name, name) for name in names))
         except StorageError as error:
             if error.status not in HELD:
                 raise
-            last = parts[-1].name.rpartition("/")[2]
+            last = names[-1].rpartition("/")[2]
             warn(
-                f"{error.message} The index is complete; up to {len(parts)} parts of it remain, "
-                f"{self._address(parts[0])} to {printable(last)}. They are not used: delete them "
+                f"{error.message} The index is complete; up to {len(names)} parts of it remain, "
+                f"{self._address(names[0])} to {printable(last)}. They are not used: delete them "
                 "when the bucket allows it."
             )
 
-    def _parts(self, file: FileToUpload, size: int) -> list[Part]:
-        """The parts to send a file of `size` bytes in; none if it is sent whole."""
-        count = part_count(size, self.min_part_bytes)
-        if count < 2:
-            return []
-        step = -(-size // count)
-        return [
-            Part(
-                f"{file.object_name}.part-{number:02}-of-{count:02}", start, min(step, size - start)
-            )
-            for number, start in enumerate(range(0, size, step), start=1)
-        ]
-
-    async def _in_parts(
-        self, file: FileToUpload, whole: Part, checksum: int, parts: list[Part]
-    ) -> None:
+    async def _send_in_parts(self, whole: Part, names: list[str]) -> None:
+        """Send an object for each name, and compose them to the whole file."""
         free = asyncio.Semaphore(PARTS_AT_ONCE)
+        step = -(-whole.size // len(names))
 
-        async def send(part: Part) -> None:
+        async def send(name: str, start: int) -> None:
             async with free:
-                of_part = await asyncio.to_thread(
-                    crc32c_of_file, file.path, part.start, part.length
-                )
-                if not await self._holds(part, of_part):
-                    await self._send(file, part, of_part)
+                size = min(step, whole.size - start)
+                part = await self._part(whole.file, name, start, size)
+                if not await self._holds(part):
+                    await self._send(part)
 
-        await asyncio.gather(*map(send, parts))
+        await asyncio.gather(*map(send, names, range(0, whole.size, step)))
         blob = self.bucket.blob(whole.name)
-        blob.content_type = file.content_type
-        sources = [self.bucket.blob(part.name) for part in parts]
+        blob.content_type = whole.file.content_type
+        sources = [self.bucket.blob(name) for name in names]
         compose = partial(blob.compose, sources, timeout=gcs.TIMEOUT, retry=None)
         try:
-            await self._call(f"Composing {self._address(whole)}", compose)
+            await self._call(f"Composing {self._address(whole.name)}", compose)
         except StorageError as error:
             if error.status not in CANNOT_COMPOSE:
                 raise
-            if not await self._holds(whole, checksum):
-                await self._send(file, whole, checksum)
+            if not await self._holds(whole):
+                await self._send(whole)
 
-    async def _send(self, file: FileToUpload, part: Part, checksum: int) -> None:
+    async def _send(self, part: Part) -> None:
         """Send bytes of the file in one stream; they become the object that the part names.
 
         A request that fails is repeated, not the whole stream. A resumable upload whose session is
         lost is begun again, up to NEW_SESSIONS times.
         """
-        what = f"Writing {self._address(part)}"
-        left = NEW_SESSIONS if part.length > RESUMABLE_BYTES else 0
+        what = f"Writing {self._address(part.name)}"
+        left = NEW_SESSIONS if part.size > RESUMABLE_BYTES else 0
         while True:
             try:
-                return await self._call(what, partial(self._stream, what, file, part))
+                return await self._call(what, partial(self._stream, what, part))
             except StorageError as error:
                 if error.status not in LOST_SESSION or not left:
-                    content = part.length, checksum
                     bucket = self.bucket.name
-                    return await self.objects.accept_held(error, bucket, part.name, content)
+                    return await self.objects.accept_held(error, bucket, part.name, part.content)
                 left -= 1
                 warn(f"{what}: storage lost the upload ({error.status}); it is begun again.")
 
-    def _stream(self, what: str, file: FileToUpload, part: Part) -> None:
-        blob = self.bucket.blob(part.name, chunk_size=self.chunk_bytes)
+    def _stream(self, what: str, part: Part) -> None:
+        blob = self.bucket.blob(part.name, chunk_size=CHUNK_BYTES)
         try:
-            with FileSlice(file.path, part.start, part.length) as content:
+            with FileSlice(part.file.path, part.start, part.size) as content:
                 blob.upload_from_file(
                     content,
-                    size=part.length,
-                    content_type=file.content_type,
+                    size=part.size,
+                    content_type=part.file.content_type,
                     checksum="crc32c",
                     timeout=gcs.TIMEOUT,
                     retry=partial(_repeated, what),
@@ -215,14 +200,13 @@ class Upload:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self.threads, gcs.call, what, function)
 
-    def _address(self, part: Part) -> str:
+    def _address(self, name: str) -> str:
         """The object as messages name it."""
-        return f"gs://{self.bucket.name}/{printable(part.name)}"
+        return f"gs://{self.bucket.name}/{printable(name)}"
 
 
 def _repeated(what: str, request: Callable[[], Any]) -> Callable[[], Any]:
     """One request of an upload with our retries, in the form of google-cloud-storage's `retry`."""
-
     answer_lost = False
 
     def once() -> Any:
@@ -232,13 +216,12 @@ def _repeated(what: str, request: Callable[[], Any]) -> Callable[[], Any]:
         except Exception as error:
             ours = gcs.translated(error)
             if answer_lost and isinstance(ours, Refused) and ours.status == ALREADY_THERE:
-                ours = TransientError("storage had received the chunk already")
-                raise UploadFailed from ours
-            answer_lost = isinstance(ours, TransientError) and ours.status is None
-            if isinstance(ours, DamagedContent) or (
-                isinstance(ours, TransientError) and ours.status not in CHUNK_AGAIN
-            ):
-                raise UploadFailed from ours
+                received = TransientError("storage had received the chunk already")
+                raise UploadFailed from received
+            if isinstance(ours, TransientError):
+                answer_lost = ours.status is None
+                if isinstance(ours, DamagedContent) or ours.status not in CHUNK_AGAIN:
+                    raise UploadFailed from ours
             raise
 
     return partial(gcs.call, what, once)
@@ -257,11 +240,8 @@ class FileSlice(io.FileIO):
         return super().read(left if size is None or size < 0 else min(size, left)) or b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_END:
-            offset, whence = offset + self._size, os.SEEK_SET
-        if whence == os.SEEK_SET:
-            offset += self._start
-        return super().seek(offset, whence) - self._start
+        assert whence == os.SEEK_SET  # google-cloud-storage seeks in no other way
+        return super().seek(self._start + offset) - self._start
 
     def tell(self) -> int:
         return super().tell() - self._start

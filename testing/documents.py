@@ -17,7 +17,7 @@ def option_table(
     command: click.Command, order: Collection[str] = (), leave_out: Collection[str] = ()
 ) -> str:
     """The options of a command as a Markdown table; those named in `order` come first."""
-    context = click.Context(command)
+    context = click.Context(command, **command.context_settings)
     options = {p.name: p for p in command.params if isinstance(p, click.Option)}
     lines = ["| option | default | meaning |", "|---|---|---|"]
     for name in dict.fromkeys([*order, *options]):

@@ -11,7 +11,7 @@ import gcs
 from common.errors import ImageError, StorageError
 from common.files import FileToUpload
 from forager.client import DatasetInfo, Forager
-from storage.uploads import upload_files
+from storage import uploads
 from testing.photographs import picture
 from tests.commands.test_stops import CREATE, DOWNLOAD, FILE, THUMBNAIL
 from tests.harness import TRAIN, VAL, Emulated, ended, has_only_a_report, listing, start
@@ -109,9 +109,9 @@ def store(emulator, make_bucket, monkeypatch):
         yield proxy, bucket, listed
 
 
-def upload_file(bucket, path, **sizes):
+def upload_file(bucket, path):
     file = FileToUpload(path, "array.npy", "application/octet-stream")
-    return asyncio.run(upload_files(gcs.make_client(), bucket, [file], **sizes))
+    return asyncio.run(uploads.upload_files(gcs.make_client(), bucket, [file]))
 
 
 @pytest.mark.parametrize("status", ["401", "403", "404", "412"])
@@ -171,12 +171,14 @@ def test_flipped_bits_in_an_array_are_found_and_sent_again(store, tmp_path, size
     assert Emulated(proxy.url).get(bucket, "array.npy") == data
 
 
-def test_parts_survive_faults_and_leave_nothing_beside_the_file(store, tmp_path):
+def test_parts_survive_faults_and_leave_nothing_beside_the_file(store, tmp_path, monkeypatch):
     proxy, bucket, _ = store
     data = bytes(range(256)) * 4000
     (tmp_path / "array").write_bytes(data)
     proxy.share = 0.2
-    upload_file(bucket, tmp_path / "array", min_part_bytes=1 << 18, chunk_bytes=1 << 18)
+    for constant in ("MIN_PART_BYTES", "CHUNK_BYTES"):
+        monkeypatch.setattr(uploads, constant, 1 << 18)
+    upload_file(bucket, tmp_path / "array")
     proxy.share = 0
     assert Emulated(proxy.url).get(bucket, "array.npy") == data
     assert sorted(Emulated(proxy.url).contents(bucket)) == ["a.jpg", "array.npy"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.options import LimitType
+from common.options import image_limit
 from common.program import ROOT
 from report.run import plain_options
 from tests.harness import TRAIN, VAL, ended, has_only_a_report, wait_for
@@ -184,7 +184,7 @@ def test_nothing_secret_is_in_a_report(fresh, emulator_url, servers, options):
 
 
 def test_options_are_written_as_they_are_given():
-    limit = LimitType().convert("1%", None, None)
+    limit = image_limit("1%")
     options = {"max_bad": limit, "work_dir": Path("d@x?"), "reuse": ("a", "./b"), "n": None}
     assert plain_options(options) == {
         **{"max_bad": "1%", "work_dir": "d@x?", "reuse": ["a", "./b"], "n": None}

@@ -3,8 +3,7 @@
 import pytest
 
 from engine.stages import StageTime
-from report.run import Report, RunOutcome, Step, StepName
-from report.summary import summarize
+from report.run import Report, RunOutcome, Step, StepName, summarize
 
 MESSAGE = (
     "birds: 1,000 images (900 training, 100 validation), 3 failed, 700 reused, 297 embedded now"
@@ -13,7 +12,7 @@ MESSAGE = (
 
 def finished(steps, **busy):
     """The report of a run with these steps, (name, seconds, images), and busy stages."""
-    report = Report({}, decode_workers=4)
+    report = Report({"decode_workers": 4})
     report.steps = [Step(StepName(name), *numbers) for name, *numbers in steps]
     report.stages = [StageTime(name, 297, seconds) for name, seconds in busy.items()]
     report.seconds = sum(step.seconds for step in report.steps)

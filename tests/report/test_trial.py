@@ -119,10 +119,11 @@ def test_options_that_do_not_go_together(fresh, options, said):
         ("[1]", "has no prices: write a JSON object"),
         *(
             (f"{{{entry}}}", f"{entry} is no price: write a JSON object of numbers from 0")
-            for entry in ('"class_a": 1', '"read_per_gb": -1', '"read_per_gb": "1"')
+            for entry in (
+                *('"class_a": 1', '"read_per_gb": -1', '"read_per_gb": "1"'),
+                *('"read_per_gb": true', '"read_per_gb": NaN'),
+            )
         ),
-        ('{"read_per_gb": true}', '"read_per_gb": true is no price'),
-        ('{"read_per_gb": NaN}', '"read_per_gb": NaN is no price'),
     ],
 )
 def test_prices_that_are_none(tmp_path, content, said):
@@ -146,7 +147,6 @@ def test_the_pace_is_apart_from_the_start():
     pace = measured_pace(100.0, finished)
     assert pace.images_per_s == pytest.approx(5)
     assert pace.startup_s == pytest.approx(29.8)
-    assert pace.seconds(2000) == pytest.approx(29.8 + 400)
     assert measured_pace(0.0, [2.0]).images_per_s == 0.5
     # The first tenth may be as slow as it likes.
     slow = [*(100 + 3 * number for number in range(20)), *(160 + n / 5 for n in range(180))]

@@ -1,14 +1,8 @@
 """Small objects: written, read and checked, whatever their names."""
 
-import asyncio
-import contextlib
-import gzip
 import itertools
 import json
-import os
 import re
-import resource
-from base64 import b64encode
 from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
 
@@ -16,10 +10,9 @@ import pytest
 
 import gcs
 from common import retries
-from common.errors import ImageChanged, ImageError, ShortageError, StorageError, TransientError
+from common.errors import ImageChanged, StorageError, TransientError
 from gcs import ListedObject
-from storage.async_client import AsyncStorage, unzipped
-from storage.session import TimeLimits, batch_answers
+from storage import session
 from tests.harness import listing, put, with_objects
 from tests.stand_in import Answer, StandIn
 
@@ -45,19 +38,14 @@ def test_any_name_is_written_listed_and_read(make_bucket, name):
     assert gcs.make_client().bucket(bucket).get_blob(name).content_type == "image/jpeg"
 
 
-def test_an_object_deleted_after_the_listing_has_changed(make_bucket):
-    listed = ListedObject("gone.jpg", 4, 0, 1)
-    with pytest.raises(ImageChanged, match="it was deleted after it was listed"):
-        with_objects("fetch", make_bucket(), listed)
-
-
-@pytest.mark.parametrize("change", [{"size": 5}, {"size": 3}, {"crc32c": 1}])
-def test_a_replaced_object_has_changed_at_the_first_sign(make_bucket, capsys, change):
-    """The emulator ignores generations: other bytes arrive than were listed."""
+@pytest.mark.parametrize("change", [{"name": "b.jpg"}, {"size": 5}, {"size": 3}, {"crc32c": 1}])
+def test_a_changed_object_is_found_at_the_first_sign(make_bucket, capsys, change):
+    """The emulator ignores generations: other bytes arrive than were listed, or none."""
     bucket = make_bucket()
     put(bucket, "a.jpg")
     (listed,) = listing(bucket)
-    with pytest.raises(ImageChanged, match="it was replaced after it was listed"):
+    what = "deleted" if "name" in change else "replaced"
+    with pytest.raises(ImageChanged, match=f"it was {what} after it was listed"):
         with_objects("fetch", bucket, listed._replace(**change))
     assert "attempt" not in capsys.readouterr().err
 
@@ -81,13 +69,6 @@ def versions(make_bucket, emulator, serve):
     return storage
 
 
-def test_the_listed_generation_is_asked_for(versions):
-    put(versions.bucket, "a.jpg")
-    (listed,) = listing(versions.bucket)
-    assert with_objects("fetch", versions.bucket, listed) == b"data"
-    assert f"alt=media&generation={listed.generation}" in versions.asked[-1].path
-
-
 def test_a_replaced_object_is_not_tried_again(versions, capsys):
     put(versions.bucket, "a.jpg")
     (listed,) = listing(versions.bucket)
@@ -102,144 +83,94 @@ def test_a_replaced_object_is_not_tried_again(versions, capsys):
 def test_the_same_bytes_written_again_are_the_same_image(versions):
     put(versions.bucket, "a.jpg")
     (listed,) = listing(versions.bucket)
+    assert with_objects("fetch", versions.bucket, listed) == b"data"
+    assert f"alt=media&generation={listed.generation}" in versions.asked[-1].path
     put(versions.bucket, "a.jpg")
     assert listing(versions.bucket)[0].generation != listed.generation
     assert with_objects("fetch", versions.bucket, listed) == b"data"
 
 
-def sends(*pieces, pause_s=0.0):
-    """A server that sends the pieces, then the last one again and again."""
-    return StandIn(
-        None, lambda _: itertools.chain(pieces, itertools.repeat(pieces[-1])), delay_s=pause_s
-    )
+CHUNKED = b"HTTP/1.1 %s\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 
 
-def fetch_from(server, monkeypatch, **limits):
-    async def run():
-        async with AsyncStorage(1, limits=TimeLimits(**limits)) as objects:
-            await objects.fetch("b", ListedObject("a.jpg", 1000, 0, 1))
-
-    with server, pytest.raises(StorageError) as caught:
+@pytest.mark.parametrize(
+    ("head", "piece", "pause_s", "limits", "said"),
+    [
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+            b"x",
+            0.01,
+            {"TOTAL_S": 0.2, "MIN_BYTES_PER_S": 20_000},
+            "slower than 20,000 bytes/s: 1,000 bytes took more than 0.2 s.",
+        ),
+        (b"", b"HTTP/1.1 200 OK\r\n", 60, {"SILENCE_S": 0.1}, "no answer in time."),
+        (CHUNKED % b"403 No", CHUNK, 0, {}, "access is denied (403): xxx"),
+        (CHUNKED % b"200 OK", CHUNK, 0, {}, "the answer is not JSON."),  # of its metadata
+    ],
+)
+def test_an_answer_without_an_end_stops(monkeypatch, head, piece, pause_s, limits, said):
+    """After `head` the server sends the piece again and again."""
+    for name, value in limits.items():
+        monkeypatch.setattr(session, name, value)
+    monkeypatch.setattr(retries, "from_environment", lambda: retries.Retries(2, 0.001))
+    pieces = [head, piece] if head else [piece]
+    with (
+        StandIn(
+            None, lambda _: itertools.chain(pieces, itertools.repeat(piece)), delay_s=pause_s
+        ) as server,
+        pytest.raises(StorageError) as caught,
+    ):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        asyncio.run(run())
-    return caught.value.message
+        with_objects("fetch", "b", ListedObject("a.jpg", 1000, 0, 1))
+    assert caught.value.message.startswith(f"Reading gs://b/a.jpg: {said}")
+    assert len(caught.value.message) < 400
 
 
-def test_a_transfer_below_the_minimum_rate_stops_with_that_reason(monkeypatch):
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
-    server = sends(head, b"x", pause_s=0.01)
-    message = fetch_from(server, monkeypatch, total_s=0.2, bytes_per_s=20_000)
-    assert message == (
-        "Reading gs://b/a.jpg: slower than 20,000 bytes/s: 1,000 bytes took more than 0.2 s."
-    )
-    assert len(server.asked) == 2
-
-
-def test_a_server_that_never_answers_stops(monkeypatch):
-    server = sends(b"HTTP/1.1 200 OK\r\n", pause_s=60)
-    monkeypatch.setattr(retries, "from_environment", lambda: retries.Retries(2, 0.001))
-    message = fetch_from(server, monkeypatch, read_s=0.1)
-    assert message == "Reading gs://b/a.jpg: no answer in time."
-
-
-def test_an_endless_error_is_read_up_to_a_bound(monkeypatch):
-    head = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n"
-    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
-    message = fetch_from(sends(head, chunk), monkeypatch)
-    assert message.startswith("Reading gs://b/a.jpg: access is denied (403): xxx")
-    assert len(message) < 400
-
-
-def test_an_endless_object_is_read_up_to_its_listed_size(make_bucket, monkeypatch):
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
-    monkeypatch.setattr(retries, "from_environment", lambda: retries.Retries(2, 0.001))
-    message = fetch_from(sends(head, chunk), monkeypatch)
-    assert message == "Reading gs://b/a.jpg: the answer is not JSON."  # of its metadata
-
-
-def test_running_out_of_open_files_stops_with_its_own_sentence(make_bucket):
-    bucket = make_bucket()
-    put(bucket, "a.jpg")
-    (listed,) = listing(bucket)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    async def fetch():
-        async with AsyncStorage(1) as objects:
-            taken = []
-            try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-                with contextlib.suppress(OSError):
-                    while True:
-                        taken.append(os.open(os.devnull, os.O_RDONLY))
-                return await objects.fetch(bucket, listed)
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-                for descriptor in taken:
-                    os.close(descriptor)
-
-    with pytest.raises(ShortageError, match="Too many open files.*ulimit -n"):
-        asyncio.run(fetch())
-
-
-def test_other_bytes_stored_than_sent_stops(serve):
-    stored = {"name": "a.jpg", "size": "4", "crc32c": b64encode(b"\0\0\0\1").decode()}
-    serve(lambda asked: Answer(200, json.dumps(stored).encode()))
-    with pytest.raises(StorageError, match="storage holds other bytes than were sent"):
-        with_objects("put", "bucket", "a.jpg", b"data", "image/jpeg")
-
-
-@pytest.mark.parametrize("status", [200, 206, 416])
-def test_a_public_object_is_asked_for_without_credentials(status, serve):
-    """416 is the answer for an object without bytes."""
-    storage = serve(lambda asked: Answer(status))
-    assert with_objects("public_refusal", "bucket", "a #.jpg") is None
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        *((status, None) for status in (200, 206, 416)),  # 416: an object without bytes
+        *((status, "No billing") for status in (400, 403, 404)),
+    ],
+)
+def test_a_public_object_is_asked_for_without_credentials(serve, status, reason):
+    body = b"<?xml version='1.0'?><Error><Code>X</Code><Message>No billing.</Message></Error>"
+    storage = serve(lambda asked: Answer(status, body if reason else b""))
+    refused = with_objects("public_refusal", "bucket", "a #.jpg")
+    assert (refused and (refused.status, str(refused))) == (reason and (status, reason))
     (asked,) = storage.asked
     assert (asked.method, asked.path) == ("GET", "/bucket/a%20%23.jpg")
     assert "authorization" not in asked.headers
 
 
-@pytest.mark.parametrize("status", [400, 403, 404])
-def test_a_refused_public_object_comes_with_the_reason(status, serve):
-    body = b"<?xml version='1.0'?><Error><Code>X</Code><Message>No billing.</Message></Error>"
-    serve(lambda asked: Answer(status, body))
-    refused = with_objects("public_refusal", "bucket", "a.jpg")
-    assert (refused.status, str(refused)) == (status, "No billing")
-
-
-def answer(*statuses, ids=True, boundary="b"):
+def answer(*statuses, ids=True):
     parts = [
-        f"--{boundary}\r\nContent-Type: application/http\r\n"
+        "--b\r\nContent-Type: application/http\r\n"
         + (f"Content-ID: <response-{number}>\r\n" if ids else "")
         + f"\r\nHTTP/1.1 {status} Words\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
         for number, status in statuses
     ]
-    return ("".join(parts) + f"--{boundary}--").encode()
+    return ("".join(parts) + "--b--").encode()
 
 
 def test_answers_have_the_order_of_the_calls():
-    body = answer((1, 404), (0, 200))
-    found = batch_answers('multipart/mixed; boundary="b"', body, 2)
+    found = session.batch_answers(answer((1, 404), (0, 200)), 2)
     assert [status for status, _ in found] == [200, 404]
-    body = answer((0, 204), (1, 503), ids=False)
-    found = batch_answers("multipart/mixed; boundary=b", body, 2)
+    found = session.batch_answers(b"\r\n" + answer((0, 204), (1, 503), ids=False), 2)
     assert found == [(204, b"{}\r\n"), (503, b"{}\r\n")]
 
 
 @pytest.mark.parametrize(
-    ("kind", "body"),
+    "body",
     [
-        ("text/html", b"<html>"),
-        ("multipart/mixed; boundary=b", b""),
-        ("multipart/mixed; boundary=b", answer((0, 200))),
-        ("multipart/mixed; boundary=b", answer((0, 200), (0, 200))),
-        ("multipart/mixed; boundary=b", answer((0, 200), (2, 200))),
-        ("multipart/mixed; boundary=b", answer((0, 200), (1, 200))[:-110]),
+        *(b"<html>", b"", answer((0, 200)), answer((0, 200), (0, 200)), answer((0, 200), (2, 200))),
+        answer((0, 200), (1, 200))[:-110],
     ],
 )
-def test_an_incomplete_answer_is_worth_another_try(kind, body):
+def test_an_incomplete_answer_is_worth_another_try(body):
     with pytest.raises(TransientError, match="batch of 2 calls is incomplete"):
-        batch_answers(kind, body, 2)
+        session.batch_answers(body, 2)
 
 
 def test_copies_have_the_bytes_of_their_sources(make_bucket):
@@ -259,12 +190,7 @@ def test_copies_have_the_bytes_of_their_sources(make_bucket):
 
 def test_only_calls_that_failed_are_made_again(serve):
     statuses = iter([[(0, 200), (1, 503), (2, 404), (3, 429)], [(0, 200), (1, 200)]])
-
-    def rule(_):
-        kind = {"Content-Type": "multipart/mixed; boundary=b"}
-        return Answer(200, answer(*next(statuses)), kind)
-
-    front = serve(rule)
+    front = serve(lambda asked: Answer(200, answer(*next(statuses))))
     missing = with_objects("copy", "one", "two", {f"new/{n}": f"old/{n}" for n in range(4)})
     assert set(missing) == {"new/2"}
     calls = [re.findall(rb"POST (\S+) HTTP/1.1\r\n", asked.body) for asked in front.asked]
@@ -277,12 +203,7 @@ def test_only_calls_that_failed_are_made_again(serve):
 
 def test_a_copy_that_is_refused_ends_with_storage_s_reason(serve):
     body = answer((0, 503), (1, 403)).replace(b"{}", b'{"error": {"message": "no access"}}')
-    kind = {"Content-Type": "x; boundary=b"}
-
-    def rule(asked):
-        return Answer(200, body, kind) if asked.method == "POST" else Answer(404)
-
-    front = serve(rule)
+    front = serve(lambda asked: Answer(200, body) if asked.method == "POST" else Answer(404))
     with pytest.raises(StorageError, match=r"gs://one to gs://two: .*\(403\): no access"):
         with_objects("copy", "one", "two", {"a": "b", "c": "d"})
     assert len([asked for asked in front.asked if asked.method == "POST"]) == 1
@@ -299,15 +220,6 @@ def test_find_and_fetch_range(make_bucket):
         with_objects("fetch_range", bucket, listed, 8, 4)
 
 
-def test_gzip_is_unpacked():
-    assert unzipped(gzip.compress(b"an image" * 1000)) == b"an image" * 1000
-
-
-def test_gzip_cut_short_is_unusable():
-    with pytest.raises(ImageError, match="gzip-compressed"):
-        unzipped(gzip.compress(b"an image" * 1000)[:-20])
-
-
 RETAINED = b'{"error": {"message": "Object is subject to the bucket retention policy."}}'
 
 
@@ -322,7 +234,7 @@ def retained(emulator, make_bucket, serve):
             return Answer(storage.status, RETAINED)
         calls = asked.body.count(b"POST ")
         body = answer(*((number, storage.status) for number in range(calls)))
-        return Answer(200, body.replace(b"{}", RETAINED), {"Content-Type": "x; boundary=b"})
+        return Answer(200, body.replace(b"{}", RETAINED))
 
     storage = serve(rule, emulator)
     storage.status = None

@@ -104,39 +104,37 @@ def test_refusals_give_storages_own_reason(status, message, sentence, serve):
     assert caught.value.message.startswith(f"Listing gs://bucket/t/: {sentence}")
 
 
-def test_a_refused_connection_is_explained_in_the_systems_words(monkeypatch):
-    with socket.socket() as free:
+def ask(library):
+    """List a directory by one of the libraries."""
+    path = GsPath("bucket", "t/")
+    if library == "aiohttp":
+        list(listed(path))
+    else:
+        list(gcs.list_pages(gcs.make_client(), path, "name"))
+
+
+LIBRARIES = ["google-cloud-storage", "aiohttp"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [("http", "Connection refused"), ("https", r"no TLS connection \([a-z ]+\)")],
+)
+def test_a_failed_connection_is_explained_in_few_words(monkeypatch, library, scheme, words):
+    with socket.socket() as free, StandIn() as server:
         free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    with pytest.raises(StorageError) as caught:
-        gcs.read_bytes("bucket", "a.jpg")
-    assert caught.value.message == "Reading gs://bucket/a.jpg: Connection refused."
-
-
-@pytest.mark.parametrize("library", ["google-cloud-storage", "aiohttp"])
-def test_a_server_without_tls_is_explained_in_few_words(monkeypatch, library):
-    with StandIn() as server:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url.replace("http://", "https://"))
+        refusing = f"http://127.0.0.1:{free.getsockname()[1]}"
+        address = refusing if scheme == "http" else server.url.replace("http:", "https:")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         with pytest.raises(StorageError) as caught:
-            if library == "aiohttp":
-                list(listed(GsPath("bucket", "t/")))
-            else:
-                list(gcs.list_pages(gcs.make_client(), GsPath("bucket", "t/"), "name"))
-    assert re.fullmatch(
-        r"Listing gs://bucket/t/: no TLS connection \([a-z ]+\)\.", caught.value.message
-    )
-
-
-def test_a_network_failure_while_renewing_a_token_is_no_refusal():
-    ours = gcs.translated(auth.TransportError("no route to host"))
-    message = gcs.storage_error("Reading a", ours).message
-    assert message.startswith("Reading a: Google's token server: ")
+            ask(library)
+    assert re.fullmatch(rf"Listing gs://bucket/t/: {words}\.", caught.value.message)
 
 
 @pytest.mark.parametrize("proxy", ["not an address", "::::", "http://u:s3cret@h:port", "ftp://x:1"])
-@pytest.mark.parametrize("ask", ["google-cloud-storage", "aiohttp", "server"])
-def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, ask):
+@pytest.mark.parametrize("library", [*LIBRARIES, "server"])
+def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, library):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://storage.example")
     monkeypatch.setenv("http_proxy", proxy)
 
@@ -145,11 +143,6 @@ def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, ask):
             await server.dataset("birds")
 
     with pytest.raises(IngestError, match="^http_proxy=.* is not an address: write it") as caught:
-        if ask == "aiohttp":
-            list(listed(GsPath("bucket", "t/")))
-        elif ask == "server":
-            asyncio.run(find_dataset())
-        else:
-            gcs.read_bytes("bucket", "a.jpg")
+        asyncio.run(find_dataset()) if library == "server" else ask(library)
     assert "s3cret" not in caught.value.message
-    assert isinstance(caught.value, StorageError) == (ask != "server")
+    assert isinstance(caught.value, StorageError) == (library != "server")
