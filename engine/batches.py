@@ -57,9 +57,6 @@ class Groups(Generic[T]):
         self._last_came = 0.0
         self._groups: dict[Hashable, deque[tuple[T, float]]] = {}  # since when each waits
 
-    def __bool__(self) -> bool:
-        return bool(self._groups)
-
     def add(self, group: Hashable, item: T, now: float) -> bool:
         """Let an image wait; whether `ready_at` may come earlier by that."""
         is_first = not self._groups
@@ -186,12 +183,14 @@ class Batches:
             thread.start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+        # After Ctrl-C the process ends at once: an image in a model can take minutes.
+        if kind is not asyncio.CancelledError:
+            for thread in self._threads:
+                await asyncio.to_thread(thread.join)
 
     def add(self, image: Decoded, done: Done) -> None:
         """Let an image be embedded. The event loop calls `done` with its embedding, or an error.

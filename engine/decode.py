@@ -54,6 +54,7 @@ class Decoded:
     pixels: np.ndarray  # uint8 (height, width, 3), RGB, full resolution
     clip_input: np.ndarray | None  # uint8 (224, 224, 3), RGB; None where the device makes it
     thumbnail: bytes | None  # a JPEG file; None where another process uploaded it
+    thumbnail_bytes: int  # its size
     is_rotated: bool  # its EXIF data ask to turn or mirror it, which is not done
 
     @property
@@ -248,10 +249,12 @@ def prepare(
             if clip_there is not None:
                 clip_there[:] = scaled
             pixels, scaled = there, clip_there
+        small = thumbnail(rgb)
         return Decoded(
             pixels=pixels,
             clip_input=scaled,
-            thumbnail=thumbnail(rgb),
+            thumbnail=small,
+            thumbnail_bytes=len(small),
             is_rotated=is_rotated(image),
         )
 

@@ -1,17 +1,24 @@
-"""An image from listing to record, whatever the engine: fetch, decode, thumbnail, models, record.
+"""The one path of an image, from a row to its record. Each step has a file of its own.
 
-A source fetches and decodes: threads of this process (threads.py), or processes (feeders.py) where
-a GPU computes. Each image is fetched once and decoded once. Many images are under way at the same
-time. Everything they hold is bounded by count and by bytes, so memory does not grow with the
-dataset.
+    source    Threads of this process (threads.py), or processes where a GPU computes (feeders.py).
+              They fetch the file, decode it once, and upload the thumbnail (decode.py). What the
+              image holds is the source's until `release`.
+    batches   Images of one canvas share a batch, which a thread gives to the models (batches.py).
+    record    On one machine the vectors are written to the disk and the row is marked done
+              (checkpoint.py); in a cluster they travel to the driver (ray/worker.py).
+
+An image that cannot be embedded has a reason instead, which is recorded as well. Many images are
+under way at the same time. All that they hold is bounded by count and by bytes (stages.py), so
+memory does not grow with the dataset.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 from dataset.arrays import Embedding
 from dataset.state import Row
@@ -46,6 +53,7 @@ class Pipeline:
         window = window or (WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU)
         decoded_bytes = 3 * embedder.waiting_pixels
         self._record = record
+        self.thumbnail_bytes = 0  # of all thumbnails so far
         self._batches = Batches(embedder)
         self._source: Threads | Feeders
         if in_processes:
@@ -54,19 +62,14 @@ class Pipeline:
             self._source = Threads(job, decode_workers, window, Budget(decoded_bytes))
 
     async def __aenter__(self) -> Pipeline:
-        await self._source.__aenter__()
-        try:
-            await self._batches.__aenter__()
-        except BaseException:
-            await self._source.__aexit__(*sys.exc_info())
-            raise
+        async with AsyncExitStack() as entered:
+            await entered.enter_async_context(self._batches)
+            await entered.enter_async_context(self._source)
+            self._entered = entered.pop_all()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        await self._source.__aexit__(kind)
-        # After Ctrl-C the process ends at once: an image in a model can take minutes.
-        if kind is not asyncio.CancelledError:
-            await self._batches.__aexit__()
+    async def __aexit__(self, *error: Any) -> None:
+        await self._entered.__aexit__(*error)
 
     async def run(self, rows: Iterator[Row], count: int) -> None:
         """Embed `count` rows. All are recorded when this returns.
@@ -79,11 +82,6 @@ class Pipeline:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await until_one_ends(self._source.run(rows, count, self._take), self._failure)
 
-    @property
-    def thumbnail_bytes(self) -> int:
-        """Of the thumbnails made so far."""
-        return self._source.thumbnail_bytes
-
     def times(self) -> list[StageTime]:
         """What each stage did so far, in the order of an image's path."""
         fetch, decode, thumbnails = self._source.times()
@@ -93,6 +91,7 @@ class Pipeline:
         if isinstance(image, NotEmbedded):
             self._finish(row, image)
         else:
+            self.thumbnail_bytes += image.thumbnail_bytes
             self._batches.add(image, partial(self._done, row, image))
 
     def _done(self, row: Row, image: Decoded, outcome: Embedding | Exception) -> None:

@@ -95,7 +95,6 @@ class Threads:
         self._decoding = Stage(DECODE, min(decode_workers, window))
         self._uploading = Stage(THUMBNAILS, min(UPLOADS, window))
         self._held: dict[int, asyncio.Future[None]] = {}  # row -> done when it is released
-        self.thumbnail_bytes = 0  # of all so far
 
     async def __aenter__(self) -> Threads:
         raise_open_file_limit()
@@ -172,7 +171,6 @@ class Threads:
 
     async def _upload_thumbnail(self, row: Row, thumbnail: bytes) -> None:
         """Write the thumbnail to the object that the web page shows. Raises StorageError."""
-        self.thumbnail_bytes += len(thumbnail)
         if self._job.index_bucket is None:
             return
         async with self._uploading.slot():

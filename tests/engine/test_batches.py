@@ -41,7 +41,7 @@ def test_nothing_waits_once_no_more_images_come():
     assert waiting.take(1.4) == []
     assert waiting.ready_at() == 1.5
     assert waiting.take(1.5) == [1] and waiting.take(1.5) == [2]
-    assert not waiting and waiting.ready_at() is None
+    assert waiting.ready_at() is None
 
 
 def test_the_fullest_group_goes_first_then_the_overdue_one():
@@ -78,7 +78,9 @@ def test_ten_images_do_not_wait_for_others():
 
 def image(number, height=2, width=3):
     pixels = np.full((height, width, 3), number, np.uint8)
-    return Decoded(pixels=pixels, clip_input=None, thumbnail=None, is_rotated=False)
+    return Decoded(
+        pixels=pixels, clip_input=None, thumbnail=b"", thumbnail_bytes=0, is_rotated=False
+    )
 
 
 async def embedded(batches, image):
