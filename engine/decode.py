@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from common.errors import ImageChanged, ImageError
+from common.errors import ImageError
 from common.process import shortage
 from common.terminal import printable
 from dataset.arrays import Embedding
@@ -81,13 +81,6 @@ class NotEmbedded(NamedTuple):
 
     reason: str
     changed: bool = False  # the object is not the listed one any more: the row stays pending
-
-
-def not_embedded(error: Exception) -> NotEmbedded:
-    """The reason why an image cannot be embedded. Raises every error that is not an image's."""
-    if isinstance(error, ImageError):
-        return NotEmbedded(str(error), isinstance(error, ImageChanged))
-    raise error
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ and sends
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
 import mmap
@@ -32,7 +31,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -40,11 +39,10 @@ import numpy as np
 from common.errors import IngestError
 from dataset.state import Row
 from engine.decode import Decoded, NotEmbedded
-from engine.stages import NoRoom
+from engine.stages import PAGE, Area, NoRoom
 from engine.threads import CHECK_S, Job, Threads
 from gcs import ListedObject
 
-PAGE = 64 << 10  # bytes; images begin at multiples in the shared memory
 NOTHING = -1  # the mark of a feeder that decodes no row
 SEND_S = 0.02  # messages of a feeder are sent together at these intervals, which costs less
 
@@ -76,36 +74,6 @@ class SharedMemory:
         memory = mmap.mmap(file, 0)
         self.mark = np.frombuffer(memory, np.int64, 1)
         self.images = np.frombuffer(memory, np.uint8, offset=PAGE)
-
-
-class Area:
-    """Memory for images; each decoded image holds pages of it."""
-
-    def __init__(self, memory: np.ndarray) -> None:
-        self._memory = memory
-        self._pages = bytearray(len(memory) // PAGE)  # 0 where a page is free
-        self._turn, self._freed = asyncio.Lock(), asyncio.Event()
-
-    @contextlib.asynccontextmanager
-    async def hold(self, amount: int) -> AsyncIterator[np.ndarray]:
-        """So many bytes in a `with` block, granted in order of arrival.
-
-        Raises:
-            NoRoom: the whole area has fewer.
-        """
-        pages = -(-amount // PAGE)
-        if pages > len(self._pages):
-            raise NoRoom
-        async with self._turn:
-            while (first := self._pages.find(bytes(pages))) < 0:
-                self._freed.clear()
-                await self._freed.wait()
-            self._pages[first : first + pages] = b"\1" * pages
-        try:
-            yield self._memory[first * PAGE : first * PAGE + amount]
-        finally:
-            self._pages[first : first + pages] = bytes(pages)
-            self._freed.set()
 
 
 class Lines(asyncio.Protocol):

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -29,8 +29,8 @@ from common.terminal import printable
 from dataset.state import Row
 from engine import threads
 from engine.decode import Decoded, NotEmbedded, views
-from engine.feeder import NOTHING, PAGE, Lines, SharedMemory, new_memory
-from engine.stages import Budget, StageTime, until_one_ends
+from engine.feeder import NOTHING, Lines, SharedMemory, new_memory
+from engine.stages import PAGE, Budget, StageTime, until_one_ends
 from engine.threads import FETCHED_BYTES, FETCHES, Job, Take, Threads
 
 # Not `python -m`: modules in the user's working directory are not for import.
@@ -54,15 +54,9 @@ IDLE_ENDS = 10  # feeders in a row that end while they decode nothing, before th
 class Feeder:
     """One process, as this process sees it."""
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        memory: SharedMemory,
-        receive: Callable[..., None],
-    ) -> None:
-        """`receive` is called with this feeder and each message of the process."""
+    def __init__(self, process: subprocess.Popen[bytes], memory: SharedMemory) -> None:
         self.process, self.memory = process, memory
-        self.lines = Lines(partial(receive, self))
+        self.lines: Lines
         self.is_ready = self.is_overdue = False
         self.rows: dict[int, Row] = {}  # that it has not told of yet
         self.silent_s = 0.0  # since its last sign of life
@@ -173,7 +167,8 @@ class Feeders:
             theirs.close()
             os.close(memory_file)
         memory.mark[0] = NOTHING
-        feeder = Feeder(process, memory, self._receive)
+        feeder = Feeder(process, memory)
+        feeder.lines = Lines(partial(self._receive, feeder))
         self._feeders.add(feeder)
         self._do(self._loop.create_unix_connection(lambda: feeder.lines, sock=ours))
 

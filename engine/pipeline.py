@@ -23,7 +23,7 @@ from typing import Any
 from dataset.arrays import Embedding
 from dataset.state import Row
 from engine.batches import BatchEmbedder, Batches
-from engine.decode import Decoded, Embedded, NotEmbedded, not_embedded
+from engine.decode import Decoded, Embedded, NotEmbedded
 from engine.feeders import Feeders
 from engine.stages import Budget, StageTime, until_one_ends
 from engine.threads import Job, Threads
@@ -54,7 +54,7 @@ class Pipeline:
         decoded_bytes = 3 * embedder.waiting_pixels
         self._record = record
         self.thumbnail_bytes = 0  # of all thumbnails so far
-        self._batches = Batches(embedder)
+        self._batches = Batches(embedder, self._fail)
         self._source: Threads | Feeders
         if in_processes:
             self._source = Feeders(job, decode_workers, window, decoded_bytes)
@@ -94,24 +94,29 @@ class Pipeline:
             self.thumbnail_bytes += image.thumbnail_bytes
             self._batches.add(image, partial(self._done, row, image))
 
-    def _done(self, row: Row, image: Decoded, outcome: Embedding | Exception) -> None:
-        """Record an image that the models had. An error ends the run, unless it is the image's."""
+    def _done(self, row: Row, image: Decoded, result: Embedding | NotEmbedded) -> None:
+        """Record what the models made of an image."""
         if self._failure.done():  # the run has ended
             return
         try:
-            if isinstance(outcome, Exception):
-                self._finish(row, not_embedded(outcome))
+            if isinstance(result, NotEmbedded):
+                self._finish(row, result)
                 return
             embedded = Embedded(
-                embedding=outcome,
+                embedding=result,
                 width=image.width,
                 height=image.height,
                 is_rotated=image.is_rotated,
             )
             self._finish(row, embedded)
         except Exception as error:
-            self._failure.set_exception(error)
+            self._fail(error)
 
     def _finish(self, row: Row, result: Embedded | NotEmbedded) -> None:
         self._record(row, result)
         self._source.release(row.row)
+
+    def _fail(self, error: Exception) -> None:
+        """End the run with this error, if it has not ended."""
+        if not self._failure.done():
+            self._failure.set_exception(error)

@@ -8,7 +8,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 FETCH, DECODE, MODELS, THUMBNAILS = "fetch", "decode", "models", "thumbnails"
+PAGE = 64 << 10  # bytes; images begin at multiples of it in an Area
 BUSY_SHARE = 0.7  # of the time: a stage that is busier is called the bottleneck
 ADVICE = {
     FETCH: "Run closer to the bucket.",
@@ -108,6 +111,36 @@ class Budget:
             yield
         finally:
             self._left += amount
+            self._freed.set()
+
+
+class Area:
+    """Memory for images; each decoded image holds pages of it."""
+
+    def __init__(self, memory: np.ndarray) -> None:
+        self._memory = memory
+        self._pages = bytearray(len(memory) // PAGE)  # 0 where a page is free
+        self._turn, self._freed = asyncio.Lock(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, amount: int) -> AsyncIterator[np.ndarray]:
+        """So many bytes in a `with` block, granted in order of arrival.
+
+        Raises:
+            NoRoom: the whole area has fewer.
+        """
+        pages = -(-amount // PAGE)
+        if pages > len(self._pages):
+            raise NoRoom
+        async with self._turn:
+            while (first := self._pages.find(bytes(pages))) < 0:
+                self._freed.clear()
+                await self._freed.wait()
+            self._pages[first : first + pages] = b"\1" * pages
+        try:
+            yield self._memory[first * PAGE : first * PAGE + amount]
+        finally:
+            self._pages[first : first + pages] = bytes(pages)
             self._freed.set()
 
 

@@ -10,21 +10,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-
-from common.errors import ImageError
+from common.errors import ImageChanged, ImageError
 from common.process import raise_open_file_limit
 from common.terminal import printable, warn
 from dataset.lists import thumbnail_name
 from dataset.state import Row
 from engine import decode
-from engine.decode import Decoded, NotEmbedded, not_embedded
-from engine.stages import DECODE, FETCH, THUMBNAILS, Budget, Stage, StageTime, together
+from engine.decode import Decoded, NotEmbedded
+from engine.stages import DECODE, FETCH, THUMBNAILS, Area, Budget, Stage, StageTime, together
 from storage.async_client import AsyncStorage, unzipped, unzipped_size
 from storage.pace import FIRST_RATE, MIN_RATE, WritePace
 
@@ -54,13 +52,6 @@ class Job:
     writers: int = 1  # processes that upload thumbnails at once: they share the rate of writes
 
 
-class Room(Protocol):
-    """Bounds the bytes of decoded images."""
-
-    def hold(self, amount: int, /) -> AbstractAsyncContextManager[np.ndarray | None]:
-        """Hold so many bytes in a `with` block; it may give the memory for them, as uint8."""
-
-
 class Threads:
     """Fetches and decodes images, uploads their thumbnails; an async context manager."""
 
@@ -69,7 +60,7 @@ class Threads:
         job: Job,
         decode_workers: int,
         window: int,
-        room: Room,
+        room: Budget | Area,
         *,
         file_bytes: int = FETCHED_BYTES,
         is_feeder: bool = False,
@@ -133,7 +124,7 @@ class Threads:
                 decoded = await self._decoded(row, held)
                 await self._upload_thumbnail(row, decoded.thumbnail or b"")
             except ImageError as error:
-                take(row, not_embedded(error))
+                take(row, NotEmbedded(str(error), isinstance(error, ImageChanged)))
                 return
             released = self._held[row.row] = asyncio.get_running_loop().create_future()
             take(row, decoded)

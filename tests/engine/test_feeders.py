@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from engine import feeders, threads
-from engine.feeder import PAGE, Area
-from engine.stages import NoRoom
+from engine.stages import PAGE, Area, NoRoom
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
 from tests.harness import TRAIN, VAL, ended, feeders_of, is_running, is_stopped, pictures, wait_for

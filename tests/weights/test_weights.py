@@ -148,7 +148,7 @@ def clip_header(changes=None, dtype="F32"):
     header, offset = {}, 0
     for name, shape in {**clip.clip_shapes(), **(changes or {})}.items():
         if shape is not None:
-            end = offset + int(np.prod(shape)) * 4
+            end = offset + int(np.prod(shape)) * (2 if dtype in ("F16", "BF16") else 4)
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
             offset = end
     return header
@@ -189,18 +189,18 @@ NESTED = b"[" * 100_000
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"\x01", b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"{}"),
+        *(b"", b"\x01", b"\xff" * 8 + b"{}"),
         *(b"\x02" + b"\0" * 7 + b"[]", len(NESTED).to_bytes(8, "little") + NESTED),
     ],
 )
 def test_damaged_safetensors_are_refused(content, clip_copy):
     write_tensors(clip_copy, content)
-    assert "is not a safetensors file, or is damaged" in clip_refusal(clip_copy)
+    assert "is not a safetensors file, or is damaged (" in clip_refusal(clip_copy)
 
 
 def test_truncated_safetensors_are_refused(clip_copy):
     write_header(clip_copy, clip_header(), size=1_000_000)
-    assert "has 1,000,000 bytes where its header says" in clip_refusal(clip_copy)
+    assert "is not a safetensors file, or is damaged (" in clip_refusal(clip_copy)
 
 
 def test_pickled_clip_is_refused_with_the_reason(clip_copy):
