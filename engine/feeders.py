@@ -222,9 +222,8 @@ class Feeders:
             self._under_way += 1
         return row
 
-    # What follows runs in the event loop, one message after the other.
-
     def _receive(self, feeder: Feeder, kind: str, *values: object) -> None:
+        """Do what a message asks for, by the method of its kind."""
         if feeder not in self._feeders:  # this process ended it
             return
         try:

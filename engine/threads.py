@@ -122,7 +122,7 @@ class Threads:
         async with AsyncExitStack() as held:
             try:
                 decoded = await self._decoded(row, held)
-                await self._upload_thumbnail(row, decoded.thumbnail or b"")
+                await self._upload_thumbnail(row, decoded)
             except ImageError as error:
                 take(row, NotEmbedded(str(error), isinstance(error, ImageChanged)))
                 return
@@ -160,13 +160,14 @@ class Threads:
             async with self._decoding.slot():
                 return await in_thread(decode.prepare, image, self._job.with_clip_inputs, place)
 
-    async def _upload_thumbnail(self, row: Row, thumbnail: bytes) -> None:
+    async def _upload_thumbnail(self, row: Row, image: Decoded) -> None:
         """Write the thumbnail to the object that the web page shows. Raises StorageError."""
-        if self._job.index_bucket is None:
+        bucket, data = self._job.index_bucket, image.thumbnail
+        if bucket is None or data is None:
             return
         async with self._uploading.slot():
             name = thumbnail_name(self._job.index_id, row.listed.name)
-            await self._objects.put(self._job.index_bucket, name, thumbnail, "image/jpeg")
+            await self._objects.put(bucket, name, data, "image/jpeg")
 
     async def _in_thread(self, row: Row, function: Callable[..., T], *args: Any) -> T:
         """Run Pillow or zlib outside the event loop: a hostile header can take seconds to read."""
