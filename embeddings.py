@@ -21,7 +21,7 @@ from models import devices
 from models.backends import BACKENDS, Models
 from models.clip import crop_table, resized_for_clip
 from models.clip_crop import CLIP_SIDE
-from models.runner import ClipInputs, Pending, Pixels, Rows, Runner
+from models.runner import ClipInputs, Pixels, Rows, Runner, Wait
 from weights.clip import check_clip_weights
 from weights.resnet50 import read_resnet_weights
 
@@ -93,17 +93,6 @@ def cosine_on_sample(models: Models, exact: Models, pixels: torch.Tensor) -> flo
         strict=True,
     )
     return min(float((one * other).sum()) for one, other in pairs)
-
-
-class Batch:
-    """A batch under way: Embedder.start began it."""
-
-    def __init__(self, finish: Callable[[], list[Embedding]]) -> None:
-        self._finish = finish
-
-    def finish(self) -> list[Embedding]:
-        """Wait for the batch: the embedding of each image, in order."""
-        return self._finish()
 
 
 class Embedder:
@@ -221,48 +210,40 @@ class Embedder:
         )
         return max(1, min(wanted, fitting))
 
-    def start(self, images: Pixels, clip_inputs: ClipInputs) -> Batch:
-        """Begin with images of one group.
+    def start(self, images: Pixels, clip_inputs: ClipInputs) -> Callable[[], list[Embedding]]:
+        """Begin with images of one group; returns the function that waits for their embeddings.
 
-        On a GPU this returns at once, which leaves time to prepare the next batch. Where the memory
-        of the GPU is short, the batch is computed in halves, and a single image on the CPU.
-
-        Raises:
-            MemoryError: main memory is too small.
+        A GPU computes meanwhile, which leaves time to prepare the next batch. Where its memory is
+        short, that function computes the batch in halves, and a single image on the CPU. Without a
+        GPU it computes all. It raises MemoryError where main memory is too small.
         """
-        pending = self._launch(images, clip_inputs)
-        if pending is not None:
-            return Batch(partial(self._finish, images, clip_inputs, pending))
-        half = len(images) // 2
-        # Later batches are no larger than this one: another process may have taken the memory.
-        rows, columns = self._runner.canvas(*images[0].shape[:2])
-        self._gpu_pixels = min(self._gpu_pixels, half * rows * columns)
-        # One half after the other: together they would need the memory that was not there.
-        embeddings = [
-            embedding
-            for part in (slice(half), slice(half, None))
-            for embedding in self.start(images[part], clip_inputs[part]).finish()
-        ]
-        return Batch(lambda: embeddings)
-
-    def _launch(self, images: Pixels, clip_inputs: ClipInputs) -> Pending | None:
-        """None if the memory of the GPU is too small for these images together."""
         if not self._on_gpu:
-            return Pending(self._compute_on_cpu(self._models, images, clip_inputs))
+            wait: Wait = partial(self._compute_on_cpu, self._models, images, clip_inputs)
+            return partial(self._finish, images, clip_inputs, wait)
         try:
-            return self._runner.launch(images, clip_inputs)
+            wait = self._runner.launch(images, clip_inputs)
         except RuntimeError as error:
             if not devices.is_out_of_memory(error):
                 raise
-        torch.cuda.empty_cache()
-        if len(images) > 1:
-            return None
-        self._on_cpu_instead += 1
-        return Pending(self._compute_in_float32(images, clip_inputs))
+            torch.cuda.empty_cache()
+            half = len(images) // 2
+            if half:
+                # Later batches are no larger: another process may have taken the memory.
+                rows, columns = self._runner.canvas(*images[0].shape[:2])
+                self._gpu_pixels = min(self._gpu_pixels, half * rows * columns)
+                return partial(self._finish_halves, images, clip_inputs, half)
+            self._on_cpu_instead += 1
+            wait = partial(self._compute_in_float32, images, clip_inputs)
+        return partial(self._finish, images, clip_inputs, wait)
 
-    def _finish(self, images: Pixels, clip_inputs: ClipInputs, pending: Pending) -> list[Embedding]:
+    def _finish_halves(self, images: Pixels, clip_inputs: ClipInputs, half: int) -> list[Embedding]:
+        """One half after the other: together they would need the memory that was not there."""
+        first = self.start(images[:half], clip_inputs[:half])()
+        return [*first, *self.start(images[half:], clip_inputs[half:])()]
+
+    def _finish(self, images: Pixels, clip_inputs: ClipInputs, wait: Wait) -> list[Embedding]:
         """Wait; compute again in float32 the images whose values overflow in half precision."""
-        rows = pending.wait()
+        rows = wait()
         if self.dtype != torch.float32:
             for place in _overflown(rows):
                 exact = self._compute_in_float32([images[place]], [clip_inputs[place]])

@@ -99,7 +99,7 @@ def shapes(bench: Bench) -> list[Line]:
     images = [bench.noise((64 * (3 + i // 6), 64 * (3 + i % 6)))[0] for i in range(count)]
 
     def run(image: Pixels) -> None:
-        bench.embedder.start([image], [None]).finish()
+        bench.embedder.start([image], [None])()
 
     run(bench.noise((100, 100))[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -120,9 +120,9 @@ def launches(bench: Bench) -> list[Line]:
     def timed(images: list[Pixels]) -> tuple[float, float]:
         """Seconds to launch a batch, and to have its numbers."""
         start = time.perf_counter()
-        batch = bench.embedder.start(images, [None] * len(images))
+        finish = bench.embedder.start(images, [None] * len(images))
         launched = time.perf_counter() - start
-        batch.finish()
+        finish()
         return launched, time.perf_counter() - start
 
     for n in (1, 2) if bench.small else (1, 4, 16, 32, 64):
@@ -216,12 +216,12 @@ def memory(bench: Bench) -> list[Line]:
     """Bytes per pixel at the peak; a batch while nearly all memory is taken."""
     images = bench.noise((480, 640), 1 if bench.small else 32)
     if bench.small:
-        bench.embedder.start(images, [None]).finish()
+        bench.embedder.start(images, [None])()
         return []
     torch.cuda.synchronize(bench.device)
     torch.cuda.reset_peak_memory_stats(bench.device)
     before = torch.cuda.memory_allocated(bench.device)
-    bench.embedder.start(images, [None] * 32).finish()
+    bench.embedder.start(images, [None] * 32)()
     peak = torch.cuda.max_memory_allocated(bench.device) - before
     bound = devices.VALUES_PER_PIXEL * bench.embedder.dtype.itemsize
     per_pixel = peak / (32 * 512 * 640)
@@ -229,7 +229,7 @@ def memory(bench: Bench) -> list[Line]:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(bench.device)
     taken = torch.empty(max(0, free - (256 << 20)), dtype=torch.uint8, device=bench.device)
-    done = bench.embedder.start(images, [None] * 32).finish()
+    done = bench.embedder.start(images, [None] * 32)()
     del taken
     finite = all(np.isfinite(vector).all() for image in done for vector in image.vectors)
     return [*lines, Line("a batch beside a full memory is right", float(finite), limit=">= 1")]

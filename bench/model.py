@@ -18,7 +18,7 @@ import torch
 from bench.support import original
 from bench.support.device import synchronize
 from bench.support.measure import Result, interleave, options, ratio, show
-from embeddings import Batch, Embedder
+from embeddings import Embedder
 from models import devices
 from testing.weights import seeded_weights
 from weights.clip import CLIP_LAYERS, CLIP_WIDTH
@@ -72,12 +72,11 @@ def embed(embedder: Embedder, images: list[np.ndarray], inputs: list[np.ndarray]
     """Embed all images as the pipeline does: in batches, from as many threads."""
     step = embedder.batch_size(*images[0].shape[:2])
 
-    def start(first: int) -> Batch:
-        return embedder.start(images[first : first + step], inputs[first : first + step])
+    def run(first: int) -> None:
+        embedder.start(images[first : first + step], inputs[first : first + step])()
 
     with ThreadPoolExecutor(embedder.workers) as pool:
-        for batch in pool.map(start, range(0, len(images), step)):
-            batch.finish()
+        list(pool.map(run, range(0, len(images), step)))
 
 
 def compare_rates(

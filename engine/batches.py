@@ -12,14 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from common.errors import ImageError
 from dataset.arrays import Embedding
-from engine.decode import Decoded
+from engine.decode import Decoded, NotEmbedded
 from engine.stages import StageTime
 
 MAX_WAIT_S = 5.0
@@ -28,7 +26,8 @@ QUIET_S = 0.05  # unless no image came for this time
 AHEAD = 2  # batches given to a GPU before the first is waited for
 
 T = TypeVar("T")
-Done = Callable[[Embedding | Exception], None]
+Done = Callable[[Embedding | NotEmbedded], None]
+Finish = Callable[[], Sequence[Embedding]]  # waits for a batch
 
 
 class Groups(Generic[T]):
@@ -56,9 +55,6 @@ class Groups(Generic[T]):
         self._gather_s, self._quiet_s, self._max_wait_s = gather_s, quiet_s, max_wait_s
         self._last_came = 0.0
         self._groups: dict[Hashable, deque[tuple[T, float]]] = {}  # since when each waits
-
-    def __bool__(self) -> bool:
-        return bool(self._groups)
 
     def add(self, group: Hashable, item: T, now: float) -> bool:
         """Let an image wait; whether `ready_at` may come earlier by that."""
@@ -96,12 +92,6 @@ class Groups(Generic[T]):
             del self._groups[key]
         return batch
 
-    def clear(self) -> list[T]:
-        """Everything that waits, which is then forgotten."""
-        items = [item for group in self._groups.values() for item, _ in group]
-        self._groups.clear()
-        return items
-
     def _group_ready_at(self, group: deque[tuple[T, float]]) -> float:
         if len(group) >= self._full(group):
             return group[0][1]
@@ -117,12 +107,6 @@ class Groups(Generic[T]):
             return 2, 0, -since
         filled = len(group) / self._full(group)
         return (1, 0, -since) if filled >= 1 else (0, filled, -since)
-
-
-class StartedBatch(Protocol):
-    """As embeddings.Batch."""
-
-    def finish(self) -> Sequence[Embedding]: ...
 
 
 class BatchEmbedder(Protocol):
@@ -142,7 +126,7 @@ class BatchEmbedder(Protocol):
     def batch_size(self, height: int, width: int) -> int: ...
     def start(
         self, images: Sequence[np.ndarray], clip_inputs: Sequence[np.ndarray | None]
-    ) -> StartedBatch: ...
+    ) -> Finish: ...
 
 
 class Queued(NamedTuple):
@@ -152,18 +136,12 @@ class Queued(NamedTuple):
     done: Done
 
 
-class UnderWay(NamedTuple):
-    """A batch on the device, or the error that starting it raised."""
-
-    images: list[Queued]
-    batch: StartedBatch | Exception
-
-
 class Batches:
     """Runs an embedder in threads of its own; an async context manager."""
 
-    def __init__(self, embedder: BatchEmbedder) -> None:
-        self._embedder = embedder
+    def __init__(self, embedder: BatchEmbedder, fail: Callable[[Exception], None]) -> None:
+        """`fail` is called in the event loop with an error that is not an image's."""
+        self._embedder, self._fail = embedder, fail
         self._on_gpu = embedder.device != "cpu"
         self._ahead = AHEAD if self._on_gpu else 1
         self._groups: Groups[Queued] = Groups(
@@ -179,24 +157,25 @@ class Batches:
     async def __aenter__(self) -> Batches:
         self._loop = asyncio.get_running_loop()
         self._threads = [
-            threading.Thread(target=self._work_until_broken, name=f"embed-{i}", daemon=True)
+            threading.Thread(target=self._work, name=f"embed-{i}", daemon=True)
             for i in range(self._embedder.workers)
         ]
         for thread in self._threads:
             thread.start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+        # After Ctrl-C the process ends at once: an image in a model can take minutes.
+        if kind is not asyncio.CancelledError:
+            for thread in self._threads:
+                await asyncio.to_thread(thread.join)
 
     def add(self, image: Decoded, done: Done) -> None:
-        """Let an image be embedded. The event loop calls `done` with its embedding, or an error.
-
-        The error is an ImageError if the image needs more memory than there is.
+        """Let an image be embedded. The event loop calls `done` with its embedding, or the reason
+        why it has none: it needs more memory than there is.
         """
         group = self._embedder.group(image.height, image.width)
         with self._changed:
@@ -223,74 +202,48 @@ class Batches:
                 self._changed.wait(None if ready_at is None else max(0.0, ready_at - now))
             return []
 
-    def _work_until_broken(self) -> None:
-        """Work; an error outside a batch reaches all who wait, else they would wait for ever."""
-        under_way: deque[UnderWay] = deque()
+    def _work(self) -> None:
         try:
-            self._work(under_way)
+            self._embed_all()
         except Exception as error:
-            with self._changed:
-                self._broken = error
-                queued = self._groups.clear()
-            queued += [one for batch in under_way for one in batch.images]
-            self._loop.call_soon_threadsafe(_call_done, [(one, error) for one in queued])
+            self._broken = error
+            self._loop.call_soon_threadsafe(self._fail, error)
 
-    def _work(self, under_way: deque[UnderWay]) -> None:
+    def _embed_all(self) -> None:
         """Keep up to AHEAD batches on a GPU, so that it never waits for this thread."""
+        under_way: deque[tuple[list[Queued], Finish]] = deque()
         while True:
             if len(under_way) < self._ahead and (images := self._take(wait=not under_way)):
-                # On a GPU only the waiting counts as busy: launching is this process's own work.
-                launch = self._launch if self._on_gpu else partial(self._timed, self._launch)
-                under_way.append(launch(images))
+                under_way.append((images, self._start(images)))
             elif under_way:
-                self._timed(self._finish, under_way.popleft())
+                self._finish(*under_way.popleft())
             elif self._stopping:
                 return
 
-    def _timed(self, function: Callable[..., T], argument: object) -> T:
+    def _start(self, images: list[Queued]) -> Finish:
+        return self._embedder.start(
+            [one.image.pixels for one in images], [one.image.clip_input for one in images]
+        )
+
+    def _finish(self, images: list[Queued], finish: Finish) -> None:
+        results: Sequence[Embedding | NotEmbedded]
         start = time.perf_counter()
         try:
-            return function(argument)
-        finally:
-            seconds = time.perf_counter() - start
-            with self._changed:
-                self._busy_s += seconds
-
-    def _launch(self, images: list[Queued]) -> UnderWay:
-        try:
-            batch: StartedBatch | Exception = self._embedder.start(
-                [one.image.pixels for one in images], [one.image.clip_input for one in images]
-            )
-        except Exception as error:
-            batch = error
-        return UnderWay(images, batch)
-
-    def _finish(self, under_way: UnderWay) -> None:
-        images, batch = under_way
-        try:
-            if isinstance(batch, Exception):
-                raise batch
-            outcomes: list[tuple[Queued, Embedding | Exception]] = list(
-                zip(images, batch.finish(), strict=True)
-            )
-        except MemoryError as error:
+            results = finish()
+        except MemoryError:
             if len(images) > 1:  # it may be too large for one image only
                 for one in images:
-                    self._finish(self._launch([one]))
+                    self._finish([one], self._start([one]))
                 return
-            image = images[0].image
-            failure = ImageError(
-                f"not enough memory to embed {image.width} x {image.height} pixels"
-            )
-            failure.__cause__ = error
-            outcomes = [(images[0], failure)]
-        except Exception as error:
-            outcomes = [(one, error) for one in images]
+            size = f"{images[0].image.width} x {images[0].image.height}"
+            results = [NotEmbedded(f"not enough memory to embed {size} pixels")]
+        outcomes = list(zip(images, results, strict=True))
         with self._changed:
-            self._images += sum(isinstance(outcome, Embedding) for _, outcome in outcomes)
+            self._busy_s += time.perf_counter() - start
+            self._images += sum(isinstance(result, Embedding) for result in results)
         self._loop.call_soon_threadsafe(_call_done, outcomes)
 
 
-def _call_done(outcomes: Sequence[tuple[Queued, Embedding | Exception]]) -> None:
-    for queued, outcome in outcomes:
-        queued.done(outcome)
+def _call_done(outcomes: Sequence[tuple[Queued, Embedding | NotEmbedded]]) -> None:
+    for queued, result in outcomes:
+        queued.done(result)

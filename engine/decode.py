@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from common.errors import ImageChanged, ImageError
+from common.errors import ImageError
 from common.process import shortage
 from common.terminal import printable
 from dataset.arrays import Embedding
@@ -54,6 +54,7 @@ class Decoded:
     pixels: np.ndarray  # uint8 (height, width, 3), RGB, full resolution
     clip_input: np.ndarray | None  # uint8 (224, 224, 3), RGB; None where the device makes it
     thumbnail: bytes | None  # a JPEG file; None where another process uploaded it
+    thumbnail_bytes: int  # its size
     is_rotated: bool  # its EXIF data ask to turn or mirror it, which is not done
 
     @property
@@ -80,13 +81,6 @@ class NotEmbedded(NamedTuple):
 
     reason: str
     changed: bool = False  # the object is not the listed one any more: the row stays pending
-
-
-def not_embedded(error: Exception) -> NotEmbedded:
-    """The reason why an image cannot be embedded. Raises every error that is not an image's."""
-    if isinstance(error, ImageError):
-        return NotEmbedded(str(error), isinstance(error, ImageChanged))
-    raise error
 
 
 @contextlib.contextmanager
@@ -248,10 +242,12 @@ def prepare(
             if clip_there is not None:
                 clip_there[:] = scaled
             pixels, scaled = there, clip_there
+        small = thumbnail(rgb)
         return Decoded(
             pixels=pixels,
             clip_input=scaled,
-            thumbnail=thumbnail(rgb),
+            thumbnail=small,
+            thumbnail_bytes=len(small),
             is_rotated=is_rotated(image),
         )
 

@@ -1,22 +1,29 @@
-"""An image from listing to record, whatever the engine: fetch, decode, thumbnail, models, record.
+"""The one path of an image, from a row to its record. Each step has a file of its own.
 
-A source fetches and decodes: threads of this process (threads.py), or processes (feeders.py) where
-a GPU computes. Each image is fetched once and decoded once. Many images are under way at the same
-time. Everything they hold is bounded by count and by bytes, so memory does not grow with the
-dataset.
+    source    Threads of this process (threads.py), or processes where a GPU computes (feeders.py).
+              They fetch the file, decode it once, and upload the thumbnail (decode.py). What the
+              image holds is the source's until `release`.
+    batches   Images of one canvas share a batch, which a thread gives to the models (batches.py).
+    record    On one machine the vectors are written to the disk and the row is marked done
+              (checkpoint.py); in a cluster they travel to the driver (ray/worker.py).
+
+An image that cannot be embedded has a reason instead, which is recorded as well. Many images are
+under way at the same time. All that they hold is bounded by count and by bytes (stages.py), so
+memory does not grow with the dataset.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 from dataset.arrays import Embedding
 from dataset.state import Row
 from engine.batches import BatchEmbedder, Batches
-from engine.decode import Decoded, Embedded, NotEmbedded, not_embedded
+from engine.decode import Decoded, Embedded, NotEmbedded
 from engine.feeders import Feeders
 from engine.stages import Budget, StageTime, until_one_ends
 from engine.threads import Job, Threads
@@ -46,7 +53,8 @@ class Pipeline:
         window = window or (WINDOW_CPU if embedder.device == "cpu" else WINDOW_GPU)
         decoded_bytes = 3 * embedder.waiting_pixels
         self._record = record
-        self._batches = Batches(embedder)
+        self.thumbnail_bytes = 0  # of all thumbnails so far
+        self._batches = Batches(embedder, self._fail)
         self._source: Threads | Feeders
         if in_processes:
             self._source = Feeders(job, decode_workers, window, decoded_bytes)
@@ -54,19 +62,14 @@ class Pipeline:
             self._source = Threads(job, decode_workers, window, Budget(decoded_bytes))
 
     async def __aenter__(self) -> Pipeline:
-        await self._source.__aenter__()
-        try:
-            await self._batches.__aenter__()
-        except BaseException:
-            await self._source.__aexit__(*sys.exc_info())
-            raise
+        async with AsyncExitStack() as entered:
+            await entered.enter_async_context(self._batches)
+            await entered.enter_async_context(self._source)
+            self._entered = entered.pop_all()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        await self._source.__aexit__(kind)
-        # After Ctrl-C the process ends at once: an image in a model can take minutes.
-        if kind is not asyncio.CancelledError:
-            await self._batches.__aexit__()
+    async def __aexit__(self, *error: Any) -> None:
+        await self._entered.__aexit__(*error)
 
     async def run(self, rows: Iterator[Row], count: int) -> None:
         """Embed `count` rows. All are recorded when this returns.
@@ -79,11 +82,6 @@ class Pipeline:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await until_one_ends(self._source.run(rows, count, self._take), self._failure)
 
-    @property
-    def thumbnail_bytes(self) -> int:
-        """Of the thumbnails made so far."""
-        return self._source.thumbnail_bytes
-
     def times(self) -> list[StageTime]:
         """What each stage did so far, in the order of an image's path."""
         fetch, decode, thumbnails = self._source.times()
@@ -93,26 +91,32 @@ class Pipeline:
         if isinstance(image, NotEmbedded):
             self._finish(row, image)
         else:
+            self.thumbnail_bytes += image.thumbnail_bytes
             self._batches.add(image, partial(self._done, row, image))
 
-    def _done(self, row: Row, image: Decoded, outcome: Embedding | Exception) -> None:
-        """Record an image that the models had. An error ends the run, unless it is the image's."""
+    def _done(self, row: Row, image: Decoded, result: Embedding | NotEmbedded) -> None:
+        """Record what the models made of an image."""
         if self._failure.done():  # the run has ended
             return
         try:
-            if isinstance(outcome, Exception):
-                self._finish(row, not_embedded(outcome))
+            if isinstance(result, NotEmbedded):
+                self._finish(row, result)
                 return
             embedded = Embedded(
-                embedding=outcome,
+                embedding=result,
                 width=image.width,
                 height=image.height,
                 is_rotated=image.is_rotated,
             )
             self._finish(row, embedded)
         except Exception as error:
-            self._failure.set_exception(error)
+            self._fail(error)
 
     def _finish(self, row: Row, result: Embedded | NotEmbedded) -> None:
         self._record(row, result)
         self._source.release(row.row)
+
+    def _fail(self, error: Exception) -> None:
+        """End the run with this error, if it has not ended."""
+        if not self._failure.done():
+            self._failure.set_exception(error)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 FETCH, DECODE, MODELS, THUMBNAILS = "fetch", "decode", "models", "thumbnails"
+PAGE = 64 << 10  # bytes; images begin at multiples of it in an Area
 BUSY_SHARE = 0.7  # of the time: a stage that is busier is called the bottleneck
 ADVICE = {
     FETCH: "Run closer to the bucket.",
@@ -17,6 +19,8 @@ ADVICE = {
     MODELS: "A GPU (or a faster one), or several with --engine ray, would help.",
     THUMBNAILS: "Run closer to the index bucket.",
 }
+
+T = TypeVar("T")
 
 
 class StageTime(NamedTuple):
@@ -59,8 +63,8 @@ class Stage:
     """Lets up to `slots` images in at once, in order of arrival; counts them and their time."""
 
     def __init__(self, name: str, slots: int) -> None:
-        self.name, self.slots = name, slots
-        self.images, self.seconds = 0, 0.0
+        self._name, self._slots = name, slots
+        self._images, self._busy_s = 0, 0.0
         self._free = asyncio.Semaphore(slots)
 
     @contextlib.asynccontextmanager
@@ -69,12 +73,12 @@ class Stage:
             start = time.perf_counter()
             try:
                 yield
-                self.images += 1
+                self._images += 1
             finally:
-                self.seconds += time.perf_counter() - start
+                self._busy_s += time.perf_counter() - start
 
     def time(self) -> StageTime:
-        return StageTime(self.name, self.images, self.seconds / self.slots)
+        return StageTime(self._name, self._images, self._busy_s / self._slots)
 
 
 class NoRoom(Exception):
@@ -91,64 +95,75 @@ class Budget:
     def __init__(self, limit: int, *, strict: bool = False) -> None:
         self._limit = self._left = limit
         self._strict = strict
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._turn, self._freed = asyncio.Lock(), asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def hold(self, amount: int) -> AsyncIterator[None]:
         if self._strict and amount > self._limit:
             raise NoRoom
         amount = min(amount, self._limit)
-        await self._take(amount)
+        async with self._turn:
+            while amount > self._left:
+                self._freed.clear()
+                await self._freed.wait()
+            self._left -= amount
         try:
             yield
         finally:
             self._left += amount
-            self._hand_out()
+            self._freed.set()
 
-    async def _take(self, amount: int) -> None:
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((amount, granted))
-        self._hand_out()
+
+class Area:
+    """Memory for images; each decoded image holds pages of it."""
+
+    def __init__(self, memory: np.ndarray) -> None:
+        self._memory = memory
+        self._pages = bytearray(len(memory) // PAGE)  # 0 where a page is free
+        self._turn, self._freed = asyncio.Lock(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, amount: int) -> AsyncIterator[np.ndarray]:
+        """So many bytes in a `with` block, granted in order of arrival.
+
+        Raises:
+            NoRoom: the whole area has fewer.
+        """
+        pages = -(-amount // PAGE)
+        if pages > len(self._pages):
+            raise NoRoom
+        async with self._turn:
+            while (first := self._pages.find(bytes(pages))) < 0:
+                self._freed.clear()
+                await self._freed.wait()
+            self._pages[first : first + pages] = b"\1" * pages
         try:
-            await granted
-        except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
-                self._left += amount
-            self._hand_out()
-            raise
-
-    def _hand_out(self) -> None:
-        while self._waiting:
-            amount, granted = self._waiting[0]
-            if granted.cancelled():
-                self._waiting.popleft()
-            elif amount <= self._left:
-                self._waiting.popleft()
-                self._left -= amount
-                granted.set_result(None)
-            else:
-                return
+            yield self._memory[first * PAGE : first * PAGE + amount]
+        finally:
+            self._pages[first : first + pages] = bytes(pages)
+            self._freed.set()
 
 
-async def together(*coroutines: Awaitable[Any]) -> list[Any]:
+async def together(*work: Awaitable[T]) -> list[T]:
     """The results of all. When one fails, the others are cancelled before its error is raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
+    async with _started(work) as tasks:
         return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
-async def until_one_ends(*work: Awaitable[Any]) -> None:
+async def until_one_ends(*work: Awaitable[object]) -> None:
     """Wait until the first ends, then cancel the others. Raises the error of the first."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
+    async with _started(work) as tasks:
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
             task.result()
+
+
+@contextlib.asynccontextmanager
+async def _started(work: Sequence[Awaitable[T]]) -> AsyncIterator[Sequence[asyncio.Future[T]]]:
+    """Tasks that do this work; at the end of the `with` block they are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        yield tasks
     finally:
         for task in tasks:
             task.cancel()

@@ -10,21 +10,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-
-from common.errors import ImageError
+from common.errors import ImageChanged, ImageError
 from common.process import raise_open_file_limit
 from common.terminal import printable, warn
 from dataset.lists import thumbnail_name
 from dataset.state import Row
 from engine import decode
-from engine.decode import Decoded, NotEmbedded, not_embedded
-from engine.stages import DECODE, FETCH, THUMBNAILS, Budget, Stage, StageTime, together
+from engine.decode import Decoded, NotEmbedded
+from engine.stages import DECODE, FETCH, THUMBNAILS, Area, Budget, Stage, StageTime, together
 from storage.async_client import AsyncStorage, unzipped, unzipped_size
 from storage.pace import FIRST_RATE, MIN_RATE, WritePace
 
@@ -54,13 +52,6 @@ class Job:
     writers: int = 1  # processes that upload thumbnails at once: they share the rate of writes
 
 
-class Room(Protocol):
-    """Bounds the bytes of decoded images."""
-
-    def hold(self, amount: int, /) -> AbstractAsyncContextManager[np.ndarray | None]:
-        """Hold so many bytes in a `with` block; it may give the memory for them, as uint8."""
-
-
 class Threads:
     """Fetches and decodes images, uploads their thumbnails; an async context manager."""
 
@@ -69,7 +60,7 @@ class Threads:
         job: Job,
         decode_workers: int,
         window: int,
-        room: Room,
+        room: Budget | Area,
         *,
         file_bytes: int = FETCHED_BYTES,
         is_feeder: bool = False,
@@ -95,7 +86,6 @@ class Threads:
         self._decoding = Stage(DECODE, min(decode_workers, window))
         self._uploading = Stage(THUMBNAILS, min(UPLOADS, window))
         self._held: dict[int, asyncio.Future[None]] = {}  # row -> done when it is released
-        self.thumbnail_bytes = 0  # of all so far
 
     async def __aenter__(self) -> Threads:
         raise_open_file_limit()
@@ -132,9 +122,9 @@ class Threads:
         async with AsyncExitStack() as held:
             try:
                 decoded = await self._decoded(row, held)
-                await self._upload_thumbnail(row, decoded.thumbnail or b"")
+                await self._upload_thumbnail(row, decoded)
             except ImageError as error:
-                take(row, not_embedded(error))
+                take(row, NotEmbedded(str(error), isinstance(error, ImageChanged)))
                 return
             released = self._held[row.row] = asyncio.get_running_loop().create_future()
             take(row, decoded)
@@ -170,14 +160,14 @@ class Threads:
             async with self._decoding.slot():
                 return await in_thread(decode.prepare, image, self._job.with_clip_inputs, place)
 
-    async def _upload_thumbnail(self, row: Row, thumbnail: bytes) -> None:
+    async def _upload_thumbnail(self, row: Row, image: Decoded) -> None:
         """Write the thumbnail to the object that the web page shows. Raises StorageError."""
-        self.thumbnail_bytes += len(thumbnail)
-        if self._job.index_bucket is None:
+        bucket, data = self._job.index_bucket, image.thumbnail
+        if bucket is None or data is None:
             return
         async with self._uploading.slot():
             name = thumbnail_name(self._job.index_id, row.listed.name)
-            await self._objects.put(self._job.index_bucket, name, thumbnail, "image/jpeg")
+            await self._objects.put(bucket, name, data, "image/jpeg")
 
     async def _in_thread(self, row: Row, function: Callable[..., T], *args: Any) -> T:
         """Run Pillow or zlib outside the event loop: a hostile header can take seconds to read."""

@@ -1,15 +1,14 @@
 """Batches of both models on a GPU: canvases, streams, events and pinned memory.
 
 Pixels travel from pinned memory on a stream of their own, results come back into pinned memory, and
-an event tells when they are there. Nothing waits for the device but `Pending.wait`. None of this
-has run on a GPU yet.
+an event tells when they are there. Nothing waits for the device but the function that `launch`
+returns. None of this has run on a GPU yet.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,20 +24,8 @@ IMAGES_OF_ONE_SIZE = 8
 
 Pixels = Sequence[np.ndarray]  # uint8 (height, width, 3), RGB
 ClipInputs = Sequence[np.ndarray | None]  # uint8 (224, 224, 3), RGB; None: made on the device
-Rows = tuple[np.ndarray, ...]  # (n, dimension) per entry of EMBEDDINGS, then the classes (n,)
-
-
-class Pending(NamedTuple):
-    """The rows of a batch under way."""
-
-    rows: Rows
-    done: torch.cuda.Event | None = None
-
-    def wait(self) -> Rows:
-        """The rows, once the device has computed them."""
-        if self.done is not None:
-            self.done.synchronize()
-        return self.rows
+Rows = tuple[np.ndarray, ...]  # (n, dimension) per entry of DIMENSIONS, then the classes (n,)
+Wait = Callable[[], Rows]  # the rows, once the device has computed them
 
 
 class Runner:
@@ -59,16 +46,21 @@ class Runner:
             return height, width
         return rounded_up(height), rounded_up(width)
 
-    def launch(self, images: Pixels, clip_inputs: ClipInputs) -> Pending:
+    def launch(self, images: Pixels, clip_inputs: ClipInputs) -> Wait:
         """Copy, compute and copy back. On a GPU this returns before the device has begun."""
         on_gpu = torch.cuda.device(self._device) if self._copies else contextlib.nullcontext()
         with torch.inference_mode(), on_gpu:
             rows = tuple(self._to_host(x).numpy() for x in self._compute(images, clip_inputs))
             if self._copies is None:
-                return Pending(rows)
+                return lambda: rows
             done = torch.cuda.Event(blocking=True)  # who waits for it leaves the core to others
             done.record()
-            return Pending(rows, done)
+
+        def wait() -> Rows:
+            done.synchronize()
+            return rows
+
+        return wait
 
     def _compute(self, images: Pixels, clip_inputs: ClipInputs) -> tuple[Tensor, ...]:
         """The rows of a batch on the device, as of Rows."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,6 @@ def embedding_of(pixels: np.ndarray) -> Embedding:
     rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(pixels).data))
     rows = [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
     return Embedding([row / np.linalg.norm(row) for row in rows], int(rng.integers(1000)))
-
-
-class FinishedBatch:
-    """A batch whose embeddings are known when it starts."""
-
-    def __init__(self, embeddings: Sequence[Embedding]) -> None:
-        self._embeddings = embeddings
-
-    def finish(self) -> Sequence[Embedding]:
-        return self._embeddings
 
 
 class FakeEmbedder:
@@ -78,14 +69,17 @@ class FakeEmbedder:
 
     def start(
         self, images: Sequence[np.ndarray], clip_inputs: Sequence[np.ndarray | None]
-    ) -> FinishedBatch:
+    ) -> Callable[[], list[Embedding]]:
         if len({self.group(*image.shape[:2]) for image in images}) != 1:
             raise ValueError("a batch has images of different groups")
         if any(given is not None and given.shape != CLIP_SHAPE for given in clip_inputs):
             raise ValueError(f"an input of CLIP is not of the shape {CLIP_SHAPE}")
         self.batches.append(len(images))
+        return partial(self._finish, images)
+
+    def _finish(self, images: Sequence[np.ndarray]) -> list[Embedding]:
         time.sleep(self._seconds * len(images))
-        return FinishedBatch([self._embedding(pixels) for pixels in images])
+        return [self._embedding(pixels) for pixels in images]
 
     def _embedding(self, pixels: np.ndarray) -> Embedding:
         if self._constant:

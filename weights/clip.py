@@ -78,13 +78,13 @@ def _check_clip_config(path: Path) -> None:
 def _check_clip_header(path: Path) -> None:
     header = safetensors_header(path)
     for name, shape in clip_shapes().items():
-        entry = header.get(name)
-        if entry is None:
+        if name not in header:
             raise _clip_error(path, f"has no tensor {name}")
-        if entry.get("shape") != list(shape):
-            raise _clip_error(path, f"has {name} of shape {entry.get('shape')} instead of {shape}")
-        if entry.get("dtype") not in ("F32", "F16", "BF16"):
-            raise _clip_error(path, f"has {name} as {entry.get('dtype')} instead of F32")
+        found, kind = header[name]
+        if found != list(shape):
+            raise _clip_error(path, f"has {name} of shape {found} instead of {shape}")
+        if kind not in ("F32", "F16", "BF16"):
+            raise _clip_error(path, f"has {name} as {kind} instead of F32")
 
 
 def _clip_error(path: Path, problem: str) -> WeightsError:

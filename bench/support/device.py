@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.program import ROOT
 from dataset.arrays import Embedding
-from embeddings import Batch, Embedder
+from embeddings import Embedder
 from engine.batches import AHEAD
 from models import devices
 from testing.weights import seeded_weights
@@ -99,8 +99,8 @@ def embed(
     inputs = clip_inputs or [None] * len(images)
     found: dict[int, Embedding] = {}
     for batch in batches_of(embedder, images):
-        started = embedder.start([images[i] for i in batch], [inputs[i] for i in batch])
-        found.update(zip(batch, started.finish(), strict=True))
+        finish = embedder.start([images[i] for i in batch], [inputs[i] for i in batch])
+        found.update(zip(batch, finish(), strict=True))
     return [found[place] for place in range(len(images))]
 
 
@@ -108,13 +108,13 @@ def model_rate(bench: Bench, images: list[Pixels], repeat: int = 2) -> float:
     """Images per second of both models, with images in memory and full batches."""
 
     def run() -> None:
-        started: deque[Batch] = deque()
+        under_way: deque[Callable[[], list[Embedding]]] = deque()
         for batch in batches_of(bench.embedder, images):
-            if len(started) == AHEAD:
-                started.popleft().finish()
-            started.append(bench.embedder.start([images[i] for i in batch], [None] * len(batch)))
-        while started:
-            started.popleft().finish()
+            if len(under_way) == AHEAD:
+                under_way.popleft()()
+            under_way.append(bench.embedder.start([images[i] for i in batch], [None] * len(batch)))
+        while under_way:
+            under_way.popleft()()
 
     run()
     return len(images) / bench.seconds(run, repeat)

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from bench.schedule import Device, coco_sizes, simulate
-from common.errors import ImageError
 from dataset.arrays import Embedding
 from engine.batches import Batches, Groups
-from engine.decode import Decoded
+from engine.decode import Decoded, NotEmbedded
 
 
 def groups(**options):
@@ -41,7 +40,7 @@ def test_nothing_waits_once_no_more_images_come():
     assert waiting.take(1.4) == []
     assert waiting.ready_at() == 1.5
     assert waiting.take(1.5) == [1] and waiting.take(1.5) == [2]
-    assert not waiting and waiting.ready_at() is None
+    assert waiting.ready_at() is None
 
 
 def test_the_fullest_group_goes_first_then_the_overdue_one():
@@ -78,36 +77,19 @@ def test_ten_images_do_not_wait_for_others():
 
 def image(number, height=2, width=3):
     pixels = np.full((height, width, 3), number, np.uint8)
-    return Decoded(pixels=pixels, clip_input=None, thumbnail=None, is_rotated=False)
-
-
-async def embedded(batches, image):
-    """The embedding of an image, or the error as which it ends."""
-    result = asyncio.get_running_loop().create_future()
-    batches.add(image, lambda outcome: result.done() or result.set_result(outcome))
-    outcome = await result
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
-
-
-class Batch:
-    def __init__(self, numbers):
-        self.numbers = numbers
-
-    def finish(self):
-        return [Embedding([np.array([number])], number) for number in self.numbers]
+    return Decoded(
+        pixels=pixels, clip_input=None, thumbnail=b"", thumbnail_bytes=0, is_rotated=False
+    )
 
 
 class NumberEmbedder:
-    """Returns the numbers of its images, and notes every batch; `ready` holds it up."""
+    """Gives images the class that is their number, and notes every batch; `ready` holds it up."""
 
-    device, workers, max_pixels, makes_clip_inputs = "cpu", 1, 10**9, False
+    workers = 1
 
-    def __init__(self, ready=None):
-        self.ready, self.seen = ready or threading.Event(), []
-        if ready is None:
-            self.ready.set()
+    def __init__(self, device="cpu"):
+        self.device, self.ready, self.seen = device, threading.Event(), []
+        self.under_way = self.most = 0
 
     def group(self, height, width):
         return height, width
@@ -117,158 +99,111 @@ class NumberEmbedder:
 
     def start(self, images, clip_inputs):
         assert self.ready.wait(30)
-        self.seen.append([int(pixels[0, 0, 0]) for pixels in images])
-        return Batch(self.seen[-1])
+        numbers = [int(pixels[0, 0, 0]) for pixels in images]
+        self.seen.append(numbers)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        return lambda: self.finish(numbers)
+
+    def finish(self, numbers):
+        self.under_way -= 1
+        return [Embedding([np.array([number])], number) for number in numbers]
 
 
 def run(embedder, images):
-    """The classes of all images, given at once, and the Batches."""
+    """What becomes of images that are given at once, and the Batches."""
 
     async def main():
-        async with Batches(embedder) as running:
-            tasks = [asyncio.ensure_future(embedded(running, one)) for one in images]
-            await asyncio.sleep(0)  # all are enqueued
+        loop = asyncio.get_running_loop()
+        async with Batches(embedder, loop.create_future().set_exception) as running:
+            results = [loop.create_future() for _ in images]
+            for one, result in zip(images, results, strict=True):
+                running.add(one, result.set_result)
             embedder.ready.set()
-            return [result.imagenet_class for result in await asyncio.gather(*tasks)], running
+            return await asyncio.gather(*results), running
 
     return asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def test_everyone_gets_the_embedding_of_their_own_image():
-    classes, running = run(NumberEmbedder(), [image(n, 2 + n % 3) for n in range(50)])
-    assert classes == list(range(50))
+@pytest.mark.parametrize("same_group", [False, True])
+def test_everyone_gets_the_embedding_of_their_own_image(same_group, monkeypatch):
+    """Also where a group holds images of several sizes."""
+    embedder = NumberEmbedder()
+    if same_group:
+        monkeypatch.setattr(embedder, "group", lambda height, width: None)
+    results, running = run(embedder, [image(n, 2 + n % 3) for n in range(50)])
+    assert [result.imagenet_class for result in results] == list(range(50))
     assert (running.time().name, running.time().images) == ("models", 50)
+    assert max(map(len, embedder.seen)) == 4
+    mixed = [len({number % 3 for number in numbers}) > 1 for numbers in embedder.seen]
+    assert any(mixed) is same_group
+    assert len(embedder.seen) <= 16  # they are full, but for the first and the last of each group
 
 
-def test_threads_share_what_waits_alone():
-    embedder = NumberEmbedder(threading.Event())
-    embedder.workers = 2
-    embedder.batch_size = lambda height, width: 8
+def test_threads_share_what_waits_alone(monkeypatch):
+    embedder = NumberEmbedder()
+    monkeypatch.setattr(embedder, "workers", 2)
+    monkeypatch.setattr(embedder, "batch_size", lambda height, width: 8)
     run(embedder, [image(n) for n in range(9)])
     # Both threads may have begun with one image; neither takes all that is left.
     assert max(map(len, embedder.seen)) <= 5
     assert sorted(n for numbers in embedder.seen for n in numbers) == list(range(9))
 
 
-def test_batches_hold_images_of_one_group_up_to_the_limit():
-    embedder = NumberEmbedder(threading.Event())
-    run(embedder, [image(n, 2 + n % 2) for n in range(20)])
-    assert all(len({number % 2 for number in numbers}) == 1 for numbers in embedder.seen)
-    assert max(map(len, embedder.seen)) == 4
-    assert len(embedder.seen) <= 7  # the first may have begun with what was there
-
-
-def test_a_group_may_hold_images_of_several_sizes():
-    embedder = NumberEmbedder(threading.Event())
-    embedder.group = lambda height, width: None
-    classes, _ = run(embedder, [image(n, 2 + n) for n in range(8)])
-    assert classes == list(range(8)) and max(map(len, embedder.seen)) == 4
-
-
-def test_a_lone_image_does_not_wait_for_a_full_batch():
-    assert run(NumberEmbedder(), [image(7)])[0] == [7]
-
-
-@pytest.mark.parametrize("when", ["start", "finish"])
-def test_an_error_reaches_everyone_in_its_batch_and_nobody_else(when):
-    class FailingBatch:
-        def finish(self):
-            raise RuntimeError("no luck")
-
-    class Failing(NumberEmbedder):
-        def start(self, images, clip_inputs):
-            batch = super().start(images, clip_inputs)
-            if images[0].shape[0] != 9:
-                return batch
-            if when == "start":
-                raise RuntimeError("no luck")
-            return FailingBatch()
-
-    async def main():
-        async with Batches(Failing()) as running:
-            tasks = [embedded(running, image(n, 9 if n < 3 else 2)) for n in range(6)]
-            return await asyncio.gather(*tasks, return_exceptions=True)
-
-    results = asyncio.run(asyncio.wait_for(main(), 60))
-    assert [str(result) for result in results[:3]] == ["no luck"] * 3
-    assert [result.imagenet_class for result in results[3:]] == [3, 4, 5]
-
-
-def test_an_image_too_large_for_memory_fails_alone():
-    class Small(NumberEmbedder):
-        def start(self, images, clip_inputs):
-            batch = super().start(images, clip_inputs)
-            if any(int(pixels[0, 0, 0]) == 2 for pixels in images):
-                raise MemoryError
-            return batch
-
-    embedder = Small(threading.Event())
-
-    async def main():
-        async with Batches(embedder) as running:
-            tasks = [asyncio.ensure_future(embedded(running, image(n))) for n in range(4)]
-            await asyncio.sleep(0)  # all are enqueued
-            embedder.ready.set()
-            return await asyncio.gather(*tasks, return_exceptions=True), running.time().images
-
-    results, count = asyncio.run(asyncio.wait_for(main(), 60))
-    assert isinstance(results[2], ImageError)
-    assert str(results[2]) == "not enough memory to embed 3 x 2 pixels"
-    assert [r.imagenet_class for r in results[:2] + results[3:]] == [0, 1, 3] and count == 3
-
-
-class NoSize(NumberEmbedder):
-    def batch_size(self, height, width):
-        raise RuntimeError("the device is lost")
-
-
-class TooFew(NumberEmbedder):
-    def start(self, images, clip_inputs):
-        return Batch([])
-
-
-@pytest.mark.parametrize(("embedder", "error"), [(NoSize, RuntimeError), (TooFew, ValueError)])
-def test_a_broken_embedder_leaves_nobody_waiting(embedder, error):
-    async def main():
-        async with Batches(embedder()) as running:
-            for _ in range(2):
-                with pytest.raises(error):
-                    await embedded(running, image(1))
-
-    asyncio.run(asyncio.wait_for(main(), 30))
-
-
 @pytest.mark.parametrize(("device", "ahead"), [("cpu", 1), ("cuda:0", 2)])
 def test_a_gpu_is_given_batches_ahead(device, ahead):
-    class Counting(NumberEmbedder):
-        def __init__(self):
-            super().__init__(threading.Event())
-            self.device, self.under_way, self.most = device, 0, 0
-
-        def start(self, images, clip_inputs):
-            numbers = super().start(images, clip_inputs).numbers
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
-            return CountingBatch(numbers)
-
-    class CountingBatch(Batch):
-        def finish(self):
-            embedder.under_way -= 1
-            return super().finish()
-
-    embedder = Counting()
+    embedder = NumberEmbedder(device)
     run(embedder, [image(n) for n in range(20)])
     assert embedder.most == ahead
 
 
+def test_an_image_too_large_for_memory_fails_alone():
+    class Small(NumberEmbedder):
+        def finish(self, numbers):
+            if 2 in numbers:
+                raise MemoryError
+            return super().finish(numbers)
+
+    results, running = run(Small(), [image(n) for n in range(4)])
+    assert results.pop(2) == NotEmbedded("not enough memory to embed 3 x 2 pixels")
+    assert [result.imagenet_class for result in results] == [0, 1, 3]
+    assert running.time().images == 3
+
+
+def lost(*_):
+    raise RuntimeError("the device is lost")
+
+
+@pytest.mark.parametrize(
+    ("method", "broken", "error"),
+    [
+        *(("batch_size", lost, RuntimeError), ("start", lost, RuntimeError)),
+        *(("finish", lost, RuntimeError), ("finish", lambda numbers: [], ValueError)),
+    ],
+)
+def test_other_errors_end_the_run_and_leave_nobody_waiting(method, broken, error, monkeypatch):
+    embedder = NumberEmbedder()
+    embedder.ready.set()
+    monkeypatch.setattr(embedder, method, broken)
+
+    async def main():
+        failure = asyncio.get_running_loop().create_future()
+        async with Batches(embedder, failure.set_exception) as running:
+            running.add(image(1), None)
+            with pytest.raises(error):
+                await failure
+            with pytest.raises(error):
+                running.add(image(1), None)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 def test_leaving_early_ends_the_threads():
     async def main():
-        embedder = NumberEmbedder(threading.Event())
-        async with Batches(embedder) as running:
-            task = asyncio.ensure_future(embedded(running, image(1)))
-            await asyncio.sleep(0)
+        embedder = NumberEmbedder()
+        async with Batches(embedder, None) as running:
+            running.add(image(1), lambda result: None)
             embedder.ready.set()
-            task.cancel()
         return [thread.is_alive() for thread in running._threads]
 
     assert asyncio.run(asyncio.wait_for(main(), 30)) == [False]

@@ -32,9 +32,9 @@ def file_of(image, kind="PNG", **options):
 
 
 def test_png_pixels_arrive_unchanged_in_rgb_order():
-    image = noise(7, 5)
+    image = noise(300, 400)  # more than a thumbnail has
     pixels = prepare(open_image(file_of(image))).pixels
-    assert pixels.shape == (5, 7, 3)
+    assert pixels.shape == (400, 300, 3)
     assert pixels.dtype == np.uint8
     assert (pixels == np.asarray(image)).all()
 
@@ -179,13 +179,6 @@ def test_thumbnail_is_an_rgb_jpeg_at_most_200_high(size, expected):
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", expected)
 
 
-def test_thumbnail_looks_like_the_image():
-    image = Image.linear_gradient("L").resize((800, 600)).convert("RGB")
-    with Image.open(io.BytesIO(thumbnail(image))) as small:
-        expected = np.asarray(image.resize(small.size)).astype(int)
-        assert np.abs(np.asarray(small).astype(int) - expected).mean() < 3
-
-
 @pytest.mark.parametrize("size", [(640, 480), (1280, 720), (2000, 1500)])
 def test_thumbnail_is_as_good_as_one_scaled_at_once(size):
     photograph = Image.fromarray(astronaut()).resize(size)
@@ -199,10 +192,6 @@ def test_thumbnail_is_as_good_as_one_scaled_at_once(size):
 def test_thumbnail_wider_than_a_jpeg_can_be():
     with pytest.raises(ImageError, match="too wide for a JPEG"):
         thumbnail(Image.new("RGB", (65_501, 1)))
-
-
-def test_prepare_leaves_the_full_resolution_alone():
-    assert prepare(open_image(file_of(noise(300, 400)))).pixels.shape == (400, 300, 3)
 
 
 def progressive(scans, width, height):

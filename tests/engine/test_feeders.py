@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import io
-import json
 import os
 import re
 import signal
@@ -17,8 +16,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from engine import feeders, threads
-from engine.feeder import PAGE, Area, SharedMemory
-from engine.stages import NoRoom
+from engine.stages import PAGE, Area, NoRoom
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
 from tests.harness import TRAIN, VAL, ended, feeders_of, is_running, is_stopped, pictures, wait_for
@@ -26,17 +24,17 @@ from tests.stand_in import Rule, StandIn
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 IN_PROCESSES = "--decode_in", "processes", "--decode_workers", "1"
-# Of a feeder: an image of these bytes ends it, or stops it, while it is decoded.
+# Of a feeder: an image of these bytes ends it, or is never decoded.
 ODD_DECODER = """
-import ctypes, os, signal, time
+import ctypes, os, pathlib, time
 from PIL import Image
 plain = Image.open
 def open(file, *args, **options):
     if file.getvalue() == b"crash":
         ctypes.string_at(0)
-    if file.getvalue() == b"stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(600)  # until all threads have stopped
+    if file.getvalue() == b"hang":
+        pathlib.Path(os.environ["PYTHONPATH"], "hangs").touch()
+        time.sleep(600)
     return plain(file, *args, **options)
 Image.open = open
 """
@@ -55,28 +53,23 @@ def storage(emulator):
         yield proxy
 
 
+@pytest.mark.parametrize("where", ["threads", "processes"])
 def test_results_are_those_of_threads_and_each_image_is_fetched_once(
-    undisturbed, fresh, storage, servers
+    undisturbed, fresh, storage, where
 ):
-    options = "--decode_in", "processes", "--decode_workers", "2"
-    done = fresh.run(*options, storage=storage)
-    assert done.exit_code == 0, done.stderr
+    fresh.ingest("--decode_in", where, "--decode_workers", "2", storage=storage)
     fresh.assert_same(undisturbed)
     for pattern in (DOWNLOAD, THUMBNAIL):
         counts = Counter(asked.path for asked in storage.requests(pattern))
         assert (len(counts), set(counts.values())) == (TRAIN + VAL, {1})
-    report = json.loads((fresh.work / "report.json").read_text())
-    stages = {stage["name"]: stage["images"] for stage in report["stages"]}
+    stages = {stage["name"]: stage["images"] for stage in fresh.report()["stages"]}
     assert stages == dict.fromkeys(("fetch", "decode", "models", "thumbnails"), TRAIN + VAL)
 
 
 def test_a_trial_in_processes(fresh, storage):
-    options = ["--trial", "4", "--decode_in", "processes", "--decode_workers", "2"]
-    done = fresh.run(*options, storage=storage, server="")
-    assert done.exit_code == 0, done.stderr
+    fresh.ingest("--trial", "4", *IN_PROCESSES, storage=storage, server="")
     assert storage.requests(THUMBNAIL) == []
-    report = json.loads((fresh.work / "trial.json").read_text())
-    assert report["trial"]["forecast"]["thumbnail_bytes"] > 0
+    assert fresh.report("trial.json")["trial"]["forecast"]["thumbnail_bytes"] > 0
 
 
 def turned():
@@ -98,14 +91,12 @@ def test_odd_and_bad_images_are_as_in_threads(make_world, tmp_path):
         "train/cut.jpg": picture(3)[:-150],
         "val/large.jpg": np.random.default_rng(0).bytes(70_000),
     }
-    env = {"FAKE_OBJECT_BYTES": "60000"}
     made = [make_world(objects, "threads")]
     made.append(made[0].again(tmp_path / "processes"))
     for each, options in zip(made, ((), IN_PROCESSES), strict=True):
-        done = each.run("--skip_bad_images", *options, **env)
-        assert done.exit_code == 0, done.stderr
+        done = each.ingest("--skip_bad_images", *options, FAKE_OBJECT_BYTES="60000")
         assert "EXIF rotations in 1 image of those embedded now" in done.stderr
-    one, other = (json.loads((each.work / "failed.json").read_text()) for each in made)
+    one, other = (each.failed() for each in made)
     assert one == other and len(one) == 4
     made[1].assert_same(made[0])
 
@@ -127,16 +118,14 @@ def test_a_stop_leaves_no_process_and_the_same_command_continues(
     before = fresh.done()
     fresh.assert_done_is_done()
     storage.asked.clear()
-    done = fresh.run(*IN_PROCESSES, **env)
-    assert done.exit_code == 0, done.stderr
+    fresh.ingest(*IN_PROCESSES, **env)
     assert len(storage.requests(DOWNLOAD)) == TRAIN + VAL - len(before)
     fresh.assert_same(undisturbed)
 
 
 def test_a_killed_feeder_is_replaced(undisturbed, fresh, storage, servers):
     storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
-    env = {"storage": storage}
-    process = fresh.start(*IN_PROCESSES, **env)
+    process = fresh.start(*IN_PROCESSES, storage=storage)
     wait_for(lambda: storage.counts["hold"])
     (feeder,) = feeders_of(process.pid)
     os.kill(feeder, signal.SIGKILL)
@@ -152,7 +141,7 @@ def test_a_killed_feeder_is_replaced(undisturbed, fresh, storage, servers):
 def test_images_in_the_models_keep_their_memory_when_their_feeder_ends(
     undisturbed, fresh, monkeypatch
 ):
-    """The next feeder of that memory starts when these images are released."""
+    """The next feeder has other memory."""
     killed, start = [], FakeEmbedder.start
 
     def kill_first(self, images, clip_inputs):
@@ -169,7 +158,7 @@ def test_images_in_the_models_keep_their_memory_when_their_feeder_ends(
 
 
 def run_with_odd_image(content, make_world, tmp_path):
-    """A run with one odd image, and feeders that it crashes or stops."""
+    """A run with one odd image, and feeders that crash or hang at it."""
     (tmp_path / "sitecustomize.py").write_text(ODD_DECODER)
     made = make_world({**pictures(8, 2), "train/t0003b.jpg": content})
     return made, made.ingest("--skip_bad_images", *IN_PROCESSES, PYTHONPATH=str(tmp_path))
@@ -177,9 +166,7 @@ def run_with_odd_image(content, make_world, tmp_path):
 
 def assert_only_the_odd_image_failed(made, done, how):
     assert f"decoded train/t0003b.jpg {how}; the image is tried once more." in done.stderr
-    (failed,) = json.loads((made.work / "failed.json").read_text())
-    reason = f"the process that decoded it {how}, 2 times"
-    assert failed == {"object": "train/t0003b.jpg", "reason": reason}
+    assert made.failed() == {"train/t0003b.jpg": f"the process that decoded it {how}, 2 times"}
     assert len(made.done()) == 10
     made.assert_done_is_done()
 
@@ -189,30 +176,46 @@ def test_an_image_that_crashes_the_decoder_fails_alone_and_is_named(make_world, 
     assert_only_the_odd_image_failed(made, done, "was ended by SIGSEGV")
 
 
-class OverWhenStopped(float):
-    """A deadline that is over when the feeder is stopped, and not before."""
+class Deadline(float):
+    """A deadline that is over when `is_over` says so of the seconds, and not before."""
+
+    def __new__(cls, is_over):
+        return super().__new__(cls, 120)
+
+    def __init__(self, is_over):
+        self.is_over = is_over
 
     def __lt__(self, seconds):
-        return any(map(is_stopped, feeders_of(os.getpid())))
+        return self.is_over(seconds)
 
 
 @pytest.fixture
-def stopped_feeders_are_overdue(monkeypatch):
-    monkeypatch.setattr(threads, "DEADLINE_S", OverWhenStopped(120))
-    monkeypatch.setattr(threads, "CHECK_S", 0.1)
+def deadline(monkeypatch):
+    def change(is_over):
+        monkeypatch.setattr(threads, "DEADLINE_S", Deadline(is_over))
+        monkeypatch.setattr(threads, "CHECK_S", 0.1)
+
+    return change
 
 
-def test_an_image_at_which_a_feeder_hangs_fails_alone_and_is_named(
-    make_world, tmp_path, stopped_feeders_are_overdue
-):
-    made, done = run_with_odd_image(b"stop", make_world, tmp_path)
+def test_an_image_at_which_a_feeder_hangs_fails_alone_and_is_named(make_world, tmp_path, deadline):
+    """The process runs on, and would tell of that every second."""
+    hangs = tmp_path / "hangs"
+
+    def is_over(seconds):
+        over = seconds > 2 and hangs.exists()
+        if over:
+            hangs.unlink()
+        return over
+
+    deadline(is_over)
+    made, done = run_with_odd_image(b"hang", make_world, tmp_path)
     assert_only_the_odd_image_failed(made, done, "took more than 120 s")
 
 
-def test_a_feeder_that_is_stopped_is_replaced(
-    undisturbed, fresh, tmp_path, stopped_feeders_are_overdue
-):
+def test_a_feeder_that_is_stopped_is_replaced(undisturbed, fresh, tmp_path, deadline):
     (tmp_path / "sitecustomize.py").write_text(STOPPED_AT_FIRST)
+    deadline(lambda seconds: any(map(is_stopped, feeders_of(os.getpid()))))
     done = fresh.ingest(*IN_PROCESSES, PYTHONPATH=str(tmp_path))
     assert "A process that decodes images did not answer for more than" in done.stderr
     fresh.assert_same(undisturbed)
@@ -254,13 +257,13 @@ def test_a_gpu_is_fed_by_processes_within_little_memory(
     undisturbed, fresh, monkeypatch, pixels, pages
 ):
     """The feeder has room for a single image, or for none: then threads decode all of them."""
-    sizes, create = [], SharedMemory.create
-    monkeypatch.setattr(SharedMemory, "create", lambda size: sizes.append(size) or create(size))
+    sizes, plain = [], feeders.new_memory
+    monkeypatch.setattr(feeders, "new_memory", lambda size: sizes.append(size) or plain(size))
     monkeypatch.setattr(FakeEmbedder, "device", "cuda:0")
     monkeypatch.setattr(FakeEmbedder, "waiting_pixels", pixels)
     monkeypatch.setattr("engine.batches.QUIET_S", 0.0)
     fresh.ingest("--decode_workers", "1")
-    assert sizes == [pages * PAGE]
+    assert sizes == [(1 + pages) * PAGE]
     fresh.assert_same(undisturbed)
 
 

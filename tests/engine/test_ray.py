@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.errors import ClusterError, ImagesChanged, StorageError
 from testing import embedders
-from testing.embedders import FakeEmbedder, FinishedBatch
+from testing.embedders import FakeEmbedder
 from tests.harness import wait_for
 from tests.listeners import below, listeners
 from tests.stand_in import Rule, StandIn
@@ -65,13 +65,11 @@ class OnGpu(FakeEmbedder):
         assert psutil.Process().children()  # feeders
         while len(list(self._directory.iterdir())) < 2:
             time.sleep(0.02)
-        embeddings = super().start(images, clip_inputs).finish()
-        return FinishedBatch(
-            [
-                embedding._replace(imagenet_class=int(self._gpu) + 10 * (given is not None))
-                for embedding, given in zip(embeddings, clip_inputs, strict=True)
-            ]
-        )
+        embeddings = super().start(images, clip_inputs)()
+        return lambda: [
+            embedding._replace(imagenet_class=int(self._gpu) + 10 * (given is not None))
+            for embedding, given in zip(embeddings, clip_inputs, strict=True)
+        ]
 
 
 class WatchedRecorder(Recorder):

@@ -59,29 +59,6 @@ def test_a_budget_is_never_overdrawn_and_everyone_gets_their_turn():
     assert order == list(range(10))
 
 
-@pytest.mark.parametrize("granted", [False, True])
-def test_a_budget_survives_cancelled_holders(granted):
-    async def main():
-        budget = Budget(10)
-
-        async def take(amount, then=None):
-            async with budget.hold(amount):
-                await asyncio.sleep(0.01)
-            if granted and then:
-                then()  # in the very moment in which the second's turn has come
-
-        first = asyncio.ensure_future(take(10, lambda: second.cancel()))
-        second = asyncio.ensure_future(take(10))
-        third = asyncio.ensure_future(take(10))
-        await asyncio.sleep(0)
-        if not granted:
-            second.cancel()
-        await asyncio.gather(first, second, third, return_exceptions=True)
-        return [first.cancelled(), second.cancelled(), third.cancelled()]
-
-    assert run(main()) == [False, True, False]
-
-
 def test_a_strict_budget_refuses_what_never_fits():
     async def main():
         async with Budget(10, strict=True).hold(11):

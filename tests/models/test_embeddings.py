@@ -65,7 +65,8 @@ def test_transformers_modules_agree(weights_dir, photographs, expected):
     clip = weights_dir / "clip-vit-base-patch32" / "model.safetensors"
     arrays = read_resnet_weights(weights_dir / "R-50.pkl")
     models = original.transformers_models(arrays, clip, CPU)
-    pixels, inputs = (torch.from_numpy(np.array(part)[None]) for part in photographs[7][:2])
+    given = photographs[7].pixels, photographs[7].clip_input
+    pixels, inputs = (torch.from_numpy(np.array(part)[None]) for part in given)
     with torch.inference_mode():
         imagenet, early, *_ = models.resnet(pixels)
         clip = models.clip(inputs)
