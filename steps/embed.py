@@ -81,7 +81,7 @@ async def copy_matches(state: State, sources: list[Source], matches: Matches) ->
     with Arrays(state.directory, state.slots()) as arrays:
         copier = Copier(state, arrays, sources, matches, state.bucket)
         seconds = await copier.run()
-    say(f"Copied what {count(copier.copied, 'image')} need, in {duration(seconds)}.")
+    say(f"Copied vectors and thumbnails of {count(copier.copied, 'image')} in {duration(seconds)}.")
     if copier.damaged:
         warn(f"Embedded again, as their vectors are damaged there: {copier.damaged:,}.")
     if copier.without_thumbnail:

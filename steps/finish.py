@@ -79,10 +79,15 @@ async def _check_thumbnails(state: State) -> None:
         )
     if unused:
         async with AsyncStorage(WORKERS) as objects:
-            names = (f"{path.prefix}{name}.jpg" for name in unused)
-            await asyncio.gather(*(objects.delete(path.bucket, name) for name in names))
-        thumbnails = count(len(unused), "thumbnail")
-        say(f"Deleted from {path}: {thumbnails} of images that are not listed.")
+            held = await objects.delete(path.bucket, (f"{path.prefix}{n}.jpg" for n in unused))
+        if held:
+            warn(
+                f"{held[0]} {count(len(held), 'thumbnail')} of images that are not listed cannot "
+                f"be deleted from {path}. They are not used: delete them when the bucket allows it."
+            )
+        else:
+            thumbnails = count(len(unused), "thumbnail")
+            say(f"Deleted from {path}: {thumbnails} of images that are not listed.")
 
 
 def _compare_thumbnails(state: State, path: GsPath) -> tuple[list[int], list[str]]:

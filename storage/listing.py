@@ -15,7 +15,7 @@ from common.errors import StorageError
 from common.names import GsPath, checked_index_id, encodable
 from common.terminal import count, warn
 from gcs import ListedObject
-from storage.async_client import HELD, AsyncStorage
+from storage.async_client import AsyncStorage
 
 WORKERS = 32  # requests at once
 INDEX_DIRECTORIES = ("indexes", "aux_labels", "thumbnails")  # each has one directory per index
@@ -80,19 +80,10 @@ async def delete_index(bucket: str, index_id: str) -> int:
     checked_index_id(index_id)
     deleted = 0
     held: list[str] = []
-
-    async def delete(name: str) -> None:
-        try:
-            await objects.delete(bucket, name)
-        except StorageError as error:
-            if error.status not in HELD:
-                raise
-            held.append(error.message)
-
     async with AsyncStorage(WORKERS) as objects:
         for directory in INDEX_DIRECTORIES:
             async for page in list_directory(GsPath(bucket, f"{directory}/{index_id}/")):
-                await asyncio.gather(*(delete(listed.name) for listed in page))
+                held += await objects.delete(bucket, (listed.name for listed in page))
                 deleted += len(page)
     if held:
         warn(

@@ -21,7 +21,7 @@ from common.errors import StorageError, TransientError
 from common.files import FileToUpload, crc32c_of_file
 from common.terminal import printable, warn
 from gcs import DamagedContent, Refused
-from storage.async_client import HELD, AsyncStorage
+from storage.async_client import AsyncStorage
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -124,14 +124,10 @@ class Upload:
 
     async def _delete(self, names: list[str]) -> None:
         """Delete them; where that is refused, as by a retention policy, say what is left."""
-        try:
-            await asyncio.gather(*(self.objects.delete(self.bucket.name, name) for name in names))
-        except StorageError as error:
-            if error.status not in HELD:
-                raise
+        if held := await self.objects.delete(self.bucket.name, names):
             last = names[-1].rpartition("/")[2]
             warn(
-                f"{error.message} The index is complete; up to {len(names)} parts of it remain, "
+                f"{held[0]} The index is complete; {len(held)} parts of it remain, "
                 f"{self._address(names[0])} to {printable(last)}. They are not used: delete them "
                 "when the bucket allows it."
             )

@@ -55,7 +55,7 @@ def test_the_changes_are_said_in_one_line_and_only_what_is_new_is_computed(stopp
     assert stopped.ingest("--dry_run").stdout.startswith(line)
     assert len(stopped.done()) == 6
     done = stopped.ingest()
-    assert line in done.stderr and "Copied what 1 image need" in done.stderr
+    assert line in done.stderr and "Copied vectors and thumbnails of 1 image in" in done.stderr
     assert "11 images (8 training, 3 validation), 0 failed, 7 embedded now" in done.stdout
     assert_as_if_new(stopped, tmp_path)
     assert stopped.report()["counts"]["reused"] == 0
@@ -63,6 +63,15 @@ def test_the_changes_are_said_in_one_line_and_only_what_is_new_is_computed(stopp
         *("lock", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "index", "aux"),
         "report.json",
     }
+
+
+def test_thumbnails_that_the_bucket_keeps_are_named_and_harm_nothing(stopped):
+    """A retention policy: the thumbnail of an image that vanished cannot be deleted."""
+    stopped.delete("train/t0001.jpg")
+    with StandIn(stopped.storage.url, Rule("DELETE .*/o/thumbnails", "403")) as storage:
+        done = stopped.ingest(storage=storage)
+    assert "1 thumbnail of images that are not listed cannot be deleted from gs://" in done.stderr
+    assert stopped.registered()
 
 
 @pytest.mark.parametrize("change", CHANGES)

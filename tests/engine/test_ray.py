@@ -18,6 +18,7 @@ from PIL import Image
 from common.errors import ClusterError, ImagesChanged, StorageError
 from testing import embedders
 from testing.embedders import FakeEmbedder
+from tests.dataset.states import state_of
 from tests.harness import wait_for
 from tests.listeners import below, listeners
 from tests.stand_in import Rule, StandIn
@@ -28,7 +29,6 @@ import psutil  # noqa: E402  Ray brings it
 
 import gcs  # noqa: E402
 from dataset.arrays import DIMENSIONS, Arrays, array_path  # noqa: E402
-from dataset.state import State  # noqa: E402
 from engine.checkpoint import Recorder  # noqa: E402
 from engine.pipeline import Pipeline  # noqa: E402
 from engine.ray.cluster import Cluster, Pool, versions  # noqa: E402
@@ -119,13 +119,11 @@ def make_state(world, tmp_path):
     def make(name="state"):
         directory = tmp_path / name
         directory.mkdir()
-        state = State.create(directory / "state.sqlite")
         listed = [
             ListedObject(b.name, b.size, gcs.crc32c_of_listing(b.crc32c), int(b.generation))
             for b in world.client.list_blobs(world.images)
         ]
-        state.add(0, listed)
-        state.number_rows()
+        state = state_of(directory, listed)
         state.set_options({"index_id": INDEX_ID})
         states.append(state)
         return state
@@ -137,7 +135,7 @@ def make_state(world, tmp_path):
 
 def job(state, world, embedder):
     return Job(
-        image_bucket=world.bucket,
+        image_bucket=world.images,
         index_bucket=world.index,
         index_id=state.index_id,
         max_pixels=embedder.max_pixels,
