@@ -188,7 +188,10 @@ async def try_out(
         done_at: list[float] = []  # the time.monotonic() of each image
         recorder = Recorder(sample, arrays, finished=done_at)
         run = Run(request=request, plan=plan, work=work, state=sample, loader=loader, report=report)
-        pipeline = await embed_here(run, recorder, None)
+        try:
+            pipeline = await embed_here(run, recorder, None)
+        except ImagesChanged as error:
+            raise IngestError(f"{error.message}\nRun the same command again.") from error
         report.count_rows(sample)
         report.trial = conclude(
             report,

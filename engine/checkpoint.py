@@ -29,17 +29,6 @@ FAILURES_SHOWN = 10
 BAR_INTERVAL_S = (0.2, 30.0)  # between updates of the progress bar: on a terminal, in a log
 
 
-def images_changed(changed: int, examples: list[str]) -> ImagesChanged:
-    """The error at the end of a run in which images changed; all others are done."""
-    shown = "".join(f"\n  {example}" for example in examples)
-    more = f"\n  and {changed - len(examples):,} more" if changed > len(examples) else ""
-    return ImagesChanged(
-        f"{count(changed, 'image')} changed in the bucket since they were listed; nothing was "
-        f"registered.{shown}{more}\nRun the same command again: it lists the bucket again and "
-        "embeds what was replaced."
-    )
-
-
 class Recorder:
     """Writes the vectors of rows, and every `checkpoint_s` records what became of them."""
 
@@ -86,7 +75,12 @@ class Recorder:
                 "applied: vectors and thumbnails are of the pixels as stored.",
             )
         if self._changed:
-            raise images_changed(self._changed, self._changes)
+            more = self._changed - len(self._changes)
+            lines = [*self._changes, *([f"and {more:,} more"] if more else [])]
+            listed = "".join(f"\n  {line}" for line in lines)
+            raise ImagesChanged(
+                f"{count(self._changed, 'image')} changed in the bucket since the listing:{listed}"
+            )
 
     def record(self, row: Row, result: Embedded | NotEmbedded) -> None:
         """Take what became of one row. A failed row gets zeros; a changed one stays pending."""

@@ -93,7 +93,7 @@ def test_an_image_that_is_replaced_before_its_download_is_fetched_again(
     replace = once("t0003.jpg?alt=media", lambda: CHANGES["one is replaced"](made))
     with StandIn(made.storage.url, replace) as storage:
         done = made.ingest(*options, storage=storage)
-    assert "1 image changed in the bucket since they were listed" in done.stderr
+    assert "1 image changed in the bucket since the listing" in done.stderr
     assert "\n  train/t0003.jpg: it was replaced after it was listed\n" in done.stderr
     assert_as_if_new(made, tmp_path)
 
