@@ -210,7 +210,9 @@ def birds(world, monkeypatch, tmp_path):
     (labels,) = code_blocks(section("README.md", "## Labels"))[:1]
     Path("labels.json").write_text(labels)
     monkeypatch.setenv("FORAGER_BUCKET", world.index)
-    with local_forager(tmp_path / "data", tmp_path / "log", "--bucket", world.index) as server:
+    with local_forager(
+        tmp_path / "forager-data", tmp_path / "log", "--bucket", world.index
+    ) as server:
         monkeypatch.setenv("SERVER_URL", server.url)
         yield world
 
