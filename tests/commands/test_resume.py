@@ -225,13 +225,14 @@ def test_restart_deletes_what_the_earlier_run_uploaded(undisturbed, fresh):
     fresh.assert_same(undisturbed)
 
 
-def test_restart_where_the_bucket_keeps_what_the_earlier_run_uploaded(copied):
+def test_restart_where_the_bucket_keeps_what_the_earlier_run_uploaded(fresh):
     """A retention policy or holds: the earlier index is left there, and the ingest begins again."""
-    earlier = copied.options()["index_id"]
-    with StandIn(copied.storage.url, Rule("DELETE ", "403")) as storage:
-        done = copied.ingest("--restart", storage=storage)
+    fresh.stop_at(Rule(DOWNLOAD, "403", after=10), FAKE_WINDOW="2")
+    earlier = fresh.index_id()
+    with StandIn(fresh.storage.url, Rule("DELETE ", "403")) as storage:
+        done = fresh.ingest("--restart", storage=storage)
     assert "of the earlier index in" in done.stderr and "cannot be deleted" in done.stderr
-    assert copied.options()["index_id"] != earlier
+    assert fresh.options()["index_id"] != earlier
 
 
 def test_two_ingests_in_one_directory(undisturbed, fresh, storage):

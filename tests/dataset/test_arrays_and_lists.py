@@ -1,6 +1,5 @@
 """The index on disk: the bytes that the server opens."""
 
-import contextlib
 import errno
 import json
 import os
@@ -23,7 +22,7 @@ from dataset.arrays import (
     verify_arrays,
 )
 from dataset.lists import index_files, pickled_dict, thumbnail_name, write_lists
-from dataset.state import Outcome, State
+from dataset.state import Outcome
 from tests.dataset.states import images, listed, state_of, take
 
 INDEX_ID = "12345678-1234-4234-8234-123456789abc"
@@ -176,29 +175,6 @@ def assert_in_order(state, contents):
         assert not list(array_path(state.directory, name).parent.glob("*.ordered"))
     assert [slot for slot, _ in images(state).values()] == list(range(len(contents)))
     assert verify_arrays(state.directory, len(contents), state.vector_checksums()).damaged == []
-
-
-@pytest.mark.parametrize("stop", range(7))
-def test_putting_in_order_goes_on_after_a_kill_at_any_point(out_of_order, monkeypatch, stop):
-    """Before or after each rename: three arrays, and the end of the last."""
-    state, contents = out_of_order
-    replace, left = os.replace, iter(range(stop))
-
-    def killed(*paths):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        replace(*paths)
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with contextlib.suppress(KeyboardInterrupt):
-        put_in_order(state)
-    monkeypatch.undo()
-    again = State.open_checked(state.path)
-    put_in_order(again)
-    assert_in_order(again, contents)
-    again.close()
 
 
 def test_a_disk_that_has_no_space_for_an_array_twice_is_one_sentence(out_of_order, monkeypatch):

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from common.names import identifier
 from dataset.arrays import DIMENSIONS, DTYPE, ZEROS, Arrays, array_path, put_in_order, verify_arrays
@@ -20,25 +20,12 @@ from dataset.matches import Matches
 from dataset.state import Outcome, State
 from tests.dataset.states import listed, take
 
-IDENTIFIERS = st.sampled_from("abc")
-DIRECTORIES = st.sampled_from(["t", "v"])  # of which v is for validation
-CONTENTS = st.integers(0, 2)  # so that several images have the same bytes
+IDENTIFIERS = st.sampled_from("abcd")
+# Directory and content; few of them, so that several images have the same bytes.
+IMAGES = st.tuples(st.sampled_from("tv"), st.integers(0, 2))
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a disk takes ten times as long
 BROKEN = 0  # the content that is no image
 VECTORS = [[np.full(d, content, DTYPE) for d in DIMENSIONS.values()] for content in range(3)]
-
-
-class Bucket(dict):
-    """What is in it now: identifier -> (directory, content)."""
-
-    def splits(self):
-        """The training images, and the validation images."""
-        images = [listed(f"{d}/{i}.jpg", crc32c=c) for i, (d, c) in self.items()]
-        is_train = [image.name.startswith("t/") for image in images]
-        return (
-            list(itertools.compress(images, is_train)),
-            [image for image, train in zip(images, is_train, strict=True) if not train],
-        )
 
 
 class Ingest:
@@ -50,10 +37,11 @@ class Ingest:
         self.thumbnails = {}  # in the index bucket: identifier -> content
 
     def begin(self, bucket):
-        """Continue with what is in the bucket today."""
+        """Continue with what is in the bucket today: identifier -> (directory, content)."""
         if self.state.ordered_arrays() is not None:
             put_in_order(self.state)
-        take(self.state, *bucket.splits())
+        images = [(d, listed(f"{d}/{i}.jpg", crc32c=c)) for i, (d, c) in bucket.items()]
+        take(self.state, *([image for d, image in images if d == split] for split in "tv"))
 
     def embed(self, most=1000):
         with Arrays(self.directory, self.state.slots()) as arrays:
@@ -73,20 +61,18 @@ class Ingest:
         matches = Matches(self.directory / "copies.sqlite")
         matches.add(self.state.found(), usable=True)
         matches.match(self.state.path)
-        paths = [array_path(self.directory, name) for name in DIMENSIONS]
+        paths = {array_path(self.directory, name): d for name, d in DIMENSIONS.items()}
         with Arrays(self.directory, self.state.slots()) as arrays:
-            for m in list(matches):
-                vectors = [
-                    np.fromfile(path, DTYPE).reshape(-1, d)[m.source_row]
-                    for path, d in zip(paths, DIMENSIONS.values(), strict=True)
-                ]
-                if (content := self.thumbnails.get(identifier(m.source_object))) is None:
-                    continue
-                self.thumbnails[m.identifier] = content
-                assert arrays.write(m.slot, vectors) == m.vectors_crc32c
-                self.state.record(
-                    [Outcome(m.slot, m.imagenet_class, None, m.vectors_crc32c, m.width, m.height)]
-                )
+            for match in list(matches):
+                at, content = match.source_row, self.thumbnails.get(match.source_object[2:-4])
+                if content is not None:
+                    self.thumbnails[match.identifier] = content
+                    vectors = [
+                        np.fromfile(path, DTYPE).reshape(-1, d)[at] for path, d in paths.items()
+                    ]
+                    assert arrays.write(match.slot, vectors) == match.vectors_crc32c
+                    outcome = match.imagenet_class, None, match.vectors_crc32c, 4, 3
+                    self.state.record([Outcome(match.slot, *outcome)])
         matches.close()
 
     def verify_thumbnails(self):
@@ -97,8 +83,9 @@ class Ingest:
             del self.thumbnails[name]
         return bool(missing)
 
-    def finish(self):
-        """The rest of a run that nothing stops."""
+    def finish(self, bucket):
+        """A run that nothing stops before the arrays are in row order."""
+        self.begin(bucket)
         while self.state.has_pending() or self.verify_thumbnails():
             self.copy()
             self.embed()
@@ -116,28 +103,26 @@ class Ingest:
         shutil.rmtree(self.directory)
 
     def left_behind(self):
-        state, checksums = self.state, list(self.state.vector_checksums())
+        checksums = list(self.state.vector_checksums())
         assert verify_arrays(self.directory, len(checksums), iter(checksums)).damaged == []
         return {
             "arrays": [array_path(self.directory, name).read_bytes() for name in DIMENSIONS],
             "thumbnails": self.thumbnails,
-            "checksums": checksums,
-            "counts": [state.counts(), *map(state.counts, Split), state.progress()],
-            "objects": list(state.objects()),
-            "identifiers": [list(state.identifiers(split)) for split in Split],
-            "classes": list(state.imagenet_classes()),
-            "failed": state.failed(),
-            "manifest": list(state.manifest_rows()),
+            "identifiers": [list(self.state.identifiers(split)) for split in Split],
+            "manifest": list(self.state.manifest_rows()),
         }
 
 
-def killed_after(renames, replace=os.replace):
-    left = iter(range(renames))
+def killed_at(stop, replace=os.replace):
+    """os.replace with a kill before or after one of its calls."""
+    left = iter(range(stop))
 
     def replaced(*paths):
         if next(left, None) is None:
             raise KeyboardInterrupt
         replace(*paths)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
 
     return replaced
 
@@ -147,28 +132,21 @@ class Living(RuleBasedStateMachine):
 
     @initialize()
     def begin(self):
-        self.ingest, self.bucket = Ingest(), Bucket()
+        self.ingest, self.bucket = Ingest(), {}
 
-    @rule(name=IDENTIFIERS, directory=DIRECTORIES, content=CONTENTS)
-    def an_image_appears_or_is_replaced(self, name, directory, content):
-        self.bucket[name] = directory, content
+    @rule(images=st.dictionaries(IDENTIFIERS, IMAGES, min_size=1))
+    def images_appear_or_are_replaced_or_moved(self, images):
+        self.bucket.update(images)
 
-    @rule(
-        kind=st.sampled_from(["moved", "renamed", "exchanged", "vanishes"]),
-        name=IDENTIFIERS,
-        other=IDENTIFIERS,
-        directory=DIRECTORIES,
-    )
-    def an_image_is_changed(self, kind, name, other, directory):
-        if name not in self.bucket:
-            return
-        image, instead = self.bucket.pop(name), self.bucket.get(other)
-        if kind == "moved":
-            self.bucket[name] = directory, image[1]
-        elif kind != "vanishes":
-            self.bucket[other] = image
-        if kind == "exchanged" and instead:
-            self.bucket[name] = instead
+    @rule(kind=st.sampled_from(["renamed", "exchanged", "vanishes"]), names=st.permutations("abcd"))
+    def an_image_is_changed(self, kind, names):
+        name, other, *_ = names
+        if name in self.bucket:
+            image, instead = self.bucket.pop(name), self.bucket.get(other)
+            if kind != "vanishes":
+                self.bucket[other] = image
+            if kind == "exchanged" and instead:
+                self.bucket[name] = instead
 
     @rule(most=st.integers(1, 3))
     def embed(self, most):
@@ -184,19 +162,16 @@ class Living(RuleBasedStateMachine):
     def be_killed(self):
         self.ingest.reopen()
 
-    @precondition(lambda self: not self.ingest.state.has_pending())
-    @rule(renames=st.integers(0, 2))
-    def be_killed_while_the_arrays_are_put_in_order(self, renames):
-        if not self.ingest.verify_thumbnails():
-            with mock.patch("os.replace", killed_after(renames)), suppress(KeyboardInterrupt):
-                put_in_order(self.ingest.state)
-            self.ingest.reopen()
+    @rule(stop=st.integers(0, 5))
+    def be_killed_while_the_arrays_are_put_in_order(self, stop):
+        with mock.patch("os.replace", killed_at(stop)), suppress(KeyboardInterrupt):
+            self.ingest.finish(self.bucket)
+        self.ingest.reopen()
 
     def teardown(self):
         fresh = Ingest()
         for ingest in (self.ingest, fresh):
-            ingest.begin(self.bucket)
-            ingest.finish()
+            ingest.finish(self.bucket)
         assert self.ingest.left_behind() == fresh.left_behind()
         self.ingest.remove()
         fresh.remove()
@@ -211,6 +186,6 @@ def test_vectors_whose_thumbnail_was_replaced_are_not_copied():
     living = Living()
     living.begin()
     for name, content in (("a", 1), ("a", 2), ("b", 1)):
-        living.an_image_appears_or_is_replaced(name, "t", content)
+        living.images_appear_or_are_replaced_or_moved({name: ("t", content)})
         living.embed(1)
     living.teardown()
