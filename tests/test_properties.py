@@ -73,7 +73,7 @@ def test_budget_is_never_exceeded_and_never_leaks(holders):
     asyncio.run(run())
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.integers(0, 4))
+@given(ANY_TEXT, st.integers(0, 4))
 def test_gs_paths_end_with_one_slash(directory, slashes):
     """Whatever parses is written back as it was, but for the slashes at its end."""
     try:
@@ -83,15 +83,6 @@ def test_gs_paths_end_with_one_slash(directory, slashes):
         return
     assert isinstance(path, GsPath) and parse_gs_path(str(path)) == path
     assert path.prefix == (f"{directory.rstrip('/')}/" if directory.rstrip("/") else "")
-
-
-@given(ANY_TEXT)
-def test_errors_about_paths_are_one_printable_line(text):
-    for candidate in (text, f"gs://{text}", f"gs://bucket/{text}"):
-        try:
-            parse_gs_path(candidate)
-        except ValueError as error:
-            assert str(error).isprintable()
 
 
 @given(st.lists(st.tuples(NAMES, st.integers(0, 10**9)), unique_by=lambda pair: pair[0]))

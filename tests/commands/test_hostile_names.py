@@ -15,7 +15,7 @@ from common import terminal
 from common.names import identifier
 from engine import checkpoint
 from testing.photographs import picture
-from tests.harness import ask, pictures
+from tests.harness import Index, ask, pictures
 from tests.renaming import renamed_by
 from tests.stand_in import Answer, Rule, StandIn
 
@@ -41,6 +41,10 @@ NAMES = [
     "query?a=b&c=d#fragment +x.jpg",
     "{0}{x!r}%s%d%(name)s.jpg",
     "\\host\\windows.jpg",
+    "50%25.jpg",
+    "%.jpg",
+    "e\u0301.jpg",
+    "x...jpg",
     "caf\u00e9 \u65e5\u672c\u8a9e \U0001f600.jpg",
     "\u00e9" * 290 + ".jpg",
     "deep/" * 100 + "deep.jpg",
@@ -91,10 +95,12 @@ def test_hostile_names_are_ingested_as_they_are(hostile, tmp_path):
     assert "attempt 2 of 8" in done.stderr
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
-    content = made.storage.get(made.index, f"indexes/{made.index_id()}/labels.json")
-    assert json.loads(content) == [*sorted(f"train/{name}" for name in IMAGES), "val/fine.jpg"]
-    thumbnails = {f"thumbnails/ID/{identifier(name)}.jpg" for name in [*IMAGES, "fine.jpg"]}
-    assert thumbnails <= set(made.left_behind())
+    index = Index(made.objects())
+    assert index.labels == [*sorted(f"train/{name}" for name in IMAGES), "val/fine.jpg"]
+    assert set(index.train) == set(map(identifier, IMAGES))
+    files = {f"{identifier(name)}.jpg" for name in [*IMAGES, "fine.jpg"]}
+    assert set(index.thumbnails) == files
+    assert set(index.classes) == {os.path.basename(name) for name in index.labels}
     assert made.registered()[1] == len(IMAGES)
 
 

@@ -153,14 +153,14 @@ def test_damaged_vectors_are_not_kept(stopped, tmp_path):
 
 
 def test_kills_within_a_reconciliation_lose_nothing(stopped, tmp_path):
-    """Killed while images are copied, and at each renaming of a file; each kill after another."""
+    """Killed while images are copied, and at renamings of files; each kill after another."""
     CHANGES["everything"](stopped)
     with StandIn(stopped.storage.url, Rule(COPY, "kill-after")) as storage:
         storage.victim = stopped.start(storage=storage, FAKE_CHECKPOINT_S="0.01")
         assert ended(storage.victim).exit_code == -signal.SIGKILL
         stopped.assert_done_is_done()
         storage.rules = []
-        for number in itertools.count(2):  # the first is that of the report
+        for number in itertools.count(2, 3):  # the first is that of the report
             process = stopped.start(storage=storage, FAKE_KILL=f"replace {number}")
             if (done := ended(process)).exit_code == 0:
                 break

@@ -57,6 +57,7 @@ STOPS = {
     "Ctrl-C during the downloads": Stop(DOWNLOAD, "hold", 12, signal=signal.SIGINT),
     "SIGTERM during the downloads": Stop(DOWNLOAD, "hold", 12, signal=signal.SIGTERM),
     "Ctrl-C during the upload": Stop(FILE, "hold", 1, signal=signal.SIGINT),
+    "server lost at the end": Stop(CREATE, "503"),
     "access lost": Stop(DOWNLOAD, "403", 10),
     "network lost": Stop(" /", "reset", 30),
 }

@@ -220,25 +220,6 @@ def test_what_most_is_left_out_of_is_counted(make_state):
     listing.close()
 
 
-def test_rows_are_numbered_last(make_state):
-    state = make_state(["b.jpg", "c.jpg"])
-    done(state, 0, 1)
-    assert state.is_in_order()
-    take(state, ["c.jpg", listed("a.jpg", crc32c=1), "d.jpg"])
-    assert not state.is_in_order() and list(state.slots_in_order()) == [2, 1, 3]
-    state.mark_ordered(["clip"])
-    assert state.ordered_arrays() == ["clip"]
-    state.number_rows()
-    assert state.ordered_arrays() is None and state.slots() == 3
-    assert {name: slot for name, (slot, _) in images(state).items()} == {
-        "a.jpg": 0,
-        "c.jpg": 1,
-        "d.jpg": 2,
-    }
-    state.close()
-    State.open_checked(state.path).close()
-
-
 def test_move_takes_everything_along(tmp_path):
     state = state_of(tmp_path, ["a.jpg"], name="state.sqlite.new")
     (tmp_path / "state.sqlite-wal").write_bytes(b"of an older state")
@@ -275,12 +256,6 @@ def test_a_file_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match=r"cannot be written \(Not a directory\): choose another"):
         WorkDirectory(tmp_path / "file" / "work").__enter__()
-
-
-def test_an_unused_work_directory_leaves_nothing_behind(tmp_path):
-    with WorkDirectory(tmp_path / "work") as work:
-        work.new_listing()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_statement_that_takes_too_long_is_stopped(tmp_path):
