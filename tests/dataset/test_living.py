@@ -170,11 +170,13 @@ class Living(RuleBasedStateMachine):
 
     def teardown(self):
         fresh = Ingest()
-        for ingest in (self.ingest, fresh):
-            ingest.finish(self.bucket)
-        assert self.ingest.left_behind() == fresh.left_behind()
-        self.ingest.remove()
-        fresh.remove()
+        try:
+            for ingest in (self.ingest, fresh):
+                ingest.finish(self.bucket)
+            assert self.ingest.left_behind() == fresh.left_behind()
+        finally:
+            self.ingest.remove()
+            fresh.remove()
 
 
 Living.TestCase.settings = settings(max_examples=80, stateful_step_count=20, deadline=None)
