@@ -58,12 +58,6 @@ def test_make_clean_removes_what_the_demo_leaves():
     assert str(demo.WORK.relative_to(ROOT)) in said.stdout.split()
 
 
-def test_make_says_what_it_installs():
-    command = ["make", "-n", "-W", "requirements.txt", "install"]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "Installing" in said and "minutes" in said
-
-
 @pytest.mark.soak
 def test_two_demos_at_once(tmp_path):
     """With the real models: both show their own index, wherever port 8000 went."""

@@ -1,18 +1,26 @@
-"""The documents against the program: embeddings, messages, files and links that they name."""
+"""The documents against the program: what they name exists, and the commands that they show run."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib
 import re
-import tokenize
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+import ingest
+import ingest_labels
 from common.program import ROOT
 from dataset.arrays import EMBEDDINGS
+from testing.embedders import LoaderWithoutModels
+from testing.photographs import picture
+from testing.servers.processes import local_forager
 
 DOCUMENTS = [
     *ROOT.glob("*.md"),
@@ -34,14 +42,6 @@ HOSTS = {
     "dl.fbaipublicfiles.com",
 }
 MACHINE = re.compile(r"(?<![\w.~}-])/(?:work|root|Users|home/(?!ubuntu/))")
-# Words that a reader would have to guess at: "512 bytes an image" is "512 bytes per image".
-RIDDLES = re.compile(
-    r"\b(?:(?:of|to|most|than) so many|lies? (?:in|on|beside)|stands? by|half as many again)\b"
-    r"|\b(?:hears?|hearing|intake|as ever|mends?|came to|comes to|the way of)\b"
-    r"|(?:\b[kMG]B|\b(?:bytes|numbers|seconds|rows?|transfers?|embedders?|one)) an? "
-    r"(?:image|row|GPU|second|node|core|line)\b",
-    re.IGNORECASE,
-)
 
 
 def section(document: str, heading: str) -> str:
@@ -62,21 +62,6 @@ def table_rows(text: str) -> list[list[str]]:
     """The cells of the lines of all tables, without their headers."""
     lines = re.findall(r"^\|(.+)\|$", text, re.M)
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
-
-
-def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines for people, with their numbers: a document's, or the docstrings and comments."""
-    if path.suffix != ".py":
-        yield from enumerate(path.read_text().splitlines(), 1)
-        return
-    with tokenize.open(path) as file:
-        for token in tokenize.generate_tokens(file.readline):
-            if token.type == tokenize.COMMENT:
-                yield token.start[0], token.string
-    kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, kinds) and (text := ast.get_docstring(node, clean=False)):
-            yield from enumerate(text.splitlines(), node.body[0].lineno)
 
 
 def test_readme_has_every_embedding():
@@ -112,23 +97,15 @@ def test_numbers_are_where_contributing_says():
             assert re.search(rf"^(?:class |[\w, ]*\b){name}\b.*(?:=|:)", text, re.M), where
 
 
-def test_the_first_command_is_within_25_lines():
-    lines = (ROOT / "README.md").read_text().splitlines()
-    assert any("python ingest.py " in line for line in lines[:25])
+# What all documents may say
 
 
-# What all documents, docstrings and comments may say
-
-TEXTS = DOCUMENTS + SOURCES
-
-
-def named_files(path: Path) -> Iterator[str]:
-    """The files of the program that a document, or the prose of a module, names."""
-    for _, line in prose(path):
-        yield from FILE.findall(line)
-    if path.suffix == ".md":
-        links = re.findall(r"\]\((?!http)([^)#\s]+)", path.read_text())
-        yield from ((path.parent / link).resolve().relative_to(ROOT).as_posix() for link in links)
+def named_files(document: Path) -> Iterator[str]:
+    """The files of the program that a document names."""
+    text = document.read_text()
+    yield from FILE.findall(text)
+    links = re.findall(r"\]\((?!http)([^)#\s]+)", text)
+    yield from ((document.parent / link).resolve().relative_to(ROOT).as_posix() for link in links)
 
 
 def shown(path: Path) -> str:
@@ -147,7 +124,7 @@ def files() -> set[str]:
 
 def test_named_files_exist(files):
     known = files | FILES_OF_OTHERS
-    missing = {path: sorted(set(named_files(path)) - known) for path in TEXTS}
+    missing = {path: sorted(set(named_files(path)) - known) for path in DOCUMENTS}
     assert {shown(path): names for path, names in missing.items() if names} == {}
 
 
@@ -173,17 +150,6 @@ def test_nothing_names_a_path_of_a_developers_machine():
     assert named == set()
 
 
-def test_plain_words():
-    found = [
-        f"{shown(path)}:{number}: {line.strip()}"
-        for path in TEXTS
-        if path != Path(__file__)
-        for number, line in prose(path)
-        if RIDDLES.search(line)
-    ]
-    assert found == []
-
-
 def test_the_code_in_readme_loads_names_and_vectors(world, fast_models):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
     world.ingest("--work_dir", "birds")
@@ -201,3 +167,116 @@ def test_the_order_of_imports_has_every_part():
     (listed,) = re.findall(r"^root_packages = \[(.*?)\]", text, re.M | re.S)
     parts = [*ROOT.glob("*.py"), *(path.parent for path in ROOT.glob("*/__init__.py"))]
     assert sorted(re.findall(r"\w+", listed)) == sorted(path.stem for path in parts)
+
+
+# Commands that the documents show
+
+
+PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(python|pytest|make) \S")
+RUN_HERE = re.compile(
+    r"(SERVER_URL=\S+ )?python (ingest\.py|ingest_labels\.py|-m (dataset|local_forager)[. ]export) "
+    r"(?!.*--engine ray)"
+)
+
+
+def joined(block: str) -> Iterator[str]:
+    """The lines of a block, those of one command as one line."""
+    command = ""
+    for line in block.splitlines():
+        command = f"{command} {line.strip()}".strip().removesuffix("\\")
+        with contextlib.suppress(ValueError):  # a quotation mark is still open
+            shlex.split(command, comments=True)
+            if not line.endswith("\\"):
+                yield command.partition("  #")[0].strip()
+                command = ""
+
+
+def commands_in(document: Path) -> Iterator[str]:
+    """The commands in blocks and, within backticks, in the text."""
+    text = document.read_text()
+    for block in [*code_blocks(text), *re.findall(r"(?:^    .*\n)+", text, re.M)]:
+        yield from joined(block)
+    yield from re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+
+
+SHOWN = dict.fromkeys(c for path in DOCUMENTS for c in commands_in(path) if PROGRAM.match(c))
+
+
+@pytest.fixture
+def birds(world, monkeypatch, tmp_path):
+    """Images, an index bucket and a server for the dataset birds of the documents."""
+    for number, name in enumerate(("train/a", "train/b", "train/cat-01", "val/v", "val/w")):
+        world.put(**{f"{name}.jpg": picture(number, (80, 60))})
+    (labels,) = code_blocks(section("README.md", "## Labels"))[:1]
+    Path("labels.json").write_text(labels)
+    monkeypatch.setenv("FORAGER_BUCKET", world.index)
+    with local_forager(
+        tmp_path / "forager-data", tmp_path / "log", "--bucket", world.index
+    ) as server:
+        monkeypatch.setenv("SERVER_URL", server.url)
+        yield world
+
+
+def test_commands_of_the_documents_run(birds):
+    mains = {"ingest.py": ingest.main, "ingest_labels.py": ingest_labels.main}
+    commands = [command for command in SHOWN if RUN_HERE.match(command)]
+    assert len(commands) >= 8
+    for command in commands:
+        command = command.partition("python ")[2].replace("gs://bucket/", f"gs://{birds.images}/")
+        words = shlex.split(command.removeprefix("-m "))
+        module = words[0].replace("local_forager", "local_forager.__main__")
+        main = mains.get(words[0]) or importlib.import_module(module).main
+        loader = LoaderWithoutModels if main is ingest.main else None
+        result = CliRunner().invoke(main, words[1:], obj=loader, catch_exceptions=False)
+        assert result.exit_code == 0, f"{command}:\n{result.output}"
+
+
+def problem_of_python(words: list[str]) -> str:
+    """What is wrong with a command that begins with `python`, or ""."""
+    module = words[2] if words[1] == "-m" else words[1].removesuffix(".py")
+    if module in ("venv", "pytest"):
+        return ""
+    name = module.replace(".", "/")
+    if not (ROOT / f"{name}.py").exists() and not (ROOT / name / "__main__.py").exists():
+        return f"there is no {module}"
+    shared = "common/options.py", "preflight/options.py", "bench/support/measure.py"
+    paths = [ROOT / f"{name}.py", *(ROOT / name).glob("*.py"), *(ROOT / path for path in shared)]
+    source = "".join(path.read_text() for path in paths if path.exists())
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    unknown = [option for option in options if f'"{option}"' not in source and option != "--help"]
+    return f"{module} has no {', '.join(unknown)}" if unknown else ""
+
+
+def problem_of_pytest(words: list[str]) -> str:
+    """What is wrong with the files and the -k of a pytest command, or ""."""
+    paths = [ROOT / word for word in words if word.startswith("tests/")]
+    if missing := [path for path in paths if not path.exists()]:
+        return f"there is no {missing[0].relative_to(ROOT)}"
+    files = [f for path in paths for f in (path.rglob("test_*.py") if path.is_dir() else [path])]
+    names = re.findall(r"^def (test_\w+)", "".join(path.read_text() for path in files), re.M)
+    wanted = words[words.index("-k") + 1].split(" or ") if "-k" in words and files else []
+    unknown = [word for word in wanted if not any(word in name for name in names)]
+    return f"no test has {', '.join(unknown)} in its name" if unknown else ""
+
+
+def problem_of_make(words: list[str]) -> str:
+    """What is wrong with a make command, or ""."""
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    if len(words) > 1 and words[1] not in targets:
+        return f"the Makefile has no {words[1]}"
+    flags = next((word for word in words if word.startswith("TEST_FLAGS=")), "")
+    return problem_of_pytest(shlex.split(flags.partition("=")[2]))
+
+
+JUDGES = {"python": problem_of_python, "pytest": problem_of_pytest, "make": problem_of_make}
+
+
+def test_commands_in_documents_exist():
+    """Modules, options, tests and targets; also of commands that are not run."""
+    assert len(SHOWN) > 50
+    problems = {}
+    for command in SHOWN:
+        program = PROGRAM.match(command)
+        words = shlex.split(command[program.start(1) :], comments=True)
+        problems[command] = JUDGES[words[0]](words)
+    assert {command: problem for command, problem in problems.items() if problem} == {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -94,10 +93,3 @@ def local_forager(
     """A local Forager; `environment` has STORAGE_EMULATOR_HOST, or this process's has."""
     command = [*enter, sys.executable, "-m", "local_forager", "--port", str(port)]
     return Service([*command, "--data_dir", str(data_dir), *options], log, environment)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -12,7 +12,6 @@ import asyncio
 import base64
 import bisect
 import functools
-import itertools
 import json
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -48,7 +47,6 @@ class Objects:
         }
         self.uploaded: dict[str, tuple[int, str]] = {}
         self.parts: dict[str, bytearray] = {}
-        self.sessions = itertools.count()
 
     def listing(self, query: dict[str, str]) -> dict[str, object]:
         """A page of the images, nine of ten for training. A page token is the next name."""

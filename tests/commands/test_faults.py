@@ -45,7 +45,6 @@ def test_create_is_not_repeated_when_its_answer_is_lost(fresh, servers, generati
     [
         (" ", "503", r"Listing gs://bucket-\w+/train/: HTTP 503 \(fault\)"),
         (" ", "reset", r"Listing gs://bucket-\w+/train/: Connection reset by peer"),
-        (DOWNLOAD, "503", r"Reading gs://bucket-\w+/\w+/\w+\.\w+: HTTP 503 \(fault\)\."),
         (DOWNLOAD, "truncate", r"Reading gs://bucket-\w+/\w+/\w+\.\w+: the connection was closed"),
         (DOWNLOAD, "flip", r"24 of 24 images cannot be embedded(.|\n)*crc32c is not the listed"),
         (THUMBNAIL, "lost", r"Writing gs://bucket-\w+/thumbnails/\S+\.jpg: "),
@@ -71,24 +70,11 @@ def test_server_that_always_fails_is_named_before_any_work(fresh, kind):
     assert not fresh.left_behind() and has_only_a_report(fresh.work)
 
 
-def test_server_lost_at_the_end_costs_no_second_pass(fresh):
-    with (
-        StandIn(fresh.storage.url) as storage,
-        StandIn(fresh.server, Rule(CREATE, "503", times=4)) as server,
-    ):
-        first = fresh.run(storage=storage, server=server)
-        assert first.exit_code == 1 and "did not create" in first.error
-        fresh.ingest(storage=storage, server=server)
-        assert len(storage.requests(DOWNLOAD)) == len(storage.requests(THUMBNAIL)) == TRAIN + VAL
-    assert fresh.registered() == (fresh.index_id(), TRAIN, VAL)
-
-
-@pytest.mark.parametrize("files", [20, 30])
-def test_too_few_open_files_stop_the_run_and_make_no_image_bad(undisturbed, fresh, files):
-    limited = ["bash", "-c", f'ulimit -n {files} && exec "$@"', "-"]
+def test_too_few_open_files_stop_the_run_and_make_no_image_bad(undisturbed, fresh):
+    limited = ["bash", "-c", 'ulimit -n 30 && exec "$@"', "-"]
     stopped = ended(start([*limited, *fresh.command("--skip_bad_images")], dict(os.environ)))
     assert stopped.exit_code == 1
-    assert f"Too many open files. This process can open up to {files}: raise" in stopped.error
+    assert "Too many open files. This process can open up to 30: raise" in stopped.error
     assert "Failed: " not in stopped.stderr
     fresh.ingest("--skip_bad_images")
     assert fresh.left_behind() == undisturbed.left_behind()
@@ -150,14 +136,6 @@ def test_flipped_bits_are_found_and_fetched_again(store):
     proxy.rules.append(Rule("alt=media", "flip", times=3))
     assert objects("fetch", bucket, listed) == picture(1)
     assert [asked.fault for asked in proxy.requests("alt=media")] == ["flip", "flip", "flip", ""]
-
-
-def test_flipped_bits_in_a_thumbnail_are_found_and_sent_again(store):
-    proxy, bucket, _ = store
-    proxy.rules.append(Rule("uploadType=media", "flip", times=2))
-    objects("put", bucket, "b.jpg", picture(2), "image/jpeg")
-    assert len(proxy.requests("uploadType=media")) == 3
-    assert Emulated(proxy.url).get(bucket, "b.jpg") == picture(2)
 
 
 @pytest.mark.parametrize(("size", "requests"), [(256_000, FILE), (9 << 20, CHUNK)])

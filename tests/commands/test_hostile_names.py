@@ -11,12 +11,11 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-import ingest
+from common import terminal
 from common.names import identifier
-from engine import checkpoint as recording
-from preflight import checks
+from engine import checkpoint
 from testing.photographs import picture
-from tests.harness import ask, pictures
+from tests.harness import Index, ask, pictures
 from tests.renaming import renamed_by
 from tests.stand_in import Answer, Rule, StandIn
 
@@ -42,6 +41,10 @@ NAMES = [
     "query?a=b&c=d#fragment +x.jpg",
     "{0}{x!r}%s%d%(name)s.jpg",
     "\\host\\windows.jpg",
+    "50%25.jpg",
+    "%.jpg",
+    "e\u0301.jpg",
+    "x...jpg",
     "caf\u00e9 \u65e5\u672c\u8a9e \U0001f600.jpg",
     "\u00e9" * 290 + ".jpg",
     "deep/" * 100 + "deep.jpg",
@@ -73,9 +76,8 @@ def assert_nothing_outside(directory):
 def hostile(make_world, tmp_path, monkeypatch):
     """Makes a dataset of the hostile names, with these contents."""
     monkeypatch.chdir(tmp_path)
-    for module in (ingest, recording):
-        monkeypatch.setattr(module, "FAILURES_SHOWN", 1000)
-    monkeypatch.setattr(checks, "SHOWN", 1000)
+    monkeypatch.setattr(checkpoint, "FAILURES_SHOWN", 1000)
+    monkeypatch.setattr(terminal, "SHOWN_LINES", 1000)
 
     def make(content, splits=("train",)):
         objects = {f"{split}/{name}": content(name) for name in NAMES for split in splits}
@@ -86,14 +88,19 @@ def hostile(make_world, tmp_path, monkeypatch):
 
 
 def test_hostile_names_are_ingested_as_they_are(hostile, tmp_path):
+    """And printed escaped where requests fail."""
     made = hostile(lambda name: picture(len(name)))
-    done = made.ingest()
+    with StandIn(made.storage.url, Rule("alt=media|thumbnails", "503", times=60)) as storage:
+        done = made.ingest(storage=storage)
+    assert "attempt 2 of 8" in done.stderr
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
-    content = made.storage.get(made.index, f"indexes/{made.index_id()}/labels.json")
-    assert json.loads(content) == [*sorted(f"train/{name}" for name in IMAGES), "val/fine.jpg"]
-    thumbnails = {f"thumbnails/ID/{identifier(name)}.jpg" for name in [*IMAGES, "fine.jpg"]}
-    assert thumbnails <= set(made.left_behind())
+    index = Index(made.objects())
+    assert index.labels == [*sorted(f"train/{name}" for name in IMAGES), "val/fine.jpg"]
+    assert set(index.train) == set(map(identifier, IMAGES))
+    files = {f"{identifier(name)}.jpg" for name in [*IMAGES, "fine.jpg"]}
+    assert set(index.thumbnails) == files
+    assert set(index.classes) == {os.path.basename(name) for name in index.labels}
     assert made.registered()[1] == len(IMAGES)
 
 
@@ -114,15 +121,6 @@ def test_hostile_duplicates_are_printed_escaped(hostile, tmp_path):
     assert done.exit_code == 1 and "duplicate basename" in done.stderr
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
-
-
-def test_hostile_names_are_escaped_where_requests_fail(hostile):
-    made = hostile(lambda name: picture(1))
-    rule = Rule("alt=media|thumbnails", "503", times=60)
-    with StandIn(made.storage.url, rule) as storage:
-        done = made.ingest(storage=storage)
-    assert "attempt 2 of 8" in done.stderr
-    assert_harmless(done.stderr)
 
 
 def test_script_of_renames_is_safe_to_run(hostile, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dataset.arrays import DIMENSIONS, array_path
+from dataset.arrays import array_path
 from tests.harness import Index, ended, has_only_a_report, picture
 from tests.stand_in import KINDS, Rule, StandIn
 
@@ -221,15 +221,6 @@ def test_damaged_vectors_and_lost_thumbnails_are_embedded_again(grown):
     assert_as_without_reuse(grown)
 
 
-def test_a_few_rows_are_read_in_ranges(grown):
-    grown.delete("t/a.jpg")
-    with StandIn(grown.storage.url) as storage:
-        result = grown.ingest("--reuse", grown.old, storage=storage)
-        assert len(storage.requests(RANGE)) == len(DIMENSIONS)
-        assert len(storage.requests(COPY)) == 1
-    assert embedded(grown) == 1 and "2 reused, 1 embedded now" in result.stdout
-
-
 @pytest.fixture
 def source(undisturbed, fresh, tmp_path):
     """A dataset of the same images in the index bucket of `fresh`."""
@@ -268,7 +259,6 @@ def test_faults_while_rows_are_copied_change_nothing(undisturbed, fresh, source,
         (r"GET /storage/.*manifest.parquet", 1, "kill-before"),
         (RANGE, 7, "kill-before"),
         (COPY, 4, "kill-after"),
-        pytest.param(COPY, 0, "kill-after", marks=pytest.mark.soak),
     ],
 )
 def test_kill_while_rows_are_copied(undisturbed, fresh, source, pattern, after, kind):

@@ -1,6 +1,5 @@
 """The index on disk: the bytes that the server opens."""
 
-import contextlib
 import errno
 import json
 import os
@@ -16,7 +15,6 @@ from common.files import crc32c_of_file
 from dataset.arrays import (
     BYTES_PER_ROW,
     DIMENSIONS,
-    ZEROS,
     Arrays,
     array_path,
     arrays_complete,
@@ -24,7 +22,7 @@ from dataset.arrays import (
     verify_arrays,
 )
 from dataset.lists import index_files, pickled_dict, thumbnail_name, write_lists
-from dataset.state import Outcome, State
+from dataset.state import Outcome
 from tests.dataset.states import images, listed, state_of, take
 
 INDEX_ID = "12345678-1234-4234-8234-123456789abc"
@@ -53,14 +51,9 @@ def test_float64_and_strided_vectors_are_written_as_float32(tmp_path):
     strided = np.arange(2 * dimension, dtype=np.float64)[::2]
     with Arrays(tmp_path, 1) as arrays:
         arrays.write(0, [*vectors(0)[:-1], strided])
+        with pytest.raises(ValueError, match=f"vector of {dimension}"):
+            arrays.write(0, [*vectors(0)[:-1], strided[1:]])
     assert (np.fromfile(array_path(tmp_path, last), "<f4") == strided).all()
-
-
-def test_wrong_dimension_is_refused(tmp_path):
-    *_, dimension = DIMENSIONS.values()
-    wrong = np.zeros(dimension - 1, np.float32)
-    with Arrays(tmp_path, 1) as arrays, pytest.raises(ValueError, match=f"vector of {dimension}"):
-        arrays.write(0, [*vectors(0)[:-1], wrong])
 
 
 def test_new_arrays_take_their_space_at_once_and_hold_zeros(tmp_path):
@@ -69,17 +62,6 @@ def test_new_arrays_take_their_space_at_once_and_hold_zeros(tmp_path):
         assert sum(path.stat().st_size for path in paths) == 100 * BYTES_PER_ROW
         assert sum(path.stat().st_blocks * 512 for path in paths) >= 100 * BYTES_PER_ROW
         assert not any(path.read_bytes().strip(b"\0") for path in paths)
-
-
-def test_reopened_arrays_keep_their_rows_and_clear_only_one(tmp_path):
-    for row in range(2):
-        with Arrays(tmp_path, 2) as arrays:
-            arrays.write(row, vectors(row))
-    with Arrays(tmp_path, 2) as arrays:
-        arrays.write(0, ZEROS)
-    clip = np.fromfile(array_path(tmp_path, "clip"), "<f4").reshape(2, 512)
-    assert not clip[0].any()
-    assert (clip[1] == vectors(1)[2]).all()
 
 
 def test_arrays_complete(tmp_path):
@@ -115,13 +97,6 @@ def test_lists(tmp_path):
     assert read["val_identifiers"] == {"é": 2}
     classes = pickle.loads((tmp_path / "aux" / "imagenet.pickle").read_bytes())
     assert classes == {"a.png": 7, "é.jpeg": 999}
-
-
-def test_lists_without_validation_images(tmp_path):
-    state = state_of(tmp_path, ["t/a.jpg"], [])
-    write_lists(state, tmp_path)
-    state.close()
-    assert json.loads((tmp_path / "index" / "val_identifiers.json").read_text()) == {}
 
 
 def test_files_become_the_objects_of_the_specification(tmp_path):
@@ -200,38 +175,6 @@ def assert_in_order(state, contents):
         assert not list(array_path(state.directory, name).parent.glob("*.ordered"))
     assert [slot for slot, _ in images(state).values()] == list(range(len(contents)))
     assert verify_arrays(state.directory, len(contents), state.vector_checksums()).damaged == []
-
-
-def test_arrays_are_put_in_row_order(out_of_order):
-    state, contents = out_of_order
-    put_in_order(state)
-    assert_in_order(state, contents)
-    before = [array_path(state.directory, name).stat().st_ino for name in DIMENSIONS]
-    put_in_order(state)  # nothing is left to do
-    assert [array_path(state.directory, name).stat().st_ino for name in DIMENSIONS] == before
-
-
-@pytest.mark.parametrize("stop", range(7))
-def test_putting_in_order_goes_on_after_a_kill_at_any_point(out_of_order, monkeypatch, stop):
-    """Before or after each rename: three arrays, and the end of the last."""
-    state, contents = out_of_order
-    replace, left = os.replace, iter(range(stop))
-
-    def killed(*paths):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        replace(*paths)
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with contextlib.suppress(KeyboardInterrupt):
-        put_in_order(state)
-    monkeypatch.undo()
-    again = State.open_checked(state.path)
-    put_in_order(again)
-    assert_in_order(again, contents)
-    again.close()
 
 
 def test_a_disk_that_has_no_space_for_an_array_twice_is_one_sentence(out_of_order, monkeypatch):

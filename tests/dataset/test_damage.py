@@ -73,20 +73,13 @@ def try_damage(sound, tmp_path, seed):
 
 def test_damage_is_found_or_changes_nothing(sound, tmp_path):
     found = sum(try_damage(sound, tmp_path, seed) for seed in range(60))
-    assert found > 30
+    assert 30 < found < 60
 
 
 @pytest.mark.soak
 def test_damage_is_found_or_changes_nothing_500_times(sound, tmp_path):
     for seed in range(1000, 1500):
         try_damage(sound, tmp_path, seed)
-
-
-def test_a_sound_state_is_opened(sound, tmp_path):
-    path = Path(shutil.copy(sound, tmp_path))
-    state = State.open_checked(path)
-    assert state.counts()[0:1] == (300,) and state.index_id == INDEX_ID
-    state.close()
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,12 @@
-"""From the command line to rows that wait to be embedded."""
+"""What a dry run says of what is listed."""
 
-import asyncio
-import uuid
 from pathlib import Path
 
 import pytest
 
-from common.names import GsPath
 from common.options import Limit
-from dataset.listing import Split
-from dataset.work_directory import WorkDirectory
 from preflight.describe import describe_plan, describe_skipped
-from preflight.plan import Plan, begin_or_continue
 from tests.dataset.states import listed, listing_of
-
-OPTIONS = {"dataset": "birds", "bucket": "index-bucket"}
 
 
 @pytest.fixture
@@ -57,30 +49,6 @@ def test_what_is_skipped_is_named_with_what_would_help(listing):
         "Under another name 2 of them would be images: --dry_run --write_renames FILE writes a "
         "script that renames them.",
     ]
-
-
-def test_a_new_ingest_gets_an_id_and_keeps_what_it_depends_on(tmp_path):
-    with WorkDirectory(tmp_path / "work") as work:
-        listing = work.new_listing()
-        listing.add(Split.TRAIN, [listed("t/a.jpg")])
-        made = Plan(
-            train=GsPath("images", "t/"),
-            val=GsPath("images", "v/"),
-            listing=listing,
-            earlier=None,
-            start_over=False,
-            changes=None,
-            identity=OPTIONS,
-            precision="auto",
-            clip_directory=Path("clip"),
-            reuse=None,
-        )
-        state = asyncio.run(begin_or_continue(made, work, "http://none", retry_failed=True))
-        assert state.path == tmp_path / "work" / "state.sqlite"
-        assert str(uuid.UUID(state.index_id, version=4)) == state.index_id
-        assert (state.option("dataset"), state.option("bucket")) == ("birds", "index-bucket")
-        assert state.counts().images == 1
-    assert not listing.path.exists()
 
 
 @pytest.mark.parametrize(
