@@ -41,6 +41,10 @@ class Labels:
     boxes: list[Box]  # in the order of the file
     paths: dict[str, str]  # by identifier, the image's path in the file
 
+    def categories(self) -> set[str]:
+        """The categories of labels and boxes."""
+        return {category for category, _ in self.groups} | {box.category for box in self.boxes}
+
 
 class Collector:
     """Labels and boxes so far, and sentences about what is wrong."""

@@ -26,12 +26,13 @@ LABEL_KEYS = {"category", "value", "mode", "is_box"}
 BOX_KEYS = {*LABEL_KEYS, *CORNERS}
 BOX_WORDS = {*CORNERS, "bbox", "box", "x", "y", "w", "h", "width", "height"}
 BOX_WORDS |= {"xmin", "ymin", "xmax", "ymax"}
+UNKNOWN = 'unknown; an annotation has a "category" and a "value", which is the mode'
+UNKNOWN_OF_BOX = 'unknown; a box has "is_box": true, and the corners "x1", "y1", "x2" and "y2"'
 COCO_FIELDS = {  # of the elements of each list: ids, and last what they stand for
     "images": ("id", "file_name"),
     "categories": ("id", "name"),
     "annotations": ("image_id", "category_id", "bbox"),
 }
-JSON_START = re.compile(r'[\[{"\d-]|null|true|false|NaN|Infinity')
 OTHER_OBJECTS = re.compile(r'\[\s*\{\s*"(?!(?:' + "|".join(BOX_KEYS) + r')")')
 COCO_EXPECTED = (
     "expected a COCO file of instances: an object with the lists images (id, file_name), "
@@ -48,15 +49,11 @@ def collect_forager(text: str, collector: Collector, progress: Progress) -> None
         LabelFileError: the text is not valid JSON, or of another format.
     """
     reader = JsonReader(text, progress)
-    if not reader.matches(JSON_START):
-        raise LabelFileError("this is not JSON: if it is CSV, add --format csv.")
     if reader.peek() != "{":
-        document = reader.value()
-        reader.end()
-        collector.findings.append(
-            f"expected an object {{image path: [annotation, ...]}}, got {got(document)}."
+        raise LabelFileError(
+            "expected a JSON object {image path: [annotation, ...]}: if this is CSV, add --format "
+            "csv."
         )
-        return
     for path in reader.members():
         if path in COCO_FIELDS and reader.matches(OTHER_OBJECTS):
             raise LabelFileError("this is a COCO file: add --format coco.")
@@ -81,7 +78,7 @@ def _collect_annotations(path: str, image: str, annotations: Any, collector: Col
                 report(f"{key(path)}[{number}]: {problem}.")
                 continue
         else:
-            if problems := _problems(annotation):
+            if problems := list(_problems(annotation)):
                 collector.findings += [f"{key(path)}[{number}]{problem}." for problem in problems]
                 continue
             category = annotation["category"]
@@ -108,40 +105,32 @@ def _box(image: str, category: str, mode: str, corners: Corners) -> Box:
     return Box(identifier=image, category=category, mode=mode, x1=x1, y1=y1, x2=x2, y2=y2)
 
 
-def _problems(annotation: Any) -> list[str]:
+def _problems(annotation: Any) -> Iterator[str]:
     """Where in an annotation that is not a string something is wrong, and what."""
     if not isinstance(annotation, dict):
         expected = '"CATEGORY" or {"category": "CATEGORY", "value": "MODE"}'
-        return [f": expected {expected}, got {got(annotation)}"]
-    problems: list[str] = []
+        yield f": expected {expected}, got {got(annotation)}"
+        return
     if isinstance(annotation, Repeated):
-        problems += [f"{_step(name)}: given more than once" for name in annotation.repeated_keys]
+        for name in annotation.repeated_keys:
+            yield f"{_step(name)}: given more than once"
     is_box = annotation.get("is_box", False)
     if type(is_box) is not bool:
-        problems.append(f".is_box: expected true or false, got {got(is_box)}")
-    if not annotation.keys() <= (BOX_KEYS if is_box else LABEL_KEYS):
-        problems += _unknown_keys(annotation, bool(is_box))
+        yield f".is_box: expected true or false, got {got(is_box)}"
+    known = BOX_KEYS if is_box else LABEL_KEYS
+    for name in annotation:
+        if name not in known:
+            yield f"{_step(name)}: {UNKNOWN_OF_BOX if is_box or name in BOX_WORDS else UNKNOWN}"
     if "category" not in annotation:
-        problems.append(': expected a "category", got an object without')
+        yield ': expected a "category", got an object without'
     for name in ("category", "value", "mode"):
         if name in annotation and (problem := category_problem(annotation[name])):
-            problems.append(f".{name}: {problem}")
+            yield f".{name}: {problem}"
     if {"value", "mode"} <= annotation.keys() and annotation["value"] != annotation["mode"]:
         both = f"{got(annotation['value'])} and {got(annotation['mode'])}"
-        problems.append(f': "value" and "mode" both name the mode, but differ: {both}')
-    return problems + (_box_problems(annotation) if is_box is True else [])
-
-
-def _unknown_keys(annotation: dict[str, Any], is_box: bool) -> list[str]:
-    """A sentence for each key that such an annotation does not have."""
-    known = BOX_KEYS if is_box else LABEL_KEYS
-    label = 'unknown; an annotation has a "category" and a "value", which is the mode'
-    box = 'unknown; a box has "is_box": true, and the corners "x1", "y1", "x2" and "y2"'
-    return [
-        f"{_step(name)}: {box if is_box or name in BOX_WORDS else label}"
-        for name in annotation
-        if name not in known
-    ]
+        yield f': "value" and "mode" both name the mode, but differ: {both}'
+    if is_box is True:
+        yield from _box_problems(annotation)
 
 
 def _box_problems(annotation: dict[str, Any]) -> list[str]:
