@@ -170,7 +170,7 @@ async def ingest(options: Options) -> bool:
             twice = report.stored_twice(journal, plan, generation)
             if journal.finished and not journal.differences() and not options.again:
                 if journal.has(plan):
-                    return report.report_finished(options.shown_file, plan, journal.entries, twice)
+                    return report.report_finished(options.shown_file, plan, journal, twice)
                 report.refuse_other_selection(path, twice)
             report.warn_of_second_copies(journal, twice, generation, start_over)
             await asyncio.to_thread(journal.begin, plan)
@@ -185,7 +185,7 @@ async def ingest(options: Options) -> bool:
             )
             await sender.send_all()
     page = dataset_page(options.server_url, options.viewer_url or server.viewer_url, options.name)
-    return report.report_result(plan, journal.entries, page)
+    return report.report_result(plan, journal, page)
 
 
 def check_arguments(options: Options) -> tuple[Labels, str]:
@@ -201,13 +201,10 @@ def check_arguments(options: Options) -> tuple[Labels, str]:
     findings = Findings()
     if problem := dataset_name_error(options.name):
         findings.add(problem)
-    if not options.server_url:
-        findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
-    else:
-        try:
-            check_server_url(options.server_url)
-        except ServerError as error:
-            findings.add(error.message)
+    try:
+        check_server_url(options.server_url)
+    except ServerError as error:
+        findings.add(error.message)
     user = printable(options.user)
     if not re.fullmatch(r"[^@\s]+@[^@\s]+", options.user) or text_problem(options.user):
         findings.add(f"--user {user!r} is not an e-mail address: write it as NAME@HOST.")
@@ -276,15 +273,9 @@ def make_plan(labels: Labels, index_id: str, generation: Generation, options: Op
     if options.skip_boxes:
         labels = replace(labels, boxes=[])
     known = plan.known_images(options.bucket, index_id)
-    unknown: list[str] = []
+    unknown = 0
     if known is not None:
-        kept, unknown = plan.split_unknown(labels, known)
-        if unknown and (problem := plan.inversion(labels, kept, known)):
-            raise IngestError(f"{options.shown_file}: {problem}")
-        if unknown:
-            paths = [printable(labels.paths[image], 1000) for image in unknown]
-            refuse_unknown(paths, plan.similar_image(unknown, known), options)
-        labels = kept
+        labels, unknown = without_unknown(labels, known, options)
     if labels.boxes:
         sizes = plan.image_sizes(options.bucket, index_id)
         if not sizes:
@@ -298,29 +289,36 @@ def make_plan(labels: Labels, index_id: str, generation: Generation, options: Op
     shared = generation.shares_requests and known is not None
     return plan.Plan(
         requests=plan.make_requests(labels, options.user, shared),
-        unknown=len(unknown),
+        unknown=unknown,
         skipped_boxes=skipped_boxes,
         index_known=known is not None,
     )
 
 
-def refuse_unknown(paths: list[str], hint: str | None, options: Options) -> None:
-    """Say which images the dataset does not have.
+def without_unknown(labels: Labels, known: set[str], options: Options) -> tuple[Labels, int]:
+    """The labels of known images, and the number of other images, which are listed.
 
     Raises:
-        IngestError: without --skip_unknown.
+        IngestError: there are other images, without --skip_unknown.
     """
+    from labels import plan
+
+    kept, unknown = plan.split_unknown(labels, known)
+    if not unknown:
+        return labels, 0
+    if problem := plan.inversion(labels, kept, known):
+        raise IngestError(f"{options.shown_file}: {problem}")
+    paths = [printable(labels.paths[image], 1000) for image in unknown]
     listed = first_lines(paths, options.file_beside(f".{options.name}.unknown.txt"))
-    are = "is" if len(paths) == 1 else "are"
-    message = (
-        f"{count(len(paths), 'labelled image')} {are} not in the dataset {options.name}:\n{listed}"
-        + (f"\n{hint}" if hint else "")
-    )
+    message = f"{count(len(paths), 'labelled image')} not in the dataset {options.name}:\n{listed}"
+    if hint := plan.similar_image(unknown, known):
+        message += f"\n{hint}"
     if not options.skip_unknown:
         raise IngestError(
             f"{message}\nCorrect the label file, or skip these labels with --skip_unknown."
         )
     say(f"Skipped: {message}")
+    return kept, len(unknown)
 
 
 if __name__ == "__main__":

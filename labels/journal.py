@@ -198,6 +198,10 @@ class Journal:
             sizes[self.entries[number].kind] += self.entries[number].labels
         return sizes
 
+    def created(self) -> list[int]:
+        """How many labels the server stored of each request."""
+        return [entry.created for entry in self.entries]
+
     def numbers(self, *states: State) -> list[int]:
         """The places in `entries` of the requests in these states."""
         return [number for number, entry in enumerate(self.entries) if entry.state in states]

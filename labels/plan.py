@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ INDEX_ID = re.compile(r"[-\w.]{1,300}")
 ROUNDING = 1.0  # pixel by which coordinates of a box inside its image may exceed it
 
 T = TypeVar("T")
+Counts = Mapping[Kind, Counter[Group]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,20 @@ class Plan:
             digest.update(json.dumps([*request.labels.items(), request.boxes]).encode() + b"\n")
         return digest.hexdigest()
 
-    def counts(self) -> dict[Kind, Counter[Group]]:
-        """The number of labels and of boxes by category and mode."""
-        counts: dict[Kind, Counter[Group]] = {kind: Counter() for kind in Kind}
-        for request in self.requests:
-            counts[request.kind].update(request.counts())
+    def counts(self, created: Sequence[int] | None = None) -> Counts:
+        """The number of labels and of boxes by category and mode.
+
+        Args:
+            created: counts what the server stored: how many labels of each request. Which of
+                several categories it did not store is not known, so then these count as nothing.
+        """
+        counts: Counts = {kind: Counter() for kind in Kind}
+        sizes = [request.size for request in self.requests]
+        for request, number in zip(self.requests, created or sizes, strict=True):
+            by_group = request.counts()
+            if number != request.size:
+                by_group = Counter(dict.fromkeys(by_group, number) if len(by_group) == 1 else ())
+            counts[request.kind].update(by_group)
         return counts
 
     def skipped(self) -> str:
@@ -82,12 +92,11 @@ def known_images(bucket: str, index_id: str) -> set[str] | None:
             if not isinstance(rows, dict):
                 raise ValueError(f"{file} is not a JSON object")
             known.update(rows)
+        return known
     except StorageError as error:
         reason = error.message
     except (ValueError, RecursionError) as error:
         reason = f"{printable(str(error))}."
-    else:
-        return known
     say(
         f"The dataset's index in gs://{printable(bucket)} cannot be read: {reason} Unknown images "
         "are therefore found only by comparing how many labels the server stores.",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import IngestError
 from common.terminal import count, first_lines, printable, say, table
 from forager.client import Forager
 from forager.generation import Generation, Group, Kind, amount
-from labels.journal import Entry, Journal, State
-from labels.plan import Plan, notes_on_categories, show_notes
-
-Counts = Mapping[Kind, Counter[Group]]
+from labels.journal import Journal, State
+from labels.plan import Counts, Plan, notes_on_categories, show_notes
 
 
 async def report_dry_run(server: Forager, name: str, plan: Plan) -> None:
@@ -66,21 +64,6 @@ def report_earlier_run(path: Path, belongs_to: dict[str, str], plan: Plan) -> No
             said = f"An interrupted run has stored {done:,} of {requests}: they are not sent."
         if done:
             print(said, flush=True)
-
-
-def count_created(plan: Plan, entries: Sequence[Entry]) -> Counts:
-    """What the server stored.
-
-    Of a request of several categories, the server does not say what it stored. So if it did not
-    store all, this counts as nothing.
-    """
-    created: Counts = {kind: Counter() for kind in Kind}
-    for request, entry in zip(plan.requests, entries, strict=True):
-        counts = request.counts()
-        if entry.created != request.size:
-            counts = Counter(dict.fromkeys(counts, entry.created) if len(counts) == 1 else ())
-        created[request.kind].update(counts)
-    return created
 
 
 def count_mismatch(asked: Counts, created: Counts, index_known: bool) -> str | None:
@@ -161,14 +144,12 @@ def warn_of_second_copies(
     say(f"{said}; {'the newest counts' if newest else 'Forager shows both copies of a box'}.")
 
 
-def report_finished(
-    label_file: str, plan: Plan, entries: Sequence[Entry], twice: str | None
-) -> bool:
+def report_finished(label_file: str, plan: Plan, journal: Journal, twice: str | None) -> bool:
     """Say that an earlier run sent these labels. Returns whether the server stored all.
 
     `twice` is what the server would store a second time.
     """
-    asked, created = plan.counts(), count_created(plan, entries)
+    asked, created = plan.counts(), plan.counts(journal.created())
     again = f": this server then stores {twice} a second time" if twice else ""
     say(
         f"An earlier run finished sending {label_file}: {parts(asked, created)} created. Nothing "
@@ -186,13 +167,13 @@ def parts(asked: Counts, created: Counts) -> str:
     )
 
 
-def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
+def report_result(plan: Plan, journal: Journal, page: str) -> bool:
     """Print what was stored. Returns whether that is all that was sent.
 
     Raises:
         IngestError: everything is recorded, but standard output cannot be written.
     """
-    asked, created = plan.counts(), count_created(plan, entries)
+    asked, created = plan.counts(), plan.counts(journal.created())
     problem = count_mismatch(asked, created, plan.index_known)
     if problem:
         say(f"Error: {problem}")

@@ -15,7 +15,6 @@ from forager.client import Forager
 @pytest.mark.parametrize(
     "url",
     [
-        "",
         "localhost:8000",
         "ftp://x",
         "http://",

@@ -17,7 +17,7 @@ from forager.connection import page_title, parsed, read_body
         (b"<title></title><h1>Sorry</h1>", "Sorry"),
         (b'<title>E</title><pre class="exception_value">too long</pre>', "E: too long"),
         (b"<title>\x1b[2J</title>", r"\x1b[2J"),
-        (b"<title>never closed", ""),
+        (b"<title>never closed", "never closed"),
         (b"<title", ""),
         (b"no page", ""),
         (b"", ""),

@@ -97,7 +97,7 @@ def test_boxes_on_unknown_images(server_b, run):
     document = WITH_BOXES | {"z.jpg": [box()]}
     code, _, err = run(server_b.url, document)
     assert code == 1
-    assert "1 labelled image is not in the dataset birds:\n      z.jpg\n" in err
+    assert "1 labelled image not in the dataset birds:\n      z.jpg\n" in err
     assert run(server_b.url, document, "--skip_unknown")[0] == 0
     assert server_b.boxes() == BOXES
 
