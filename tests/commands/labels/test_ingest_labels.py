@@ -9,10 +9,11 @@ import pytest
 
 from common.program import ROOT
 from tests.commands.labels.label_command import GOOD, STORED
+from tests.harness import ended
 
 
-def test_labels_are_stored(server, run_process, tmp_path):
-    code, out, err = run_process(server.url, GOOD)
+def test_labels_are_stored(server, begin, tmp_path):
+    code, out, err = ended(begin(server.url, GOOD))
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "category  mode      asked  created",
@@ -116,7 +117,7 @@ def test_dry_run(server, run, tmp_path):
         f"5 labels in 3 requests would be sent to {server.url}. This was a dry run: nothing was "
         f"sent. {consequence[server.generation]}",
     ]
-    assert server.count() == 3
+    assert len(server.stored()) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
 
 
@@ -219,9 +220,9 @@ def test_names_that_could_act_on_a_terminal(server_b, run):
     assert server_b.stored() == [("a", "\x1b[2J\u202e", "POSITIVE")]
 
 
-def test_a_terminal_that_cannot_show_a_category(server_b, run_process, monkeypatch):
+def test_a_terminal_that_cannot_show_a_category(server_b, begin, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    code, out, _ = run_process(server_b.url, {"é.jpg": ["猫"]})
+    code, out, _ = ended(begin(server_b.url, {"é.jpg": ["猫"]}))
     assert code == 0
     assert r"\u732b" in out
 

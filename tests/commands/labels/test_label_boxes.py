@@ -5,18 +5,9 @@ import json
 import pytest
 
 import gcs
-from tests.commands.labels.label_command import (
-    BOXES,
-    GOOD,
-    STORED,
-    WITH_BOXES,
-    Proxy,
-    box,
-    serve,
-)
+from tests.commands.labels.label_command import BOXES, GOOD, STORED, WITH_BOXES, box, failing
 
 LABELS = sorted([*STORED, ("c", "cat", "POSITIVE")])
-JOURNAL = "labels.json.birds.journal"
 
 
 def test_boxes_are_stored(server_b, run):
@@ -65,7 +56,7 @@ def test_boxes_sent_again_are_stored_twice(server_b, run):
     code, _, err = run(server_b.url, WITH_BOXES | {"z.jpg": []})
     assert code == 0
     assert "another version of this label file, with 4 boxes." in err
-    assert server_b.boxes() == sorted([*BOXES, *BOXES])
+    assert server_b.boxes() == sorted(BOXES * 3)
 
 
 def test_other_boxes_of_a_finished_file(server_b, run):
@@ -111,10 +102,10 @@ def test_boxes_on_unknown_images_without_an_index(server_b, run):
 
 
 def test_a_damaged_journal_with_boxes(server_b, run, tmp_path):
-    with serve(Proxy(server_b.url, [None, None, None, None, 400]).handle) as url:
-        assert run(url, WITH_BOXES)[0] == 0
-        (tmp_path / JOURNAL).write_text("{}")
-        code, _, err = run(url, WITH_BOXES)
+    with failing(server_b, None, None, None, None, "400") as proxy:
+        assert run(proxy.url, WITH_BOXES)[0] == 0
+        (tmp_path / "labels.json.birds.journal").write_text("{}")
+        code, _, err = run(proxy.url, WITH_BOXES)
     assert code == 1
     assert "which may store 4 boxes a second time." in err
     assert server_b.boxes() == BOXES
