@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common.errors import Findings, IngestError, ServerError
-from common.names import MAX_TEXT_LENGTH, dataset_name_error, text_problem
+from common.names import dataset_name_error, text_problem
 from common.options import CONTEXT_SETTINGS, Command, shared_options
 from common.terminal import count, first_lines, printable, say
 
@@ -205,11 +205,10 @@ def check_arguments(options: Options) -> tuple[Labels, str]:
         check_server_url(options.server_url)
     except ServerError as error:
         findings.add(error.message)
-    user = printable(options.user)
     if not re.fullmatch(r"[^@\s]+@[^@\s]+", options.user) or text_problem(options.user):
-        findings.add(f"--user {user!r} is not an e-mail address: write it as NAME@HOST.")
-    elif len(options.user) > MAX_TEXT_LENGTH:
-        findings.add(f"--user {user} is longer than {MAX_TEXT_LENGTH} characters.")
+        findings.add(
+            f"--user {printable(options.user)!r} is not an e-mail address: write it as NAME@HOST."
+        )
     try:
         labels, digest = read_label_file(
             options.label_file, options.file_format, options.as_labels, options.allow_mode

@@ -116,23 +116,16 @@ class Forager(Connection):
         raise self.other_shape(answer)
 
     async def create_dataset(
-        self,
-        name: str,
-        train_path: str,
-        val_path: str,
-        index_id: str,
-        num_train: int,
-        num_val: int,
+        self, name: str, train_path: str, val_path: str, wanted: DatasetInfo
     ) -> None:
-        """Register the dataset and compare the server's image counts with these.
+        """Register the dataset and compare what the server then has with what is wanted.
 
         A second create of a name is a 500, so a lost answer is settled by asking for the dataset.
         The request is sent again only if the dataset stays absent. That is safe: names are unique
         on the server.
         """
-        wanted = DatasetInfo(index_id, num_train, num_val)
         paths = {"train_path": train_path, "val_path": val_path}
-        body = encoded({"dataset": name, **paths, "index_id": index_id})
+        body = encoded({"dataset": name, **paths, "index_id": wanted.index_id})
         retrying = self._retrying._replace(attempts=CREATE_ATTEMPTS)
         try:
             await retrying.call(f"create {name}", self._create_once, name, wanted, body)

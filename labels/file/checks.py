@@ -62,24 +62,28 @@ class Collector:
 
         `once` is for formats in which each image comes once.
         """
-        self.stop_after_many_findings()
         image = identifier(path)
         known = self.paths.get(image)
         if known is None:
             self.paths[image] = path
             if problem := _image_problem(image):
-                self.findings.append(f"{where}: {problem}.")
+                self.report(f"{where}: {problem}.")
         elif known == path and once:
-            self.findings.append(f"{where}: given more than once.")
+            self.report(f"{where}: given more than once.")
         elif known != path:
-            self.findings.append(
+            self.report(
                 f"{key(known)} and {key(path)} are the same image, {quoted(image)}: "
                 "images are known by the file name without directory and extension."
             )
         return image
 
-    def stop_after_many_findings(self) -> None:
-        """Raise LabelFileError if there are so many findings that the file is of another kind."""
+    def report(self, finding: str) -> None:
+        """Add a finding.
+
+        Raises:
+            LabelFileError: there are so many that the file is of another kind.
+        """
+        self.findings.append(finding)
         if len(self.findings) >= MAX_FINDINGS:
             raise LabelFileError(*self.findings, "The rest of the file was not read.")
 

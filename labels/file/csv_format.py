@@ -67,7 +67,7 @@ def _collect_line(
     collector: Collector,
 ) -> None:
     """Add the label of one line."""
-    report = collector.findings.append
+    report = collector.report
     where = f"line {line}"
     if len(fields) not in (2, 3):
         found = "1 field" if len(fields) == 1 else f"{len(fields)} fields"

@@ -64,7 +64,7 @@ def collect_forager(text: str, collector: Collector, progress: Progress) -> None
 
 def _collect_annotations(path: str, image: str, annotations: Any, collector: Collector) -> None:
     """Add the annotations of one image."""
-    report = collector.findings.append
+    report = collector.report
     if type(annotations) is not list:
         report(f"{key(path)}: expected a list of annotations, got {got(annotations)}.")
         return
@@ -79,7 +79,8 @@ def _collect_annotations(path: str, image: str, annotations: Any, collector: Col
                 continue
         else:
             if problems := list(_problems(annotation)):
-                collector.findings += [f"{key(path)}[{number}]{problem}." for problem in problems]
+                for problem in problems:
+                    report(f"{key(path)}[{number}]{problem}.")
                 continue
             category = annotation["category"]
             mode = annotation.get("value", annotation.get("mode", DEFAULT_MODE))
@@ -164,7 +165,7 @@ def collect_coco(
     Raises:
         LabelFileError: the text is not valid JSON.
     """
-    report = collector.findings.append
+    report = collector.report
     rows = _read_coco(JsonReader(text, progress), report)
     if missing := sorted(COCO_FIELDS.keys() - rows.keys()):
         report(f"{COCO_EXPECTED}; there is no list {' and no '.join(missing)}.")
@@ -230,17 +231,16 @@ def _coco_rows(
 ) -> Iterator[tuple[Any, ...]]:
     """The place of each row with valid ids, and its fields; adds what is wrong with the others."""
     for number, row in enumerate(rows[name]):
-        collector.stop_after_many_findings()
         where = f"{name}[{number}]"
         if isinstance(row, str):
-            collector.findings.append(f"{where}: expected an object, got {row}.")
+            collector.report(f"{where}: expected an object, got {row}.")
             continue
         ids = zip(COCO_FIELDS[name], row[:-1], strict=False)
         wrong = [(field, found) for field, found in ids if type(found) not in (int, str)]
         if not wrong:
             yield where, *row
         for field, found in wrong:
-            collector.findings.append(f"{where}.{field}: expected a number, got {got(found)}.")
+            collector.report(f"{where}.{field}: expected a number, got {got(found)}.")
 
 
 def _coco_corners(bbox: Any) -> tuple[Corners, str]:

@@ -197,7 +197,7 @@ def test_category_counts(answers, counts):
 
 
 def create(server, finds=refusal, timeouts=TIMEOUTS):
-    arguments = "d", "gs://b/t/", "gs://b/v/", "i", 2, 1
+    arguments = "d", "gs://b/t/", "gs://b/v/", DatasetInfo("i", 2, 1)
     return finds(server, "create_dataset", *arguments, timeouts=timeouts)
 
 

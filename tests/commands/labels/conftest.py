@@ -12,7 +12,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from common.program import ROOT
-from forager.client import Forager
+from forager.client import DatasetInfo, Forager
 from ingest_labels import main
 from testing.servers.processes import local_forager
 from tests import harness
@@ -37,8 +37,8 @@ def bucket(emulator_url):
 async def create_datasets(url, bucket):
     async with Forager(url) as client:
         paths = f"gs://{bucket}/t/", f"gs://{bucket}/v/"
-        await client.create_dataset("birds", *paths, "i", 3, 2)
-        await client.create_dataset("noindex", *paths, "none", 3, 2)
+        await client.create_dataset("birds", *paths, DatasetInfo("i", 3, 2))
+        await client.create_dataset("noindex", *paths, DatasetInfo("none", 3, 2))
 
 
 @pytest.fixture(scope="module")
