@@ -149,7 +149,9 @@ class Connection:
                 allow_redirects=False,
                 timeout=timeout,
             ) as response:
-                data = await read_body(response)
+                data = await response.content.readexactly(MAX_ANSWER_BYTES)
+        except asyncio.IncompleteReadError as error:
+            data = error.partial  # what is longer is cut off, and then no JSON any more
         except aiohttp.ClientSSLError as error:
             raise ServerError(
                 f"No TLS connection to {self.shown} ({printable(str(error))}): check the "
@@ -265,17 +267,6 @@ def certainly_not_done(error: BaseException) -> bool:
 def answer_lost(what: str, reason: str) -> AnswerLost:
     """The error for a request that stores `what`, perhaps."""
     return AnswerLost(f"The server may or may not have stored {what}: {reason}")
-
-
-async def read_body(response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
-    """The first `limit` bytes of the body. What is cut off there is no JSON any more."""
-    blocks: list[bytes] = []
-    async for block in response.content.iter_any():
-        blocks.append(block[:limit])
-        limit -= len(block)
-        if limit <= 0:
-            break
-    return b"".join(blocks)
 
 
 def parsed(data: bytes) -> Any:

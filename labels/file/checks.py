@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -156,13 +157,9 @@ def coordinate_problem(value: Any) -> str:
     """Why the value cannot be a coordinate in pixels, or ""."""
     if type(value) not in (int, float):
         return f"expected a number, got {got(value)}"
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:  # an int that no float can hold
-        finite = False
-    if not finite:
-        return f"expected a finite number, got {got(value)}"
-    return f"expected a number that is not negative, got {got(value)}" if value < 0 else ""
+    if 0 <= value <= sys.float_info.max:  # NaN is not, nor is an int that no float can hold
+        return ""
+    return f"expected a finite number that is not negative, got {got(value)}"
 
 
 def box_problem(x1: float, y1: float, x2: float, y2: float) -> str:

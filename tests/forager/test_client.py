@@ -1,6 +1,7 @@
 """The client against small real servers that fail on purpose."""
 
 import asyncio
+import itertools
 import json
 import socket
 
@@ -378,6 +379,13 @@ def test_garbage_for_an_answer(garbage):
     assert len(server.asked) == 3
     with pytest.raises(AnswerLost):
         talk(script(answers), "add", "d", TWO_LABELS, "u@x")
+
+
+def test_an_endless_answer_is_cut_off(monkeypatch):
+    monkeypatch.setattr("forager.connection.MAX_ANSWER_BYTES", 2500)
+    endless = itertools.chain([b"HTTP/1.1 200 OK\r\n\r\n"], itertools.repeat(b"x" * 1000))
+    message = refusal(script({DATASET: [endless]}), "dataset", "d")
+    assert "something else instead of JSON" in message
 
 
 def test_proxies_of_the_environment_are_used(monkeypatch):

@@ -1,11 +1,8 @@
 """Bodies that a server may answer with."""
 
-import asyncio
-from types import SimpleNamespace
-
 import pytest
 
-from forager.connection import page_title, parsed, read_body
+from forager.connection import page_title, parsed
 
 
 @pytest.mark.parametrize(
@@ -40,12 +37,3 @@ def test_hostile_pages_take_linear_time(piece):
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff", b"9" * 5000])
 def test_what_is_not_json(data):
     assert parsed(data) is None
-
-
-def test_an_endless_answer_is_cut_off():
-    async def blocks():
-        while True:
-            yield b"x" * 1000
-
-    response = SimpleNamespace(content=SimpleNamespace(iter_any=blocks))
-    assert asyncio.run(read_body(response, limit=2500)) == b"x" * 2500

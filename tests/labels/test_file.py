@@ -122,10 +122,19 @@ def test_the_three_formats():
         ({"a.jpg": [{"category": "x", "x1": 1}]}, '.x1: unknown; a box has "is_box": true'),
         ({"a.jpg": [box(x1="1")]}, '["a.jpg"][0].x1: expected a number, got "1"'),
         ({"a.jpg": [box(x1=True)]}, ".x1: expected a number, got true"),
-        ({"a.jpg": [box(y2=float("inf"))]}, ".y2: expected a finite number, got Infinity"),
-        ({"a.jpg": [box(y2=float("nan"))]}, ".y2: expected a finite number, got NaN"),
-        ({"a.jpg": [box(x2=10**400)]}, ".x2: expected a finite number, got 1000"),
-        ({"a.jpg": [box(x1=-0.5)]}, ".x1: expected a number that is not negative, got -0.5"),
+        (
+            {"a.jpg": [box(y2=float("inf"))]},
+            ".y2: expected a finite number that is not negative, got Infinity",
+        ),
+        (
+            {"a.jpg": [box(y2=float("nan"))]},
+            ".y2: expected a finite number that is not negative, got NaN",
+        ),
+        (
+            {"a.jpg": [box(x2=10**400)]},
+            ".x2: expected a finite number that is not negative, got 1000",
+        ),
+        ({"a.jpg": [box(x1=-0.5)]}, ".x1: expected a finite number that is not negative, got -0.5"),
         ({"a.jpg": [box(x1=3)]}, '["a.jpg"][0]: the box has no width: x1 is 3, x2 is 3'),
         ({"a.jpg": [box(y1=4.5)]}, '["a.jpg"][0]: the box has no height: y1 is 4.5, y2 is 4'),
         ({"a.jpg": [box(), "x", box(x2=3.0)]}, '["a.jpg"][0] and [2]: the same box twice'),
@@ -340,7 +349,7 @@ def test_modes_that_are_nearly_built_in_ones(mode, meant):
         (coco({"bbox": None}), "annotations[0].bbox: expected [x, y, width, height], got null"),
         (coco({"bbox": [1, 2, 3]}), "expected [x, y, width, height], got a list"),
         (coco({"bbox": [1, 2, 3, "4"]}), 'annotations[0].bbox: expected a number, got "4"'),
-        (coco({"bbox": [1, 2, -3, 4]}), "expected a number that is not negative, got -3"),
+        (coco({"bbox": [1, 2, -3, 4]}), "expected a finite number that is not negative, got -3"),
         (coco({"bbox": [1, 2, 0, 4]}), "annotations[0].bbox: the box has no width"),
         (coco({"bbox": [1, 2, 3, 1e-30]}), "annotations[0].bbox: the box has no height"),
         (coco({"image_id": 2}), "annotations[0].image_id: nothing in the file has the id 2"),
@@ -363,7 +372,10 @@ def test_modes_that_are_nearly_built_in_ones(mode, meant):
         ("{}", "there is no list annotations and no categories and no images"),
         (coco({"bbox": [1e308, 0, 1e308, 1]}), "annotations[0].bbox: the box has no width"),
         (coco({"bbox": [0, 1e308, 1, 1e308]}), "annotations[0].bbox: the box has no height"),
-        (coco({"bbox": [0, 1, 1, float("nan")]}), "bbox: expected a finite number, got NaN"),
+        (
+            coco({"bbox": [0, 1, 1, float("nan")]}),
+            "bbox: expected a finite number that is not negative, got NaN",
+        ),
     ],
 )
 def test_coco(text, words):
