@@ -159,7 +159,7 @@ def coordinate_problem(value: Any) -> str:
         return f"expected a number, got {got(value)}"
     if 0 <= value <= sys.float_info.max:  # NaN is not, nor is an int that no float can hold
         return ""
-    return f"expected a finite number that is not negative, got {got(value)}"
+    return f"expected a finite number, 0 or more, got {got(value)}"
 
 
 def box_problem(x1: float, y1: float, x2: float, y2: float) -> str:

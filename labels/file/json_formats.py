@@ -172,14 +172,16 @@ def collect_coco(
         return
     images: dict[Id, str] = {}
     categories: dict[Id, str] = {}
-    for where, image_id, path in _coco_rows("images", rows, collector):
+    for number, image_id, path in rows["images"]:
+        where = f"images[{number}]"
         if type(path) is not str:
             report(f"{where}.file_name: expected a string, got {got(path)}.")
         elif image_id in images:
             report(f"{where}.id: another image has the id {got(image_id)}.")
         else:
             images[image_id] = collector.image(path, f"{where}.file_name")
-    for where, category_id, name in _coco_rows("categories", rows, collector):
+    for number, category_id, name in rows["categories"]:
+        where = f"categories[{number}]"
         if problem := category_problem(name):
             report(f"{where}.name: {problem}.")
         elif category_id in categories:
@@ -187,7 +189,8 @@ def collect_coco(
         else:
             categories[category_id] = name
     seen: dict[tuple[str, str, Corners], str] = {}
-    for where, image_id, category_id, bbox in _coco_rows("annotations", rows, collector):
+    for number, image_id, category_id, bbox in rows["annotations"]:
+        where = f"annotations[{number}]"
         corners, problem = ((), "") if as_labels else _coco_corners(bbox)
         if image_id not in images:
             report(f"{where}.image_id: nothing in the file has the id {got(image_id)}.")
@@ -206,9 +209,11 @@ def collect_coco(
                 collector.groups[category, DEFAULT_MODE].append(image)
 
 
-def _read_coco(reader: JsonReader, report: Callable[[str], None]) -> dict[str, list[Any]]:
-    """The rows of each list: of an object, its fields, and else what is there instead."""
-    rows: dict[str, list[Any]] = {}
+def _read_coco(
+    reader: JsonReader, report: Callable[[str], None]
+) -> dict[str, list[tuple[Any, ...]]]:
+    """The number and the fields of each element with valid ids, by list; reports the others."""
+    rows: dict[str, list[tuple[Any, ...]]] = {}
     for name in reader.members() if reader.peek() == "{" else ():
         fields = COCO_FIELDS.get(name)
         if fields is None or reader.peek() != "[":
@@ -217,30 +222,21 @@ def _read_coco(reader: JsonReader, report: Callable[[str], None]) -> dict[str, l
         if name in rows:
             report(f"{name}: given more than once.")
         rows[name] = []
-        for _ in reader.elements():
+        for number, _ in enumerate(reader.elements()):
             item = reader.value()
-            row = [item.get(field) for field in fields] if isinstance(item, dict) else got(item)
-            rows[name].append(row)
+            if not isinstance(item, dict):
+                report(f"{name}[{number}]: expected an object, got {got(item)}.")
+                continue
+            row = [item.get(field) for field in fields]
+            ids = dict(zip(fields, row[:-1], strict=False))
+            wrong = [field for field, found in ids.items() if type(found) not in (int, str)]
+            for field in wrong:
+                report(f"{name}[{number}].{field}: expected a number, got {got(ids[field])}.")
+            if not wrong:
+                rows[name].append((number, *row))
     if rows.keys() == COCO_FIELDS.keys():
         reader.end()
     return rows
-
-
-def _coco_rows(
-    name: str, rows: dict[str, list[Any]], collector: Collector
-) -> Iterator[tuple[Any, ...]]:
-    """The place of each row with valid ids, and its fields; adds what is wrong with the others."""
-    for number, row in enumerate(rows[name]):
-        where = f"{name}[{number}]"
-        if isinstance(row, str):
-            collector.report(f"{where}: expected an object, got {row}.")
-            continue
-        ids = zip(COCO_FIELDS[name], row[:-1], strict=False)
-        wrong = [(field, found) for field, found in ids if type(found) not in (int, str)]
-        if not wrong:
-            yield where, *row
-        for field, found in wrong:
-            collector.report(f"{where}.{field}: expected a number, got {got(found)}.")
 
 
 def _coco_corners(bbox: Any) -> tuple[Corners, str]:

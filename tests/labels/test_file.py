@@ -46,6 +46,10 @@ def box(**fields):
     return {"category": "x", "is_box": True, "x1": 1, "y1": 2, "x2": 3, "y2": 4} | fields
 
 
+def of_a(*annotations):
+    return {"a.jpg": [*annotations]}
+
+
 BOX = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
 
 
@@ -95,51 +99,39 @@ def test_the_three_formats():
         ('{"\x1b": []}', "not valid JSON"),
         ({"a.jpg": "cat"}, '["a.jpg"]: expected a list of annotations, got "cat"'),
         ('{"a.jpg": -Infinity}', '["a.jpg"]: expected a list of annotations, got -Infinity'),
-        ({"a.jpg": ["x", "y", {"category": 5}]}, '["a.jpg"][2].category: expected a string, got 5'),
+        (of_a("x", "y", {"category": 5}), '["a.jpg"][2].category: expected a string, got 5'),
         ('{"a.jpg": [NaN]}', '["a.jpg"][0]: expected "CATEGORY" or {"category": "CATEGORY", '),
-        ({"a.jpg": [None]}, "got null"),
-        ({"a.jpg": [["x"]]}, "got a list"),
-        ({"a.jpg": [{}]}, '["a.jpg"][0]: expected a "category"'),
-        ({"a.jpg": [""]}, '["a.jpg"][0]: the text is empty'),
-        ({"a.jpg": [{"category": "x", "value": ""}]}, '["a.jpg"][0].value: the text is empty'),
-        ({"a.jpg": [{"category": "x", "mode": None}]}, '["a.jpg"][0].mode: expected a string'),
-        ({"a.jpg": ["x" * 301]}, "301 characters, at most 300 are allowed"),
-        ({"a.jpg": ["x\0"]}, "NUL"),
-        ({"a.jpg": ["\ud800"]}, "surrogate"),
+        (of_a(None), "got null"),
+        (of_a(["x"]), "got a list"),
+        (of_a({}), '["a.jpg"][0]: expected a "category"'),
+        (of_a(""), '["a.jpg"][0]: the text is empty'),
+        (of_a({"category": "x", "value": ""}), '["a.jpg"][0].value: the text is empty'),
+        (of_a({"category": "x", "mode": None}), '["a.jpg"][0].mode: expected a string'),
+        (of_a("x" * 301), "301 characters, at most 300 are allowed"),
+        (of_a("x\0"), "NUL"),
+        (of_a("\ud800"), "surrogate"),
         (
-            {"a.jpg": [{"category": "x", "value": "A", "mode": "B"}]},
+            of_a({"category": "x", "value": "A", "mode": "B"}),
             '["a.jpg"][0]: "value" and "mode" both name the mode, but differ: "A" and "B"',
         ),
-        ({"a.jpg": [{"category": "x", "vlaue": "A"}]}, '["a.jpg"][0].vlaue: unknown'),
-        ({"a.jpg": [{"category": "x", "\x1b": 1}]}, r'["a.jpg"][0]["\x1b"]: unknown'),
+        (of_a({"category": "x", "vlaue": "A"}), '["a.jpg"][0].vlaue: unknown'),
+        (of_a({"category": "x", "\x1b": 1}), r'["a.jpg"][0]["\x1b"]: unknown'),
+        (of_a({"category": "x", "bbox": [1, 2]}), '.bbox: unknown; a box has "is_box": true'),
+        (of_a(box() | {"z": 1}), '.z: unknown; a box has "is_box": true'),
+        (of_a({"category": "x", "is_box": 1}), ".is_box: expected true or false, got 1"),
+        (of_a({"category": "x", "is_box": True}), "the box has no x1 and no y1 and no x2"),
+        (of_a({"category": "x", "x1": 1}), '.x1: unknown; a box has "is_box": true'),
+        (of_a(box(x1="1")), '["a.jpg"][0].x1: expected a number, got "1"'),
+        (of_a(box(x1=True)), ".x1: expected a number, got true"),
+        (of_a(box(y2=float("inf"))), ".y2: expected a finite number, 0 or more, got Infinity"),
+        (of_a(box(y2=float("nan"))), ".y2: expected a finite number, 0 or more, got NaN"),
+        (of_a(box(x2=10**400)), ".x2: expected a finite number, 0 or more, got 1000"),
+        (of_a(box(x1=-0.5)), ".x1: expected a finite number, 0 or more, got -0.5"),
+        (of_a(box(x1=3)), '["a.jpg"][0]: the box has no width: x1 is 3, x2 is 3'),
+        (of_a(box(y1=4.5)), '["a.jpg"][0]: the box has no height: y1 is 4.5, y2 is 4'),
+        (of_a(box(), "x", box(x2=3.0)), '["a.jpg"][0] and [2]: the same box twice'),
         (
-            {"a.jpg": [{"category": "x", "bbox": [1, 2]}]},
-            '.bbox: unknown; a box has "is_box": true',
-        ),
-        ({"a.jpg": [box() | {"z": 1}]}, '.z: unknown; a box has "is_box": true'),
-        ({"a.jpg": [{"category": "x", "is_box": 1}]}, ".is_box: expected true or false, got 1"),
-        ({"a.jpg": [{"category": "x", "is_box": True}]}, "the box has no x1 and no y1 and no x2"),
-        ({"a.jpg": [{"category": "x", "x1": 1}]}, '.x1: unknown; a box has "is_box": true'),
-        ({"a.jpg": [box(x1="1")]}, '["a.jpg"][0].x1: expected a number, got "1"'),
-        ({"a.jpg": [box(x1=True)]}, ".x1: expected a number, got true"),
-        (
-            {"a.jpg": [box(y2=float("inf"))]},
-            ".y2: expected a finite number that is not negative, got Infinity",
-        ),
-        (
-            {"a.jpg": [box(y2=float("nan"))]},
-            ".y2: expected a finite number that is not negative, got NaN",
-        ),
-        (
-            {"a.jpg": [box(x2=10**400)]},
-            ".x2: expected a finite number that is not negative, got 1000",
-        ),
-        ({"a.jpg": [box(x1=-0.5)]}, ".x1: expected a finite number that is not negative, got -0.5"),
-        ({"a.jpg": [box(x1=3)]}, '["a.jpg"][0]: the box has no width: x1 is 3, x2 is 3'),
-        ({"a.jpg": [box(y1=4.5)]}, '["a.jpg"][0]: the box has no height: y1 is 4.5, y2 is 4'),
-        ({"a.jpg": [box(), "x", box(x2=3.0)]}, '["a.jpg"][0] and [2]: the same box twice'),
-        (
-            {"a.jpg": ["y", "x", {"category": "x", "value": "NEGATIVE"}]},
+            of_a("y", "x", {"category": "x", "value": "NEGATIVE"}),
             '["a.jpg"][1] and [2]: two annotations of the category "x" on one image',
         ),
         ('{"a.jpg": ["x"], "a.jpg": ["y"]}', '["a.jpg"]: given more than once'),
@@ -349,7 +341,7 @@ def test_modes_that_are_nearly_built_in_ones(mode, meant):
         (coco({"bbox": None}), "annotations[0].bbox: expected [x, y, width, height], got null"),
         (coco({"bbox": [1, 2, 3]}), "expected [x, y, width, height], got a list"),
         (coco({"bbox": [1, 2, 3, "4"]}), 'annotations[0].bbox: expected a number, got "4"'),
-        (coco({"bbox": [1, 2, -3, 4]}), "expected a finite number that is not negative, got -3"),
+        (coco({"bbox": [1, 2, -3, 4]}), "expected a finite number, 0 or more, got -3"),
         (coco({"bbox": [1, 2, 0, 4]}), "annotations[0].bbox: the box has no width"),
         (coco({"bbox": [1, 2, 3, 1e-30]}), "annotations[0].bbox: the box has no height"),
         (coco({"image_id": 2}), "annotations[0].image_id: nothing in the file has the id 2"),
@@ -374,7 +366,7 @@ def test_modes_that_are_nearly_built_in_ones(mode, meant):
         (coco({"bbox": [0, 1e308, 1, 1e308]}), "annotations[0].bbox: the box has no height"),
         (
             coco({"bbox": [0, 1, 1, float("nan")]}),
-            "bbox: expected a finite number that is not negative, got NaN",
+            "bbox: expected a finite number, 0 or more, got NaN",
         ),
     ],
 )
