@@ -11,7 +11,7 @@ from common import retries
 from common.errors import AnswerLost, IngestError, ServerError
 from forager.client import CREATE_ATTEMPTS as ATTEMPTS
 from forager.client import DatasetInfo, Forager
-from forager.connection import Timeouts
+from forager.connection import Timeouts, page_title, parsed
 from forager.generation import Box, Generation, Request
 from tests.stand_in import Answer, Rule, StandIn, in_order
 
@@ -85,13 +85,8 @@ def test_dataset(answer, info):
 @pytest.mark.parametrize(
     "failure",
     [
-        (500, "x"),
-        (502, "x"),
-        (503, "x"),
-        (408, "x"),
-        (429, "x", {"Retry-After": "0"}),
-        reset,
-        truncated,
+        *((status, "x") for status in (500, 502, 503, 408)),
+        *((429, "x", {"Retry-After": "0"}), reset, truncated),
     ],
 )
 def test_dataset_transient_failures(failure, capsys):
@@ -403,3 +398,32 @@ def test_a_proxy_that_is_no_address(proxy, monkeypatch):
     monkeypatch.setenv("http_proxy", proxy)
     with pytest.raises(IngestError, match="http_proxy=.* in the environment is not an address"):
         refusal(script({}), "dataset", "d")
+
+
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [
+        (b"<title>Not found</title>", "Not found"),
+        (b"<TITLE class='x'>\n a <b>b</b>\n&amp; c</TITLE>", "a b & c"),
+        (b"<title></title><h1>Sorry</h1>", "Sorry"),
+        (b"<title>never closed", "never closed"),
+        *((page, "") for page in (b"<title", b"no page", b"")),
+    ],
+)
+def test_page_title(page, title):
+    assert page_title(page) == title
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"<title", b"<title>", b"<h1>", b"<title><", b"<title>x</titl", b"<pre class=", b"<", b"&lt"],
+)
+def test_hostile_pages_take_linear_time(piece):
+    """Where the time grows with the square of the length, they take hours."""
+    page_title(piece * (10_000_000 // len(piece)))
+    page_title(b"<title>" + piece * (10_000_000 // len(piece)) + b"</title>")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff", b"9" * 5000])
+def test_what_is_not_json(data):
+    assert parsed(data) is None

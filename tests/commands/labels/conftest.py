@@ -2,14 +2,12 @@
 
 import asyncio
 import json
+import os
 import sys
-import uuid
 from contextlib import ExitStack
 
 import pytest
 from click.testing import CliRunner
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import storage
 
 from common.program import ROOT
 from forager.client import DatasetInfo, Forager
@@ -22,16 +20,13 @@ from tests.commands.labels.label_command import IMAGES, Server
 @pytest.fixture(scope="module")
 def bucket(emulator_url):
     """A bucket that is both the image bucket and the index bucket, with index "i"."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
-        client = storage.Client(project="demo", credentials=AnonymousCredentials())
-        created = client.create_bucket(f"b-{uuid.uuid4()}")
-        rows = {"identifiers": {"a": 0, "b.v1": 1, "c": 2}, "val_identifiers": {"d": 3, "é": 4}}
-        indexes = {f"indexes/i/{name}.json": json.dumps(row) for name, row in rows.items()}
-        for name, content in {**dict.fromkeys(IMAGES, ""), **indexes}.items():
-            created.blob(name).upload_from_string(content)
-        yield created.name
-        client.close()
+    emulated = harness.Emulated(emulator_url)
+    name = emulated.bucket()
+    rows = {"identifiers": {"a": 0, "b.v1": 1, "c": 2}, "val_identifiers": {"d": 3, "é": 4}}
+    indexes = {f"indexes/i/{file}.json": json.dumps(row).encode() for file, row in rows.items()}
+    for path, content in {**dict.fromkeys(IMAGES, b""), **indexes}.items():
+        emulated.put(name, path, content)
+    return name
 
 
 async def create_datasets(url, bucket):
@@ -42,12 +37,14 @@ async def create_datasets(url, bucket):
 
 
 @pytest.fixture(scope="module")
-def label_servers(bucket, tmp_path_factory):
+def label_servers(bucket, emulator_url, tmp_path_factory):
+    environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator_url}
     with ExitStack() as stack:
         servers = {}
         for generation in "AB":
             path = tmp_path_factory.mktemp(generation)
-            service = local_forager(path, path / "log", "--generation", generation)
+            options = "--generation", generation
+            service = local_forager(path, path / "log", *options, environment=environment)
             servers[generation] = Server(generation, stack.enter_context(service).url, path)
             asyncio.run(create_datasets(service.url, bucket))
         yield servers
@@ -69,7 +66,7 @@ def server_b(label_servers):
 
 
 @pytest.fixture
-def arguments(tmp_path, bucket, monkeypatch):
+def arguments(tmp_path, bucket, emulator, monkeypatch):
     """A function that writes a label file, and returns the arguments and the environment."""
     monkeypatch.chdir(tmp_path)
 

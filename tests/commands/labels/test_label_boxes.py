@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-import gcs
 from tests.commands.labels.label_command import BOXES, GOOD, STORED, WITH_BOXES, box, failing
+from tests.harness import Emulated
 
 LABELS = sorted([*STORED, ("c", "cat", "POSITIVE")])
 
@@ -102,16 +102,15 @@ def test_a_damaged_journal_with_boxes(server_b, run, tmp_path):
     assert server_b.boxes() == BOXES
 
 
-def test_boxes_outside_their_images(server_b, run, bucket, emulator_url, monkeypatch):
+def test_boxes_outside_their_images(server_b, run, bucket, emulator):
     """The manifest of the index, if there is one, tells the sizes of the images."""
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
     columns = {"identifier": ["a", "c", "d"], "width": [99, 41, None], "height": [99, 60, None]}
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(pyarrow.table(columns), sink)
-    blob = gcs.make_client().bucket(bucket).blob("indexes/i/manifest.parquet")
-    blob.upload_from_string(sink.getvalue().to_pybytes())
+    manifest = bucket, "indexes/i/manifest.parquet"
+    Emulated(emulator).put(*manifest, sink.getvalue().to_pybytes())
     try:
         document = {"a.jpg": [box(x2=900)], "c.jpeg": [box(x2=41)], "d.jpg": [box(x2=1e6)]}
         code, _, err = run(server_b.url, document)
@@ -121,7 +120,7 @@ def test_boxes_outside_their_images(server_b, run, bucket, emulator_url, monkeyp
         code, _, err = run(server_b.url, {"c.jpeg": [box(x2=41)]})
         assert (code, err) == (0, "")
     finally:
-        blob.delete()
+        Emulated(emulator).delete(*manifest)
 
 
 COCO = {
