@@ -161,12 +161,12 @@ async def ingest(options: Options) -> bool:
         }
         path = options.file_beside(f".{options.name}.journal")
         start_over = options.restart or options.again
-        if options.dry_run:
-            await report.report_dry_run(server, options.name, plan)
-            if not start_over:
-                await asyncio.to_thread(report.report_earlier_run, path, belongs_to, plan)
-            return True
         with await asyncio.to_thread(Journal, path, belongs_to, start_over) as journal:
+            if options.dry_run:
+                await report.report_dry_run(server, options.name, plan)
+                if not start_over:
+                    report.report_earlier_run(journal, plan)
+                return True
             twice = report.stored_twice(journal, plan, generation)
             if journal.finished and not journal.differences() and not options.again:
                 if journal.has(plan):

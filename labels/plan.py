@@ -194,9 +194,10 @@ def _share_small(requests: list[Request], empty_body_bytes: int) -> list[Request
     small: list[tuple[Group, str]] = []
     for request in requests:
         ((group, images),) = request.labels.items()
-        labels = [(group, image) for image in images]
-        if sum(map(_label_bytes, labels)) <= (MAX_BODY_BYTES - empty_body_bytes) // 2:
-            small += labels
+        size = len(images) * _label_bytes((group, ""))
+        size += sum(len(json_string(image)) for image in images)
+        if size <= (MAX_BODY_BYTES - empty_body_bytes) // 2:
+            small += [(group, image) for image in images]
         else:
             large.append(request)
     shared = []

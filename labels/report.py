@@ -47,23 +47,17 @@ def consequence(generation: Generation, asked: Counts) -> str:
     return ((said if replaced else "") + (second if appended else "")).rstrip()
 
 
-def report_earlier_run(path: Path, belongs_to: dict[str, str], plan: Plan) -> None:
-    """Print what an earlier run has sent of the plan, according to its journal.
-
-    Raises:
-        IngestError: another process uses the journal, or an earlier version wrote it.
-    """
-    with Journal(path, belongs_to) as journal:
-        if journal.differences() or not journal.has(plan):
-            return
-        done = len(journal.numbers(State.STORED))
+def report_earlier_run(journal: Journal, plan: Plan) -> None:
+    """Print what an earlier run has sent of the plan, according to its journal."""
+    done = len(journal.numbers(State.STORED))
+    if not done or journal.differences() or not journal.has(plan):
+        return
+    if journal.finished:
+        said = "An earlier run finished sending these: they are only sent with --again."
+    else:
         requests = count(len(plan.requests), "request")
-        if journal.finished:
-            said = "An earlier run finished sending these: they are only sent with --again."
-        else:
-            said = f"An interrupted run has stored {done:,} of {requests}: they are not sent."
-        if done:
-            print(said, flush=True)
+        said = f"An interrupted run has stored {done:,} of {requests}: they are not sent."
+    print(said, flush=True)
 
 
 def count_mismatch(asked: Counts, created: Counts, index_known: bool) -> str | None:
