@@ -309,7 +309,8 @@ def without_unknown(labels: Labels, known: set[str], options: Options) -> tuple[
         raise IngestError(f"{options.shown_file}: {problem}")
     paths = [printable(labels.paths[image], 1000) for image in unknown]
     listed = first_lines(paths, options.file_beside(f".{options.name}.unknown.txt"))
-    message = f"{count(len(paths), 'labelled image')} not in the dataset {options.name}:\n{listed}"
+    are = count(len(paths), "labelled image is", "labelled images are")
+    message = f"{are} not in the dataset {options.name}:\n{listed}"
     if hint := plan.similar_image(unknown, known):
         message += f"\n{hint}"
     if not options.skip_unknown:

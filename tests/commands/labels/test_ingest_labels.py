@@ -41,7 +41,7 @@ def test_unknown_images_stop_the_command(server, run, tmp_path):
     assert (code, out) == (1, "")
     list_file = tmp_path / "labels.json.birds.unknown.txt"
     assert err.startswith(
-        "Error: 12 labelled images not in the dataset birds:\n      far/z00.jpg\n"
+        "Error: 12 labelled images are not in the dataset birds:\n      far/z00.jpg\n"
     )
     assert f"      far/z09.jpg\n      ... and 2 more; all are in {list_file}\n" in err
     assert "--skip_unknown" in err
@@ -62,7 +62,7 @@ def test_names_that_are_probably_misspelt(server_b, run):
 def test_unknown_images_are_skipped(server, run):
     code, out, err = run(server.url, GOOD | {"z.jpg": ["cat", "cow"]}, "--skip-unknown")
     assert code == 0
-    assert err.startswith("Skipped: 1 labelled image not in the dataset birds:\n      z.jpg\n")
+    assert err.startswith("Skipped: 1 labelled image is not in the dataset birds:\n      z.jpg\n")
     assert "5 of 5 labels created in 3 requests; labels of 1 unknown image skipped." in out
     assert server.stored() == STORED
 
