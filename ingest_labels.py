@@ -9,12 +9,12 @@ import sys
 from dataclasses import dataclass, replace
 from email.utils import parseaddr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from common.errors import Findings, IngestError, ServerError
-from common.names import MAX_TEXT_LENGTH, dataset_name_error, text_problem
+from common.names import dataset_name_error, text_problem
 from common.options import CONTEXT_SETTINGS, Command, shared_options
 from common.terminal import count, first_lines, printable, say
 
@@ -29,58 +29,34 @@ SHOWN_NAMES = 20  # of other datasets
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """The options that say what is read, and where lists and the journal are written."""
+class Options:
+    """The command line."""
 
+    name: str
     label_file: Path
     file_format: str
     as_labels: bool
+    user: str
+    server_url: str
+    bucket: str
+    viewer_url: str | None
+    dry_run: bool
     allow_mode: tuple[str, ...]
+    skip_unknown: bool
+    skip_boxes: bool
+    uncertain: str
+    restart: bool
+    again: bool
     work_dir: Path | None
 
     @property
-    def shown(self) -> str:
+    def shown_file(self) -> str:
         """The label file as it may be printed."""
         return printable(str(self.label_file))
 
     def file_beside(self, suffix: str) -> Path:
         """A file of this command: in --work_dir, or beside the label file."""
         return (self.work_dir or self.label_file.parent) / f"{self.label_file.name}{suffix}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """The options that say where the labels are stored, and under whose name."""
-
-    name: str
-    server_url: str
-    bucket: str
-    viewer_url: str | None
-    user: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """The options that say which labels are sent, and what to do about an earlier run."""
-
-    skip_unknown: bool
-    skip_boxes: bool
-    dry_run: bool
-    uncertain: str
-    restart: bool
-    again: bool
-
-    @property
-    def start_over(self) -> bool:
-        return self.restart or self.again
-
-
-T = TypeVar("T")
-
-
-def chosen(options: type[T], parameters: dict[str, Any]) -> T:
-    """One of these classes, from the values of click's parameters of the same names."""
-    return options(**{name: parameters[name] for name in options.__annotations__})
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -153,14 +129,12 @@ def main(**parameters: Any) -> None:
     parameters["user"] = parseaddr(parameters["user"])[1] or parameters["user"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a category that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    source, target = chosen(Source, parameters), chosen(Target, parameters)
     with shortages():
-        run = ingest(source, target, chosen(Choices, parameters))
-        finished = asyncio.run(until_interrupted(run))
+        finished = asyncio.run(until_interrupted(ingest(Options(**parameters))))
     sys.exit(0 if finished else 1)
 
 
-async def ingest(source: Source, target: Target, choices: Choices) -> bool:
+async def ingest(options: Options) -> bool:
     """Check the labels, send them, report. Returns whether all labels were stored.
 
     Raises:
@@ -170,54 +144,51 @@ async def ingest(source: Source, target: Target, choices: Choices) -> bool:
     from forager.client import Forager
     from labels import report
     from labels.journal import Journal
-    from labels.plan import notes_on_names
     from labels.sending import Sender, Uncertain
 
-    labels, digest = await asyncio.to_thread(check_arguments, source, target)
-    async with Forager(target.server_url) as server:
-        info = await find_dataset(server, target.name)
+    labels, digest = await asyncio.to_thread(check_arguments, options)
+    async with Forager(options.server_url) as server:
+        info = await find_dataset(server, options.name)
         generation = await server.generation()
-        check_generation(generation, labels, source, target, choices)
-        boxes = {(box.category, box.mode) for box in labels.boxes}
-        report.show_notes(notes_on_names(labels.groups.keys() | boxes))
-        shared = generation.shares_requests
-        plan = await asyncio.to_thread(
-            make_plan, labels, info.index_id, shared, source, target, choices
-        )
+        check_generation(generation, labels, options)
+        plan = await asyncio.to_thread(make_plan, labels, info.index_id, generation, options)
         belongs_to = {
             "server": server.shown,
-            "dataset": target.name,
+            "dataset": options.name,
             "index_id": info.index_id,
-            "user": target.user,
+            "user": options.user,
             "label_file_sha256": digest,
         }
-        path = source.file_beside(f".{target.name}.journal")
-        if choices.dry_run:
-            await report.report_dry_run(server, target.name, plan)
-            if not choices.start_over:
-                await asyncio.to_thread(report.report_earlier_run, path, belongs_to, plan)
-            return True
-        with await asyncio.to_thread(Journal, path, belongs_to, choices.start_over) as journal:
+        path = options.file_beside(f".{options.name}.journal")
+        start_over = options.restart or options.again
+        with await asyncio.to_thread(Journal, path, belongs_to, start_over) as journal:
+            if options.dry_run:
+                await report.report_dry_run(server, options.name, plan)
+                if not start_over:
+                    report.report_earlier_run(journal, plan)
+                return True
             twice = report.stored_twice(journal, plan, generation)
-            if journal.finished and not journal.differences() and not choices.again:
+            if journal.finished and not journal.differences() and not options.again:
                 if journal.has(plan):
-                    return report.report_finished(source.shown, plan, journal.entries, twice)
+                    return report.report_finished(options.shown_file, plan, journal, twice)
                 report.refuse_other_selection(path, twice)
-            report.warn_of_second_copies(journal, twice, generation, choices.start_over)
+            report.warn_of_second_copies(journal, twice, generation, start_over)
             await asyncio.to_thread(journal.begin, plan)
             sender = Sender(
                 server=server,
                 generation=generation,
-                dataset=target.name,
-                user=target.user,
-                uncertain=Uncertain(choices.uncertain),
+                dataset=options.name,
+                user=options.user,
+                uncertain=Uncertain(options.uncertain),
+                requests=plan.requests,
+                journal=journal,
             )
-            await sender.send_all(plan, journal)
-    page = dataset_page(target.server_url, target.viewer_url or server.viewer_url, target.name)
-    return report.report_result(plan, journal.entries, page)
+            await sender.send_all()
+    page = dataset_page(options.server_url, options.viewer_url or server.viewer_url, options.name)
+    return report.report_result(plan, journal, page)
 
 
-def check_arguments(source: Source, target: Target) -> tuple[Labels, str]:
+def check_arguments(options: Options) -> tuple[Labels, str]:
     """The labels of the file, and its SHA-256 in hexadecimal.
 
     Raises:
@@ -228,37 +199,33 @@ def check_arguments(source: Source, target: Target) -> tuple[Labels, str]:
     from labels.file.read import read_label_file
 
     findings = Findings()
-    if problem := dataset_name_error(target.name):
+    if problem := dataset_name_error(options.name):
         findings.add(problem)
-    if not target.server_url:
-        findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
-    else:
-        try:
-            check_server_url(target.server_url)
-        except ServerError as error:
-            findings.add(error.message)
-    user = printable(target.user)
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", target.user) or text_problem(target.user):
-        findings.add(f"--user {user!r} is not an e-mail address: write it as NAME@HOST.")
-    elif len(target.user) > MAX_TEXT_LENGTH:
-        findings.add(f"--user {user} is longer than {MAX_TEXT_LENGTH} characters.")
+    try:
+        check_server_url(options.server_url)
+    except ServerError as error:
+        findings.add(error.message)
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", options.user) or text_problem(options.user):
+        findings.add(
+            f"--user {printable(options.user)!r} is not an e-mail address: write it as NAME@HOST."
+        )
     try:
         labels, digest = read_label_file(
-            source.label_file, source.file_format, source.as_labels, source.allow_mode
+            options.label_file, options.file_format, options.as_labels, options.allow_mode
         )
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        findings.add(f"Cannot read the label file {source.shown}: {reason}.")
+        findings.add(f"Cannot read the label file {options.shown_file}: {reason}.")
     except LabelFileError as error:
-        findings.add(problems_of_file(source, error.findings))
+        findings.add(problems_of_file(options, error.findings))
     findings.raise_if_any()
     return labels, digest
 
 
-def problems_of_file(source: Source, problems: list[str]) -> str:
+def problems_of_file(options: Options, problems: list[str]) -> str:
     """All problems of the label file, in words; a long list goes to a file."""
-    listed = first_lines(problems, source.file_beside(".problems.txt"))
-    return f"{source.shown} has {count(len(problems), 'problem')}:\n{listed}"
+    listed = first_lines(problems, options.file_beside(".problems.txt"))
+    return f"{options.shown_file} has {count(len(problems), 'problem')}:\n{listed}"
 
 
 async def find_dataset(server: Forager, name: str) -> DatasetInfo:
@@ -270,102 +237,88 @@ async def find_dataset(server: Forager, name: str) -> DatasetInfo:
     info = await server.dataset(name)
     if info is not None:
         return info
-    names = await server.dataset_names()
-    if names is None:
-        hint = "Ingest the images first (ingest.py), or correct the name."
-    elif not names:
-        hint = "It has no datasets: ingest the images first (ingest.py)."
-    else:
+    hint = "Ingest the images first (ingest.py), or correct the name."
+    if names := await server.dataset_names():
         more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
         hint = f"It has {', '.join(map(printable, sorted(names)[:SHOWN_NAMES]))}{more}."
     raise IngestError(f"There is no dataset {name} on {server.shown}. {hint}")
 
 
-def check_generation(
-    generation: Generation, labels: Labels, source: Source, target: Target, choices: Choices
-) -> None:
+def check_generation(generation: Generation, labels: Labels, options: Options) -> None:
     """Raise an IngestError if a server of this generation cannot store what is asked."""
-    if len(target.user) > generation.max_user_length:
+    if len(options.user) > generation.max_user_length:
         raise IngestError(
-            f"--user {printable(target.user)} is longer than {generation.max_user_length} "
+            f"--user {printable(options.user)} is longer than {generation.max_user_length} "
             "characters, which this server does not store."
         )
-    if labels.boxes and not generation.stores_boxes and not choices.skip_boxes:
+    if labels.boxes and not generation.stores_boxes and not options.skip_boxes:
         raise IngestError(
-            f"This server stores no boxes, and {source.shown} has "
+            f"This server stores no boxes, and {options.shown_file} has "
             f"{count(len(labels.boxes), 'box', 'boxes')}: add --skip_boxes to store only the "
             "labels of whole images."
         )
 
 
-def make_plan(
-    labels: Labels,
-    index_id: str,
-    shared: bool,
-    source: Source,
-    target: Target,
-    choices: Choices,
-) -> Plan:
+def make_plan(labels: Labels, index_id: str, generation: Generation, options: Options) -> Plan:
     """The requests for the labels of images that the dataset has. This function blocks.
-
-    `shared` says whether the server takes labels of several categories in one request.
 
     Raises:
         IngestError: there are labels of other images, or boxes outside their images.
     """
     from labels import plan
 
-    skipped_boxes = len(labels.boxes) if choices.skip_boxes else 0
-    if choices.skip_boxes:
+    plan.show_notes(plan.notes_on_names(labels.categories()))
+    skipped_boxes = len(labels.boxes) if options.skip_boxes else 0
+    if options.skip_boxes:
         labels = replace(labels, boxes=[])
-    known = plan.known_images(target.bucket, index_id)
-    unknown: list[str] = []
+    known = plan.known_images(options.bucket, index_id)
+    unknown = 0
     if known is not None:
-        kept, unknown = plan.split_unknown(labels, known)
-        if unknown and (problem := plan.inversion(labels, kept, known)):
-            raise IngestError(f"{source.shown}: {problem}")
-        if unknown:
-            paths = [printable(labels.paths[image], 1000) for image in unknown]
-            refuse_unknown(paths, plan.similar_image(unknown, known), source, target, choices)
-        labels = kept
+        labels, unknown = without_unknown(labels, known, options)
     if labels.boxes:
-        sizes = plan.image_sizes(target.bucket, index_id)
+        sizes = plan.image_sizes(options.bucket, index_id)
         if not sizes:
             say(
                 "The index does not tell the sizes of the images, so it is not checked that boxes "
                 "are inside their images.",
             )
         if problems := plan.check_boxes(labels.boxes, sizes):
-            raise IngestError(problems_of_file(source, problems))
+            raise IngestError(problems_of_file(options, problems))
     # A shared request with an unknown image stores nothing.
-    requests = plan.make_requests(labels, target.user, shared=shared and known is not None)
+    shared = generation.shares_requests and known is not None
     return plan.Plan(
-        requests=requests,
-        unknown=len(unknown),
+        requests=plan.make_requests(labels, options.user, shared),
+        unknown=unknown,
         skipped_boxes=skipped_boxes,
         index_known=known is not None,
     )
 
 
-def refuse_unknown(
-    paths: list[str], hint: str | None, source: Source, target: Target, choices: Choices
-) -> None:
-    """Say which images the dataset does not have.
+def without_unknown(labels: Labels, known: set[str], options: Options) -> tuple[Labels, int]:
+    """The labels of known images, and the number of other images, which are listed.
 
     Raises:
-        IngestError: without --skip_unknown.
+        IngestError: there are other images, without --skip_unknown.
     """
-    listed = first_lines(paths, source.file_beside(f".{target.name}.unknown.txt"))
-    are = "is" if len(paths) == 1 else "are"
-    message = (
-        f"{count(len(paths), 'labelled image')} {are} not in the dataset {target.name}:\n{listed}"
-        + (f"\n{hint}" if hint else "")
-    )
-    if not choices.skip_unknown:
+    from labels import plan
+
+    kept, unknown = plan.split_unknown(labels, known)
+    if not unknown:
+        return labels, 0
+    if problem := plan.inversion(labels, kept, known):
+        raise IngestError(f"{options.shown_file}: {problem}")
+    paths = [printable(labels.paths[image], 1000) for image in unknown]
+    listed = first_lines(paths, options.file_beside(f".{options.name}.unknown.txt"))
+    are = count(len(paths), "labelled image is", "labelled images are")
+    message = f"{are} not in the dataset {options.name}:\n{listed}"
+    if hint := plan.similar_image(unknown, known):
+        message += f"\n{hint}"
+    if not options.skip_unknown:
         raise IngestError(
             f"{message}\nCorrect the label file, or skip these labels with --skip_unknown."
         )
     say(f"Skipped: {message}")
+    return kept, len(unknown)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ def check_server_url(server_url: str) -> str:
     """The URL without trailing slashes.
 
     Raises:
-        ServerError: it cannot be the address of a server.
+        ServerError: it is empty, or cannot be the address of a server.
     """
+    if not server_url:
+        raise ServerError("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
     shown = shown_address(server_url)
     if not _is_address(server_url):
         hint = HIDDEN if "@" in server_url else ""

@@ -8,22 +8,14 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from common import retries
-from common.errors import ServerError
-from common.retries import Retries
-from common.terminal import printable, say
-from forager.connection import (
-    REQUEST_ERRORS,
-    Connection,
-    Timeouts,
-    answer_lost,
-    certainly_not_done,
-)
+from common.errors import ServerError, TransientError
+from common.terminal import printable
+from forager.connection import REQUEST_ERRORS, Connection, answer_lost, certainly_not_done
 from forager.generation import MULTI_ROUTE, Generation, Group, Request, encoded
 
 CREATE_ATTEMPTS = 4
 MAX_CREATED = 10**9  # labels of one request, as a server can plausibly count them
 SETTLE_IN_BASES = 120  # default of Timeouts.settle, in first waits
-DEFAULT_TIMEOUTS = Timeouts()
 
 
 class DatasetInfo(NamedTuple):
@@ -34,69 +26,40 @@ class DatasetInfo(NamedTuple):
     num_val: int
 
 
-class Forager:
+class Forager(Connection):
     """A session with one server; use it as an async context manager.
 
     Every method raises ServerError, after retries of transient failures.
-
-    Attributes:
-        shown: the server's address as it may be printed, without a password.
     """
 
-    def __init__(
-        self,
-        server_url: str,
-        timeouts: Timeouts = DEFAULT_TIMEOUTS,
-        retrying: Retries | None = None,
-    ) -> None:
-        self._retrying = retrying or retries.from_environment()
-        self._connection = Connection(server_url, timeouts, self._retrying)
-        self._timeouts = timeouts
-        self._generation: Generation | None = None
-        self.shown = self._connection.shown
-
-    @property
-    def viewer_url(self) -> str | None:
-        """The address of the web page, if this server told that it serves the page itself."""
-        return self.shown if self._connection.serves_page else None
-
-    async def __aenter__(self) -> "Forager":
-        await self._connection.__aenter__()
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self._connection.__aexit__(*exception)
+    _generation: Generation | None = None
 
     async def dataset(self, name: str) -> DatasetInfo | None:
         """The dataset of this name, or None."""
-        route = f"get_dataset_info_v2/{quote(name, safe='')}"
-        answer = await self._connection.ask("GET", route)
+        answer = await self.ask("GET", f"get_dataset_info_v2/{quote(name, safe='')}")
         if answer.status == 404 and answer.content is not None:
             return None
-        content = await self._connection.content("GET", route, answer)
-        match content:
+        match await self.content(answer):
             case {"index_id": str(index_id), "num_train": int(train), "num_val": int(val)}:
                 return DatasetInfo(index_id, train, val)
-        raise self._connection.other_shape(route)
+        raise self.other_shape(answer)
 
     async def dataset_names(self) -> list[str] | None:
         """The names of the datasets that are not hidden; None if the server does not tell."""
-        route = "get_datasets_v2"
-        answer = await self._connection.ask("GET", route)
+        answer = await self.ask("GET", "get_datasets_v2")
         if answer.status == 404:
             return None
-        content = await self._connection.content("GET", route, answer)
-        match content:
+        match await self.content(answer):
             case {"dataset_names": [*names]} if all(isinstance(name, str) for name in names):
                 return names
-        raise self._connection.other_shape(route)
+        raise self.other_shape(answer)
 
     async def generation(self) -> Generation:
         """The server's generation, asked once."""
         if self._generation is None:
-            answer = await self._connection.ask("OPTIONS", MULTI_ROUTE)
+            answer = await self.ask("OPTIONS", MULTI_ROUTE)
             if answer.status not in (200, 404):
-                raise self._connection.refusal(f"OPTIONS api/{MULTI_ROUTE}", answer)
+                raise self.refusal(answer)
             self._generation = Generation.A if answer.status == 404 else Generation.B
         return self._generation
 
@@ -109,10 +72,10 @@ class Forager:
         does not tell. Some servers tell all categories by GET, others want a list by POST.
         """
         route = f"get_category_counts_v2/{quote(name, safe='')}"
-        answer = await self._connection.ask("GET", route)
+        answer = await self.ask("GET", route)
         if answer.status == 405:
             body = json.dumps({"categories": list(categories)}).encode()
-            answer = await self._connection.ask("POST", route, body)
+            answer = await self.ask("POST", route, body)
         content = answer.content
         by_category = content.get("numLabeled", content) if isinstance(content, dict) else None
         if answer.status != 200 or not isinstance(by_category, dict):
@@ -139,71 +102,64 @@ class Forager:
         route = generation.route(name, request)
         once = str(request) if generation.stores_twice(request.kind) and not resend else None
         body = generation.body(name, request, user)
-        answer = await self._connection.ask("POST", route, body, self._timeouts.labels, once)
+        answer = await self.ask("POST", route, body, self._timeouts.labels, once)
         if answer.status == 404 and answer.content is not None:
             raise ServerError(f"There is no dataset {name} on {self.shown} any more.")
-        content = await self._connection.content("POST", route, answer)
-        match content:
-            case {"created": int(created)} if 0 <= created <= MAX_CREATED and created is not True:
+        match answer.content:
+            case {"created": int(created)} if (
+                answer.status == 200 and 0 <= created <= MAX_CREATED and created is not True
+            ):
                 return created
-        error = self._connection.other_shape(route)
-        raise answer_lost(once, error.message) if once else error
+        if once and 200 <= answer.status < 300:
+            raise answer_lost(once, f"the answer (HTTP {answer.status}) does not tell.")
+        await self.content(answer)
+        raise self.other_shape(answer)
 
     async def create_dataset(
-        self,
-        name: str,
-        train_path: str,
-        val_path: str,
-        index_id: str,
-        num_train: int,
-        num_val: int,
+        self, name: str, train_path: str, val_path: str, wanted: DatasetInfo
     ) -> None:
-        """Register the dataset and compare the server's image counts with these.
+        """Register the dataset and compare what the server then has with what is wanted.
 
         A second create of a name is a 500, so a lost answer is settled by asking for the dataset.
         The request is sent again only if the dataset stays absent. That is safe: names are unique
         on the server.
         """
-        wanted = DatasetInfo(index_id, num_train, num_val)
         paths = {"train_path": train_path, "val_path": val_path}
-        body = encoded({"dataset": name, **paths, "index_id": index_id})
-        for attempt in range(1, CREATE_ATTEMPTS + 1):
-            failure = await self._try_create(body)
-            found = await self._settle(name, wanted, failure)
-            if found == wanted:
-                return
-            if found is not None:
-                raise ServerError(_mismatch(name, found, wanted, failure))
-            if failure is None:
-                raise ServerError(
-                    f"The Forager server at {self.shown} answered that it created {name}, but "
-                    "does not have it: look at the server's log."
-                )
-            if isinstance(failure, asyncio.TimeoutError | TimeoutError):
-                break
-            if attempt < CREATE_ATTEMPTS:
-                say(
-                    f"create {name}: {retries.reason(failure)}, and the dataset is not there; "
-                    f"attempt {attempt + 1} of {CREATE_ATTEMPTS}"
-                )
-                await asyncio.sleep(self._retrying.wait_s(attempt, failure))
-        raise ServerError(
-            f"The Forager server at {self.shown} did not create {name} "
-            f"({retries.reason(failure)}): look at its log, then run the same command again, which "
-            "asks first whether the dataset is there."
-        )
-
-    async def _try_create(self, body: bytes) -> Exception | None:
-        """Send one create request; returns the transient failure that it ended in, if any."""
-        method, route, timeout_s = "POST", "create_dataset_v2", self._timeouts.create
+        body = encoded({"dataset": name, **paths, "index_id": wanted.index_id})
+        retrying = self._retrying._replace(attempts=CREATE_ATTEMPTS)
         try:
-            answer = await self._connection.send(method, route, body, timeout_s)
+            await retrying.call(f"create {name}", self._create_once, name, wanted, body)
         except REQUEST_ERRORS as error:
-            if retries.is_transient(error):
-                return error
-            raise self._connection.no_answer(f"{method} api/{route}", error, timeout_s) from error
-        await self._connection.content(method, route, answer)
-        return None
+            raise ServerError(
+                f"The Forager server at {self.shown} did not create {name} "
+                f"({retries.reason(error)}): look at its log, then run the same command again, "
+                "which asks first whether the dataset is there."
+            ) from error
+
+    async def _create_once(self, name: str, wanted: DatasetInfo, body: bytes) -> None:
+        """Send one create request; raises why it failed if the dataset is not there then.
+
+        After a timeout, that is an error that is not worth another try.
+        """
+        failure: Exception | None = None
+        try:
+            answer = await self.send("POST", "create_dataset_v2", body, self._timeouts.create)
+            await self.content(answer)
+        except REQUEST_ERRORS as error:
+            failure = error
+        found = await self._settle(name, wanted, failure)
+        if found == wanted:
+            return
+        if found is not None:
+            raise ServerError(_mismatch(name, found, wanted, failure))
+        if failure is None:
+            raise ServerError(
+                f"The Forager server at {self.shown} answered that it created {name}, but "
+                "does not have it: look at the server's log."
+            )
+        if isinstance(failure, asyncio.TimeoutError | TimeoutError):
+            raise TransientError(retries.reason(failure), attempts=1) from failure
+        raise failure
 
     async def _settle(
         self, name: str, wanted: DatasetInfo, failure: Exception | None

@@ -5,14 +5,14 @@ import html
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
 from common import retries
 from common.addresses import proxy_for, shown_address
 from common.errors import AnswerLost, ServerError, TransientError
-from common.terminal import printable
+from common.terminal import count, printable
 from forager.addresses import VIEWER_PORT, check_server_url
 
 MAX_ANSWER_BYTES = 16_000_000  # the longest known answer, all datasets' names, has some 100 kB
@@ -23,13 +23,7 @@ MAX_TITLE_LENGTH = 2_000  # characters, with tags
 # view failed, and its single INSERT with it.
 NOT_DONE_STATUSES = {408, 425, 429, 500, 503}
 PAGE_HEADER = "Forager-Page"  # local_forager sends it: a real server's page has another port
-REQUEST_ERRORS = (
-    aiohttp.ClientError,
-    TransientError,
-    asyncio.TimeoutError,
-    TimeoutError,
-    OSError,
-)
+REQUEST_ERRORS = (aiohttp.ClientError, TransientError, asyncio.TimeoutError, OSError)
 HINTS = {
     401: "it asks for a login, which Forager servers do not have: check SERVER_URL",
     403: "access is not allowed: check SERVER_URL and the proxy in front of the server",
@@ -52,10 +46,14 @@ class Timeouts:
 class Answer:
     """One answer of the server."""
 
+    request: str  # METHOD api/ROUTE
     status: int
     content: Any  # the JSON; None if the body is not JSON
     title: str  # the printable title of an HTML page, or ""
     location: str  # where a redirect points, or ""
+
+
+DEFAULT_TIMEOUTS = Timeouts()
 
 
 class Unreachable(TransientError):
@@ -65,22 +63,31 @@ class Unreachable(TransientError):
         super().__init__(message, attempts=None if reached_before else FIRST_CONNECT_ATTEMPTS)
 
 
+ConnectionT = TypeVar("ConnectionT", bound="Connection")
+
+
 class Connection:
     """A session with one server; use it as an async context manager.
 
     Attributes:
         shown: the server's address as it may be printed, without a password.
-        serves_page: whether an answer said that the web page is at the same address.
+        viewer_url: the address of the web page, if an answer told that it is the same.
     """
 
-    def __init__(self, server_url: str, timeouts: Timeouts, retrying: retries.Retries) -> None:
+    def __init__(
+        self,
+        server_url: str,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        retrying: retries.Retries | None = None,
+    ) -> None:
         self._url = check_server_url(server_url)
         self.shown = shown_address(self._url)
+        self.viewer_url: str | None = None
         self._timeouts = timeouts
-        self._retrying = retrying
-        self._reached = self.serves_page = False
+        self._retrying = retrying or retries.from_environment()
+        self._reached = False
 
-    async def __aenter__(self) -> "Connection":
+    async def __aenter__(self: ConnectionT) -> ConnectionT:
         # One connection per request. A reset on a reused connection does not tell whether the
         # server closed it before or read the request, and there are few requests.
         self._session = aiohttp.ClientSession(
@@ -115,21 +122,16 @@ class Connection:
 
         async def attempt() -> Answer:
             try:
-                answer = await self.send(method, route, body, timeout_s)
+                return await self.send(method, route, body, timeout_s)
             except REQUEST_ERRORS as error:
                 if not once or certainly_not_done(error):
                     raise
                 raise answer_lost(once, f"{retries.reason(error)}.") from error
-            if once and answer.status == 200 and answer.content is None:
-                raise answer_lost(once, "the answer is not JSON.")
-            if once and 200 < answer.status < 300:
-                raise answer_lost(once, f"the answer is HTTP {answer.status}.")
-            return answer
 
         try:
             return await self._retrying.call(f"{method} {self.shown}/api/{route}", attempt)
         except REQUEST_ERRORS as error:
-            raise self.no_answer(f"{method} api/{route}", error, timeout_s) from error
+            raise self._no_answer(f"{method} api/{route}", error, timeout_s) from error
 
     async def send(self, method: str, route: str, body: bytes | None, timeout_s: float) -> Answer:
         """One attempt. Transient statuses are raised, all others returned."""
@@ -147,7 +149,9 @@ class Connection:
                 allow_redirects=False,
                 timeout=timeout,
             ) as response:
-                data = await read_body(response)
+                data = await response.content.readexactly(MAX_ANSWER_BYTES)
+        except asyncio.IncompleteReadError as error:
+            data = error.partial  # what is longer is cut off, and then no JSON any more
         except aiohttp.ClientSSLError as error:
             raise ServerError(
                 f"No TLS connection to {self.shown} ({printable(str(error))}): check the "
@@ -166,49 +170,55 @@ class Connection:
             raise TransientError(
                 "the answer is not valid HTTP", attempts=FIRST_CONNECT_ATTEMPTS
             ) from error
-        self._reached, self.serves_page = True, PAGE_HEADER in response.headers
+        self._reached = True
+        if PAGE_HEADER in response.headers:
+            self.viewer_url = self.shown
         title, status = page_title(data), response.status
         if status in retries.TRANSIENT_STATUSES:
             reason = f"HTTP {status}" + (f" ({title})" if title else "")
             raise TransientError(reason, status, response.headers.get("Retry-After"))
-        location = shown_address(response.headers.get("Location", ""))
-        return Answer(status=status, content=parsed(data), title=title, location=location)
+        return Answer(
+            request=f"{method} api/{route}",
+            status=status,
+            content=parsed(data),
+            title=title,
+            location=shown_address(response.headers.get("Location", "")),
+        )
 
-    async def content(self, method: str, route: str, answer: Answer) -> Any:
+    async def content(self, answer: Answer) -> Any:
         """The JSON of a 200.
 
         Raises:
             ServerError: another status, or not JSON.
         """
-        request = f"{method} api/{route}"
         if answer.status == 404 and answer.content is None:
-            raise await self._missing_route(route)
+            raise await self._missing_route(answer)
         if answer.status != 200:
-            raise self.refusal(request, answer)
+            raise self.refusal(answer)
         if answer.content is None:
             page = f"a web page ({answer.title!r})" if answer.title else "something else"
             raise ServerError(
-                f"{self.shown} answered {request} with {page} instead of JSON: SERVER_URL must be "
-                "the address of the Forager server itself, not of its web page (port "
+                f"{self.shown} answered {answer.request} with {page} instead of JSON: SERVER_URL "
+                "must be the address of the Forager server itself, not of its web page (port "
                 f"{VIEWER_PORT})."
             )
         return answer.content
 
-    def refusal(self, request: str, answer: Answer) -> ServerError:
+    def refusal(self, answer: Answer) -> ServerError:
         """The error for an answer with a status that is not 200."""
         if 300 <= answer.status < 400:
             return ServerError(
-                f"{self.shown} redirects {request} to {answer.location or 'nowhere'} (HTTP "
+                f"{self.shown} redirects {answer.request} to {answer.location or 'nowhere'} (HTTP "
                 f"{answer.status}): set SERVER_URL to the address of the Forager server behind it."
             )
         said = answer.title or (printable(json.dumps(answer.content)) if answer.content else "")
+        said = f" ({said})" if said else ""
+        hint = HINTS.get(answer.status, "check SERVER_URL and the log of the server")
         return ServerError(
-            f"{self.shown} answered {request} with HTTP {answer.status}"
-            + (f" ({said})" if said else "")
-            + f": {HINTS.get(answer.status, 'check SERVER_URL and the log of the server')}."
+            f"{self.shown} answered {answer.request} with HTTP {answer.status}{said}: {hint}."
         )
 
-    async def _missing_route(self, route: str) -> ServerError:
+    async def _missing_route(self, answer: Answer) -> ServerError:
         """The error for a 404 that is not JSON: no server of these generations."""
         later = await self.ask("GET", "get_datasets")
         if later.status == 200 and isinstance(later.content, dict):
@@ -218,11 +228,11 @@ class Connection:
                 "SERVER_URL to a server with the _v2 routes."
             )
         return ServerError(
-            f"{self.shown} is not a Forager server that this program can talk to: there is no "
-            f"api/{route} there. Check SERVER_URL."
+            f"{self.shown} is not a Forager server that this program can talk to: it does not have "
+            f"{answer.request}. Check SERVER_URL."
         )
 
-    def no_answer(self, request: str, error: BaseException, timeout_s: float) -> ServerError:
+    def _no_answer(self, request: str, error: BaseException, timeout_s: float) -> ServerError:
         """The error for a request that got no usable answer."""
         server = f"the Forager server at {self.shown}"
         if isinstance(error, Unreachable):
@@ -230,48 +240,33 @@ class Connection:
                 f"Cannot reach {server} ({error}): check SERVER_URL, and that the server is "
                 "running."
             )
-        tries = ""
-        if retries.is_transient(error):
-            tries = f", in {self._retrying.attempts_for(error)} attempts"
+        reason = retries.reason(error)
         if isinstance(error, asyncio.TimeoutError | TimeoutError):
-            return ServerError(
-                f"T{server[1:]} did not answer {request} within {timeout_s:,} s{tries}: check "
-                "SERVER_URL, and that the server is not overloaded."
-            )
+            reason = f"no answer within {timeout_s:,} s"
+        attempts = self._retrying.attempts_for(error) if retries.is_transient(error) else 1
         return ServerError(
-            f"T{server[1:]} failed to answer {request}{tries}: {retries.reason(error)}. Look at "
-            "the server's log, or try again later."
+            f"T{server[1:]} failed to answer {request}, in {count(attempts, 'attempt')}: {reason}. "
+            "Check SERVER_URL and the server's log, or try again later."
         )
 
-    def other_shape(self, route: str) -> ServerError:
+    def other_shape(self, answer: Answer) -> ServerError:
         """The error for JSON that does not have the expected fields."""
         return ServerError(
-            f"{self.shown} answered api/{route} with JSON of another shape than a Forager server: "
-            "check SERVER_URL."
+            f"{self.shown} answered {answer.request} with JSON of another shape than a Forager "
+            "server: check SERVER_URL."
         )
 
 
 def certainly_not_done(error: BaseException) -> bool:
     """Whether this failure means that the server did not carry out the request."""
-    if isinstance(error, Unreachable):
-        return True
-    return isinstance(error, TransientError) and error.status in NOT_DONE_STATUSES
+    return isinstance(error, TransientError) and (
+        isinstance(error, Unreachable) or error.status in NOT_DONE_STATUSES
+    )
 
 
 def answer_lost(what: str, reason: str) -> AnswerLost:
     """The error for a request that stores `what`, perhaps."""
     return AnswerLost(f"The server may or may not have stored {what}: {reason}")
-
-
-async def read_body(response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
-    """The first `limit` bytes of the body. What is cut off there is no JSON any more."""
-    blocks: list[bytes] = []
-    async for block in response.content.iter_any():
-        blocks.append(block[:limit])
-        limit -= len(block)
-        if limit <= 0:
-            break
-    return b"".join(blocks)
 
 
 def parsed(data: bytes) -> Any:
@@ -296,10 +291,6 @@ def page_title(data: bytes) -> str:
 
 def _text_between(page: str, start: str, end: str) -> str:
     """The text of the element with this start and end, without the tags inside it."""
-    opened = re.search(start, page, re.I)
-    inside = page.find(">", opened.end()) + 1 if opened else 0
-    closed = re.compile(end, re.I).search(page, inside)
-    if not inside or not closed:
-        return ""
-    text = page[inside : min(closed.start(), inside + MAX_TITLE_LENGTH)]
+    found = re.search(rf"{start}[^<>]*>(.{{,{MAX_TITLE_LENGTH}}})", page, re.I | re.S)
+    text = re.split(end, found[1], maxsplit=1, flags=re.I)[0] if found else ""
     return " ".join(html.unescape(re.sub(r"<[^<>]*>", " ", text)).split())

@@ -135,16 +135,12 @@ class Generation(enum.Enum):
             ]
             return start[:-1] + f',"annotations":[{",".join(annotations)}]}}'.encode()
         ((category, mode), images), *_ = request.labels.items()
-        of_a = {"value": mode, "mode": "ingest"}
-        of_b = {"mode": mode, "created_by": "ingest"}
-        return encoded(
-            {
-                "identifiers": images,
-                "user": user,
-                "category": category,
-                **(of_a if self is Generation.A else of_b),
-            }
-        )
+        fields: dict[str, object] = {"identifiers": images, "user": user, "category": category}
+        if self is Generation.A:
+            fields |= {"value": mode, "mode": "ingest"}
+        else:
+            fields |= {"mode": mode, "created_by": "ingest"}
+        return encoded(fields)
 
 
 def _is_multi(request: Request) -> bool:

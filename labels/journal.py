@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 import fcntl
 import json
 import os
-import re
 import secrets
 import sqlite3
 import zlib
@@ -27,14 +25,12 @@ from urllib.parse import quote
 
 from common.errors import IngestError
 from common.files import refuse_irregular, sync_directory
-from common.terminal import count, printable
+from common.terminal import printable
 from forager.generation import Kind, amount
 from labels.plan import Plan
 
 FORMAT = 3
-# The journals of formats 1 and 2 were lines of JSON, which begin like this.
-LINES_FORMAT = re.compile(rb'\{"line": 0, "format": \d+, .*"requests": (\d+)')
-LINES_STORED = b'"state": "stored"'
+LINES = b'{"line": 0, "format": '  # so the journals of formats 1 and 2 begin
 SCHEMA = """
 CREATE TABLE header (fields TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE requests (
@@ -42,6 +38,7 @@ CREATE TABLE requests (
     created INTEGER NOT NULL, checksum INTEGER NOT NULL
 );
 """
+WRITE_ROW = "REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class State(enum.Enum):
@@ -89,16 +86,18 @@ class Journal:
         self._belongs_to = belongs_to
         self._start_over = start_over
         self._header: dict[str, Any] = {}  # of the earlier run, if it is readable
-        self._in_place = False  # whether the file has the rows of this run
-        self._db: sqlite3.Connection | None = None
+        self._db: sqlite3.Connection | None = None  # if the file has the rows of this run
         self._lock = _locked(path)  # None: there is no file
-        if self._lock is not None:
-            try:
-                self._refuse_lines(self._lock)
-                self._read()
-            except BaseException:
-                self.close()
-                raise
+        if self._lock is None:
+            return
+        if not start_over and os.pread(self._lock, len(LINES), 0) == LINES:
+            self.close()
+            raise IngestError(
+                f"{printable(str(path))} was written by an earlier version of this program: finish "
+                "that run with that version, or move the file away if nothing more is to be sent "
+                "of it. To send all labels now, whatever is stored, add --restart."
+            )
+        self._read()
 
     def __enter__(self) -> Journal:
         return self
@@ -114,39 +113,26 @@ class Journal:
             os.close(self._lock)
         self._db = self._lock = None
 
-    def _refuse_lines(self, file: int) -> None:
-        """Raise IngestError if an earlier version of this program wrote the file."""
-        with open(file, "rb", closefd=False) as opened:
-            first = opened.readline()
-            stored = sum(LINES_STORED in line for line in opened)
-        if (found := LINES_FORMAT.match(first)) and not self._start_over:
-            raise IngestError(
-                f"{printable(str(self.path))} was written by an earlier version of this program, "
-                f"and says that the server stored {stored:,} of {count(int(found[1]), 'request')}. "
-                "Finish that run with that version, or move the file away if nothing more is to be "
-                "sent of it. To send all labels now, whatever is stored, add --restart."
-            )
-
     def _read(self) -> None:
         """Read what the file says about the earlier run."""
         try:
-            self._db = _connect(self.path)
-            if self._db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-                raise sqlite3.DatabaseError("damaged")
-            ((fields, checksum),) = self._db.execute("SELECT fields, checksum FROM header")
-            if checksum != _checksum(fields):
-                raise sqlite3.DatabaseError("damaged")
-            header = json.loads(fields)
-            entries = [UNREADABLE] * header["requests"]
-            for number, *values, checksum in self._db.execute("SELECT * FROM requests"):
-                if checksum == _checksum(header["run"], number, *values):
-                    kind, labels, state, created = values
-                    entries[number] = Entry(Kind(kind), labels, State(state), created)
+            with contextlib.closing(_connect(self.path)) as db:
+                if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                    raise sqlite3.DatabaseError("damaged")
+                ((fields, checksum),) = db.execute("SELECT fields, checksum FROM header")
+                if checksum != _checksum(fields):
+                    raise sqlite3.DatabaseError("damaged")
+                header = json.loads(fields)
+                entries = [UNREADABLE] * header["requests"]
+                for number, *values, checksum in db.execute("SELECT * FROM requests"):
+                    if checksum == _checksum(header["run"], number, *values):
+                        kind, labels, state, created = values
+                        entries[number] = Entry(Kind(kind), labels, State(state), created)
         except (sqlite3.Error, ValueError):
             self.damaged = True
-            return
-        self._header, self.entries = header, entries
-        self.damaged = any(entry is UNREADABLE for entry in entries)
+        else:
+            self._header, self.entries = header, entries
+            self.damaged = any(entry is UNREADABLE for entry in entries)
 
     @property
     def finished(self) -> bool:
@@ -173,27 +159,25 @@ class Journal:
         Raises:
             IngestError: an unfinished run of other labels stored labels, or may have.
         """
-        waiting = [Entry(request.kind, request.size) for request in plan.requests]
-        earlier, self.entries = self.entries, waiting
+        entries = [Entry(request.kind, request.size) for request in plan.requests]
         if self._lock is None or self._start_over:
             self.damaged = False
         elif not self._header:
-            self.entries = [replace(entry, state=State.SENT) for entry in waiting]
+            entries = [replace(entry, state=State.SENT) for entry in entries]
         elif self.differences() or not self.has(plan):
-            self.entries = earlier
             self._refuse_to_replace()
-            self.entries, self.damaged = waiting, False
+            self.damaged = False
         else:
-            self.entries = [
+            entries = [
                 replace(entry, state=State.SENT) if known is UNREADABLE else known
-                for known, entry in zip(earlier, waiting, strict=True)
+                for known, entry in zip(self.entries, entries, strict=True)
             ]
-            self._in_place = not self.damaged
+        self.entries = entries
         self._digest = plan.digest
 
     def _refuse_to_replace(self) -> None:
         """Raise IngestError unless the earlier run is finished or stored nothing."""
-        stored = self.possibly_stored()
+        stored = self.sizes(State.SENT, State.STORED)
         if self.finished or not stored:
             return
         what = "; ".join(
@@ -207,13 +191,16 @@ class Journal:
             "finish it, or send all labels of this run with --restart."
         )
 
-    def possibly_stored(self) -> Counter[Kind]:
-        """How many labels and boxes were stored or may have been."""
-        stored: Counter[Kind] = Counter()
-        for entry in self.entries:
-            if entry.state is not State.WAITING:
-                stored[entry.kind] += entry.labels
-        return stored
+    def sizes(self, *states: State) -> Counter[Kind]:
+        """How many labels and boxes the requests in these states have."""
+        sizes: Counter[Kind] = Counter()
+        for number in self.numbers(*states):
+            sizes[self.entries[number].kind] += self.entries[number].labels
+        return sizes
+
+    def created(self) -> list[int]:
+        """How many labels the server stored of each request."""
+        return [entry.created for entry in self.entries]
 
     def numbers(self, *states: State) -> list[int]:
         """The places in `entries` of the requests in these states."""
@@ -227,13 +214,9 @@ class Journal:
         """
         self.entries[number] = replace(self.entries[number], state=state, created=created)
         try:
-            if self._db is not None and self._in_place:
-                *_, name, _, checksum = self._row(number)
-                with contextlib.suppress(sqlite3.Error):  # damage that reading did not find
-                    self._db.execute(
-                        "UPDATE requests SET state = ?, created = ?, checksum = ? WHERE number = ?",
-                        (name, created, checksum, number),
-                    )
+            if self._db is not None:
+                with contextlib.suppress(sqlite3.Error):  # a failing disk: a new file may do
+                    self._db.execute(WRITE_ROW, self._row(number))
                     return
             self._write_all()
         except (OSError, sqlite3.Error) as error:
@@ -245,7 +228,6 @@ class Journal:
 
     def _write_all(self) -> None:
         """Write all rows to a new file, locked from its beginning, and rename it."""
-        self._in_place = False
         new_path = self.path.with_name(self.path.name + ".new")
         new = _locked(new_path, os.O_CREAT)
         assert new is not None
@@ -263,9 +245,7 @@ class Journal:
             os.close(new)
             raise
         self.close()
-        self._lock = new
-        self._db = _connect(self.path)
-        self._in_place, self.damaged = True, False
+        self._lock, self._db, self.damaged = new, _connect(self.path), False
 
     def _write_rows(self, path: Path) -> None:
         """Write everything into an empty file."""
@@ -277,12 +257,11 @@ class Journal:
             "requests_sha256": self._digest,
         }
         fields = json.dumps(self._header)
-        rows = map(self._row, range(len(self.entries)))
         with contextlib.closing(_connect(path)) as db:
             db.execute("PRAGMA journal_mode=OFF")  # the file is of no use before it is complete
             db.executescript(f"BEGIN; {SCHEMA}")
             db.execute("INSERT INTO header VALUES (?, ?)", (fields, _checksum(fields)))
-            db.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)", rows)
+            db.executemany(WRITE_ROW, map(self._row, range(len(self.entries))))
             db.execute("COMMIT")
 
     def _row(self, number: int) -> tuple[int, str, int, str, int, int]:
@@ -327,10 +306,11 @@ def _locked(path: Path, flags: int = 0) -> int | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(file), os.lstat(path)):
             return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
     except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.ENOENT):
-            os.close(file)
-            raise _cannot_write(path, error) from error
+        os.close(file)
+        raise _cannot_write(path, error) from error
     os.close(file)  # it is locked, or another process renamed or replaced it meanwhile
     raise _in_use(path)
 

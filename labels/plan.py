@@ -9,15 +9,15 @@ import itertools
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import gcs
 from common.errors import StorageError
 from common.names import identifier
-from common.terminal import count, printable, say
+from common.terminal import count, first_lines, printable, say
 from forager.generation import Box, Generation, Group, Kind, Request, box_fields, label_fields
 from forager.generation import quoted as json_string
 from labels.file.checks import Labels, inverted
@@ -35,6 +35,7 @@ INDEX_ID = re.compile(r"[-\w.]{1,300}")
 ROUNDING = 1.0  # pixel by which coordinates of a box inside its image may exceed it
 
 T = TypeVar("T")
+Counts = Mapping[Kind, Counter[Group]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,20 @@ class Plan:
             digest.update(json.dumps([*request.labels.items(), request.boxes]).encode() + b"\n")
         return digest.hexdigest()
 
-    def counts(self) -> dict[Kind, Counter[Group]]:
-        """The number of labels and of boxes by category and mode."""
-        counts: dict[Kind, Counter[Group]] = {kind: Counter() for kind in Kind}
-        for request in self.requests:
-            counts[request.kind].update(request.counts())
+    def counts(self, created: Sequence[int] | None = None) -> Counts:
+        """The number of labels and of boxes by category and mode.
+
+        Args:
+            created: counts what the server stored: how many labels of each request. Which of
+                several categories it did not store is not known, so then these count as nothing.
+        """
+        counts: Counts = {kind: Counter() for kind in Kind}
+        sizes = [request.size for request in self.requests]
+        for request, number in zip(self.requests, created or sizes, strict=True):
+            by_group = request.counts()
+            if number != request.size:
+                by_group = Counter(dict.fromkeys(by_group, number) if len(by_group) == 1 else ())
+            counts[request.kind].update(by_group)
         return counts
 
     def skipped(self) -> str:
@@ -82,12 +92,11 @@ def known_images(bucket: str, index_id: str) -> set[str] | None:
             if not isinstance(rows, dict):
                 raise ValueError(f"{file} is not a JSON object")
             known.update(rows)
+        return known
     except StorageError as error:
         reason = error.message
     except (ValueError, RecursionError) as error:
         reason = f"{printable(str(error))}."
-    else:
-        return known
     say(
         f"The dataset's index in gs://{printable(bucket)} cannot be read: {reason} Unknown images "
         "are therefore found only by comparing how many labels the server stores.",
@@ -183,46 +192,43 @@ def _share_small(requests: list[Request], empty_body_bytes: int) -> list[Request
     """
     large: list[Request] = []
     small: list[tuple[Group, str]] = []
-    saved = 0
     for request in requests:
         ((group, images),) = request.labels.items()
-        fields = len(images) * (len(label_fields("", group)) + len("{}"))
-        names = sum(len(json_string(image)) for image in images)
-        if names + fields <= (MAX_BODY_BYTES - empty_body_bytes) // 2:
+        size = len(images) * _label_bytes((group, ""))
+        size += sum(len(json_string(image)) for image in images)
+        if size <= (MAX_BODY_BYTES - empty_body_bytes) // 2:
             small += [(group, image) for image in images]
-            saved += 1
         else:
             large.append(request)
-    for part in chunk(
-        small, empty_body_bytes, lambda item: len(label_fields(item[1], item[0])) + 2
-    ):
-        labels: dict[Group, list[str]] = {}
+    shared = []
+    for part in chunk(small, empty_body_bytes, _label_bytes):
+        groups: defaultdict[Group, list[str]] = defaultdict(list)
         for group, image in part:
-            labels.setdefault(group, []).append(image)
-        large.append(Request(labels, []))
-        saved -= 1
-    return large if saved >= MIN_SAVED_REQUESTS else requests
+            groups[group].append(image)
+        shared.append(Request(groups, []))
+    saved = len(requests) - len(large) - len(shared)
+    return [*large, *shared] if saved >= MIN_SAVED_REQUESTS else requests
+
+
+def _label_bytes(label: tuple[Group, str]) -> int:
+    group, image = label
+    return len(label_fields(image, group)) + len("{}")
 
 
 def chunk(
-    items: Iterable[T],
-    empty_body_bytes: int,
-    encoded_bytes: Callable[[T], int],
-    max_body_bytes: int = MAX_BODY_BYTES,
+    items: Iterable[T], empty_body_bytes: int, encoded_bytes: Callable[[T], int]
 ) -> Iterator[list[T]]:
-    """The items, in order, in lists whose request bodies are small enough.
+    """The items, in order, in lists of up to MAX_LABELS whose request bodies are small enough.
 
-    A list has up to MAX_LABELS items.
+    Only a single item that is too long makes a body longer than MAX_BODY_BYTES.
 
     Args:
         items: what goes into a JSON list of the body.
         empty_body_bytes: size of the encoded body without items.
         encoded_bytes: gives the size of one encoded item.
-        max_body_bytes: size of the longest body, unless a single item needs more.
     """
-    room = max_body_bytes - empty_body_bytes
+    room = left = MAX_BODY_BYTES - empty_body_bytes
     part: list[T] = []
-    left = room
     for item in items:
         size = encoded_bytes(item) + 1  # and the comma
         if part and (size > left or len(part) == MAX_LABELS):
@@ -234,10 +240,16 @@ def chunk(
         yield part
 
 
-def notes_on_names(groups: Iterable[Group]) -> list[str]:
+def show_notes(notes: Sequence[str]) -> None:
+    """Print the first notes on standard error."""
+    if notes:
+        say(f"Note:\n{first_lines(notes)}")
+
+
+def notes_on_names(categories: Iterable[str]) -> list[str]:
     """Sentences about categories of a file that are probably misspelt."""
     notes = []
-    for same in _alike(category for category, _ in groups).values():
+    for same in _alike(categories).values():
         notes += [
             f"{printable(one)!r} and {printable(other)!r} are two categories."
             for one, other in itertools.pairwise(same)
@@ -250,15 +262,13 @@ def notes_on_names(groups: Iterable[Group]) -> list[str]:
     return notes
 
 
-def notes_on_categories(groups: Iterable[Group], on_server: Iterable[str]) -> list[str]:
+def notes_on_categories(categories: Iterable[str], on_server: set[str]) -> list[str]:
     """Sentences about categories of a file that are probably others which the server has."""
-    there = set(on_server)
-    alike = _alike(there)
+    alike = _alike(on_server)
     return [
         f"{printable(category)!r} is not the category {printable(other)!r}, which the server has."
-        for key, categories in _alike(category for category, _ in groups).items()
-        for category in categories
-        if category not in there
+        for key, same in _alike(set(categories) - on_server).items()
+        for category in same
         for other in alike.get(key, [])
     ]
 

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import IngestError
 from common.terminal import count, first_lines, printable, say, table
 from forager.client import Forager
 from forager.generation import Generation, Group, Kind, amount
-from labels.journal import Entry, Journal, State
-from labels.plan import Plan, notes_on_categories
-
-Counts = Mapping[Kind, Counter[Group]]
-
-
-def show_notes(notes: Sequence[str]) -> None:
-    """Print the first notes on standard error."""
-    if notes:
-        say(f"Note:\n{first_lines(notes)}")
+from labels.journal import Journal, State
+from labels.plan import Counts, Plan, notes_on_categories, show_notes
 
 
 async def report_dry_run(server: Forager, name: str, plan: Plan) -> None:
     """Print what would be sent, beside what the server has of these categories, if it tells."""
     asked, generation = plan.counts(), await server.generation()
-    groups = {group for counter in asked.values() for group in counter}
-    categories = {category for category, _ in groups}
+    categories = {category for counter in asked.values() for category, _ in counter}
     there = await server.category_counts(name, sorted(categories))
-    columns = [("labels", asked[Kind.LABELS])]
+    columns = {"labels": asked[Kind.LABELS]}
     if asked[Kind.BOXES]:
-        columns.append(("boxes", asked[Kind.BOXES]))
+        columns["boxes"] = asked[Kind.BOXES]
     if there is None:
         say("The server does not tell which labels it has.")
     else:
-        show_notes(notes_on_categories(groups, {category for category, _ in there}))
-        columns.append(("on the server", Counter(there)))
-        groups |= {group for group, number in there.items() if group[0] in categories and number}
-    print(numbers_table(columns, sorted(groups)), flush=True)
+        show_notes(notes_on_categories(categories, {category for category, _ in there}))
+        columns["on the server"] = Counter(
+            {group: number for group, number in there.items() if number and group[0] in categories}
+        )
+    print(numbers_table(columns), flush=True)
     print(
         f"\n{amount({kind: counter.total() for kind, counter in asked.items()})} in "
         f"{count(len(plan.requests), 'request')} would be sent to {server.shown}{plan.skipped()}. "
@@ -55,40 +47,17 @@ def consequence(generation: Generation, asked: Counts) -> str:
     return ((said if replaced else "") + (second if appended else "")).rstrip()
 
 
-def report_earlier_run(path: Path, belongs_to: dict[str, str], plan: Plan) -> None:
-    """Print what an earlier run has sent of the plan, according to its journal.
-
-    Raises:
-        IngestError: another process uses the journal, or an earlier version wrote it.
-    """
-    with Journal(path, belongs_to) as journal:
-        if journal.differences() or not journal.has(plan):
-            return
-        done = len(journal.numbers(State.STORED))
+def report_earlier_run(journal: Journal, plan: Plan) -> None:
+    """Print what an earlier run has sent of the plan, according to its journal."""
+    done = len(journal.numbers(State.STORED))
+    if not done or journal.differences() or not journal.has(plan):
+        return
+    if journal.finished:
+        said = "An earlier run finished sending these: they are only sent with --again."
+    else:
         requests = count(len(plan.requests), "request")
-        if journal.finished:
-            said = "An earlier run finished sending these: they are only sent with --again."
-        else:
-            said = f"An interrupted run has stored {done:,} of {requests}: they are not sent."
-        if done:
-            print(said, flush=True)
-
-
-def count_created(plan: Plan, entries: Sequence[Entry]) -> Counts:
-    """What the server stored.
-
-    Of a request of several categories, the server does not say what it stored. So if it did not
-    store all, this counts as nothing.
-    """
-    created: Counts = {kind: Counter() for kind in Kind}
-    for request, entry in zip(plan.requests, entries, strict=True):
-        counts = request.counts()
-        if len(counts) == 1:
-            counts = Counter(dict.fromkeys(counts, entry.created))
-        elif entry.created != request.size:
-            continue
-        created[request.kind].update(counts)
-    return created
+        said = f"An interrupted run has stored {done:,} of {requests}: they are not sent."
+    print(said, flush=True)
 
 
 def count_mismatch(asked: Counts, created: Counts, index_known: bool) -> str | None:
@@ -111,16 +80,16 @@ def count_mismatch(asked: Counts, created: Counts, index_known: bool) -> str | N
     return f"The numbers of labels sent and stored differ:\n{first_lines(wrong)}\n{why}"
 
 
-def numbers_table(columns: Sequence[tuple[str, Counter[Group]]], groups: Sequence[Group]) -> str:
-    """A column of numbers for each counter, a line for each category and mode."""
+def numbers_table(columns: Mapping[str, Counter[Group]]) -> str:
+    """A named column of numbers for each counter, a line for each category and mode."""
     rows = [
         (
             *(printable(text, 60) for text in group),
-            *(f"{counter[group]:,}" for _, counter in columns),
+            *(f"{counter[group]:,}" for counter in columns.values()),
         )
-        for group in groups
+        for group in sorted(set().union(*columns.values()))
     ]
-    return table(("category", "mode", *(name for name, _ in columns)), rows, text_columns=2)
+    return table(("category", "mode", *columns), rows, text_columns=2)
 
 
 def stored_twice(journal: Journal, plan: Plan, generation: Generation) -> str | None:
@@ -128,8 +97,9 @@ def stored_twice(journal: Journal, plan: Plan, generation: Generation) -> str | 
     kinds = {request.kind for request in plan.requests if generation.stores_twice(request.kind)}
     if journal.damaged and not journal.entries:
         return "everything" if kinds else None
-    stored = {kind: n for kind, n in journal.possibly_stored().items() if kind in kinds}
-    return amount(stored) if any(stored.values()) else None
+    stored = journal.sizes(State.SENT, State.STORED)
+    stored = Counter({kind: number for kind, number in stored.items() if kind in kinds})
+    return amount(stored) if stored else None
 
 
 def refuse_other_selection(path: Path, twice: str | None) -> None:
@@ -152,28 +122,28 @@ def warn_of_second_copies(
     """Say what the server stores a second time."""
     if not twice:
         return
-    newest = generation.stores_twice(Kind.LABELS)
-    counts = "the newest counts" if newest else "Forager shows both copies of a box"
     if start_over:
-        say(
+        said = (
             f"Starting over: this server stores {twice} of an earlier run a second time, as far as "
-            f"that run stored it; {counts}.",
+            "that run stored it"
         )
     elif journal.finished and not journal.differences().keys() & {"server", "dataset", "index_id"}:
-        say(
+        said = (
             f"An earlier run finished sending another version of this label file, with {twice}. "
-            f"What is in both versions is stored twice by this server; {counts}.",
+            "What is in both versions is stored twice by this server"
         )
+    else:
+        return
+    newest = generation.stores_twice(Kind.LABELS)
+    say(f"{said}; {'the newest counts' if newest else 'Forager shows both copies of a box'}.")
 
 
-def report_finished(
-    label_file: str, plan: Plan, entries: Sequence[Entry], twice: str | None
-) -> bool:
+def report_finished(label_file: str, plan: Plan, journal: Journal, twice: str | None) -> bool:
     """Say that an earlier run sent these labels. Returns whether the server stored all.
 
     `twice` is what the server would store a second time.
     """
-    asked, created = plan.counts(), count_created(plan, entries)
+    asked, created = plan.counts(), plan.counts(journal.created())
     again = f": this server then stores {twice} a second time" if twice else ""
     say(
         f"An earlier run finished sending {label_file}: {parts(asked, created)} created. Nothing "
@@ -191,23 +161,22 @@ def parts(asked: Counts, created: Counts) -> str:
     )
 
 
-def report_result(plan: Plan, entries: Sequence[Entry], page: str) -> bool:
+def report_result(plan: Plan, journal: Journal, page: str) -> bool:
     """Print what was stored. Returns whether that is all that was sent.
 
     Raises:
         IngestError: everything is recorded, but standard output cannot be written.
     """
-    asked, created = plan.counts(), count_created(plan, entries)
+    asked, created = plan.counts(), plan.counts(journal.created())
     problem = count_mismatch(asked, created, plan.index_known)
     if problem:
         say(f"Error: {problem}")
-    columns = [("asked", asked[Kind.LABELS]), ("created", created[Kind.LABELS])]
+    columns = {"asked": asked[Kind.LABELS], "created": created[Kind.LABELS]}
     if asked[Kind.BOXES]:
-        columns += [("boxes", asked[Kind.BOXES]), ("boxes created", created[Kind.BOXES])]
-    groups = sorted({group for counter in asked.values() for group in counter})
+        columns |= {"boxes": asked[Kind.BOXES], "boxes created": created[Kind.BOXES]}
     stored = parts(asked, created)
     try:
-        print(numbers_table(columns, groups), flush=True)
+        print(numbers_table(columns), flush=True)
         print(
             f"\n{stored} created in {count(len(plan.requests), 'request')}{plan.skipped()}. "
             f"Look at them at {page}",

@@ -2,9 +2,8 @@
 
 import asyncio
 import enum
-import sys
-from collections import Counter
 from dataclasses import dataclass
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -13,7 +12,6 @@ from common.terminal import count, first_lines, say
 from forager.client import Forager
 from forager.generation import Generation, Kind, Request, amount
 from labels.journal import Journal, State
-from labels.plan import Plan
 
 
 class Uncertain(enum.Enum):
@@ -33,28 +31,29 @@ class Sender:
     dataset: str
     user: str
     uncertain: Uncertain
+    requests: list[Request]
+    journal: Journal
 
-    async def send_all(self, plan: Plan, journal: Journal) -> None:
+    async def send_all(self) -> None:
         """Send all requests that the journal does not have as stored.
 
         Raises:
             IngestError: the server failed, or the user must decide on a lost answer.
         """
-        requests = plan.requests
-        if stored := len(journal.numbers(State.STORED)):
-            say(f"An interrupted run has stored {stored:,} of {count(len(requests), 'request')}.")
-        await asyncio.to_thread(self._settle_uncertain, requests, journal)
-        todo = journal.numbers(State.WAITING, State.SENT)
-        labels = sum(requests[n].size for n in todo)
-        with tqdm(total=labels, unit=" labels", file=sys.stderr, disable=None) as progress:
+        if self.journal.numbers(State.STORED):
+            say(f"An interrupted run has stored {self._stored()}.")
+        await asyncio.to_thread(self._settle_uncertain)
+        todo = self.journal.numbers(State.WAITING, State.SENT)
+        labels = self.journal.sizes(State.WAITING, State.SENT).total()
+        with tqdm(total=labels, unit=" labels", disable=None) as progress:
             for number in todo:
-                await asyncio.to_thread(journal.record, number, State.SENT)
+                await asyncio.to_thread(self.journal.record, number, State.SENT)
                 try:
-                    created = await self._send(requests[number])
+                    created = await self._send(self.requests[number])
                 except ServerError as error:
-                    await self._stop(error, number, requests, journal)
-                await asyncio.to_thread(journal.record, number, State.STORED, created)
-                progress.update(requests[number].size)
+                    await self._stop(error, number)
+                await asyncio.to_thread(self.journal.record, number, State.STORED, created)
+                progress.update(self.requests[number].size)
 
     async def _send(self, request: Request) -> int:
         """How many labels the server stored for one request."""
@@ -67,13 +66,10 @@ class Sender:
             say(f"{error.message} Assumed to be stored, as asked.")
             return request.size
 
-    async def _stop(
-        self, error: ServerError, number: int, requests: list[Request], journal: Journal
-    ) -> None:
+    async def _stop(self, error: ServerError, number: int) -> NoReturn:
         """Raise an IngestError that says what is stored and what to do about a failure."""
-        request = requests[number]
-        stored = len(journal.numbers(State.STORED))
-        so_far = f"{stored:,} of {count(len(requests), 'request')} stored so far"
+        request = self.requests[number]
+        so_far = f"{self._stored()} stored so far"
         if isinstance(error, AnswerLost):
             raise IngestError(
                 f"{error.message}\n{so_far}. {_choice(request.kind, request.size)}"
@@ -81,7 +77,7 @@ class Sender:
         twice = self.generation.stores_twice(request.kind)
         if self.uncertain is not Uncertain.RESEND or not twice:
             # Nothing was stored, or it does not matter because it is replaced.
-            await asyncio.to_thread(journal.record, number, State.WAITING)
+            await asyncio.to_thread(self.journal.record, number, State.WAITING)
         hint = ""
         if request.kind is Kind.BOXES or len(request.labels) > 1:
             what = request.kind.value
@@ -90,28 +86,29 @@ class Sender:
             f"{error.message}{hint}\n{so_far}; the same command continues."
         ) from error
 
-    def _settle_uncertain(self, requests: list[Request], journal: Journal) -> None:
+    def _stored(self) -> str:
+        stored = len(self.journal.numbers(State.STORED))
+        return f"{stored:,} of {count(len(self.requests), 'request')}"
+
+    def _settle_uncertain(self) -> None:
         """Decide what to do with the requests of an earlier run that may have been carried out.
 
         Raises:
             IngestError: they would be stored twice, so the user must decide.
         """
-        numbers = journal.numbers(State.SENT)
+        numbers = self.journal.numbers(State.SENT)
         if not numbers:
             return
-        uncertain = [requests[number] for number in numbers]
-        sizes: Counter[Kind] = Counter()
-        for request in uncertain:
-            sizes[request.kind] += request.size
+        sizes = self.journal.sizes(State.SENT)
         said = (
-            (f"{journal.path.name} is damaged. " if journal.damaged else "")
+            (f"{self.journal.path.name} is damaged. " if self.journal.damaged else "")
             + f"An interrupted run may have stored {count(len(numbers), 'request')} with "
-            f"{amount(sizes)}:\n{first_lines([str(request) for request in uncertain])}"
+            f"{amount(sizes)}:\n{first_lines([str(self.requests[number]) for number in numbers])}"
         )
         twice = [kind for kind in sizes if self.generation.stores_twice(kind)]
         if self.uncertain is Uncertain.ASSUME_STORED:
             for number in numbers:
-                journal.record(number, State.STORED, requests[number].size)
+                self.journal.record(number, State.STORED, self.requests[number].size)
             say(f"{said}\nAssumed to be stored, as asked.")
         elif not twice:
             say(f"{said}\nSent again: this server replaces labels that it has.")

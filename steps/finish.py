@@ -146,7 +146,7 @@ async def register(run: Run) -> Listing | None:
             listing = await list_again()
             if await asyncio.to_thread(state.changes, listing.path):
                 return listing
-            await forager.create_dataset(target.name, str(plan.train), str(plan.val), *wanted)
+            await forager.create_dataset(target.name, str(plan.train), str(plan.val), wanted)
     listing = await list_again()
     changes = list_changes(await asyncio.to_thread(state.changes, listing.path))
     # Only now: a run that was killed before this compares again.

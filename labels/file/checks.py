@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ class Labels:
     boxes: list[Box]  # in the order of the file
     paths: dict[str, str]  # by identifier, the image's path in the file
 
+    def categories(self) -> set[str]:
+        """The categories of labels and boxes."""
+        return {category for category, _ in self.groups} | {box.category for box in self.boxes}
+
 
 class Collector:
     """Labels and boxes so far, and sentences about what is wrong."""
@@ -58,24 +63,28 @@ class Collector:
 
         `once` is for formats in which each image comes once.
         """
-        self.stop_after_many_findings()
         image = identifier(path)
         known = self.paths.get(image)
         if known is None:
             self.paths[image] = path
             if problem := _image_problem(image):
-                self.findings.append(f"{where}: {problem}.")
+                self.report(f"{where}: {problem}.")
         elif known == path and once:
-            self.findings.append(f"{where}: given more than once.")
+            self.report(f"{where}: given more than once.")
         elif known != path:
-            self.findings.append(
+            self.report(
                 f"{key(known)} and {key(path)} are the same image, {quoted(image)}: "
                 "images are known by the file name without directory and extension."
             )
         return image
 
-    def stop_after_many_findings(self) -> None:
-        """Raise LabelFileError if there are so many findings that the file is of another kind."""
+    def report(self, finding: str) -> None:
+        """Add a finding.
+
+        Raises:
+            LabelFileError: there are so many that the file is of another kind.
+        """
+        self.findings.append(finding)
         if len(self.findings) >= MAX_FINDINGS:
             raise LabelFileError(*self.findings, "The rest of the file was not read.")
 
@@ -148,13 +157,9 @@ def coordinate_problem(value: Any) -> str:
     """Why the value cannot be a coordinate in pixels, or ""."""
     if type(value) not in (int, float):
         return f"expected a number, got {got(value)}"
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:  # an int that no float can hold
-        finite = False
-    if not finite:
-        return f"expected a finite number, got {got(value)}"
-    return f"expected a number that is not negative, got {got(value)}" if value < 0 else ""
+    if 0 <= value <= sys.float_info.max:  # NaN is not, nor is an int that no float can hold
+        return ""
+    return f"expected a finite number, 0 or more, got {got(value)}"
 
 
 def box_problem(x1: float, y1: float, x2: float, y2: float) -> str:

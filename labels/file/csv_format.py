@@ -9,7 +9,7 @@ from collections import defaultdict
 
 from common.terminal import printable
 from labels.file.checks import DEFAULT_MODE, Collector, LabelFileError, category_problem, quoted
-from labels.file.text import PROGRESS_EVERY, Progress
+from labels.file.text import Progress
 
 HEADERS = (["path", "category"], ["path", "category", "mode"])
 EXPECTED = "expected path,category or path,category,mode"
@@ -31,17 +31,14 @@ def collect(text: str, collector: Collector, progress: Progress) -> None:
     """
     if JSON_START.match(text):
         raise LabelFileError("this is JSON, not CSV: use --format forager or --format coco.")
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    file = io.StringIO(text, newline="")
+    lines = csv.reader(file, strict=True, skipinitialspace=True)
     labelled: defaultdict[str, dict[str, int]] = defaultdict(dict)  # by category: image, line
-    read = 0
     try:
         for number, fields in enumerate(lines):
             if fields and (number or not _is_header(fields)):
                 _collect_line(lines.line_num, fields, labelled, collector)
-            read += sum(map(len, fields)) + len(fields)
-            if number % PROGRESS_EVERY == 0:
-                progress(read)
-                read = 0
+            progress(file.tell())
     except csv.Error as error:
         raise LabelFileError(f"line {lines.line_num}: not valid CSV ({error}).") from None
 
@@ -70,7 +67,7 @@ def _collect_line(
     collector: Collector,
 ) -> None:
     """Add the label of one line."""
-    report = collector.findings.append
+    report = collector.report
     where = f"line {line}"
     if len(fields) not in (2, 3):
         found = "1 field" if len(fields) == 1 else f"{len(fields)} fields"

@@ -26,12 +26,13 @@ LABEL_KEYS = {"category", "value", "mode", "is_box"}
 BOX_KEYS = {*LABEL_KEYS, *CORNERS}
 BOX_WORDS = {*CORNERS, "bbox", "box", "x", "y", "w", "h", "width", "height"}
 BOX_WORDS |= {"xmin", "ymin", "xmax", "ymax"}
+UNKNOWN = 'unknown; an annotation has a "category" and a "value", which is the mode'
+UNKNOWN_OF_BOX = 'unknown; a box has "is_box": true, and the corners "x1", "y1", "x2" and "y2"'
 COCO_FIELDS = {  # of the elements of each list: ids, and last what they stand for
     "images": ("id", "file_name"),
     "categories": ("id", "name"),
     "annotations": ("image_id", "category_id", "bbox"),
 }
-JSON_START = re.compile(r'[\[{"\d-]|null|true|false|NaN|Infinity')
 OTHER_OBJECTS = re.compile(r'\[\s*\{\s*"(?!(?:' + "|".join(BOX_KEYS) + r')")')
 COCO_EXPECTED = (
     "expected a COCO file of instances: an object with the lists images (id, file_name), "
@@ -48,15 +49,11 @@ def collect_forager(text: str, collector: Collector, progress: Progress) -> None
         LabelFileError: the text is not valid JSON, or of another format.
     """
     reader = JsonReader(text, progress)
-    if not reader.matches(JSON_START):
-        raise LabelFileError("this is not JSON: if it is CSV, add --format csv.")
     if reader.peek() != "{":
-        document = reader.value()
-        reader.end()
-        collector.findings.append(
-            f"expected an object {{image path: [annotation, ...]}}, got {got(document)}."
+        raise LabelFileError(
+            "expected a JSON object {image path: [annotation, ...]}: if this is CSV, add --format "
+            "csv."
         )
-        return
     for path in reader.members():
         if path in COCO_FIELDS and reader.matches(OTHER_OBJECTS):
             raise LabelFileError("this is a COCO file: add --format coco.")
@@ -67,7 +64,7 @@ def collect_forager(text: str, collector: Collector, progress: Progress) -> None
 
 def _collect_annotations(path: str, image: str, annotations: Any, collector: Collector) -> None:
     """Add the annotations of one image."""
-    report = collector.findings.append
+    report = collector.report
     if type(annotations) is not list:
         report(f"{key(path)}: expected a list of annotations, got {got(annotations)}.")
         return
@@ -81,8 +78,9 @@ def _collect_annotations(path: str, image: str, annotations: Any, collector: Col
                 report(f"{key(path)}[{number}]: {problem}.")
                 continue
         else:
-            if problems := _problems(annotation):
-                collector.findings += [f"{key(path)}[{number}]{problem}." for problem in problems]
+            if problems := list(_problems(annotation)):
+                for problem in problems:
+                    report(f"{key(path)}[{number}]{problem}.")
                 continue
             category = annotation["category"]
             mode = annotation.get("value", annotation.get("mode", DEFAULT_MODE))
@@ -108,40 +106,32 @@ def _box(image: str, category: str, mode: str, corners: Corners) -> Box:
     return Box(identifier=image, category=category, mode=mode, x1=x1, y1=y1, x2=x2, y2=y2)
 
 
-def _problems(annotation: Any) -> list[str]:
+def _problems(annotation: Any) -> Iterator[str]:
     """Where in an annotation that is not a string something is wrong, and what."""
     if not isinstance(annotation, dict):
         expected = '"CATEGORY" or {"category": "CATEGORY", "value": "MODE"}'
-        return [f": expected {expected}, got {got(annotation)}"]
-    problems: list[str] = []
+        yield f": expected {expected}, got {got(annotation)}"
+        return
     if isinstance(annotation, Repeated):
-        problems += [f"{_step(name)}: given more than once" for name in annotation.repeated_keys]
+        for name in annotation.repeated_keys:
+            yield f"{_step(name)}: given more than once"
     is_box = annotation.get("is_box", False)
     if type(is_box) is not bool:
-        problems.append(f".is_box: expected true or false, got {got(is_box)}")
-    if not annotation.keys() <= (BOX_KEYS if is_box else LABEL_KEYS):
-        problems += _unknown_keys(annotation, bool(is_box))
+        yield f".is_box: expected true or false, got {got(is_box)}"
+    known = BOX_KEYS if is_box else LABEL_KEYS
+    for name in annotation:
+        if name not in known:
+            yield f"{_step(name)}: {UNKNOWN_OF_BOX if is_box or name in BOX_WORDS else UNKNOWN}"
     if "category" not in annotation:
-        problems.append(': expected a "category", got an object without')
+        yield ': expected a "category", got an object without'
     for name in ("category", "value", "mode"):
         if name in annotation and (problem := category_problem(annotation[name])):
-            problems.append(f".{name}: {problem}")
+            yield f".{name}: {problem}"
     if {"value", "mode"} <= annotation.keys() and annotation["value"] != annotation["mode"]:
         both = f"{got(annotation['value'])} and {got(annotation['mode'])}"
-        problems.append(f': "value" and "mode" both name the mode, but differ: {both}')
-    return problems + (_box_problems(annotation) if is_box is True else [])
-
-
-def _unknown_keys(annotation: dict[str, Any], is_box: bool) -> list[str]:
-    """A sentence for each key that such an annotation does not have."""
-    known = BOX_KEYS if is_box else LABEL_KEYS
-    label = 'unknown; an annotation has a "category" and a "value", which is the mode'
-    box = 'unknown; a box has "is_box": true, and the corners "x1", "y1", "x2" and "y2"'
-    return [
-        f"{_step(name)}: {box if is_box or name in BOX_WORDS else label}"
-        for name in annotation
-        if name not in known
-    ]
+        yield f': "value" and "mode" both name the mode, but differ: {both}'
+    if is_box is True:
+        yield from _box_problems(annotation)
 
 
 def _box_problems(annotation: dict[str, Any]) -> list[str]:
@@ -175,21 +165,23 @@ def collect_coco(
     Raises:
         LabelFileError: the text is not valid JSON.
     """
-    report = collector.findings.append
+    report = collector.report
     rows = _read_coco(JsonReader(text, progress), report)
     if missing := sorted(COCO_FIELDS.keys() - rows.keys()):
         report(f"{COCO_EXPECTED}; there is no list {' and no '.join(missing)}.")
         return
     images: dict[Id, str] = {}
     categories: dict[Id, str] = {}
-    for where, image_id, path in _coco_rows("images", rows, collector):
+    for number, image_id, path in rows["images"]:
+        where = f"images[{number}]"
         if type(path) is not str:
             report(f"{where}.file_name: expected a string, got {got(path)}.")
         elif image_id in images:
             report(f"{where}.id: another image has the id {got(image_id)}.")
         else:
             images[image_id] = collector.image(path, f"{where}.file_name")
-    for where, category_id, name in _coco_rows("categories", rows, collector):
+    for number, category_id, name in rows["categories"]:
+        where = f"categories[{number}]"
         if problem := category_problem(name):
             report(f"{where}.name: {problem}.")
         elif category_id in categories:
@@ -197,7 +189,8 @@ def collect_coco(
         else:
             categories[category_id] = name
     seen: dict[tuple[str, str, Corners], str] = {}
-    for where, image_id, category_id, bbox in _coco_rows("annotations", rows, collector):
+    for number, image_id, category_id, bbox in rows["annotations"]:
+        where = f"annotations[{number}]"
         corners, problem = ((), "") if as_labels else _coco_corners(bbox)
         if image_id not in images:
             report(f"{where}.image_id: nothing in the file has the id {got(image_id)}.")
@@ -216,9 +209,11 @@ def collect_coco(
                 collector.groups[category, DEFAULT_MODE].append(image)
 
 
-def _read_coco(reader: JsonReader, report: Callable[[str], None]) -> dict[str, list[Any]]:
-    """The rows of each list: of an object, its fields, and else what is there instead."""
-    rows: dict[str, list[Any]] = {}
+def _read_coco(
+    reader: JsonReader, report: Callable[[str], None]
+) -> dict[str, list[tuple[Any, ...]]]:
+    """The number and the fields of each element with valid ids, by list; reports the others."""
+    rows: dict[str, list[tuple[Any, ...]]] = {}
     for name in reader.members() if reader.peek() == "{" else ():
         fields = COCO_FIELDS.get(name)
         if fields is None or reader.peek() != "[":
@@ -227,31 +222,21 @@ def _read_coco(reader: JsonReader, report: Callable[[str], None]) -> dict[str, l
         if name in rows:
             report(f"{name}: given more than once.")
         rows[name] = []
-        for _ in reader.elements():
+        for number, _ in enumerate(reader.elements()):
             item = reader.value()
-            row = [item.get(field) for field in fields] if isinstance(item, dict) else got(item)
-            rows[name].append(row)
+            if not isinstance(item, dict):
+                report(f"{name}[{number}]: expected an object, got {got(item)}.")
+                continue
+            row = [item.get(field) for field in fields]
+            ids = dict(zip(fields, row[:-1], strict=False))
+            wrong = [field for field, found in ids.items() if type(found) not in (int, str)]
+            for field in wrong:
+                report(f"{name}[{number}].{field}: expected a number, got {got(ids[field])}.")
+            if not wrong:
+                rows[name].append((number, *row))
     if rows.keys() == COCO_FIELDS.keys():
         reader.end()
     return rows
-
-
-def _coco_rows(
-    name: str, rows: dict[str, list[Any]], collector: Collector
-) -> Iterator[tuple[Any, ...]]:
-    """The place of each row with valid ids, and its fields; adds what is wrong with the others."""
-    for number, row in enumerate(rows[name]):
-        collector.stop_after_many_findings()
-        where = f"{name}[{number}]"
-        if isinstance(row, str):
-            collector.findings.append(f"{where}: expected an object, got {row}.")
-            continue
-        ids = zip(COCO_FIELDS[name], row[:-1], strict=False)
-        wrong = [(field, found) for field, found in ids if type(found) not in (int, str)]
-        if not wrong:
-            yield where, *row
-        for field, found in wrong:
-            collector.findings.append(f"{where}.{field}: expected a number, got {got(found)}.")
 
 
 def _coco_corners(bbox: Any) -> tuple[Corners, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -30,16 +29,15 @@ def read_label_file(
         LabelFileError: with everything that is wrong with it.
     """
     try:
-        with tqdm(
-            desc="Reading", unit="B", unit_scale=True, file=sys.stderr, disable=None
-        ) as progress:
-            data = read_bytes(path, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-            digest = hashlib.sha256(data).hexdigest()
-            text = decode(data)
-            del data
-            progress.reset(total=len(text))
-            labels = read_labels(text, file_format, as_labels, allowed_modes, progress.update)
-            return labels, digest
+        data = read_bytes(path, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        digest = hashlib.sha256(data).hexdigest()
+        text = decode(data)
+        del data
+        with tqdm(desc="Reading", total=len(text), unit="B", unit_scale=True, disable=None) as bar:
+            labels = read_labels(
+                text, file_format, as_labels, allowed_modes, lambda at: bar.update(at - bar.n)
+            )
+        return labels, digest
     except MemoryError:
         raise LabelFileError("it does not fit into memory: split it.") from None
 

@@ -22,7 +22,6 @@ from common.terminal import size
 from labels.file.checks import LabelFileError
 
 MEMORY_PER_BYTE = 8  # of the file, at most: its bytes, its text, and the labels
-PROGRESS_EVERY = 1000  # values
 SPACE = re.compile(r"[ \t\n\r]*")
 TRAILING_COMMA = re.compile(r",\s*([]}])")
 # The json module's words for what is wrong, in words for people who did not write a parser.
@@ -35,7 +34,7 @@ MEANINGS = {
     "Unterminated string starting at": "the string that begins here has no end",
 }
 
-Progress = Callable[[int], object]  # is told how many more characters were read
+Progress = Callable[[int], object]  # is told how many characters of the file were read so far
 
 
 def read_bytes(path: Path, memory_bytes: int) -> bytes:
@@ -100,11 +99,10 @@ class JsonReader:
         LabelFileError: the text is not valid JSON; says the line and column.
     """
 
-    def __init__(self, text: str, progress: Progress = lambda characters: None) -> None:
+    def __init__(self, text: str, progress: Progress) -> None:
         self._text = text
         self._at = 0
         self._progress = progress
-        self._told = 0
         self._skip(0)
 
     def peek(self) -> str:
@@ -139,25 +137,22 @@ class JsonReader:
             self._take(":")
             yield key
 
-    def elements(self, opening: str = "[", closing: str = "]") -> Iterator[int]:
-        """The numbers of the elements of the list that comes next. The caller reads each."""
+    def elements(self, opening: str = "[", closing: str = "]") -> Iterator[None]:
+        """Once for each element of the list that comes next. The caller reads it."""
         self._take(opening)
-        number = 0
-        while self.peek() != closing or number:
-            yield number
-            number += 1
-            if number % PROGRESS_EVERY == 0:
-                self._tell_progress()
-            if self.peek() == closing:
-                break
-            self._take(",")
+        more = self.peek() != closing
+        while more:
+            yield
+            self._progress(self._at)
+            more = self.peek() != closing
+            if more:
+                self._take(",")
         self._take(closing)
 
     def end(self) -> None:
         """Check that nothing follows."""
         if self.peek():
             raise self._error("Extra data", self._at)
-        self._tell_progress()
 
     def _take(self, mark: str) -> None:
         if self.peek() != mark:
@@ -168,10 +163,6 @@ class JsonReader:
         """Go on by that many characters, and behind the white space after them."""
         found = SPACE.match(self._text, self._at + characters)
         self._at = found.end() if found else self._at
-
-    def _tell_progress(self) -> None:
-        self._progress(self._at - self._told)
-        self._told = self._at
 
     def _error(self, what: str, at: int) -> LabelFileError:
         at, cause = _cause(self._text, at, what)

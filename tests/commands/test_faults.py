@@ -170,7 +170,7 @@ def test_lost_answer_is_settled_though_asking_fails_too(servers, emulator, make_
     async def create():
         async with Forager(server.url) as forager:
             paths = f"gs://{bucket}/t/", f"gs://{bucket}/v/"
-            await forager.create_dataset(name, *paths, "some-id", 1, 0)
+            await forager.create_dataset(name, *paths, DatasetInfo("some-id", 1, 0))
             return await forager.dataset(name)
 
     with StandIn(servers["A"], *rules) as server:

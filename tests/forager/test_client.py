@@ -1,6 +1,7 @@
 """The client against small real servers that fail on purpose."""
 
 import asyncio
+import itertools
 import json
 import socket
 
@@ -8,22 +9,23 @@ import pytest
 
 from common import retries
 from common.errors import AnswerLost, IngestError, ServerError
-from forager.client import CREATE_ATTEMPTS, DatasetInfo, Forager
-from forager.connection import Timeouts
+from forager.client import CREATE_ATTEMPTS as ATTEMPTS
+from forager.client import DatasetInfo, Forager
+from forager.connection import Timeouts, page_title, parsed
 from forager.generation import Box, Generation, Request
-from tests.forager.script import DJANGO_404, Script
-from tests.stand_in import Answer, Rule, StandIn
+from tests.stand_in import Answer, Rule, StandIn, in_order
 
 INFO = {"index_id": "i", "num_train": 2, "num_val": 1}
 ABSENT = (404, {"detail": "Not found."})
 DJANGO_500 = (500, "<html><head>\n<title>IntegrityError\n   at /api/x</title></head></html>")
-DATASET = "GET get_dataset_info_v2/d"
-CREATE = "POST create_dataset_v2"
-OPTIONS = "OPTIONS add_annotations_multi_v2"
+DJANGO_404 = (404, "<html><title>Page not found at /api/x</title></html>")
+DATASET = "GET /api/get_dataset_info_v2/d"
+CREATE = "POST /api/create_dataset_v2"
+OPTIONS = "OPTIONS /api/add_annotations_multi_v2"
 CAT = "cat", "POSITIVE"
-COUNTS = "get_category_counts_v2/d"
-LABELS = "POST add_annotations_by_internal_identifiers_v2/d"
-MULTI = "POST add_annotations_multi_v2"
+COUNTS = "/api/get_category_counts_v2/d"
+LABELS = "POST /api/add_annotations_by_internal_identifiers_v2/d"
+MULTI = "POST /api/add_annotations_multi_v2"
 IS_B = {OPTIONS: [(200, {"name": "x"})]}
 
 TIMEOUTS = Timeouts(settle=0.3)
@@ -35,62 +37,68 @@ def no_proxies(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+CREATED = (200, {"status": "success"})
 reset, never = "reset", "hold"
 truncated = [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"]
 
 
-def talk(script, method, *args, timeouts=TIMEOUTS):
-    """The result of one method of the client, asked of a server with this script."""
+def script(answers):
+    """A server with answers for each of these requests; the last answer is given again.
 
-    async def run():
-        with script as server:
-            async with Forager(server.url, timeouts) as client:
-                return await getattr(client, method)(*args)
+    An answer is a status and text or JSON, or what else a rule of StandIn may do.
+    """
+    rules = [
+        Rule(request, in_order(*(Answer(*a) if isinstance(a, tuple) else a for a in given)))
+        for request, given in answers.items()
+    ]
+    return StandIn(None, *rules, Rule("", Answer(*DJANGO_404)), delay_s=0)
 
-    return asyncio.run(run())
+
+async def asked(url, method, *args, timeouts=TIMEOUTS):
+    """The result of one method of the client."""
+    async with Forager(url, timeouts) as client:
+        return await getattr(client, method)(*args)
 
 
-def refusal(script, method, *args, timeouts=TIMEOUTS):
+def talk(server, method, *args, timeouts=TIMEOUTS):
+    """The same, asked of a server that is not started yet."""
+    with server:
+        return asyncio.run(asked(server.url, method, *args, timeouts=timeouts))
+
+
+def refusal(server, method, *args, timeouts=TIMEOUTS):
     with pytest.raises(ServerError) as caught:
-        talk(script, method, *args, timeouts=timeouts)
+        talk(server, method, *args, timeouts=timeouts)
     message = caught.value.message
     assert message.isprintable()
     assert message.endswith(".")
     return message
 
 
-def test_dataset_is_there():
-    assert talk(Script({DATASET: [(200, INFO)]}), "dataset", "d") == DatasetInfo("i", 2, 1)
-
-
-def test_dataset_absent():
-    assert talk(Script({DATASET: [ABSENT]}), "dataset", "d") is None
+@pytest.mark.parametrize(
+    ("answer", "info"), [((200, INFO), DatasetInfo("i", 2, 1)), (ABSENT, None)]
+)
+def test_dataset(answer, info):
+    assert talk(script({DATASET: [answer]}), "dataset", "d") == info
 
 
 @pytest.mark.parametrize(
     "failure",
     [
-        (500, "x"),
-        (502, "x"),
-        (503, "x"),
-        (408, "x"),
-        (429, "x", {"Retry-After": "0"}),
-        reset,
-        truncated,
+        *((status, "x") for status in (500, 502, 503, 408)),
+        *((429, "x", {"Retry-After": "0"}), reset, truncated),
     ],
 )
 def test_dataset_transient_failures(failure, capsys):
-    script = Script({DATASET: [failure, failure, (200, INFO)]})
-    assert talk(script, "dataset", "d") == DatasetInfo("i", 2, 1)
-    assert script.count(DATASET) == 3
+    server = script({DATASET: [failure, failure, (200, INFO)]})
+    assert talk(server, "dataset", "d") == DatasetInfo("i", 2, 1)
+    assert len(server.asked) == 3
     assert f"attempt 2 of {retries.ATTEMPTS}" in capsys.readouterr().err
 
 
 def test_dataset_timeout():
-    script = Script({DATASET: [never]})
-    message = refusal(script, "dataset", "d", timeouts=Timeouts(read=0.05))
-    assert "did not answer GET api/get_dataset_info_v2/d within 0.05 s, in 8 attempts" in message
-    assert "check SERVER_URL, and that the server is not overloaded" in message
+    message = refusal(script({DATASET: [never]}), "dataset", "d", timeouts=Timeouts(read=0.05))
+    assert "GET api/get_dataset_info_v2/d, in 8 attempts: no answer within 0.05 s." in message
 
 
 @pytest.mark.parametrize(
@@ -119,51 +127,48 @@ def test_dataset_timeout():
     ],
 )
 def test_dataset_other_answers(answer, words):
-    message = refusal(Script({DATASET: [answer]}), "dataset", "d")
+    message = refusal(script({DATASET: [answer]}), "dataset", "d")
     for word in words:
         assert word in message
 
 
 def test_dataset_on_the_later_forager_server():
-    script = Script({"GET get_datasets": [(200, {"dataset_names": []})]})
-    assert "later forager-server from PyPI" in refusal(script, "dataset", "d")
+    server = script({"GET /api/get_datasets$": [(200, {"dataset_names": []})]})
+    assert "later forager-server from PyPI" in refusal(server, "dataset", "d")
 
 
 def test_nobody_listens():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}/"
-
-    async def run():
-        async with Forager(url) as client:
-            await client.dataset("d")
-
     with pytest.raises(ServerError, match="Cannot reach .*.Connection refused.") as caught:
-        asyncio.run(run())
+        asyncio.run(asked(url, "dataset", "d"))
     assert "secret" not in caught.value.message
 
 
 def test_tls_where_there_is_none():
-    async def run():
-        with Script({}) as server:
-            async with Forager(server.url.replace("http", "https")) as client:
-                await client.dataset("d")
+    with script({}) as server, pytest.raises(ServerError, match="should begin with http://"):
+        asyncio.run(asked(server.url.replace("http", "https"), "dataset", "d"))
 
-    with pytest.raises(ServerError, match="should begin with http://"):
-        asyncio.run(run())
+
+@pytest.mark.parametrize("url", ["http://x_y-.invalid", "http://%41.invalid", "http://a|b.invalid"])
+def test_odd_hosts_cannot_be_reached(url):
+    with pytest.raises(ServerError, match="SERVER_URL"):
+        asyncio.run(asked(url, "dataset", "d"))
 
 
 def test_dataset_names():
-    key = "GET get_datasets_v2"
-    assert talk(Script({key: [(200, {"dataset_names": ["a"]})]}), "dataset_names") == ["a"]
-    assert talk(Script({}), "dataset_names") is None
-    assert "another shape" in refusal(Script({key: [(200, {"dataset_names": 1})]}), "dataset_names")
+    names = "GET /api/get_datasets_v2"
+    assert talk(script({names: [(200, {"dataset_names": ["a"]})]}), "dataset_names") == ["a"]
+    assert talk(script({}), "dataset_names") is None
+    useless = script({names: [(200, {"dataset_names": 1})]})
+    assert "another shape" in refusal(useless, "dataset_names")
 
 
 def test_generation():
-    assert talk(Script({}), "generation") is Generation.A
-    assert talk(Script(IS_B), "generation") is Generation.B
-    assert "HTTP 405" in refusal(Script({OPTIONS: [(405, "x")]}), "generation")
+    assert talk(script({}), "generation") is Generation.A
+    assert talk(script(IS_B), "generation") is Generation.B
+    assert "HTTP 405" in refusal(script({OPTIONS: [(405, "x")]}), "generation")
 
 
 @pytest.mark.parametrize(
@@ -184,99 +189,73 @@ def test_generation():
     ],
 )
 def test_category_counts(answers, counts):
-    assert talk(Script(answers), "category_counts", "d", ["cat"]) == counts
+    assert talk(script(answers), "category_counts", "d", ["cat"]) == counts
 
 
-def create(script, finds=refusal, timeouts=TIMEOUTS):
-    arguments = "d", "gs://b/t/", "gs://b/v/", "i", 2, 1
-    return finds(script, "create_dataset", *arguments, timeouts=timeouts)
+def create(server, finds=refusal, timeouts=TIMEOUTS):
+    arguments = "d", "gs://b/t/", "gs://b/v/", DatasetInfo("i", 2, 1)
+    return finds(server, "create_dataset", *arguments, timeouts=timeouts)
 
 
 def test_create():
-    script = Script({CREATE: [(200, {"status": "success"})], DATASET: [(200, INFO)]})
-    create(script, talk)
-    assert [json.loads(body) for key, body in script.requests if key == CREATE] == [
+    server = script({CREATE: [CREATED], DATASET: [(200, INFO)]})
+    create(server, talk)
+    assert [json.loads(asked.body) for asked in server.requests(CREATE)] == [
         {"dataset": "d", "train_path": "gs://b/t/", "val_path": "gs://b/v/", "index_id": "i"}
     ]
 
 
 @pytest.mark.parametrize("lost", [reset, truncated, (502, "x"), (504, "x"), (500, "x"), (503, "x")])
 def test_create_lost_answer_is_settled_by_asking(lost):
-    script = Script({CREATE: [lost], DATASET: [(200, INFO)]})
-    create(script, talk)
-    assert script.count(CREATE) == 1
+    server = script({CREATE: [lost], DATASET: [(200, INFO)]})
+    create(server, talk)
+    assert len(server.requests(CREATE)) == 1
 
 
 def test_create_lost_answer_while_the_server_is_at_work():
     partial = (200, {**INFO, "num_train": 0})
     answers = [ABSENT, ABSENT, partial, partial, (200, INFO)]
-    script = Script({CREATE: [(504, "x")], DATASET: answers})
-    create(script, talk, Timeouts(settle=60))  # ends with the last answer
-    assert script.count(CREATE) == 1
+    server = script({CREATE: [(504, "x")], DATASET: answers})
+    create(server, talk, Timeouts(settle=60))  # ends with the last answer
+    assert len(server.requests(CREATE)) == 1
 
 
 @pytest.mark.parametrize("failure", [reset, (503, "x"), (429, "x"), (500, "x")])
 def test_create_that_did_not_arrive_is_sent_again(failure):
-    def success(asked):
-        script.answers[DATASET] = [(200, INFO)]
-        return 200, {"status": "success"}
+    def answer(asked):
+        return Answer(200, INFO) if len(server.requests(CREATE)) == 2 else Answer(*ABSENT)
 
-    script = Script({CREATE: [failure, success], DATASET: [ABSENT]})
-    create(script, talk)
-    assert script.count(CREATE) == 2
+    server = script({CREATE: [failure, CREATED]})
+    server.rules.insert(0, Rule(DATASET, answer))
+    create(server, talk)
+    assert len(server.requests(CREATE)) == 2
 
 
 def test_create_timeout_is_not_repeated():
-    script = Script({CREATE: [never], DATASET: [ABSENT]})
-    message = create(script, timeouts=Timeouts(create=0.05, settle=0.05))
+    server = script({CREATE: [never], DATASET: [ABSENT]})
+    message = create(server, timeouts=Timeouts(create=0.05, settle=0.05))
     assert "run the same command again" in message
-    assert script.count(CREATE) <= 1  # on a slow machine the time is over before it is sent
-
-
-def test_create_ends():
-    script = Script({CREATE: [DJANGO_500], DATASET: [ABSENT]})
-    assert "did not create d (HTTP 500 (IntegrityError at /api/x))" in create(script)
-    assert script.count(CREATE) == CREATE_ATTEMPTS
+    assert len(server.requests(CREATE)) <= 1  # on a slow machine the time is over before it is sent
 
 
 @pytest.mark.parametrize(
-    ("answer", "info", "words"),
+    ("answer", "dataset", "words", "creates"),
     [
-        (
-            (200, {"status": "success"}),
-            {**INFO, "num_train": 3},
-            "3 training and 1 validation images instead",
-        ),
-        (
-            DJANGO_500,
-            {**INFO, "num_train": 0, "num_val": 0},
-            "0 training and 0 validation im",
-        ),
-        (DJANGO_500, {**INFO, "num_val": 0}, "(and answered: HTTP 500 (IntegrityError at /api/x))"),
-        (reset, {**INFO, "index_id": "j"}, "another dataset d on the server, with index_id j"),
+        (CREATED, {"num_train": 3}, "3 training and 1 validation images instead", 1),
+        (DJANGO_500, {"num_train": 0, "num_val": 0}, "0 training and 0 validation im", 1),
+        (DJANGO_500, {"num_val": 0}, "(and answered: HTTP 500 (IntegrityError at /api/x))", 1),
+        (reset, {"index_id": "j"}, "another dataset d on the server, with index_id j", 1),
+        (CREATED, ABSENT, "answered that it created d", 1),
+        (DJANGO_500, ABSENT, "did not create d (HTTP 500 (IntegrityError at /api/x))", ATTEMPTS),
+        ((200, "<title>Login</title>"), ABSENT, "web page ('Login')", 1),
+        (reset, (503, "x"), "Whether d was created is not known. The Forager server", 1),
     ],
 )
-def test_create_says_what_differs(answer, info, words):
-    script = Script({CREATE: [answer], DATASET: [(200, info)]})
-    assert words in create(script)
-    assert script.count(CREATE) == 1
-
-
-def test_create_success_without_dataset():
-    script = Script({CREATE: [(200, {"status": "success"})], DATASET: [ABSENT]})
-    assert "answered that it created d" in create(script)
-
-
-def test_create_html_200():
-    script = Script({CREATE: [(200, "<title>Login</title>")], DATASET: [ABSENT]})
-    assert "web page ('Login')" in create(script)
-
-
-def test_create_then_the_server_is_gone():
-    script = Script({CREATE: [reset], DATASET: [(503, "x")]})
-    message = create(script)
-    assert message.startswith("Whether d was created is not known.")
-    assert "run the same command again" in message
+def test_create_that_fails(answer, dataset, words, creates):
+    found = (200, INFO | dataset) if isinstance(dataset, dict) else dataset
+    server = script({CREATE: [answer], DATASET: [found]})
+    assert words in create(server)
+    assert len(server.requests(CREATE)) == creates
 
 
 X_BOX = Box("x", "ü", "POSITIVE", 1.0, 2.5, 3.0, 4.0)
@@ -295,9 +274,9 @@ SHARED = TWO_CATEGORIES, IS_B, MULTI
 def add(sent, answers, finds=talk, resend=False):
     """The result of sending a request to a server that gives these answers, and what it got."""
     request, generation, route = sent
-    script = Script({route: answers, **generation})
-    result = finds(script, "add", "d", request, "u@x", resend)
-    return result, [json.loads(body) for key, body in script.requests if key == route]
+    server = script({route: answers, **generation})
+    result = finds(server, "add", "d", request, "u@x", resend)
+    return result, [json.loads(asked.body) for asked in server.requests(route)]
 
 
 @pytest.mark.parametrize(
@@ -356,10 +335,10 @@ def test_add_repeats_what_is_not_stored_twice(sent, failure):
 @pytest.mark.parametrize(("sent", "what"), [(TO_A, "2 labels 'cat'"), (BOXES, "2 boxes, x")])
 def test_add_does_not_repeat_what_may_be_stored(sent, what, failure):
     request, generation, route = sent
-    script = Script({route: [failure, (200, {"created": 2})], **generation})
+    server = script({route: [failure, (200, {"created": 2})], **generation})
     with pytest.raises(AnswerLost, match=f"may or may not have stored {what}"):
-        talk(script, "add", "d", request, "u@x")
-    assert script.count(route) == 1
+        talk(server, "add", "d", request, "u@x")
+    assert len(server.requests(route)) == 1
 
 
 @pytest.mark.parametrize("sent", [TO_A, BOXES])
@@ -385,42 +364,66 @@ GARBAGE = [
 ]
 
 
-async def talk_to_garbage(garbage, method, *arguments):
-    """One method of the client, asked of a server of generation A that answers with garbage."""
-    with StandIn(None, Rule("", [garbage]), delay_s=0) as server:
-        async with Forager(server.url, TIMEOUTS) as client:
-            client._generation = Generation.A
-            with pytest.raises(ServerError) as caught:
-                await getattr(client, method)(*arguments)
-    assert caught.value.message.isprintable()
-    assert "\\n" not in caught.value.message
-    return caught.value, len(server.asked)
-
-
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_garbage_for_an_answer(garbage):
-    error, connections = asyncio.run(talk_to_garbage(garbage, "dataset", "d"))
-    assert "in 3 attempts: the answer is not valid HTTP. Look at" in error.message
-    assert connections == 3
-    error, connections = asyncio.run(talk_to_garbage(garbage, "add", "d", TWO_LABELS, "u@x"))
-    assert isinstance(error, AnswerLost)
-    assert connections == 1
+    answers = {DATASET: [[garbage]], LABELS: [[garbage]]}
+    server = script(answers)
+    message = refusal(server, "dataset", "d")
+    assert "in 3 attempts: the answer is not valid HTTP. Check" in message
+    assert "\\n" not in message
+    assert len(server.asked) == 3
+    with pytest.raises(AnswerLost):
+        talk(script(answers), "add", "d", TWO_LABELS, "u@x")
+
+
+def test_an_endless_answer_is_cut_off(monkeypatch):
+    monkeypatch.setattr("forager.connection.MAX_ANSWER_BYTES", 2500)
+    endless = itertools.chain([b"HTTP/1.1 200 OK\r\n\r\n"], itertools.repeat(b"x" * 1000))
+    message = refusal(script({DATASET: [endless]}), "dataset", "d")
+    assert "something else instead of JSON" in message
 
 
 def test_proxies_of_the_environment_are_used(monkeypatch):
-    async def run():
-        with StandIn(None, lambda asked: Answer(200, INFO)) as proxy:
-            monkeypatch.setenv("http_proxy", proxy.url)
-            async with Forager("http://forager.example") as client:
-                return await client.dataset("d"), [asked.path for asked in proxy.asked]
-
-    info, seen = asyncio.run(run())
+    with StandIn(None, Rule("", Answer(200, INFO))) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        info = asyncio.run(asked("http://forager.example", "dataset", "d"))
     assert info == DatasetInfo("i", 2, 1)
-    assert seen == ["http://forager.example/api/get_dataset_info_v2/d"]
+    assert [asked.path for asked in proxy.asked] == [
+        "http://forager.example/api/get_dataset_info_v2/d"
+    ]
 
 
 @pytest.mark.parametrize("proxy", ["::::", "http://[x", "http://user:secret@:x"])
 def test_a_proxy_that_is_no_address(proxy, monkeypatch):
     monkeypatch.setenv("http_proxy", proxy)
     with pytest.raises(IngestError, match="http_proxy=.* in the environment is not an address"):
-        refusal(Script({}), "dataset", "d")
+        refusal(script({}), "dataset", "d")
+
+
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [
+        (b"<title>Not found</title>", "Not found"),
+        (b"<TITLE class='x'>\n a <b>b</b>\n&amp; c</TITLE>", "a b & c"),
+        (b"<title></title><h1>Sorry</h1>", "Sorry"),
+        (b"<title>never closed", "never closed"),
+        *((page, "") for page in (b"<title", b"no page", b"")),
+    ],
+)
+def test_page_title(page, title):
+    assert page_title(page) == title
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"<title", b"<title>", b"<h1>", b"<title><", b"<title>x</titl", b"<pre class=", b"<", b"&lt"],
+)
+def test_hostile_pages_take_linear_time(piece):
+    """Where the time grows with the square of the length, they take hours."""
+    page_title(piece * (10_000_000 // len(piece)))
+    page_title(b"<title>" + piece * (10_000_000 // len(piece)) + b"</title>")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff", b"9" * 5000])
+def test_what_is_not_json(data):
+    assert parsed(data) is None

@@ -1,122 +1,105 @@
 """ingest_labels.py, in this process or in one of its own, against a local Forager."""
 
+import asyncio
 import json
 import os
-import subprocess
 import sys
-import uuid
 from contextlib import ExitStack
 
 import pytest
 from click.testing import CliRunner
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import storage
 
 from common.program import ROOT
+from forager.client import DatasetInfo, Forager
 from ingest_labels import main
-from testing.servers.guarded import guarded
-from testing.servers.processes import LONGEST_S
+from testing.servers.processes import local_forager
+from tests import harness
 from tests.commands.labels.label_command import IMAGES, Server
 
 
 @pytest.fixture(scope="module")
 def bucket(emulator_url):
     """A bucket that is both the image bucket and the index bucket, with index "i"."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
-        client = storage.Client(project="demo", credentials=AnonymousCredentials())
-        created = client.create_bucket(f"b-{uuid.uuid4()}")
-        for name in IMAGES:
-            created.blob(name).upload_from_string(b"")
-        for name, rows in (
-            ("identifiers.json", {"a": 0, "b.v1": 1, "c": 2}),
-            ("val_identifiers.json", {"d": 3, "é": 4}),
-        ):
-            created.blob(f"indexes/i/{name}").upload_from_string(json.dumps(rows))
-        yield created.name
-        client.close()
+    emulated = harness.Emulated(emulator_url)
+    name = emulated.bucket()
+    rows = {"identifiers": {"a": 0, "b.v1": 1, "c": 2}, "val_identifiers": {"d": 3, "é": 4}}
+    indexes = {f"indexes/i/{file}.json": json.dumps(row).encode() for file, row in rows.items()}
+    for path, content in {**dict.fromkeys(IMAGES, b""), **indexes}.items():
+        emulated.put(name, path, content)
+    return name
+
+
+async def create_datasets(url, bucket):
+    async with Forager(url) as client:
+        paths = f"gs://{bucket}/t/", f"gs://{bucket}/v/"
+        await client.create_dataset("birds", *paths, DatasetInfo("i", 3, 2))
+        await client.create_dataset("noindex", *paths, DatasetInfo("none", 3, 2))
 
 
 @pytest.fixture(scope="module")
-def label_servers(bucket, tmp_path_factory):
+def label_servers(bucket, emulator_url, tmp_path_factory):
+    environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator_url}
     with ExitStack() as stack:
-        yield {
-            generation: stack.enter_context(
-                Server(generation, tmp_path_factory.mktemp(generation), bucket)
-            )
-            for generation in "AB"
-        }
+        servers = {}
+        for generation in "AB":
+            path = tmp_path_factory.mktemp(generation)
+            options = "--generation", generation
+            service = local_forager(path, path / "log", *options, environment=environment)
+            servers[generation] = Server(generation, stack.enter_context(service).url, path)
+            asyncio.run(create_datasets(service.url, bucket))
+        yield servers
 
 
 @pytest.fixture(params=["A", "B"])
 def server(request, label_servers):
-    yield label_servers[request.param]
-    label_servers[request.param].stored()
-    label_servers[request.param].boxes()
+    return label_servers[request.param].emptied()
 
 
 @pytest.fixture
 def server_a(label_servers):
-    yield label_servers["A"]
-    label_servers["A"].stored()
+    return label_servers["A"].emptied()
 
 
 @pytest.fixture
 def server_b(label_servers):
-    yield label_servers["B"]
-    label_servers["B"].stored()
-    label_servers["B"].boxes()
+    return label_servers["B"].emptied()
 
 
 @pytest.fixture
-def begin(tmp_path, bucket):
+def arguments(tmp_path, bucket, emulator, monkeypatch):
+    """A function that writes a label file, and returns the arguments and the environment."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(url, document, *options, name="birds"):
+        path = tmp_path / "labels.json"
+        content = document if isinstance(document, str) else json.dumps(document)
+        path.write_text(content, encoding="utf-8")
+        variables = {"SERVER_URL": url, "FORAGER_BUCKET": bucket}
+        return [name, str(path), "--user", "ann@x.org", *options], variables
+
+    return write
+
+
+@pytest.fixture
+def begin(arguments):
     """A function that starts the command on a label file, given as what it holds."""
 
-    def start(url, document, *options, name="birds", stdout=subprocess.PIPE):
-        path = tmp_path / "labels.json"
-        path.write_text(json.dumps(document), encoding="utf-8")
-        command = [sys.executable, str(ROOT / "ingest_labels.py"), name, str(path)]
-        return subprocess.Popen(
-            **guarded([*command, "--user", "ann@x.org", *options]),
-            env=os.environ
-            | {"SERVER_URL": url, "FORAGER_BUCKET": bucket, "FORAGER_RETRY_BASE_S": "0.01"},
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-        )
+    def start(*values, popen=(), **named):
+        given, variables = arguments(*values, **named)
+        command = [sys.executable, str(ROOT / "ingest_labels.py"), *given]
+        return harness.start(command, harness.clean_environment() | variables, **dict(popen))
 
     return start
 
 
 @pytest.fixture
-def run(tmp_path, bucket, monkeypatch):
+def run(arguments):
     """The same in this process, to its end, which is quicker: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
 
-    def finish(url, document, *options, name="birds"):
-        path = tmp_path / "labels.json"
-        content = document if isinstance(document, str) else json.dumps(document)
-        path.write_text(content, encoding="utf-8")
-        result = CliRunner().invoke(
-            main,
-            [name, str(path), "--user", "ann@x.org", *options],
-            env={"SERVER_URL": url, "FORAGER_BUCKET": bucket},
-        )
+    def finish(*values, **named):
+        given, variables = arguments(*values, **named)
+        result = CliRunner().invoke(main, given, env=variables)
         assert result.exception is None or isinstance(result.exception, SystemExit)
-        return result.exit_code, result.stdout, result.stderr
-
-    return finish
-
-
-@pytest.fixture
-def run_process(begin):
-    """The same as a process."""
-
-    def finish(*arguments, **named):
-        with begin(*arguments, **named) as process:
-            out, err = process.communicate(timeout=LONGEST_S)
-        assert "Traceback" not in err
-        return process.returncode, out, err
+        return harness.Done(result.exit_code, result.stdout, result.stderr)
 
     return finish

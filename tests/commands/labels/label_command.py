@@ -1,16 +1,10 @@
-"""A local Forager with datasets to label, and a proxy that fails before it."""
+"""A local Forager with datasets to label, and faults before it."""
 
-import asyncio
-import json
+import contextlib
 import sqlite3
-from contextlib import contextmanager
 
-from forager.client import Forager
-from testing.servers.processes import local_forager
-from tests.stand_in import Answer, Rule, StandIn
+from tests.stand_in import Rule, StandIn, in_order
 
-LABELS = "add_annotations_by_internal_identifiers_v2"
-MULTI = "add_annotations_multi_v2"
 IMAGES = ["t/a.jpg", "t/b.v1.png", "t/c.jpeg", "v/d.jpg", "v/é.jpg"]
 GOOD = {
     "any/where/a.jpg": ["cat", {"category": "dog", "value": "NEGATIVE"}],
@@ -47,91 +41,32 @@ BOXES = [
 class Server:
     """A running local Forager with the datasets `birds`, with an index, and `noindex`."""
 
-    def __init__(self, generation, data_dir, bucket):
+    def __init__(self, generation, url, data_dir):
         self.generation = generation
-        self.data_dir = data_dir
-        self.bucket = bucket
-
-    def __enter__(self):
-        options = "--generation", self.generation
-        self.service = local_forager(self.data_dir, self.data_dir / "log", *options)
-        self.url = self.service.url
-        asyncio.run(self.create())
-        return self
-
-    async def create(self):
-        async with Forager(self.url) as client:
-            paths = [f"gs://{self.bucket}/t/", f"gs://{self.bucket}/v/"]
-            await client.create_dataset("birds", *paths, "i", 3, 2)
-            await client.create_dataset("noindex", *paths, "none", 3, 2)
-
-    def __exit__(self, *exception):
-        self.service.stop()
+        self.url = url
+        self.database = data_dir / "forager.sqlite3"
 
     def ask(self, query):
-        database = sqlite3.connect(self.data_dir / "forager.sqlite3")
-        try:
+        with contextlib.closing(sqlite3.connect(self.database)) as database, database:
             return database.execute(query).fetchall()
-        finally:
-            database.close()
-
-    def count(self):
-        return self.ask("SELECT count(*) FROM label")[0][0]
-
-    def duplicates(self):
-        """Labels that are stored more than once."""
-        return self.ask(
-            "SELECT item, category, mode FROM label GROUP BY item, category, mode"
-            " HAVING count(*) > 1"
-        )
 
     def stored(self):
-        """(identifier, category, mode) of every label there is, and the labels are removed."""
-        rows = self.ask(
-            "SELECT identifier, category, mode FROM label JOIN item ON item.id = label.item"
-        )
-        self.remove("label")
-        return sorted(rows)
+        """(identifier, category, mode) of every label there is."""
+        query = "SELECT identifier, category, mode FROM label JOIN item ON item.id = label.item"
+        return sorted(self.ask(query))
 
     def boxes(self):
-        """Every box there is, as a tuple, and the boxes are removed."""
-        rows = self.ask(
-            "SELECT identifier, category, mode, x1, y1, x2, y2"
-            " FROM box JOIN item ON item.id = box.item"
-        )
-        self.remove("box")
-        return sorted(rows)
+        """Every box there is, as a tuple."""
+        columns = "identifier, category, mode, x1, y1, x2, y2"
+        return sorted(self.ask(f"SELECT {columns} FROM box JOIN item ON item.id = box.item"))
 
-    def remove(self, table):
-        database = sqlite3.connect(self.data_dir / "forager.sqlite3")
-        with database:
-            database.execute(f"DELETE FROM {table}")
-        database.close()
+    def emptied(self):
+        """The server, without labels and boxes."""
+        for table in ("label", "box"):
+            self.ask(f"DELETE FROM {table}")
+        return self
 
 
-class Proxy:
-    """Before a server; `faults` says what happens to label requests, in their order.
-
-    "reset" breaks the connection at once, "lost" after the server's answer. "hang" keeps the
-    request, "kept" the answer. A number is a status. Past the end of the list all goes through.
-    """
-
-    def __init__(self, target, faults):
-        self.faults = list(faults)
-        self.bodies = []
-        self.handle = StandIn(target, Rule(f"POST /api/({LABELS}|{MULTI})", self.next_fault))
-        self.hanging = self.handle.holding
-
-    def next_fault(self, asked):
-        self.bodies.append(json.loads(asked.body))
-        fault = self.faults.pop(0) if self.faults else None
-        if isinstance(fault, int):
-            return Answer(fault, "<title>fault</title>")
-        return "hold" if fault == "hang" else fault
-
-
-@contextmanager
-def serve(server):
-    """A server behind a port of this machine."""
-    with server:
-        yield server.url
+def failing(server, *faults):
+    """What the requests that store labels meet before a server, in turn; the others pass."""
+    return StandIn(server.url, Rule("POST /api/add_annotations", in_order(*faults, None)))

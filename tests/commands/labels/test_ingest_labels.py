@@ -9,10 +9,11 @@ import pytest
 
 from common.program import ROOT
 from tests.commands.labels.label_command import GOOD, STORED
+from tests.harness import ended
 
 
-def test_labels_are_stored(server, run_process, tmp_path):
-    code, out, err = run_process(server.url, GOOD)
+def test_labels_are_stored(server, begin, tmp_path):
+    code, out, err = ended(begin(server.url, GOOD))
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "category  mode      asked  created",
@@ -28,9 +29,10 @@ def test_labels_are_stored(server, run_process, tmp_path):
 
 
 def test_no_labels_at_all(server_b, run):
-    code, out, _ = run(server_b.url, {"a.jpg": []})
+    code, out, _ = run(server_b.url, {"a.jpg": []}, "--viewer_url", "https://view.org/")
     assert code == 0
     assert "0 of 0 labels created in 0 requests" in out
+    assert out.endswith(" https://view.org/birds\n")
 
 
 def test_unknown_images_stop_the_command(server, run, tmp_path):
@@ -89,10 +91,7 @@ def test_a_mode_that_is_nearly_built_in_must_be_allowed(server, run):
 def test_a_file_that_maps_categories_to_names_of_images(server_b, run):
     code, out, err = run(server_b.url, {"cat": ["b.v1", "é"]})
     assert (code, out) == (1, "")
-    assert err.endswith(
-        'labels.json: the file gives "cat" the label "b.v1": it maps categories to images. '
-        "Write each image first, and then its categories.\n"
-    )
+    assert 'labels.json: the file gives "cat" the label "b.v1": it maps categories to' in err
 
 
 def test_dry_run(server, run, tmp_path):
@@ -116,7 +115,7 @@ def test_dry_run(server, run, tmp_path):
         f"5 labels in 3 requests would be sent to {server.url}. This was a dry run: nothing was "
         f"sent. {consequence[server.generation]}",
     ]
-    assert server.count() == 3
+    assert len(server.stored()) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
 
 
@@ -146,11 +145,6 @@ def test_a_shared_request_for_an_image_that_the_server_lacks(server_b, run, monk
     assert server_b.stored() == []
 
 
-def test_viewer_url(server_b, run):
-    out = run(server_b.url, GOOD, "--viewer_url", "https://view.org/")[1]
-    assert out.endswith(" https://view.org/birds\n")
-
-
 def test_missing_dataset(server_b, run):
     code, out, err = run(server_b.url, GOOD, name="brids")
     assert (code, out) == (1, "")
@@ -178,7 +172,6 @@ def test_all_wrong_arguments_at_once(run, tmp_path):
     [
         ("", [], "SERVER_URL is not set"),
         ("http://127.0.0.1:9", [], "Cannot reach the Forager server at http://127.0.0.1:9"),
-        ("http://h", ["--user", "a@" + "x" * 299], "is longer than 300 characters"),
         ("http://h", ["--user", "a@b\udcff"], "is not an e-mail address"),
     ],
 )
@@ -210,8 +203,7 @@ def test_longest_user(server, run):
 
 
 def test_names_that_could_act_on_a_terminal(server_b, run):
-    code, out, err = run(server_b.url, {"a.jpg": ["\x1b[2J\u202e"], "\x1b]0;x\x07.jpg": ["cat"]})
-    assert code == 1
+    assert run(server_b.url, {"\x1b]0;x\x07.jpg": ["cat"]})[0] == 1
     code, out, err = run(server_b.url, {"a.jpg": ["\x1b[2J\u202e"]})
     assert code == 0
     assert r"\x1b[2J\u202e" in out
@@ -219,9 +211,9 @@ def test_names_that_could_act_on_a_terminal(server_b, run):
     assert server_b.stored() == [("a", "\x1b[2J\u202e", "POSITIVE")]
 
 
-def test_a_terminal_that_cannot_show_a_category(server_b, run_process, monkeypatch):
+def test_a_terminal_that_cannot_show_a_category(server_b, begin, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    code, out, _ = run_process(server_b.url, {"é.jpg": ["猫"]})
+    code, out, _ = ended(begin(server_b.url, {"é.jpg": ["猫"]}))
     assert code == 0
     assert r"\u732b" in out
 
