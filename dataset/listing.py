@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from common.names import IMAGE_SUFFIXES, encodable, identifier
 from common.terminal import printable
-from dataset.database import remove_database, scratch_database
+from dataset.database import close, remove_database, scratch_database
 from gcs import NO_CRC32C, ListedObject
 
 TABLES = """
@@ -61,8 +61,7 @@ class Listing:
         self._db.executescript(TABLES)
 
     def close(self) -> None:
-        self._db.interrupt()  # a statement that another thread still runs after Ctrl-C
-        self._db.close()
+        close(self._db)
         remove_database(self.path)
 
     def add(self, split: Split, objects: Iterable[ListedObject]) -> None:
