@@ -12,6 +12,7 @@ import errno
 import os
 import resource
 import signal
+import sqlite3
 import sys
 from collections.abc import Coroutine, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -72,6 +73,15 @@ async def until_interrupted(run: Coroutine[Any, Any, T], message: str = CONTINUE
 def interrupted_with() -> int:
     """The exit code of the signal that ends this run; 0 if there was none."""
     return EXIT_CODES[signal.Signals(_received)] if _received else 0
+
+
+def close_database(db: sqlite3.Connection) -> None:
+    """Close an SQLite file, unless a signal ends this process.
+
+    Another thread may still run a statement then, and closing would crash the interpreter.
+    """
+    if not _received:
+        db.close()
 
 
 def _leave_interrupted(message: str) -> NoReturn:

@@ -23,7 +23,7 @@ from typing import TypeVar
 from common.errors import DamagedState, OtherVersion
 from common.files import is_disk_error, sync_directory
 from common.names import checked_index_id
-from common.process import interrupted_with
+from common.process import close_database
 from common.terminal import printable
 
 VERSION = 5  # of the tables, as SQLite's user_version
@@ -109,7 +109,7 @@ class Database:
 
     def close(self) -> None:
         """Close the file, if no other thread can use it."""
-        close(self._db)
+        close_database(self._db)
 
     def move(self: AnyDatabase, path: Path) -> AnyDatabase:
         """Close this, rename its file, and open it there."""
@@ -223,15 +223,6 @@ def _schema_made_by(tables: str) -> list[tuple[str, str]]:
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         db.executescript(tables)
         return _schema_of(db)
-
-
-def close(db: sqlite3.Connection) -> None:
-    """Close a database, unless a signal ends this process.
-
-    Another thread may still run a statement then, and closing would crash the interpreter.
-    """
-    if not interrupted_with():
-        db.close()
 
 
 def scratch_database(path: Path) -> sqlite3.Connection:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.names import IMAGE_SUFFIXES, encodable, identifier
+from common.process import close_database
 from common.terminal import printable
-from dataset.database import close, remove_database, scratch_database
+from dataset.database import remove_database, scratch_database
 from gcs import NO_CRC32C, ListedObject
 
 TABLES = """
@@ -61,7 +62,7 @@ class Listing:
         self._db.executescript(TABLES)
 
     def close(self) -> None:
-        close(self._db)
+        close_database(self._db)
         remove_database(self.path)
 
     def add(self, split: Split, objects: Iterable[ListedObject]) -> None:

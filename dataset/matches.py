@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.database import close, remove_database, scratch_database
+from common.process import close_database
+from dataset.database import remove_database, scratch_database
 from dataset.state import PENDING, Found
 
 TABLES = """
@@ -103,7 +104,7 @@ class Matches:
         self._sources = 0
 
     def close(self) -> None:
-        close(self._db)
+        close_database(self._db)
         remove_database(self._path)
 
     def add(self, images: Iterable[Found], *, usable: bool) -> None:

@@ -11,7 +11,7 @@ from common import retries
 from common.errors import ServerError, TransientError
 from common.terminal import printable
 from forager.connection import REQUEST_ERRORS, Connection, answer_lost, certainly_not_done
-from forager.generation import MULTI_ROUTE, Generation, Group, Request, encoded
+from forager.generation import MULTI_ROUTE, Generation, Group, LabelRequest, encoded
 
 CREATE_ATTEMPTS = 4
 MAX_CREATED = 10**9  # labels of one request, as a server can plausibly count them
@@ -88,7 +88,7 @@ class Forager(Connection):
             if type(number) is int
         }
 
-    async def add(self, name: str, request: Request, user: str, resend: bool = False) -> int:
+    async def add(self, name: str, request: LabelRequest, user: str, resend: bool = False) -> int:
         """Store the labels or boxes of one request; returns how many the server stored.
 
         The server skips the labels of images that it does not have, but stores no part of a request

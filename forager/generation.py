@@ -48,7 +48,7 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class LabelRequest:
     """What one request stores: labels of whole images, or boxes.
 
     Args:
@@ -115,13 +115,13 @@ class Generation(enum.Enum):
         """Whether what is sent twice is stored twice."""
         return self is Generation.A or kind is Kind.BOXES
 
-    def route(self, name: str, request: Request) -> str:
+    def route(self, name: str, request: LabelRequest) -> str:
         """Where a request is sent that stores something in the dataset `name`."""
         if _is_multi(request):
             return MULTI_ROUTE
         return f"add_annotations_by_internal_identifiers_v2/{quote(name, safe='')}"
 
-    def body(self, name: str, request: Request, user: str) -> bytes:
+    def body(self, name: str, request: LabelRequest, user: str) -> bytes:
         """The body of that request, as all-ASCII JSON.
 
         The generations name the mode of labels differently. B accepts the body of A, but stores a
@@ -143,7 +143,7 @@ class Generation(enum.Enum):
         return encoded(fields)
 
 
-def _is_multi(request: Request) -> bool:
+def _is_multi(request: LabelRequest) -> bool:
     return len(request.labels) != 1
 
 

@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from common.errors import IngestError
 from common.files import refuse_irregular, sync_directory
+from common.process import close_database
 from common.terminal import printable
 from forager.generation import Kind, amount
 from labels.plan import Plan
@@ -108,7 +109,7 @@ class Journal:
     def close(self) -> None:
         """Close the file and give up its lock."""
         if self._db is not None:
-            self._db.close()
+            close_database(self._db)
         if self._lock is not None:
             os.close(self._lock)
         self._db = self._lock = None

@@ -18,7 +18,7 @@ import gcs
 from common.errors import StorageError
 from common.names import identifier
 from common.terminal import count, first_lines, printable, say
-from forager.generation import Box, Generation, Group, Kind, Request, box_fields, label_fields
+from forager.generation import Box, Generation, Group, Kind, LabelRequest, box_fields, label_fields
 from forager.generation import quoted as json_string
 from labels.file.checks import Labels, inverted
 
@@ -42,7 +42,7 @@ Counts = Mapping[Kind, Counter[Group]]
 class Plan:
     """What is to be sent, and what is not."""
 
-    requests: list[Request]
+    requests: list[LabelRequest]
     unknown: int = 0  # images that are skipped, because the dataset does not have them
     skipped_boxes: int = 0
     index_known: bool = True  # whether the index told which images the dataset has
@@ -165,7 +165,7 @@ def check_boxes(boxes: list[Box], sizes: dict[str, tuple[int, int]]) -> list[str
     ]
 
 
-def make_requests(labels: Labels, user: str, shared: bool = False) -> list[Request]:
+def make_requests(labels: Labels, user: str, shared: bool = False) -> list[LabelRequest]:
     """All labels, then all boxes, in requests of bounded size and in a fixed order.
 
     Args:
@@ -173,24 +173,26 @@ def make_requests(labels: Labels, user: str, shared: bool = False) -> list[Reque
             to have all images. Small groups then share requests.
     """
     longer = Generation.B  # by some bytes; so the requests are the same for both generations
-    requests: list[Request] = []
+    requests: list[LabelRequest] = []
     for group, images in labels.groups.items():
-        empty = len(longer.body("", Request({group: []}, []), user))
+        empty = len(longer.body("", LabelRequest({group: []}, []), user))
         parts = chunk(images, empty, lambda image: len(json_string(image)))
-        requests += [Request({group: part}, []) for part in parts]
-    empty = len(longer.body("x" * 50, Request({}, []), user))  # of the longest name of a dataset
+        requests += [LabelRequest({group: part}, []) for part in parts]
+    empty = len(
+        longer.body("x" * 50, LabelRequest({}, []), user)
+    )  # of the longest name of a dataset
     if shared:
         requests = _share_small(requests, empty)
     boxes = chunk(labels.boxes, empty, lambda box: len(box_fields(box)))
-    return [*requests, *(Request({}, part) for part in boxes)]
+    return [*requests, *(LabelRequest({}, part) for part in boxes)]
 
 
-def _share_small(requests: list[Request], empty_body_bytes: int) -> list[Request]:
+def _share_small(requests: list[LabelRequest], empty_body_bytes: int) -> list[LabelRequest]:
     """The requests with shared ones for the small ones, if that saves many.
 
     A request is small if at least two such fit into one.
     """
-    large: list[Request] = []
+    large: list[LabelRequest] = []
     small: list[tuple[Group, str]] = []
     for request in requests:
         ((group, images),) = request.labels.items()
@@ -205,7 +207,7 @@ def _share_small(requests: list[Request], empty_body_bytes: int) -> list[Request
         groups: defaultdict[Group, list[str]] = defaultdict(list)
         for group, image in part:
             groups[group].append(image)
-        shared.append(Request(groups, []))
+        shared.append(LabelRequest(groups, []))
     saved = len(requests) - len(large) - len(shared)
     return [*large, *shared] if saved >= MIN_SAVED_REQUESTS else requests
 

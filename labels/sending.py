@@ -10,7 +10,7 @@ from tqdm import tqdm
 from common.errors import AnswerLost, IngestError, ServerError
 from common.terminal import count, first_lines, say
 from forager.client import Forager
-from forager.generation import Generation, Kind, Request, amount
+from forager.generation import Generation, Kind, LabelRequest, amount
 from labels.journal import Journal, State
 
 
@@ -31,7 +31,7 @@ class Sender:
     dataset: str
     user: str
     uncertain: Uncertain
-    requests: list[Request]
+    requests: list[LabelRequest]
     journal: Journal
 
     async def send_all(self) -> None:
@@ -55,7 +55,7 @@ class Sender:
                 await asyncio.to_thread(self.journal.record, number, State.STORED, created)
                 progress.update(self.requests[number].size)
 
-    async def _send(self, request: Request) -> int:
+    async def _send(self, request: LabelRequest) -> int:
         """How many labels the server stored for one request."""
         resend = self.uncertain is Uncertain.RESEND
         try:

@@ -46,9 +46,7 @@ def check_arguments(request: Request, loader: ModelLoader) -> None:
     if error := names.dataset_name_error(target.name):
         findings.add(error)
     check_paths(findings, target.train_path, target.val_path)
-    if not target.server_url and not request.mode.trial:
-        findings.add("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
-    elif target.server_url:
+    if target.server_url or not request.mode.trial:
         try:
             check_server_url(target.server_url)
         except ServerError as error:

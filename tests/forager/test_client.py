@@ -12,7 +12,7 @@ from common.errors import AnswerLost, IngestError, ServerError
 from forager.client import CREATE_ATTEMPTS as ATTEMPTS
 from forager.client import DatasetInfo, Forager
 from forager.connection import Timeouts, page_title, parsed
-from forager.generation import Box, Generation, Request
+from forager.generation import Box, Generation, LabelRequest
 from tests.stand_in import Answer, Rule, StandIn, in_order
 
 INFO = {"index_id": "i", "num_train": 2, "num_val": 1}
@@ -259,9 +259,9 @@ def test_create_that_fails(answer, dataset, words, creates):
 
 
 X_BOX = Box("x", "ü", "POSITIVE", 1.0, 2.5, 3.0, 4.0)
-TWO_LABELS = Request({CAT: ["x", "ü"]}, [])
-TWO_BOXES = Request({}, [X_BOX, X_BOX._replace(x2=9.0)])
-TWO_CATEGORIES = Request({("ü", "POSITIVE"): ["x"], ("cat", "far away"): ["y"]}, [])
+TWO_LABELS = LabelRequest({CAT: ["x", "ü"]}, [])
+TWO_BOXES = LabelRequest({}, [X_BOX, X_BOX._replace(x2=9.0)])
+TWO_CATEGORIES = LabelRequest({("ü", "POSITIVE"): ["x"], ("cat", "far away"): ["y"]}, [])
 OF_B = {"user": "u@x", "created_by": "ingest"}
 CORNERS = {"x1": 1.0, "y1": 2.5, "y2": 4.0}
 # What is sent, the generation, and where it goes.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import IngestError
-from forager.generation import Kind, Request
+from forager.generation import Kind, LabelRequest
 from labels.journal import Journal, State
 from labels.plan import Plan
 from tests.damage import damaged_in_some_way
@@ -20,9 +20,9 @@ WAITING, SENT, STORED = State
 OWNER = {"dataset": "d", "user": "u"}
 PLAN = Plan(
     requests=[
-        Request({("cat", "POSITIVE"): ["a", "b"]}, []),
-        Request({("cat", "NEGATIVE"): ["c"]}, []),
-        Request({("dog", "NEGATIVE"): ["c", "d", "e"]}, []),
+        LabelRequest({("cat", "POSITIVE"): ["a", "b"]}, []),
+        LabelRequest({("cat", "NEGATIVE"): ["c"]}, []),
+        LabelRequest({("dog", "NEGATIVE"): ["c", "d", "e"]}, []),
     ]
 )
 STEPS = [(number, state) for number in range(3) for state in (SENT, STORED)]

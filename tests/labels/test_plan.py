@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forager.generation import Box, Generation, Kind, Request
+from forager.generation import Box, Generation, Kind, LabelRequest
 from labels.file.checks import Labels
 from labels.plan import (
     MAX_BODY_BYTES,
@@ -49,7 +49,7 @@ def sizes(requests, generation=Generation.B):
 )
 def test_chunks_are_whole_and_small_enough(images, limit, generation):
     def size(part):
-        return len(generation.body("d", Request({("é", "m"): part}, []), "u"))
+        return len(generation.body("d", LabelRequest({("é", "m"): part}, []), "u"))
 
     with mock.patch("labels.plan.MAX_BODY_BYTES", limit):
         parts = list(chunk(images, size([]), lambda image: len(json.dumps(image))))
@@ -119,14 +119,14 @@ def test_few_small_groups_share_no_request():
 @pytest.mark.parametrize(
     ("request_", "text"),
     [
-        (Request({CAT: ["a", "b"]}, []), "2 labels 'cat' (POSITIVE), a to b"),
-        (Request({("\x1b", "m"): ["c\u202e"]}, []), r"1 label '\\x1b' (m), c\u202e"),
+        (LabelRequest({CAT: ["a", "b"]}, []), "2 labels 'cat' (POSITIVE), a to b"),
+        (LabelRequest({("\x1b", "m"): ["c\u202e"]}, []), r"1 label '\\x1b' (m), c\u202e"),
         (
-            Request({("x", "m"): ["a"], ("\x1b", "m"): ["b"]}, []),
+            LabelRequest({("x", "m"): ["a"], ("\x1b", "m"): ["b"]}, []),
             r"2 labels of 2 categories, 'x' to '\\x1b'",
         ),
-        (Request({}, [box("a")]), "1 box, a"),
-        (Request({}, [box("a"), box("b"), box("c")]), "3 boxes, a to c"),
+        (LabelRequest({}, [box("a")]), "1 box, a"),
+        (LabelRequest({}, [box("a"), box("b"), box("c")]), "3 boxes, a to c"),
     ],
 )
 def test_a_request_in_words(request_, text):
