@@ -39,11 +39,6 @@ def test_png_pixels_arrive_unchanged_in_rgb_order():
     assert (pixels == np.asarray(image)).all()
 
 
-def test_jpeg_pixels_are_pillows():
-    data = file_of(noise(50, 40), "JPEG", quality=90)
-    assert (prepare(open_image(data)).pixels == np.asarray(Image.open(io.BytesIO(data)))).all()
-
-
 def test_exif_rotation_is_not_applied():
     image = noise(30, 20)
     exif = image.getexif()
@@ -74,10 +69,13 @@ def test_exif_data_that_are_damaged_or_missing_are_no_rotation():
         assert not prepare(open_image(file_of(noise(30, 20), "JPEG", exif=exif))).is_rotated
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA"])
-def test_other_modes_become_rgb(mode):
-    image = noise(20, 10, mode)
-    assert decode(open_image(file_of(image))) == image.convert("RGB")
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("L", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("RGB", "JPEG"), ("CMYK", "JPEG")],
+)
+def test_pixels_are_pillows_in_rgb(mode, kind):
+    data = file_of(noise(20, 10, mode), kind)
+    assert decode(open_image(data)) == Image.open(io.BytesIO(data)).convert("RGB")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "MPO", "WEBP", "GIF", "BMP", "TIFF"])
@@ -87,11 +85,6 @@ def test_the_content_decides_not_the_name(kind):
     opened = open_image(file_of(image, kind, **options))
     assert opened.format == kind
     assert decode(opened).size == (20, 10)
-
-
-def test_cmyk_becomes_rgb():
-    data = file_of(noise(20, 10, "CMYK"), "JPEG", quality=95)
-    assert prepare(open_image(data)).pixels.shape == (10, 20, 3)
 
 
 def test_16_bits_are_scaled_not_clipped():
@@ -106,18 +99,13 @@ def test_16_bits_are_scaled_not_clipped():
         (b"", "the file is empty"),
         (b"<html></html>", "not an image"),
         (file_of(noise(9, 9))[:20], "cannot be read|not an image"),
+        (file_of(noise(64, 64))[:6000], "cannot be decoded"),
+        (file_of(noise(64, 64), "JPEG")[:1500], "cannot be decoded"),
     ],
 )
-def test_what_is_no_image(data, reason):
+def test_what_is_no_whole_image(data, reason):
     with pytest.raises(ImageError, match=reason):
-        open_image(data)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_truncated(kind):
-    data = file_of(noise(64, 64), kind)
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        decode(open_image(data[: len(data) // 2]))
+        decode(open_image(data))
 
 
 def test_too_many_pixels_are_refused_before_decoding():

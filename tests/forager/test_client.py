@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from common import retries
-from common.errors import AnswerLost, IngestError, ServerError
+from common.errors import AnswerLost, ServerError
 from forager.client import CREATE_ATTEMPTS as ATTEMPTS
 from forager.client import DatasetInfo, Forager
 from forager.connection import Timeouts, page_title, parsed
@@ -197,19 +197,16 @@ def create(server, finds=refusal, timeouts=TIMEOUTS):
     return finds(server, "create_dataset", *arguments, timeouts=timeouts)
 
 
-def test_create():
-    server = script({CREATE: [CREATED], DATASET: [(200, INFO)]})
+LOST_ANSWERS = [reset, truncated, *((status, "x") for status in (500, 502, 503, 504))]
+
+
+@pytest.mark.parametrize("answer", [CREATED, *LOST_ANSWERS])
+def test_create_also_where_asking_settles_a_lost_answer(answer):
+    server = script({CREATE: [answer], DATASET: [(200, INFO)]})
     create(server, talk)
     assert [json.loads(asked.body) for asked in server.requests(CREATE)] == [
         {"dataset": "d", "train_path": "gs://b/t/", "val_path": "gs://b/v/", "index_id": "i"}
     ]
-
-
-@pytest.mark.parametrize("lost", [reset, truncated, (502, "x"), (504, "x"), (500, "x"), (503, "x")])
-def test_create_lost_answer_is_settled_by_asking(lost):
-    server = script({CREATE: [lost], DATASET: [(200, INFO)]})
-    create(server, talk)
-    assert len(server.requests(CREATE)) == 1
 
 
 def test_create_lost_answer_while_the_server_is_at_work():
@@ -391,13 +388,6 @@ def test_proxies_of_the_environment_are_used(monkeypatch):
     assert [asked.path for asked in proxy.asked] == [
         "http://forager.example/api/get_dataset_info_v2/d"
     ]
-
-
-@pytest.mark.parametrize("proxy", ["::::", "http://[x", "http://user:secret@:x"])
-def test_a_proxy_that_is_no_address(proxy, monkeypatch):
-    monkeypatch.setenv("http_proxy", proxy)
-    with pytest.raises(IngestError, match="http_proxy=.* in the environment is not an address"):
-        refusal(script({}), "dataset", "d")
 
 
 @pytest.mark.parametrize(

@@ -119,24 +119,28 @@ def test_an_expired_page_token_continues_after_the_last_name(monkeypatch):
     assert sorted(found) == server.names and len(expired) == 3
 
 
+ENDLESS = b'{"nextPageToken": "x"}'
+REPEATS = "storage repeats a page without end"
+
+
 @pytest.mark.parametrize(
-    ("page", "words"),
+    ("body", "status", "words"),
     [
-        ({"items": [{"name": "t/a"}], "nextPageToken": "x"}, "storage repeats a page without end"),
-        ({"nextPageToken": "x"}, "storage repeats a page without end"),
-        (None, r"HTTP 410"),
+        (b'{"items": [{"name": "t/a"}], "nextPageToken": "x"}', 200, REPEATS),
+        *((ENDLESS, 200, REPEATS), (ENDLESS, 410, "HTTP 410"), (ENDLESS, 403, "access is denied")),
+        *((body, 200, "the answer ") for body in (b"[]", b"{", b'{"items": [1]}')),
+        *((b'{"items": %s}' % items, 200, "the answer ") for items in (b"null", b"7")),
+        (b'{"items": [{"size": "1"}]}', 200, "the answer "),
     ],
 )
-def test_a_listing_without_an_end_stops(monkeypatch, page, words):
-    def rule(asked):
-        if page is None and "pageToken" in asked.path:
-            return Answer(410)
-        return Answer(200, json.dumps(page or {"nextPageToken": "x"}).encode())
+def test_an_answer_that_is_no_listing_or_has_no_end_stops(monkeypatch, body, status, words):
+    """The status is that of the pages after the first."""
 
-    with (
-        StandIn(None, rule) as server,
-        pytest.raises(StorageError, match=f"gs://bucket/t/: {words}"),
-    ):
+    def rule(asked):
+        return Answer(status if "pageToken" in asked.path else 200, body)
+
+    refused = pytest.raises(StorageError, match=f"Listing gs://bucket/t/: {words}")
+    with StandIn(None, rule) as server, refused:
         names_on(server, monkeypatch)
 
 
@@ -155,28 +159,6 @@ def test_an_object_that_two_pages_repeat_counts_once(monkeypatch):
 
         server.rules = [repeat]
         assert sorted(names_on(server, monkeypatch)) == server.names
-
-
-def test_a_refusal_stops_all_workers(monkeypatch):
-    def before(asked):
-        return Answer(403, b"No.") if "pageToken" in asked.path else None
-
-    refused = pytest.raises(StorageError, match=r"Listing gs://bucket/t/: access is denied")
-    with Lister(NAMES["dense numbers"], before) as server, refused:
-        names_on(server, monkeypatch, workers=1)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        *(b"[]", b"{", b'{"items": [1]}', b'{"items": [{"size": "1"}]}'),
-        *(b'{"items": null}', b'{"items": 7}'),
-    ],
-)
-def test_an_answer_that_is_no_listing_stops(monkeypatch, body):
-    refused = pytest.raises(StorageError, match="Listing gs://bucket/t/: the answer ")
-    with StandIn(None, lambda asked: Answer(200, body)) as server, refused:
-        names_on(server, monkeypatch)
 
 
 def test_an_object_without_size_and_crc32c_is_listed(serve):
