@@ -54,7 +54,10 @@ NO_SINGLE = "no single stage; each waited for others part of the time."
     ("busy", "said"),
     [
         ({"fetch": 9, "models": 2}, "fetch. Run closer to the bucket."),
-        ({"fetch": 2, "models": 9}, "models. A GPU (or a faster one), or several with --engine ray"),
+        (
+            {"fetch": 2, "models": 9},
+            "models. A GPU (or a faster one), or several with --engine",
+        ),
         ({"decode": 7}, "decode. Try --decode_workers 8 on a machine with more cores."),
         ({"thumbnails": 9}, "thumbnails. Run closer to the index bucket."),
         *((busy, NO_SINGLE) for busy in ({}, {"fetch": 6.9}, {"models": 4, "fetch": 4})),

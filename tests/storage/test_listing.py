@@ -15,7 +15,7 @@ from common.names import GsPath
 from gcs import ListedObject
 from storage.listing import delete_index, listed, split_points
 from tests.harness import listing, put
-from tests.stand_in import Answer, StandIn
+from tests.stand_in import Answer, Rule, StandIn
 
 PREFIX = "t/"
 PAGE = 10
@@ -24,13 +24,11 @@ PAGE = 10
 class Lister(StandIn):
     """A server that lists names as Google's does, in pages of PAGE."""
 
-    def __init__(self, names, before=lambda asked: None):
-        self.names, self.before, self.pages = sorted(PREFIX + name for name in names), before, []
+    def __init__(self, names):
+        self.names, self.pages = sorted(PREFIX + name for name in names), []
         super().__init__(None, self.answer)
 
     def answer(self, asked):
-        if (answer := self.before(asked)) is not None:
-            return answer
         query = {key: values[0] for key, values in parse_qs(urlsplit(asked.path).query).items()}
         assert query["prefix"] == PREFIX
         first = query.get("pageToken", query.get("startOffset", ""))
@@ -93,30 +91,26 @@ def test_a_long_listing_is_divided(monkeypatch, kind):
 def test_a_failed_page_is_repeated_and_not_its_range(monkeypatch):
     failed = set()
 
-    def before(asked):
+    def fail_once(asked):
         if asked.path not in failed and len(failed) < 30:
             failed.add(asked.path)
             return Answer(503)
         return None
 
-    with Lister(NAMES["dense numbers"], before) as server:
+    with Lister(NAMES["dense numbers"]) as server:
+        server.rules.insert(0, fail_once)
         found = names_on(server, monkeypatch)
     assert sorted(found) == server.names
     assert len(server.asked) == len(server.pages) + 30
 
 
 def test_an_expired_page_token_continues_after_the_last_name(monkeypatch):
-    expired = []
-
-    def before(asked):
-        if "pageToken" in asked.path and len(expired) < 3:
-            expired.append(asked)
-            return Answer(410, b'{"error": {"message": "The page token has expired."}}')
-        return None
-
-    with Lister(NAMES["one more than a page"] + NAMES["dense numbers"], before) as server:
+    expired = Answer(410, b'{"error": {"message": "The page token has expired."}}')
+    with Lister(NAMES["one more than a page"] + NAMES["dense numbers"]) as server:
+        server.rules.insert(0, Rule("pageToken", expired, times=3))
         found = names_on(server, monkeypatch, workers=1)
-    assert sorted(found) == server.names and len(expired) == 3
+    assert sorted(found) == server.names
+    assert len(server.asked) == len(server.pages) + 3
 
 
 ENDLESS = b'{"nextPageToken": "x"}'
@@ -177,19 +171,12 @@ def test_split_points_are_in_order_and_within_the_range():
     assert split_points("t/0999", "t/1", 2, 4, "0123456789", 3) == []
 
 
-def index_objects(bucket, *index_ids):
-    """Put an object of each kind for each index; their names."""
-    kinds = ["aux_labels/{}/imagenet.pickle", "indexes/{}/labels.json", "thumbnails/{}/#?.jpg"]
-    names = {index_id: [kind.format(index_id) for kind in kinds] for index_id in index_ids}
-    put(bucket, *(name for of_index in names.values() for name in of_index))
-    return names
-
-
 def test_delete_index_deletes_one_index_only(make_bucket):
     bucket, index_id, other = make_bucket(), str(uuid.uuid4()), str(uuid.uuid4())
-    names = index_objects(bucket, index_id, other)
+    kinds = ["aux_labels/{}/imagenet.pickle", "indexes/{}/labels.json", "thumbnails/{}/#?.jpg"]
+    put(bucket, *(kind.format(of) for kind in kinds for of in (index_id, other)))
     assert asyncio.run(delete_index(bucket, index_id)) == 3
-    assert [o.name for o in listing(bucket)] == names[other]
+    assert [o.name for o in listing(bucket)] == [kind.format(other) for kind in kinds]
 
 
 @pytest.mark.parametrize("index_id", ["", "..", "ID"])

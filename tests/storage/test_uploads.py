@@ -12,6 +12,7 @@ from common.errors import StorageError
 from common.files import FileToUpload
 from storage import uploads
 from tests.stand_in import Answer, Rule
+from tests.storage.test_async_client import RETAINED
 
 PART = 100_000  # bytes, instead of 32 MiB
 NAME = "indexes/ID/local/clip/embeddings.npy"
@@ -171,11 +172,6 @@ def test_a_held_object_with_other_bytes_is_named(bucket, front, tmp_path, held):
     said = rf"gs://\S+{held}: .* Object is subject to .* is held there and must not be replaced"
     with pytest.raises(StorageError, match=said):
         upload(bucket, make_file(tmp_path, 3 * PART))
-
-
-RETAINED = (
-    b'{"error": {"code": 403, "message": "Object is subject to the bucket retention policy."}}'
-)
 
 
 def test_parts_that_may_not_be_deleted_are_named_and_do_no_harm(bucket, front, tmp_path, capsys):
