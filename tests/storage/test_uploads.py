@@ -76,11 +76,14 @@ def test_a_file_arrives_whole_and_leaves_no_parts(bucket, front, tmp_path, size,
 
 
 def test_a_file_that_is_in_the_bucket_is_not_sent_again(bucket, front, tmp_path):
+    """A part that a killed run left beside it is deleted."""
     files = [make_file(tmp_path, 3 * PART), make_file(tmp_path, 3 * PART, "small.json")]
     assert upload(bucket, *files) == 6 * PART
+    bucket.blob(f"{NAME}.part-02-of-03").upload_from_string(b"left by a run that was killed")
     del front.asked[:]
     assert upload(bucket, *files) == 6 * PART
     assert not [asked for asked in front.asked if asked.method in ("POST", "PUT", "PATCH")]
+    assert names(bucket) == [NAME, "small.json"]
 
 
 @pytest.mark.parametrize("size", [PART, 3 * PART])
@@ -99,14 +102,6 @@ def test_parts_of_an_interrupted_run_are_used(bucket, front, tmp_path):
     upload(bucket, file)
     assert sent(front) == 3 * PART
     assert_arrived(bucket, file)
-
-
-def test_parts_left_beside_the_whole_file_are_deleted(bucket, front, tmp_path):
-    file = make_file(tmp_path, 2 * PART)
-    upload(bucket, file)
-    bucket.blob(f"{NAME}.part-02-of-02").upload_from_string(b"left by a run that was killed")
-    upload(bucket, file)
-    assert names(bucket) == [NAME]
 
 
 @pytest.mark.parametrize("status", [403, 405, 501])
