@@ -222,10 +222,3 @@ def test_a_failed_chunk_is_repeated(bucket, front, whole, monkeypatch, kind, fau
     else:
         assert (len(begun), len(sent)) == (1, -(-9_000_001 // chunk) + faults)
     assert_arrived(bucket, whole)
-
-
-def test_a_slice_reads_and_seeks_within_its_bounds(tmp_path):
-    (tmp_path / "file").write_bytes(b"0123456789")
-    with uploads.FileSlice(tmp_path / "file", 2, 5) as part:
-        assert (part.read(3), part.tell(), part.read(9), part.read(1)) == (b"234", 3, b"56", b"")
-        assert (part.seek(3), part.read(-1), part.tell()) == (3, b"56", 5)
