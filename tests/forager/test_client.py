@@ -372,16 +372,6 @@ def test_an_endless_answer_is_cut_off(monkeypatch):
     assert "something else instead of JSON" in message
 
 
-def test_proxies_of_the_environment_are_used(monkeypatch):
-    with StandIn(None, Rule("", Answer(200, INFO))) as proxy:
-        monkeypatch.setenv("http_proxy", proxy.url)
-        info = asyncio.run(asked("http://forager.example", "dataset", "d"))
-    assert info == DatasetInfo("i", 2, 1)
-    assert [asked.path for asked in proxy.asked] == [
-        "http://forager.example/api/get_dataset_info_v2/d"
-    ]
-
-
 @pytest.mark.parametrize(
     ("page", "title"),
     [
