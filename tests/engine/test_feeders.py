@@ -157,14 +157,11 @@ def test_images_in_the_models_keep_their_memory_when_their_feeder_ends(
     fresh.assert_same(undisturbed)
 
 
-def run_with_odd_image(content, make_world, tmp_path):
-    """A run with one odd image, and feeders that crash or hang at it."""
+def assert_only_the_odd_image_fails(content, how, make_world, tmp_path):
+    """In a run with one odd image, and feeders that crash or hang at it."""
     (tmp_path / "sitecustomize.py").write_text(ODD_DECODER)
     made = make_world({**pictures(8, 2), "train/t0003b.jpg": content})
-    return made, made.ingest("--skip_bad_images", *IN_PROCESSES, PYTHONPATH=str(tmp_path))
-
-
-def assert_only_the_odd_image_failed(made, done, how):
+    done = made.ingest("--skip_bad_images", *IN_PROCESSES, PYTHONPATH=str(tmp_path))
     assert f"decoded train/t0003b.jpg {how}; the image is tried once more." in done.stderr
     assert made.failed() == {"train/t0003b.jpg": f"the process that decoded it {how}, 2 times"}
     assert len(made.done()) == 10
@@ -172,8 +169,7 @@ def assert_only_the_odd_image_failed(made, done, how):
 
 
 def test_an_image_that_crashes_the_decoder_fails_alone_and_is_named(make_world, tmp_path):
-    made, done = run_with_odd_image(b"crash", make_world, tmp_path)
-    assert_only_the_odd_image_failed(made, done, "was ended by SIGSEGV")
+    assert_only_the_odd_image_fails(b"crash", "was ended by SIGSEGV", make_world, tmp_path)
 
 
 class Deadline(float):
@@ -209,8 +205,7 @@ def test_an_image_at_which_a_feeder_hangs_fails_alone_and_is_named(make_world, t
         return over
 
     deadline(is_over)
-    made, done = run_with_odd_image(b"hang", make_world, tmp_path)
-    assert_only_the_odd_image_failed(made, done, "took more than 120 s")
+    assert_only_the_odd_image_fails(b"hang", "took more than 120 s", make_world, tmp_path)
 
 
 def test_a_feeder_that_is_stopped_is_replaced(undisturbed, fresh, tmp_path, deadline):

@@ -122,22 +122,15 @@ def test_a_journal_is_locked_while_in_use(path):
 
 def test_another_run_is_told_what_differs(path):
     make(path, 3)
-    bobs = OWNER | {"user": "v"}
-    with pytest.raises(IngestError) as caught:
-        reopen(path, owner=bobs)
-    assert "user 'u', now 'v'. That run stored, or may have stored, 3 labels." in str(caught.value)
-    assert "--restart" in str(caught.value)
-    assert states(reopen(path, owner=bobs, start_over=True)) == [WAITING] * 3
-    with pytest.raises(
-        IngestError, match="something else: other requests, because of --skip_unknown"
-    ):
+    words = "something else: other requests, because of --skip_unknown.*may have stored, 3 labels"
+    with pytest.raises(IngestError, match=words):
         reopen(path, Plan(requests=PLAN.requests[:2]))
 
 
 def test_a_journal_of_nothing_stored_is_no_obstacle(path):
+    make(path, 1)
     with Journal(path, OWNER) as journal:
         journal.begin(PLAN)
-        journal.record(0, SENT)
         journal.record(0, WAITING)
     assert states(reopen(path, owner=OWNER | {"user": "v"})) == [WAITING] * 3
 
@@ -173,10 +166,8 @@ def test_what_is_no_regular_file(path, make_special):
 
 
 def test_a_directory_that_is_not_there(path):
-    with Journal(path / "x", OWNER) as journal:
-        journal.begin(PLAN)
-        with pytest.raises(IngestError, match="--work_dir"):
-            journal.record(0, SENT)
+    with pytest.raises(IngestError, match="--work_dir"):
+        make(path / "x", 1)
 
 
 def test_a_disk_that_cannot_be_written(path, monkeypatch):

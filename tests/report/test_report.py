@@ -17,10 +17,6 @@ from tests.test_documents import table_rows
 DOWNLOAD = r"GET /storage/.*alt=media"
 
 
-def report_of(made):
-    return json.loads((made.work / "report.json").read_text())
-
-
 def fields(value, path=""):
     """The fields of a report as docs/report.md names them, with the types of their values."""
     if isinstance(value, dict):
@@ -63,7 +59,7 @@ def test_report_of_a_whole_ingest_with_failing_requests(fresh, emulator_url, ser
         done = fresh.run(storage=storage, server=server)
     fresh.storage.delete(fresh.images, "train/notes.txt")
     assert done.exit_code == 0, done.stderr
-    report = report_of(fresh)
+    report = fresh.report()
     assert_documented(report)
     assert (report["outcome"], report["exit_code"]) == ("registered", 0)
     assert report["message"] == done.stdout.splitlines()[-1]
@@ -87,7 +83,7 @@ def test_report_of_a_failed_run_then_of_one_that_continues(make_world):
     made = make_world(bad, "bad")
     done = made.run()
     assert done.exit_code == 1
-    report = report_of(made)
+    report = made.report()
     assert_documented(report)
     assert (report["outcome"], report["exit_code"]) == ("stopped", 1)
     assert report["message"] in done.stderr and "3 of 3 images" in report["message"]
@@ -98,14 +94,14 @@ def test_report_of_a_failed_run_then_of_one_that_continues(make_world):
     done = made.run("--skip_bad_images")
     assert done.exit_code == 0, done.stderr
     assert "Failed: 3 images.\n      2: not an image in a supported format" in done.stdout
-    assert report_of(made)["counts"]["failed"] == 3
+    assert made.report()["counts"]["failed"] == 3
 
 
 def test_report_of_a_run_whose_checks_fail(fresh, emulator_url, servers):
     with StandIn(servers["B"], Rule("api", "404")) as server:
         done = fresh.run("--json", server=server)
     assert done.exit_code == 1 and "Error: " in done.stderr
-    printed, report = json.loads(done.stdout), report_of(fresh)
+    printed, report = json.loads(done.stdout), fresh.report()
     assert_documented(report)
     assert printed["message"] == report["message"] and report["message"] in done.stderr
     assert report["counts"] is None and report["outcome"] == "stopped"
@@ -122,12 +118,12 @@ def test_report_of_an_interrupted_run(fresh, emulator_url, servers, number, code
         env = {"storage": storage, **settings}
         process = fresh.start("--json", **env)
         wait_for(lambda: len(fresh.done()) >= 4)
-        running = report_of(fresh)
+        running = fresh.report()
         process.send_signal(number)
         done = ended(process)
     assert done.exit_code == code
     assert (running["outcome"], running["exit_code"], running["ended"]) == ("running", None, None)
-    report = report_of(fresh)
+    report = fresh.report()
     for found in (running, report, json.loads(done.stdout)):
         assert_documented(found)
     assert (report["outcome"], report["exit_code"]) == ("interrupted", code)
@@ -145,14 +141,14 @@ def test_report_of_a_run_with_reuse_and_json_instead_of_the_table(
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
     assert_documented(report)
-    assert report == report_of(fresh)
+    assert report == fresh.report()
     assert report["counts"]["reused"] == TRAIN + VAL and report["counts"]["embedded_now"] == 0
     assert {"name": "reuse", "images": TRAIN + VAL}.items() <= report["steps"][1].items()
     assert report["command"]["options"]["reuse"] == [str(undisturbed.work)]
     # A repeat finds it finished, and keeps that report; a dry run changes nothing either.
     again = fresh.run(*options)
     assert json.loads(again.stdout)["outcome"] == "finished" and again.exit_code == 0
-    assert report_of(fresh) == report
+    assert fresh.report() == report
 
 
 def test_a_dry_run_prints_a_report_and_leaves_none(fresh, emulator_url, servers):
@@ -193,6 +189,6 @@ def test_options_are_written_as_they_are_given():
 
 def test_every_documented_field_is_in_some_report(undisturbed):
     """The undisturbed run has all fields but those of failures, warnings and trials."""
-    found = {path for path, _ in fields(report_of(undisturbed))}
+    found = {path for path, _ in fields(undisturbed.report())}
     missing = {re.split(r"[.\[]", path)[0] for path in documented() if path not in found}
     assert missing <= {"machine", "counts", "limit", "failures", "trial", "warnings"}

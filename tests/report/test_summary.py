@@ -47,26 +47,34 @@ def test_everything_that_a_run_says_at_its_end():
     ]
 
 
+NO_SINGLE = "no single stage; each waited for others part of the time."
+
+
 @pytest.mark.parametrize(
-    ("steps", "busy", "said"),
+    ("busy", "said"),
     [
+        ({"fetch": 9, "models": 2}, "fetch. Run closer to the bucket."),
         (
-            [("checks", 60.0), ("embedding", 9.0, 10)],
-            {"models": 9},
-            "Longest step: checks. This time depends little on the number of images that",
+            {"fetch": 2, "models": 9},
+            "models. A GPU (or a faster one), or several with --engine",
         ),
-        ([("checks", 1.0), ("upload", 9.0)], {}, "Longest step: upload. Run closer to the index"),
-        (
-            [("checks", 1.0), ("embedding", 9.0, 10)],
-            {"models": 4, "fetch": 4},
-            "Limited by: no single stage; each waited for others part of the time.",
-        ),
-        (
-            [("checks", 1.0), ("embedding", 10.0, 10)],
-            {"decode": 9},
-            "Limited by: decode. Try --decode_workers 8 on a machine with more cores.",
-        ),
+        ({"decode": 7}, "decode. Try --decode_workers 8 on a machine with more cores."),
+        ({"thumbnails": 9}, "thumbnails. Run closer to the index bucket."),
+        *((busy, NO_SINGLE) for busy in ({}, {"fetch": 6.9}, {"models": 4, "fetch": 4})),
     ],
 )
-def test_what_limited_a_run(steps, busy, said):
-    assert f"\n{said}" in summarize(finished(steps, **busy))
+def test_what_limited_the_embedding(busy, said):
+    steps = [("checks", 1.0), ("embedding", 10.0, 10)]
+    assert f"\nLimited by: {said}" in summarize(finished(steps, **busy))
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("checks", "This time depends little on the number of images that"),
+        ("upload", "Run closer to the index"),
+    ],
+)
+def test_another_step_took_longest(step, said):
+    report = finished([(step, 60.0), ("embedding", 9.0, 10)], models=9)
+    assert f"\nLongest step: {step}. {said}" in summarize(report)

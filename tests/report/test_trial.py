@@ -44,7 +44,7 @@ def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
     downloads = {asked.path for asked in storage.requests(DOWNLOAD)}
     assert len(downloads) == 13
     assert [path.name for path in fresh.work.iterdir()] == ["trial.json"]
-    report = json.loads((fresh.work / "trial.json").read_text())
+    report = fresh.report("trial.json")
     assert_documented(report)
     of_trials = {path for path in documented() if path.startswith("trial.")}
     assert of_trials <= {path for path, _ in fields(report)}
@@ -92,7 +92,7 @@ def test_an_ingest_after_a_trial_and_a_trial_after_an_ingest(fresh, emulator_url
     again = fresh.run("--trial", "2", "--json")
     assert json.loads(again.stdout)["counts"]["embedded_now"] == 2
     assert fresh.left_behind() == before
-    assert json.loads((fresh.work / "report.json").read_text()) == json.loads(done.stdout)
+    assert fresh.report() == json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,10 @@ def test_a_failed_connection_is_explained_in_few_words(monkeypatch, library, sch
     assert re.fullmatch(rf"Listing gs://bucket/t/: {words}\.", caught.value.message)
 
 
-@pytest.mark.parametrize("proxy", ["not an address", "::::", "http://u:s3cret@h:port", "ftp://x:1"])
+WRONG_PROXIES = ["not an address", "::::", "http://[x", "http://u:s3cret@:port", "ftp://x:1"]
+
+
+@pytest.mark.parametrize("proxy", WRONG_PROXIES)
 @pytest.mark.parametrize("library", [*LIBRARIES, "server"])
 def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, library):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://storage.example")

@@ -15,7 +15,7 @@ from common.names import GsPath
 from gcs import ListedObject
 from storage.listing import delete_index, listed, split_points
 from tests.harness import listing, put
-from tests.stand_in import Answer, StandIn
+from tests.stand_in import Answer, Rule, StandIn
 
 PREFIX = "t/"
 PAGE = 10
@@ -24,13 +24,11 @@ PAGE = 10
 class Lister(StandIn):
     """A server that lists names as Google's does, in pages of PAGE."""
 
-    def __init__(self, names, before=lambda asked: None):
-        self.names, self.before, self.pages = sorted(PREFIX + name for name in names), before, []
+    def __init__(self, names):
+        self.names, self.pages = sorted(PREFIX + name for name in names), []
         super().__init__(None, self.answer)
 
     def answer(self, asked):
-        if (answer := self.before(asked)) is not None:
-            return answer
         query = {key: values[0] for key, values in parse_qs(urlsplit(asked.path).query).items()}
         assert query["prefix"] == PREFIX
         first = query.get("pageToken", query.get("startOffset", ""))
@@ -93,50 +91,50 @@ def test_a_long_listing_is_divided(monkeypatch, kind):
 def test_a_failed_page_is_repeated_and_not_its_range(monkeypatch):
     failed = set()
 
-    def before(asked):
+    def fail_once(asked):
         if asked.path not in failed and len(failed) < 30:
             failed.add(asked.path)
             return Answer(503)
         return None
 
-    with Lister(NAMES["dense numbers"], before) as server:
+    with Lister(NAMES["dense numbers"]) as server:
+        server.rules.insert(0, fail_once)
         found = names_on(server, monkeypatch)
     assert sorted(found) == server.names
     assert len(server.asked) == len(server.pages) + 30
 
 
 def test_an_expired_page_token_continues_after_the_last_name(monkeypatch):
-    expired = []
-
-    def before(asked):
-        if "pageToken" in asked.path and len(expired) < 3:
-            expired.append(asked)
-            return Answer(410, b'{"error": {"message": "The page token has expired."}}')
-        return None
-
-    with Lister(NAMES["one more than a page"] + NAMES["dense numbers"], before) as server:
+    expired = Answer(410, b'{"error": {"message": "The page token has expired."}}')
+    with Lister(NAMES["one more than a page"] + NAMES["dense numbers"]) as server:
+        server.rules.insert(0, Rule("pageToken", expired, times=3))
         found = names_on(server, monkeypatch, workers=1)
-    assert sorted(found) == server.names and len(expired) == 3
+    assert sorted(found) == server.names
+    assert len(server.asked) == len(server.pages) + 3
+
+
+ENDLESS = b'{"nextPageToken": "x"}'
+REPEATS = "storage repeats a page without end"
 
 
 @pytest.mark.parametrize(
-    ("page", "words"),
+    ("body", "status", "words"),
     [
-        ({"items": [{"name": "t/a"}], "nextPageToken": "x"}, "storage repeats a page without end"),
-        ({"nextPageToken": "x"}, "storage repeats a page without end"),
-        (None, r"HTTP 410"),
+        (b'{"items": [{"name": "t/a"}], "nextPageToken": "x"}', 200, REPEATS),
+        *((ENDLESS, 200, REPEATS), (ENDLESS, 410, "HTTP 410"), (ENDLESS, 403, "access is denied")),
+        *((body, 200, "the answer ") for body in (b"[]", b"{", b'{"items": [1]}')),
+        *((b'{"items": %s}' % items, 200, "the answer ") for items in (b"null", b"7")),
+        (b'{"items": [{"size": "1"}]}', 200, "the answer "),
     ],
 )
-def test_a_listing_without_an_end_stops(monkeypatch, page, words):
-    def rule(asked):
-        if page is None and "pageToken" in asked.path:
-            return Answer(410)
-        return Answer(200, json.dumps(page or {"nextPageToken": "x"}).encode())
+def test_an_answer_that_is_no_listing_or_has_no_end_stops(monkeypatch, body, status, words):
+    """The status is that of the pages after the first."""
 
-    with (
-        StandIn(None, rule) as server,
-        pytest.raises(StorageError, match=f"gs://bucket/t/: {words}"),
-    ):
+    def rule(asked):
+        return Answer(status if "pageToken" in asked.path else 200, body)
+
+    refused = pytest.raises(StorageError, match=f"Listing gs://bucket/t/: {words}")
+    with StandIn(None, rule) as server, refused:
         names_on(server, monkeypatch)
 
 
@@ -157,28 +155,6 @@ def test_an_object_that_two_pages_repeat_counts_once(monkeypatch):
         assert sorted(names_on(server, monkeypatch)) == server.names
 
 
-def test_a_refusal_stops_all_workers(monkeypatch):
-    def before(asked):
-        return Answer(403, b"No.") if "pageToken" in asked.path else None
-
-    refused = pytest.raises(StorageError, match=r"Listing gs://bucket/t/: access is denied")
-    with Lister(NAMES["dense numbers"], before) as server, refused:
-        names_on(server, monkeypatch, workers=1)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        *(b"[]", b"{", b'{"items": [1]}', b'{"items": [{"size": "1"}]}'),
-        *(b'{"items": null}', b'{"items": 7}'),
-    ],
-)
-def test_an_answer_that_is_no_listing_stops(monkeypatch, body):
-    refused = pytest.raises(StorageError, match="Listing gs://bucket/t/: the answer ")
-    with StandIn(None, lambda asked: Answer(200, body)) as server, refused:
-        names_on(server, monkeypatch)
-
-
 def test_an_object_without_size_and_crc32c_is_listed(serve):
     item = {"name": "t/a.jpg", "generation": "7"}
     serve(lambda asked: Answer(200, json.dumps({"items": [item]}).encode()))
@@ -195,19 +171,12 @@ def test_split_points_are_in_order_and_within_the_range():
     assert split_points("t/0999", "t/1", 2, 4, "0123456789", 3) == []
 
 
-def index_objects(bucket, *index_ids):
-    """Put an object of each kind for each index; their names."""
-    kinds = ["aux_labels/{}/imagenet.pickle", "indexes/{}/labels.json", "thumbnails/{}/#?.jpg"]
-    names = {index_id: [kind.format(index_id) for kind in kinds] for index_id in index_ids}
-    put(bucket, *(name for of_index in names.values() for name in of_index))
-    return names
-
-
 def test_delete_index_deletes_one_index_only(make_bucket):
     bucket, index_id, other = make_bucket(), str(uuid.uuid4()), str(uuid.uuid4())
-    names = index_objects(bucket, index_id, other)
+    kinds = ["aux_labels/{}/imagenet.pickle", "indexes/{}/labels.json", "thumbnails/{}/#?.jpg"]
+    put(bucket, *(kind.format(of) for kind in kinds for of in (index_id, other)))
     assert asyncio.run(delete_index(bucket, index_id)) == 3
-    assert [o.name for o in listing(bucket)] == names[other]
+    assert [o.name for o in listing(bucket)] == [kind.format(other) for kind in kinds]
 
 
 @pytest.mark.parametrize("index_id", ["", "..", "ID"])

@@ -12,6 +12,7 @@ from common.errors import StorageError
 from common.files import FileToUpload
 from storage import uploads
 from tests.stand_in import Answer, Rule
+from tests.storage.test_async_client import RETAINED
 
 PART = 100_000  # bytes, instead of 32 MiB
 NAME = "indexes/ID/local/clip/embeddings.npy"
@@ -75,11 +76,14 @@ def test_a_file_arrives_whole_and_leaves_no_parts(bucket, front, tmp_path, size,
 
 
 def test_a_file_that_is_in_the_bucket_is_not_sent_again(bucket, front, tmp_path):
+    """A part that a killed run left beside it is deleted."""
     files = [make_file(tmp_path, 3 * PART), make_file(tmp_path, 3 * PART, "small.json")]
     assert upload(bucket, *files) == 6 * PART
+    bucket.blob(f"{NAME}.part-02-of-03").upload_from_string(b"left by a run that was killed")
     del front.asked[:]
     assert upload(bucket, *files) == 6 * PART
     assert not [asked for asked in front.asked if asked.method in ("POST", "PUT", "PATCH")]
+    assert names(bucket) == [NAME, "small.json"]
 
 
 @pytest.mark.parametrize("size", [PART, 3 * PART])
@@ -98,14 +102,6 @@ def test_parts_of_an_interrupted_run_are_used(bucket, front, tmp_path):
     upload(bucket, file)
     assert sent(front) == 3 * PART
     assert_arrived(bucket, file)
-
-
-def test_parts_left_beside_the_whole_file_are_deleted(bucket, front, tmp_path):
-    file = make_file(tmp_path, 2 * PART)
-    upload(bucket, file)
-    bucket.blob(f"{NAME}.part-02-of-02").upload_from_string(b"left by a run that was killed")
-    upload(bucket, file)
-    assert names(bucket) == [NAME]
 
 
 @pytest.mark.parametrize("status", [403, 405, 501])
@@ -173,11 +169,6 @@ def test_a_held_object_with_other_bytes_is_named(bucket, front, tmp_path, held):
         upload(bucket, make_file(tmp_path, 3 * PART))
 
 
-RETAINED = (
-    b'{"error": {"code": 403, "message": "Object is subject to the bucket retention policy."}}'
-)
-
-
 def test_parts_that_may_not_be_deleted_are_named_and_do_no_harm(bucket, front, tmp_path, capsys):
     front.rules = [lambda asked: Answer(403, RETAINED) if asked.method == "DELETE" else None]
     file = make_file(tmp_path, 3 * PART)
@@ -231,10 +222,3 @@ def test_a_failed_chunk_is_repeated(bucket, front, whole, monkeypatch, kind, fau
     else:
         assert (len(begun), len(sent)) == (1, -(-9_000_001 // chunk) + faults)
     assert_arrived(bucket, whole)
-
-
-def test_a_slice_reads_and_seeks_within_its_bounds(tmp_path):
-    (tmp_path / "file").write_bytes(b"0123456789")
-    with uploads.FileSlice(tmp_path / "file", 2, 5) as part:
-        assert (part.read(3), part.tell(), part.read(9), part.read(1)) == (b"234", 3, b"56", b"")
-        assert (part.seek(3), part.read(-1), part.tell()) == (3, b"56", 5)
