@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from weights.safe_pickle import UnsafePickleError, read_pickle
+from weights.safe_pickle import UnsafePickleError, _Reader, read_pickle
 
 ARRAYS = {
     "float32": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -89,12 +89,16 @@ def attacks(marker):
     array = Reduced(*EMPTY_ARRAY, {"x": 1})
     return {
         "GLOBAL": b"\x80\x02cbuiltins\neval\n.",
+        "REDUCE": b"\x80\x02cbuiltins\neval\n" + argument + b"\x85R.",
         "STACK_GLOBAL": b"\x80\x04" + short("builtins", "eval") + b"\x93" + argument + b"\x85R.",
         "dotted STACK_GLOBAL": b"\x80\x04" + short("numpy", "ndarray.__init__") + b"\x93.",
-        "INST": b"(" + argument + b"inumpy\ndtype\n.",
-        "OBJ": b"(cnumpy\ndtype\n" + argument + b"o.",
+        "INST": b"(" + argument + b"ibuiltins\neval\n.",
+        "INST of a known name": b"(" + argument + b"inumpy\ndtype\n.",
+        "OBJ": b"(cbuiltins\neval\n" + argument + b"o.",
+        "OBJ of a known name": b"(cnumpy\ndtype\n" + argument + b"o.",
         "NEWOBJ": b"\x80\x02cnumpy\nndarray\nK\x01\x85\x81.",
         "NEWOBJ_EX": b"\x80\x04" + short("numpy", "ndarray") + b"\x93K\x01\x85}\x92.",
+        "EXT1": b"\x80\x02\x82\x01.",
         "EXT2": b"\x80\x02\x83\x01\x01.",
         "EXT4": b"\x80\x02\x84\x01\x01\x01\x01.",
         "PERSID": b"Pid\n.",
@@ -105,6 +109,7 @@ def attacks(marker):
         "BUILD of a dict": b"\x80\x02}}(X\x09\x00\x00\x00__class__K\x01ub.",
         "BUILD with __dict__": pickle.dumps(array, 2),
         "BUILD of slots": b"\x80\x02cnumpy\ndtype\nU\x02f4\x85RN}\x86b.",
+        "os.system": pickle.dumps(Reduced(os.system, ("true",)), 4),
         "copyreg": pickle.dumps(types.SimpleNamespace(a=1), 2),
         "copy_reg": b"ccopy_reg\n_reconstructor\n(cbuiltins\nobject\nc__builtin__\nobject\nNtR.",
         "getattr": b"\x80\x02cbuiltins\ngetattr\ncnumpy\nndarray\nU\x01T\x86R.",
@@ -129,6 +134,12 @@ def test_extension_registry_is_not_consulted(tmp_path):
         refused(b"\x80\x02\x82\xf0.", tmp_path)
     finally:
         copyreg.remove_extension("builtins", "eval", 240)
+
+
+@pytest.mark.parametrize("code", [op.code for op in pickletools.opcodes])
+def test_instructions_that_are_not_allowed_are_refused(code, tmp_path):
+    if ord(code) not in _Reader.dispatch:
+        refused(b"\x80\x02" + code.encode("latin1") + b"\x00" * 16 + b".", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +210,8 @@ BOMBS = {
     "unhashable key": b"\x80\x02}]K\x01s.",
     "append to a number": b"\x80\x02K\x01K\x02a.",
     "no stop": b"\x80\x02K\x01",
+    "empty": b"",
+    "html": b"<html><title>403 Forbidden</title></html>",
     # 60 tuples, each holding the one before it twice: hashing the last would take 2**60 steps
     "tuple of tuples as a key": b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.",
     "one text encoded again and again": b"\x80\x02("
