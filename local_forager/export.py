@@ -21,13 +21,12 @@ from common.names import MAX_TEXT_LENGTH, identifier, text_problem
 from common.options import Command, bucket_name
 from common.terminal import printable
 from local_forager.analysis.health import Health, Jobs
-from local_forager.errors import PageError
 from local_forager.indexes.copies import IndexCopies
-from local_forager.indexes.index import Index, class_name
-from local_forager.indexes.labels import POSITIVE, LabelTable, table_of
+from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name, table_of
 from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, ServerGeneration
+from local_forager.types import PageError
 
 CSV_HEADER = (
     *("object", "split", "labels", "imagenet_class", "imagenet_name"),

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from local_forager.analysis import comparisons
 from local_forager.analysis.comparisons import NearDuplicates, RowGroups
-from local_forager.indexes.index import Index
-from local_forager.indexes.labels import LabelTable
+from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import Progress, faiss_installed
 from local_forager.types import AllPairs, Finding
 

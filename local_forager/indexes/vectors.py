@@ -16,7 +16,7 @@ import numpy as np
 
 from common.files import written_whole
 from dataset.arrays import DIMENSIONS
-from local_forager.errors import PageError
+from local_forager.types import PageError
 
 COMPARED_BY = ("clip", *(name for name in DIMENSIONS if name != "clip"))  # the default first
 BLOCK_BYTES = 32 * 1024 * 1024  # rows multiplied at once; 8 to 64 MiB take the same time

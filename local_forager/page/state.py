@@ -15,13 +15,12 @@ from common.errors import StorageError
 from local_forager.analysis.health import Health, Jobs
 from local_forager.analysis.maps import saved_projection
 from local_forager.analysis.text_search import TextTower, why_not
-from local_forager.errors import PageError
 from local_forager.indexes.copies import IndexCopies
-from local_forager.indexes.index import Index
-from local_forager.indexes.labels import LabelTable, table_of
+from local_forager.indexes.index import Index, LabelTable, table_of
 from local_forager.page.pictures import Originals, Thumbnails
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
+from local_forager.types import PageError
 
 Result = TypeVar("Result")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from common.names import MAX_IDENTIFIER_LENGTH, MAX_OBJECT_NAME_LENGTH, identifier
-from local_forager.errors import DataError
 from local_forager.types import BoxText, LabelText
 
 MAX_NAME_LENGTH = 50  # characters
@@ -49,6 +48,10 @@ ADD_BOX = """
 REMOVE_LABEL = "DELETE FROM label WHERE item = ? AND category = ?"
 
 Result = TypeVar("Result")
+
+
+class DataError(Exception):
+    """The value does not fit its column; the message is worded as the database's own."""
 
 
 class ServerGeneration(enum.Enum):
