@@ -18,7 +18,7 @@ from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
 from local_forager.page.state import PAGE, PageState
 from local_forager.server import api
-from local_forager.server.api import BUCKETS, CHUNKED_LIMIT, DATABASE, add_api
+from local_forager.server.api import BUCKETS, DATABASE
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, ServerGeneration
 from local_forager.types import PageError
@@ -37,11 +37,11 @@ def make_app(
     middlewares = [api.refuse_other_sites, api.answer_errors]
     if loopback:
         middlewares.insert(0, api.refuse_other_hosts)
-    app = web.Application(middlewares=middlewares, client_max_size=CHUNKED_LIMIT)
+    app = web.Application(middlewares=middlewares, client_max_size=api.CHUNKED_LIMIT)
     data_dir.mkdir(parents=True, exist_ok=True)
     app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
     app[BUCKETS] = Buckets()
-    add_api(app)
+    api.add_api(app)
     add_page(app, PageState(app, data_dir, bucket, clip_weights, exact_rows))
     app.on_cleanup.append(close)
     return app

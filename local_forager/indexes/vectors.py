@@ -119,11 +119,8 @@ class InvertedFile:
 
     def __init__(self, vectors: Vectors, index: Any) -> None:
         self.vectors, self._index = vectors, index
-        index.nprobe = max(8, round(index.nlist * READ_SHARE))
-
-    @property
-    def lists(self) -> int:
-        return int(self._index.nlist)
+        self.lists = int(index.nlist)
+        index.nprobe = max(8, round(self.lists * READ_SHARE))
 
     def neighbours(self, row: int, count: int) -> Neighbours:
         """Images near to a row, without the row itself."""
