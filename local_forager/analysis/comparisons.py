@@ -152,10 +152,7 @@ def leaks(index: Index, groups: RowGroups) -> RowGroups:
 
 
 def disagreeing(
-    vectors: Vectors,
-    failed: np.ndarray,
-    positive: dict[str, np.ndarray],
-    progress: Progress,
+    vectors: Vectors, failed: np.ndarray, positive: dict[str, np.ndarray], progress: Progress
 ) -> RowGroups:
     """Labelled images that share no category with their LABELLED_NEIGHBOURS nearest labelled ones.
 

@@ -58,12 +58,7 @@ async def images(request: web.Request, view: View) -> ImageList:
 
 async def image(request: web.Request, view: View) -> ImageDetail:
     row, bucket = row_in_path(request, view.index), view.dataset.bucket
-    detail: ImageDetail = {
-        **summary(view, row),
-        "bytes": None,
-        "orientation": 1,
-        "problem": "",
-    }
+    detail: ImageDetail = {**summary(view, row), "bytes": None, "orientation": 1, "problem": ""}
     try:
         data = await view.page.originals.get(bucket, view.index.names[row])
         detail["bytes"] = len(data)

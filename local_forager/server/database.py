@@ -130,19 +130,14 @@ class Database:
     def __init__(self, path: Path, generation: ServerGeneration) -> None:
         self.generation = generation
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
-        self._connection = self._executor.submit(self._open, path).result()
-
-    @staticmethod
-    def _open(path: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, isolation_level=None)
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(SCHEMA)
-        return connection
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.executescript(SCHEMA)
 
     def close(self) -> None:
-        self._executor.submit(self._connection.close).result()
         self._executor.shutdown()
+        self._connection.close()
 
     async def _call(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         def transaction() -> Result:
