@@ -13,15 +13,15 @@ from aiohttp import web
 
 from common.options import Command
 from common.terminal import printable
-from local_forager.errors import PageError
 from local_forager.export import SETTINGS, bucket_option, data_dir_option, export_set
 from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
 from local_forager.page.state import PAGE, PageState
-from local_forager.server import access
-from local_forager.server.api import BUCKETS, CHUNKED_LIMIT, DATABASE, add_api
+from local_forager.server import api
+from local_forager.server.api import BUCKETS, DATABASE
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, ServerGeneration
+from local_forager.types import PageError
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds for open requests to finish when the server is told to stop
 
@@ -34,14 +34,14 @@ def make_app(
     clip_weights: Path | None,
     exact_rows: int,
 ) -> web.Application:
-    middlewares = [access.refuse_other_sites, access.answer_errors]
+    middlewares = [api.refuse_other_sites, api.answer_errors]
     if loopback:
-        middlewares.insert(0, access.refuse_other_hosts)
-    app = web.Application(middlewares=middlewares, client_max_size=CHUNKED_LIMIT)
+        middlewares.insert(0, api.refuse_other_hosts)
+    app = web.Application(middlewares=middlewares, client_max_size=api.CHUNKED_LIMIT)
     data_dir.mkdir(parents=True, exist_ok=True)
     app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
     app[BUCKETS] = Buckets()
-    add_api(app)
+    api.add_api(app)
     add_page(app, PageState(app, data_dir, bucket, clip_weights, exact_rows))
     app.on_cleanup.append(close)
     return app
@@ -129,7 +129,7 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
     """
     if context.invoked_subcommand:
         return
-    imitated, loopback = ServerGeneration(generation), access.is_loopback(host)
+    imitated, loopback = ServerGeneration(generation), api.is_loopback(host)
     app = make_app(generation=imitated, loopback=loopback, **options)
     asyncio.run(serve(app, host, port))
     # The database is closed. A thread may still compute a map; do not wait for it.

@@ -5,7 +5,6 @@ The page sends it to the browser; `python -m local_forager export` writes sets o
 
 import asyncio
 import csv
-import io
 import itertools
 import json
 import re
@@ -21,13 +20,12 @@ from common.names import MAX_TEXT_LENGTH, identifier, text_problem
 from common.options import Command, bucket_name
 from common.terminal import printable
 from local_forager.analysis.health import Health, Jobs
-from local_forager.errors import PageError
 from local_forager.indexes.copies import IndexCopies
-from local_forager.indexes.index import Index, class_name
-from local_forager.indexes.labels import POSITIVE, LabelTable, table_of
+from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name, table_of
 from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, ServerGeneration
+from local_forager.types import PageError
 
 CSV_HEADER = (
     *("object", "split", "labels", "imagenet_class", "imagenet_name"),
@@ -97,35 +95,30 @@ def name_lines(index: Index, rows: Iterable[int]) -> Iterator[str]:
         yield index.names[row].replace("\n", "\\n").replace("\r", "\\r") + "\n"
 
 
+class Echo:
+    """A file for csv.writer that keeps nothing: writing a line returns it."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
 def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[str]:
     """A row per image; labels as category=MODE, separated by semicolons.
 
     An apostrophe is before everything that a spreadsheet could take for a formula.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\r\n")
-
-    def line(cells: Iterable[str]) -> str:
-        file.seek(0)
-        file.truncate()
-        writer.writerow(cell and FORMULA.sub("'", cell) for cell in cells)
-        return file.getvalue()
-
-    yield line(CSV_HEADER)
+    write = csv.writer(Echo()).writerow  # returns what Echo.write returns
+    yield write(CSV_HEADER)
     for row in rows:
         number = int(index.classes[row])
         labels = [f"{one['category']}={one['mode']}" for one in table.of_row.get(row, [])]
-        yield line(
-            (
-                index.names[row],
-                index.split(row),
-                "; ".join(labels),
-                str(number) if number >= 0 else "",
-                class_name(number) if number >= 0 else "",
-                *map(str, index.pixels(row) or ("", "")),
-                "yes" if index.failed[row] else "",
-            )
+        cells = (
+            *(index.names[row], index.split(row), "; ".join(labels)),
+            *((str(number), class_name(number)) if number >= 0 else ("", "")),
+            *map(str, index.pixels(row) or ("", "")),
+            "yes" if index.failed[row] else "",
         )
+        yield write([FORMULA.sub("'", cell) for cell in cells])
 
 
 def label_lines(index: Index, rows: Iterable[int], label: dict[str, str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The answers of the page's API: JSON objects as typed dicts.
+"""The answers of the page's API, JSON objects as typed dicts, and the errors of the local Forager.
 
 docs/page-api.md lists the addresses. A row is a position in the index: 0 is the first image. A
 split is "train" or "val"; `by` names the embedding to compare by: "imagenet", "imagenet_early" or
@@ -6,6 +6,20 @@ split is "train" or "val"; `by` names the embedding to compare by: "imagenet", "
 """
 
 from typing import TypedDict
+
+from common.errors import IngestError
+
+
+class PageError(IngestError):
+    """A request that cannot be answered, or an index or image that cannot be used."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class StillWorking(Exception):
+    """The answer is still being computed; the message says how far it is."""
 
 
 class Problem(TypedDict):

@@ -152,12 +152,11 @@ def leaks(index: Index, groups: RowGroups) -> RowGroups:
 
 
 def disagreeing(
-    vectors: Vectors,
-    failed: np.ndarray,
-    positive: dict[str, np.ndarray],
-    progress: Progress,
-) -> list[int]:
+    vectors: Vectors, failed: np.ndarray, positive: dict[str, np.ndarray], progress: Progress
+) -> RowGroups:
     """Labelled images that share no category with their LABELLED_NEIGHBOURS nearest labelled ones.
+
+    Each is a group of its own.
 
     positive: the rows with a POSITIVE label, by category.
     """
@@ -168,10 +167,10 @@ def disagreeing(
     member = np.zeros((len(labelled), len(marks)), bool)
     for column, rows in enumerate(marks.values()):
         member[np.searchsorted(labelled, rows), column] = True
-    found: list[int] = []
+    found: RowGroups = []
     for block, _, near in nearest_within(vectors, labelled, LABELLED_NEIGHBOURS, progress):
         shared = (member[near] & member[block][:, None, :]).any(axis=(1, 2))
-        found.extend(labelled[block[~shared]].tolist())
+        found.extend(labelled[block[~shared], None].tolist())
     return found
 
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from local_forager.analysis import comparisons
 from local_forager.analysis.comparisons import NearDuplicates, RowGroups
-from local_forager.indexes.index import Index
-from local_forager.indexes.labels import LabelTable
+from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import Progress, faiss_installed
 from local_forager.types import AllPairs, Finding
 
@@ -164,13 +163,10 @@ class Health:
         if name == "failed":
             return [[row] for row in self._index.failed.nonzero()[0].tolist()]
         job = self._job_of(name, start)
-        found = job.result() if job else None
+        found: NearDuplicates | RowGroups | None = job.result() if job else None
         if isinstance(found, NearDuplicates):
             return found.groups if name == "near" else comparisons.leaks(self._index, found.groups)
-        if name == "disagree" and found is not None:
-            return [[row] for row in found]
-        groups: RowGroups | None = found
-        return groups
+        return found
 
     def findings(self, start: bool) -> list[Finding]:
         found: list[Finding] = []

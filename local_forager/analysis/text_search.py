@@ -29,33 +29,24 @@ def why_not(directory: Path | None) -> str | None:
     return None
 
 
-class TextTower:
-    """transformers' CLIP text model, loaded when it is first used."""
+@functools.cache
+def text_tower(directory: Path) -> tuple[Any, Any]:
+    """transformers' tokenizer and CLIP text model, loaded when they are first used."""
+    from transformers import CLIPTextModelWithProjection as TextModel
+    from transformers import CLIPTokenizer
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = str(directory)
+    model = TextModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
+    return CLIPTokenizer.from_pretrained(directory, local_files_only=True), model.eval()
 
-    @functools.cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-        where: dict[str, Any] = {
-            "pretrained_model_name_or_path": self._directory,
-            "local_files_only": True,
-        }
-        model = CLIPTextModelWithProjection.from_pretrained(**where, use_safetensors=True)
-        return CLIPTokenizer.from_pretrained(**where), model.eval()
+def text_vector(directory: Path, text: str) -> np.ndarray:
+    """The text as a unit vector: float32 (512,). Called from one thread at a time."""
+    import torch
 
-    def vector(self, text: str) -> np.ndarray:
-        """The text as a unit vector: float32 (512,). Called from one thread at a time."""
-        import torch
-
-        tokenizer, model = self._loaded
-        inputs = tokenizer([text], truncation=True, max_length=77, return_tensors="pt")
-        with torch.inference_mode():
-            (vector,) = model(**inputs).text_embeds.numpy()
-        if vector.shape != (DIMENSIONS["clip"],):
-            raise ValueError(
-                f"the text tower makes {len(vector)} numbers, not {DIMENSIONS['clip']}"
-            )
-        return vector / np.linalg.norm(vector)
+    tokenizer, model = text_tower(directory)
+    inputs = tokenizer([text], truncation=True, max_length=77, return_tensors="pt")
+    with torch.inference_mode():
+        (vector,) = model(**inputs).text_embeds.numpy()
+    if len(vector) != DIMENSIONS["clip"]:
+        raise ValueError(f"the text tower makes {len(vector)} numbers, not {DIMENSIONS['clip']}")
+    return vector / np.linalg.norm(vector)

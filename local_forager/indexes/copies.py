@@ -12,10 +12,10 @@ from common.errors import StorageError
 from common.terminal import printable
 from dataset import manifest
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
-from local_forager.errors import PageError
 from local_forager.indexes import index as files
 from local_forager.indexes.index import NO_MANIFEST, UNKNOWN, Index
 from local_forager.server.buckets import Buckets
+from local_forager.types import PageError
 
 SAFE_DIRECTORY = re.compile(r"[a-z0-9][-_a-z0-9]{0,99}")  # on disks that ignore case too
 COMPLETE = "complete"  # the file that marks a directory as a whole, checked copy

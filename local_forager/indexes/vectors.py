@@ -16,7 +16,7 @@ import numpy as np
 
 from common.files import written_whole
 from dataset.arrays import DIMENSIONS
-from local_forager.errors import PageError
+from local_forager.types import PageError
 
 COMPARED_BY = ("clip", *(name for name in DIMENSIONS if name != "clip"))  # the default first
 BLOCK_BYTES = 32 * 1024 * 1024  # rows multiplied at once; 8 to 64 MiB take the same time
@@ -119,11 +119,8 @@ class InvertedFile:
 
     def __init__(self, vectors: Vectors, index: Any) -> None:
         self.vectors, self._index = vectors, index
-        index.nprobe = max(8, round(index.nlist * READ_SHARE))
-
-    @property
-    def lists(self) -> int:
-        return int(self._index.nlist)
+        self.lists = int(index.nlist)
+        index.nprobe = max(8, round(self.lists * READ_SHARE))
 
     def neighbours(self, row: int, count: int) -> Neighbours:
         """Images near to a row, without the row itself."""

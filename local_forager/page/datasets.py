@@ -11,15 +11,13 @@ from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
-from local_forager.errors import PageError, StillWorking
-from local_forager.indexes.index import Index, class_name
-from local_forager.indexes.labels import LabelTable
+from local_forager.indexes.index import Index, LabelTable, class_name
 from local_forager.indexes.vectors import COMPARED_BY
-from local_forager.page.query import choice, embedding_choice
-from local_forager.page.rows import WAIT, array_response
+from local_forager.page.rows import WAIT, array_response, choice, embedding_choice
 from local_forager.page.state import PAGE, View
 from local_forager.server.api import dataset_of
 from local_forager.server.database import SplitCounts
+from local_forager.types import PageError, StillWorking
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
 NAMED_ROWS = 10  # that a warning names

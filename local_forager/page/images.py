@@ -9,16 +9,21 @@ import numpy as np
 from aiohttp import web
 
 from common.names import identifier
-from local_forager.errors import PageError
 from local_forager.export import FORMATS, export, label_to_export
-from local_forager.indexes.index import class_name
-from local_forager.indexes.labels import POSITIVE
+from local_forager.indexes.index import POSITIVE, class_name
 from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, faiss_installed
 from local_forager.page.pictures import decoding_problem, image_facts, image_response
-from local_forager.page.query import choice, embedding_choice, number, row_in_path
+from local_forager.page.rows import choice, embedding_choice, number, row_in_path
 from local_forager.page.state import PAGE, View, index_of
 from local_forager.server.api import dataset_of
-from local_forager.types import ImageDetail, ImageList, ImageSummary, NeighbourList, SearchState
+from local_forager.types import (
+    ImageDetail,
+    ImageList,
+    ImageSummary,
+    NeighbourList,
+    PageError,
+    SearchState,
+)
 
 ROWS_A_REQUEST = 500
 MAX_NEIGHBOURS = 1_000
@@ -53,12 +58,7 @@ async def images(request: web.Request, view: View) -> ImageList:
 
 async def image(request: web.Request, view: View) -> ImageDetail:
     row, bucket = row_in_path(request, view.index), view.dataset.bucket
-    detail: ImageDetail = {
-        **summary(view, row),
-        "bytes": None,
-        "orientation": 1,
-        "problem": "",
-    }
+    detail: ImageDetail = {**summary(view, row), "bytes": None, "orientation": 1, "problem": ""}
     try:
         data = await view.page.originals.get(bucket, view.index.names[row])
         detail["bytes"] = len(data)

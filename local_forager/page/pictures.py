@@ -10,8 +10,8 @@ from aiohttp import web
 from PIL import ExifTags, Image
 
 from common.errors import StorageError
-from local_forager.errors import PageError
 from local_forager.server.buckets import Buckets
+from local_forager.types import PageError
 
 KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
 FOREVER = "private, max-age=31536000, immutable"

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from local_forager.errors import PageError, StillWorking
 from local_forager.page import datasets, images, rows
 from local_forager.page.state import PAGE, PageState, View, view_of
-from local_forager.server.access import Endpoint
-from local_forager.server.api import SLUG
+from local_forager.server.api import SLUG, Endpoint
+from local_forager.types import PageError, StillWorking
 
 Answer = web.StreamResponse | Mapping[str, object]
 STATIC = Path(__file__).parents[1] / "static"

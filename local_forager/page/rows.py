@@ -1,6 +1,10 @@
-"""Which images a view shows, in which order, and how their sizes are distributed."""
+"""Which images a view shows, in which order, and how their sizes are distributed.
+
+Also how the parameters of the page's requests are read.
+"""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,12 +15,16 @@ from aiohttp import web
 
 from local_forager.analysis.comparisons import BLOCK_ROWS, RowGroups, neighbour_distances
 from local_forager.analysis.health import CHECKS
-from local_forager.errors import PageError, StillWorking
-from local_forager.indexes.vectors import Vectors
-from local_forager.page import query
+from local_forager.indexes.index import MAX_CLASS, Index
+from local_forager.indexes.vectors import COMPARED_BY, Vectors
 from local_forager.page.state import View
-from local_forager.types import Histogram, HistogramList
+from local_forager.types import Histogram, HistogramList, PageError, StillWorking
 
+DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+MAX_TERMS = 50  # labels in one request
+MAX_BYTES = 10**12  # of a file
+MAX_PIXELS = 10**9  # of a side
+FIELDS = {"bytes": MAX_BYTES, "width": MAX_PIXELS, "height": MAX_PIXELS, "aspect": MAX_PIXELS}
 BY_SIZE = {  # sort -> field, and 1 for the smallest first
     **{"smallest": ("bytes", 1), "largest": ("bytes", -1)},
     **{"narrowest": ("width", 1), "widest": ("width", -1)},
@@ -33,6 +41,123 @@ BINS = 40  # of a histogram, at most
 STEPS = {"aspect": 1000}  # of a value in the index, in one of the answer; others are whole numbers
 
 Found = TypeVar("Found")
+
+
+def number(
+    request: web.Request, name: str, default: int, low: int, high: int, scale: int = 1
+) -> int:
+    """A number between low and high; with a scale a decimal one, in as many parts of one."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    valid = DECIMAL.fullmatch(text) if scale > 1 else re.fullmatch("[0-9]{1,15}", text)
+    if not valid or not low <= (found := round(scale * float(text))) <= high:
+        limits = f"from {low / scale:,.0f} to {high / scale:,.0f}"
+        raise PageError(400, f"{name} is not a number {limits}.")
+    return found
+
+
+def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:
+    """One of the allowed words; the first if the parameter is absent."""
+    word = request.query.get(name, allowed[0])
+    if word not in allowed:
+        words = ", ".join(word for word in allowed if word)
+        raise PageError(400, f"{name} is none of {words}.")
+    return word
+
+
+def yes(request: web.Request, name: str) -> bool | None:
+    """Whether a parameter is yes or no; None if it is absent or empty."""
+    return choice(request, name, ("yes", "no")) == "yes" if request.query.get(name) else None
+
+
+def embedding_choice(request: web.Request) -> str:
+    return choice(request, "by", COMPARED_BY)
+
+
+def row_in_path(request: web.Request, index: Index) -> int:
+    row = int(request.match_info["row"])
+    if row >= len(index.names):
+        raise PageError(404, f"There is no row {row:,}: the index has {len(index.names):,} images.")
+    return row
+
+
+def chosen_rows(request: web.Request, view: View) -> np.ndarray:
+    """bool (n,): the images that pass all filters except those of `within`."""
+    query, index = request.query, view.index
+    chosen = np.ones(len(index.names), bool)
+    split = choice(request, "split", ("", "train", "val"))
+    if split:
+        others = slice(index.num_train, None) if split == "train" else slice(index.num_train)
+        chosen[others] = False
+    chosen &= _pass_labels(request, view)
+    if (wanted := yes(request, "labelled")) is not None:
+        labelled = np.zeros(len(chosen), bool)
+        labelled[list(view.table.of_row)] = True
+        chosen &= labelled == wanted
+    if "class" in query:
+        chosen &= index.classes == number(request, "class", 0, 0, MAX_CLASS)
+    if (wanted := yes(request, "failed")) is not None:
+        chosen &= index.failed == wanted
+    if text := query.get("name_part", "").lower():
+        chosen &= np.fromiter((text in name.lower() for name in index.names), bool, len(chosen))
+    return chosen
+
+
+def _pass_labels(request: web.Request, view: View) -> np.ndarray:
+    """The images with `category` or a label of `or`, all labels of `with`, none of `without`."""
+    query, rows = request.query, len(view.index.names)
+
+    def marked(category: str, mode: str | None = None) -> np.ndarray:
+        found = np.zeros(rows, bool)
+        found[view.table.select(category, mode)] = True
+        return found
+
+    def terms(name: str) -> list[str]:
+        categories: list[str] = query.getall(name, [])
+        if len(categories) > MAX_TERMS:
+            raise PageError(400, f"There are more than {MAX_TERMS} labels in {name}.")
+        return categories
+
+    alternatives = terms("or")
+    chosen = np.full(rows, "category" not in query and not alternatives)
+    if "category" in query:
+        chosen |= marked(query["category"], query.get("mode"))
+    for category in alternatives:
+        chosen |= marked(category)
+    for name, wanted in (("with", True), ("without", False)):
+        for category in terms(name):
+            chosen &= marked(category) == wanted
+    return chosen
+
+
+async def measures(view: View, field: str) -> np.ndarray:
+    """int64 (n,): one field of each image, -1 where it is not known; an aspect in thousandths.
+
+    Raises:
+        PageError: the field is not known for this index.
+    """
+    sizes = view.index.sizes
+    if not isinstance(sizes, str):
+        return sizes.of(field)
+    if field != "bytes":
+        raise PageError(409, sizes)
+    return await view.page.object_sizes(view.dataset, view.index)
+
+
+async def within(request: web.Request, view: View) -> dict[str, np.ndarray]:
+    """For each field that the request limits, bool (n,): the images within its limits."""
+    found = {}
+    for field, most in FIELDS.items():
+        low, high = f"min_{field}", f"max_{field}"
+        if low not in request.query and high not in request.query:
+            continue
+        scale = 1000 if field == "aspect" else 1
+        least = number(request, low, 0, 0, most, scale)
+        greatest = number(request, high, most, 0, most, scale)
+        values = await measures(view, field)
+        found[field] = (values >= least) & (values <= greatest)
+    return found
 
 
 class Listing(NamedTuple):
@@ -64,8 +189,8 @@ async def likeness(request: web.Request, view: View) -> np.ndarray | None:
         vector = await view.page.text_vector(text[:MAX_TEXT])
         return await view.page.compute(partial(index.embeddings["clip"].similarities, vector))
     if "like" in request.query and index.names:
-        vectors = index.embeddings[query.embedding_choice(request)]
-        row = query.number(request, "like", 0, 0, len(index.names) - 1)
+        vectors = index.embeddings[embedding_choice(request)]
+        row = number(request, "like", 0, 0, len(index.names) - 1)
         return await view.page.compute(partial(vectors.similarities, np.array(vectors.array[row])))
     return None
 
@@ -75,7 +200,7 @@ async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarra
     if len(view.index.names) > MAX_COMPARED:
         limit = f"Only datasets of up to {MAX_COMPARED:,} images can be sorted by their neighbours."
         raise PageError(409, limit)
-    by = query.embedding_choice(request)
+    by = embedding_choice(request)
     search = partial(neighbour_distances, view.index.embeddings[by], view.index.failed)
     job = view.page.jobs.start(("neighbour distances", view.index, by), search)
     return await wait_for(view, job.result)
@@ -83,20 +208,20 @@ async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarra
 
 async def finding(request: web.Request, view: View) -> RowGroups | None:
     """What the health check that the request names found; None if it names none."""
-    name = query.choice(request, "set", ("", *CHECKS))
+    name = choice(request, "set", ("", *CHECKS))
     if not name:
         return None
-    health = view.health(query.embedding_choice(request))
+    health = view.health(embedding_choice(request))
     return await wait_for(view, lambda: health.groups(name, start=True))
 
 
 async def listing(request: web.Request, view: View) -> Listing:
     """The images that the request asks for."""
-    chosen, sort = query.chosen_rows(request, view), query.choice(request, "sort", ("", *SORTS))
-    for allowed in (await query.within(request, view)).values():
+    chosen, sort = chosen_rows(request, view), choice(request, "sort", ("", *SORTS))
+    for allowed in (await within(request, view)).values():
         chosen &= allowed
     if (groups := await finding(request, view)) is not None:
-        vectors = view.index.embeddings[query.embedding_choice(request)]
+        vectors = view.index.embeddings[embedding_choice(request)]
         return await view.page.compute(partial(grouped, groups, chosen, vectors))
     good = np.flatnonzero(chosen & ~view.index.failed)
     cosine = await likeness(request, view)
@@ -111,7 +236,7 @@ async def listing(request: web.Request, view: View) -> Listing:
     order = np.flatnonzero(chosen)
     if sort in BY_SIZE:
         field, sign = BY_SIZE[sort]
-        values = await query.measures(view, field)
+        values = await measures(view, field)
         order = order[values[order] >= 0]
         order = order[np.argsort(sign * values[order], kind="stable")]
     elif sort:
@@ -182,20 +307,20 @@ def histogram(field: str, values: np.ndarray, chosen: np.ndarray) -> Histogram |
 
 async def histograms(request: web.Request, view: View) -> HistogramList:
     """Of each field that is known. The chosen images pass all filters but those of the field."""
-    chosen = query.chosen_rows(request, view)
+    chosen = chosen_rows(request, view)
     if (groups := await finding(request, view)) is not None:
         found = np.zeros(len(chosen), bool)
         found[[row for group in groups for row in group]] = True
         chosen &= found
-    allowed = await query.within(request, view)
+    allowed = await within(request, view)
     answer: HistogramList = {"histograms": []}
-    for field in query.FIELDS:
+    for field in FIELDS:
         has_bytes = field == "bytes" and view.page.has_sizes(view.dataset)
         if isinstance(view.index.sizes, str) and not has_bytes:
             continue
         others = [mask for other, mask in allowed.items() if other != field]
         part = np.logical_and.reduce([chosen, *others])
-        values = await query.measures(view, field)
+        values = await measures(view, field)
         if one := await view.page.compute(partial(histogram, field, values, part)):
             answer["histograms"].append(one)
     return answer

@@ -14,14 +14,13 @@ from aiohttp import web
 from common.errors import StorageError
 from local_forager.analysis.health import Health, Jobs
 from local_forager.analysis.maps import saved_projection
-from local_forager.analysis.text_search import TextTower, why_not
-from local_forager.errors import PageError
+from local_forager.analysis.text_search import text_vector, why_not
 from local_forager.indexes.copies import IndexCopies
-from local_forager.indexes.index import Index
-from local_forager.indexes.labels import LabelTable, table_of
+from local_forager.indexes.index import Index, LabelTable, table_of
 from local_forager.page.pictures import Originals, Thumbnails
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
+from local_forager.types import PageError
 
 Result = TypeVar("Result")
 
@@ -40,7 +39,7 @@ class PageState:
         self.originals = Originals(buckets)
         self.jobs = Jobs()
         self.no_text_search = why_not(clip)
-        self._text_tower = TextTower(clip) if clip and not self.no_text_search else None
+        self._clip = clip
         self._compute = ThreadPoolExecutor(2, thread_name_prefix="compute")
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
@@ -83,18 +82,16 @@ class PageState:
         return task is not None and task.done() and not task.exception()
 
     async def _list_sizes(self, dataset: Dataset, index: Index) -> np.ndarray:
-        sizes: dict[str, int] = {}
-        for path in (dataset.train_path, dataset.val_path):
-            bucket, _, prefix = path.removeprefix("gs://").partition("/")
-            sizes |= await self._buckets.sizes(bucket, prefix)
+        sizes = await self._buckets.sizes(dataset.train_path)
+        sizes |= await self._buckets.sizes(dataset.val_path)
         return np.array([sizes.get(name, -1) for name in index.names], np.int64)
 
     async def text_vector(self, text: str) -> np.ndarray:
         """The text as a unit vector of CLIP; PageError where text search is not possible."""
-        if self._text_tower is None:
+        if self._clip is None or self.no_text_search:
             raise PageError(409, self.no_text_search or "")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._text, self._text_tower.vector, text)
+        return await loop.run_in_executor(self._text, text_vector, self._clip, text)
 
     def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""

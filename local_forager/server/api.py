@@ -1,17 +1,25 @@
-"""The calls of a Forager server that the two commands make, answered as generation A or B does."""
+"""The calls of a Forager server that the two commands make, answered as generation A or B does.
 
+Also which requests are answered, this machine's and this page's, and how errors look.
+"""
+
+import html
+import ipaddress
 import json
 import math
+import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from common.names import IMAGE_SUFFIXES
-from local_forager.errors import NoSuchDataset, RequestDataTooBig
+from common.terminal import printable
 from local_forager.server import database
-from local_forager.server.access import Endpoint
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import MAX_TEXT_LENGTH, Database, Dataset, ServerGeneration, fit
+from local_forager.types import PageError
 
 BODY_LIMIT = 2_621_440  # bytes of a request with a Content-Length; real servers refuse more
 CHUNKED_LIMIT = 64 * 1024 * 1024  # bytes of a request without a Content-Length
@@ -19,6 +27,97 @@ SLUG = "[-a-zA-Z0-9_]+"
 CORNERS = ("x1", "y1", "x2", "y2")
 DATABASE: web.AppKey[Database] = web.AppKey("database", Database)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
+Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class NoSuchDataset(PageError):
+    """Real servers answer this 404 in JSON, that of an unknown address in HTML."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(404, f"There is no dataset named {printable(str(name))} here.")
+
+
+class RequestDataTooBig(Exception):
+    """The body is larger than real servers accept: they answer 400 without reading it."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether host, a name or an address without port, always means this machine."""
+    host = host.strip("[]").rstrip(".").lower()
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def host_in(header: str) -> str | None:
+    """The host of a Host header without its port; None if the header is malformed."""
+    try:
+        parts = urlsplit(f"//{header}")
+        return parts.hostname if parts.netloc == header and parts.port != 0 else None
+    except ValueError:
+        return None
+
+
+def is_same_origin(origin: str, host: str) -> bool:
+    """Whether an Origin header names the address in the Host header."""
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False
+
+
+def html_page(status: int, title: str, detail: str) -> web.Response:
+    """An error page as real servers send it: its title names the exception and the address."""
+    text = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title></head>\n"
+        f"<body><h1>{html.escape(title)}</h1><pre>{html.escape(detail)}</pre></body></html>\n"
+    )
+    return web.Response(status=status, text=text, content_type="text/html")
+
+
+@web.middleware
+async def refuse_other_hosts(request: web.Request, handler: Endpoint) -> web.StreamResponse:
+    """Refuse a Host header that does not name this machine, as real servers do.
+
+    Another site's name can be made to resolve to this machine; its pages could then read data here.
+    """
+    if not is_loopback(host_in(request.host) or ""):
+        title = f"DisallowedHost at {request.path}"
+        return html_page(400, title, "Unknown host in the Host header.")
+    return await handler(request)
+
+
+@web.middleware
+async def refuse_other_sites(request: web.Request, handler: Endpoint) -> web.StreamResponse:
+    """Refuse a POST that another site's page makes the browser send.
+
+    Browsers name the page's origin in every POST; scripts such as ingest.py send no Origin.
+    """
+    origin = request.headers.get("Origin")
+    if request.method == "POST" and origin is not None and not is_same_origin(origin, request.host):
+        return html_page(403, "Forbidden", "Another site's page sent this request.")
+    return await handler(request)
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Endpoint) -> web.StreamResponse:
+    """Answer every error of the API, and every unknown address, as a real server does."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        return html_page(404, f"Page not found at {request.path}", "There is no such address here.")
+    except web.HTTPException:
+        raise
+    except NoSuchDataset:
+        return web.json_response({"detail": "Not found."}, status=404)
+    except Exception as error:
+        name = type(error).__name__
+        status = 400 if isinstance(error, RequestDataTooBig) else 500
+        if status == 500:
+            print(f"{request.method} {request.path!a} 500 {name}: {error!a}", file=sys.stderr)
+        return html_page(status, f"{name} at {request.path}", str(error))
 
 
 def api_view(method: str, handler: Endpoint) -> Endpoint:
@@ -73,8 +172,7 @@ async def list_images(buckets: Buckets, path: str) -> list[str]:
     """Object names of the images under a gs:// path, which counts as a plain string prefix."""
     if not path.startswith("gs://"):
         raise AssertionError(f"not a gs:// path: {path!r}")
-    bucket, _, prefix = path.removeprefix("gs://").partition("/")
-    return [name for name in await buckets.sizes(bucket, prefix) if name.endswith(IMAGE_SUFFIXES)]
+    return [name for name in await buckets.sizes(path) if name.endswith(IMAGE_SUFFIXES)]
 
 
 async def create_dataset(request: web.Request) -> web.Response:
@@ -112,12 +210,12 @@ def read_annotation(payload: Any, is_a: bool, images: int) -> tuple[str, str, st
 async def add_annotations(request: web.Request) -> web.Response:
     dataset = await dataset_of(request)
     payload = await read_body(request)
-    created = await request.app[DATABASE].add_labels(
-        dataset.id,
-        payload["identifiers"],
-        lambda images: read_annotation(payload, imitates_a(request), images),
-    )
-    return web.json_response({"created": created})
+    database = request.app[DATABASE]
+    items = await database.items(dataset.id, payload["identifiers"])
+    if items:  # real servers read the rest of the payload only then
+        label = read_annotation(payload, imitates_a(request), len(items))
+        await database.add_labels(items, *label)
+    return web.json_response({"created": len(items)})
 
 
 def corner(value: str | float) -> float:

@@ -38,8 +38,9 @@ class Buckets:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
-    async def sizes(self, bucket: str, prefix: str) -> dict[str, int]:
-        """The size in bytes of all objects whose names start with prefix, in name order."""
+    async def sizes(self, path: str) -> dict[str, int]:
+        """The size in bytes of all objects under a gs:// path, a plain prefix, in name order."""
+        bucket, _, prefix = path.removeprefix("gs://").partition("/")
 
         def listing(client: storage.Client) -> dict[str, int]:
             pages = gcs.list_pages(client, GsPath(bucket, prefix), "name,size")

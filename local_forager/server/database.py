@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from common.names import MAX_IDENTIFIER_LENGTH, MAX_OBJECT_NAME_LENGTH, identifier
-from local_forager.errors import DataError
 from local_forager.types import BoxText, LabelText
 
 MAX_NAME_LENGTH = 50  # characters
@@ -49,6 +48,10 @@ ADD_BOX = """
 REMOVE_LABEL = "DELETE FROM label WHERE item = ? AND category = ?"
 
 Result = TypeVar("Result")
+
+
+class DataError(Exception):
+    """The value does not fit its column; the message is worded as the database's own."""
 
 
 class ServerGeneration(enum.Enum):
@@ -127,18 +130,14 @@ class Database:
     def __init__(self, path: Path, generation: ServerGeneration) -> None:
         self.generation = generation
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
-        self._connection = self._executor.submit(self._open, path).result()
-
-    @staticmethod
-    def _open(path: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, isolation_level=None)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(SCHEMA)
-        return connection
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.executescript(SCHEMA)
 
     def close(self) -> None:
-        self._executor.submit(self._connection.close).result()
         self._executor.shutdown()
+        self._connection.close()
 
     async def _call(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         def transaction() -> Result:
@@ -153,7 +152,7 @@ class Database:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
 
-    async def _rows(self, statement: str, *values: object) -> list[tuple]:
+    async def _rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
         return await self._call(lambda db: db.execute(statement, values).fetchall())
 
     async def create_dataset(self, name: object, train: object, val: object, index: object) -> int:
@@ -181,46 +180,36 @@ class Database:
         return [name for (name,) in await self._rows("SELECT name FROM dataset ORDER BY id")]
 
     async def dataset(self, name: str) -> Dataset | None:
-        columns = "id", "name", "train_path", "val_path", "index_id"
-        statement = f"SELECT {', '.join(columns)} FROM dataset WHERE name = ?"
+        statement = "SELECT id, name, train_path, val_path, index_id FROM dataset WHERE name = ?"
         rows = await self._rows(statement, name)
-        return Dataset(**dict(zip(columns, rows[0], strict=True))) if rows else None
+        return Dataset(**rows[0]) if rows else None
 
     async def counts(self, dataset: int) -> SplitCounts:
         """Number of images per split; takes 5 ms for 100,000 images."""
         statement = "SELECT is_val, count(*) FROM item WHERE dataset = ? GROUP BY is_val"
-        found = dict(await self._rows(statement, dataset))
+        found = {is_val: images for is_val, images in await self._rows(statement, dataset)}
         return SplitCounts(found.get(0, 0), found.get(1, 0))
 
-    async def add_labels(
-        self,
-        dataset: int,
-        identifiers: Iterable[str],
-        annotation: Callable[[int], tuple[str, str, str, str]],
-    ) -> int:
-        """Label the images with these identifiers; returns how many are known.
-
-        annotation(number of images) returns (user, category, mode, created_by). It is called only
-        if an image is known: real servers read the rest of the payload only then.
-        """
+    async def items(self, dataset: int, identifiers: Iterable[str]) -> list[int]:
+        """The ids of the images with these identifiers, of those that are known."""
         wanted = json.dumps([str(text) for text in identifiers])
         statement = """
             SELECT id FROM item
             WHERE dataset = ? AND identifier IN (SELECT value FROM json_each(?))"""
+        return [item for (item,) in await self._rows(statement, dataset, wanted)]
 
-        def insert(db: sqlite3.Connection) -> int:
-            items = db.execute(statement, (dataset, wanted)).fetchall()
-            if not items:
-                return 0
-            user, category, mode, created_by = annotation(len(items))
+    async def add_labels(
+        self, items: list[int], user: str, category: str, mode: str, created_by: str
+    ) -> None:
+        """Label these images."""
+
+        def insert(db: sqlite3.Connection) -> None:
             if self.generation is ServerGeneration.B:
-                db.executemany(REMOVE_LABEL, ((item, category) for (item,) in items))
-            db.executemany(
-                ADD_LABEL, ((item, user, category, mode, created_by) for (item,) in items)
-            )
-            return len(items)
+                db.executemany(REMOVE_LABEL, [(item, category) for item in items])
+            label = user, category, mode, created_by
+            db.executemany(ADD_LABEL, [(item, *label) for item in items])
 
-        return await self._call(insert)
+        await self._call(insert)
 
     async def add_annotations(
         self, dataset: int, user: str, created_by: str, annotations: Sequence[NewAnnotation]

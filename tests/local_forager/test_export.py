@@ -13,8 +13,8 @@ import pytest
 
 from common.program import ROOT
 from local_forager import export as export_formats
-from local_forager.errors import PageError
-from local_forager.indexes.labels import LabelTable
+from local_forager.indexes.index import LabelTable
+from local_forager.types import PageError
 from testing.servers.processes import LONGEST_S
 from tests.local_forager.page_server import COPY, FAILED, fetch, made_index
 

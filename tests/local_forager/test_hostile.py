@@ -17,10 +17,10 @@ import pytest
 
 from common.program import ROOT
 from dataset.arrays import DIMENSIONS
-from local_forager.errors import PageError
 from local_forager.export import for_terminal
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.vectors import Vectors
+from local_forager.types import PageError
 from testing.servers.processes import LONGEST_S
 from tests.local_forager.page_server import fetch, get, page_server, wait_for
 

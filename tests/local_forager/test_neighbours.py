@@ -110,7 +110,7 @@ def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, monkeypatch, blo
     one, other = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
     positive = {"one": np.append(one, other[0]), "other": other[1:]}
     embedding = write(tmp_path, vectors)
-    assert comparisons.disagreeing(embedding, none_failed(), positive, ignore) == [other[0]]
+    assert comparisons.disagreeing(embedding, none_failed(), positive, ignore) == [[other[0]]]
 
 
 def test_disagreeing_needs_two_categories_and_enough_labels(tmp_path, vectors):

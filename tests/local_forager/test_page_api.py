@@ -15,11 +15,11 @@ import gcs
 from common.program import ROOT
 from local_forager import types as page_types
 from local_forager.analysis import text_search
-from local_forager.errors import PageError
 from local_forager.indexes import index
 from local_forager.page import routes
 from local_forager.page.datasets import warnings_of
 from local_forager.server.database import SplitCounts
+from local_forager.types import PageError
 from testing import synthetic
 from tests.local_forager.page_server import COPY, FAILED, SHAPES, fetch, get, made_index
 
