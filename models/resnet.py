@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -138,8 +139,7 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A bottleneck: 1x1 (with the stride), 3x3, 1x1, and the 1x1 shortcut where shapes change.
 
     The shortcut has no bias: the bias of `expand`, to which it is added, contains it.
@@ -163,14 +163,11 @@ class ResNet:
         """The model with every convolution replaced by what `change` makes of it."""
 
         def changed(block: Block) -> Block:
-            return Block(
-                change(block.reduce),
-                change(block.spread),
-                change(block.expand),
-                block.shortcut and change(block.shortcut),
-            )
+            shortcut = block.shortcut and change(block.shortcut)
+            reduce, spread, expand = map(change, block[:3])
+            return Block(reduce, spread, expand, shortcut)
 
-        stages = [[changed(block) for block in stage] for stage in self.stages]
+        stages = [list(map(changed, stage)) for stage in self.stages]
         return replace(self, stem=change(self.stem), stages=stages)
 
 
