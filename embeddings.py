@@ -152,6 +152,8 @@ class Embedder:
         self._runner = Runner(self._models, self._device, self._clip_batch_size)
         # Of a batch; lowered when memory runs out.
         self._gpu_pixels = devices.pixels_that_fit(self._device, self.dtype) if self._on_gpu else 0
+        # Of the largest image that fits in memory; the CPU takes what the GPU cannot.
+        self.max_pixels = max(fitting, self._gpu_pixels)
         self._overflown = self._on_cpu_instead = 0  # images computed again, or not on the GPU
         self.remarks = self._remarks(device, reason)
 
@@ -185,11 +187,6 @@ class Embedder:
         """Whether this CPU computes in float32 what it could compute faster in bfloat16."""
         in_use = self.backend, self._device.type, self.precision
         return in_use == ("fused", "cpu", Precision.FLOAT32) and devices.bfloat16_is_faster()
-
-    @property
-    def max_pixels(self) -> int:
-        """Pixels of the largest image that fits in memory; the CPU takes what the GPU cannot."""
-        return max(self._budget.capacity, self._gpu_pixels)
 
     def group(self, height: int, width: int) -> Hashable:
         """Images of equal groups may share a batch: on a GPU those of one canvas, on a CPU all."""
@@ -258,9 +255,8 @@ class Embedder:
         with self._lock, torch.inference_mode():
             if self._cpu_models is None:
                 arrays = read_resnet_weights(self._resnet_weights)
-                self._cpu_models = load_models(
-                    self.backend, arrays, self._clip_weights, torch.device("cpu"), Precision.FLOAT32
-                ).models
+                load, device = BACKENDS[self.backend], torch.device("cpu")
+                self._cpu_models = load(arrays, self._clip_weights, device, torch.float32)
         return self._compute_on_cpu(self._cpu_models, images, clip_inputs)
 
     def _compute_on_cpu(self, models: Models, images: Pixels, clip_inputs: ClipInputs) -> Rows:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from common.addresses import dataset_page, shown_server
 from common.errors import Findings, ImagesChanged, IngestError
 from common.files import disk_errors
 from common.options import (
@@ -27,7 +28,6 @@ from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.checkpoint import Recorder
 from engine.loading import ModelLoader
-from forager.addresses import dataset_page, shown_server
 from preflight.checks import check_arguments, check_listing, list_images
 from preflight.describe import describe_changes, describe_plan, list_changes
 from preflight.earlier import check_left_out, finished, what_restart_deletes

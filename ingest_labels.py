@@ -140,7 +140,7 @@ async def ingest(options: Options) -> bool:
     Raises:
         IngestError: what stopped it, for the user.
     """
-    from forager.addresses import dataset_page
+    from common.addresses import dataset_page
     from forager.client import Forager
     from labels import report
     from labels.journal import Journal
@@ -194,7 +194,7 @@ def check_arguments(options: Options) -> tuple[Labels, str]:
     Raises:
         IngestError: everything that is wrong with the arguments and the file.
     """
-    from forager.addresses import check_server_url
+    from common.addresses import check_server_url
     from labels.file.checks import LabelFileError
     from labels.file.read import read_label_file
 

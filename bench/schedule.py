@@ -18,7 +18,7 @@ import click
 from bench.support.measure import Result, show
 from engine.batches import AHEAD, GATHER_S, MAX_WAIT_S, QUIET_S, Groups
 from engine.pipeline import WINDOW_GPU
-from models.canvas import rounded_up
+from models.resnet import rounded_up
 
 Size = tuple[int, int]  # height, width
 REFERENCE_PIXELS = 640 * 480  # of the images by which a device's rate is given

@@ -298,7 +298,9 @@ class Feeders:
         code = feeder.process.wait()
         self._feeders.remove(feeder)
         decoding = feeder.rows.pop(int(feeder.memory.mark[0]), None)
-        how = how_it_ended(code)
+        how = f"ended with exit code {code}"
+        if code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
         if feeder.is_overdue:
             did = "did not answer for" if decoding is None else "took"
             how = f"{did} more than {threads.DEADLINE_S:.0f} s"
@@ -329,10 +331,3 @@ class Feeders:
             f"The process that decoded {name} {how}; the image is tried once more.",
             file=sys.stderr,
         )
-
-
-def how_it_ended(code: int) -> str:
-    """What a process did, from its returncode: "was ended by SIGSEGV"."""
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"

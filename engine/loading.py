@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import WeightsError
-from weights.clip import check_clip_weights, require_clip
-from weights.files import digest
+from weights.clip import check_clip_weights, digest, require_clip
 from weights.resnet50 import read_resnet_weights, require_resnet
 
 if TYPE_CHECKING:

@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import aiohttp
 
 from common import retries
-from common.addresses import proxy_for, shown_address
+from common.addresses import VIEWER_PORT, check_server_url, proxy_for, shown_address
 from common.errors import AnswerLost, ServerError, TransientError
 from common.terminal import count, printable
-from forager.addresses import VIEWER_PORT, check_server_url
 
 MAX_ANSWER_BYTES = 16_000_000  # the longest known answer, all datasets' names, has some 100 kB
 FIRST_CONNECT_ATTEMPTS = 3  # a mistyped address or port fails sooner than a restarting server

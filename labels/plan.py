@@ -178,9 +178,8 @@ def make_requests(labels: Labels, user: str, shared: bool = False) -> list[Label
         empty = len(longer.body("", LabelRequest({group: []}, []), user))
         parts = chunk(images, empty, lambda image: len(json_string(image)))
         requests += [LabelRequest({group: part}, []) for part in parts]
-    empty = len(
-        longer.body("x" * 50, LabelRequest({}, []), user)
-    )  # of the longest name of a dataset
+    longest_name = "x" * 50  # of a dataset
+    empty = len(longer.body(longest_name, LabelRequest({}, []), user))
     if shared:
         requests = _share_small(requests, empty)
     boxes = chunk(labels.boxes, empty, lambda box: len(box_fields(box)))

@@ -186,8 +186,8 @@ def crop_table(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
     """
     rows = []
     for height, width in sizes:
-        crop = clip_crop(width, height)
-        rows.append([(width, *crop.across), (height, *crop.down)])
+        across, down = clip_crop(width, height)
+        rows.append([(width, *across), (height, *down)])
     table = np.array(rows, np.float64).swapaxes(0, 1)
     table[:, :, 1:3] = table[:, :, 1:3].astype(np.float32)  # start and end: Pillow's precision
     return table

@@ -15,21 +15,19 @@ class Crop(NamedTuple):
     first: int  # the first scaled pixel of the 224
 
 
-class ClipCrop(NamedTuple):
-    across: Crop
-    down: Crop
+def clip_crop(width: int, height: int) -> tuple[Crop, Crop]:
+    """Scale the shorter side to 224 pixels and crop the centre, as torchvision does.
 
-
-def clip_crop(width: int, height: int) -> ClipCrop:
-    """Scale the shorter side to 224 pixels and crop the centre, as torchvision does."""
+    The first of the two is of the rows, along the width.
+    """
     short = min(width, height)
     scaled = int(CLIP_SIDE * width / short), int(CLIP_SIDE * height / short)
-    crops = []
-    for side, pixels in zip((width, height), scaled, strict=True):
+
+    def of_axis(side: int, pixels: int) -> Crop:
         first = round((pixels - CLIP_SIDE) / 2)
         if max(scaled) <= MAX_SCALED_SIDE:
-            crops.append(Crop(0, side, pixels, first))
-        else:
-            unit = side / pixels
-            crops.append(Crop(first * unit, (first + CLIP_SIDE) * unit, CLIP_SIDE, 0))
-    return ClipCrop(*crops)
+            return Crop(0, side, pixels, first)
+        unit = side / pixels
+        return Crop(first * unit, (first + CLIP_SIDE) * unit, CLIP_SIDE, 0)
+
+    return of_axis(width, scaled[0]), of_axis(height, scaled[1])

@@ -4,18 +4,25 @@ Plain torch runs a convolution, the addition and the ReLU that follow one after 
 a CPU and cuDNN on a GPU compute them in one pass over memory, through operators that torch's own
 compiler emits for frozen models. These are not part of torch's documented interface, so each kind
 of convolution is tried first (`agrees`), and plain torch computes the kinds for which they fail.
+
+Images of several sizes share a batch, each at the top left of a common canvas. An image's numbers
+are those of the image alone. Every stage of ResNet-50 halves a side to ceil(side / 2), on the
+canvas as on the image, so each map of an image is at the top left of the map of its canvas. What a
+convolution or the max pool reads beyond that part is one row and one column, which `zero_strip`
+sets to zero: the padding that the image alone would have. Nothing further out is read. The averages
+over space are taken over the image's part alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models import canvas
 from weights.resnet50 import BATCH_NORM_EPSILON, RESNET_STAGES
 
 # Red, green, blue. Caffe2's ImageNet models, from which these means are, take blue, green, red.
@@ -23,6 +30,8 @@ PIXEL_MEANS = (123.675, 116.28, 103.53)
 
 LEVELS = 6  # scales of the maps: 1 pixel of the image, then 2, 4, 8, 16, 32
 EARLY_LEVEL = 4  # res4's
+
+STEP = 64  # pixels; canvases have 6.5% more pixels than the images of COCO, with 32 3.3%
 
 # Largest difference of values of up to 10, by precision; a wrong operation differs by more than 1.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.2}
@@ -130,8 +139,7 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A bottleneck: 1x1 (with the stride), 3x3, 1x1, and the 1x1 shortcut where shapes change.
 
     The shortcut has no bias: the bias of `expand`, to which it is added, contains it.
@@ -155,14 +163,11 @@ class ResNet:
         """The model with every convolution replaced by what `change` makes of it."""
 
         def changed(block: Block) -> Block:
-            return Block(
-                change(block.reduce),
-                change(block.spread),
-                change(block.expand),
-                block.shortcut and change(block.shortcut),
-            )
+            shortcut = block.shortcut and change(block.shortcut)
+            reduce, spread, expand = map(change, block[:3])
+            return Block(reduce, spread, expand, shortcut)
 
-        stages = [[changed(block) for block in stage] for stage in self.stages]
+        stages = [list(map(changed, stage)) for stage in self.stages]
         return replace(self, stem=change(self.stem), stages=stages)
 
 
@@ -234,6 +239,68 @@ def with_operator(model: ResNet, fused: Compute) -> tuple[ResNet, list[str]]:
     return chosen, [kind for kind, right in works.items() if not right]
 
 
+def rounded_up(side: int) -> int:
+    """The side of the canvas for an image's side: few canvases are needed for all images."""
+    return -(-side // STEP) * STEP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """The part of a map (n, channels, height, width) that belongs to each image."""
+
+    inside: Tensor  # bool (n, 1, height, width)
+    # Row h and column w of each image, the first that are not its own: int64 (n * (height + width))
+    image: Tensor
+    row: Tensor
+    column: Tensor
+    outside: Tensor  # bool (n * (height + width), 1): False where an image fills the canvas
+
+    def zero_outside(self, x: Tensor) -> Tensor:
+        """x with zeros outside the images."""
+        return x.masked_fill(~self.inside, 0)
+
+    def zero_strip(self, x: Tensor) -> Tensor:
+        """x with zeros in the row and the column that follow each image, in place."""
+        maps = x.permute(0, 2, 3, 1)
+        strip = self.image, self.row, self.column
+        maps[strip] = maps[strip].masked_fill_(self.outside, 0)
+        return x
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over each image's part, float32 (n, channels)."""
+        return self.zero_outside(x).sum((2, 3), dtype=torch.float32) / self.inside.sum((2, 3))
+
+
+def regions(sizes: Tensor, height: int, width: int, count: int) -> list[Region]:
+    """The parts of images of `sizes`, int64 (n, 2), on a canvas and on maps of half the size each.
+
+    All is computed on the device of `sizes`, by tensors whose shapes depend on n and the canvas.
+    """
+    found = []
+    for _ in range(count):
+        found.append(_region(sizes, height, width))
+        sizes, height, width = (sizes + 1) // 2, -(-height // 2), -(-width // 2)
+    return found
+
+
+def _region(sizes: Tensor, height: int, width: int) -> Region:
+    n = len(sizes)
+    rows, columns = (torch.arange(side, device=sizes.device) for side in (height, width))
+    h, w = sizes[:, :1], sizes[:, 1:]  # (n, 1) each
+    inside = (rows < h)[:, :, None] & (columns < w)[:, None, :]
+    row = torch.cat([h.expand(n, width), rows.expand(n, height)], 1).clamp(max=height - 1)
+    column = torch.cat([columns.expand(n, width), w.expand(n, height)], 1).clamp(max=width - 1)
+    image = torch.arange(n, device=sizes.device)[:, None].expand_as(row)
+    outside = (row >= h) | (column >= w)
+    return Region(
+        inside=inside[:, None],
+        image=image.reshape(-1),
+        row=row.reshape(-1),
+        column=column.reshape(-1),
+        outside=outside.reshape(-1, 1),
+    )
+
+
 def largest_activation(model: ResNet, pixels: Tensor) -> float:
     """The largest value of any layer for images, to be computed in float32.
 
@@ -266,7 +333,7 @@ def resnet_features(
     # A permuted NHWC tensor is a channels-last NCHW one: nothing is copied.
     x = (pixels - model.pixel_means).to(model.stem.weight.dtype).permute(0, 3, 1, 2)
     height, width = pixels.shape[1:3]
-    on_canvas = None if sizes is None else canvas.regions(sizes, height, width, LEVELS)
+    on_canvas = None if sizes is None else regions(sizes, height, width, LEVELS)
     if on_canvas:
         x = on_canvas[0].zero_outside(x)
     x = model.stem(x)

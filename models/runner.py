@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from models.backends import Models
-from models.canvas import rounded_up
 from models.clip import crop_table, resized_for_clip
+from models.resnet import rounded_up
 
 # A batch of at least this many images, all of one size, needs no canvas: a new shape costs cuDNN
 # some 25 ms, and a canvas more pixels.

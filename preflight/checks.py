@@ -13,6 +13,7 @@ from typing import Any
 
 import gcs
 from common import names
+from common.addresses import check_server_url
 from common.errors import Findings, ServerError, StorageError
 from common.names import GsPath
 from common.terminal import count, first_lines, printable, size
@@ -20,7 +21,6 @@ from dataset import arrays
 from dataset.listing import Listing, Split
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
-from forager.addresses import check_server_url
 from forager.client import DatasetInfo, Forager
 from preflight.request import Request
 from preflight.sources import check_reuse

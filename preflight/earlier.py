@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from common.addresses import shown_server
 from common.errors import Findings, WeightsError
 from common.terminal import count, duration, printable, say
 from dataset.arrays import arrays_complete
@@ -12,7 +13,6 @@ from dataset.listing import Split
 from dataset.state import Changes, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
-from forager.addresses import shown_server
 from preflight.describe import list_changes
 from preflight.request import Request, identity_of
 from storage.listing import delete_index

@@ -14,7 +14,7 @@ import numpy as np
 from common.precision import Precision
 from dataset.arrays import DIMENSIONS, Embedding
 from engine.loading import ModelLoader, ModelOptions
-from weights.files import digest
+from weights.clip import digest
 
 CLIP_SHAPE = (224, 224, 3)
 CONSTANT = Embedding([np.full(d, d**-0.5, np.float32) for d in DIMENSIONS.values()], 0)

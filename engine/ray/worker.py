@@ -36,7 +36,7 @@ from engine.pipeline import Pipeline
 from engine.ray.cluster import KEY_VARIABLE
 from engine.stages import StageTime
 from engine.threads import Job
-from weights import files
+from weights.clip import digest
 
 DECODERS_PER_CPU = 1.5  # as on one machine: some of them wait for the interpreter
 
@@ -187,7 +187,7 @@ class WeightFiles(NamedTuple):
         """Files of one directory for the workers, which are on other machines or on this one."""
         return cls(
             paths[0].absolute().parent,
-            {path.name: files.digest(path) for path in paths},
+            {path.name: digest(path) for path in paths},
             {path.name: ray.put(np.fromfile(path, np.uint8)) for path in paths if to_others},
         )
 
@@ -216,7 +216,7 @@ class WeightFiles(NamedTuple):
 
     def _are_in(self, directory: Path) -> bool:
         with contextlib.suppress(OSError):
-            return all(files.digest(directory / n) == d for n, d in self.digests.items())
+            return all(digest(directory / n) == d for n, d in self.digests.items())
         return False
 
 

@@ -207,10 +207,8 @@ def quoted(text: str) -> str:
 
 def got(value: Any) -> str:
     """A JSON value: as JSON if that is short, or its kind."""
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, str):
         return f'"{printable(value, 40)}"'
     return printable(json.dumps(value), 40)

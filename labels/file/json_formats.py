@@ -136,8 +136,7 @@ def _problems(annotation: Any) -> Iterator[str]:
 
 def _box_problems(annotation: dict[str, Any]) -> list[str]:
     """What is wrong with the coordinates of a box."""
-    missing = [name for name in CORNERS if name not in annotation]
-    if missing:
+    if missing := [name for name in CORNERS if name not in annotation]:
         return [f": the box has no {' and no '.join(missing)}"]
     problems = [
         f".{name}: {problem}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import WeightsError
 from dataset.arrays import DIMENSIONS
-from weights.files import safetensors_header
+from weights.clip import safetensors_header
 
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 

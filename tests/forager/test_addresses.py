@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.addresses import shown_address
+from common.addresses import check_server_url, dataset_page, shown_address
 from common.errors import ServerError
-from forager.addresses import check_server_url, dataset_page
 from forager.client import Forager
 
 

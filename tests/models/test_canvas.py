@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.canvas import Region
-from models.resnet import build_resnet, onednn, resnet_features, with_operator
+from models.resnet import Region, build_resnet, onednn, resnet_features, with_operator
 from weights.resnet50 import read_resnet_weights
 
 CPU = torch.device("cpu")
@@ -80,7 +79,7 @@ def test_any_sizes_on_any_canvas_with_nan_beyond_the_strips(fused, sizes, more, 
     height = max(height for height, _ in sizes) + more[0]
     width = max(width for _, width in sizes) + more[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.canvas.Region", Poisoned)
+        patch.setattr("models.resnet.Region", Poisoned)
         check(fused, noise(*sizes, seed=seed), height, width)
 
 

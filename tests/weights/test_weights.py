@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from common.errors import WeightsError
-from weights import clip, files, resnet50
+from weights import clip, resnet50
 from weights.clip import check_clip_weights
 from weights.resnet50 import read_resnet_weights
 
@@ -265,7 +265,7 @@ def test_hub_cache_is_used_without_the_hub(revision, tmp_path, weights_dir):
 def test_digest_of_file_and_directory(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"abc")
     expected = hashlib.sha256(b"abc").hexdigest()
-    assert files.digest(tmp_path) == files.digest(tmp_path / "model.safetensors") == expected
+    assert clip.digest(tmp_path) == clip.digest(tmp_path / "model.safetensors") == expected
 
 
 def test_needs_no_torch():
