@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 import os
 import signal
 import uuid
@@ -103,21 +102,6 @@ def make_bucket(emulator: str) -> Callable[[], str]:
         return gcs.make_client().create_bucket(f"bucket-{uuid.uuid4().hex[:12]}").name
 
     return make
-
-
-@pytest.fixture
-def forager(emulator: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Starts a local Forager of a generation over an index bucket; returns its address."""
-    numbers = itertools.count()
-    with contextlib.ExitStack() as services:
-
-        def start(generation: str = "B", bucket: str = "foragerml") -> str:
-            directory = tmp_path / f"forager-{next(numbers)}"
-            options = "--generation", generation, "--bucket", bucket
-            service = local_forager(directory, directory.with_suffix(".log"), *options)
-            return services.enter_context(service).url
-
-        yield start
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ from testing.photographs import picture
 from testing.servers.guarded import guarded
 from testing.servers.processes import LONGEST_S
 from tests.fake_ingest import make_loader, settings
+from tests.listeners import below, command_of
 from tests.stand_in import Rule, StandIn
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
@@ -452,6 +453,23 @@ class Done(NamedTuple):
         """The message that ended it, without "Error: "."""
         return self.stderr.partition("Error: ")[2]
 
+    def succeeded(self, *words: str) -> Done:
+        """It, where it ended with exit code 0 and these words are in what it printed."""
+        assert self.exit_code == 0, self.output
+        assert [part for part in words if part not in self.stdout] == [], self.output
+        return self
+
+    def failed(self, *words: str) -> Done:
+        """It, where it ended with exit code 1 and these words are in the message that ended it."""
+        assert self.exit_code == 1, self.output
+        assert [part for part in words if part not in self.error] == [], self.output
+        return self
+
+    def refused(self, *words: str) -> Done:
+        """It, where it failed with these words and printed nothing on stdout."""
+        assert self.stdout == "", self.output
+        return self.failed(*words)
+
 
 def start(command: list[str], env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
     """A command in a process of its own, under way; it ends with the run of the tests.
@@ -472,9 +490,14 @@ def ended(process: subprocess.Popen[str], timeout: float | None = LONGEST_S) -> 
     return Done(process.returncode, out, plain(err))
 
 
-def run(command: list[str], env: dict[str, str] | None = None, timeout: float = LONGEST_S) -> Done:
-    """A command in a process of its own, to its end."""
-    return ended(start(command, clean_environment() if env is None else env), timeout)
+def run(
+    command: list[str],
+    env: dict[str, str] | None = None,
+    timeout: float = LONGEST_S,
+    **options: Any,
+) -> Done:
+    """A command in a process of its own, to its end; `options` are more arguments of Popen."""
+    return ended(start(command, clean_environment() if env is None else env, **options), timeout)
 
 
 def wait_for(condition: Callable[[], object], timeout: float = LONGEST_S) -> None:
@@ -488,33 +511,24 @@ def wait_for(condition: Callable[[], object], timeout: float = LONGEST_S) -> Non
     raise AssertionError(f"not fulfilled within {timeout} s")
 
 
+def _state(pid: int) -> str:
+    """The state of a process as /proc has it, such as "T" for stopped; "Z" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
 def is_running(pid: int) -> bool:
     """Whether a process of this id runs; one that ended and was not waited for does not."""
-    try:
-        os.kill(pid, 0)
-        if os.path.exists("/proc/self/stat"):
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    return True
+    return _state(pid) != "Z"
 
 
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped, as by SIGSTOP."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return _state(pid) == "T"
 
 
 def feeders_of(pid: int) -> list[int]:
     """The process ids of a command's feeders."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"engine.feeder" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
+    return [process for process in below(pid) if "engine.feeder" in command_of(process)]

@@ -101,12 +101,11 @@ def test_the_loser_of_two_ingests_of_one_name_can_clean_up(made):
     with StandIn(made.server, once("create_dataset", lambda: take_name(made))) as server:
         assert made.run(server=server).exit_code == 1
     index_id = made.index_id()
-    again = made.run()
-    assert again.exit_code == 1 and f"The dataset {made.name} is already there" in again.error
-    assert f"indexes/{index_id}/, aux_labels/{index_id}/ and thumbnails/{index_id}/" in again.error
-    cleaned = made.run("--restart")
-    assert cleaned.exit_code == 1
-    assert f"The earlier run in {made.work} was deleted, here and in" in cleaned.stderr
+    made.run().failed(
+        f"The dataset {made.name} is already there",
+        f"indexes/{index_id}/, aux_labels/{index_id}/ and thumbnails/{index_id}/",
+    )
+    made.run("--restart").failed(f"The earlier run in {made.work} was deleted, here and in")
     assert made.storage.contents(made.index) == {}
     assert not (made.work / "state.sqlite").exists()
 
@@ -137,8 +136,7 @@ def test_restart_for_a_taken_name_keeps_the_run_of_another_name(made):
     uploaded = made.storage.contents(made.index)
     assert uploaded
     take_name(made)
-    done = made.run("--restart")
-    assert done.exit_code == 1 and "is already there" in done.error
+    made.run("--restart").failed("is already there")
     assert made.storage.contents(made.index) == uploaded
     assert (made.work / "state.sqlite").exists()
 
@@ -211,9 +209,7 @@ def test_what_is_not_a_regular_file_is_said_to_be_that(made, name, kind):
     (made.work / "lock").touch()
     path.unlink(missing_ok=True)
     IN_PLACE[kind](path)
-    done = made.run()
-    assert done.exit_code == 1
-    assert f"{path} is {kind}, not a regular file: remove it" in done.error
+    made.run().failed(f"{path} is {kind}, not a regular file: remove it")
 
 
 @pytest.mark.parametrize(
@@ -221,8 +217,7 @@ def test_what_is_not_a_regular_file_is_said_to_be_that(made, name, kind):
 )
 def test_a_summary_that_cannot_be_printed_is_said_after_everything_is_done(made, options, words):
     command = ["sh", "-c", '"$@" > /dev/full', "sh", *made.command(*options)]
-    done = ended(start(command, dict(os.environ)))
-    assert done.exit_code == 1
+    done = ended(start(command, dict(os.environ))).failed()
     assert done.error.endswith(
         f"{words} Only the summary could not be printed (No space left on device).\n"
     )

@@ -106,8 +106,7 @@ def test_hostile_names_are_ingested_as_they_are(hostile, tmp_path):
 
 def test_hostile_names_are_printed_escaped(hostile, tmp_path):
     made = hostile(lambda name: b"not an image")
-    done = made.run()
-    assert done.exit_code == 1 and f"{len(IMAGES)} of {len(IMAGES) + 1} images" in done.stderr
+    done = made.run().failed(f"{len(IMAGES)} of {len(IMAGES) + 1} images")
     assert_harmless(done.stderr + done.stdout)
     assert_nothing_outside(tmp_path)
     assert r"train/\x1b[31mred\x1b[0m.jpg: not an image" in done.stderr
@@ -117,8 +116,7 @@ def test_hostile_names_are_printed_escaped(hostile, tmp_path):
 
 def test_hostile_duplicates_are_printed_escaped(hostile, tmp_path):
     made = hostile(lambda name: picture(1), splits=("train", "val"))
-    done = made.run()
-    assert done.exit_code == 1 and "duplicate basename" in done.stderr
+    done = made.run().failed("duplicate basename")
     assert_harmless(done.stderr)
     assert_nothing_outside(tmp_path)
 

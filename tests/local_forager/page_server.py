@@ -2,6 +2,7 @@
 
 import json
 import time
+import typing
 import uuid
 from contextlib import contextmanager
 from urllib.error import HTTPError
@@ -10,6 +11,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 import gcs
+from local_forager import types as page_types
 from local_forager.indexes.index import Index
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
@@ -45,6 +47,23 @@ def get(url):
     status, kind, answer = ask(url)
     assert kind == "application/json", (url, status, answer[:200])
     return status, answer
+
+
+def conforms(value, kind, where="answer"):
+    """Fail unless value has exactly the keys and types of the typed dict."""
+    if typing.is_typeddict(kind):
+        hints = typing.get_type_hints(kind)
+        assert isinstance(value, dict) and set(value) == set(hints), (where, value)
+        for key, hint in hints.items():
+            conforms(value[key], hint, f"{where}.{key}")
+    elif typing.get_origin(kind) is list:
+        assert isinstance(value, list), where
+        for item in value:
+            conforms(item, typing.get_args(kind)[0], where)
+    elif typing.get_args(kind):
+        assert type(value) in typing.get_args(kind), (where, value)
+    else:
+        assert type(value) is kind, (where, value)
 
 
 def wait_for(condition, what):
@@ -95,6 +114,24 @@ class PageServer:
 
     def dataset(self, name):
         return get(f"{self.url}/page/{name}/dataset")[1]
+
+    def typed(self, path, kind):
+        """An answer of the page's API, which has this type."""
+        status, answer = get(f"{self.url}/page/{path}")
+        assert status == 200, answer
+        conforms(answer, kind)
+        return answer
+
+    def array(self, path, kind):
+        """An array from the page's API, asked for again while it is being computed."""
+        while (answer := fetch(f"{self.url}/page/{path}"))[0] == 202:
+            conforms(json.loads(answer[2]), page_types.Working)
+        assert answer[0] == 200, answer[2]
+        return np.frombuffer(answer[2], kind)
+
+    def rows(self, query="", name="d"):
+        """The rows of the page's view, those of a group as they are sent."""
+        return self.array(f"{name}/rows?{query}", "<i4").tolist()
 
     def wait_until_copied(self, name):
         """The dataset's description once its index is no longer being copied."""

@@ -66,6 +66,26 @@ def focused(page, image):
     until(page, f"document.activeElement.getAttribute('href')?.endsWith('image={image}')")
 
 
+def hold(page, pattern):
+    """Keep the requests that match; returns the list to which they are added."""
+    held = []
+    page.route(pattern, held.append)
+    return held
+
+
+def drag(page, *places, key=None):
+    """Press the button at the first place of the screen, release it at the last one."""
+    page.mouse.move(*places[0])
+    if key:
+        page.keyboard.down(key)
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+    if key:
+        page.keyboard.up(key)
+
+
 def shown_rows(page):
     """Rows of the visible tiles, ascending."""
     links = page.locator(".grid .cell:not([hidden]) a").evaluate_all("as => as.map(a => a.href)")

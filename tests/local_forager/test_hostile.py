@@ -29,13 +29,6 @@ def log_of(server):
     return (server.data_dir / "log").read_text()
 
 
-def rows(server, name, query):
-    while (answer := fetch(f"{server.url}/page/{name}/rows?{query}"))[0] == 202:
-        pass
-    assert answer[0] == 200, answer
-    return np.frombuffer(answer[2], "<i4").tolist()
-
-
 def test_vectors_that_are_not_finite_count_as_failed(server, dataset_name):
     def damage(file):
         for name, row, value in (("clip", 3, np.nan), ("clip", 7, -np.inf), ("imagenet", 5, 3e38)):
@@ -46,14 +39,13 @@ def test_vectors_that_are_not_finite_count_as_failed(server, dataset_name):
 
     index_id = server.publish(dataset_name, 12, change=damage)
     page = server.dataset(dataset_name)
-    assert rows(server, dataset_name, "failed=yes") == [3, 5, 7]
+    assert server.rows("failed=yes", dataset_name) == [3, 5, 7]
     assert any("row 3, 5, 7." in warning for warning in page["warnings"])
     good = [row for row in range(12) if row not in (3, 5, 7)]
     for query in ("sort=outliers", "like=0"):
-        assert sorted(rows(server, dataset_name, query)) == good
-    status, _, points = fetch(f"{server.url}/page/{dataset_name}/map?by=clip")
-    points = np.frombuffer(points, "<f4").reshape(-1, 2)
-    assert status == 200 and np.flatnonzero(np.isfinite(points).all(axis=1)).tolist() == good
+        assert sorted(server.rows(query, dataset_name)) == good
+    points = server.array(f"{dataset_name}/map?by=clip", "<f4").reshape(-1, 2)
+    assert np.flatnonzero(np.isfinite(points).all(axis=1)).tolist() == good
     near = get(f"{server.url}/page/{dataset_name}/neighbours/0?count=99")[1]["neighbours"]
     assert sorted(one["image"]["row"] for one in near) == good[1:]
     kept = server.data_dir / "indexes" / index_id / "not-finite.json"

@@ -108,8 +108,7 @@ def test_back_after_closing_does_not_reopen(server, tabs):
 def test_keys_work_while_neighbours_are_compared(server, tabs):
     """The focus returns to the image that was seen last, also after another view."""
     page = tabs("about:blank")
-    held = []
-    page.route("**/neighbours/*?*", lambda route: held.append(route))
+    held = screen.hold(page, "**/neighbours/*?*")
     page.goto(f"{server.url}/d?image=50")
     expect(title(page)).to_have_text("t50.jpg")
     page.keyboard.press("ArrowRight")
@@ -131,8 +130,7 @@ def test_keys_work_while_neighbours_are_compared(server, tabs):
 
 def test_thumbnail_until_the_original_is_here(server, tabs):
     page = tabs(server.url)
-    release = []
-    page.route("**/original/5*", lambda route: release.append(route))
+    release = screen.hold(page, "**/original/5*")
     page.goto(f"{server.url}/d?image=5")
     expect(page.locator(".preview")).to_be_visible()
     expect(page.locator("figcaption")).to_have_text("Loading the original…")

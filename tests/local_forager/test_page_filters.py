@@ -13,7 +13,6 @@ from testing import synthetic
 from tests.local_forager import screen
 from tests.local_forager.page_server import COPY, FAILED, fetch, get
 from tests.local_forager.screen import expect
-from tests.local_forager.test_page_api import conforms
 
 
 def test_filters_of_the_page(server, tabs):
@@ -155,9 +154,7 @@ def test_histogram_of_100_000_images():
 
 
 def histograms(server, query=""):
-    status, answer = get(f"{server.url}/page/d/histograms?{query}")
-    assert status == 200
-    conforms(answer, page_types.HistogramList)
+    answer = server.typed(f"d/histograms?{query}", page_types.HistogramList)
     return {one["field"]: one for one in answer["histograms"]}
 
 
@@ -184,14 +181,6 @@ def plot(page, name):
     return lambda share: (box["x"] + share * box["width"], box["y"] + box["height"] / 2)
 
 
-def brush(page, start, end):
-    """Press the button at one place of the screen and release it at another."""
-    page.mouse.move(*start)
-    page.mouse.down()
-    page.mouse.move(*end, steps=3)
-    page.mouse.up()
-
-
 def test_brush_with_the_mouse(server, tabs):
     page = tabs(f"{server.url}/d")
     screen.complete(page)
@@ -206,7 +195,7 @@ def test_brush_with_the_mouse(server, tabs):
     screen.total(page, "2 of 80 images")
     screen.shows_rows(page, [10, 11])
     expect(page.locator(".summary .chip")).to_contain_text("width from ")
-    brush(page, at(0.8), at(-0.2))  # the handle, back to the beginning
+    screen.drag(page, at(0.8), at(-0.2))  # the handle, back to the beginning
     screen.total(page, "80 images")
     expect(page).to_have_url(f"{server.url}/d")
     page.go_back()
@@ -215,7 +204,7 @@ def test_brush_with_the_mouse(server, tabs):
     screen.total(page, "80 images")
     page.route("**/histograms?*min_width*", lambda held: None)  # the new ones never come
     for start, end, found in ((0.8, 1.2, "2 of 80 images"), (0.8, -0.2, "80 images")):
-        brush(page, at(start), at(end))
+        screen.drag(page, at(start), at(end))
         screen.total(page, found)
 
 

@@ -195,8 +195,7 @@ def test_late_health_report_leaves_the_grid_in_place(server, tabs):
     expect(page.get_by_role("dialog")).to_contain_text("t51.jpg")
     page.keyboard.press("Escape")
     screen.focused(page, 51)
-    held = []
-    page.route("**/page/d/health*", lambda route: held.append(route))
+    held = screen.hold(page, "**/page/d/health*")
     page.get_by_role("link", name="Health").click()
     wait_for(lambda: held, "the request for the health report")
     page.get_by_role("link", name="Images", exact=True).click()
@@ -210,8 +209,7 @@ def test_late_health_report_leaves_the_grid_in_place(server, tabs):
 def test_late_answer_does_not_replace_a_newer_view(server, tabs):
     page = tabs(f"{server.url}/d")
     screen.total(page, "80 images")
-    held = []
-    page.route("**/page/d/rows?*split=val*", lambda route: held.append(route))
+    held = screen.hold(page, "**/page/d/rows?*split=val*")
     page.locator(".filters").get_by_role("link", name="Validation 20").click()
     wait_for(lambda: held, "the request for validation images")
     screen.follow(page, "Train 60", 60, ".filters")

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import uuid
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import pytest
 import gcs
 from common.program import ROOT
 from testing.servers.processes import LONGEST_S, local_forager
+from tests.harness import run
 from tests.local_forager.page_server import ask
 
 LABELS = "api/add_annotations_by_internal_identifiers_v2"
@@ -276,9 +276,4 @@ def test_signals_end_it_cleanly(emulator, tmp_path, number):
 def test_port_in_use_is_one_sentence(start, tmp_path):
     port = start("B").url.rpartition(":")[2]
     command = [sys.executable, "-m", "local_forager", "--port", port, "--data_dir", str(tmp_path)]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S, check=False
-    )
-    assert result.returncode == 1
-    assert "choose another --port" in result.stderr
-    assert "Traceback" not in result.stderr
+    run(command, cwd=ROOT).failed("choose another --port")
