@@ -512,15 +512,19 @@ def wait_for(condition: Callable[[], object], timeout: float = LONGEST_S) -> Non
 
 
 def _state(pid: int) -> str:
-    """The state of a process as /proc has it, such as "T" for stopped; "Z" if there is none."""
+    """The state of a process as /proc has it, such as "T" for stopped; "" if it has none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return "Z"
+        return ""
 
 
 def is_running(pid: int) -> bool:
     """Whether a process of this id runs; one that ended and was not waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
     return _state(pid) != "Z"
 
 

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from pyarrow import parquet
 
 from dataset import manifest
-from dataset.arrays import DIMENSIONS, Arrays, array_path
+from dataset.arrays import Arrays, array_path
 from dataset.export import main
 from dataset.state import Outcome
 from gcs import ListedObject
-from tests.dataset.states import INDEX_ID, state_of
+from tests.dataset.states import INDEX_ID, vectors
 
 OPTIONS = {
     "dataset": "birds",
@@ -28,23 +28,17 @@ OPTIONS = {
 }
 
 
-def vectors(seed):
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
-
-
 @pytest.fixture
-def state(tmp_path):
+def state(make_state, tmp_path):
     """Two training images, one of which failed, and a validation image."""
     train = [ListedObject("t/b.jpg", 7, 2**32 - 1, 2**60), ListedObject("t/a.png", 5, 1, 3)]
-    made = state_of(tmp_path, train, [ListedObject("v/é.jpeg", 6, 2, 4)])
+    made = make_state(train, [ListedObject("v/é.jpeg", 6, 2, 4)])
     made.set_options(OPTIONS)
     with Arrays(tmp_path, 3) as arrays:
         checksums = [arrays.write(row, vectors(row)) for row in (0, 2)]
     made.record([Outcome(0, 17, None, checksums[0], 640, 480), Outcome(1, None, "truncated")])
     made.record([Outcome(2, 3, None, checksums[1], 20, 30)])
-    yield made
-    made.close()
+    return made
 
 
 def test_a_row_per_image_in_row_order(state, tmp_path):
