@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
 import signal
 import uuid
@@ -17,9 +16,9 @@ from hypothesis import settings
 os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # short waits
 
 from testing.embedders import FakeEmbedder
-from testing.servers.processes import local_forager, storage_emulator
+from testing.servers.processes import storage_emulator
 from testing.weights import seeded_weights
-from tests.harness import CLEAN, TRAIN, VAL, World, pictures
+from tests.harness import CLEAN, TRAIN, VAL, World, foragers, pictures
 
 MAX_WORKERS = 4  # of `make test`
 
@@ -111,23 +110,15 @@ def weights_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def servers(
-    emulator_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+def server_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The data directories of `servers`."""
+    return {generation: tmp_path_factory.mktemp(f"forager-{generation}") for generation in "AB"}
+
+
+@pytest.fixture(scope="session")
+def servers(emulator_url: str, server_directories: dict[str, Path]) -> Iterator[dict[str, str]]:
     """A local Forager of each generation, for tests that need none of their own: its address."""
-    environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator_url}
-    with contextlib.ExitStack() as services:
-        addresses = {}
-        for generation in "AB":
-            directory = tmp_path_factory.mktemp(f"forager-{generation}")
-            service = local_forager(
-                directory,
-                directory / "log",
-                "--generation",
-                generation,
-                environment=environment,
-            )
-            addresses[generation] = services.enter_context(service).url
+    with foragers(server_directories, emulator_url) as addresses:
         yield addresses
 
 

@@ -26,7 +26,7 @@ import time
 import urllib.request
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,12 +42,13 @@ import ingest
 from common.names import GsPath, identifier
 from common.program import ROOT
 from dataset import arrays
+from dataset.state import State
 from storage.async_client import AsyncStorage
 from storage.listing import listed
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 from testing.photographs import picture
 from testing.servers.guarded import guarded
-from testing.servers.processes import LONGEST_S
+from testing.servers.processes import LONGEST_S, local_forager
 from tests.fake_ingest import make_loader, settings
 from tests.listeners import below, command_of
 from tests.stand_in import Rule, StandIn
@@ -310,6 +311,11 @@ class World:
         """The recorded options."""
         return self._state("SELECT name, value FROM options")
 
+    def set_options(self, **options: str | None) -> None:
+        """Record other options; None deletes one."""
+        with contextlib.closing(State(self.work / "state.sqlite")) as state:
+            state.set_options(options)
+
     def done(self) -> list[str]:
         """The objects whose rows are marked done."""
         return [name for name, status in self.statuses().items() if status == DONE]
@@ -409,6 +415,19 @@ def with_objects(function: str, *args: Any) -> Any:
 # Processes
 
 
+@contextlib.contextmanager
+def foragers(directories: dict[str, Path], storage: str) -> Iterator[dict[str, str]]:
+    """A local Forager of each generation, with its data in this directory: its address."""
+    environment = {**os.environ, "STORAGE_EMULATOR_HOST": storage}
+    with contextlib.ExitStack() as services:
+        addresses = {}
+        for generation, directory in directories.items():
+            options = "--generation", generation
+            service = local_forager(directory, directory / "log", *options, environment=environment)
+            addresses[generation] = services.enter_context(service).url
+        yield addresses
+
+
 def clean_environment() -> dict[str, str]:
     """This process's environment for another program, with quick retries.
 
@@ -500,13 +519,16 @@ def run(
     return ended(start(command, clean_environment() if env is None else env, **options), timeout)
 
 
-def wait_for(condition: Callable[[], object], timeout: float = LONGEST_S) -> None:
-    """Wait until a condition holds; it does not where a file or a table is not there yet."""
+def wait_for(condition: Callable[[], Any], timeout: float = LONGEST_S) -> Any:
+    """Wait until a condition holds, and return its value.
+
+    It does not hold where a file or a table is not there yet.
+    """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(sqlite3.OperationalError, OSError):
-            if condition():
-                return
+            if value := condition():
+                return value
         time.sleep(0.02)
     raise AssertionError(f"not fulfilled within {timeout} s")
 

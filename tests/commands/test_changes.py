@@ -9,8 +9,6 @@ import uuid
 import pytest
 
 from dataset.arrays import DIMENSIONS, array_path
-from dataset.state import State
-from tests.commands.test_stops import THUMBNAIL
 from tests.harness import ask, ended, pictures, start
 from tests.stand_in import Rule, StandIn
 
@@ -68,16 +66,6 @@ def test_a_kill_after_the_registration_skips_no_comparison(made):
     assert "is registered" in again.error and "replaced: train/t0001.jpg" in again.error
 
 
-def test_the_same_bytes_written_again_are_the_same_image(undisturbed, fresh):
-    """A copy that is repeated while an ingest is interrupted gives new generations only."""
-    fresh.stop_at(Rule(THUMBNAIL, "503", after=10))
-    assert 0 < len(fresh.done()) < 24
-    for name in fresh.storage.contents(fresh.images):
-        fresh.put(**{name: fresh.storage.get(fresh.images, name)})
-    fresh.ingest()
-    fresh.assert_same(undisturbed)
-
-
 def test_thumbnails_deleted_between_two_runs_are_uploaded_again(undisturbed, fresh):
     fresh.stop_at(AT_LAST_LIST)
     contents = fresh.storage.contents(fresh.index)
@@ -114,9 +102,7 @@ def test_the_loser_of_two_ingests_of_one_name_can_clean_up(made):
 def test_restart_does_not_delete_a_registered_index(made, suffix):
     """Though the earlier run ended before it recorded the registration; under any name."""
     made.ingest()
-    state = State(made.work / "state.sqlite")
-    state.set_options({"registered": None, "servers": None})
-    state.close()
+    made.set_options(registered=None, servers=None)
     uploaded = made.storage.contents(made.index)
     again = made.changed(name=made.name + suffix).run("--restart")
     if suffix:
@@ -130,9 +116,7 @@ def test_restart_does_not_delete_a_registered_index(made, suffix):
 
 def test_restart_for_a_taken_name_keeps_the_run_of_another_name(made):
     made.stop_at(AT_LAST_LIST)
-    state = State(made.work / "state.sqlite")
-    state.set_options({"dataset": "another"})
-    state.close()
+    made.set_options(dataset="another")
     uploaded = made.storage.contents(made.index)
     assert uploaded
     take_name(made)

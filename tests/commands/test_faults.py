@@ -128,13 +128,6 @@ def test_retry_after_is_waited_for(store, what):
     assert first.fault == "429" and second.at - first.at >= 1
 
 
-def test_flipped_bits_are_found_and_fetched_again(store):
-    proxy, bucket, listed = store
-    proxy.rules.append(Rule("alt=media", "flip", times=3))
-    assert objects("fetch", bucket, listed) == picture(1)
-    assert [asked.fault for asked in proxy.requests("alt=media")] == ["flip", "flip", "flip", ""]
-
-
 @pytest.mark.parametrize(("size", "requests"), [(256_000, FILE), (9 << 20, CHUNK)])
 def test_flipped_bits_in_an_array_are_found_and_sent_again(store, tmp_path, size, requests):
     proxy, bucket, _ = store

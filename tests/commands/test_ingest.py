@@ -277,17 +277,23 @@ sys.argv = [sys.argv[1], "--help"]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    print("torch" in sys.modules, "google.cloud.storage" in sys.modules, file=sys.stderr)
+    print(*sys.modules, file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("command", ["ingest.py", "ingest_labels.py"])
-def test_help_has_an_example_and_loads_no_large_library(command):
-    """How long it takes is measured by bench.start."""
+@pytest.mark.parametrize(
+    ("command", "libraries"),
+    [
+        ("ingest.py", {"torch", "google.cloud.storage"}),
+        ("ingest_labels.py", {"torch", "google.cloud", "aiohttp", "numpy"}),
+    ],
+)
+def test_help_has_an_example_and_loads_no_large_library(command, libraries):
+    """google-cloud-storage alone takes half a second; bench.start measures the whole."""
     code = [sys.executable, "-c", HELP_CODE, str(ROOT / command)]
     result = run(code, {**os.environ, "PYTHONPATH": str(ROOT)})
-    assert (result.exit_code, result.stderr) == (0, "False False\n")
-    assert f"SERVER_URL=http://host:8000 python {command} " in result.stdout
+    result.succeeded(f"SERVER_URL=http://host:8000 python {command} ")
+    assert not libraries & set(result.stderr.split())
 
 
 def test_closed_streams_change_no_exit_code():

@@ -3,13 +3,11 @@
 What changes between two runs is in test_stops.py.
 """
 
-import contextlib
 import itertools
 import signal
 
 import pytest
 
-from dataset.state import State
 from testing.photographs import picture
 from tests.commands.test_changes import once
 from tests.commands.test_stops import CHANGES, DOWNLOAD
@@ -189,8 +187,7 @@ def test_a_registered_index_does_not_change(make_world):
     """The earlier run may have ended between the registration and the record of it."""
     made = make_world(pictures(2, 1))
     made.ingest()
-    with contextlib.closing(State(made.work / "state.sqlite")) as state:
-        state.set_options({"registered": None, "servers": None})
+    made.set_options(registered=None, servers=None)
     uploaded = made.left_behind()
     made.storage.put(made.images, "train/new.jpg", picture(98))
     for options in ([], ["--dry_run"]):

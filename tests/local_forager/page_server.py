@@ -1,7 +1,6 @@
 """A local Forager with buckets of its own, and requests to it."""
 
 import json
-import time
 import typing
 import uuid
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from local_forager import types as page_types
 from local_forager.indexes.index import Index
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
+from tests.harness import wait_for
 
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
     f"d/val/v{row:02}.jpg" for row in range(20)
@@ -64,15 +64,6 @@ def conforms(value, kind, where="answer"):
         assert type(value) in typing.get_args(kind), (where, value)
     else:
         assert type(value) is kind, (where, value)
-
-
-def wait_for(condition, what):
-    """Wait until condition() is true and return its value."""
-    deadline = time.monotonic() + LONGEST_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {LONGEST_S} s: {what}"
-        time.sleep(0.05)
-    return value
 
 
 def made_index(names, num_train, **more):
@@ -140,7 +131,7 @@ class PageServer:
             dataset = self.dataset(name)
             return dataset["index"]["state"] != "copying" and dataset
 
-        return wait_for(described, f"the index copy of {name}")
+        return wait_for(described)
 
     def label(self, name, identifiers, category, mode="POSITIVE", user="a@b.c"):
         payload = {"identifiers": identifiers, "user": user, "category": category, "mode": mode}

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.local_forager.page_server import wait_for
+from tests.harness import wait_for
 
 try:
     from playwright.sync_api import expect
@@ -15,7 +15,7 @@ def until(page, expression, argument=None):
 
     The page's policy forbids Playwright's wait_for_function.
     """
-    wait_for(lambda: page.evaluate(expression, argument), expression)
+    wait_for(lambda: page.evaluate(expression, argument))
 
 
 def complete(page):
@@ -69,7 +69,7 @@ def focused(page, image):
 def hold(page, pattern):
     """Keep the requests that match; returns the list to which they are added."""
     held = []
-    page.route(pattern, held.append)
+    page.route(pattern, lambda route: held.append(route))
     return held
 
 
@@ -94,4 +94,4 @@ def shown_rows(page):
 
 def shows_rows(page, rows):
     """Wait until the visible tiles are those of rows."""
-    wait_for(lambda: shown_rows(page) == sorted(rows), f"rows {rows}, last {shown_rows(page)}")
+    wait_for(lambda: shown_rows(page) == sorted(rows))

@@ -8,8 +8,9 @@ from local_forager.analysis import comparisons
 from local_forager.indexes import vectors as approximate
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
+from tests.harness import wait_for
 from tests.local_forager import screen
-from tests.local_forager.page_server import COPY, FAILED, NAMES, page_server, wait_for
+from tests.local_forager.page_server import COPY, FAILED, NAMES, page_server
 
 ROWS, DIMENSIONS, FAILED_ROW = 6_000, 32, 17
 
@@ -109,7 +110,7 @@ def ready(server, by="clip"):
     def built():
         return server.typed(f"d/search?by={by}", page_types.SearchState)["state"] == "ready"
 
-    wait_for(built, "the inverted file")
+    wait_for(built)
 
 
 def test_neighbours_of_a_large_index(server):
@@ -162,7 +163,7 @@ def test_everything_works_without_faiss(tmp_path, monkeypatch):
         assert found["search"] == {
             "state": "exact", "progress": 1.0, "reason": approximate.NOT_INSTALLED,
         }  # fmt: skip
-        report = wait_for(lambda: compared(server), "the comparison")
+        report = wait_for(lambda: compared(server))
         assert report["all_pairs"]["state"] == "none"
         near = next(one for one in report["findings"] if one["set"] == "near")
         assert near["images"] == 2 and "roughly" not in near["about"]

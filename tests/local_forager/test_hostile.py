@@ -22,7 +22,8 @@ from local_forager.export import for_terminal
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.vectors import Vectors
 from testing.servers.processes import LONGEST_S
-from tests.local_forager.page_server import fetch, get, page_server, wait_for
+from tests.harness import wait_for
+from tests.local_forager.page_server import fetch, get, page_server
 
 
 def log_of(server):
@@ -131,7 +132,7 @@ def test_more_connections_than_descriptors(emulator, tmp_path):
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 10, limits[1]))
         address = urlsplit(server.url)
         clients = [socket.create_connection((address.hostname, address.port)) for _ in range(40)]
-        wait_for(lambda: os.strerror(errno.EMFILE) in log_of(server), "the line in the log")
+        wait_for(lambda: os.strerror(errno.EMFILE) in log_of(server))
         for client in clients:
             client.close()
         assert get(f"{server.url}/page/datasets")[0] == 200

@@ -1,6 +1,5 @@
 """Filters and orders of the page: labels, classes, names, and sizes with their histograms."""
 
-import json
 import re
 
 import numpy as np
@@ -146,13 +145,6 @@ def test_no_bins_without_values():
     assert histogram("width", np.zeros(0, np.int64), np.ones(0, bool)) is None
 
 
-def test_histogram_of_100_000_images():
-    sizes = np.array(synthetic.made_up_sizes(100_000), np.int64)
-    found = histogram("bytes", sizes[:, 0], sizes[:, 1] > 640)
-    assert sum(found["images"]) == 100_000 and sum(found["chosen"]) == (sizes[:, 1] > 640).sum()
-    assert len(json.dumps(found)) < 2_500
-
-
 def histograms(server, query=""):
     answer = server.typed(f"d/histograms?{query}", page_types.HistogramList)
     return {one["field"]: one for one in answer["histograms"]}
@@ -181,9 +173,8 @@ def plot(page, name):
     return lambda share: (box["x"] + share * box["width"], box["y"] + box["height"] / 2)
 
 
-def test_brush_with_the_mouse(server, tabs):
-    page = tabs(f"{server.url}/d")
-    screen.complete(page)
+def test_brush_with_the_mouse(server, opened):
+    page = opened()
     expect(page.get_by_role("slider", name="Width: lower end")).to_be_visible()
     at = plot(page, "width")
     page.mouse.move(*at(0.8))
@@ -208,9 +199,8 @@ def test_brush_with_the_mouse(server, tabs):
         screen.total(page, found)
 
 
-def test_brush_with_the_keyboard(server, tabs):
-    page = tabs(f"{server.url}/d")
-    screen.complete(page)
+def test_brush_with_the_keyboard(opened):
+    page = opened()
     upper = page.get_by_role("slider", name="Width: upper end")
     expect(upper).to_have_attribute("aria-valuenow", "300")
     upper.focus()
@@ -234,9 +224,8 @@ def test_brush_with_the_keyboard(server, tabs):
     expect(bars).to_have_attribute("d", re.compile("^M[^M]*$"))  # one bar: all are 200 wide
 
 
-def test_brush_with_a_finger(server, tabs):
-    page = tabs(f"{server.url}/d", has_touch=True, viewport={"width": 400, "height": 800})
-    screen.complete(page)
+def test_brush_with_a_finger(opened):
+    page = opened(has_touch=True, viewport={"width": 400, "height": 800})
     page.get_by_text("Search and filters").tap()
     expect(page.get_by_role("slider", name="Height: lower end")).to_be_visible()
     at = plot(page, "height")

@@ -5,8 +5,9 @@ import re
 import numpy as np
 
 from local_forager.indexes import index as imagenet
+from tests.harness import wait_for
 from tests.local_forager import screen
-from tests.local_forager.page_server import COPY, FAILED, wait_for
+from tests.local_forager.page_server import COPY, FAILED
 from tests.local_forager.screen import expect
 
 
@@ -18,7 +19,7 @@ def drawn(page):
 
 def wait_until_drawn(page, condition):
     """Wait until condition(drawn(page)) is true, and return that drawing."""
-    return wait_for(lambda: condition(text := drawn(page)) and text, "the map's drawing")
+    return wait_for(lambda: condition(text := drawn(page)) and text)
 
 
 def show_all(page, whole):
@@ -42,9 +43,8 @@ def point_on_map(page, row):
     )
 
 
-def test_map_hovers_and_opens(server, tabs):
-    page = tabs(f"{server.url}/d?view=map")
-    screen.complete(page)
+def test_map_hovers_and_opens(opened):
+    page = opened("?view=map")
     x, y = point_on_map(page, 10)
     page.mouse.move(x, y)
     tip = page.locator(".tip")
@@ -103,9 +103,8 @@ def test_map_colours_by_the_commonest_labels(server, tabs, dataset_name):
     expect(legend).to_contain_text("negative1")
 
 
-def test_map_keeps_its_place(server, tabs):
-    page = tabs(f"{server.url}/d?view=map&pictures=no")
-    screen.complete(page)
+def test_map_keeps_its_place(tabs, opened):
+    page = opened("?view=map&pictures=no")
     page.get_by_role("button", name="Zoom in").click()
     page.locator("canvas").press("ArrowLeft")
     expect(page).to_have_url(re.compile("at=-"))

@@ -65,9 +65,8 @@ def test_selection_by_keyboard(server, tabs):
     selected(page, 80)
 
 
-def test_selection_by_touch(server, tabs):
-    page = tabs(f"{server.url}/d", has_touch=True, viewport={"width": 400, "height": 800})
-    screen.complete(page)
+def test_selection_by_touch(opened):
+    page = opened(has_touch=True, viewport={"width": 400, "height": 800})
     for place in (0, 4):
         expect(tile(page, place).locator(".check")).to_be_visible()
         tile(page, place).locator(".check").tap()
@@ -122,9 +121,8 @@ def test_select_a_finding_a_group_and_neighbours(server, tabs):
 
 
 @pytest.mark.parametrize("tool", ["Rectangle", "Lasso", "Shift"])
-def test_shapes_on_the_map(server, tabs, tool):
-    page = tabs(f"{server.url}/d?view=map&pictures=no")
-    screen.complete(page)
+def test_shapes_on_the_map(opened, tool):
+    page = opened("?view=map&pictures=no")
     if tool != "Shift":
         page.get_by_role("radio", name=tool).check()
     box = page.locator("canvas").bounding_box()

@@ -1,12 +1,11 @@
 """The local Forager's API as a real process over HTTP, on an emulated bucket."""
 
 import json
-import os
 import signal
 import sqlite3
 import sys
 import uuid
-from contextlib import ExitStack
+from contextlib import closing
 
 import pytest
 
@@ -50,35 +49,19 @@ class ApiServer:
         return ask(f"{self.url}/{LABELS}/{self.name}", payload | more)
 
     def stored_labels(self):
-        connection = sqlite3.connect(self.data_dir / "forager.sqlite3")
-        rows = connection.execute(
+        query = (
             "SELECT identifier, category, mode, created_by FROM label JOIN item ON item.id = item "
-            "JOIN dataset ON dataset.id = dataset WHERE name = ? ORDER BY label.id",
-            (self.name,),
-        ).fetchall()
-        connection.close()
-        return rows
-
-
-@pytest.fixture(scope="module")
-def addresses(emulator_url, tmp_path_factory):
-    """{generation: (address, data directory)} of a server of each generation."""
-    environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator_url}
-    with ExitStack() as stack:
-        addresses = {}
-        for generation in "AB":
-            directory = tmp_path_factory.mktemp(f"api-{generation}")
-            options = "--generation", generation
-            service = local_forager(directory, directory / "log", *options, environment=environment)
-            addresses[generation] = stack.enter_context(service).url, directory
-        yield addresses
+            "JOIN dataset ON dataset.id = dataset WHERE name = ? ORDER BY label.id"
+        )
+        with closing(sqlite3.connect(self.data_dir / "forager.sqlite3")) as database:
+            return database.execute(query, (self.name,)).fetchall()
 
 
 @pytest.fixture
-def start(addresses, dataset_name):
+def start(servers, server_directories, dataset_name):
     """A function that returns an ApiServer of a generation."""
     return lambda generation: ApiServer(
-        addresses[generation][0], generation, addresses[generation][1], dataset_name
+        servers[generation], generation, server_directories[generation], dataset_name
     )
 
 

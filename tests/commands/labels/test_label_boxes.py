@@ -164,6 +164,7 @@ def test_csv(server, run):
         ([], json.dumps(COCO), "this is a COCO file: add --format coco."),
         (["--format", "voc"], "{}", "'voc' is not one of 'forager', 'coco', 'csv'"),
         (["--as_labels"], "{}", "--as_labels goes with --format coco."),
+        ([], '{"cat": ["b.v1", "é"]}', 'gives "cat" the label "b.v1": it maps categories to'),
     ],
 )
 def test_another_format_than_said(server_b, run, options, text, words):
