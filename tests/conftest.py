@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-import itertools
 import os
 import signal
 import uuid
@@ -18,9 +16,9 @@ from hypothesis import settings
 os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # short waits
 
 from testing.embedders import FakeEmbedder
-from testing.servers.processes import local_forager, storage_emulator
+from testing.servers.processes import storage_emulator
 from testing.weights import seeded_weights
-from tests.harness import CLEAN, TRAIN, VAL, World, pictures
+from tests.harness import CLEAN, TRAIN, VAL, World, foragers, pictures
 
 MAX_WORKERS = 4  # of `make test`
 
@@ -105,21 +103,6 @@ def make_bucket(emulator: str) -> Callable[[], str]:
     return make
 
 
-@pytest.fixture
-def forager(emulator: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Starts a local Forager of a generation over an index bucket; returns its address."""
-    numbers = itertools.count()
-    with contextlib.ExitStack() as services:
-
-        def start(generation: str = "B", bucket: str = "foragerml") -> str:
-            directory = tmp_path / f"forager-{next(numbers)}"
-            options = "--generation", generation, "--bucket", bucket
-            service = local_forager(directory, directory.with_suffix(".log"), *options)
-            return services.enter_context(service).url
-
-        yield start
-
-
 @pytest.fixture(scope="session")
 def weights_dir() -> Path:
     """R-50.pkl and clip-vit-base-patch32/ with seeded numbers, made once for a checkout."""
@@ -127,23 +110,15 @@ def weights_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def servers(
-    emulator_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+def server_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The data directories of `servers`."""
+    return {generation: tmp_path_factory.mktemp(f"forager-{generation}") for generation in "AB"}
+
+
+@pytest.fixture(scope="session")
+def servers(emulator_url: str, server_directories: dict[str, Path]) -> Iterator[dict[str, str]]:
     """A local Forager of each generation, for tests that need none of their own: its address."""
-    environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator_url}
-    with contextlib.ExitStack() as services:
-        addresses = {}
-        for generation in "AB":
-            directory = tmp_path_factory.mktemp(f"forager-{generation}")
-            service = local_forager(
-                directory,
-                directory / "log",
-                "--generation",
-                generation,
-                environment=environment,
-            )
-            addresses[generation] = services.enter_context(service).url
+    with foragers(server_directories, emulator_url) as addresses:
         yield addresses
 
 

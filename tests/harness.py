@@ -26,7 +26,7 @@ import time
 import urllib.request
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,13 +42,15 @@ import ingest
 from common.names import GsPath, identifier
 from common.program import ROOT
 from dataset import arrays
+from dataset.state import State
 from storage.async_client import AsyncStorage
 from storage.listing import listed
 from testing.embedders import FakeEmbedder, LoaderWithoutModels
 from testing.photographs import picture
 from testing.servers.guarded import guarded
-from testing.servers.processes import LONGEST_S
+from testing.servers.processes import LONGEST_S, local_forager
 from tests.fake_ingest import make_loader, settings
+from tests.listeners import below, command_of
 from tests.stand_in import Rule, StandIn
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_ingest.py"))]
@@ -309,6 +311,11 @@ class World:
         """The recorded options."""
         return self._state("SELECT name, value FROM options")
 
+    def set_options(self, **options: str | None) -> None:
+        """Record other options; None deletes one."""
+        with contextlib.closing(State(self.work / "state.sqlite")) as state:
+            state.set_options(options)
+
     def done(self) -> list[str]:
         """The objects whose rows are marked done."""
         return [name for name, status in self.statuses().items() if status == DONE]
@@ -408,6 +415,19 @@ def with_objects(function: str, *args: Any) -> Any:
 # Processes
 
 
+@contextlib.contextmanager
+def foragers(directories: dict[str, Path], storage: str) -> Iterator[dict[str, str]]:
+    """A local Forager of each generation, with its data in this directory: its address."""
+    environment = {**os.environ, "STORAGE_EMULATOR_HOST": storage}
+    with contextlib.ExitStack() as services:
+        addresses = {}
+        for generation, directory in directories.items():
+            options = "--generation", generation
+            service = local_forager(directory, directory / "log", *options, environment=environment)
+            addresses[generation] = services.enter_context(service).url
+        yield addresses
+
+
 def clean_environment() -> dict[str, str]:
     """This process's environment for another program, with quick retries.
 
@@ -452,6 +472,23 @@ class Done(NamedTuple):
         """The message that ended it, without "Error: "."""
         return self.stderr.partition("Error: ")[2]
 
+    def succeeded(self, *words: str) -> Done:
+        """It, where it ended with exit code 0 and these words are in what it printed."""
+        assert self.exit_code == 0, self.output
+        assert [part for part in words if part not in self.stdout] == [], self.output
+        return self
+
+    def failed(self, *words: str) -> Done:
+        """It, where it ended with exit code 1 and these words are in the message that ended it."""
+        assert self.exit_code == 1, self.output
+        assert [part for part in words if part not in self.error] == [], self.output
+        return self
+
+    def refused(self, *words: str) -> Done:
+        """It, where it failed with these words and printed nothing on stdout."""
+        assert self.stdout == "", self.output
+        return self.failed(*words)
+
 
 def start(command: list[str], env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
     """A command in a process of its own, under way; it ends with the run of the tests.
@@ -472,49 +509,52 @@ def ended(process: subprocess.Popen[str], timeout: float | None = LONGEST_S) -> 
     return Done(process.returncode, out, plain(err))
 
 
-def run(command: list[str], env: dict[str, str] | None = None, timeout: float = LONGEST_S) -> Done:
-    """A command in a process of its own, to its end."""
-    return ended(start(command, clean_environment() if env is None else env), timeout)
+def run(
+    command: list[str],
+    env: dict[str, str] | None = None,
+    timeout: float = LONGEST_S,
+    **options: Any,
+) -> Done:
+    """A command in a process of its own, to its end; `options` are more arguments of Popen."""
+    return ended(start(command, clean_environment() if env is None else env, **options), timeout)
 
 
-def wait_for(condition: Callable[[], object], timeout: float = LONGEST_S) -> None:
-    """Wait until a condition holds; it does not where a file or a table is not there yet."""
+def wait_for(condition: Callable[[], Any], timeout: float = LONGEST_S) -> Any:
+    """Wait until a condition holds, and return its value.
+
+    It does not hold where a file or a table is not there yet.
+    """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(sqlite3.OperationalError, OSError):
-            if condition():
-                return
+            if value := condition():
+                return value
         time.sleep(0.02)
     raise AssertionError(f"not fulfilled within {timeout} s")
+
+
+def _state(pid: int) -> str:
+    """The state of a process as /proc has it, such as "T" for stopped; "" if it has none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def is_running(pid: int) -> bool:
     """Whether a process of this id runs; one that ended and was not waited for does not."""
     try:
         os.kill(pid, 0)
-        if os.path.exists("/proc/self/stat"):
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
+    except ProcessLookupError:
         return False
-    return True
+    return _state(pid) != "Z"
 
 
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped, as by SIGSTOP."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return _state(pid) == "T"
 
 
 def feeders_of(pid: int) -> list[int]:
     """The process ids of a command's feeders."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"engine.feeder" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
+    return [process for process in below(pid) if "engine.feeder" in command_of(process)]

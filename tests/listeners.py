@@ -30,7 +30,7 @@ def below(pid: int, title: str = "") -> list[int]:
         with contextlib.suppress(OSError):
             stat = (directory / "stat").read_text().rpartition(")")[2].split()
             parents[int(directory.name)] = int(stat[1])
-            titles[int(directory.name)] = _command(directory)
+            titles[int(directory.name)] = command_of(int(directory.name))
     found = []
     for process, command in titles.items():
         ancestor = parents[process]
@@ -53,7 +53,7 @@ def listeners(pids: list[int]) -> list[Listener]:
                     fields = line.split()
                     if fields[3] == LISTEN and f"socket:[{fields[9]}]" in sockets:
                         address, port = _address(fields[1])
-                        found.add(Listener(address, port, _command(directory)))
+                        found.add(Listener(address, port, command_of(pid)))
     return sorted(found)
 
 
@@ -74,7 +74,9 @@ def _address(text: str) -> tuple[str, int]:
     return str(ipaddress.ip_address(b"".join(words))), int(port, 16)
 
 
-def _command(directory: Path) -> str:
-    return (
-        (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    )
+def command_of(pid: int) -> str:
+    """The words of a process's command; "" if it has ended."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+        return words.decode(errors="replace").strip()
+    return ""

@@ -61,6 +61,7 @@ def many_scans():
 
 
 RGB, GRAY = 2, 0
+TEXT = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(9 << 20)))  # 9 MiB when it is unpacked
 # Large ones are functions: most workers of a test run need none of them.
 GOOD = {
     "cmyk.jpg": saved(colours(mode="CMYK"), "JPEG"),
@@ -101,17 +102,7 @@ BAD = {
         "cannot be decoded|header",
     ),
     "bomb.png": (png(50_000, 50_000, 1, GRAY), r"50000 x 50000 is 2,500.0 megapixels"),
-    "text-bomb.png": (
-        png(
-            40,
-            30,
-            8,
-            GRAY,
-            rows(40, 30, b"\1"),
-            chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(9 << 20))),
-        ),
-        "header cannot be read",
-    ),
+    "text-bomb.png": (png(40, 30, 8, GRAY, rows(40, 30, b"\1"), TEXT), "header cannot be read"),
     "many-scans.jpg": (many_scans(), "a JPEG of 1,009 scans"),
     "too-wide.png": (png(70_000, 1, 1, GRAY, rows(8750, 1, b"\1")), "too wide for a JPEG"),
     "gzip-bomb.jpg": (lambda: gzip.compress(bytes(200 << 20)), "not an image"),

@@ -82,8 +82,7 @@ def test_images_with_an_exif_rotation_are_counted(world, fast_models):
 
 def test_dry_run_leaves_nothing_behind(world, fast_models, tmp_path):
     world.put("t/a.jpg")
-    refused = world.run("--dry_run")
-    assert refused.exit_code == 1 and "No validation images under" in refused.error
+    world.run("--dry_run").failed("No validation images under")
     world.put("v/c.jpg")
     done = world.ingest("--dry-run")
     assert f"keep {size(2 * BYTES_PER_ROW)} on this disk" in done.stdout
@@ -120,8 +119,7 @@ def test_the_same_command_after_success_says_that_it_is_finished(world, fast_mod
         (["--work_dir", "another"], "is already there, with 2 training and 1 validation images ("),
         (["--resnet_weights", "other.pkl"], "holds an ingest with another resnet_weights"),
     ):
-        result = world.run(*options)
-        assert result.exit_code == 1 and words in result.error
+        world.run(*options).failed(words)
     assert world.objects() == before
 
 
@@ -180,10 +178,7 @@ def test_more_bad_images_than_allowed_stop(with_bad, limit, allowed):
     [
         (["--max_bad", "1%"], "--max_bad goes with --skip_bad_images."),
         (["--ray_address", "auto"], "--ray_address goes with --engine ray."),
-        (
-            ["--skip_bad_images", "--max_bad", "many"],
-            "'many' is neither a number (100) nor",
-        ),
+        (["--skip_bad_images", "--max_bad", "many"], "'many' is neither a number (100)"),
         (["--skip_bad_images", "--max_bad", "101%"], "'101%' is out of range"),
         (["--skip_bad_images", "--max_bad", "-1"], "'-1' is out of range"),
         (["--skip_bad_images", "--max_bad", "nan"], "'nan' is "),
@@ -227,8 +222,7 @@ def test_reference_photographs_as_a_user_runs_it(world, weights_dir, photographs
     server = {"SERVER_URL": world.server, "FORAGER_BUCKET": world.index}
     command = [*REAL, world.name]
     command += [f"gs://{world.images}/t/", f"gs://{world.images}/v", *weight_options(weights_dir)]
-    result = run(command, {**os.environ, **server})
-    assert result.exit_code == 0, result.stderr
+    result = run(command, {**os.environ, **server}).succeeded()
     assert_expected(Index(world.objects()), {name: row for row, name in enumerate(names)})
     assert world.registered()[1:] == (8, 4)
     assert result.stdout.endswith(f"Look at {world.server}/{world.name}\n")
@@ -269,8 +263,7 @@ def test_a_refusal_while_the_models_load_ends_at_once(world, weights_dir):
     world.put("t/a.jpg")
     program = [sys.executable, "-c", LOADING_CODE, REAL[-1]]
     options = weight_options(weights_dir)
-    result = ended(world.start(*options, program=program, PYTHONPATH=str(ROOT)))
-    assert result.exit_code == 1, result.stderr
+    result = ended(world.start(*options, program=program, PYTHONPATH=str(ROOT))).failed()
     assert result.stderr.splitlines()[-1].startswith("Error: No validation images under gs://")
 
 
@@ -281,17 +274,23 @@ sys.argv = [sys.argv[1], "--help"]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    print("torch" in sys.modules, "google.cloud.storage" in sys.modules, file=sys.stderr)
+    print(*sys.modules, file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("command", ["ingest.py", "ingest_labels.py"])
-def test_help_has_an_example_and_loads_no_large_library(command):
-    """How long it takes is measured by bench.start."""
+@pytest.mark.parametrize(
+    ("command", "libraries"),
+    [
+        ("ingest.py", {"torch", "google.cloud.storage"}),
+        ("ingest_labels.py", {"torch", "google.cloud", "aiohttp", "numpy"}),
+    ],
+)
+def test_help_has_an_example_and_loads_no_large_library(command, libraries):
+    """google-cloud-storage alone takes half a second; bench.start measures the whole."""
     code = [sys.executable, "-c", HELP_CODE, str(ROOT / command)]
     result = run(code, {**os.environ, "PYTHONPATH": str(ROOT)})
-    assert (result.exit_code, result.stderr) == (0, "False False\n")
-    assert f"SERVER_URL=http://host:8000 python {command} " in result.stdout
+    result.succeeded(f"SERVER_URL=http://host:8000 python {command} ")
+    assert not libraries & set(result.stderr.split())
 
 
 def test_closed_streams_change_no_exit_code():
@@ -381,6 +380,4 @@ def test_threads_that_cannot_be_started_are_one_sentence(world, fast_models, mon
 
     monkeypatch.setattr(threading.Thread, "start", limited)
     world.put("t/a.jpg", "v/b.jpg")
-    result = world.run()
-    assert result.exit_code == 1
-    assert "Error: This process cannot start more threads: raise the limit" in result.stderr
+    world.run().failed("This process cannot start more threads: raise the limit")

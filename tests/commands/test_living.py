@@ -3,13 +3,11 @@
 What changes between two runs is in test_stops.py.
 """
 
-import contextlib
 import itertools
 import signal
 
 import pytest
 
-from dataset.state import State
 from testing.photographs import picture
 from tests.commands.test_changes import once
 from tests.commands.test_stops import CHANGES, DOWNLOAD
@@ -119,10 +117,9 @@ def test_most_of_what_is_computed_is_not_left_out_without_a_word(stopped, tmp_pa
     stopped.put("train/other.jpg")
     before = stopped.statuses(), stopped.left_behind()
     for options in ([], ["--dry_run"]):
-        done = stopped.run(*options)
-        assert done.exit_code == 1
-        assert "Error: 6 of 6 computed images would be left out" in done.stderr
-        assert "add --accept_changes." in done.stderr
+        stopped.run(*options).failed(
+            "6 of 6 computed images would be left out", "add --accept_changes."
+        )
     assert (stopped.statuses(), stopped.left_behind()) == before
     accepted = stopped.run("--accept_changes", "--dry_run")
     assert accepted.stdout.startswith("Since the last run: 1 image appeared, 8 vanished.")
@@ -190,13 +187,12 @@ def test_a_registered_index_does_not_change(make_world):
     """The earlier run may have ended between the registration and the record of it."""
     made = make_world(pictures(2, 1))
     made.ingest()
-    with contextlib.closing(State(made.work / "state.sqlite")) as state:
-        state.set_options({"registered": None, "servers": None})
+    made.set_options(registered=None, servers=None)
     uploaded = made.left_behind()
     made.storage.put(made.images, "train/new.jpg", picture(98))
     for options in ([], ["--dry_run"]):
-        done = made.run(*options)
-        assert done.exit_code == 1
-        assert f"{made.name} is registered with the index in {made.work}, and the" in done.stderr
-        assert f"with --reuse {made.work} and another --work_dir" in done.stderr
+        made.run(*options).failed(
+            f"{made.name} is registered with the index in {made.work}, and the",
+            f"with --reuse {made.work} and another --work_dir",
+        )
     assert made.left_behind() == uploaded

@@ -1,10 +1,19 @@
 """Listings and states of few images, for the tests of everything that reads them."""
 
+import numpy as np
+
+from dataset.arrays import DIMENSIONS
 from dataset.listing import Listing, Split
 from dataset.state import State
 from gcs import ListedObject
 
 INDEX_ID = "12345678-1234-4234-8234-123456789abc"
+
+
+def vectors(seed):
+    """A vector of each embedding, float32."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
 
 
 def listed(name, size=10, crc32c=2**32 - 1, generation=1):

@@ -23,14 +23,11 @@ from dataset.arrays import (
 )
 from dataset.lists import index_files, pickled_dict, thumbnail_name, write_lists
 from dataset.state import Outcome
-from tests.dataset.states import images, listed, state_of, take
-
-INDEX_ID = "12345678-1234-4234-8234-123456789abc"
+from tests.dataset.states import INDEX_ID, images, listed, take, vectors
 
 
-def vectors(seed):
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_arrays_are_headerless_little_endian_float32(tmp_path):
@@ -75,19 +72,15 @@ def test_arrays_complete(tmp_path):
 
 
 def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(DiskError, match=r"needs 0\.8 GB \(No space left on device\).*--work_dir"):
         Arrays(tmp_path, 100_000)
 
 
-def test_lists(tmp_path):
-    state = state_of(tmp_path, ["t/b.v1.jpg", "t/a.png"], ["v/é.jpeg"])
+def test_lists(make_state, tmp_path):
+    state = make_state(["t/b.v1.jpg", "t/a.png"], ["v/é.jpeg"])
     state.record([Outcome(0, 7, None), Outcome(1, None, "bad"), Outcome(2, 999, None)])
     write_lists(state, tmp_path)
-    state.close()
     read = {
         name: json.loads((tmp_path / "index" / f"{name}.json").read_bytes())
         for name in ("labels", "identifiers", "val_identifiers")
@@ -148,16 +141,15 @@ def test_a_malformed_index_id_is_never_part_of_a_name(tmp_path, index_id):
 
 
 @pytest.fixture
-def out_of_order(tmp_path):
+def out_of_order(make_state):
     """Four images whose slots are not their rows, and a fifth that is not listed any more."""
     contents = {name: number for number, name in enumerate("bdfgh")}
-    state = state_of(tmp_path, [listed(f"{n}.jpg", crc32c=i) for n, i in contents.items()])
+    state = make_state([listed(f"{n}.jpg", crc32c=i) for n, i in contents.items()])
     contents |= {"a": 7, "e": 8}
     write_pending(state, contents)
     take(state, [listed(f"{n}.jpg", crc32c=contents[n]) for n in "adeh"])
     write_pending(state, contents)
-    yield state, [contents[n] for n in "adeh"]
-    state.close()
+    return state, [contents[n] for n in "adeh"]
 
 
 def write_pending(state, contents):
@@ -179,10 +171,6 @@ def assert_in_order(state, contents):
 
 def test_a_disk_that_has_no_space_for_an_array_twice_is_one_sentence(out_of_order, monkeypatch):
     state, contents = out_of_order
-
-    def full(file):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patched, pytest.raises(DiskError, match="a second time"):
         patched.setattr(os, "fsync", full)
         put_in_order(state)
@@ -190,12 +178,11 @@ def test_a_disk_that_has_no_space_for_an_array_twice_is_one_sentence(out_of_orde
     assert_in_order(state, contents)
 
 
-def test_images_that_are_not_listed_cost_no_copy(tmp_path):
-    state = state_of(tmp_path, [listed(f"{n}.jpg", crc32c=n) for n in range(3)])
+def test_images_that_are_not_listed_cost_no_copy(make_state, tmp_path):
+    state = make_state([listed(f"{n}.jpg", crc32c=n) for n in range(3)])
     write_pending(state, {str(n): n for n in range(3)})
     take(state, [listed(f"{n}.jpg", crc32c=n) for n in range(2)])
     before = array_path(tmp_path, "clip").stat().st_ino
     put_in_order(state)
     assert_in_order(state, [0, 1])
     assert array_path(tmp_path, "clip").stat().st_ino == before
-    state.close()

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from pyarrow import parquet
 
 from dataset import manifest
-from dataset.arrays import DIMENSIONS, Arrays, array_path
+from dataset.arrays import Arrays, array_path
 from dataset.export import main
 from dataset.state import Outcome
 from gcs import ListedObject
-from tests.dataset.states import INDEX_ID, state_of
+from tests.dataset.states import INDEX_ID, vectors
 
 OPTIONS = {
     "dataset": "birds",
@@ -28,23 +28,17 @@ OPTIONS = {
 }
 
 
-def vectors(seed):
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(d).astype(np.float32) for d in DIMENSIONS.values()]
-
-
 @pytest.fixture
-def state(tmp_path):
+def state(make_state, tmp_path):
     """Two training images, one of which failed, and a validation image."""
     train = [ListedObject("t/b.jpg", 7, 2**32 - 1, 2**60), ListedObject("t/a.png", 5, 1, 3)]
-    made = state_of(tmp_path, train, [ListedObject("v/é.jpeg", 6, 2, 4)])
+    made = make_state(train, [ListedObject("v/é.jpeg", 6, 2, 4)])
     made.set_options(OPTIONS)
     with Arrays(tmp_path, 3) as arrays:
         checksums = [arrays.write(row, vectors(row)) for row in (0, 2)]
     made.record([Outcome(0, 17, None, checksums[0], 640, 480), Outcome(1, None, "truncated")])
     made.record([Outcome(2, 3, None, checksums[1], 20, 30)])
-    yield made
-    made.close()
+    return made
 
 
 def test_a_row_per_image_in_row_order(state, tmp_path):
@@ -74,17 +68,6 @@ def test_rows_are_written_in_groups(state, tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "ROWS_PER_GROUP", 2)
     manifest.write_manifest(state)
     assert parquet.ParquetFile(manifest.manifest_path(tmp_path)).num_row_groups == 2
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1 not really", None])
-def test_what_is_no_manifest_is_said_to_be_that(tmp_path, content):
-    path = tmp_path / "manifest.parquet"
-    if content is None:
-        parquet.write_table(pyarrow.table({"a": [1]}), path)
-    else:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no manifest of an index"):
-        manifest.read_metadata(path)
 
 
 def test_export_of_some_vectors(state, tmp_path):
@@ -182,11 +165,15 @@ def test_nothing_is_believed_of_a_hostile_manifest(state, tmp_path, hostile):
         list(manifest.read_images(path))
 
 
-@pytest.mark.parametrize("metadata", [b"[1]", b"nul", b"[" * 100_000, b'"' + b"x" * 9, b"\xff"])
+METADATA = None, b"[1]", b"nul", b"[" * 100_000, b'"' + b"x" * 9, b"\xff"
+
+
+@pytest.mark.parametrize("metadata", METADATA)
 def test_metadata_that_is_no_object_is_no_manifest(state, tmp_path, metadata):
     manifest.write_manifest(state)
     path = manifest.manifest_path(tmp_path)
-    rewritten(path, lambda table: table.replace_schema_metadata({b"forager": metadata}))
+    found = {b"forager": metadata} if metadata else None
+    rewritten(path, lambda table: table.replace_schema_metadata(found))
     with pytest.raises(ValueError, match="is no manifest of an index"):
         manifest.read_metadata(path)
 

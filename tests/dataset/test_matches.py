@@ -6,20 +6,13 @@ import pytest
 
 from dataset.matches import Matched, Matches
 from dataset.state import Found, Outcome
-from tests.dataset.states import listed, state_of
+from tests.dataset.states import listed
 
 
 @pytest.fixture
-def make_state(tmp_path):
-    states = []
-
-    def make(*objects):
-        states.append(state_of(tmp_path, [listed(f"{name}.jpg", *c) for name, c in objects]))
-        return states[-1]
-
-    yield make
-    for state in states:
-        state.close()
+def make_state(make_state):
+    """Makes a state of training images, given as name and content."""
+    return lambda *objects: make_state([listed(f"{name}.jpg", *c) for name, c in objects])
 
 
 @pytest.fixture

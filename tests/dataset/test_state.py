@@ -15,35 +15,9 @@ from dataset.listing import Split
 from dataset.state import DONE, FAILED, PENDING, Counts, Outcome, State
 from dataset.work_directory import WorkDirectory
 from gcs import ListedObject
-from tests.dataset.states import INDEX_ID, images, listed, listing_of, state_of, take
+from tests.dataset.states import INDEX_ID, images, listed, state_of, take
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def make_state(tmp_path):
-    states = []
-
-    def make(train=(), val=()):
-        states.append(state_of(tmp_path, train, val))
-        return states[-1]
-
-    yield make
-    for state in states:
-        state.close()
-
-
-@pytest.fixture
-def make_listing(tmp_path):
-    listings = []
-
-    def make(train=(), val=()):
-        listings.append(listing_of(tmp_path, train, val))
-        return listings[-1]
-
-    yield make
-    for listing in listings:
-        listing.close()
 
 
 def test_a_row_keeps_what_was_listed(make_state):
@@ -88,7 +62,9 @@ def test_lengths_are_counted_in_characters(make_listing):
     assert listing.longer_than(300, 600) == sorted([too_long, too_deep])
 
 
-def test_after_ctrl_c_a_statement_of_another_thread_does_no_harm(tmp_path, monkeypatch):
+def test_after_ctrl_c_a_statement_of_another_thread_does_no_harm(
+    make_listing, tmp_path, monkeypatch
+):
     """Closing the file while a thread takes a listing would crash the interpreter."""
     running, closed = threading.Event(), threading.Event()
 
@@ -97,7 +73,7 @@ def test_after_ctrl_c_a_statement_of_another_thread_does_no_harm(tmp_path, monke
         closed.wait()
         return 0
 
-    listing = listing_of(tmp_path, [f"{n}.jpg" for n in range(3)])
+    listing = make_listing([f"{n}.jpg" for n in range(3)])
     monkeypatch.setattr("dataset.database.checksum", held_checksum)
     closed.set()
     state = State.create(tmp_path / "state.sqlite")
@@ -112,7 +88,6 @@ def test_after_ctrl_c_a_statement_of_another_thread_does_no_harm(tmp_path, monke
         taking.result()
     assert state.counts().images == 3
     state.close()
-    listing.close()
 
 
 def test_record_and_counts(make_state):
@@ -216,14 +191,12 @@ def test_a_renamed_image_is_found_by_its_bytes(make_state):
     assert not state.has_copies()
 
 
-def test_what_most_is_left_out_of_is_counted(make_state):
+def test_what_most_is_left_out_of_is_counted(make_state, make_listing):
     state = make_state([listed(f"{n}.jpg", crc32c=n) for n in range(4)])
     done(state, 0, 1, 2)
-    listing = listing_of(state.directory, [listed("0.jpg", crc32c=0), "other.jpg"])
-    changes = state.changes(listing.path)
+    changes = state.changes(make_listing([listed("0.jpg", crc32c=0), "other.jpg"]).path)
     assert (changes.computed, changes.left_out, changes.new) == (3, 2, 1)
     assert len(images(state)) == 4  # nothing is taken yet
-    listing.close()
 
 
 def test_move_takes_everything_along(tmp_path):

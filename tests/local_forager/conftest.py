@@ -7,6 +7,7 @@ import pytest
 
 from testing.browser import MISSING, chromium, chromium_path
 from testing.servers.processes import LONGEST_S
+from tests.local_forager import screen
 from tests.local_forager.page_server import COPY, FAILED, NAMES, SHAPES, page_server
 
 
@@ -90,3 +91,15 @@ def tabs(browser):
     for context in contexts:
         context.close()
     assert problems == []
+
+
+@pytest.fixture
+def opened(server, tabs):
+    """Open a page of dataset "d" and wait until it is complete: opened(query, **options)."""
+
+    def open_page(query="", **options):
+        page = tabs(f"{server.url}/d{query}", **options)
+        screen.complete(page)
+        return page
+
+    return open_page

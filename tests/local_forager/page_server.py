@@ -1,7 +1,7 @@
 """A local Forager with buckets of its own, and requests to it."""
 
 import json
-import time
+import typing
 import uuid
 from contextlib import contextmanager
 from urllib.error import HTTPError
@@ -10,9 +10,11 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 import gcs
+from local_forager import types as page_types
 from local_forager.indexes.index import Index
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
+from tests.harness import wait_for
 
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
     f"d/val/v{row:02}.jpg" for row in range(20)
@@ -47,13 +49,21 @@ def get(url):
     return status, answer
 
 
-def wait_for(condition, what):
-    """Wait until condition() is true and return its value."""
-    deadline = time.monotonic() + LONGEST_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {LONGEST_S} s: {what}"
-        time.sleep(0.05)
-    return value
+def conforms(value, kind, where="answer"):
+    """Fail unless value has exactly the keys and types of the typed dict."""
+    if typing.is_typeddict(kind):
+        hints = typing.get_type_hints(kind)
+        assert isinstance(value, dict) and set(value) == set(hints), (where, value)
+        for key, hint in hints.items():
+            conforms(value[key], hint, f"{where}.{key}")
+    elif typing.get_origin(kind) is list:
+        assert isinstance(value, list), where
+        for item in value:
+            conforms(item, typing.get_args(kind)[0], where)
+    elif typing.get_args(kind):
+        assert type(value) in typing.get_args(kind), (where, value)
+    else:
+        assert type(value) is kind, (where, value)
 
 
 def made_index(names, num_train, **more):
@@ -96,6 +106,24 @@ class PageServer:
     def dataset(self, name):
         return get(f"{self.url}/page/{name}/dataset")[1]
 
+    def typed(self, path, kind):
+        """An answer of the page's API, which has this type."""
+        status, answer = get(f"{self.url}/page/{path}")
+        assert status == 200, answer
+        conforms(answer, kind)
+        return answer
+
+    def array(self, path, kind):
+        """An array from the page's API, asked for again while it is being computed."""
+        while (answer := fetch(f"{self.url}/page/{path}"))[0] == 202:
+            conforms(json.loads(answer[2]), page_types.Working)
+        assert answer[0] == 200, answer[2]
+        return np.frombuffer(answer[2], kind)
+
+    def rows(self, query="", name="d"):
+        """The rows of the page's view, those of a group as they are sent."""
+        return self.array(f"{name}/rows?{query}", "<i4").tolist()
+
     def wait_until_copied(self, name):
         """The dataset's description once its index is no longer being copied."""
 
@@ -103,7 +131,7 @@ class PageServer:
             dataset = self.dataset(name)
             return dataset["index"]["state"] != "copying" and dataset
 
-        return wait_for(described, f"the index copy of {name}")
+        return wait_for(described)
 
     def label(self, name, identifiers, category, mode="POSITIVE", user="a@b.c"):
         payload = {"identifiers": identifiers, "user": user, "category": category, "mode": mode}

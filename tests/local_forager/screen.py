@@ -2,7 +2,7 @@
 
 import re
 
-from tests.local_forager.page_server import wait_for
+from tests.harness import wait_for
 
 try:
     from playwright.sync_api import expect
@@ -15,7 +15,7 @@ def until(page, expression, argument=None):
 
     The page's policy forbids Playwright's wait_for_function.
     """
-    wait_for(lambda: page.evaluate(expression, argument), expression)
+    wait_for(lambda: page.evaluate(expression, argument))
 
 
 def complete(page):
@@ -66,6 +66,26 @@ def focused(page, image):
     until(page, f"document.activeElement.getAttribute('href')?.endsWith('image={image}')")
 
 
+def hold(page, pattern):
+    """Keep the requests that match; returns the list to which they are added."""
+    held = []
+    page.route(pattern, lambda route: held.append(route))
+    return held
+
+
+def drag(page, *places, key=None):
+    """Press the button at the first place of the screen, release it at the last one."""
+    page.mouse.move(*places[0])
+    if key:
+        page.keyboard.down(key)
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+    if key:
+        page.keyboard.up(key)
+
+
 def shown_rows(page):
     """Rows of the visible tiles, ascending."""
     links = page.locator(".grid .cell:not([hidden]) a").evaluate_all("as => as.map(a => a.href)")
@@ -74,4 +94,4 @@ def shown_rows(page):
 
 def shows_rows(page, rows):
     """Wait until the visible tiles are those of rows."""
-    wait_for(lambda: shown_rows(page) == sorted(rows), f"rows {rows}, last {shown_rows(page)}")
+    wait_for(lambda: shown_rows(page) == sorted(rows))

@@ -8,9 +8,9 @@ from local_forager.analysis import comparisons
 from local_forager.indexes import vectors as approximate
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
+from tests.harness import wait_for
 from tests.local_forager import screen
-from tests.local_forager.page_server import COPY, FAILED, NAMES, get, page_server, wait_for
-from tests.local_forager.test_page_api import conforms
+from tests.local_forager.page_server import COPY, FAILED, NAMES, page_server
 
 ROWS, DIMENSIONS, FAILED_ROW = 6_000, 32, 17
 
@@ -97,11 +97,8 @@ def test_a_search_of_100_000_reads_few_of_them(tmp_path):
     assert recall(inverted, vectors, failed, range(30)) >= 0.95
 
 
-def neighbours(server, query="", row=2):
-    status, answer = get(f"{server.url}/page/d/neighbours/{row}?{query}")
-    assert status == 200
-    conforms(answer, page_types.NeighbourList)
-    return answer
+def neighbours(server, query=""):
+    return server.typed(f"d/neighbours/2?{query}", page_types.NeighbourList)
 
 
 def ready(server, by="clip"):
@@ -111,11 +108,9 @@ def ready(server, by="clip"):
     assert state in ("building", "ready")
 
     def built():
-        answer = get(f"{server.url}/page/d/search?by={by}")[1]
-        conforms(answer, page_types.SearchState)
-        return answer["state"] == "ready"
+        return server.typed(f"d/search?by={by}", page_types.SearchState)["state"] == "ready"
 
-    wait_for(built, "the inverted file")
+    wait_for(built)
 
 
 def test_neighbours_of_a_large_index(server):
@@ -168,13 +163,12 @@ def test_everything_works_without_faiss(tmp_path, monkeypatch):
         assert found["search"] == {
             "state": "exact", "progress": 1.0, "reason": approximate.NOT_INSTALLED,
         }  # fmt: skip
-        report = wait_for(lambda: compared(server), "the comparison")
+        report = wait_for(lambda: compared(server))
         assert report["all_pairs"]["state"] == "none"
         near = next(one for one in report["findings"] if one["set"] == "near")
         assert near["images"] == 2 and "roughly" not in near["about"]
 
 
 def compared(server):
-    report = get(f"{server.url}/page/d/health")[1]
-    conforms(report, page_types.HealthReport)
+    report = server.typed("d/health", page_types.HealthReport)
     return all(one["state"] == "ready" for one in report["findings"]) and report

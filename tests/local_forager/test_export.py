@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import os
-import subprocess
 import sys
 import tracemalloc
 
@@ -15,7 +13,7 @@ from common.program import ROOT
 from local_forager import export as export_formats
 from local_forager.indexes.index import LabelTable
 from local_forager.types import PageError
-from testing.servers.processes import LONGEST_S
+from tests.harness import clean_environment, run
 from tests.local_forager.page_server import COPY, FAILED, fetch, made_index
 
 HOSTILE = ["=cmd|' /C calc'!A0.jpg", "@SUM(1).jpg", "+1.jpg", "-1.jpg", 'a",b\n.jpg', "\tx.jpg"]
@@ -81,21 +79,9 @@ def test_export_over_http(server):
     assert fetch(f"{server.url}/page/d/export?format=labels", method="POST")[0] == 400
 
 
-def command(*words, cwd=ROOT, **environment):
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=LONGEST_S,
-        check=False,
-    )
-
-
 def export_command(server, *arguments):
     options = "--data_dir", str(server.data_dir), "--bucket", server.index
-    return command("-m", "local_forager", "export", *arguments, *options)
+    return run([sys.executable, "-m", "local_forager", "export", *arguments, *options], cwd=ROOT)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +95,7 @@ def export_command(server, *arguments):
     ],
 )
 def test_export_command(server, emulator, which, rows):
-    done = export_command(server, "d", "--set", which, "--by", "imagenet")
-    assert done.returncode == 0, done.stderr
+    done = export_command(server, "d", "--set", which, "--by", "imagenet").succeeded()
     names = [f"d/train/t{row:02}.jpg" if row < 60 else f"d/val/v{row - 60:02}.jpg" for row in rows]
     assert done.stdout.split() == names
 
@@ -120,15 +105,15 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     out = tmp_path / "twins.json"
     label = "--format", "labels", "--category", "twin", "--mode", "far away"
     copies = dataset_name, "--set", "exact-duplicates"
-    done = export_command(server, *copies, *label, "--out", str(out))
-    assert done.returncode == 0 and "Exported 2 images." in done.stderr
+    done = export_command(server, *copies, *label, "--out", str(out)).succeeded()
+    assert "Exported 2 images." in done.stderr
     value = [{"category": "twin", "mode": "far away"}]
     assert json.loads(out.read_text()) == {
         f"{dataset_name}/train/{row}.jpg": value for row in (1, 3)
     }
     labels = str(ROOT / "ingest_labels.py"), dataset_name, str(out), "--user", "a@b.c"
-    done = command(*labels, cwd=tmp_path, SERVER_URL=server.url)
-    assert done.returncode == 0, done.stderr
+    address = {"SERVER_URL": server.url}
+    run([sys.executable, *labels], clean_environment() | address, cwd=tmp_path).succeeded()
     (category,) = server.dataset(dataset_name)["categories"]
     assert category["category"] == "twin"
     assert category["modes"] == [{"mode": "far away", "count": 2}]
@@ -143,5 +128,4 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     ],
 )
 def test_export_command_refuses(server, emulator, arguments, message):
-    done = export_command(server, *arguments)
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    export_command(server, *arguments).failed(message)

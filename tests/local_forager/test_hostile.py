@@ -22,18 +22,12 @@ from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.vectors import Vectors
 from local_forager.types import PageError
 from testing.servers.processes import LONGEST_S
-from tests.local_forager.page_server import fetch, get, page_server, wait_for
+from tests.harness import wait_for
+from tests.local_forager.page_server import fetch, get, page_server
 
 
 def log_of(server):
     return (server.data_dir / "log").read_text()
-
-
-def rows(server, name, query):
-    while (answer := fetch(f"{server.url}/page/{name}/rows?{query}"))[0] == 202:
-        pass
-    assert answer[0] == 200, answer
-    return np.frombuffer(answer[2], "<i4").tolist()
 
 
 def test_vectors_that_are_not_finite_count_as_failed(server, dataset_name):
@@ -46,14 +40,13 @@ def test_vectors_that_are_not_finite_count_as_failed(server, dataset_name):
 
     index_id = server.publish(dataset_name, 12, change=damage)
     page = server.dataset(dataset_name)
-    assert rows(server, dataset_name, "failed=yes") == [3, 5, 7]
+    assert server.rows("failed=yes", dataset_name) == [3, 5, 7]
     assert any("row 3, 5, 7." in warning for warning in page["warnings"])
     good = [row for row in range(12) if row not in (3, 5, 7)]
     for query in ("sort=outliers", "like=0"):
-        assert sorted(rows(server, dataset_name, query)) == good
-    status, _, points = fetch(f"{server.url}/page/{dataset_name}/map?by=clip")
-    points = np.frombuffer(points, "<f4").reshape(-1, 2)
-    assert status == 200 and np.flatnonzero(np.isfinite(points).all(axis=1)).tolist() == good
+        assert sorted(server.rows(query, dataset_name)) == good
+    points = server.array(f"{dataset_name}/map?by=clip", "<f4").reshape(-1, 2)
+    assert np.flatnonzero(np.isfinite(points).all(axis=1)).tolist() == good
     near = get(f"{server.url}/page/{dataset_name}/neighbours/0?count=99")[1]["neighbours"]
     assert sorted(one["image"]["row"] for one in near) == good[1:]
     kept = server.data_dir / "indexes" / index_id / "not-finite.json"
@@ -139,7 +132,7 @@ def test_more_connections_than_descriptors(emulator, tmp_path):
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 10, limits[1]))
         address = urlsplit(server.url)
         clients = [socket.create_connection((address.hostname, address.port)) for _ in range(40)]
-        wait_for(lambda: os.strerror(errno.EMFILE) in log_of(server), "the line in the log")
+        wait_for(lambda: os.strerror(errno.EMFILE) in log_of(server))
         for client in clients:
             client.close()
         assert get(f"{server.url}/page/datasets")[0] == 200

@@ -21,7 +21,7 @@ from local_forager.page.datasets import warnings_of
 from local_forager.server.database import SplitCounts
 from local_forager.types import PageError
 from testing import synthetic
-from tests.local_forager.page_server import COPY, FAILED, SHAPES, fetch, get, made_index
+from tests.local_forager.page_server import COPY, FAILED, SHAPES, conforms, fetch, get, made_index
 
 NORMAL = [row for row in range(80) if row not in (FAILED, *SHAPES)]  # images of 200x150
 BY_BYTES = sorted(  # rows of validation, the smallest file first
@@ -38,47 +38,20 @@ def url(server):
     return server.url
 
 
-def array(url, kind):
-    """An array from the page's API, asked for again while it is being computed."""
-    while (answer := fetch(url))[0] == 202:
-        conforms(json.loads(answer[2]), page_types.Working)
-    assert answer[0] == 200, answer[2]
-    return np.frombuffer(answer[2], kind)
-
-
-def conforms(value, kind, where="answer"):
-    """Fail unless value has exactly the keys and types of the typed dict."""
-    if typing.is_typeddict(kind):
-        hints = typing.get_type_hints(kind)
-        assert isinstance(value, dict) and set(value) == set(hints), (where, value)
-        for key, hint in hints.items():
-            conforms(value[key], hint, f"{where}.{key}")
-    elif typing.get_origin(kind) is list:
-        assert isinstance(value, list), where
-        for item in value:
-            conforms(item, typing.get_args(kind)[0], where)
-    elif typing.get_args(kind):
-        assert type(value) in typing.get_args(kind), (where, value)
-    else:
-        assert type(value) is kind, (where, value)
-
-
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("/page/datasets", page_types.DatasetList),
-        ("/page/d/dataset", page_types.DatasetPage),
-        ("/page/d/images?rows=0,1,4", page_types.ImageList),
-        ("/page/d/image/1", page_types.ImageDetail),
-        ("/page/d/image/4", page_types.ImageDetail),
-        ("/page/d/neighbours/1?by=imagenet&count=3", page_types.NeighbourList),
-        ("/page/d/health", page_types.HealthReport),
+        ("datasets", page_types.DatasetList),
+        ("d/dataset", page_types.DatasetPage),
+        ("d/images?rows=0,1,4", page_types.ImageList),
+        ("d/image/1", page_types.ImageDetail),
+        ("d/image/4", page_types.ImageDetail),
+        ("d/neighbours/1?by=imagenet&count=3", page_types.NeighbourList),
+        ("d/health", page_types.HealthReport),
     ],
 )
-def test_answers_are_as_typed(url, path, kind):
-    status, answer = get(url + path)
-    assert status == 200
-    conforms(answer, kind)
+def test_answers_are_as_typed(server, path, kind):
+    server.typed(path, kind)
 
 
 def test_other_counts_than_the_index_has_are_a_warning_unless_images_vanished():
@@ -89,10 +62,6 @@ def test_other_counts_than_the_index_has_are_a_warning_unless_images_vanished():
         assert bool(warnings_of(SplitCounts(*counts), complete)) == warns
     assert warnings_of(SplitCounts(2, 2), with_vanished) == []
     assert len(warnings_of(SplitCounts(3, 1), with_vanished)) == 1
-
-
-def rows(url, query="", name="d"):
-    return array(f"{url}/page/{name}/rows?{query}", "<i4").tolist()
 
 
 def test_everything_about_one_dataset(url):
@@ -155,8 +124,8 @@ def test_everything_about_one_dataset(url):
         ("set=disagree", []),
     ],
 )
-def test_rows(url, query, expected):
-    assert rows(url, query) == expected
+def test_rows(server, query, expected):
+    assert server.rows(query) == expected
 
 
 @pytest.mark.parametrize(
@@ -172,13 +141,13 @@ def test_rows(url, query, expected):
         ("sort=smallest&split=val&min_bytes=1", BY_BYTES[:5]),
     ],
 )
-def test_sorts_by_size(url, query, first):
-    order = rows(url, query)
+def test_sorts_by_size(server, query, first):
+    order = server.rows(query)
     assert order[: len(first)] == first and FAILED not in order
 
 
-def test_rows_by_likeness(url):
-    order = rows(url, "like=2&by=clip")
+def test_rows_by_likeness(server, url):
+    order = server.rows("like=2&by=clip")
     assert set(order[:2]) == {2, COPY}
     assert len(order) == 79 and FAILED not in order
     near = get(f"{url}/page/d/neighbours/2?count=5")[1]["neighbours"]
@@ -188,8 +157,8 @@ def test_rows_by_likeness(url):
     ][:4]
 
 
-def test_sort_by_outliers_and_typical(url):
-    outliers, typical = rows(url, "sort=outliers"), rows(url, "sort=typical")
+def test_sort_by_outliers_and_typical(server, url):
+    outliers, typical = server.rows("sort=outliers"), server.rows("sort=typical")
     assert sorted(outliers) == sorted(typical) == [row for row in range(80) if row != FAILED]
     assert set(outliers[-2:]) == {2, 65}  # each other's copy
     distances = np.frombuffer(fetch(f"{url}/page/d/distances?sort=outliers")[2], "<f4")
@@ -199,12 +168,12 @@ def test_sort_by_outliers_and_typical(url):
 def test_file_sizes_when_the_image_is_gone(server, dataset_name):
     server.publish(dataset_name, 1, with_manifest=False)
     gcs.make_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg").delete()
-    assert rows(server.url, "sort=largest", dataset_name) == []
+    assert server.rows("sort=largest", dataset_name) == []
 
 
-def test_distances_of_rows(url):
+def test_distances_of_rows(server):
     def distances(query):
-        return array(f"{url}/page/d/distances?{query}", "<f4").tolist()
+        return server.array(f"d/distances?{query}", "<f4").tolist()
 
     assert distances("") == distances("split=val") == distances("set=failed") == []
     assert distances("set=near") == pytest.approx([0, 0], abs=1e-6)
@@ -213,9 +182,9 @@ def test_distances_of_rows(url):
     assert order[0] == pytest.approx(0, abs=1e-6) and order[-1] > 0.5
 
 
-def test_columns(url):
+def test_columns(server, url):
     def column(name):
-        return array(f"{url}/page/d/column/{name}", "<i4")
+        return server.array(f"d/column/{name}", "<i4")
 
     modes = column("category?category=bird")
     assert np.flatnonzero(modes == 0).tolist() == [0, 1, 2, 60]
@@ -227,12 +196,12 @@ def test_columns(url):
     assert np.flatnonzero(by_label == 0).tolist() == [0, 1, 2, 60]
     assert set(by_label.tolist()) == {-1, 0}
     classes, number = column("class"), get(f"{url}/page/d/image/1")[1]["imagenet_class"]
-    assert rows(url, f"class={number}") == np.flatnonzero(classes == number).tolist() != []
+    assert server.rows(f"class={number}") == np.flatnonzero(classes == number).tolist() != []
     assert classes[FAILED] == -1
 
 
-def test_map(url):
-    points = array(f"{url}/page/d/map?by=imagenet", "<f4").reshape(-1, 2)
+def test_map(server):
+    points = server.array("d/map?by=imagenet", "<f4").reshape(-1, 2)
     assert points.shape == (80, 2) and np.isnan(points[FAILED]).all()
     assert np.isfinite(np.delete(points, FAILED, axis=0)).all()
 
@@ -249,10 +218,9 @@ def test_labels_written_later_are_there_at_once(server, dataset_name):
     server.label(dataset_name, ["1"], "bird")
     after = server.dataset(dataset_name)
     assert after["version"] != before["version"]
-    address = f"{server.url}/page/{dataset_name}/rows?category=bird"
-    assert array(address, "<i4").tolist() == [1]
+    assert server.rows("category=bird", dataset_name) == [1]
     server.label(dataset_name, ["1"], "bird", "TOMBSTONE")
-    assert array(address, "<i4").tolist() == []
+    assert server.rows("category=bird", dataset_name) == []
 
 
 def test_pictures(server):

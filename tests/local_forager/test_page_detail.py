@@ -8,8 +8,9 @@ from PIL import ExifTags, Image
 
 import gcs
 from testing import synthetic
+from tests.harness import wait_for
 from tests.local_forager import screen
-from tests.local_forager.page_server import COPY, FAILED, wait_for
+from tests.local_forager.page_server import COPY, FAILED
 from tests.local_forager.screen import expect
 
 
@@ -108,8 +109,7 @@ def test_back_after_closing_does_not_reopen(server, tabs):
 def test_keys_work_while_neighbours_are_compared(server, tabs):
     """The focus returns to the image that was seen last, also after another view."""
     page = tabs("about:blank")
-    held = []
-    page.route("**/neighbours/*?*", lambda route: held.append(route))
+    held = screen.hold(page, "**/neighbours/*?*")
     page.goto(f"{server.url}/d?image=50")
     expect(title(page)).to_have_text("t50.jpg")
     page.keyboard.press("ArrowRight")
@@ -131,8 +131,7 @@ def test_keys_work_while_neighbours_are_compared(server, tabs):
 
 def test_thumbnail_until_the_original_is_here(server, tabs):
     page = tabs(server.url)
-    release = []
-    page.route("**/original/5*", lambda route: release.append(route))
+    release = screen.hold(page, "**/original/5*")
     page.goto(f"{server.url}/d?image=5")
     expect(page.locator(".preview")).to_be_visible()
     expect(page.locator("figcaption")).to_have_text("Loading the original…")
@@ -148,7 +147,7 @@ def test_reason_if_the_original_cannot_be_had(server, tabs, dataset_name):
     page = tabs(f"{server.url}/{dataset_name}?image=0")
     expect(page.locator("figcaption")).to_contain_text("It is not in the bucket.")
     # The browser may report the missing picture later; its messages arrive while it is asked.
-    wait_for(lambda: page.evaluate("1") and page.problems, "the browser's message")
+    wait_for(lambda: page.evaluate("1") and page.problems)
     assert len(page.problems) == 1 and "404" in page.problems.pop()
 
 

@@ -1,6 +1,5 @@
 """Filters and orders of the page: labels, classes, names, and sizes with their histograms."""
 
-import json
 import re
 
 import numpy as np
@@ -13,7 +12,6 @@ from testing import synthetic
 from tests.local_forager import screen
 from tests.local_forager.page_server import COPY, FAILED, fetch, get
 from tests.local_forager.screen import expect
-from tests.local_forager.test_page_api import conforms
 
 
 def test_filters_of_the_page(server, tabs):
@@ -147,17 +145,8 @@ def test_no_bins_without_values():
     assert histogram("width", np.zeros(0, np.int64), np.ones(0, bool)) is None
 
 
-def test_histogram_of_100_000_images():
-    sizes = np.array(synthetic.made_up_sizes(100_000), np.int64)
-    found = histogram("bytes", sizes[:, 0], sizes[:, 1] > 640)
-    assert sum(found["images"]) == 100_000 and sum(found["chosen"]) == (sizes[:, 1] > 640).sum()
-    assert len(json.dumps(found)) < 2_500
-
-
 def histograms(server, query=""):
-    status, answer = get(f"{server.url}/page/d/histograms?{query}")
-    assert status == 200
-    conforms(answer, page_types.HistogramList)
+    answer = server.typed(f"d/histograms?{query}", page_types.HistogramList)
     return {one["field"]: one for one in answer["histograms"]}
 
 
@@ -184,17 +173,8 @@ def plot(page, name):
     return lambda share: (box["x"] + share * box["width"], box["y"] + box["height"] / 2)
 
 
-def brush(page, start, end):
-    """Press the button at one place of the screen and release it at another."""
-    page.mouse.move(*start)
-    page.mouse.down()
-    page.mouse.move(*end, steps=3)
-    page.mouse.up()
-
-
-def test_brush_with_the_mouse(server, tabs):
-    page = tabs(f"{server.url}/d")
-    screen.complete(page)
+def test_brush_with_the_mouse(server, opened):
+    page = opened()
     expect(page.get_by_role("slider", name="Width: lower end")).to_be_visible()
     at = plot(page, "width")
     page.mouse.move(*at(0.8))
@@ -206,7 +186,7 @@ def test_brush_with_the_mouse(server, tabs):
     screen.total(page, "2 of 80 images")
     screen.shows_rows(page, [10, 11])
     expect(page.locator(".summary .chip")).to_contain_text("width from ")
-    brush(page, at(0.8), at(-0.2))  # the handle, back to the beginning
+    screen.drag(page, at(0.8), at(-0.2))  # the handle, back to the beginning
     screen.total(page, "80 images")
     expect(page).to_have_url(f"{server.url}/d")
     page.go_back()
@@ -215,13 +195,12 @@ def test_brush_with_the_mouse(server, tabs):
     screen.total(page, "80 images")
     page.route("**/histograms?*min_width*", lambda held: None)  # the new ones never come
     for start, end, found in ((0.8, 1.2, "2 of 80 images"), (0.8, -0.2, "80 images")):
-        brush(page, at(start), at(end))
+        screen.drag(page, at(start), at(end))
         screen.total(page, found)
 
 
-def test_brush_with_the_keyboard(server, tabs):
-    page = tabs(f"{server.url}/d")
-    screen.complete(page)
+def test_brush_with_the_keyboard(opened):
+    page = opened()
     upper = page.get_by_role("slider", name="Width: upper end")
     expect(upper).to_have_attribute("aria-valuenow", "300")
     upper.focus()
@@ -245,9 +224,8 @@ def test_brush_with_the_keyboard(server, tabs):
     expect(bars).to_have_attribute("d", re.compile("^M[^M]*$"))  # one bar: all are 200 wide
 
 
-def test_brush_with_a_finger(server, tabs):
-    page = tabs(f"{server.url}/d", has_touch=True, viewport={"width": 400, "height": 800})
-    screen.complete(page)
+def test_brush_with_a_finger(opened):
+    page = opened(has_touch=True, viewport={"width": 400, "height": 800})
     page.get_by_text("Search and filters").tap()
     expect(page.get_by_role("slider", name="Height: lower end")).to_be_visible()
     at = plot(page, "height")

@@ -8,8 +8,9 @@ import pytest
 
 from local_forager.analysis import text_search
 from testing import synthetic
+from tests.harness import wait_for
 from tests.local_forager import screen
-from tests.local_forager.page_server import FAILED, page_server, wait_for
+from tests.local_forager.page_server import FAILED, page_server
 from tests.local_forager.screen import expect
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
@@ -148,10 +149,9 @@ def test_views_that_change_quickly_end_at_the_last_one(server, tabs):
     expect(page).to_have_url(f"{server.url}/d")
 
 
-def test_grid_shows_thumbnails(server, tabs):
+def test_grid_shows_thumbnails(opened):
     """It holds only what is on the screen, and Tab leads to an image there."""
-    page = tabs(f"{server.url}/d", viewport={"width": 1000, "height": 400})
-    screen.total(page, "80 images")
+    page = opened(viewport={"width": 1000, "height": 400})
     screen.wait_for_pictures(page)
     cells = page.locator(".cell:not([hidden])")
     expect(cells.nth(FAILED)).to_contain_text("failed: t04.jpg")
@@ -195,10 +195,9 @@ def test_late_health_report_leaves_the_grid_in_place(server, tabs):
     expect(page.get_by_role("dialog")).to_contain_text("t51.jpg")
     page.keyboard.press("Escape")
     screen.focused(page, 51)
-    held = []
-    page.route("**/page/d/health*", lambda route: held.append(route))
+    held = screen.hold(page, "**/page/d/health*")
     page.get_by_role("link", name="Health").click()
-    wait_for(lambda: held, "the request for the health report")
+    wait_for(lambda: held)
     page.get_by_role("link", name="Images", exact=True).click()
     screen.total(page, "80 images")
     before = page.evaluate("scrollY")
@@ -207,13 +206,11 @@ def test_late_health_report_leaves_the_grid_in_place(server, tabs):
     assert page.evaluate("scrollY") == before
 
 
-def test_late_answer_does_not_replace_a_newer_view(server, tabs):
-    page = tabs(f"{server.url}/d")
-    screen.total(page, "80 images")
-    held = []
-    page.route("**/page/d/rows?*split=val*", lambda route: held.append(route))
+def test_late_answer_does_not_replace_a_newer_view(opened):
+    page = opened()
+    held = screen.hold(page, "**/page/d/rows?*split=val*")
     page.locator(".filters").get_by_role("link", name="Validation 20").click()
-    wait_for(lambda: held, "the request for validation images")
+    wait_for(lambda: held)
     screen.follow(page, "Train 60", 60, ".filters")
     arrives(page, held[0])
     screen.total(page, "60 of 80 images")

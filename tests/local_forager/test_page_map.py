@@ -5,8 +5,9 @@ import re
 import numpy as np
 
 from local_forager.indexes import index as imagenet
+from tests.harness import wait_for
 from tests.local_forager import screen
-from tests.local_forager.page_server import COPY, FAILED, wait_for
+from tests.local_forager.page_server import COPY, FAILED
 from tests.local_forager.screen import expect
 
 
@@ -18,12 +19,15 @@ def drawn(page):
 
 def wait_until_drawn(page, condition):
     """Wait until condition(drawn(page)) is true, and return that drawing."""
-    return wait_for(lambda: condition(text := drawn(page)) and text, "the map's drawing")
+    return wait_for(lambda: condition(text := drawn(page)) and text)
 
 
-def drawn_without_focus(page):
+def show_all(page, whole):
+    """Go back from any place to the whole map, which is drawn as it was."""
+    page.get_by_role("button", name="Show all").click()
+    page.mouse.move(5, 5)
     page.evaluate("document.activeElement.blur()")
-    return drawn(page)
+    wait_until_drawn(page, lambda text: text == whole)
 
 
 def point_on_map(page, row):
@@ -39,9 +43,8 @@ def point_on_map(page, row):
     )
 
 
-def test_map_hovers_and_opens(server, tabs):
-    page = tabs(f"{server.url}/d?view=map")
-    screen.complete(page)
+def test_map_hovers_and_opens(opened):
+    page = opened("?view=map")
     x, y = point_on_map(page, 10)
     page.mouse.move(x, y)
     tip = page.locator(".tip")
@@ -100,13 +103,13 @@ def test_map_colours_by_the_commonest_labels(server, tabs, dataset_name):
     expect(legend).to_contain_text("negative1")
 
 
-def test_map_keeps_its_place(server, tabs):
-    page = tabs(f"{server.url}/d?view=map&pictures=no")
-    screen.complete(page)
+def test_map_keeps_its_place(tabs, opened):
+    page = opened("?view=map&pictures=no")
     page.get_by_role("button", name="Zoom in").click()
     page.locator("canvas").press("ArrowLeft")
     expect(page).to_have_url(re.compile("at=-"))
-    place = drawn_without_focus(page)
+    page.evaluate("document.activeElement.blur()")
+    place = drawn(page)
     shared = tabs(page.url)
     screen.complete(shared)
     wait_until_drawn(shared, lambda text: text == place)
@@ -133,19 +136,14 @@ def test_map_pans_and_zooms(server, tabs):
     page.mouse.move(x, y)
     page.mouse.wheel(0, -200)
     changed()
-    page.mouse.down()
-    page.mouse.move(x + 60, y + 30, steps=4)
-    page.mouse.up()
+    screen.drag(page, (x, y), (x + 60, y + 30))
     changed()
     assert "image=" not in page.url  # a drag is no click
     page.locator("canvas").focus()
     for key in ("+", "ArrowLeft", "ArrowUp"):
         page.keyboard.press(key)
         changed()
-    page.get_by_role("button", name="Show all").click()
-    page.mouse.move(5, 5)
-    page.evaluate("document.activeElement.blur()")
-    wait_until_drawn(page, lambda text: text == first)
+    show_all(page, first)
 
 
 def test_map_shows_pictures_when_few_points_are_in_view(server, tabs):
@@ -199,18 +197,12 @@ def test_map_of_100_000(server, tabs):
     )
     whole = drawn(page)
     box = page.locator("canvas").bounding_box()
-    page.mouse.move(box["x"] + 5, box["y"] + 5)
-    page.keyboard.down("Shift")
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] - 60, box["y"] + box["height"] - 5, steps=3)
-    page.mouse.up()
-    page.keyboard.up("Shift")
+    left, top = box["x"] + 5, box["y"] + 5
+    corner = left + box["width"] - 65, top + box["height"] - 10
+    screen.drag(page, (left, top), corner, key="Shift")
     expect(page.locator(".selected-count")).to_have_text("100,000 selected")
     page.get_by_role("button", name="Clear").click()
     for _ in range(6):
         page.get_by_role("button", name="Zoom in").click()
     wait_until_drawn(page, lambda text: text != whole)
-    page.get_by_role("button", name="Show all").click()
-    page.mouse.move(5, 5)
-    page.evaluate("document.activeElement.blur()")
-    wait_until_drawn(page, lambda text: text == whole)
+    show_all(page, whole)

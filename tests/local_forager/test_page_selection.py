@@ -65,9 +65,8 @@ def test_selection_by_keyboard(server, tabs):
     selected(page, 80)
 
 
-def test_selection_by_touch(server, tabs):
-    page = tabs(f"{server.url}/d", has_touch=True, viewport={"width": 400, "height": 800})
-    screen.complete(page)
+def test_selection_by_touch(opened):
+    page = opened(has_touch=True, viewport={"width": 400, "height": 800})
     for place in (0, 4):
         expect(tile(page, place).locator(".check")).to_be_visible()
         tile(page, place).locator(".check").tap()
@@ -122,9 +121,8 @@ def test_select_a_finding_a_group_and_neighbours(server, tabs):
 
 
 @pytest.mark.parametrize("tool", ["Rectangle", "Lasso", "Shift"])
-def test_shapes_on_the_map(server, tabs, tool):
-    page = tabs(f"{server.url}/d?view=map&pictures=no")
-    screen.complete(page)
+def test_shapes_on_the_map(opened, tool):
+    page = opened("?view=map&pictures=no")
     if tool != "Shift":
         page.get_by_role("radio", name=tool).check()
     box = page.locator("canvas").bounding_box()
@@ -132,23 +130,16 @@ def test_shapes_on_the_map(server, tabs, tool):
     right, bottom = left + box["width"] - 80, top + box["height"] - 10
 
     def draw(*corners):
-        page.mouse.move(*corners[0])
-        page.keyboard.down("Shift")
-        page.mouse.down()
-        for corner in corners[1:]:
-            page.mouse.move(*corner, steps=4)
-        page.mouse.up()
-        page.keyboard.up("Shift")
+        corners = corners if tool == "Lasso" else (corners[0], corners[2])
+        screen.drag(page, *corners, key="Shift")
 
-    around = [(left, top), (right, top), (right, bottom), (left, bottom)]
-    draw(*(around if tool == "Lasso" else (around[0], around[2])))
+    draw((left, top), (right, top), (right, bottom), (left, bottom))
     selected(page, 79)  # all but the failed one
     expect(page.get_by_label("Selected images").locator("li")).to_have_count(24)
     expect(page.get_by_role("link", name="Show all 79")).to_be_visible()
     page.get_by_role("radio", name="Remove").check()
     middle = (left + right) / 2
-    half = [(middle, top), (right, top), (right, bottom), (middle, bottom)]
-    draw(*(half if tool == "Lasso" else (half[0], half[2])))
+    draw((middle, top), (right, top), (right, bottom), (middle, bottom))
     screen.until(page, "parseInt(document.querySelector('.selected-count').textContent) < 79")
     show_selected(page)
 

@@ -1,19 +1,18 @@
 """The local Forager's API as a real process over HTTP, on an emulated bucket."""
 
 import json
-import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import uuid
-from contextlib import ExitStack
+from contextlib import closing
 
 import pytest
 
 import gcs
 from common.program import ROOT
 from testing.servers.processes import LONGEST_S, local_forager
+from tests.harness import run
 from tests.local_forager.page_server import ask
 
 LABELS = "api/add_annotations_by_internal_identifiers_v2"
@@ -50,35 +49,19 @@ class ApiServer:
         return ask(f"{self.url}/{LABELS}/{self.name}", payload | more)
 
     def stored_labels(self):
-        connection = sqlite3.connect(self.data_dir / "forager.sqlite3")
-        rows = connection.execute(
+        query = (
             "SELECT identifier, category, mode, created_by FROM label JOIN item ON item.id = item "
-            "JOIN dataset ON dataset.id = dataset WHERE name = ? ORDER BY label.id",
-            (self.name,),
-        ).fetchall()
-        connection.close()
-        return rows
-
-
-@pytest.fixture(scope="module")
-def addresses(emulator_url, tmp_path_factory):
-    """{generation: (address, data directory)} of a server of each generation."""
-    environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator_url}
-    with ExitStack() as stack:
-        addresses = {}
-        for generation in "AB":
-            directory = tmp_path_factory.mktemp(f"api-{generation}")
-            options = "--generation", generation
-            service = local_forager(directory, directory / "log", *options, environment=environment)
-            addresses[generation] = stack.enter_context(service).url, directory
-        yield addresses
+            "JOIN dataset ON dataset.id = dataset WHERE name = ? ORDER BY label.id"
+        )
+        with closing(sqlite3.connect(self.data_dir / "forager.sqlite3")) as database:
+            return database.execute(query, (self.name,)).fetchall()
 
 
 @pytest.fixture
-def start(addresses, dataset_name):
+def start(servers, server_directories, dataset_name):
     """A function that returns an ApiServer of a generation."""
     return lambda generation: ApiServer(
-        addresses[generation][0], generation, addresses[generation][1], dataset_name
+        servers[generation], generation, server_directories[generation], dataset_name
     )
 
 
@@ -276,9 +259,4 @@ def test_signals_end_it_cleanly(emulator, tmp_path, number):
 def test_port_in_use_is_one_sentence(start, tmp_path):
     port = start("B").url.rpartition(":")[2]
     command = [sys.executable, "-m", "local_forager", "--port", port, "--data_dir", str(tmp_path)]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S, check=False
-    )
-    assert result.returncode == 1
-    assert "choose another --port" in result.stderr
-    assert "Traceback" not in result.stderr
+    run(command, cwd=ROOT).failed("choose another --port")

@@ -21,10 +21,7 @@ CLIP = "clip-vit-base-patch32"
 
 def refusal(result):
     """What the user is told, after the lines on what was listed and tried."""
-    assert result.exit_code == 1, result.output
-    assert "Traceback" not in result.output
-    assert result.stdout == ""
-    return result.stderr[result.stderr.index("Error: ") :].removeprefix("Error: ").rstrip("\n")
+    return result.refused().error.rstrip("\n")
 
 
 @pytest.fixture
@@ -70,28 +67,20 @@ PAGE = b"<html><head><title>Forager &amp; friends</title></head></html>"
     ("answer", "message"),
     [
         (Answer(200, PAGE), "a web page ('Forager & friends') instead of JSON"),
-        (
-            Answer(302, b"", {"Location": "https://login.example/"}),
-            "redirects GET api/get_data",
-        ),
+        (Answer(302, b"", {"Location": "https://login.example/"}), "redirects GET api/get_d"),
         (Answer(404, PAGE), "is not a Forager server that this program can talk to"),
         (Answer(200, {"a": 1}), "JSON of another shape than a Forager server"),
         (Answer(401, b""), "with HTTP 401: it asks for a login"),
         (Answer(500, PAGE), "HTTP 500 (Forager & friends)"),
+        (None, "is the later forager-server from PyPI, which takes local directories"),
     ],
 )
 def test_no_forager_server(ready, answer, message):
-    with StandIn(None, lambda asked: answer) as server:
+    later = Rule("/api/get_datasets$", Answer(200, {"dataset_names": []}))
+    with StandIn(None, Rule("", answer) if answer else later) as server:
         said = refusal(ready.run(server=server))
     assert message in said
     assert server.url in said
-
-
-def test_the_later_server_from_pypi(ready):
-    rules = Rule("/api/get_datasets$", Answer(200, {"dataset_names": []})), Rule("", "404")
-    with StandIn(None, *rules) as server:
-        message = refusal(ready.run(server=server))
-    assert "is the later forager-server from PyPI, which takes local directories" in message
 
 
 def test_dataset_is_there_already(ready):
@@ -108,23 +97,14 @@ def test_dataset_is_there_already(ready):
     [
         ("t", "gs://{bucket}/v", "t is not a Cloud Storage path: write gs://BUCKET/DIRECTORY."),
         ("gs://{bucket}/t", "gs://v", "gs://v names no bucket"),
-        (
-            "gs://{bucket}/t",
-            "gs://elsewhere/v",
-            "gs://{bucket}/t and gs://elsewhere/v are in two buckets: the web page builds every "
-            "image address from the training bucket, so put both in one.",
-        ),
+        ("gs://{bucket}/t", "gs://other/v", "gs://other/v are in two buckets: the web page "),
         ("gs://{bucket}/t", "gs://{bucket}/t/", "gs://{bucket}/t/ is named for both splits: name"),
         ("gs://{bucket}/t", "gs://{bucket}/t/v", "gs://{bucket}/t/ contains gs://{bucket}/t/v/, "),
         ("gs://{bucket}/t/v", "gs://{bucket}/t", "gs://{bucket}/t/ contains gs://{bucket}/t/v/, "),
         ("gs://{bucket}", "gs://{bucket}/v", "gs://{bucket}/ contains gs://{bucket}/v/, whose"),
         ("gs://{bucket}/t", "gs://{bucket}/none", "No validation images under gs://{bucket}/none/"),
         ("gs://{bucket}/T", "gs://{bucket}/v", "No training images under gs://{bucket}/T/: images"),
-        (
-            "gs://no-such-bucket/t",
-            "gs://no-such-bucket/v",
-            "there is no such bucket or object (404)",
-        ),
+        ("gs://nowhere/t", "gs://nowhere/v", "there is no such bucket or object (404)"),
     ],
 )
 def test_paths(ready, train, val, message):
@@ -216,11 +196,7 @@ PAYS = b"<Message>Bucket is a requester pays bucket but no user project provided
         # Its owner can list it; a browser cannot read it.
         (ANONYMOUS, Answer(400, PAYS), f"gs://{{images}}: {gcs.REQUESTER_PAYS}"),
         (r"/v/b\.jpg$", Answer(403), "gs://{images}/v/b.jpg cannot be read without credentials"),
-        (
-            r"/v/b\.jpg$",
-            Answer(404),
-            "gs://{images}/v/b.jpg gives HTTP 404 without credentials",
-        ),
+        (r"/v/b\.jpg$", Answer(404), "gs://{images}/v/b.jpg gives HTTP 404 without "),
         (
             "testPermissions",
             Answer(200, {"permissions": ["storage.objects.get"]}),
@@ -228,11 +204,7 @@ PAYS = b"<Message>Bucket is a requester pays bucket but no user project provided
             "gs://{index}: ask its owner for the role Storage Object User, or name a "
             "bucket of your own with --bucket.",
         ),
-        (
-            "testPermissions",
-            Answer(404, {}),
-            "Checking write access to gs://{index}: there is no such bucket",
-        ),
+        ("testPermissions", Answer(404, {}), "Checking write access to gs://{index}: there "),
     ],
 )
 def test_a_bucket_that_cannot_be_used(ready, pattern, answer, message):
@@ -241,23 +213,15 @@ def test_a_bucket_that_cannot_be_used(ready, pattern, answer, message):
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "message"),
+    ("variable", "value", "shown"),
     [
-        (
-            "FORAGER_RETRY_BASE_S",
-            "fast",
-            "FORAGER_RETRY_BASE_S='fast' in the environment is not a number of seconds from 0 to "
-            "60: correct it or unset it.",
-        ),
-        (
-            "STORAGE_EMULATOR_HOST",
-            "http://host:port",
-            "STORAGE_EMULATOR_HOST='http://host:...' in the env",
-        ),
+        ("FORAGER_RETRY_BASE_S", "fast", "fast"),
+        ("STORAGE_EMULATOR_HOST", "http://host:port", "http://host:..."),
     ],
 )
-def test_a_wrong_variable_of_the_environment_is_one_sentence(ready, variable, value, message):
-    assert refusal(ready.run(**{variable: value})).startswith(message)
+def test_a_wrong_variable_of_the_environment_is_one_sentence(ready, variable, value, shown):
+    said = refusal(ready.run(**{variable: value}))
+    assert said.startswith(f"{variable}='{shown}' in the environment is not ")
 
 
 @pytest.mark.parametrize("others", [[], ["t/c.jpg"]])

@@ -1,5 +1,6 @@
 """What a dry run says of what is listed."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from tests.dataset.states import listed, listing_of
 def listing(tmp_path):
     objects = ["t/a.jpg", "t/b.JPG", "t/c.Jpeg", "t/d.webp", "t/e.txt", "t/f.txt", "t/g/", "t/h"]
     train = [listed(name, 1_000_000) for name in objects]
-    made = listing_of(tmp_path, train, [listed(f"v/{n}.jpg", 500_000) for n in range(1200)])
-    yield made
-    made.close()
+    val = [listed(f"v/{n}.jpg", 500_000) for n in range(1200)]
+    with closing(listing_of(tmp_path, train, val)) as made:
+        yield made
 
 
 def test_the_plan_in_numbers(listing):

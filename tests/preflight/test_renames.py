@@ -61,15 +61,15 @@ def test_the_script_renames_any_names(tmp_path):
 
 def test_a_dry_run_writes_the_script_for_all_that_is_skipped(world, fast_models, tmp_path):
     world.put("v/b.jpg", **dict.fromkeys(["t/A.JPG", "t/b.JPG", "t/c.jfif"], b"x"))
-    result = world.run("--dry_run", "--write_renames", "renames.sh")
+    result = world.run("--dry_run", "--write_renames", "re names.sh")
     assert "No training images" in result.stderr
     said = result.stderr.splitlines()
     assert said[1:4] == [
         "Skipped 2 objects (.JPG, such as t/A.JPG): the server takes lower-case names only.",
         "Skipped 1 object (.jfif, such as t/c.jfif): the server takes .jpg, .jpeg and .png only.",
-        "Wrote a script that renames 3 objects. Read it, then run: bash renames.sh",
+        "Wrote a script that renames 3 objects. Read it, then run: bash 're names.sh'",
     ]
-    renamed = renamed_by("bash renames.sh", tmp_path)
+    renamed = renamed_by("bash 're names.sh'", tmp_path)
     assert renamed[0] == (f"gs://{world.images}/t/A.JPG", f"gs://{world.images}/t/A.jpg")
     assert len(renamed) == 3
 

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import sys
-from contextlib import ExitStack
 
 import pytest
 from click.testing import CliRunner
@@ -12,7 +10,6 @@ from click.testing import CliRunner
 from common.program import ROOT
 from forager.client import DatasetInfo, Forager
 from ingest_labels import main
-from testing.servers.processes import local_forager
 from tests import harness
 from tests.commands.labels.label_command import IMAGES, Server
 
@@ -38,16 +35,11 @@ async def create_datasets(url, bucket):
 
 @pytest.fixture(scope="module")
 def label_servers(bucket, emulator_url, tmp_path_factory):
-    environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator_url}
-    with ExitStack() as stack:
-        servers = {}
-        for generation in "AB":
-            path = tmp_path_factory.mktemp(generation)
-            options = "--generation", generation
-            service = local_forager(path, path / "log", *options, environment=environment)
-            servers[generation] = Server(generation, stack.enter_context(service).url, path)
-            asyncio.run(create_datasets(service.url, bucket))
-        yield servers
+    paths = {generation: tmp_path_factory.mktemp(generation) for generation in "AB"}
+    with harness.foragers(paths, emulator_url) as addresses:
+        for url in addresses.values():
+            asyncio.run(create_datasets(url, bucket))
+        yield {name: Server(name, addresses[name], paths[name]) for name in "AB"}
 
 
 @pytest.fixture(params=["A", "B"])

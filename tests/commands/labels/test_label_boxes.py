@@ -11,8 +11,7 @@ LABELS = sorted([*STORED, ("c", "cat", "POSITIVE")])
 
 
 def test_boxes_are_stored(server_b, run):
-    code, out, err = run(server_b.url, WITH_BOXES)
-    assert code == 0
+    _, out, err = run(server_b.url, WITH_BOXES).succeeded()
     assert err.count("not checked that boxes are inside their images") == 1
     assert out.splitlines() == [
         "category  mode      asked  created  boxes  boxes created",
@@ -32,29 +31,25 @@ def test_boxes_are_stored(server_b, run):
 
 
 def test_boxes_on_generation_a(server_a, run):
-    code, out, err = run(server_a.url, WITH_BOXES)
-    assert (code, out) == (1, "")
-    assert "This server stores no boxes, and" in err
-    assert "labels.json has 4 boxes: add --skip_boxes" in err
-    code, out, _ = run(server_a.url, WITH_BOXES, "--skip_boxes")
-    assert code == 0
-    assert "6 of 6 labels created in 3 requests; 4 boxes skipped." in out
+    run(server_a.url, WITH_BOXES).refused(
+        "This server stores no boxes, and", "labels.json has 4 boxes: add --skip_boxes"
+    )
+    run(server_a.url, WITH_BOXES, "--skip_boxes").succeeded(
+        "6 of 6 labels created in 3 requests; 4 boxes skipped."
+    )
     assert server_a.stored() == LABELS
 
 
 def test_boxes_sent_again_are_stored_twice(server_b, run):
     assert run(server_b.url, WITH_BOXES)[0] == 0
-    code, _, err = run(server_b.url, WITH_BOXES)
-    assert code == 0
+    err = run(server_b.url, WITH_BOXES).succeeded().stderr
     assert "6 of 6 labels and 4 of 4 boxes created. Nothing was sent now." in err
     assert "add --again: this server then stores 4 boxes a second time." in err
     assert server_b.boxes() == BOXES
-    code, _, err = run(server_b.url, WITH_BOXES, "--again")
-    assert code == 0
+    err = run(server_b.url, WITH_BOXES, "--again").succeeded().stderr
     assert "Starting over: this server stores 4 boxes of an earlier run a second time" in err
     assert "that run stored it; Forager shows both copies of a box.\n" in err
-    code, _, err = run(server_b.url, WITH_BOXES | {"z.jpg": []})
-    assert code == 0
+    err = run(server_b.url, WITH_BOXES | {"z.jpg": []}).succeeded().stderr
     assert "another version of this label file, with 4 boxes." in err
     assert server_b.boxes() == sorted(BOXES * 3)
 
@@ -62,9 +57,9 @@ def test_boxes_sent_again_are_stored_twice(server_b, run):
 def test_other_boxes_of_a_finished_file(server_b, run):
     document = WITH_BOXES | {"z.jpg": ["cat"]}
     assert run(server_b.url, document, "--skip_unknown")[0] == 0
-    code, _, err = run(server_b.url, document, "--skip_unknown", "--bucket", "no-such-bucket")
-    assert code == 1
-    assert "This server would store 4 boxes a second time: add --again if you want that." in err
+    run(server_b.url, document, "--skip_unknown", "--bucket", "no-such-bucket").failed(
+        "This server would store 4 boxes a second time: add --again if you want that."
+    )
     assert server_b.boxes() == BOXES
 
 
@@ -77,18 +72,18 @@ def test_boxes_that_were_skipped_are_sent_later(server_b, run):
 
 
 def test_a_dry_run_counts_boxes(server_b, run):
-    code, out, _ = run(server_b.url, WITH_BOXES, "--dry_run")
-    assert code == 0
-    assert "6 labels and 4 boxes in 4 requests would be sent" in out
+    run(server_b.url, WITH_BOXES, "--dry_run").succeeded(
+        "6 labels and 4 boxes in 4 requests would be sent",
+        "What it has already of the boxes is stored a second time.\n",
+    )
     assert server_b.boxes() == []
-    assert "What it has already of the boxes is stored a second time.\n" in out
 
 
 def test_boxes_on_unknown_images_without_an_index(server_b, run):
-    code, _, err = run(server_b.url, {"a.jpg": [box()], "z.jpg": [box()]}, name="noindex")
-    assert code == 1
-    assert "HTTP 500 (KeyError at /api/add_annotations_multi_v2" in err
-    assert "refuses all boxes of a request if the dataset lacks one image." in err
+    run(server_b.url, {"a.jpg": [box()], "z.jpg": [box()]}, name="noindex").failed(
+        "HTTP 500 (KeyError at /api/add_annotations_multi_v2",
+        "refuses all boxes of a request if the dataset lacks one image.",
+    )
     assert server_b.boxes() == []
 
 
@@ -113,12 +108,11 @@ def test_boxes_outside_their_images(server_b, run, bucket, emulator):
     Emulated(emulator).put(*manifest, sink.getvalue().to_pybytes())
     try:
         document = {"a.jpg": [box(x2=900)], "c.jpeg": [box(x2=41)], "d.jpg": [box(x2=1e6)]}
-        code, _, err = run(server_b.url, document)
-        assert code == 1
-        assert "The box 10, 20, 900, 60 of 'cat' on a is not inside the image of 99 x 99" in err
-        assert "labels.json has 1 problem:" in err
-        code, _, err = run(server_b.url, {"c.jpeg": [box(x2=41)]})
-        assert (code, err) == (0, "")
+        run(server_b.url, document).failed(
+            "The box 10, 20, 900, 60 of 'cat' on a is not inside the image of 99 x 99",
+            "labels.json has 1 problem:",
+        )
+        assert run(server_b.url, {"c.jpeg": [box(x2=41)]}).succeeded().stderr == ""
     finally:
         Emulated(emulator).delete(*manifest)
 
@@ -136,9 +130,9 @@ COCO = {
 
 
 def test_coco(server_b, run):
-    code, out, _ = run(server_b.url, COCO, "--format", "coco")
-    assert code == 0
-    assert "0 of 0 labels and 3 of 3 boxes created in 1 request." in out
+    run(server_b.url, COCO, "--format", "coco").succeeded(
+        "0 of 0 labels and 3 of 3 boxes created in 1 request."
+    )
     assert server_b.boxes() == [
         ("a", "cat", "POSITIVE", 10, 20, 40.5, 60),
         ("a", "cat", "POSITIVE", 10, 20, 41, 60),
@@ -147,8 +141,7 @@ def test_coco(server_b, run):
 
 
 def test_coco_as_labels(server, run):
-    code, out, _ = run(server.url, COCO, "--format", "coco", "--as_labels")
-    assert code == 0
+    run(server.url, COCO, "--format", "coco", "--as_labels").succeeded()
     assert server.stored() == [("a", "cat", "POSITIVE"), ("d", "dog", "POSITIVE")]
 
 
@@ -171,6 +164,7 @@ def test_csv(server, run):
         ([], json.dumps(COCO), "this is a COCO file: add --format coco."),
         (["--format", "voc"], "{}", "'voc' is not one of 'forager', 'coco', 'csv'"),
         (["--as_labels"], "{}", "--as_labels goes with --format coco."),
+        ([], '{"cat": ["b.v1", "é"]}', 'gives "cat" the label "b.v1": it maps categories to'),
     ],
 )
 def test_another_format_than_said(server_b, run, options, text, words):

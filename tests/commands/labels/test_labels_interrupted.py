@@ -41,16 +41,14 @@ def test_a_lost_answer_is_for_the_user_to_settle(
 ):
     server = request.getfixturevalue(f"server_{generation}")
     with failing(server, *[None] * before, fault) as proxy:
-        code, out, err = run(proxy.url, document)
-        assert (code, out) == (1, "")
-        assert f"may or may not have stored {what}: " in err
-        assert f"{before} of {3 if generation == 'a' else 4} requests stored so far" in err
-        assert why in err
-        code, out, err = run(proxy.url, document)
-        assert (code, out) == (1, "")
-        assert "An interrupted run may have stored 1 request with " in err
-        assert f"      {what}\n" in err
-        assert why in err
+        run(proxy.url, document).refused(
+            f"may or may not have stored {what}: ",
+            f"{before} of {3 if generation == 'a' else 4} requests stored so far",
+            why,
+        )
+        run(proxy.url, document).refused(
+            "An interrupted run may have stored 1 request with ", f"      {what}\n", why
+        )
         assert len(proxy.requests("POST")) == before + 1
         assert run(proxy.url, document, "--uncertain", choice)[0] == 0
     copies = (fault == "lost") + (choice == "resend")
@@ -70,10 +68,9 @@ def test_a_lost_answer_of_a_can_be_settled_before(server_a, run, choice, again):
 
 def test_all_requests_fail(server, run):
     with failing(server, *["503"] * 8) as proxy:
-        code, out, err = run(proxy.url, GOOD)
-        assert (code, out) == (1, "")
-        assert "in 8 attempts: HTTP 503" in err
-        assert "0 of 3 requests stored so far; the same command continues." in err
+        run(proxy.url, GOOD).refused(
+            "in 8 attempts: HTTP 503", "0 of 3 requests stored so far; the same command continues."
+        )
         assert "interrupted" not in run(proxy.url, GOOD, "--dry_run")[1]
         assert run(proxy.url, GOOD)[0] == 0  # what was refused is not uncertain, on A either
     assert server.stored() == STORED
@@ -107,9 +104,7 @@ def test_an_interrupted_run_continues(server_b, begin, run, number, code):
 def test_two_at_once(server_b, begin, run):
     with failing(server_b, "hold") as proxy, begin(proxy.url, GOOD) as first:
         assert proxy.holding.wait(100)
-        code, _, err = run(proxy.url, GOOD)
-        assert code == 1
-        assert "Another ingest_labels.py is sending these labels" in err
+        run(proxy.url, GOOD).failed("Another ingest_labels.py is sending these labels")
         first.kill()
         ended(first)
 
@@ -117,10 +112,9 @@ def test_two_at_once(server_b, begin, run):
 def test_a_journal_of_something_else_is_refused(server_a, run):
     with failing(server_a, None, "400") as proxy:
         assert run(proxy.url, GOOD)[0] == 1
-        code, _, err = run(proxy.url, GOOD | {"c.jpeg": ["cat"]}, "--user", "bob@x.org")
-        assert code == 1
-        assert "user 'ann@x.org', now 'bob@x.org'; label file sha256" in err
-        assert "--restart" in err
+        run(proxy.url, GOOD | {"c.jpeg": ["cat"]}, "--user", "bob@x.org").failed(
+            "user 'ann@x.org', now 'bob@x.org'; label file sha256", "--restart"
+        )
         assert run(proxy.url, GOOD, "--restart")[0] == 0
     assert server_a.stored() == sorted([*STORED, *(STORED[i] for i in (0, 3, 4))])
 
@@ -140,19 +134,16 @@ def test_a_finished_run_is_not_repeated(server, run):
     twice = server.generation == "A"
     assert run(server.url, GOOD)[0] == 0
     for options in ([], ["--restart"], ["--uncertain", "resend"]):
-        code, out, err = run(server.url, GOOD, *options)
-        assert (code, out) == (0, "")
+        _, out, err = run(server.url, GOOD, *options).succeeded()
+        assert out == ""
         assert err.startswith("An earlier run finished sending ")
         assert "5 of 5 labels created. Nothing was sent now. To send them again, add --again" in err
         assert ("a second time" in err) == twice
     assert server.stored() == STORED
-    code, out, _ = run(server.url, GOOD, "--dry_run")
-    assert code == 0
+    out = run(server.url, GOOD, "--dry_run").succeeded().stdout
     assert out.endswith("An earlier run finished sending these: they are only sent with --again.\n")
     assert "earlier run" not in run(server.url, GOOD, "--dry_run", "--user", "bob@x.org")[1]
-    code, out, err = run(server.url, GOOD, "--again")
-    assert code == 0
-    assert "5 of 5 labels created" in out
+    err = run(server.url, GOOD, "--again").succeeded("5 of 5 labels created").stderr
     assert ("Starting over: this server stores 5 labels" in err) == twice
     assert server.stored() == sorted(STORED * (1 + twice))
 
@@ -160,8 +151,7 @@ def test_a_finished_run_is_not_repeated(server, run):
 def test_a_changed_label_file_is_sent(server, run):
     twice = server.generation == "A"
     assert run(server.url, {"a.jpg": ["cat"]})[0] == 0
-    code, out, err = run(server.url, {"a.jpg": ["cat"], "d.jpg": ["cat"]})
-    assert code == 0
+    _, out, err = run(server.url, {"a.jpg": ["cat"], "d.jpg": ["cat"]}).succeeded()
     assert ("another version of this label file, with 1 label." in err) == twice
     assert "2 of 2 labels created" in out
     assert server.stored() == [STORED[0]] * (1 + twice) + [STORED[3]]
@@ -170,9 +160,7 @@ def test_a_changed_label_file_is_sent(server, run):
 def test_a_finished_run_that_stored_too_few_stays_an_error(server_a, run):
     document = {"a.jpg": ["cat"], "nowhere.jpg": ["cat"]}
     for words in ("1 of 2", "1 of 2 labels created. Nothing was sent now."):
-        code, _, err = run(server_a.url, document, name="noindex")
-        assert code == 1
-        assert words in err
+        assert words in run(server_a.url, document, name="noindex").failed().stderr
     assert server_a.stored() == STORED[:1]
 
 
