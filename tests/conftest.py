@@ -19,6 +19,7 @@ from testing.embedders import FakeEmbedder
 from testing.servers.processes import storage_emulator
 from testing.weights import seeded_weights
 from tests.harness import CLEAN, TRAIN, VAL, World, foragers, pictures
+from tests.stand_in import StandIn
 
 MAX_WORKERS = 4  # of `make test`
 
@@ -90,6 +91,13 @@ def emulator(emulator_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The storage emulator, selected by STORAGE_EMULATOR_HOST as a user would."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
     return emulator_url
+
+
+@pytest.fixture
+def storage(emulator_url: str) -> Iterator[StandIn]:
+    """The emulator behind a stand-in, which counts, holds and fails requests."""
+    with StandIn(emulator_url) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture

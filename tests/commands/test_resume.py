@@ -4,45 +4,16 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
-import sys
 
 import pytest
 
 from dataset import arrays, lists
 from dataset.state import State
-from tests.commands.test_stops import DOWNLOAD, INTERRUPTED, SMALL_STEPS
-from tests.harness import TRAIN, VAL, ended, pictures, start, wait_for
+from tests.commands.test_stops import DOWNLOAD, SMALL_STEPS
+from tests.harness import TRAIN, VAL, ended, pictures, wait_for
 from tests.stand_in import Rule, StandIn
-
-
-@pytest.fixture
-def storage(emulator):
-    with StandIn(emulator) as proxy:
-        yield proxy
-
-
-def test_second_interrupt_does_not_even_wait_for_the_record():
-    code = """
-import asyncio, ingest
-async def run():
-    try:
-        print("up", flush=True)
-        await asyncio.sleep(60)
-    finally:
-        print("recording", flush=True)
-        await asyncio.sleep(60)
-asyncio.run(ingest.until_interrupted(run()))
-"""
-    process = start([sys.executable, "-c", code], dict(os.environ))
-    assert process.stdout.readline() == "up\n"
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "recording\n"
-    process.send_signal(signal.SIGINT)
-    stopped = ended(process, timeout=40)  # the run itself would wait for a minute
-    assert (stopped.exit_code, stopped.stderr) == (130, INTERRUPTED)
 
 
 def test_vectors_are_on_the_disk_before_a_row_is_marked(fresh, monkeypatch):

@@ -20,7 +20,7 @@ from engine.stages import PAGE, Area, NoRoom
 from testing.embedders import FakeEmbedder
 from testing.photographs import picture
 from tests.harness import TRAIN, VAL, ended, feeders_of, is_running, is_stopped, pictures, wait_for
-from tests.stand_in import Rule, StandIn
+from tests.stand_in import Rule
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
 IN_PROCESSES = "--decode_in", "processes", "--decode_workers", "1"
@@ -45,12 +45,6 @@ if not here.exists():
     here.touch()
     os.kill(os.getpid(), signal.SIGSTOP)
 """
-
-
-@pytest.fixture
-def storage(emulator):
-    with StandIn(emulator) as proxy:
-        yield proxy
 
 
 @pytest.mark.parametrize("where", ["threads", "processes"])

@@ -22,13 +22,7 @@ from storage.pace import least_seconds
 from storage.uploads import part_count
 from tests.harness import TRAIN, VAL, ended, wait_for
 from tests.report.test_report import DOWNLOAD, assert_documented, documented, fields
-from tests.stand_in import Rule, StandIn
-
-
-@pytest.fixture
-def storage(emulator_url):
-    with StandIn(emulator_url) as proxy:
-        yield proxy
+from tests.stand_in import Rule
 
 
 def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
