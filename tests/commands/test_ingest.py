@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 
 import gcs
 import ingest
+from common.program import ROOT
 from common.terminal import size
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from engine.loading import ModelLoader, ModelOptions
@@ -26,7 +27,6 @@ from tests.harness import REAL, Index, ended, run, wait_for, weight_options
 from tests.stand_in import Rule, StandIn
 from weights.resnet50 import resnet_shapes
 
-ROOT = Path(__file__).parents[2]
 EXPECTED = ROOT / "tests" / "reference" / "expected"
 PHOTOGRAPHS = ROOT / "tests" / "reference" / "images"
 

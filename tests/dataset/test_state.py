@@ -6,18 +6,16 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from common.errors import DiskError
+from common.program import ROOT
 from dataset.listing import Split
 from dataset.state import DONE, FAILED, PENDING, Counts, Outcome, State
 from dataset.work_directory import WorkDirectory
 from gcs import ListedObject
 from tests.dataset.states import INDEX_ID, images, listed, state_of, take
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_row_keeps_what_was_listed(make_state):
@@ -74,10 +72,9 @@ def test_after_ctrl_c_a_statement_of_another_thread_does_no_harm(
         return 0
 
     listing = make_listing([f"{n}.jpg" for n in range(3)])
+    State.create(tmp_path / "state.sqlite").close()
     monkeypatch.setattr("dataset.database.checksum", held_checksum)
-    closed.set()
-    state = State.create(tmp_path / "state.sqlite")
-    running.clear(), closed.clear()
+    state = State(tmp_path / "state.sqlite")
     with ThreadPoolExecutor(1) as threads:
         taking = threads.submit(state.take, listing.path)
         running.wait()

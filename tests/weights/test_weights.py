@@ -8,17 +8,15 @@ import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.errors import WeightsError
+from common.program import ROOT
 from weights import clip, resnet50
 from weights.clip import check_clip_weights
 from weights.resnet50 import read_resnet_weights
-
-ROOT = Path(__file__).parents[2]
 
 CURL = "curl -LO https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
 
