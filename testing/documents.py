@@ -12,6 +12,8 @@ import click
 
 from common.program import ROOT
 
+BY_FILE = ("dataset", "engine", "preflight", "steps", "storage")  # whose sentence is not enough
+
 
 def option_table(
     command: click.Command, order: Collection[str] = (), leave_out: Collection[str] = ()
@@ -36,7 +38,10 @@ def option_table(
 
 
 def tree() -> str:
-    """The modules at the root and all folders with the first lines of their docstrings."""
+    """The modules at the root and all folders with the first lines of their docstrings.
+
+    The folders of BY_FILE are shown with their files.
+    """
     modules = [(path.name, path) for path in sorted(ROOT.glob("*.py"))]
     folders = [
         (f"{path.parent.relative_to(ROOT)}/", path)
@@ -44,6 +49,10 @@ def tree() -> str:
         if package.parent.name != "tests"
         for path in sorted(package.parent.rglob("__init__.py"))
     ]
+    for name in BY_FILE:
+        at = 1 + [folder for folder, _ in folders].index(f"{name}/")
+        files = sorted((ROOT / name).glob("[!_]*.py"))
+        folders[at:at] = [(f"    {path.name}", path) for path in files]
     folders.append(("tests/", ROOT / "tests" / "__init__.py"))
     shown = [(name, _first_line(path)) for name, path in modules]
     shown += [("", ""), *((name, _first_line(path)) for name, path in folders)]

@@ -22,7 +22,7 @@ COMPARED_BY = ("clip", *(name for name in DIMENSIONS if name != "clip"))  # the 
 BLOCK_BYTES = 32 * 1024 * 1024  # rows multiplied at once; 8 to 64 MiB take the same time
 KEEP_MAPPED_BYTES = 1024 * 1024 * 1024  # the pages of a larger array are released after each block
 EXACT_ROWS = 200_000  # images up to which every search compares with all: 15 ms by CLIP
-NOT_INSTALLED = "Install faiss-cpu beside local_forager for faster searches of so many images."
+NOT_INSTALLED = "Install faiss-cpu beside local_forager for faster searches of this many images."
 ROWS_A_LIST = 500
 TRAINED_ROWS_A_LIST = 40  # rows that k-means uses
 ITERATIONS = 8  # of k-means
