@@ -29,6 +29,7 @@ ROWS_PER_GROUP = 100_000
 BATCH_ROWS = 10_000  # that are read at once
 PACKAGES = ("torch", "numpy", "Pillow")  # the libraries that compute
 IMAGENET_CLASSES = 1000
+SPLITS = [split.short for split in Split]
 FOUND = ("object", "size", "crc32c", "imagenet_class", "width", "height", "vectors_crc32c")
 
 
@@ -162,10 +163,9 @@ def read_images(path: Path) -> Iterator[Found]:
 
 def _place(known: dict[str, Any]) -> tuple[int, str] | None:
     """The split and the object of an image, by which rows are ordered; None if one is missing."""
-    splits = [split.short for split in Split]
-    if known["split"] not in splits or not known["object"]:
+    if known["split"] not in SPLITS or not known["object"]:
         return None
-    return splits.index(known["split"]), known["object"]
+    return SPLITS.index(known["split"]), known["object"]
 
 
 def _is_sound(known: dict[str, Any]) -> bool:
