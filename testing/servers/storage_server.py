@@ -49,8 +49,15 @@ class Objects:
         self.parts: dict[str, bytearray] = {}
 
     def listing(self, query: dict[str, str]) -> dict[str, object]:
-        """A page of the images, nine of ten for training. A page token is the next name."""
+        """A page of the images, nine of ten for training. A page token is the next name.
+
+        Uploaded thumbnails are all in one page.
+        """
         prefix, split = query.get("prefix", ""), self.count * 9 // 10
+        if prefix.startswith("thumbnails/"):
+            first, end = query.get("startOffset", ""), query.get("endOffset", chr(0x10FFFF))
+            found = [n for n in sorted(self.uploaded) if n.startswith(prefix) and first <= n < end]
+            return {"items": [self.item(name, *self.uploaded[name]) for name in found]}
         numbers = range(0, split) if "train" in prefix else range(split, self.count)
 
         def name(number: int) -> str:
@@ -63,12 +70,15 @@ class Objects:
         items = []
         for number in numbers[:PAGE]:
             data, crc32c = self.images[number % len(self.images)]
-            item = {"name": name(number), "size": str(len(data)), "crc32c": crc32c}
-            items.append({**item, "generation": "1"})
+            items.append(self.item(name(number), len(data), crc32c))
         page: dict[str, object] = {"items": items}
         if len(numbers) > PAGE:
             page["nextPageToken"] = name(numbers[PAGE])
         return page
+
+    def item(self, name: str, size: int, crc32c: str) -> dict[str, str]:
+        """An object as a listing has it."""
+        return {"name": name, "size": str(size), "crc32c": crc32c, "generation": "1"}
 
     def array(self, name: str) -> tuple[bytes, int]:
         """Rows of an array of the index, and the size of the whole."""
