@@ -9,7 +9,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -154,7 +153,7 @@ def test_the_code_in_readme_loads_names_and_vectors(world, fast_models):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
     world.ingest("--work_dir", "birds")
     code, *_ = code_blocks(section("README.md", "## What it leaves behind"))
-    found: dict[str, Any] = {}
+    found = {}
     exec(code, found)
     assert found["images"]["object"].tolist() == ["t/a.jpg", "t/b.jpg", "v/c.jpg"]
     assert found["clip"].shape == (3, 512)
