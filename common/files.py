@@ -7,6 +7,7 @@ import errno
 import os
 import sqlite3
 import stat
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -125,6 +126,11 @@ def write_atomically(path: Path, pieces: Iterable[bytes]) -> None:
     """Write these bytes, so that `path` is either the old file or the new one."""
     with written_whole(path) as temporary, open(temporary, "wb") as file:
         file.writelines(pieces)
+
+
+def checksum(*values: object) -> int:
+    """CRC-32 of values of SQLite, of which it does not notice every damage itself."""
+    return zlib.crc32(repr(values).encode(errors="replace"))
 
 
 def sync_directory(path: Path) -> None:

@@ -15,13 +15,12 @@ import os
 import re
 import sqlite3
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from common.errors import DamagedState, OtherVersion
-from common.files import is_disk_error, sync_directory
+from common.files import checksum, is_disk_error, sync_directory
 from common.names import checked_index_id
 from common.process import close_database
 from common.terminal import printable
@@ -267,11 +266,6 @@ def index_id_on_disk(path: Path) -> str | None:
             if found := INDEX_ID_ON_DISK.search(content):
                 return found[1].decode()
     return None
-
-
-def checksum(*values: object) -> int:
-    """CRC-32 of some values of SQLite."""
-    return zlib.crc32(repr(values).encode(errors="replace"))
 
 
 def _options_checksum(options: dict[str, str]) -> str:

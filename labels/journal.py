@@ -16,7 +16,6 @@ import json
 import os
 import secrets
 import sqlite3
-import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from common.errors import IngestError
-from common.files import refuse_irregular, sync_directory
+from common.files import checksum, refuse_irregular, sync_directory
 from common.process import close_database
 from common.terminal import printable
 from forager.generation import Kind, amount
@@ -120,13 +119,13 @@ class Journal:
             with contextlib.closing(_connect(self.path)) as db:
                 if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                     raise sqlite3.DatabaseError("damaged")
-                ((fields, checksum),) = db.execute("SELECT fields, checksum FROM header")
-                if checksum != _checksum(fields):
+                ((fields, recorded),) = db.execute("SELECT fields, checksum FROM header")
+                if recorded != checksum(fields):
                     raise sqlite3.DatabaseError("damaged")
                 header = json.loads(fields)
                 entries = [UNREADABLE] * header["requests"]
-                for number, *values, checksum in db.execute("SELECT * FROM requests"):
-                    if checksum == _checksum(header["run"], number, *values):
+                for number, *values, recorded in db.execute("SELECT * FROM requests"):
+                    if recorded == checksum(header["run"], number, *values):
                         kind, labels, state, created = values
                         entries[number] = Entry(Kind(kind), labels, State(state), created)
         except (sqlite3.Error, ValueError):
@@ -261,7 +260,7 @@ class Journal:
         with contextlib.closing(_connect(path)) as db:
             db.execute("PRAGMA journal_mode=OFF")  # the file is of no use before it is complete
             db.executescript(f"BEGIN; {SCHEMA}")
-            db.execute("INSERT INTO header VALUES (?, ?)", (fields, _checksum(fields)))
+            db.execute("INSERT INTO header VALUES (?, ?)", (fields, checksum(fields)))
             db.executemany(WRITE_ROW, map(self._row, range(len(self.entries))))
             db.execute("COMMIT")
 
@@ -269,11 +268,7 @@ class Journal:
         """The row of a request, with a checksum that fits this run and this place alone."""
         entry = self.entries[number]
         values = number, entry.kind.value, entry.labels, entry.state.value, entry.created
-        return *values, _checksum(self._header["run"], *values)
-
-
-def _checksum(*values: object) -> int:
-    return zlib.crc32(repr(values).encode(errors="replace"))
+        return *values, checksum(self._header["run"], *values)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
