@@ -42,7 +42,8 @@ EMBEDDINGS = (
 )
 DIMENSIONS = {kind.name: kind.dimension for kind in EMBEDDINGS}
 DTYPE = np.dtype("<f4")
-BYTES_PER_ROW = sum(DIMENSIONS.values()) * DTYPE.itemsize
+ROW_BYTES = {name: dimension * DTYPE.itemsize for name, dimension in DIMENSIONS.items()}
+BYTES_PER_ROW = sum(ROW_BYTES.values())
 ROWS_PER_READ = 1000
 ZEROS = tuple(np.zeros(dimension, DTYPE) for dimension in DIMENSIONS.values())
 
@@ -66,10 +67,7 @@ def arrays_complete(directory: Path, rows: int, *, exactly: bool = True) -> bool
         size = path.stat().st_size if path.is_file() else -1
         return size == wanted or (size > wanted and not exactly)
 
-    return all(
-        fits(array_path(directory, name), rows * dimension * DTYPE.itemsize)
-        for name, dimension in DIMENSIONS.items()
-    )
+    return all(fits(array_path(directory, name), rows * size) for name, size in ROW_BYTES.items())
 
 
 class Arrays:
@@ -84,12 +82,12 @@ class Arrays:
 
     def __init__(self, directory: Path, rows: int) -> None:
         self._files: dict[str, int] = {}  # name -> file descriptor
-        for name, dimension in DIMENSIONS.items():
+        for name, row_bytes in ROW_BYTES.items():
             path = array_path(directory, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             refuse_irregular(path)
             self._files[name] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            size = rows * dimension * DTYPE.itemsize
+            size = rows * row_bytes
             try:
                 _allocate(self._files[name], size)
             except OSError as error:
@@ -120,7 +118,7 @@ class Arrays:
         checksum = 0
         for (name, file), vector in zip(self._files.items(), vectors, strict=True):
             data = np.ascontiguousarray(vector, dtype=DTYPE).tobytes()
-            if len(data) != DIMENSIONS[name] * DTYPE.itemsize:
+            if len(data) != ROW_BYTES[name]:
                 raise ValueError(f"{name}: {len(data)} bytes are no vector of {DIMENSIONS[name]}")
             if os.pwrite(file, data, row * len(data)) != len(data):  # the disk took only a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -133,7 +131,7 @@ class Arrays:
         `blocks` has the vectors of these rows for each array, in the order of EMBEDDINGS.
         """
         for (name, file), data in zip(self._files.items(), blocks, strict=True):
-            if os.pwrite(file, data, row * DIMENSIONS[name] * DTYPE.itemsize) != len(data):
+            if os.pwrite(file, data, row * ROW_BYTES[name]) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
@@ -169,19 +167,23 @@ def verify_arrays(
             count = min(ROWS_PER_READ, rows - first)
             blocks = []
             for name, file in files.items():
-                size = DIMENSIONS[name] * DTYPE.itemsize
-                data = file.read(count * size)
+                data = file.read(count * ROW_BYTES[name])
                 checksums[name] = google_crc32c.extend(checksums[name], data)
-                blocks.append((size, data))
+                blocks.append(data)
             while wanted is not None and wanted[0] < first + count:
                 row, checksum = wanted
-                found, place = 0, row - first
-                for size, data in blocks:
-                    found = google_crc32c.extend(found, data[place * size : (place + 1) * size])
-                if found != checksum:
+                if row_checksum(blocks, row - first) != checksum:
                     damaged.append(row)
                 wanted = next(expected, None)
     return Verified(damaged, checksums)
+
+
+def row_checksum(blocks: Sequence[bytes | memoryview], row: int) -> int:
+    """The crc32c of one row of blocks, one of each array in the order of EMBEDDINGS; as `write`."""
+    checksum = 0
+    for block, size in zip(blocks, ROW_BYTES.values(), strict=True):
+        checksum = google_crc32c.extend(checksum, bytes(block[row * size : (row + 1) * size]))
+    return int(checksum)
 
 
 def _allocate(file: int, size: int) -> None:
@@ -204,11 +206,11 @@ def put_in_order(state: State) -> None:
     if ordered is None and not state.is_in_order():
         state.mark_ordered(ordered := [])
     if ordered is not None:
-        for name, dimension in DIMENSIONS.items():
+        for name, row_bytes in ROW_BYTES.items():
             path = array_path(directory, name)
             temporary = path.with_name(path.name + ".ordered")
             if name not in ordered:
-                _copy_in_order(path, temporary, state.slots_in_order(), dimension * DTYPE.itemsize)
+                _copy_in_order(path, temporary, state.slots_in_order(), row_bytes)
                 ordered.append(name)
                 state.mark_ordered(ordered)
             if temporary.exists():

@@ -15,10 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import google_crc32c
-
 from common.precision import Precision
-from dataset.arrays import DIMENSIONS, DTYPE, Arrays, array_path
+from dataset.arrays import DIMENSIONS, ROW_BYTES, Arrays, array_path, row_checksum
 from dataset.lists import thumbnail_directory, thumbnail_name
 from dataset.matches import Match
 from dataset.state import Outcome, State
@@ -32,7 +30,6 @@ CHUNKS_AT_ONCE = 8
 CHUNK_ROWS = 256  # of a source, read at once: 3.7 MB
 GAP_ROWS = 16  # not needed between two rows, and read all the same: a request costs more
 READS = 2  # of a chunk whose rows do not match their checksums
-ROW_BYTES = {name: dimension * DTYPE.itemsize for name, dimension in DIMENSIONS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +103,9 @@ class Copier:
         for _ in range(READS):
             data = await together(*(self._range(source, name, first, count) for name in ROW_BYTES))
             blocks = [memoryview(block) for block in data]
-            good = [m for m in chunk if _checksum(blocks, m.source_row - first) == m.vectors_crc32c]
+            good = [
+                m for m in chunk if row_checksum(blocks, m.source_row - first) == m.vectors_crc32c
+            ]
             if len(good) == len(chunk):
                 break
         return blocks, good
@@ -183,14 +182,6 @@ def _runs(matches: list[Match]) -> Iterator[list[Match]]:
         run.append(match)
     if run:
         yield run
-
-
-def _checksum(blocks: list[memoryview], row: int) -> int:
-    """The crc32c of the vectors of one row of the blocks."""
-    checksum = 0
-    for block, size in zip(blocks, ROW_BYTES.values(), strict=True):
-        checksum = google_crc32c.extend(checksum, bytes(block[row * size : (row + 1) * size]))
-    return checksum
 
 
 def _read_file(path: Path, start: int, size: int) -> bytes:

@@ -29,7 +29,7 @@ from storage.listing import listed
 
 SHOWN_DIRECTORIES = 3
 STATE_BYTES_PER_ROW = 800  # of state.sqlite, the lists and the manifest; an upper bound
-ROW_BYTES = arrays.BYTES_PER_ROW + STATE_BYTES_PER_ROW  # of a work directory
+WORK_BYTES_PER_ROW = arrays.BYTES_PER_ROW + STATE_BYTES_PER_ROW  # of a work directory
 PUBLIC_COMMAND = (
     "gcloud storage buckets add-iam-policy-binding gs://{bucket} "
     "--member=allUsers --role=roles/storage.objectViewer"
@@ -222,7 +222,7 @@ def check_disk(findings: Findings, slots: int, work_dir: Path) -> None:
         for name in arrays.DIMENSIONS
         if (path := arrays.array_path(work_dir, name)).exists()
     )
-    needed = slots * ROW_BYTES - there
+    needed = slots * WORK_BYTES_PER_ROW - there
     free = shutil.disk_usage(work_dir).free
     if needed > free:
         findings.add(

@@ -18,7 +18,7 @@ from common.names import DATASET_NAME, INDEX_ID
 from common.precision import Precision, fastest_precision
 from common.terminal import count, printable
 from dataset import manifest
-from dataset.arrays import DIMENSIONS, DTYPE, arrays_complete
+from dataset.arrays import ROW_BYTES, arrays_complete
 from dataset.lists import thumbnail_name
 from dataset.matches import Found, Matched, Matches
 from dataset.state import State
@@ -176,9 +176,8 @@ class SourceReader:
             source = self._source(
                 name, index_id, self.bucket, rows, {**made, **_without_suffix(made)}
             )
-            for array, dimension in DIMENSIONS.items():
-                size = rows * dimension * DTYPE.itemsize
-                source.arrays[array] = await self._array(index_id, array, size)
+            for array, row_bytes in ROW_BYTES.items():
+                source.arrays[array] = await self._array(index_id, array, rows * row_bytes)
             await asyncio.to_thread(self._add, source, manifest.read_images(path))
         except ValueError as error:
             raise IngestError(

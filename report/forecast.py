@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from common.errors import IngestError
 from common.terminal import printable
-from dataset.arrays import BYTES_PER_ROW, DIMENSIONS, DTYPE
-from preflight.checks import ROW_BYTES
+from dataset.arrays import BYTES_PER_ROW, ROW_BYTES
+from preflight.checks import WORK_BYTES_PER_ROW
 from storage.pace import least_seconds
 from storage.uploads import part_count
 
@@ -107,7 +107,7 @@ def forecast(
     upload_s = index_bytes / UPLOAD_BYTES_PER_S
     paced_s = pace.startup_s + images / pace.images_per_s
     embedding_s = max(paced_s, least_seconds(images))
-    written, checked = index_requests([images * n * DTYPE.itemsize for n in DIMENSIONS.values()])
+    written, checked = index_requests([images * size for size in ROW_BYTES.values()])
     return Forecast(
         images=images,
         seconds=before_s + embedding_s + upload_s,
@@ -119,7 +119,7 @@ def forecast(
         index_bytes=index_bytes,
         class_a=LISTINGS * math.ceil(images / NAMES_PER_PAGE) + images - failed + written,
         class_b=images + checked,
-        disk_bytes=images * ROW_BYTES,
+        disk_bytes=images * WORK_BYTES_PER_ROW,
         failed=failed,
     )
 

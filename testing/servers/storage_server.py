@@ -20,7 +20,7 @@ import click
 import google_crc32c
 
 from dataset import manifest
-from dataset.arrays import DIMENSIONS, DTYPE
+from dataset.arrays import DIMENSIONS, DTYPE, ROW_BYTES
 from testing.embedders import CONSTANT
 
 PAGE = 1000  # objects in a page of a listing
@@ -83,7 +83,7 @@ class Objects:
     def array(self, name: str) -> tuple[bytes, int]:
         """Rows of an array of the index, and the size of the whole."""
         kind = name.removesuffix(ARRAY).rpartition("/")[2]
-        return self.rows[kind], self.index_rows * DIMENSIONS[kind] * DTYPE.itemsize
+        return self.rows[kind], self.index_rows * ROW_BYTES[kind]
 
     def part(self, name: str, given: str) -> bytes:
         """The bytes of an array or a manifest that a Range header names."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
-from preflight.checks import ROW_BYTES
+from preflight.checks import WORK_BYTES_PER_ROW
 from report.forecast import (
     EXAMPLES,
     Pace,
@@ -48,7 +48,7 @@ def test_a_trial_embeds_a_few_images_and_leaves_only_its_report(fresh, storage):
     assert (counts["images"], counts["training"], counts["validation"]) == (13, 10, 3)
     assert counts["failed"] == 1 and found["failed"] == round(images / 13)
     assert trial["sizes"]["median"] == [40, 30] and trial["sizes"]["different"] == 1
-    assert found["images"] == images and found["disk_bytes"] == images * ROW_BYTES
+    assert found["images"] == images and found["disk_bytes"] == images * WORK_BYTES_PER_ROW
     assert found["read_bytes"] > counts["size"] > 0
     assert found["index_bytes"] > images * BYTES_PER_ROW and found["thumbnail_bytes"] > 0
     assert found["class_b"] >= images and found["class_a"] >= images - found["failed"]
