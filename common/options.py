@@ -11,7 +11,7 @@ import click
 from common.errors import IngestError
 from common.names import BUCKET_NAME, BUCKET_NAME_RULE
 from common.program import ROOT
-from common.terminal import printable
+from common.terminal import escaped, printable
 
 # --skip-unknown is --skip_unknown: every option accepts dashes for underscores.
 CONTEXT_SETTINGS = {
@@ -90,7 +90,7 @@ class Command(click.Command):
         try:
             return super().invoke(context)
         except IngestError as error:
-            raise click.ClickException(error.message) from error
+            raise click.ClickException(escaped(error.message)) from error
 
 
 class GroupedCommand(Command):
