@@ -98,14 +98,14 @@ class GroupedCommand(Command):
 
     def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._groups = groups
+        self.groups = groups
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         options = [p for p in self.get_params(context) if isinstance(p, click.Option)]
         shown = {option.name: option.get_help_record(context) for option in options}
-        grouped = {name for names in self._groups.values() for name in names}
+        grouped = {name for names in self.groups.values() for name in names}
         others = [name for name in shown if name not in grouped]
-        for heading, names in (*self._groups.items(), ("Other options", others)):
+        for heading, names in (*self.groups.items(), ("Other options", others)):
             with formatter.section(heading):
                 formatter.write_dl([record for name in names if (record := shown[name])])
 
