@@ -130,7 +130,8 @@ def _farthest(
         if len(rows) > POOL_ROWS:
             order = np.argpartition(distances, -POOL_ROWS - 1)
             pool, outside = np.sort(order[-POOL_ROWS:]), float(distances[order[-POOL_ROWS - 1]])
-        near, array, found = distances[pool], vectors.array[rows[pool]], []
+        near, array = distances[pool], vectors.array[rows[pool]]
+        found: list[int] = []
         while len(chosen) + len(found) < count and near.max() > max(outside, least):
             place = int(near.argmax())
             found.append(int(pool[place]))
@@ -193,7 +194,8 @@ def _first_centres(
     Each is the best of TRIALS, drawn by their distance from those before: for unit vectors this is
     half of the squared Euclidean distance. See Arthur and Vassilvitskii, "k-means++", 2007.
     """
-    rng, centres = np.random.default_rng(SEED), []
+    rng = np.random.default_rng(SEED)
+    centres: list[np.ndarray] = []
     near = np.minimum(distances, 2)
     while len(centres) < count:
         progress(len(centres) / count)
@@ -201,7 +203,8 @@ def _first_centres(
         if not sums[-1]:
             break
         trials = np.searchsorted(sums, rng.random(TRIALS) * sums[-1], side="right")
-        left = np.minimum(near, 1 - array[trials] @ array.T)
+        similarity = np.ascontiguousarray((array @ array[trials].T).T)
+        left = np.minimum(near, 1 - similarity)
         best = int(left.sum(axis=1, dtype=np.float64).argmin())
         centres.append(array[trials[best]])
         near = left[best]
