@@ -5,9 +5,9 @@ as chosen already: a diverse image is far from them too, and a typical one stand
 are nearer to it than to them. No image is within the least distance of another or of a given one,
 so near duplicates are left out without a comparison of all pairs.
 
-The order is the most useful first. Equal distances are resolved by row. All sums are of float32:
-where they differ, as on another processor, two images whose distances differ by less than 1e-6 may
-change places.
+The order is the most useful first. Of equal distances the first row counts. Distances are float32:
+two different images whose distances differ by less than 1e-6 may change places where matrix
+products are summed in another order, as on another processor.
 """
 
 from collections.abc import Iterator
@@ -59,8 +59,11 @@ def choose(
     else:
         chosen = [] if len(given) else [_nearest_to_mean(vectors, rows)]
     if len(chosen) < count:
+        before, left = 0.9 if kind == "typical" else 0.0, count - len(chosen)
         approach(vectors, rows, distances, vectors.array[rows[chosen]])
-        chosen += _farthest(vectors, rows, distances, count - len(chosen), least, progress)
+        chosen += _farthest(
+            vectors, rows, distances, left, least, lambda p: progress(before + (1 - before) * p)
+        )
     progress(1.0)
     return rows[chosen]
 
@@ -97,15 +100,25 @@ def approach(
             np.minimum(distances[part], 1 - similarity, out=distances[part])
 
 
+def _first_copy(vectors: Vectors, rows: np.ndarray, values: np.ndarray) -> int:
+    """The place of the largest value; of images with the same vector, the first one.
+
+    Their values differ by rounding, depending on where in a matrix product they are.
+    """
+    best = int(values.argmax())
+    near = np.flatnonzero(values >= values[best] - SAME)[:POOL_ROWS]
+    same = (vectors.array[rows[near]] == vectors.array[rows[best]]).all(axis=1)
+    return int(near[same.argmax()]) if same.any() else best
+
+
 def _nearest_to_mean(vectors: Vectors, rows: np.ndarray) -> int:
     """The place in `rows` of the image nearest to the mean of all."""
-    total = np.zeros(vectors.dimensions)
+    total, similarity = np.zeros(vectors.dimensions), np.empty(len(rows))
     for _, block in blocks_of(vectors, rows):
         total += block.sum(axis=0, dtype=np.float64)
-    mean, similarity = (total / len(rows)).astype(np.float32), np.empty(len(rows), np.float32)
     for part, block in blocks_of(vectors, rows):
-        similarity[part] = block @ mean
-    return int(similarity.argmax())
+        similarity[part] = block @ total
+    return _first_copy(vectors, rows, similarity / len(rows))
 
 
 def _farthest(
@@ -125,21 +138,20 @@ def _farthest(
     chosen: list[int] = []
     while len(chosen) < count:
         progress(len(chosen) / count)
-        farthest = int(distances.argmax())
         pool, outside = np.arange(len(rows)), -np.inf
         if len(rows) > POOL_ROWS:
             order = np.argpartition(distances, -POOL_ROWS - 1)
             pool, outside = np.sort(order[-POOL_ROWS:]), float(distances[order[-POOL_ROWS - 1]])
         near, array = distances[pool], vectors.array[rows[pool]]
         found: list[int] = []
-        while len(chosen) + len(found) < count and near.max() > max(outside, least):
-            place = int(near.argmax())
+        while len(chosen) + len(found) < count and near.max() > max(outside + SAME, least):
+            place = _first_copy(vectors, rows[pool], near)
             found.append(int(pool[place]))
             np.minimum(near, 1 - array @ array[place], out=near)
         if not found:
-            if distances[farthest] <= least:
+            if distances.max() <= least:
                 break
-            found = [farthest]  # more images than the pool holds are equally far
+            found = [_first_copy(vectors, rows, distances)]  # too many for the pool are as far
         chosen += found
         if len(chosen) < count:
             approach(vectors, rows, distances, vectors.array[rows[found]])
@@ -171,10 +183,14 @@ def _typical(
     for part, block in blocks_of(vectors, rows):
         clusters[part], similarity[part] = _assign(block, distances[part], centres)
         progress(0.7 + 0.3 * part.stop / len(rows))
-    order = np.lexsort((-similarity, clusters))  # stable: ties by row
+    order = np.argsort(clusters, kind="stable")
     order = order[clusters[order] >= 0]
     _, first, sizes = np.unique(clusters[order], return_index=True, return_counts=True)
-    nearest = order[first]
+    members = np.split(order, first[1:])
+    nearest = np.array(
+        [part[_first_copy(vectors, rows[part], similarity[part])] for part in members if len(part)],
+        np.int64,
+    )
     chosen: list[int] = []
     kept = np.empty((len(nearest), vectors.dimensions), np.float32)
     for place in nearest[np.lexsort((nearest, -sizes))].tolist():
