@@ -22,6 +22,7 @@ POOL_ROWS = 4_096  # images farthest from all chosen, among which the next ones 
 CENTRES_AT_ONCE = 1_024  # in one matrix product: 64 MiB of similarities
 SAMPLE_A_CENTRE = 100  # images that k-means uses
 SAMPLE_BYTES = 256 * 1024 * 1024  # of all of them, at most
+FIRST_A_CENTRE, FIRST_ROWS = 20, 10_000  # of these, images that give the first centres, at least
 ITERATIONS = 10  # of k-means
 TRIALS = 8  # images that are tried as the next first centre of k-means
 SEED = 0
@@ -175,7 +176,9 @@ def _typical(
     limit = min(SAMPLE_A_CENTRE * count, SAMPLE_BYTES // (4 * vectors.dimensions))
     sample = np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(np.int64)
     array, near = vectors.array[rows[sample]], distances[sample]
-    centres = _first_centres(array, near, count, lambda p: progress(0.4 * p))
+    few = np.linspace(0, len(array) - 1, min(len(array), max(FIRST_ROWS, FIRST_A_CENTRE * count)))
+    few = few.astype(np.int64)
+    centres = _first_centres(array[few], near[few], count, lambda p: progress(0.4 * p))
     for number in range(ITERATIONS if len(centres) else 0):
         progress(0.4 + 0.3 * number / ITERATIONS)
         centres = _moved(array, near, centres)
