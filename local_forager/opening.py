@@ -10,7 +10,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.terminal import printable
+from common.terminal import printable, say
 from dataset.database import options_on_disk
 from dataset.work_directory import STATE
 from local_forager.indexes.copies import IndexCopies
@@ -48,6 +48,7 @@ async def open_named(name: str, data_dir: Path, bucket: str) -> Opened:
     except PageError as error:
         if error.status != 404 or not (directory / STATE).exists():
             raise
+        say(f"There is no dataset named {printable(name)} here: reading the work directory.")
         return open_work_directory(directory)
 
 

@@ -129,8 +129,8 @@ def subset(opened: Opened, asked: Asked, count: int) -> list[int]:
     )
     if len(rows) < count:
         click.echo(
-            f"Fewer than {count:,} are left to choose from: failed images and near duplicates (a "
-            f"distance of up to {least:.3g} by {asked.by}) are left out.",
+            f"Only {len(rows):,} of {count:,} were left to choose from: failed images and near "
+            f"duplicates (a distance of up to {least:.3g} by {asked.by}) are left out.",
             err=True,
         )
     return [int(row) for row in rows]

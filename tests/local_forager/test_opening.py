@@ -44,7 +44,9 @@ def test_a_work_directory_is_the_index_that_was_uploaded(undisturbed, birds):
     of_index = "--index_id", undisturbed.index_id(), "--bucket", undisturbed.index
     for options in ((), ("--format", "csv"), ("--set", "typical", "--count", 7)):
         found = export("./birds", *options).succeeded().stdout
-        assert found == export("birds", *options).stdout
+        named = export("birds", *options)
+        assert found == named.stdout
+        assert "no dataset named birds here: reading the work directory" in named.stderr
         assert found == export(*of_index, *options).stdout
     rows = export("./birds", "--format", "csv", "--split", "val").stdout.splitlines()[1:]
     assert len(rows) == 6 and all(",40,30," in row for row in rows)
@@ -62,7 +64,7 @@ def test_a_second_subset_adds_to_the_first(birds):
     assert names(export("./birds", *like, 4)) == both[5:]
     done = export("./birds", *like, 1_000)
     assert set(names(done)) | set(first) == set(names(export("./birds")))
-    assert "Fewer than 1,000 are left to choose from" in done.stderr
+    assert "Only 19 of 1,000 were left to choose from" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["diverse", "typical"])
