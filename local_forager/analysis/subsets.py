@@ -24,6 +24,7 @@ SAMPLE_A_CENTRE = 100  # images that k-means uses
 SAMPLE_BYTES = 256 * 1024 * 1024  # of all of them, at most
 FIRST_A_CENTRE, FIRST_ROWS = 20, 10_000  # of these, images that give the first centres, at least
 ITERATIONS = 10  # of k-means
+GIVEN_SHARE = 0.5  # of the progress, for the distances from images that are given
 TRIALS = 8  # images that are tried as the next first centre of k-means
 SEED = 0
 
@@ -54,26 +55,35 @@ def choose(
     if not len(rows):
         return rows
     distances = np.full(len(rows), np.inf, np.float32)  # to the nearest image that is chosen
-    approach(vectors, rows, distances, vectors.array[given])
+    begin = GIVEN_SHARE if len(given) else 0.0
+    approach(vectors, rows, distances, given, _part(progress, 0, begin))
+    end = 0.9 if kind == "typical" else begin
     if kind == "typical":
-        chosen = _typical(vectors, rows, distances, count, least, lambda p: progress(0.9 * p))
+        chosen = _typical(vectors, rows, distances, count, least, _part(progress, begin, end))
     else:
         chosen = [] if len(given) else [_nearest_to_mean(vectors, rows)]
     if len(chosen) < count:
-        before, left = 0.9 if kind == "typical" else 0.0, count - len(chosen)
-        approach(vectors, rows, distances, vectors.array[rows[chosen]])
-        chosen += _farthest(
-            vectors, rows, distances, left, least, lambda p: progress(before + (1 - before) * p)
-        )
+        left, rest = count - len(chosen), _part(progress, end, 1)
+        approach(vectors, rows, distances, rows[chosen])
+        chosen += _farthest(vectors, rows, distances, left, least, rest)
     progress(1.0)
     return rows[chosen]
+
+
+def _part(progress: Progress, begin: float, end: float) -> Progress:
+    """Reports the progress of a part of the work."""
+    return lambda share: progress(begin + (end - begin) * share)
+
+
+def _ignore(progress: float) -> None:
+    pass
 
 
 def covering_radius(vectors: Vectors, candidates: np.ndarray, chosen: np.ndarray) -> float:
     """The largest distance of a candidate from its nearest chosen image."""
     rows = np.flatnonzero(candidates)
     distances = np.full(len(rows), np.inf, np.float32)
-    approach(vectors, rows, distances, vectors.array[chosen])
+    approach(vectors, rows, distances, chosen)
     return float(distances.max(initial=0))
 
 
@@ -90,15 +100,19 @@ def blocks_of(vectors: Vectors, rows: np.ndarray) -> Iterator[tuple[slice, np.nd
 
 
 def approach(
-    vectors: Vectors, rows: np.ndarray, distances: np.ndarray, centres: np.ndarray
+    vectors: Vectors,
+    rows: np.ndarray,
+    distances: np.ndarray,
+    chosen: np.ndarray,
+    progress: Progress = _ignore,
 ) -> None:
-    """Lower the distances of these rows, in place, to those from the centres, float32 (k, d)."""
-    if not len(centres):
-        return
-    for part, block in blocks_of(vectors, rows):
-        for first in range(0, len(centres), CENTRES_AT_ONCE):
-            similarity = (centres[first : first + CENTRES_AT_ONCE] @ block.T).max(axis=0)
+    """Lower the distances of these rows, in place, to those from the chosen rows."""
+    for first in range(0, len(chosen), CENTRES_AT_ONCE):
+        centres = vectors.array[chosen[first : first + CENTRES_AT_ONCE]]
+        for part, block in blocks_of(vectors, rows):
+            similarity = (centres @ block.T).max(axis=0)
             np.minimum(distances[part], 1 - similarity, out=distances[part])
+            progress((first + len(centres) * part.stop / len(rows)) / len(chosen))
 
 
 def _first_copy(vectors: Vectors, rows: np.ndarray, values: np.ndarray) -> int:
@@ -132,9 +146,10 @@ def _farthest(
 ) -> list[int]:
     """Places in `rows`, each the farthest from the chosen images and from those before it.
 
-    It ends when no image is farther than `least`. Exact without a pass over all vectors per image:
-    distances only decrease. So among the farthest images, the pool, the next one is found until
-    they have come as near as the images outside of it were; then all get the new distances.
+    It ends when no image is farther than `least`. Exact without a pass over all vectors per image,
+    as distances only decrease: the next ones are found in a pool of the farthest images, until
+    these are as near as the images outside of the pool were. Then all images get the new distances.
+    500 of 300,000 made-up vectors take three passes.
     """
     chosen: list[int] = []
     while len(chosen) < count:
@@ -155,7 +170,7 @@ def _farthest(
             found = [_first_copy(vectors, rows, distances)]  # too many for the pool are as far
         chosen += found
         if len(chosen) < count:
-            approach(vectors, rows, distances, vectors.array[rows[found]])
+            approach(vectors, rows, distances, rows[found])
     return chosen
 
 
