@@ -102,6 +102,14 @@ def test_equal_distances_are_in_row_order_whatever_the_blocks(seed, count, earli
         assert rows[place] == distances.argmax()
 
 
+@pytest.mark.parametrize("kind", subsets.KINDS)
+@given(st.integers(0, 2**32))
+def test_the_first_of_identical_images_is_chosen(kind, seed):
+    """Though in a matrix product, their distances differ by rounding."""
+    array = np.tile(unit(np.random.default_rng(seed).standard_normal((21, 67))), (3, 1))
+    assert (chosen_of(kind, array, np.ones(63, bool), 15) < 21).all()
+
+
 @given(st.integers(0, 2**32), st.integers(1, 30))
 def test_diverse_is_the_farthest_image_each_time(seed, count):
     array = unit(np.random.default_rng(seed).standard_normal((60, 8)))
