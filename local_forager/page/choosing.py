@@ -19,7 +19,7 @@ from local_forager.page.rows import (
 from local_forager.page.state import View
 from local_forager.types import PageError
 
-MAX_COUNT = 100_000
+MAX_COUNT = 10_000  # images at once
 
 
 def posted_rows(body: bytes, index: Index) -> np.ndarray:

@@ -7,7 +7,7 @@ const KINDS = {
   typical: ["Typical", "the middle of each group of similar images, the largest group first"],
 };
 const COUNT = 100; // images to begin with
-const MOST = 100_000; // images that the server chooses at once
+const MOST = 10_000; // images that the server chooses at once
 const dialog = document.getElementById("choose");
 let asked = null; // ends the request of this dialog
 
