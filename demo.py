@@ -6,6 +6,11 @@ the bucket and on the server. It serves the page until Ctrl-C.
 
 from __future__ import annotations
 
+from common.guard import DEMO_PACKAGES, guard
+
+if __name__ == "__main__":
+    guard(DEMO_PACKAGES, install="make demo")
+
 import contextlib
 import fcntl
 import itertools
@@ -25,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from common.errors import IngestError, WeightsError
-from common.options import Command
+from common.options import CONTEXT_SETTINGS, Command
 from common.program import ROOT
 from testing.photographs import crops, encoded
 from testing.servers.guarded import guarded
@@ -187,7 +192,7 @@ def show_results(client: storage.Client, server_url: str) -> None:
     click.echo(json.dumps(info))
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.option("--serve/--no-serve", default=True, help="Serve the page until Ctrl-C, or end.")
 @click.option(
     "--port",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from common.guard import guard
+
+if __name__ == "__main__":
+    guard()
+
 import asyncio
 import contextlib
 import sys
@@ -44,9 +49,16 @@ ROUNDS = 5  # in which the bucket may change before its registration
 
 
 @click.command(cls=GroupedCommand, groups=OPTION_GROUPS, context_settings=CONTEXT_SETTINGS)
-@click.argument("name")
-@click.argument("train_path")
-@click.argument("val_path")
+@click.argument(
+    "name", help="The dataset to make: 1 to 50 letters, digits, dashes and underscores."
+)
+@click.argument("train_path", help="Directory of the training images, as gs://BUCKET/DIRECTORY.")
+@click.argument(
+    "val_path",
+    required=False,
+    help="That of the validation images, in the same bucket. Without it, all images are training "
+    "images, after a question.",
+)
 @shared_options
 @ingest_options
 @click.pass_obj
@@ -77,16 +89,8 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     try:
         raise_open_file_limit()
         check_arguments(request, loader)
-        with (
-            WorkDirectory(request.work_dir) as work,
-            report.kept_in(work.path),
-            shortages(),
-            disk_errors(work.path),
-        ):
-            if request.mode.trial:
-                await try_out(request, request.mode.trial, work, loader, report)
-            else:
-                await run_rounds(request, work, loader, report)
+        with WorkDirectory(request.work_dir) as work, report.kept_in(work.path):
+            await ingest_in(work, request, loader, report)
     except BaseException as error:
         report.end(error)
         if request.mode.as_json:
@@ -96,10 +100,21 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     print_result(request, report.text() if request.mode.as_json else summarize(report))
 
 
+async def ingest_in(
+    work: WorkDirectory, request: Request, loader: ModelLoader, report: Report
+) -> None:
+    """The same in the work directory."""
+    with shortages(), disk_errors(work.path):
+        if request.mode.trial:
+            await try_out(request, request.mode.trial, work, loader, report)
+        else:
+            await run_rounds(request, work, loader, report)
+
+
 async def run_rounds(
     request: Request, work: WorkDirectory, loader: ModelLoader, report: Report
 ) -> None:
-    """The same in the work directory."""
+    """Finish the ingest, in several rounds if the bucket changes meanwhile."""
     report.state = state = work.state()
     if state and (what_it_holds := await asyncio.to_thread(finished, request, state, loader)):
         report.outcome, report.page = RunOutcome.FINISHED, page_of(request, state)
@@ -180,18 +195,16 @@ async def try_out(
     report.write(work.path)
     with report.step(StepName.CHECKS):
         plan = await make_plan(request, work, loader)
-    with (
-        sampled(plan.listing, images, work.path) as sample,
-        Arrays(sample.directory, sample.slots()) as arrays,
-    ):
+    with sampled(plan.listing, images, work.path) as sample:
         report.done_before = 0
         done_at: list[float] = []  # the time.monotonic() of each image
-        recorder = Recorder(sample, arrays, finished=done_at)
         run = Run(request=request, plan=plan, work=work, state=sample, loader=loader, report=report)
-        try:
-            pipeline = await embed_here(run, recorder, None)
-        except ImagesChanged as error:
-            raise IngestError(f"{error.message}\nRun the same command again.") from error
+        with Arrays(sample.directory, sample.slots()) as arrays:
+            recorder = Recorder(sample, arrays, finished=done_at)
+            try:
+                pipeline = await embed_here(run, recorder, None)
+            except ImagesChanged as error:
+                raise IngestError(f"{error.message}\nRun the same command again.") from error
         report.count_rows(sample)
         report.trial = conclude(
             report,

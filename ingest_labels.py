@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from common.guard import guard
+
+if __name__ == "__main__":
+    guard()
+
 import asyncio
 import io
 import re
@@ -60,8 +65,13 @@ class Options:
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
-@click.argument("name")
-@click.argument("label_file", metavar="LABELS.json", type=click.Path(path_type=Path))
+@click.argument("name", help="The dataset that has the images.")
+@click.argument(
+    "label_file",
+    metavar="LABELS.json",
+    type=click.Path(path_type=Path),
+    help="The labels, in the format that --format names.",
+)
 @click.option(
     "--format",
     "file_format",

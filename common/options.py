@@ -1,5 +1,6 @@
 """The options of both commands: their values, defaults and help, and which go together."""
 
+import difflib
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +10,9 @@ from typing import Any, NamedTuple
 import click
 
 from common.errors import IngestError
+from common.guard import INTERRUPTED, imports_are_done
 from common.names import BUCKET_NAME, BUCKET_NAME_RULE
-from common.program import ROOT
+from common.program import ROOT, program_version
 from common.terminal import printable
 
 # --skip-unknown is --skip_unknown: every option accepts dashes for underscores.
@@ -19,6 +21,7 @@ CONTEXT_SETTINGS = {
     "max_content_width": 100,
     "show_default": True,
 }
+ALIKE = 0.75  # how alike two options are at least, of which one may be meant for the other
 
 
 def default_decode_workers() -> int:
@@ -83,14 +86,57 @@ def bucket_name(text: str) -> str:
     raise ValueError(f"{printable(text)!r} is no bucket name: {form}.")
 
 
+def _show_version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"{context.find_root().info_name}: {program_version()}")
+        context.exit()
+
+
 class Command(click.Command):
-    """A command that prints an IngestError as one sentence and ends with exit code 1."""
+    """A command with -h and --version.
+
+    It prints an IngestError as one sentence and ends with exit code 1, after Ctrl-C with 130.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("help_option_names", ["-h", "--help"])
+        version = click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_version,
+            help="Show the commit of this program, and a digest of its files.",
+        )
+        self.params.append(version)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        imports_are_done()
+        return super().main(*args, **kwargs)
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            raise click.NoSuchOption(
+                error.option_name, possibilities=self._like(error.option_name), ctx=context
+            ) from error
+
+    def _like(self, option: str) -> list[str]:
+        """Options that may be meant. click's own suggestions for --version include --json."""
+        names = [name for p in self.params if not getattr(p, "hidden", False) for name in p.opts]
+        longer = [name for name in names if name.startswith(option)]
+        return longer or difflib.get_close_matches(option, names, cutoff=ALIKE)
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except IngestError as error:
             raise click.ClickException(error.message) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            context.exit(INTERRUPTED)
 
 
 class GroupedCommand(Command):

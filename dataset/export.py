@@ -12,7 +12,7 @@ import numpy as np
 
 from common.errors import IngestError
 from common.files import written_whole
-from common.options import Command
+from common.options import CONTEXT_SETTINGS, Command
 from dataset.arrays import DIMENSIONS, DTYPE, array_path, arrays_complete
 from dataset.manifest import ROWS_PER_GROUP, manifest_path, read_metadata
 
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 ROWS_PER_WRITE = 10_000  # 140 MB with all vectors
 
 
-@click.command(cls=Command)
-@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
+@click.argument(
+    "directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The work directory of a finished ingest.",
+)
 @click.option(
     "--to",
     "path",

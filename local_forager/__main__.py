@@ -1,5 +1,10 @@
 """The command that serves the local Forager, with a second one that exports images."""
 
+from common.guard import guard
+
+if __name__ == "__main__":
+    guard()
+
 import asyncio
 import os
 import signal
