@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import asyncio
 import contextlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,18 +27,18 @@ from common.options import (
     shared_options,
 )
 from common.process import leave, raise_open_file_limit, shortages, until_interrupted
-from common.terminal import say, warn
+from common.terminal import printable, say, warn
 from dataset.arrays import Arrays
 from dataset.listing import Listing
 from dataset.state import State
-from dataset.work_directory import WorkDirectory
+from dataset.work_directory import STATE, WorkDirectory
 from engine.checkpoint import Recorder
 from engine.loading import ModelLoader
 from preflight.checks import check_arguments, check_listing, list_images
 from preflight.describe import describe_changes, describe_plan, list_changes
-from preflight.earlier import check_left_out, finished, what_restart_deletes
+from preflight.earlier import changed_since, check_left_out, finished, what_restart_deletes
 from preflight.plan import Plan, begin_or_continue, make_plan
-from preflight.request import Request, parse_request
+from preflight.request import Request, parse_request, without_validation
 from preflight.sources import describe_reuse
 from report.forecast import read_prices
 from report.run import Report, RunOutcome, StepName, summarize
@@ -73,11 +74,41 @@ def main(make_loader: Any, **parameters: Any) -> None:
     or nohup: it ends when its terminal closes.
     """
     check_combinations(parameters)
+    if parameters["val_path"] is None:
+        settle_validation(parameters)
     report = Report(parameters)
     request = parse_request(parameters)
     with shortages():
         loader = (make_loader or ModelLoader)(request.models)
         asyncio.run(until_interrupted(ingest(request, loader, report), report.if_interrupted))
+
+
+def settle_validation(parameters: dict[str, Any]) -> None:
+    """Without VAL_PATH, take a directory without images for it, once the user has agreed.
+
+    Raises:
+        IngestError, UsageError: the user did not.
+    """
+    train = parameters["train_path"]
+    try:
+        val_path = without_validation(train)
+    except ValueError as error:
+        raise IngestError(str(error)) from error
+    work_dir = parameters["work_dir"] or Path(parameters["name"])
+    if not parameters["allow_empty_val"] and not (work_dir / STATE).exists():
+        step = (
+            "name the directory of the validation images as VAL_PATH, or add --allow_empty_val if "
+            f"all images in {printable(train)} are training images"
+        )
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise click.UsageError(f"VAL_PATH is missing: {step}.")
+        question = (
+            f"There is no VAL_PATH. Take all images in {printable(train)} as training images, and "
+            "none for validation?"
+        )
+        if not click.confirm(question, err=True):
+            raise IngestError(f"Nothing was done: {step}.")
+    parameters.update(val_path=val_path, allow_empty_val=True)
 
 
 async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
@@ -121,7 +152,8 @@ async def run_rounds(
         report.keeps_earlier = True
         if state.outdated_by:
             raise IngestError(outdated(request.target.name, state.outdated_by))
-        report.message = f"This ingest is finished: {what_it_holds}. Look at {report.page}"
+        changed = await asyncio.to_thread(changed_since, request, state, work)
+        report.message = f"This ingest is finished: {what_it_holds}. Look at {report.page}{changed}"
         return
     if not request.mode.dry_run:
         report.write(work.path)

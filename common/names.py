@@ -10,7 +10,8 @@ from typing import NamedTuple
 from common.terminal import printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the only ones that the server accepts
-DATASET_NAME = re.compile(r"[-a-zA-Z0-9_]{1,50}")
+MAX_NAME_LENGTH = 50  # characters of the name of a dataset
+DATASET_NAME = re.compile(rf"[-a-zA-Z0-9_]{{1,{MAX_NAME_LENGTH}}}")
 INDEX_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 BUCKET_NAME = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
 # What a browser shows of a directory on Cloud Storage; the group is BUCKET/DIRECTORY.

@@ -156,6 +156,7 @@ class GroupedCommand(Command):
                 formatter.write_dl([record for name in names if (record := shown[name])])
 
 
+DEFAULT_BUCKET = "foragerml"  # of indexes and thumbnails
 SHARED_OPTIONS = (
     click.option(
         "--server_url",
@@ -168,7 +169,7 @@ SHARED_OPTIONS = (
     click.option(
         "--bucket",
         envvar="FORAGER_BUCKET",
-        default="foragerml",
+        default=DEFAULT_BUCKET,
         type=bucket_name,
         metavar="NAME",
         help="The bucket of indexes and thumbnails; also FORAGER_BUCKET in the environment.",
@@ -280,7 +281,9 @@ INGEST_OPTIONS = (
         "auto fetches and decodes in processes where a GPU computes, else in threads.",
     ),
     click.option(
-        "--allow_empty_val", is_flag=True, help="Accept a dataset without validation images."
+        "--allow_empty_val",
+        is_flag=True,
+        help="Accept a dataset without validation images. VAL_PATH may be left out then.",
     ),
     click.option(
         "--skip_bad_images",

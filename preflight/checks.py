@@ -16,13 +16,13 @@ from common import names
 from common.addresses import check_server_url
 from common.errors import Findings, ServerError, StorageError
 from common.names import GsPath
-from common.terminal import count, first_lines, printable, size
+from common.terminal import count, first_lines, printable, say, size
 from dataset import arrays
 from dataset.listing import Listing, Split
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from forager.client import DatasetInfo, Forager
-from preflight.request import Request
+from preflight.request import Request, without_validation
 from preflight.sources import check_reuse
 from storage.async_client import AsyncStorage
 from storage.listing import listed
@@ -81,6 +81,8 @@ def check_paths(findings: Findings, train: str, val: str) -> None:
             f"{printable(str(one))} is named for both splits: name one directory for the training "
             "images, and another one for the validation images."
         )
+    elif val == without_validation(train):
+        return  # it may be within a whole bucket: it has no images
     elif one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix):
         outer, inner = sorted(paths, key=lambda path: len(path.prefix))
         findings.add(
@@ -111,6 +113,11 @@ async def check_server(
         "choose another name."
     )
     return found.index_id
+
+
+def announce_listing(paths: tuple[GsPath, GsPath]) -> None:
+    """Say what is listed now, which may take a minute."""
+    say(f"Listing {' and '.join(printable(str(path)) for path in paths)} ...")
 
 
 def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> Listing:
