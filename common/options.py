@@ -317,7 +317,7 @@ INGEST_OPTIONS = (
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
         help="With --dry_run: write a script that renames .JPG and other objects to names that the "
-        "server takes.",
+        "server takes, and makes basenames unique by their directories.",
     ),
     click.option(
         "--reuse",

@@ -158,7 +158,9 @@ def check_listing(
         pairs = [f"{name}: {o}" for name, objects in duplicates.items() for o in objects]
         findings.add(
             f"{count(len(duplicates), 'duplicate basename')}: each must be unique over training "
-            "and validation, without the extension. Rename or remove all but one of each.\n"
+            "and validation, without the extension. Rename or remove all but one of each: "
+            "--dry_run --write_renames FILE writes a script that puts the directories into the "
+            "names, such as cat/cat_0001.jpg for cat/0001.jpg.\n"
             + _shown(pairs, "duplicates.json", duplicates)
         )
     if too_long := listing.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH):

@@ -61,7 +61,7 @@ def changed_since(request: Request, state: State, work: WorkDirectory) -> str:
     try:
         listing = list_images(paths, work)
         if script:
-            say(write_renames(script, paths, listing))
+            say(write_renames(script, paths))
     except StorageError as error:
         warn(f"Whether the bucket has changed since then is not known: {error.message}")
         return ""

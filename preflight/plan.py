@@ -265,7 +265,7 @@ async def _list_and_check(
     for line in describe_skipped(listing, mode.write_renames):
         warn(line)
     if script := mode.write_renames:
-        said = await findings.gather_in_thread(write_renames, script, paths, listing)
+        said = await findings.gather_in_thread(write_renames, script, paths)
         if said:
             say(said)
     return listing, changes
