@@ -92,6 +92,17 @@ def _show_version(context: click.Context, option: click.Parameter, value: bool) 
         context.exit()
 
 
+def web_address(text: str) -> str:
+    """An address that a browser can open."""
+    from common.addresses import is_address, shown_address  # after --help
+
+    if is_address(text) and text.isprintable() and not set(text) & set(" ?#"):
+        return text
+    raise ValueError(
+        f"{shown_address(text)!r} is no address of a web page: write it as http://HOST:PORT."
+    )
+
+
 class Command(click.Command):
     """A command with -h and --version.
 
@@ -176,6 +187,7 @@ SHARED_OPTIONS = (
     ),
     click.option(
         "--viewer_url",
+        type=web_address,
         metavar="URL",
         help="The address of Forager's web page.  [default: port 4000 of the server's host]",
     ),
