@@ -89,7 +89,7 @@ class Options:
     is_flag=True,
     help="With --format coco: store categories of whole images instead of boxes.",
 )
-@click.option("--user", required=True, metavar="EMAIL", help="Who made the labels, for the record.")
+@click.option("--user", metavar="EMAIL", help="Who made the labels, for the record. Required.")
 @shared_options
 @click.option(
     "--allow_mode",
@@ -147,6 +147,10 @@ def main(**parameters: Any) -> None:
 
     if parameters["as_labels"] and parameters["file_format"] != "coco":
         raise click.UsageError("--as_labels goes with --format coco.")
+    if not parameters["user"]:
+        raise click.UsageError(
+            "--user is missing: say who made the labels, such as --user you@example.org."
+        )
     parameters["user"] = parseaddr(parameters["user"])[1] or parameters["user"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a category that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -298,7 +302,7 @@ def check_generation(generation: Generation, labels: Labels, options: Options) -
     if len(options.user) > generation.max_user_length:
         raise IngestError(
             f"--user {printable(options.user)} is longer than {generation.max_user_length} "
-            "characters, which this server does not store."
+            "characters, which this server does not store: name a shorter address."
         )
     if labels.boxes and not generation.stores_boxes and not options.skip_boxes:
         raise IngestError(
@@ -324,6 +328,8 @@ def make_plan(labels: Labels, index_id: str, generation: Generation, options: Op
     unknown = 0
     if known is not None:
         labels, unknown = without_unknown(labels, known, options)
+    elif problem := plan.inversion(labels, labels, None):
+        raise IngestError(f"{options.shown_file}: {problem}")
     if labels.boxes:
         sizes = plan.image_sizes(options.bucket, index_id)
         if not sizes:

@@ -101,7 +101,7 @@ async def dry_run_result(
         requests = count(len(plan.requests), "request")
         said = f"{labels} in {requests} would be sent to {server.shown}{plan.skipped()}."
         if done:
-            said += f" An interrupted run has stored {done:,} of them: these are not sent."
+            said += f" An interrupted run has stored {done:,} of {requests}: they are not sent."
     after = consequence(generation, asked) if done < len(plan.requests) else ""
     said += f" This was a dry run: nothing was sent. {after}"
     return Result(outcome=Outcome.DRY_RUN, columns=columns, message=said.rstrip())
