@@ -56,7 +56,7 @@ class Weights(NamedTuple):
 
 def choose_weights() -> Weights:
     """The real weights if they are on this machine, or else the seeded ones; prints which."""
-    from weights.clip import CLIP_ID, check_clip_weights
+    from weights.clip import CLIP_CACHED, CLIP_ID, check_clip_weights
     from weights.resnet50 import RESNET_DOWNLOAD
 
     options, server = [], []
@@ -70,7 +70,7 @@ def choose_weights() -> Weights:
         click.echo(f"CLIP: the real weights, {CLIP_ID}.")
     except WeightsError:
         options += ["--clip_weights", _shown(seeded_weights() / "clip-vit-base-patch32")]
-        click.echo(f"CLIP: seeded random weights; for the real ones `hf download {CLIP_ID}`.")
+        click.echo(f"CLIP: seeded random weights; for the real ones `{CLIP_CACHED}`.")
     if options:
         click.echo("With random weights everything works, but neighbours mean little.")
     return Weights(options, server)

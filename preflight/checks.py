@@ -127,10 +127,20 @@ def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> Listing:
         StorageError: a directory cannot be listed.
     """
     listing = work.new_listing()
-    for split, path in zip(Split, paths, strict=True):
-        for page in listed(path):
-            listing.add(split, page)
+    try:
+        for split, path in zip(Split, paths, strict=True):
+            for page in listed(path):
+                listing.add(split, page)
+    except StorageError as error:
+        if error.status != 404:
+            raise
+        raise StorageError(no_bucket(paths[0].bucket, "TRAIN_PATH and VAL_PATH")) from error
     return listing
+
+
+def no_bucket(bucket: str, named_by: str) -> str:
+    """That there is no such bucket, and which ones there are."""
+    return f"There is no bucket gs://{bucket}: correct {named_by}. {gcs.buckets_like(bucket)}"
 
 
 def check_listing(
@@ -216,7 +226,13 @@ def check_write_access(bucket: str) -> None:
     Raises:
         StorageError: it cannot, and who can change that.
     """
-    missing = gcs.missing_write_permissions(gcs.make_client(), bucket)
+    try:
+        missing = gcs.missing_write_permissions(gcs.make_client(), bucket)
+    except StorageError as error:
+        if error.status != 404:
+            raise
+        named_by = "--bucket (or FORAGER_BUCKET), the bucket of indexes, or create it"
+        raise StorageError(no_bucket(bucket, named_by)) from error
     if missing:
         raise StorageError(
             f"The credentials in use lack {', '.join(missing)} on gs://{bucket}: ask its owner for "

@@ -196,7 +196,8 @@ def collect_coco(
         elif category_id not in categories:
             report(f"{where}.category_id: {_unknown_id(category_id, 'categories', categories)}.")
         elif problem:
-            report(f"{where}.bbox: {problem}; --as_labels stores categories of whole images.")
+            hint = "; --as_labels stores categories of whole images" if bbox is None else ""
+            report(f"{where}.bbox: {problem}{hint}.")
         else:
             image, category = images[image_id], categories[category_id]
             first = seen.setdefault((image, category, corners), where)

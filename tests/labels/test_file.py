@@ -330,10 +330,22 @@ def test_modes_that_are_nearly_built_in_ones(mode, meant):
         (coco({"bbox": [1, 2, -3, 4]}), "expected a finite number, 0 or more, got -3"),
         (coco({"bbox": [1, 2, 0, 4]}), "annotations[0].bbox: the box has no width"),
         (coco({"bbox": [1, 2, 3, 1e-30]}), "annotations[0].bbox: the box has no height"),
-        (coco({"image_id": 2}), "annotations[0].image_id: nothing in the file has the id 2"),
-        (coco({"category_id": 0}), "annotations[0].category_id: nothing in the file has the id 0"),
-        (coco({"image_id": None}), "annotations[0].image_id: expected a number, got null"),
-        (coco({"image_id": [1]}), "annotations[0].image_id: expected a number, got a list"),
+        (
+            coco({"image_id": 2}),
+            "annotations[0].image_id: no element of the list images has the id 2",
+        ),
+        (
+            coco({"category_id": 0}),
+            "annotations[0].category_id: no element of the list categories has the id 0",
+        ),
+        (
+            coco({"image_id": None}),
+            "annotations[0].image_id: expected a number or a text, got null",
+        ),
+        (
+            coco({"image_id": [1]}),
+            "annotations[0].image_id: expected a number or a text, got a list",
+        ),
         (
             coco(annotations=[BOX, BOX | {"bbox": [1, 2, 3, 5]}, BOX]),
             "[0] and annotations[2]: the sa",
