@@ -23,7 +23,7 @@ from common.terminal import printable
 from local_forager.export import SETTINGS, bucket_option, data_dir_option, export_set
 from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
-from local_forager.page.state import PAGE, PageState
+from local_forager.page.state import NOTE, PAGE, PageState
 from local_forager.server import api
 from local_forager.server.api import BUCKETS, DATABASE
 from local_forager.server.buckets import Buckets
@@ -40,6 +40,7 @@ def make_app(
     loopback: bool,
     clip_weights: Path | None,
     exact_rows: int,
+    note: str,
 ) -> web.Application:
     middlewares = [api.refuse_other_sites, api.answer_errors]
     if loopback:
@@ -48,6 +49,7 @@ def make_app(
     data_dir.mkdir(parents=True, exist_ok=True)
     app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
     app[BUCKETS] = Buckets()
+    app[NOTE] = note
     api.add_api(app)
     add_page(app, PageState(app, data_dir, bucket, clip_weights, exact_rows))
     app.on_cleanup.append(close)
@@ -130,6 +132,7 @@ class Group(Command, click.Group):
     default=EXACT_ROWS,
     help="Images up to which each search compares all of them; faiss-cpu searches in more.",
 )
+@click.option("--note", default="", help="A sentence above the images of each dataset.")
 @click.pass_context
 def main(context: click.Context, host: str, port: int, generation: str, **options: Any) -> None:
     """Serve a small Forager on this machine, for trying things and tests. It replaces no Forager.

@@ -106,6 +106,7 @@ class PageState:
 
 
 PAGE: web.AppKey[PageState] = web.AppKey("page", PageState)
+NOTE = web.AppKey("note", str)  # a sentence above the images of each dataset, or ""
 
 
 @dataclass(frozen=True, kw_only=True)
