@@ -190,6 +190,6 @@ def safetensors_header(path: Path) -> dict[str, tuple[list[int], str]]:
         raise WeightsError(f"{path} cannot be read ({error}).") from error
     except SafetensorError as error:
         raise WeightsError(
-            f"{path} is not a safetensors file, or is damaged or cut short ({error}): get CLIP's "
+            f"{path} is not a safetensors file, or is damaged ({error}): get CLIP's "
             f"with `{CLIP_DOWNLOAD}`."
         ) from error

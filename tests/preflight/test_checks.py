@@ -210,7 +210,7 @@ PAYS = b"<Message>Bucket is a requester pays bucket but no user project provided
             "gs://{index}: ask its owner for the role Storage Object User, or name a "
             "bucket of your own with --bucket.",
         ),
-        ("testPermissions", Answer(404, {}), "Checking write access to gs://{index}: there "),
+        ("testPermissions", Answer(404, {}), "There is no bucket gs://{index}: correct --bucket"),
     ],
 )
 def test_a_bucket_that_cannot_be_used(ready, pattern, answer, message):
