@@ -95,6 +95,8 @@ def known_images(bucket: str, index_id: str) -> set[str] | None:
         return known
     except StorageError as error:
         reason = error.message
+        if error.status == 404:
+            reason += " If the index is in another bucket, name that with --bucket."
     except (ValueError, RecursionError) as error:
         reason = f"{printable(str(error))}."
     say(

@@ -137,7 +137,7 @@ def check_left_out(findings: Findings, changes: Changes, accept_changes: bool) -
         return
     findings.add(
         f"{changes.left_out:,} of {count(changes.computed, 'computed image')} would be left out, "
-        f"because the bucket does not have them any more.{list_changes(changes)}\nNothing was "
+        f"because their bytes are not in the bucket any more.{list_changes(changes)}\nNothing was "
         "changed. If someone is moving these directories, run the same command again when that is "
         "done; what is computed is then found under the new names. If the bucket is as it should "
         "be, add --accept_changes."

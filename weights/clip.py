@@ -105,7 +105,7 @@ def require_clip(id_or_dir: str) -> None:
     """Raise WeightsError if this is neither a directory nor of the form of a hub id."""
     path, shown = Path(id_or_dir).expanduser(), printable(id_or_dir)
     if path.is_file():
-        advice = f"get one with `{CLIP_DOWNLOAD}`"
+        advice = f"get the directory with `{CLIP_DOWNLOAD}`"
         if path.name in CLIP_FILES:
             advice = f"name its directory, {printable(str(path.parent))}"
         elif path.suffix == ".pkl":
