@@ -6,21 +6,16 @@ installed. Ctrl-C while libraries are imported ends it with one line.
 
 from __future__ import annotations
 
-import importlib.util
+# These are quick; the functions import what takes longer, once Ctrl-C has its handler.
 import os
-import shutil
 import signal
 import sys
-from pathlib import Path
-
-from common.program import ROOT
 
 OLDEST = (3, 10)  # the first Python that runs the rest
 NEWEST_MINOR = 20  # of the Pythons that are looked for
 INTERRUPTED = 130  # the exit code that a shell gives after Ctrl-C
 PACKAGES = ("click", "tqdm", "aiohttp", "numpy", "google_crc32c", "torch")  # of requirements.txt
 DEMO_PACKAGES = (*PACKAGES, "gcp_storage_emulator", "skimage")
-VENV = ROOT / ".venv"
 
 
 def guard(packages: tuple[str, ...] = PACKAGES, install: str | None = None) -> None:
@@ -45,6 +40,8 @@ def imports_are_done() -> None:
 
 
 def _problem(packages: tuple[str, ...]) -> str | None:
+    import importlib.util
+
     if sys.version_info < OLDEST:
         needed, found = (".".join(map(str, v[:2])) for v in (OLDEST, sys.version_info))
         return f"Python {needed} or newer is needed, and this is Python {found}"
@@ -54,11 +51,17 @@ def _problem(packages: tuple[str, ...]) -> str | None:
 
 def _install() -> str:
     """The commands that make the virtual environment, or that choose the one that is there."""
+    import shutil
+    from pathlib import Path
+
+    from common.program import ROOT
+
+    venv = ROOT / ".venv"
     inside = "" if Path.cwd() == ROOT else f"cd {ROOT} && "
-    if Path(sys.prefix) == VENV:
+    if Path(sys.prefix) == venv:
         return f"{inside}pip install -r requirements.txt"
-    if (VENV / "bin" / "python").exists():
-        return f". {os.path.relpath(VENV)}/bin/activate"
+    if (venv / "bin" / "python").exists():
+        return f". {os.path.relpath(venv)}/bin/activate"
     python = "python3"
     if sys.version_info < OLDEST:
         names = [f"python3.{minor}" for minor in range(NEWEST_MINOR, OLDEST[1] - 1, -1)]
