@@ -324,7 +324,8 @@ def test_modes_that_are_nearly_built_in_ones(mode, meant):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (coco({"bbox": None}), "annotations[0].bbox: expected [x, y, width, height], got null"),
+        (coco({"bbox": None}), "got null; --as_labels stores categories of whole images."),
+        (coco({"image_id": "1"}), 'the id "1" is 1 in the list images: write ids of both lists'),
         (coco({"bbox": [1, 2, 3]}), "expected [x, y, width, height], got a list"),
         (coco({"bbox": [1, 2, 3, "4"]}), 'annotations[0].bbox: expected a number, got "4"'),
         (coco({"bbox": [1, 2, -3, 4]}), "expected a finite number, 0 or more, got -3"),
