@@ -145,8 +145,9 @@ class Command(click.Command):
             return super().invoke(context)
         except IngestError as error:
             raise click.ClickException(error.message) from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+        except (KeyboardInterrupt, click.Abort) as error:
+            is_at_question = isinstance(error, click.Abort)  # whose line is not ended
+            click.echo("\nInterrupted." if is_at_question else "Interrupted.", err=True)
             context.exit(INTERRUPTED)
 
 
