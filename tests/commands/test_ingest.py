@@ -223,6 +223,7 @@ def test_more_bad_images_than_allowed_stop(with_bad, limit, allowed):
         (["--verbose"], "Error: No such option '--verbose'.\n"),
         (["--skip_bad"], "No such option '--skip_bad'. Did you mean '--skip_bad_images'?"),
         (["--viewer_url", "x.org:4000"], "'x.org:4000' is no address of a web page: write it as"),
+        (["--viewer_url", "http://x?key=1"], "'http://x?...' is no address of a web page"),
         (["--relist"], "--relist is gone: the same command takes today's listing by itself"),
     ],
 )
