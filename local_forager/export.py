@@ -230,6 +230,8 @@ def export_set(
             --category leak --out leaks.json
         python ingest_labels.py birds leaks.json --user you@example.org
     """
+    if format_ == "labels" and not category:
+        raise PageError(400, "--format labels needs a category: add --category NAME.")
     label = label_to_export(category or "", mode) if format_ == "labels" else {}
     if not label and category is not None:
         raise PageError(400, "--category is for --format labels only.")
