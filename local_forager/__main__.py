@@ -23,7 +23,7 @@ from common.terminal import printable
 from local_forager.export import SETTINGS, bucket_option, data_dir_option, export_set
 from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
-from local_forager.page.state import NOTE, PAGE, PageState
+from local_forager.page.state import PAGE, PageState
 from local_forager.server import api
 from local_forager.server.api import BUCKETS, DATABASE
 from local_forager.server.buckets import Buckets
@@ -49,9 +49,9 @@ def make_app(
     data_dir.mkdir(parents=True, exist_ok=True)
     app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
     app[BUCKETS] = Buckets()
-    app[NOTE] = note
     api.add_api(app)
     add_page(app, PageState(app, data_dir, bucket, clip_weights, exact_rows))
+    app[PAGE].notes = [note] if note else []
     app.on_cleanup.append(close)
     return app
 

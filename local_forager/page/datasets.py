@@ -14,7 +14,7 @@ from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
 from local_forager.indexes.index import Index, LabelTable, class_name
 from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.page.rows import WAIT, array_response, choice, embedding_choice
-from local_forager.page.state import NOTE, PAGE, View
+from local_forager.page.state import PAGE, View
 from local_forager.server.api import dataset_of
 from local_forager.server.database import SplitCounts
 from local_forager.types import PageError, StillWorking
@@ -114,10 +114,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "umap": feature(None if umap_installed() else UMAP_MISSING),
         "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
         "version": version,
-        "warnings": [
-            *([note] if (note := request.app[NOTE]) else []),
-            *(warnings_of(counts, index) if index else []),
-        ],
+        "warnings": page.notes + (warnings_of(counts, index) if index else []),
     }
 
 
