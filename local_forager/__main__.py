@@ -40,7 +40,6 @@ def make_app(
     loopback: bool,
     clip_weights: Path | None,
     exact_rows: int,
-    note: str,
 ) -> web.Application:
     middlewares = [api.refuse_other_sites, api.answer_errors]
     if loopback:
@@ -51,7 +50,6 @@ def make_app(
     app[BUCKETS] = Buckets()
     api.add_api(app)
     add_page(app, PageState(app, data_dir, bucket, clip_weights, exact_rows))
-    app[PAGE].notes = [note] if note else []
     app.on_cleanup.append(close)
     return app
 
@@ -144,7 +142,7 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
     if context.invoked_subcommand:
         return
     imitated, loopback = ServerGeneration(generation), api.is_loopback(host)
-    data_dir = printable(str(options["data_dir"]))
+    data_dir, note = printable(str(options["data_dir"])), options.pop("note")
     try:
         app = make_app(generation=imitated, loopback=loopback, **options)
     except (OSError, sqlite3.Error) as error:
@@ -152,6 +150,7 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
         raise PageError(
             500, f"--data_dir {data_dir} cannot be written ({reason}): name another directory."
         ) from error
+    app[PAGE].notes = [note] if note else []
     asyncio.run(serve(app, host, port))
     # The database is closed. A thread may still compute a map; do not wait for it.
     sys.stdout.flush()
