@@ -290,9 +290,11 @@ def test_text_search(emulator, tmp_path, tabs):
     weights = tmp_path / "clip"
     write_text_tower(weights)
     assert text_search.why_not(weights) is None
-    with page_server(tmp_path, "--clip_weights", str(weights)) as server:
+    note = "Answers are random."
+    with page_server(tmp_path, "--clip_weights", str(weights), "--note", note) as server:
         server.publish("d", 12)
         page = tabs(f"{server.url}/d")
+        expect(page.get_by_role("alert")).to_have_text(note)
         field = page.get_by_role("searchbox", name="Search by text")
         field.fill("a dog")
         field.press("Enter")
