@@ -195,6 +195,8 @@ def export_set(
             --category leak --out leaks.json
         python ingest_labels.py birds leaks.json --user you@example.org
     """
+    if format_ == "labels" and not category:
+        raise PageError(400, "--format labels needs a category: add --category NAME.")
     label = label_to_export(category or "", mode) if format_ == "labels" else {}
     asked = Asked(category=None if label else category, mode=mode, **options)
     check_subset(asked)

@@ -206,6 +206,7 @@ def birds(world, monkeypatch, tmp_path):
     """Images, an index bucket and a server for the dataset birds of the documents."""
     for number, name in enumerate(("train/a", "train/b", "train/cat-01", "val/v", "val/w")):
         world.put(**{f"{name}.jpg": picture(number, (80, 60))})
+    world.put(**{"val/leak.jpg": picture(0, (80, 60))})  # for the labels of the leaks
     (labels,) = code_blocks(section("README.md", "### Labels"))[:1]
     Path("labels.json").write_text(labels)
     monkeypatch.setenv("FORAGER_BUCKET", world.index)

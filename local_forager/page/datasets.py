@@ -114,7 +114,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "umap": feature(None if umap_installed() else UMAP_MISSING),
         "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
         "version": version,
-        "warnings": warnings_of(counts, index) if index else [],
+        "warnings": page.notes + (warnings_of(counts, index) if index else []),
     }
 
 
