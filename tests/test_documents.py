@@ -204,11 +204,13 @@ SHOWN = dict.fromkeys(c for path in DOCUMENTS for c in commands_in(path) if PROG
 @pytest.fixture
 def birds(world, monkeypatch, tmp_path):
     """Images, an index bucket and a server for the dataset birds of the documents."""
-    for number, name in enumerate(("train/a", "train/b", "train/cat-01", "val/v", "val/w")):
+    names = "train/a", "train/b", "train/cat-01", "val/v", "val/w", "flat/x"
+    for number, name in enumerate(names):
         world.put(**{f"{name}.jpg": picture(number, (80, 60))})
     world.put(**{"val/leak.jpg": picture(0, (80, 60))})  # for the labels of the leaks
     (labels,) = code_blocks(section("README.md", "### Labels"))[:1]
     Path("labels.json").write_text(labels)
+    Path("labels.csv").write_text("path,category\ntrain/a.jpg,a\n")
     monkeypatch.setenv("FORAGER_BUCKET", world.index)
     with local_forager(
         tmp_path / "forager-data", tmp_path / "log", "--bucket", world.index
