@@ -1,7 +1,5 @@
 """Which rows of other indexes hold what pending rows need."""
 
-from dataclasses import replace
-
 import pytest
 
 from dataset.matches import Matched, Matches
@@ -33,7 +31,7 @@ def row(name, content, *, failed=False):
 
 
 def rows(*found):
-    return [replace(image, row=number) for number, image in enumerate(found)]
+    return [image._replace(row=number) for number, image in enumerate(found)]
 
 
 A, B, C, D = (10, 1), (10, 2), (11, 1), (12, 4)  # size and crc32c
