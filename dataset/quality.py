@@ -7,7 +7,6 @@ pixels high. All sums are of integers, so they depend on nothing but the pixels.
 from __future__ import annotations
 
 import math
-from operator import mul
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,15 +14,12 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-# Sharpness is measured at the height of a thumbnail, so most images need not be scaled again. One
-# that is smaller is enlarged, as it shows less detail of the same subject; a very wide one is
-# squeezed.
-SHARPNESS_HEIGHT = 200  # pixels
-SHARPNESS_WIDTHS = 3, 1000  # pixels, at least and at most
-EVERY_ROW = 3  # row counts for sharpness, which takes half the time
+# Luma is measured at the height of a thumbnail, so most images need not be scaled again. Smaller
+# ones are enlarged, as they show less detail of the same subject; very wide ones are squeezed.
+HEIGHT = 200  # pixels
+WIDTHS = 3, 1000  # pixels, at least and at most
+EVERY_ROW = 3  # row counts
 COLOUR_SIDE = 64  # pixels: colourfulness is that of a sample of the pixels, 2% from that of all
-LEVELS = range(256)
-SQUARES = [level**2 for level in LEVELS]
 
 
 class Quality(NamedTuple):
@@ -31,7 +27,7 @@ class Quality(NamedTuple):
 
     brightness: float  # mean luma, to 255; luma is ITU-R 601's: 0.299 R + 0.587 G + 0.114 B
     contrast: float  # standard deviation of luma, to 127.5; 0 if all pixels are equally bright
-    sharpness: float  # variance of the Laplacian of luma at SHARPNESS_HEIGHT; low if blurred
+    sharpness: float  # variance of the Laplacian of luma (up + down + left + right - 4 x itself)
     colourfulness: float  # of the sample; 0 if grey, 15 if slight, above 80 if extreme
 
     @classmethod
@@ -46,29 +42,21 @@ UNKNOWN = dict.fromkeys(Quality._fields)
 
 
 def measure(small: Image.Image) -> Quality:
-    """The quality of an image, by its RGB pixels up to SHARPNESS_HEIGHT high."""
+    """The quality of an image, by its RGB pixels up to HEIGHT high."""
     luma = small.convert("L")
-    counts = luma.histogram()
-    brightness, spread = _mean_and_variance(
-        luma.width * luma.height, sum(map(mul, counts, LEVELS)), sum(map(mul, counts, SQUARES))
-    )
-    measured = brightness, math.sqrt(spread), _sharpness(luma), _colourfulness(small)
-    return Quality(*np.array(measured, np.float32).tolist())
-
-
-def _sharpness(luma: Image.Image) -> float:
-    """The variance of the Laplacian: the four neighbours of a pixel less four times itself."""
-    least, most = SHARPNESS_WIDTHS
-    width = min(max(least, round(luma.width * SHARPNESS_HEIGHT / luma.height)), most)
-    if luma.size != (size := (width, SHARPNESS_HEIGHT)):
+    width = min(max(WIDTHS[0], round(luma.width * HEIGHT / luma.height)), WIDTHS[1])
+    if luma.size != (size := (width, HEIGHT)):
         luma = luma.resize(size)  # bicubic
     pixels = np.asarray(luma).astype(np.int16)
-    row = pixels[1:-1:EVERY_ROW]
-    laplacian = pixels[:-2:EVERY_ROW, 1:-1] + pixels[2::EVERY_ROW, 1:-1]
+    above, row, below = pixels[:-2:EVERY_ROW], pixels[1:-1:EVERY_ROW], pixels[2::EVERY_ROW]
+    laplacian = above[:, 1:-1] + below[:, 1:-1]
     laplacian += row[:, :-2]
     laplacian += row[:, 2:]
     laplacian -= 4 * row[:, 1:-1]
-    return _mean_and_variance_of(laplacian)[1]
+    brightness, spread = _mean_and_variance(row)
+    _, sharpness = _mean_and_variance(laplacian)
+    measured = brightness, math.sqrt(spread), sharpness, _colourfulness(small)
+    return Quality(*np.array(measured, np.float32).tolist())
 
 
 def _colourfulness(image: Image.Image) -> float:
@@ -76,18 +64,15 @@ def _colourfulness(image: Image.Image) -> float:
     size = min(image.width, COLOUR_SIDE), min(image.height, COLOUR_SIDE)
     pixels = np.asarray(image.resize(size, 0)).astype(np.int16)  # 0: the nearest pixels
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
-    red_green, red_green_spread = _mean_and_variance_of(red - green)
-    twice_yellow_blue, spread = _mean_and_variance_of(red + green - 2 * blue)
+    red_green, red_green_spread = _mean_and_variance(red - green)
+    twice_yellow_blue, spread = _mean_and_variance(red + green - 2 * blue)
     away_from_grey = math.hypot(red_green, twice_yellow_blue / 2)
     return math.sqrt(red_green_spread + spread / 4) + 0.3 * away_from_grey
 
 
-def _mean_and_variance_of(values: np.ndarray) -> tuple[float, float]:
-    """Of integers in few rows, so that int32 holds the squares of a column."""
+def _mean_and_variance(values: np.ndarray) -> tuple[float, float]:
+    """Of integers in few rows, so that int32 holds the squares of a column: nothing is rounded."""
     values = values.astype(np.int32)
-    squares = np.einsum("ij,ij->j", values, values)
-    return _mean_and_variance(values.size, int(values.sum()), int(squares.sum()))
-
-
-def _mean_and_variance(count: int, total: int, squares: int) -> tuple[float, float]:
+    count, total = values.size, int(values.sum())
+    squares = int(np.einsum("ij,ij->j", values, values).sum())
     return total / count, (count * squares - total**2) / count**2
