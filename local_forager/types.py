@@ -82,6 +82,17 @@ class SetTitle(TypedDict):
     title: str
 
 
+class FacetCounts(TypedDict):
+    """What a choice of a filter would show: images that pass all filters but those of its kind."""
+
+    train: int
+    val: int
+    labelled: int
+    unlabelled: int
+    categories: list[CategoryCount]
+    classes: list[ClassCount]  # the commonest first
+
+
 class DatasetPage(TypedDict):
     """One dataset. What is read from the index is 0 or empty until index.state is "ready"."""
 
@@ -101,6 +112,7 @@ class DatasetPage(TypedDict):
     sets: list[SetTitle]
     text_search: Feature
     umap: Feature
+    neighbour_sorts: Feature  # the orders "outliers" and "typical"
     sizes: Feature  # width, height and aspect, for filters and orders
     version: int  # of the labels: it increases whenever labels are written
     warnings: list[str]

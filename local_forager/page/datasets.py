@@ -11,9 +11,15 @@ from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
-from local_forager.indexes.index import Index, LabelTable, class_name
+from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import COMPARED_BY
-from local_forager.page.rows import WAIT, array_response, choice, embedding_choice
+from local_forager.page.rows import (
+    WAIT,
+    array_response,
+    choice,
+    embedding_choice,
+    no_neighbour_sorts,
+)
 from local_forager.page.state import PAGE, View
 from local_forager.server.api import dataset_of
 from local_forager.server.database import SplitCounts
@@ -68,16 +74,6 @@ def warnings_of(counts: SplitCounts, index: Index) -> list[str]:
     return warnings
 
 
-def class_counts(index: Index) -> list[answers.ClassCount]:
-    """The ImageNet classes of the images, the commonest first."""
-    numbers, counts = np.unique(index.classes[index.classes >= 0], return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [
-        {"imagenet_class": number, "name": class_name(number), "count": count}
-        for number, count in zip(numbers[order].tolist(), counts[order].tolist(), strict=True)
-    ]
-
-
 async def dataset_page(request: web.Request) -> answers.DatasetPage:
     page, dataset = request.app[PAGE], await dataset_of(request)
     counts = await page.database.counts(dataset.id)
@@ -87,6 +83,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
     index, table, version = copy.index, LabelTable({}, {}, {}), 0
     if index is not None:
         table, version = await page.table(dataset, index)
+    every = np.ones(len(index.names) if index else 0, bool)
     return {
         "name": dataset.name,
         "index_id": dataset.index_id,
@@ -103,8 +100,8 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "rows_train": index.num_train if index else 0,
         "labelled": len(table.of_row),
         "boxed": len(table.boxes),
-        "categories": table.counts(),
-        "classes": class_counts(index) if index else [],
+        "categories": table.counts(every),
+        "classes": index.class_counts(every) if index else [],
         "embeddings": [
             {"by": kind.name, "about": f"{kind.compares}, by {kind.model}"}
             for kind in sorted(EMBEDDINGS, key=lambda kind: COMPARED_BY.index(kind.name))
@@ -112,6 +109,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
+        "neighbour_sorts": feature(no_neighbour_sorts(len(index.names)) if index else None),
         "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
         "version": version,
         "warnings": warnings_of(counts, index) if index else [],

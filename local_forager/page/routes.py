@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from local_forager.page import datasets, images, rows
+from local_forager.page import counts, datasets, images, rows
 from local_forager.page.state import PAGE, PageState, View, view_of
 from local_forager.server.api import SLUG, Endpoint
 from local_forager.types import PageError, StillWorking
@@ -87,6 +87,7 @@ def add_page(app: web.Application, page: PageState) -> None:
         f"{name}/dataset": page_view(datasets.dataset_page),
         f"{name}/rows": index_view(rows.rows),
         f"{name}/distances": index_view(rows.distances),
+        f"{name}/counts": index_view(counts.facet_counts),
         f"{name}/histograms": index_view(rows.histograms),
         f"{name}/images": index_view(images.images),
         f"{name}/image/{row}": index_view(images.image),

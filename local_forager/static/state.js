@@ -31,6 +31,7 @@ export function address(state) {
 }
 
 // The labels in one of LABEL_LISTS: of which images may have any too, must have all, must have none.
+// Each is a category, for a positive label, or a category, NUL and a mode, "" for any mode.
 export const labelsIn = (state, field) => (state[field] ? state[field].split(BETWEEN) : [])
   .map((label) => label.replace(/%(25|0A)/g, decodeURIComponent));
 export function toggled(state, field, label) {
@@ -38,6 +39,11 @@ export function toggled(state, field, label) {
   const left = labels.filter((one) => one !== label);
   return (left.length < labels.length ? left : [...labels, label])
     .map((one) => one.replace(/[%\n]/g, encodeURIComponent)).join(BETWEEN) || null;
+}
+export const termOf = (category, mode) => (mode === "POSITIVE" ? category : `${category}\0${mode ?? ""}`);
+export function labelOf(term) {
+  const [category, mode = "POSITIVE"] = term.split("\0");
+  return { category, mode: mode || null };
 }
 
 // The health report is of all images, so a filter that is chosen there leads to the images.

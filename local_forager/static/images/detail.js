@@ -38,7 +38,7 @@ export async function showDetail(session, state) {
     return;
   }
   const by = embeddingOf(session.info, state);
-  const key = JSON.stringify([state, session.info.version]);
+  const key = JSON.stringify([state, session.info.version, session.resumed]);
   if (key === shown) return;
   shown = key;
   let image;

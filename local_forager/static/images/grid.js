@@ -3,6 +3,8 @@
 import { boxSwitch, tileBoxes } from "./boxes.js";
 import { basename, h, kept, keep, labelText, modeKind, own, splitName } from "../dom.js";
 import { summary } from "../filters/filters.js";
+import { sizeText } from "../filters/ranges.js";
+import { rove } from "../rove.js";
 import { changed, onLink } from "../state.js";
 
 const SIZES = { small: 104, medium: 160, large: 240 }; // minimum width of a tile in pixels
@@ -18,7 +20,7 @@ const SIZE = "forager-thumbnail-size"; // where the browser keeps the chosen siz
 export class Grid {
   constructor(session) {
     this.session = session;
-    this.head = h("div", { class: "head" });
+    this.head = h("div", { class: "head", role: "toolbar", "aria-label": "This view" });
     this.list = h("ul", { class: "grid", role: "list", "aria-label": "Images" });
     this.none = h("p", { class: "note", hidden: true });
     this.element = h("div", {}, this.head, this.none, this.list);
@@ -52,11 +54,13 @@ export class Grid {
     this.rows = rows;
     this.groups = groups;
     this.distances = distances;
+    this.shown = sizeText(state) ?? ((distance) => distance.toFixed(3));
     this.head.replaceChildren(summary(this.session, state, rows.length),
       h("button", {
         type: "button", disabled: !rows.length, onclick: () => this.session.selection.set(this.rows),
       }, "Select all"),
       ...(this.session.info.boxed ? [boxSwitch("Boxes")] : []), this.sizes());
+    rove(this.head);
     this.none.hidden = rows.length > 0;
     this.none.textContent = this.session.info.rows
       ? "No image fits these filters." : "This dataset has no images.";
@@ -245,9 +249,12 @@ export class Grid {
     const starts = group && this.groups[place - 1] !== group;
     tile.badge.textContent = starts ? `Group ${group}` : "";
     tile.badge.hidden = !starts;
-    const distance = this.distances && !starts ? this.distances[place] : null;
-    tile.far.hidden = distance === null;
-    tile.far.textContent = distance === null ? "" : distance.toFixed(3);
+    // Of duplicates, the split too: a leak is a group with images of both.
+    const { rows_train: train } = this.session.info;
+    const texts = this.groups ? [this.rows[place] < train ? "train" : "val"] : [];
+    if (this.distances && !starts) texts.push(this.shown(this.distances[place]));
+    tile.far.hidden = !texts.length;
+    tile.far.textContent = texts.join(" · ");
   }
 
   // Focuses the tile of a row, scrolled into view; nothing if the view does not have it.
@@ -323,6 +330,12 @@ export class Grid {
     }
   }
 
+  focusImages() {
+    if (!this.rows.length) return false;
+    this.focusOn(this.focus);
+    return true;
+  }
+
   focusOn(place) {
     this.focus = place;
     this.reveal(place);
@@ -342,7 +355,7 @@ function makeTile() {
   });
   const dots = h("span", { class: "dots", "aria-hidden": "true" });
   const text = h("span", { class: "tile-text" });
-  const far = h("span", { class: "badge far", hidden: true, title: "Distance" });
+  const far = h("span", { class: "badge far", hidden: true, title: "What the images are sorted by" });
   const link = h("a", { class: "tile", tabIndex: -1 }, image, text, dots, far);
   const item = h("li", { class: "cell" }, link, badge, check);
   const tile = { item, link, image, badge, check, far, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
