@@ -15,7 +15,10 @@ const SHORTCUTS = {
     ["← → Home End", "move the handle that has the focus"], ["Enter", "apply at once"],
     ["Esc", "undo the move"],
   ],
-  "One image": [["← →", "previous or next image of the view"], ["Esc", "close"]],
+  "One image": [
+    ["← →", "previous or next image of the view"], ["Space", "select the image, or take it away"],
+    ["c", "show it side by side with the nearest image"], ["Esc", "close"],
+  ],
   "Map": [
     ["← → ↑ ↓", "move the map"], ["+ −", "zoom in or out"], ["0", "show all"],
     ["Enter", "open the image nearest to the middle"],
