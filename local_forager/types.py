@@ -41,6 +41,19 @@ class DatasetList(TypedDict):
     datasets: list[DatasetCard]
 
 
+class DeletionPlan(TypedDict):
+    """What the deletion of a dataset deletes, and what it leaves."""
+
+    name: str
+    num_train: int
+    num_val: int
+    annotations: int  # labels and boxes
+    train_path: str  # the images here stay
+    val_path: str
+    shared_with: list[str]  # datasets with the same index: then its copies here stay
+    command: str  # deletes the index from its bucket; "" if shared_with needs it
+
+
 class IndexState(TypedDict):
     state: str  # "ready", "copying" or "missing"
     detail: str  # why it is missing, or ""

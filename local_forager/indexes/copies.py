@@ -68,6 +68,13 @@ class IndexCopies:
             copy.task = loop.create_task(self._fetch(index_id, copy))
         return copy
 
+    async def release(self, index_id: str) -> None:
+        """Let go of an index that will be deleted: its copying ends, and it is not handed out."""
+        copy = self._copies.pop(index_id, None)
+        if copy is not None:
+            copy.task.cancel()
+            await asyncio.wait([copy.task])
+
     async def _fetch(self, index_id: str, copy: IndexCopy) -> None:
         try:
             copy.index = await self._open(index_id, copy)

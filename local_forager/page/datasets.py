@@ -11,6 +11,7 @@ from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
+from local_forager.deletion import delete, plan
 from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.page.rows import (
@@ -40,6 +41,19 @@ async def datasets(request: web.Request) -> answers.DatasetList:
             cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
     generation = page.database.generation.value
     return {"generation": generation, "bucket": page.bucket, "datasets": cards}
+
+
+async def deletion(request: web.Request) -> answers.DeletionPlan:
+    """What a deletion would mean; as a POST, it is done. In the query, any name is possible."""
+    page = request.app[PAGE]
+    dataset, found = await plan(page.database, request.query.get("name", ""), page.bucket)
+    if request.method == "POST":
+        directory = None
+        if not found["shared_with"]:
+            await page.copies.release(dataset.index_id)
+            directory = page.copies.directory(dataset.index_id)
+        await delete(page.database, dataset, page.thumbnails, directory)
+    return found
 
 
 def feature(problem: str | None) -> answers.Feature:

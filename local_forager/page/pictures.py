@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 from aiohttp import web
@@ -43,14 +44,20 @@ class Thumbnails:
         self._buckets, self._bucket = buckets, bucket
         self._data_dir = data_dir / "thumbnails"
 
-    async def get(self, index_id: str, identifier: str) -> Path:
-        """The file with a thumbnail, downloaded if needed; PageError if there is none.
-
-        Its name is a digest, since names from the bucket are no safe paths.
-        """
+    def path(self, index_id: str, identifier: str) -> Path:
+        """Its name is a digest, since names from the bucket are no safe paths."""
         text = f"{index_id}\0{identifier}".encode(errors="surrogatepass")
         digest = hashlib.sha256(text).hexdigest()
-        path = self._data_dir / digest[:2] / f"{digest}.jpg"
+        return self._data_dir / digest[:2] / f"{digest}.jpg"
+
+    def delete(self, index_id: str, identifiers: Iterable[str]) -> None:
+        """Delete the files with the thumbnails of these images, where there are any."""
+        for identifier in identifiers:
+            self.path(index_id, identifier).unlink(missing_ok=True)
+
+    async def get(self, index_id: str, identifier: str) -> Path:
+        """The file with a thumbnail, downloaded if needed; PageError if there is none."""
+        path = self.path(index_id, identifier)
         if not path.exists():
             name = f"thumbnails/{index_id}/{identifier}.jpg"
             data = await fetch(self._buckets, self._bucket, name)

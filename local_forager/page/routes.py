@@ -65,6 +65,11 @@ async def shell(request: web.Request) -> web.Response:
     )
 
 
+async def without_slash(request: web.Request) -> web.Response:
+    """/birds/ leads to /birds."""
+    raise web.HTTPFound(request.rel_url.with_path(request.path.rstrip("/"), keep_query=True))
+
+
 async def guard(request: web.Request, response: web.StreamResponse) -> None:
     """Headers that make a browser keep other sites out and trust the media types.
 
@@ -84,6 +89,7 @@ def add_page(app: web.Application, page: PageState) -> None:
     row = r"{row:\d{1,10}}"
     views = {
         "/page/datasets": page_view(datasets.datasets),
+        "/page/deletion": page_view(datasets.deletion),
         f"{name}/dataset": page_view(datasets.dataset_page),
         f"{name}/rows": index_view(rows.rows),
         f"{name}/distances": index_view(rows.distances),
@@ -103,7 +109,9 @@ def add_page(app: web.Application, page: PageState) -> None:
     for path, handler in views.items():
         app.router.add_get(path, handler)
     app.router.add_post(f"{name}/export", index_view(images.export_rows))
+    app.router.add_post("/page/deletion", page_view(datasets.deletion))
     app.router.add_get("/", shell)
+    app.router.add_get(f"/{{name:{SLUG}}}/", without_slash)
     app.router.add_get(f"/{{name:{SLUG}}}", shell)
     app.router.add_static("/static", STATIC)
     app.on_response_prepare.append(guard)

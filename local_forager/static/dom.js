@@ -64,6 +64,9 @@ async function ask(path, parameters, signal, options = {}) {
 export const askJson = async (path, parameters = {}, signal = undefined) =>
   (await ask(path, parameters, signal)).json();
 
+export const postJson = async (path, parameters) =>
+  (await ask(path, parameters, undefined, { method: "POST" })).json();
+
 // Posts rows as 32-bit numbers; the answer is a file.
 export const sendRows = async (path, parameters, rows) =>
   (await ask(path, parameters, undefined, { method: "POST", body: rows })).blob();
