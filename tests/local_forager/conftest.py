@@ -77,7 +77,8 @@ def tabs(browser):
     def open_page(url, more_filters=True, **options):
         context = browser.new_context(**({"viewport": {"width": 1200, "height": 800}} | options))
         if more_filters:
-            context.add_init_script("localStorage.setItem('forager-more-filters', 'yes')")
+            unfold = "localStorage.setItem('forager-more-filters', 'yes')"
+            context.add_init_script(f"try {{ {unfold} }} catch {{}}")  # an empty page has none
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(1000 * LONGEST_S)

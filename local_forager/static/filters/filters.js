@@ -30,13 +30,11 @@ export class Filters {
     this.rest = h("div", { class: "filters-body" });
     this.more = h("details", { class: "more-filters", open: kept(MORE) === "yes" },
       h("summary", {}, "ImageNet class, sizes"), this.rest);
-    this.more.addEventListener("toggle", () => {
-      if (!this.more.open) return;
-      this.ranges.show(this.info, this.state);
-    });
+    this.more.addEventListener("toggle", () => this.showRanges());
     this.more.firstChild.addEventListener("click", () => keep(MORE, this.more.open ? "no" : "yes"));
     this.findClass = "";
-    this.key = null;
+    this.key = null; // of what is shown; the key of what the ranges show
+    this.rangesOf = null;
     this.turn = 0;
   }
 
@@ -60,10 +58,17 @@ export class Filters {
       this.more,
     );
     this.fillSplits();
-    if (this.more.open) this.ranges.show(info, state);
+    this.showRanges();
     this.element.scrollTop = scroll;
     if (focused) document.getElementById(focused)?.focus();
     this.recount();
+  }
+
+  // Histograms are asked for only while they are seen.
+  showRanges() {
+    if (!this.more.open || this.rangesOf === this.key) return;
+    this.rangesOf = this.key;
+    this.ranges.show(this.info, this.state);
   }
 
   filtered() {
@@ -249,7 +254,7 @@ export function summary(session, state, shown) {
       : `${count(shown)} of ${plural(info.rows, "image")}`),
     ...chips,
     ...(chips.length > 1 ? [h("a", {
-      class: "chip clear", href: changed({ ...NO_FILTERS, image: null }), onclick: onLink,
+      class: "clear-all", href: changed({ ...NO_FILTERS, image: null }), onclick: onLink,
     }, "Clear all")] : []),
     ...[...info.warnings, ...state.notes].map((warning) =>
       h("p", { class: "warning", role: "alert" }, withOptions(warning))));
