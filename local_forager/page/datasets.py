@@ -130,6 +130,12 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
     }
 
 
+async def text_model(request: web.Request) -> web.Response:
+    """Load the model for text search, so that the first search does not wait for it."""
+    request.app[PAGE].text_model()
+    return web.Response(status=204)
+
+
 async def health(request: web.Request, view: View) -> answers.HealthReport:
     by = embedding_choice(request)
     checks = view.health(by)

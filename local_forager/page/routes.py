@@ -109,6 +109,7 @@ def add_page(app: web.Application, page: PageState) -> None:
     for path, handler in views.items():
         app.router.add_get(path, handler)
     app.router.add_post(f"{name}/export", index_view(images.export_rows))
+    app.router.add_post("/page/text_model", page_view(datasets.text_model))
     app.router.add_post("/page/deletion", page_view(datasets.deletion))
     app.router.add_get("/", shell)
     app.router.add_get(f"/{{name:{SLUG}}}/", without_slash)

@@ -1,13 +1,14 @@
 // The page: reads the address and shows what it asks for.
 
 import { closeDetail, showDetail } from "./images/detail.js";
-import { askJson, count, h, own, pause, Problem } from "./dom.js";
+import { askJson, count, h, own, pause, post, Problem } from "./dom.js";
 import { byNeighbours, Filters } from "./filters/filters.js";
 import { Grid } from "./images/grid.js";
 import { Health } from "./health.js";
 import { home } from "./home.js";
 import { PointMap } from "./map/map.js";
 import { impossible } from "./filters/ranges.js";
+import { watchPictures } from "./missing.js";
 import { Rows } from "./images/rows.js";
 import { watchServer } from "./server.js";
 import { Selection } from "./images/selection.js";
@@ -16,6 +17,7 @@ import { changed, current, onChange, onLink } from "./state.js";
 
 const POLL = 3000; // milliseconds between checks for new labels
 const VIEWS = { grid: "Images", map: "Map", health: "Health" };
+const idle = globalThis.requestIdleCallback ?? setTimeout;
 const main = document.getElementById("main");
 const where = document.getElementById("where");
 const tabs = document.getElementById("tabs");
@@ -65,6 +67,7 @@ class Session {
     this.ready = true; // a key pressed while the first view is still loading changes that view
     await this.show(current(), { scroll: null, back: false });
     this.watch();
+    if (this.info.text_search.available) idle(() => post("/page/text_model").catch(() => {}));
   }
 
   // Shows new labels without a reload: the version of the dataset changes with them.
@@ -288,6 +291,7 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   if (!session?.view?.focusImages?.()) main.focus();
 });
+watchPictures();
 watchShortcuts();
 watchServer(resume);
 onChange(show);

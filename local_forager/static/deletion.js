@@ -1,6 +1,6 @@
 // The dialog that asks whether to delete a dataset, and says what its buckets keep.
 
-import { askJson, h, plural, postJson, Problem } from "./dom.js";
+import { askJson, h, plural, post, Problem } from "./dom.js";
 
 const ADDRESS = "/page/deletion";
 const dialog = document.getElementById("deletion");
@@ -37,7 +37,7 @@ function ask(plan, done) {
       remove.disabled = true;
       status.textContent = "Deleting…";
       try {
-        await postJson(ADDRESS, { name });
+        await post(ADDRESS, { name });
         done();
         show(`Deleted ${name}`, kept(plan), closing("Close"));
       } catch (error) {

@@ -64,8 +64,7 @@ async function ask(path, parameters, signal, options = {}) {
 export const askJson = async (path, parameters = {}, signal = undefined) =>
   (await ask(path, parameters, signal)).json();
 
-export const postJson = async (path, parameters) =>
-  (await ask(path, parameters, undefined, { method: "POST" })).json();
+export const post = (path, parameters = {}) => ask(path, parameters, undefined, { method: "POST" });
 
 // Posts rows as 32-bit numbers; the answer is a file.
 export const sendRows = async (path, parameters, rows) =>

@@ -62,7 +62,6 @@ function card(dataset) {
 function covers(dataset, total) {
   return Array.from({ length: Math.min(COVERS, total) }, (_, place) => h("img", {
     src: `/page/${dataset.name}/cover/${place}`, alt: "", decoding: "async", loading: "lazy",
-    onerror: (event) => event.currentTarget.classList.add("absent"),
   }));
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -240,12 +241,12 @@ def test_grid_of_a_million(server, tabs):
 def test_filters_and_back(server, tabs):
     page = tabs(f"{server.url}/d")
     screen.follow(page, "Validation 20", 20, ".filters")
-    screen.follow(page, "bird 5", 1, ".filters")
+    screen.follow(page, re.compile("^bird 1"), 1, ".filters")  # of the validation images
     screen.shows_rows(page, [60])
-    screen.follow(page, "Remove the filter: validation", 5)
-    screen.follow(page, "negative 1", 1, ".filters")
+    screen.follow(page, "Remove the filter: validation", 4)
+    screen.follow(page, re.compile("^negative 1"), 1, ".filters")
     expect(page).to_have_url(f"{server.url}/d?category=bird&mode=NEGATIVE")
-    for found in (5, 1, 20):
+    for found in (4, 1, 20):
         page.go_back()
         screen.total(page, f"{found} of 80 images")
     page.go_forward()

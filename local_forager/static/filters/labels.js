@@ -120,10 +120,6 @@ export class LabelList {
     const item = choice(id, text, numbers, on,
       on ? { ...base, category: null, mode: null } : { ...base, category, mode });
     if (!signs) return item;
-    // The signs are over the end of the text and leave the numbers free.
-    const digits = [numbers].flat().reduce((sum, { lastChild, childElementCount }) =>
-      sum + (lastChild?.length ?? 0) + (childElementCount ? 3.5 : 1), 0);
-    item.style.setProperty("--digits", digits);
     const term = termOf(category, mode);
     const about = mode === "POSITIVE" ? category : `${category}: ${mode === null ? "any mode" : modeName(mode)}`;
     item.append(h("span", { class: "mores" }, LABEL_LISTS.map((field) => {

@@ -1,6 +1,7 @@
 // The grid of thumbnails. Only the tiles on the screen exist, whatever the number of images.
 
 import { boxSwitch, tileBoxes } from "./boxes.js";
+import { MISSING } from "../missing.js";
 import { basename, h, kept, keep, labelText, modeKind, own, splitName } from "../dom.js";
 import { summary } from "../filters/filters.js";
 import { sizeText } from "../filters/ranges.js";
@@ -360,11 +361,6 @@ function makeTile() {
   const item = h("li", { class: "cell" }, link, badge, check);
   const tile = { item, link, image, badge, check, far, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
   image.addEventListener("load", () => link.classList.add("here"));
-  image.addEventListener("error", () => {
-    if (!image.getAttribute("src")) return;
-    image.removeAttribute("src");
-    tile.text.textContent = "no thumbnail";
-  });
   return tile;
 }
 
@@ -390,5 +386,5 @@ function describe(tile, known) {
   ].filter(Boolean).join(", ");
   tile.image.alt = about;
   tile.link.title = about;
-  if (known?.failed) tile.image.removeAttribute("src");
+  if (known?.failed) tile.image.src = MISSING;
 }
