@@ -8,6 +8,7 @@ import asyncio
 import shlex
 import shutil
 import sqlite3
+import sys
 from pathlib import Path
 
 import click
@@ -85,6 +86,16 @@ def kept_in_buckets(found: DeletionPlan) -> str:
     )
 
 
+def confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():  # Ctrl-C
+            raise
+        reason = "Nothing was deleted: there was no answer. --yes deletes without a question."
+        raise PageError(400, reason) from None
+
+
 async def ask_and_delete(name: str, data_dir: Path, bucket: str, yes: bool) -> None:
     path = data_dir / "forager.sqlite3"
     if not path.exists():
@@ -95,7 +106,7 @@ async def ask_and_delete(name: str, data_dir: Path, bucket: str, yes: bool) -> N
         dataset, found = await plan(database, name, bucket)
         images = count(found["num_train"] + found["num_val"], "image")
         what = f"dataset {printable(name)}: {images}, {count(found['annotations'], 'label')}"
-        if not yes and not click.confirm(f"Delete {what}?", err=True):
+        if not yes and not confirmed(f"Delete {what}?"):
             raise PageError(400, "Nothing was deleted.")
         directory = IndexCopies(buckets, bucket, data_dir).directory(dataset.index_id)
         own = None if found["shared_with"] else directory

@@ -29,6 +29,54 @@ def test_filters_of_the_page(server, tabs):
     expect(screen.tiles(page).first).to_have_attribute("href", re.compile("image=79$"))
 
 
+def test_signs_of_a_mode_and_counts_that_follow_the_other_filters(server, tabs):
+    page = tabs(f"{server.url}/d?split=train")
+    bird = page.locator("#category-bird")
+    expect(bird).to_have_text(re.compile("^bird3.*negative.*1$"))
+    page.get_by_role("button", name="Modes of bird").click()
+    screen.follow(page, "Or with this label: bird: negative", 1)
+    screen.follow(page, "Or with this label: bird", 4, "li:has(> #category-bird) > .mores")
+    screen.chips(page, "train", "or bird: negative", "or bird")
+    screen.follow(page, "any mode 4", 4, ".filters")
+    screen.chips(page, "train", "bird: any mode", "or bird: negative", "or bird")
+    expect(page.locator("#split-val")).to_have_text("Validation1")
+    expect(bird).to_have_text(re.compile("^bird3"))  # its own filter does not count
+    screen.follow(page, "Clear all", 80)
+    expect(bird).to_have_text(re.compile("^bird4"))
+    page.goto(f"{server.url}/d?or=bird&with=sky")  # a link from before signs had modes
+    screen.chips(page, "bird", "and sky")
+
+
+def test_sidebar_is_short(server, tabs, dataset_name):
+    server.publish(dataset_name, 20)
+    for number in range(30):
+        server.label(dataset_name, [str(row) for row in range(1 + number % 5)], f"label {number}")
+    page = tabs(f"{server.url}/{dataset_name}", more_filters=False)
+    screen.total(page, "20 images")
+    labels = page.locator("[id^=category-]")
+    expect(labels).to_have_count(12)
+    page.get_by_role("button", name="18 more").click()
+    expect(labels).to_have_count(30)
+    page.keyboard.press("/")
+    expect(page.locator("#name")).to_be_focused()  # there is no search by text
+    page.reload()
+    screen.total(page, "20 images")
+    in_grid = "document.activeElement.closest('.grid') !== null"
+    presses = 0
+    while not page.evaluate(in_grid):
+        page.keyboard.press("Tab")
+        presses += 1
+        assert presses <= 15
+    page.reload()
+    screen.total(page, "20 images")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # Skip to the images
+    screen.focused(page, 0)
+    labels.first.focus()
+    page.keyboard.press("ArrowDown")
+    expect(labels.nth(1)).to_be_focused()
+
+
 def test_class_by_name(server, tabs):
     """In the panel, in the legend of the map, and in the facts of an image."""
     kinds = synthetic.kind_of(np.arange(80))

@@ -297,7 +297,7 @@ function neighbour(session, { distance, image }, beside) {
     h("span", { class: `dot ${modeKind(label.mode)}` })))),
   h("span", { class: "distance", "aria-hidden": "true" }, distance.toFixed(3)),
   h("button", {
-    type: "button", "data-focus": `beside-${image.row}`, "aria-label": `Side by side: ${basename(image.name)}`,
+    type: "button", "data-focus": `beside-${image.row}`, "aria-label": `beside: ${basename(image.name)}`,
     "aria-pressed": String(beside === String(image.row)),
     onclick: () => go({ beside: beside === String(image.row) ? null : image.row }, { replace: true }),
   }, "beside"));
