@@ -16,8 +16,7 @@ import click
 from common.options import Command
 from common.terminal import count, printable
 from local_forager.export import SETTINGS, bucket_option, data_dir_option
-from local_forager.indexes.copies import IndexCopies
-from local_forager.page.pictures import Thumbnails
+from local_forager.indexes.copies import IndexCopies, thumbnail_path
 from local_forager.server.api import NoSuchDataset
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, Dataset, ServerGeneration
@@ -48,8 +47,13 @@ async def plan(database: Database, name: str, bucket: str) -> tuple[Dataset, Del
     }
 
 
+def delete_thumbnails(data_dir: Path, index_id: str, identifiers: list[str]) -> None:
+    for identifier in identifiers:
+        thumbnail_path(data_dir, index_id, identifier).unlink(missing_ok=True)
+
+
 async def delete(
-    database: Database, dataset: Dataset, thumbnails: Thumbnails, directory: Path | None
+    database: Database, dataset: Dataset, data_dir: Path, directory: Path | None
 ) -> None:
     """Delete the files on this machine, then the rows: after a stop, it can be asked for again.
 
@@ -59,7 +63,7 @@ async def delete(
     try:
         if directory is not None:
             identifiers = await database.identifiers(dataset.id)
-            await asyncio.to_thread(thumbnails.delete, dataset.index_id, identifiers)
+            await asyncio.to_thread(delete_thumbnails, data_dir, dataset.index_id, identifiers)
             if directory.exists():
                 await asyncio.to_thread(shutil.rmtree, directory)
     except OSError as error:
@@ -110,7 +114,7 @@ async def ask_and_delete(name: str, data_dir: Path, bucket: str, yes: bool) -> N
             raise PageError(400, "Nothing was deleted.")
         directory = IndexCopies(buckets, bucket, data_dir).directory(dataset.index_id)
         own = None if found["shared_with"] else directory
-        await delete(database, dataset, Thumbnails(buckets, bucket, data_dir), own)
+        await delete(database, dataset, data_dir, own)
     finally:
         buckets.close()
         database.close()

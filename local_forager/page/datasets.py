@@ -52,7 +52,7 @@ async def deletion(request: web.Request) -> answers.DeletionPlan:
         if not found["shared_with"]:
             await page.copies.release(dataset.index_id)
             directory = page.copies.directory(dataset.index_id)
-        await delete(page.database, dataset, page.thumbnails, directory)
+        await delete(page.database, dataset, page.data_dir, directory)
     return found
 
 

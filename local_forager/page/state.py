@@ -34,7 +34,7 @@ class PageState:
         self, app: web.Application, data_dir: Path, bucket: str, clip: Path | None, exact_rows: int
     ) -> None:
         buckets = self._buckets = app[BUCKETS]
-        self.bucket, self.exact_rows = bucket, exact_rows
+        self.bucket, self.data_dir, self.exact_rows = bucket, data_dir, exact_rows
         self.database = app[DATABASE]
         self.copies = IndexCopies(buckets, bucket, data_dir)
         self.thumbnails = Thumbnails(buckets, bucket, data_dir)

@@ -15,18 +15,17 @@ export class Selection {
     this.watchers = new Set();
     this.undo = null; // { text, act }: what was done last, and what takes it back
     this.keeping = null; // the timer until the selection is kept
-    this.restored = this.restore();
+    this.restore();
     this.element = h("section", { class: "selection", "aria-label": "Selection", hidden: true });
     addEventListener("pagehide", () => this.keepNow(), { signal: session.ended.signal });
     this.draw();
   }
 
-  // The selection of an earlier visit, if the browser kept one; whether it did.
+  // The selection of an earlier visit, if the browser kept one.
   restore() {
     const rows = decode(kept(this.presentPlace()) ?? "").filter((row) => row < this.marks.length);
     for (const row of rows) this.marks[row] = 1;
     this.count = rows.length;
-    return this.count > 0;
   }
 
   // The browser keeps the selection, so that a reload does not lose it.
@@ -73,7 +72,6 @@ export class Selection {
   tell() {
     this.version += 1;
     this.undo = null;
-    this.restored = false;
     clearTimeout(this.keeping);
     this.keeping = setTimeout(() => this.keepNow(), KEEP_AFTER);
     this.draw();
@@ -137,7 +135,7 @@ export class Selection {
     this.element.replaceChildren(
       h("p", { class: "selected-count", role: "status" }, `${count(this.count)} selected`),
       ...(some ? [h("p", { class: "quiet small", title: "It survives a reload. A link does not contain it." },
-        this.restored ? "from an earlier visit, kept in this browser" : "kept in this browser")] : []),
+        "kept in this browser")] : []),
       ...acts,
       ...(saved.length ? [this.choosing(saved)] : []),
       ...(this.undo ? [h("p", { class: "inline", role: "status" }, this.undo.text, h("button", {
