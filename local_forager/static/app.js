@@ -294,5 +294,6 @@ document.querySelector(".skip").addEventListener("click", (event) => {
 watchPictures();
 watchShortcuts();
 watchServer(resume);
+onChange(() => session?.selection?.forgetUndo());
 onChange(show);
 show(current(), { scroll: null, back: false });

@@ -7,6 +7,7 @@ import pytest
 
 import gcs
 from tests.harness import run
+from tests.local_forager import screen
 from tests.local_forager.page_server import ask, fetch, get, page_server
 from tests.local_forager.screen import expect
 
@@ -99,6 +100,15 @@ def test_page_deletes_after_a_question(two, tabs):
     expect(page.locator(".card")).to_have_count(1)
     assert rows_left(two.data_dir) == [1, 3, 1, 1]
     page.close()  # before its server: the page asks for new datasets
+
+
+def test_page_of_a_dataset_that_is_deleted_meanwhile(two, tabs):
+    page = tabs(f"{two.url}/birds")
+    screen.total(page, "2 images")
+    delete_command(two.data_dir, two.index, "birds", "--yes").succeeded()
+    expect(page.get_by_role("alert")).to_contain_text("There is no dataset named birds here.")
+    assert len(page.problems) == 1 and "404" in page.problems.pop()
+    page.close()
 
 
 def test_another_site_cannot_delete(two):

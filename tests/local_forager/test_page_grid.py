@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+import gcs
 from local_forager.analysis import text_search
 from testing import synthetic
 from tests.harness import wait_for
@@ -128,6 +129,30 @@ def test_every_control_has_a_name_and_nothing_is_wider_than_the_screen(server, t
           || one.querySelector('img[alt]') || one.labels?.length))
         .map(one => one.outerHTML)"""
     assert page.evaluate(nameless) == []
+
+
+def test_header_is_one_row_on_a_telephone(server, tabs, dataset_name):
+    server.publish(dataset_name, 1)  # a name of 34 characters
+    page = tabs(f"{server.url}/{dataset_name}", viewport={"width": 400, "height": 800})
+    screen.total(page, "1 image")
+    assert page.locator(".bar").bounding_box()["height"] < 60
+    for link in ("Images", "Map", "Health"):
+        expect(page.get_by_role("link", name=link, exact=True)).to_be_in_viewport(ratio=1)
+
+
+def test_missing_thumbnails_look_the_same_everywhere(server, tabs, dataset_name):
+    index_id = server.publish(dataset_name, 3)
+    for row in range(3):
+        blob = f"thumbnails/{index_id}/{row}.jpg"
+        gcs.make_client().bucket(server.index).blob(blob).delete()
+    page = tabs(f"{server.url}/{dataset_name}")
+    missing = '[src="/static/missing.svg"]'
+    expect(page.locator(f".grid img{missing}")).to_have_count(3)
+    page.goto(f"{server.url}/{dataset_name}?image=0")
+    expect(page.locator(f".strip img{missing}")).to_have_count(2)
+    page.goto(server.url)
+    card = page.locator(".card", has_text=dataset_name)
+    expect(card.locator(f".covers img{missing}")).to_have_count(3)
 
 
 def test_dark_and_light(server, tabs):
@@ -311,7 +336,9 @@ def test_text_search(emulator, tmp_path, tabs):
     assert text_search.why_not(weights) is None
     with page_server(tmp_path, "--clip_weights", str(weights)) as server:
         server.publish("d", 12)
-        page = tabs(f"{server.url}/d")
+        page = tabs("about:blank")
+        with page.expect_request("**/page/text_model"):  # so that the search need not wait for it
+            page.goto(f"{server.url}/d")
         field = page.get_by_role("searchbox", name="Search by text")
         field.fill("a dog")
         field.press("Enter")

@@ -120,10 +120,18 @@ export class Selection {
     this.element.querySelector("[data-undo]").focus();
   }
 
+  // What was done before another view was asked for stays done.
+  forgetUndo() {
+    if (!this.undo) return;
+    this.undo = null;
+    this.draw();
+  }
+
   draw(problem = "") {
     const saved = this.saved();
     const some = this.count > 0;
     this.element.hidden = !some && !saved.length && !this.undo;
+    this.element.classList.toggle("over", !some && !saved.length); // moves nothing else
     const button = (text, act, kind = null) =>
       h("button", { type: "button", onclick: act, class: kind }, text);
     const acts = !some ? [] : [
