@@ -22,6 +22,7 @@ from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, Dataset, ServerGeneration
 from local_forager.types import DeletionPlan, PageError
 
+SHOWN_NAMES = 10  # of the datasets that a message lists
 IN_USE = "The database is in use by another program: try again. The dataset is still there."
 
 
@@ -107,6 +108,11 @@ async def ask_and_delete(name: str, data_dir: Path, bucket: str, yes: bool) -> N
         raise PageError(404, f"There is no local Forager in {where}: give its --data_dir.")
     database, buckets = Database(path, ServerGeneration.B), Buckets()
     try:
+        if name not in (names := await database.dataset_names()):
+            known = ", ".join(map(printable, names[:SHOWN_NAMES])) or "none"
+            more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+            where = f"{printable(str(data_dir))}, which has {known}{more}"
+            raise PageError(404, f"There is no dataset named {printable(name)} in {where}.")
         dataset, found = await plan(database, name, bucket)
         images = count(found["num_train"] + found["num_val"], "image")
         what = f"dataset {printable(name)}: {images}, {count(found['annotations'], 'label')}"

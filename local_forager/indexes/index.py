@@ -247,6 +247,8 @@ class LabelTable(NamedTuple):
         """Rows with a label of the category in this mode; None is any mode."""
         modes = self.rows.get(category, {})
         chosen = [rows for name, rows in modes.items() if mode is None or name == mode]
+        if len(chosen) == 1:
+            return chosen[0]
         return np.unique(np.concatenate([np.zeros(0, np.int64), *chosen]))
 
     def positive(self) -> dict[str, np.ndarray]:
