@@ -132,7 +132,8 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
 
 async def text_model(request: web.Request) -> web.Response:
     """Load the model for text search, so that the first search does not wait for it."""
-    request.app[PAGE].text_model()
+    model = request.app[PAGE].text_model()
+    model.add_done_callback(lambda done: done.cancelled() or done.exception())  # told by a search
     return web.Response(status=204)
 
 

@@ -77,6 +77,18 @@ def test_sidebar_is_short(server, tabs, dataset_name):
     expect(labels.nth(1)).to_be_focused()
 
 
+def test_orders_that_a_dataset_is_too_large_for(server, tabs):
+    reason = "Only datasets of up to 9 images can be sorted by their neighbours."
+    refused = {"neighbour_sorts": {"available": False, "reason": reason}}
+    page = tabs(server.url)
+    page.route("**/page/d/dataset", lambda held: held.fulfill(json=server.dataset("d") | refused))
+    page.goto(f"{server.url}/d?sort=outliers&split=val")
+    screen.total(page, "20 of 80 images")
+    expect(page.get_by_role("alert")).to_have_text(reason)
+    expect(page.locator("#sort option", has_text="outliers")).to_be_disabled()
+    expect(page.locator(".filters").get_by_text(reason)).to_be_visible()
+
+
 def test_class_by_name(server, tabs):
     """In the panel, in the legend of the map, and in the facts of an image."""
     kinds = synthetic.kind_of(np.arange(80))
