@@ -41,6 +41,19 @@ class DatasetList(TypedDict):
     datasets: list[DatasetCard]
 
 
+class DeletionPlan(TypedDict):
+    """What the deletion of a dataset deletes, and what it leaves."""
+
+    name: str
+    num_train: int
+    num_val: int
+    annotations: int  # labels and boxes
+    train_path: str  # the images here stay
+    val_path: str
+    shared_with: list[str]  # datasets with the same index: then its copies here stay
+    command: str  # deletes the index from its bucket; "" if shared_with needs it
+
+
 class IndexState(TypedDict):
     state: str  # "ready", "copying" or "missing"
     detail: str  # why it is missing, or ""
@@ -82,6 +95,17 @@ class SetTitle(TypedDict):
     title: str
 
 
+class FacetCounts(TypedDict):
+    """What a choice of a filter would show: images that pass all filters but those of its kind."""
+
+    train: int
+    val: int
+    labelled: int
+    unlabelled: int
+    categories: list[CategoryCount]
+    classes: list[ClassCount]  # the commonest first
+
+
 class DatasetPage(TypedDict):
     """One dataset. What is read from the index is 0 or empty until index.state is "ready"."""
 
@@ -101,6 +125,7 @@ class DatasetPage(TypedDict):
     sets: list[SetTitle]
     text_search: Feature
     umap: Feature
+    neighbour_sorts: Feature  # the orders "outliers" and "typical"
     sizes: Feature  # width, height and aspect, for filters and orders
     version: int  # of the labels: it increases whenever labels are written
     warnings: list[str]

@@ -11,9 +11,16 @@ from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
-from local_forager.indexes.index import Index, LabelTable, class_name
+from local_forager.deletion import delete, plan
+from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import COMPARED_BY
-from local_forager.page.rows import WAIT, array_response, choice, embedding_choice
+from local_forager.page.rows import (
+    WAIT,
+    array_response,
+    choice,
+    embedding_choice,
+    no_neighbour_sorts,
+)
 from local_forager.page.state import PAGE, View
 from local_forager.server.api import dataset_of
 from local_forager.server.database import SplitCounts
@@ -34,6 +41,19 @@ async def datasets(request: web.Request) -> answers.DatasetList:
             cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
     generation = page.database.generation.value
     return {"generation": generation, "bucket": page.bucket, "datasets": cards}
+
+
+async def deletion(request: web.Request) -> answers.DeletionPlan:
+    """What a deletion would mean; as a POST, it is done. In the query, any name is possible."""
+    page = request.app[PAGE]
+    dataset, found = await plan(page.database, request.query.get("name", ""), page.bucket)
+    if request.method == "POST":
+        directory = None
+        if not found["shared_with"]:
+            await page.copies.release(dataset.index_id)
+            directory = page.copies.directory(dataset.index_id)
+        await delete(page.database, dataset, page.data_dir, directory)
+    return found
 
 
 def feature(problem: str | None) -> answers.Feature:
@@ -68,16 +88,6 @@ def warnings_of(counts: SplitCounts, index: Index) -> list[str]:
     return warnings
 
 
-def class_counts(index: Index) -> list[answers.ClassCount]:
-    """The ImageNet classes of the images, the commonest first."""
-    numbers, counts = np.unique(index.classes[index.classes >= 0], return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [
-        {"imagenet_class": number, "name": class_name(number), "count": count}
-        for number, count in zip(numbers[order].tolist(), counts[order].tolist(), strict=True)
-    ]
-
-
 async def dataset_page(request: web.Request) -> answers.DatasetPage:
     page, dataset = request.app[PAGE], await dataset_of(request)
     counts = await page.database.counts(dataset.id)
@@ -87,6 +97,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
     index, table, version = copy.index, LabelTable({}, {}, {}), 0
     if index is not None:
         table, version = await page.table(dataset, index)
+    every = np.ones(len(index.names) if index else 0, bool)
     return {
         "name": dataset.name,
         "index_id": dataset.index_id,
@@ -103,8 +114,8 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "rows_train": index.num_train if index else 0,
         "labelled": len(table.of_row),
         "boxed": len(table.boxes),
-        "categories": table.counts(),
-        "classes": class_counts(index) if index else [],
+        "categories": table.counts(every),
+        "classes": index.class_counts(every) if index else [],
         "embeddings": [
             {"by": kind.name, "about": f"{kind.compares}, by {kind.model}"}
             for kind in sorted(EMBEDDINGS, key=lambda kind: COMPARED_BY.index(kind.name))
@@ -112,10 +123,18 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
+        "neighbour_sorts": feature(no_neighbour_sorts(len(index.names)) if index else None),
         "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
         "version": version,
         "warnings": page.notes + (warnings_of(counts, index) if index else []),
     }
+
+
+async def text_model(request: web.Request) -> web.Response:
+    """Load the model for text search, so that the first search does not wait for it."""
+    model = request.app[PAGE].text_model()
+    model.add_done_callback(lambda done: done.cancelled() or done.exception())  # told by a search
+    return web.Response(status=204)
 
 
 async def health(request: web.Request, view: View) -> answers.HealthReport:

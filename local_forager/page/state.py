@@ -14,13 +14,15 @@ from aiohttp import web
 from common.errors import StorageError
 from local_forager.analysis.health import Health, Jobs
 from local_forager.analysis.maps import saved_projection
-from local_forager.analysis.text_search import text_vector, why_not
+from local_forager.analysis.text_search import text_tower, text_vector, why_not
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import Index, LabelTable, table_of
 from local_forager.page.pictures import Originals, Thumbnails
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
-from local_forager.types import PageError
+from local_forager.types import PageError, StillWorking
+
+LOADING = 0.3  # seconds after which a search says that the model is being loaded
 
 Result = TypeVar("Result")
 
@@ -34,7 +36,7 @@ class PageState:
         self, app: web.Application, data_dir: Path, bucket: str, clip: Path | None, exact_rows: int
     ) -> None:
         buckets = self._buckets = app[BUCKETS]
-        self.bucket, self.exact_rows = bucket, exact_rows
+        self.bucket, self.data_dir, self.exact_rows = bucket, data_dir, exact_rows
         self.database = app[DATABASE]
         self.copies = IndexCopies(buckets, bucket, data_dir)
         self.thumbnails = Thumbnails(buckets, bucket, data_dir)
@@ -88,12 +90,29 @@ class PageState:
         sizes |= await self._buckets.sizes(dataset.val_path)
         return np.array([sizes.get(name, -1) for name in index.names], np.int64)
 
-    async def text_vector(self, text: str) -> np.ndarray:
-        """The text as a unit vector of CLIP; PageError where text search is not possible."""
+    def _text_weights(self) -> Path:
         if self._clip is None or self.no_text_search:
             raise PageError(409, self.no_text_search or "")
+        return self._clip
+
+    def text_model(self) -> asyncio.Future[Any]:
+        """The loading of the model for text search, which begins when it is first asked for.
+
+        Raises PageError where text search is not possible.
+        """
+        clip = self._text_weights()
+        load = partial(asyncio.get_running_loop().run_in_executor, self._text, text_tower, clip)
+        return self._once("text model", load)
+
+    async def text_vector(self, text: str) -> np.ndarray:
+        """The text as a unit vector of CLIP; StillWorking while its model is being loaded."""
+        model = self.text_model()
+        await asyncio.wait([model], timeout=LOADING)
+        if not model.done():
+            raise StillWorking("Loading the model for text search")
+        model.result()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._text, text_vector, self._clip, text)
+        return await loop.run_in_executor(self._text, text_vector, self._text_weights(), text)
 
     def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""

@@ -5,7 +5,7 @@ export const FILTERS = [
   "min_width", "max_width", "min_height", "max_height", "min_aspect", "max_aspect", "min_bytes",
   "max_bytes", "set", "text", "like", "sort",
 ];
-const FIELDS = ["view", ...FILTERS, "by", "color", "method", "pictures", "at", "selected", "image"];
+const FIELDS = ["view", ...FILTERS, "by", "color", "method", "pictures", "at", "selected", "image", "beside"];
 export const LABEL_LISTS = ["or", "with", "without"]; // fields that hold several labels
 const BETWEEN = "\n"; // labels of one field in the address
 const listeners = new Set();
@@ -23,6 +23,7 @@ export function address(state) {
   if (!state.name) return "/";
   const query = new URLSearchParams();
   for (const field of FIELDS) {
+    if (field === "beside" && state.image === null) continue; // it belongs to the image
     if (state[field] !== null && state[field] !== undefined && state[field] !== "") {
       query.set(field, state[field]);
     }
@@ -31,6 +32,7 @@ export function address(state) {
 }
 
 // The labels in one of LABEL_LISTS: of which images may have any too, must have all, must have none.
+// Each is a category, for a positive label, or a category, NUL and a mode, "" for any mode.
 export const labelsIn = (state, field) => (state[field] ? state[field].split(BETWEEN) : [])
   .map((label) => label.replace(/%(25|0A)/g, decodeURIComponent));
 export function toggled(state, field, label) {
@@ -38,6 +40,11 @@ export function toggled(state, field, label) {
   const left = labels.filter((one) => one !== label);
   return (left.length < labels.length ? left : [...labels, label])
     .map((one) => one.replace(/[%\n]/g, encodeURIComponent)).join(BETWEEN) || null;
+}
+export const termOf = (category, mode) => (mode === "POSITIVE" ? category : `${category}\0${mode ?? ""}`);
+export function labelOf(term) {
+  const [category, mode = "POSITIVE"] = term.split("\0");
+  return { category, mode: mode || null };
 }
 
 // The health report is of all images, so a filter that is chosen there leads to the images.

@@ -158,7 +158,7 @@ def test_map_shows_pictures_when_few_points_are_in_view(server, tabs):
 def test_health_links_to_the_images(server, tabs):
     page = tabs(f"{server.url}/d?view=health")
     screen.follow(page, "Show 2 images in 1 group", 2, "[data-set=leak]")
-    expect(page.locator(".badge:visible")).to_have_text(["Group 1", "0.000"])
+    expect(page.locator(".badge:visible")).to_have_text(["train", "Group 1", "val · 0.000"])
     screen.shows_rows(page, [2, COPY])
     page.go_back()
     screen.follow(page, "Show 1 image", 1, "[data-set=failed]")

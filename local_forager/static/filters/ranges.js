@@ -23,6 +23,20 @@ export const SIZE_SORTS = {
 const OF_FILES = ["largest", "smallest"]; // known without a manifest, from a listing of the bucket
 export const needsManifest = (sort) => Object.hasOwn(SIZE_SORTS, sort ?? "") && !OF_FILES.includes(sort);
 
+const FIELD_OF = {
+  largest: "bytes", smallest: "bytes", widest: "width", narrowest: "width", tallest: "height", lowest: "height",
+  landscape: "aspect", portrait: "aspect",
+};
+
+// How the size that a view is sorted by is written on a tile; null if it is not sorted by one.
+export function sizeText(state) {
+  const field = state.set || state.text || state.like !== null ? null : FIELD_OF[state.sort ?? ""];
+  if (!field) return null;
+  const [text] = RANGES[field].shown;
+  return field === "bytes" || field === "aspect" ? (value) => text(Number(value.toFixed(3)))
+    : (value) => `${text(value)} px ${field === "width" ? "wide" : "high"}`;
+}
+
 const limits = (field) => [`min_${field}`, `max_${field}`];
 
 // The filters and the order in an address that a dataset without known sizes cannot have, as

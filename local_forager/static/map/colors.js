@@ -59,7 +59,7 @@ export function legend(kind, info, counts, colors, others) {
   const { categories } = info;
   const filter = (value) => (value < 0 ? null : {
     split: () => ({ split: value ? "val" : "train" }),
-    label: () => ({ category: categories[value]?.category ?? null, mode: null }),
+    label: () => ({ category: categories[value]?.category ?? null, mode: "POSITIVE" }),
     class: () => ({ class: value }),
     category: () => null,
   }[kind]());
