@@ -19,10 +19,10 @@ import click
 from common.names import MAX_TEXT_LENGTH, identifier, text_problem
 from common.options import Command, bucket_name
 from common.terminal import printable
-from local_forager.analysis.health import Health, Jobs
+from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name, table_of
-from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
+from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, ServerGeneration
 from local_forager.types import PageError
@@ -139,7 +139,7 @@ def rows_of(which: str, index: Index, table: LabelTable, by: str, exact: bool) -
     if which == "all":
         return list(range(len(index.names)))
     jobs, rows = Jobs(), len(index.names)
-    health = Health(jobs, index, by, rows if exact else EXACT_ROWS, table, version=0)
+    health = Health(jobs, index, by, rows if exact else PAIRS_ROWS, table, version=0)
     try:
         while (groups := health.groups(SETS[which], start=True)) is None:
             if sys.stderr.isatty():
@@ -194,7 +194,7 @@ def for_terminal(text: str) -> str:
 @click.option(
     "--by", type=click.Choice(COMPARED_BY), default=COMPARED_BY[0], help="Compare by this."
 )
-@click.option("--exact", is_flag=True, help="Compare all pairs of more than 200,000 images too.")
+@click.option("--exact", is_flag=True, help="Compare all pairs of more than 20,000 images too.")
 @click.option(
     "--format",
     "format_",

@@ -101,6 +101,7 @@ class DatasetPage(TypedDict):
     sets: list[SetTitle]
     text_search: Feature
     umap: Feature
+    layout: str  # of the map unless another is chosen: "umap" or "pca"
     sizes: Feature  # width, height and aspect, for filters and orders
     version: int  # of the labels: it increases whenever labels are written
     warnings: list[str]

@@ -10,7 +10,7 @@ from common.terminal import count
 from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
-from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
+from local_forager.analysis.maps import METHODS, UMAP_MISSING, default_method, umap_installed
 from local_forager.indexes.index import Index, LabelTable, class_name
 from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.page.rows import WAIT, array_response, choice, embedding_choice
@@ -112,6 +112,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
+        "layout": default_method(len(index.names) if index else 0),
         "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
         "version": version,
         "warnings": warnings_of(counts, index) if index else [],
