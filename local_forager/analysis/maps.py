@@ -19,7 +19,7 @@ from local_forager.indexes.vectors import Vectors
 SAMPLE_ROWS = 20_000  # rows that the components are computed from; every row is projected
 SEED = 0
 METHODS = ("pca", "umap")
-UMAP_ROWS = 20_000  # images up to which UMAP, where it is installed, is the layout by default
+UMAP_ROWS = 50_000  # images up to which UMAP, if installed, is the usual layout: half a minute
 UMAP_MISSING = "Install umap-learn beside local_forager for a UMAP layout."
 LEAST_ROWS = 5  # images that can be laid out by their vectors; fewer are put in a line
 LEAST_SHARED = 0.5  # of the images of either index, so that one takes the places of the other
