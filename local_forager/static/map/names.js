@@ -54,6 +54,7 @@ export class Names {
   }
 
   find() {
+    const begin = performance.now();
     clearTimeout(this.waiting);
     this.waiting = 0;
     const { map } = this;
@@ -61,6 +62,7 @@ export class Names {
     this.element.replaceChildren(...this.names.map(({ item }) => item));
     this.leaveOut();
     map.request();
+    performance.measure("names", { start: begin }); // for bench/page/names.py
   }
 
   // The named clusters in view, the largest first.

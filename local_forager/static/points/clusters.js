@@ -1,6 +1,6 @@
 // Finds clusters of points: peaks of their smoothed density, each with the points around it.
 
-const SAMPLE = 300_000; // points that are counted; of more, every second or third, and so on
+const SAMPLE = 100_000; // points that are counted at most: of more, every second or third, and so on
 const SMOOTHING = 2; // rounds; each mixes a cell with its eight neighbours
 const VALLEY = 0.8; // of the lower peak; two peaks with less of a valley between them are one
 const EDGE = 0.15; // of its peak: the density down to which a cell belongs to a cluster
