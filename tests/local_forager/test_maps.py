@@ -126,3 +126,21 @@ def test_the_map_with_most_of_the_images_is_chosen(tmp_path, array):
         if name == "many":
             most = places
     np.testing.assert_array_equal(points_of(tmp_path, "new", array, "umap")[:400], most)
+
+
+@pytest.mark.parametrize(
+    ("rows", "installed", "expected"),
+    [(10, True, "umap"), (maps.UMAP_ROWS, True, "umap"), (10**6, True, "pca"), (10, False, "pca")],
+)
+def test_umap_is_the_usual_layout_where_it_is_installed(monkeypatch, rows, installed, expected):
+    monkeypatch.setattr(maps, "umap_installed", lambda: installed)
+    assert maps.default_method(rows) == expected
+
+
+def test_a_dataset_that_grew_keeps_its_places_on_the_page(server, dataset_name):
+    server.publish(dataset_name, 40)
+    old = server.array(f"{dataset_name}/map?by=clip", "<f4")
+    server.publish(f"{dataset_name}-grew", 60)
+    new = server.array(f"{dataset_name}-grew/map?by=clip", "<f4")
+    assert len(new) == 120
+    np.testing.assert_array_equal(new[:80], old)
