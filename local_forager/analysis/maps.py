@@ -21,7 +21,7 @@ SEED = 0
 METHODS = ("pca", "umap")
 UMAP_ROWS = 50_000  # images up to which UMAP, if installed, is the usual layout: half a minute
 UMAP_MISSING = "Install umap-learn beside local_forager for a UMAP layout."
-LEAST_ROWS = 5  # images that can be laid out by their vectors; fewer are put in a line
+LEAST_ROWS = 5  # images that are laid out by their vectors; fewer are put in a line
 LEAST_SHARED = 0.5  # of the images of either index, so that one takes the places of the other
 NEAREST = 5  # images that have places, between which UMAP's layout puts a new one
 BLOCK_ROWS = 2_048  # new images whose nearest ones are searched for at once
@@ -177,7 +177,7 @@ def read_layout(path: Path, rows: int | None = None) -> Layout | None:
     try:
         with path.open("rb") as opened, np.load(opened) as file:
             layout = Layout(**file)
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile):
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, BadZipFile):
         return None
     return layout if rows in (None, len(layout.points)) else None
 
@@ -194,7 +194,7 @@ def source_of(path: Path, keys: np.ndarray) -> Layout | None:
             continue
         known = layout.keys[~np.isnan(layout.points[:, 0])]
         shared = int(np.isin(keys, known).sum())
-        enough = LEAST_SHARED * max(len(keys), len(known), LEAST_ROWS)
+        enough = max(LEAST_ROWS, LEAST_SHARED * max(len(keys), len(known)))
         if shared >= enough and shared > most:
             best, most = layout, shared
     return best

@@ -90,7 +90,6 @@ OTHERS = {
     "no other map": lambda path, array: None,
     "less than half of the images": lambda path, array: points_of(path, "o", array[:240], "pca"),
     "other vectors": lambda path, array: points_of(path, "o", -array, "pca"),
-    "too few to lay out": lambda path, array: points_of(path, "o", array[:3], "pca"),
 }
 
 
@@ -144,3 +143,8 @@ def test_a_dataset_that_grew_keeps_its_places_on_the_page(server, dataset_name):
     new = server.array(f"{dataset_name}-grew/map?by=clip", "<f4")
     assert len(new) == 120
     np.testing.assert_array_equal(new[:80], old)
+
+
+def test_images_in_a_line_are_laid_out_when_there_are_enough(tmp_path, array):
+    assert points_of(tmp_path, "line", array[:4], "pca")[:, 1].tolist() == [0, 0, 0, 0]
+    assert np.ptp(points_of(tmp_path, "plane", array[:6], "pca"), axis=0).min() > 0.1
