@@ -29,7 +29,7 @@ export class PointMap {
     this.canvas = h("canvas", {
       class: "canvas", tabIndex: 0, role: "img",
       "aria-label": "Map of the images. Arrow keys move it, plus and minus zoom, 0 shows all, "
-        + "Enter opens the image nearest to the middle.",
+        + "n shows or hides names, Enter opens the image nearest to the middle.",
     });
     this.context = this.canvas.getContext("2d");
     this.tip = new Tip(session);

@@ -59,7 +59,9 @@ function onMove(map, event) {
   map.pointer = event.pointerType === "mouse" && !map.pointers.size ? place : null;
   const last = map.pointers.get(event.pointerId);
   if (!last) {
-    map.canvas.title = map.names.at(...place)?.title ?? "";
+    const name = map.names.at(...place);
+    map.canvas.title = name?.title ?? "";
+    map.canvas.classList.toggle("named", name !== undefined);
     map.hover(map.under(...place));
     return;
   }
