@@ -15,6 +15,7 @@ import numpy as np
 
 from common.files import written_whole
 from local_forager.indexes.vectors import Vectors
+from local_forager.types import PageError
 
 SAMPLE_ROWS = 20_000  # rows that the components are computed from; every row is projected
 SEED = 0
@@ -81,8 +82,14 @@ def along(vectors: Vectors, axes: np.ndarray) -> np.ndarray:
 
 
 def umap(vectors: Vectors, failed: np.ndarray) -> np.ndarray:
-    from umap import UMAP
-
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise PageError(
+            409,
+            f"UMAP cannot be loaded ({error}): install umap-learn anew, or add method=pca to the "
+            "address.",
+        ) from error
     points = np.empty((vectors.rows, 2), np.float32)
     good = ~failed
     neighbours = min(15, int(good.sum()) - 1)

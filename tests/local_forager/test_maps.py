@@ -8,6 +8,7 @@ import pytest
 
 from local_forager.analysis import maps
 from local_forager.indexes.vectors import Vectors
+from local_forager.types import PageError
 from testing import synthetic
 
 OLD, ALL, DIMENSIONS, FAILED = 300, 500, 32, 7
@@ -148,3 +149,10 @@ def test_a_dataset_that_grew_keeps_its_places_on_the_page(server, dataset_name):
 def test_images_in_a_line_are_laid_out_when_there_are_enough(tmp_path, array):
     assert points_of(tmp_path, "line", array[:4], "pca")[:, 1].tolist() == [0, 0, 0, 0]
     assert np.ptp(points_of(tmp_path, "plane", array[:6], "pca"), axis=0).min() > 0.1
+
+
+def test_a_umap_that_cannot_be_loaded_is_a_sentence(tmp_path, array, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(PageError, match="UMAP cannot be loaded .* install umap-learn anew"):
+        points_of(tmp_path, "one", array, "umap")
+    assert not list((tmp_path / "one").glob("map*"))
