@@ -104,14 +104,14 @@ def test_a_name_zooms_to_its_cluster(named):
 
 def test_names_are_switched_off(named, tabs):
     page = named("&pictures=no")
-    page.get_by_label("Names").uncheck()
+    page.get_by_role("checkbox", name="Names").uncheck()
     expect(page.locator(".names button")).to_have_count(0)
     expect(page).to_have_url(re.compile("names=no"))
     page.reload()
     screen.total(page, "1,500 images")
     shows_names(page)
     page.locator("canvas").press("n")
-    expect(page.get_by_label("Names")).to_be_checked()
+    expect(page.get_by_role("checkbox", name="Names")).to_be_checked()
     expect(page.locator(".names button")).to_have_count(4)
     expect(page).not_to_have_url(re.compile("names="))
 

@@ -11,10 +11,10 @@ const LEAST = 3; // images that a name stands for
 const SURE = 3; // standard deviations above what the whole dataset lets one expect
 const SECOND = 0.5; // of the best score, from which on a second name is written too
 const ROOM = 30; // characters of two names
-const ALIKE = 240; // CSS pixels within which a name is written once
+const ALIKE = 160; // CSS pixels within which a name is written once
 const GAP = 4; // CSS pixels between two names
 const LINE = 20; // CSS pixels
-const LINES = [0, -1, 1]; // that a name may be below the middle of its cluster
+const SMALL = 40; // CSS pixels, the height of a cluster that a name would hide; it stands above that
 const BUTTONS = [52, 132]; // CSS pixels in the upper right corner, which the zoom buttons take
 export const MEASURE = "Labels, or else ImageNet classes, with the highest share × ln(share ÷ share in "
   + `the whole dataset). Only what is ${SURE} standard deviations above what is expected counts.`;
@@ -94,8 +94,11 @@ export class Names {
   leaveOut() {
     const kept = [];
     for (const name of this.names) {
-      const fits = LINES.some((line) => {
-        this.write(name, 1, line * LINE);
+      const height = ((name.top - name.bottom) * this.map.scale()) / this.map.ratio;
+      const beside = (height + LINE) / 2;
+      const places = height < SMALL ? [-beside, beside, 0] : [0, -LINE, LINE];
+      const fits = places.some((lower) => {
+        this.write(name, 1, lower);
         return !kept.some((other) => this.clash(name, other));
       });
       if (fits) kept.push(name);
