@@ -126,6 +126,7 @@ class DatasetPage(TypedDict):
     text_search: Feature
     umap: Feature
     neighbour_sorts: Feature  # the orders "outliers" and "typical"
+    layout: str  # of the map unless another is chosen: "umap" or "pca"
     sizes: Feature  # width, height and aspect, for filters and orders
     version: int  # of the labels: it increases whenever labels are written
     warnings: list[str]

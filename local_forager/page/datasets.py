@@ -10,7 +10,7 @@ from common.terminal import count
 from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
-from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
+from local_forager.analysis.maps import METHODS, UMAP_MISSING, default_method, umap_installed
 from local_forager.deletion import delete, plan
 from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import COMPARED_BY
@@ -124,6 +124,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
         "neighbour_sorts": feature(no_neighbour_sorts(len(index.names)) if index else None),
+        "layout": default_method(len(index.names) if index else 0),
         "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
         "version": version,
         "warnings": page.notes + (warnings_of(counts, index) if index else []),

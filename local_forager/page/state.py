@@ -12,7 +12,7 @@ import numpy as np
 from aiohttp import web
 
 from common.errors import StorageError
-from local_forager.analysis.health import Health, Jobs
+from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
 from local_forager.analysis.maps import saved_projection
 from local_forager.analysis.text_search import text_tower, text_vector, why_not
 from local_forager.indexes.copies import IndexCopies
@@ -116,7 +116,7 @@ class PageState:
 
     def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""
-        path = index.directory / f"map-{by}-{method}.f32"
+        path = index.directory / f"map-{by}-{method}.npz"
         project = partial(saved_projection, path, index.embeddings[by], index.failed, method)
         return self._once((index, by, method), partial(self.compute, project))
 
@@ -140,8 +140,8 @@ class View:
     version: int  # of the labels
 
     def health(self, by: str) -> Health:
-        page = self.page
-        return Health(page.jobs, self.index, by, page.exact_rows, self.table, self.version)
+        page, rows = self.page, min(self.page.exact_rows, PAIRS_ROWS)
+        return Health(page.jobs, self.index, by, rows, self.table, self.version)
 
 
 async def index_of(request: web.Request) -> tuple[Dataset, Index]:

@@ -21,6 +21,7 @@ const SHORTCUTS = {
   ],
   "Map": [
     ["← → ↑ ↓", "move the map"], ["+ −", "zoom in or out"], ["0", "show all"],
+    ["n", "show or hide the names of clusters"],
     ["Enter", "open the image nearest to the middle"],
     ["Shift + drag", "select with a rectangle"], ["Alt", "take images away instead"],
   ],

@@ -5,7 +5,9 @@ export const FILTERS = [
   "min_width", "max_width", "min_height", "max_height", "min_aspect", "max_aspect", "min_bytes",
   "max_bytes", "set", "text", "like", "sort",
 ];
-const FIELDS = ["view", ...FILTERS, "by", "color", "method", "pictures", "at", "selected", "image", "beside"];
+const FIELDS = [
+  "view", ...FILTERS, "by", "color", "method", "pictures", "names", "at", "selected", "image", "beside",
+];
 export const LABEL_LISTS = ["or", "with", "without"]; // fields that hold several labels
 const BETWEEN = "\n"; // labels of one field in the address
 const listeners = new Set();
