@@ -7,6 +7,7 @@ import asyncio
 import csv
 import itertools
 import json
+import math
 import re
 import sys
 import time
@@ -43,6 +44,8 @@ SETS = {  # set -> health check
     "leaks": "leak",
     "contradictions": "disagree",
 }
+NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
+GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
 POLL = 0.05  # seconds between looks at a comparison
 SETTINGS = {"show_default": True}
 
@@ -134,12 +137,25 @@ def label_lines(index: Index, rows: Iterable[int], label: dict[str, str]) -> Ite
     yield "\n}\n"
 
 
-def rows_of(which: str, index: Index, table: LabelTable, by: str, exact: bool) -> list[int]:
-    """The rows of a set, ascending. exact: compare all pairs of a large index too."""
+def rows_of(
+    which: str,
+    index: Index,
+    table: LabelTable,
+    by: str,
+    exact: bool,
+    distance: float | None = None,
+    keep: str | None = None,
+) -> list[int]:
+    """The rows of a set, ascending.
+
+    exact: compare all pairs of a large index too. distance: of near duplicates. keep: "one" leaves
+    out the kept image of each group.
+    """
     if which == "all":
         return list(range(len(index.names)))
     jobs, rows = Jobs(), len(index.names)
-    health = Health(jobs, index, by, rows if exact else EXACT_ROWS, table, version=0)
+    exact_rows = rows if exact else EXACT_ROWS
+    health = Health(jobs, index, by, exact_rows, table, 0, distance, farthest=distance)
     try:
         while (groups := health.groups(SETS[which], start=True)) is None:
             if sys.stderr.isatty():
@@ -153,7 +169,7 @@ def rows_of(which: str, index: Index, table: LabelTable, by: str, exact: bool) -
             "pairs.",
             err=True,
         )
-    return sorted(row for group in groups for row in group)
+    return sorted(row for group in groups for row in (group[1:] if keep else group))
 
 
 async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, LabelTable]:
@@ -177,6 +193,15 @@ async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, L
     finally:
         buckets.close()
         database.close()
+
+
+def number_or_none(
+    context: click.Context, option: click.Parameter, value: float | None
+) -> float | None:
+    """The value, unless it is "nan", which passes for a number within any range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number from 0 to 2.")
+    return value
 
 
 def for_terminal(text: str) -> str:
@@ -210,6 +235,19 @@ def for_terminal(text: str) -> str:
     default="-",
     help="File; - is stdout.",
 )
+@click.option(
+    "--distance",
+    type=click.FloatRange(0, 2),
+    callback=number_or_none,
+    metavar="D",
+    help="Cosine distance, 0 to 2, up to which images of near-duplicates and leaks are almost "
+    "identical.  [default: 5% of the median distance between two images]",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(("one",)),
+    help="Leave out the best image of each group: what is exported can be deleted.",
+)
 def export_set(
     name: str,
     data_dir: Path,
@@ -221,6 +259,8 @@ def export_set(
     category: str | None,
     mode: str,
     out: TextIO,
+    distance: float | None,
+    keep: str | None,
 ) -> None:
     """Export images of dataset NAME.
 
@@ -233,8 +273,12 @@ def export_set(
     label = label_to_export(category or "", mode) if format_ == "labels" else {}
     if not label and category is not None:
         raise PageError(400, "--category is for --format labels only.")
+    if distance is not None and which not in NEAR_SETS:
+        raise PageError(400, f"--distance is for --set {' and --set '.join(NEAR_SETS)}.")
+    if keep and which not in GROUPED_SETS:
+        raise PageError(400, f"--keep is for --set {', '.join(GROUPED_SETS)}.")
     index, table = asyncio.run(read_dataset(name, data_dir, bucket))
-    rows = rows_of(which, index, table, by, exact)
+    rows = rows_of(which, index, table, by, exact, distance, keep)
     shown = for_terminal if out.isatty() else str
     for piece in export(format_, index, table, rows, label):
         out.write(shown(piece))

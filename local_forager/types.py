@@ -205,7 +205,23 @@ class AllPairs(TypedDict):
     duration: str  # about how long it takes, in words
 
 
+class ExamplePair(TypedDict):
+    distance: float
+    images: list[ImageSummary]  # two
+
+
+class NearDistances(TypedDict):
+    """The distances at which near duplicates can be shown; all are 0 until they are known."""
+
+    distance: float  # of the findings "near" and "leak": what the request names, or the default
+    default: float
+    limit: float  # no larger one can be shown
+    reach: str  # why, in one sentence
+    examples: list[ExamplePair]  # pairs within the distance, the farthest first
+
+
 class HealthReport(TypedDict):
     by: str
     findings: list[Finding]
     all_pairs: AllPairs
+    near: NearDistances

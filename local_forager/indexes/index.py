@@ -73,6 +73,14 @@ class Index:
             return None
         return int(self.sizes.width[row]), int(self.sizes.height[row])
 
+    def measure(self, name: str) -> np.ndarray | None:
+        """float64 (n,): a value of each image, NaN where it is not known; None without such values."""
+        if isinstance(self.sizes, str) or name not in ImageSizes._fields:
+            return None
+        values = self.sizes.of(name).astype(np.float64)
+        values[values < 0] = np.nan
+        return values
+
     def inverted_file(self, by: str, progress: Progress) -> InvertedFile:
         """The inverted file of an embedding, built and kept beside the vectors at its first use."""
         path = self.directory / f"neighbours-{by}.faiss"

@@ -1,6 +1,7 @@
 """The list of datasets; one dataset's description, map and health report."""
 
 import asyncio
+from functools import partial
 
 import numpy as np
 from aiohttp import web
@@ -9,11 +10,13 @@ from common.names import DATASET_NAME
 from common.terminal import count
 from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
-from local_forager.analysis.health import CHECKS
+from local_forager.analysis.duplicates import examples
+from local_forager.analysis.health import CHECKS, Health, reach
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
 from local_forager.indexes.index import Index, LabelTable, class_name
 from local_forager.indexes.vectors import COMPARED_BY
-from local_forager.page.rows import WAIT, array_response, choice, embedding_choice
+from local_forager.page.images import summary
+from local_forager.page.rows import WAIT, array_response, choice, distance_choice, embedding_choice
 from local_forager.page.state import PAGE, View
 from local_forager.server.api import dataset_of
 from local_forager.server.database import SplitCounts
@@ -21,6 +24,7 @@ from local_forager.types import PageError, StillWorking
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
 NAMED_ROWS = 10  # that a warning names
+EXAMPLES = 4  # pairs of near duplicates in the health report
 MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 
 
@@ -120,10 +124,34 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
 
 async def health(request: web.Request, view: View) -> answers.HealthReport:
     by = embedding_choice(request)
-    checks = view.health(by)
+    checks = view.health(by, distance_choice(request))
     start = choice(request, "start", ("0", "1")) == "1"
     exact = choice(request, "exact", ("0", "1")) == "1"
-    return {"by": by, "all_pairs": checks.all_pairs(exact), "findings": checks.findings(start)}
+    all_pairs = checks.all_pairs(exact)
+    findings = await view.page.compute(partial(checks.findings, start))
+    return {
+        "by": by,
+        "all_pairs": all_pairs,
+        "findings": findings,
+        "near": near_distances(view, checks),
+    }
+
+
+def near_distances(view: View, checks: Health) -> answers.NearDistances:
+    pairs = checks.pairs()
+    if pairs is None:
+        return {"distance": 0.0, "default": 0.0, "limit": 0.0, "reach": "", "examples": []}
+    distance = checks.distance_in(pairs)
+    return {
+        "distance": distance,
+        "default": min(pairs.default, pairs.limit),
+        "limit": pairs.limit,
+        "reach": reach(pairs),
+        "examples": [
+            {"distance": apart, "images": [summary(view, one), summary(view, other)]}
+            for one, other, apart in examples(pairs, distance, EXAMPLES)
+        ],
+    }
 
 
 async def map_points(request: web.Request, view: View) -> web.Response:

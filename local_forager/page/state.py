@@ -118,9 +118,9 @@ class View:
     table: LabelTable
     version: int  # of the labels
 
-    def health(self, by: str) -> Health:
-        page = self.page
-        return Health(page.jobs, self.index, by, page.exact_rows, self.table, self.version)
+    def health(self, by: str, distance: float | None = None) -> Health:
+        page, version = self.page, self.version
+        return Health(page.jobs, self.index, by, page.exact_rows, self.table, version, distance)
 
 
 async def index_of(request: web.Request) -> tuple[Dataset, Index]:
