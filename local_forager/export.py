@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TextIO
 
 import click
+import numpy as np
 
 from common.names import MAX_TEXT_LENGTH, identifier, text_problem
 from common.options import Command, bucket_name
 from common.terminal import printable
 from local_forager.analysis.health import Health, Jobs
+from local_forager.analysis.picture_search import find_weights, vector_of_file
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name, table_of
 from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
@@ -63,6 +65,19 @@ bucket_option = click.option(
     type=bucket_name,
     metavar="NAME",
     help="Index bucket.",
+)
+clip_weights_option = click.option(
+    "--clip_weights",
+    "--clip-weights",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory of CLIP ViT-B/32, to search by text or by a picture; text needs its text tower "
+    "and tokenizer.",
+)
+resnet_weights_option = click.option(
+    "--resnet_weights",
+    "--resnet-weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Detectron2's R-50.pkl, to search by a picture.  [default: R-50.pkl beside ingest.py]",
 )
 
 
@@ -172,6 +187,13 @@ def rows_of(
     return sorted(row for group in groups for row in (group[1:] if keep else group))
 
 
+def nearest_first(index: Index, rows: list[int], by: str, vector: np.ndarray) -> list[int]:
+    """The rows sorted by similarity to a unit vector, without images that failed."""
+    good = np.array(rows, np.int64)[~index.failed[rows]]
+    similarity = index.embeddings[by].similarities(vector)
+    return good[np.argsort(-similarity[good], kind="stable")].tolist()
+
+
 async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, LabelTable]:
     """The index of a dataset, copied from the bucket if it is not here yet, and its labels."""
     path = data_dir / "forager.sqlite3"
@@ -248,6 +270,16 @@ def for_terminal(text: str) -> str:
     type=click.Choice(("one",)),
     help="Leave out the best image of each group: what is exported can be deleted.",
 )
+@click.option(
+    "--like_image",
+    "--like-image",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Nearest to this picture first, by --by. It needs the weights of that model.",
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="Of these, only the first N.")
+@clip_weights_option
+@resnet_weights_option
 def export_set(
     name: str,
     data_dir: Path,
@@ -261,6 +293,10 @@ def export_set(
     out: TextIO,
     distance: float | None,
     keep: str | None,
+    like_image: Path | None,
+    count: int | None,
+    clip_weights: Path | None,
+    resnet_weights: Path | None,
 ) -> None:
     """Export images of dataset NAME.
 
@@ -277,8 +313,15 @@ def export_set(
         raise PageError(400, f"--distance is for --set {' and --set '.join(NEAR_SETS)}.")
     if keep and which not in GROUPED_SETS:
         raise PageError(400, f"--keep is for --set {', '.join(GROUPED_SETS)}.")
+    if count and like_image is None:
+        raise PageError(400, "--count is for --like_image FILE.")
+    vector = None
+    if like_image:
+        vector = vector_of_file(find_weights(resnet_weights, clip_weights), like_image, by)
     index, table = asyncio.run(read_dataset(name, data_dir, bucket))
     rows = rows_of(which, index, table, by, exact, distance, keep)
+    if vector is not None:
+        rows = nearest_first(index, rows, by, vector)[:count]
     shown = for_terminal if out.isatty() else str
     for piece in export(format_, index, table, rows, label):
         out.write(shown(piece))

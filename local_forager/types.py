@@ -100,6 +100,7 @@ class DatasetPage(TypedDict):
     embeddings: list[EmbeddingInfo]  # the default first
     sets: list[SetTitle]
     text_search: Feature
+    picture_search: Feature  # by one embedding at least
     umap: Feature
     sizes: Feature  # width, height and aspect, for filters and orders
     version: int  # of the labels: it increases whenever labels are written
@@ -144,6 +145,13 @@ class ImageDetail(ImageSummary):
     bytes: int | None  # None if the image cannot be read; see problem
     orientation: int  # EXIF: 1 is upright; the models and thumbnails ignore it
     problem: str  # why the image cannot be read, or ""
+
+
+class PictureQuestion(TypedDict):
+    """A picture that someone gave, to sort by: it is there until the server ends."""
+
+    like: str  # for like=... in a request for rows
+    by: list[str]  # the embeddings that it can be compared by
 
 
 class Histogram(TypedDict):

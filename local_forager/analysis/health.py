@@ -82,8 +82,8 @@ CHECKS = {
     "exact": Check("Exact duplicates", "Groups of images with identical vectors.", True),
     "near": Check(
         "Near duplicates",
-        "Groups of almost identical images, exact duplicates included. Each has a kept image, the one "
-        "with the most pixels, and the images within the distance of it.",
+        "Groups of almost identical images, exact duplicates included: a kept image, with the most "
+        "pixels of its group, and the images within the distance of it.",
         True,
     ),
     "leak": Check(
@@ -144,7 +144,7 @@ class Health:
         return self._jobs.start(key, partial(duplicates.exact_duplicates, self._index, self._by))
 
     def _copies(self) -> RowGroups:
-        """What the job of exact duplicates found. Jobs run one by one, and it was started before."""
+        """What the job of exact duplicates found. Jobs run one by one; it was started before."""
         future = self._exact().future
         assert future is not None
         copies: RowGroups = future.result()
@@ -272,8 +272,8 @@ def reach(pairs: NearPairs) -> str:
     """Why pairs are known up to a distance, in one sentence."""
     if pairs.is_cut:
         return (
-            f"the {duplicates.PAIR_LIMIT:,} nearest pairs of images are known, which have a distance "
-            f"of up to {pairs.limit:.3g}."
+            f"only the {duplicates.PAIR_LIMIT:,} nearest pairs of images are known, and their "
+            f"distance is up to {pairs.limit:.3g}."
         )
     return (
         f"pairs are searched for up to {pairs.limit:.3g}, {duplicates.FAR_SHARE:.0%} of the median "

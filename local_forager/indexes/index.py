@@ -74,7 +74,7 @@ class Index:
         return int(self.sizes.width[row]), int(self.sizes.height[row])
 
     def measure(self, name: str) -> np.ndarray | None:
-        """float64 (n,): a value of each image, NaN where it is not known; None without such values."""
+        """float64 (n,): a value per image, NaN where it is not known; None without such values."""
         if isinstance(self.sizes, str) or name not in ImageSizes._fields:
             return None
         values = self.sizes.of(name).astype(np.float64)

@@ -115,6 +115,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         ],
         "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
         "text_search": feature(page.no_text_search),
+        "picture_search": feature(page.questions.why_not()),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
         "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
         "version": version,

@@ -18,6 +18,7 @@ from local_forager.analysis.duplicates import BLOCK_ROWS, RowGroups
 from local_forager.analysis.health import CHECKS
 from local_forager.indexes.index import MAX_CLASS, Index
 from local_forager.indexes.vectors import COMPARED_BY, Vectors
+from local_forager.page.questions import PREFIX
 from local_forager.page.state import View
 from local_forager.types import Histogram, HistogramList, PageError, StillWorking
 
@@ -195,13 +196,17 @@ async def wait_for(view: View, result: Callable[[], Found | None]) -> Found:
 
 
 async def likeness(request: web.Request, view: View) -> np.ndarray | None:
-    """float32 (n,): the cosine to sort by; None if the request names no text and no image."""
+    """float32 (n,): the cosine to sort by; None if the request names nothing to compare with."""
     index = view.index
     if text := request.query.get("text"):
         vector = await view.page.text_vector(text[:MAX_TEXT])
         return await view.page.compute(partial(index.embeddings["clip"].similarities, vector))
     if "like" in request.query and index.names:
-        vectors = index.embeddings[embedding_choice(request)]
+        by = embedding_choice(request)
+        vectors = index.embeddings[by]
+        if (token := request.query["like"]).startswith(PREFIX):
+            vector = await view.page.questions.vector(token, by)
+            return await view.page.compute(partial(vectors.similarities, vector))
         row = number(request, "like", 0, 0, len(index.names) - 1)
         return await view.page.compute(partial(vectors.similarities, np.array(vectors.array[row])))
     return None

@@ -10,7 +10,6 @@ from local_forager.analysis import comparisons, maps
 from local_forager.indexes import vectors as vectors_module
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
-from tests.local_forager.page_server import made_index
 
 ROWS, DIMENSIONS = 500, 64
 

@@ -227,7 +227,8 @@ export function summary(session, state, shown) {
   if (state.sort) chip(`sorted: ${own(SORTS, state.sort) ?? state.sort}`, { sort: null });
   if (state.selected === "yes") chip("selected", { selected: null });
   if (state.set) {
-    chip(info.sets.find(({ set }) => set === state.set)?.title ?? state.set, { set: null });
+    const title = info.sets.find(({ set }) => set === state.set)?.title ?? state.set;
+    chip(state.distance === null ? title : `${title}, distance up to ${state.distance}`, { set: null });
   }
   if (state.text) chip(`by text: ${state.text}`, { text: null });
   if (state.like !== null) {
