@@ -322,6 +322,8 @@ def export_set(
     rows = rows_of(which, index, table, by, exact, distance, keep)
     if vector is not None:
         rows = nearest_first(index, rows, by, vector)[:count]
+        if count and len(rows) < count:
+            click.echo(f"There are only {len(rows):,} such images.", err=True)
     shown = for_terminal if out.isatty() else str
     for piece in export(format_, index, table, rows, label):
         out.write(shown(piece))

@@ -148,10 +148,11 @@ class ImageDetail(ImageSummary):
 
 
 class PictureQuestion(TypedDict):
-    """A picture that someone gave, to sort by: it is there until the server ends."""
+    """A picture that someone gave, to sort by: its vectors are there until the server ends."""
 
     like: str  # for like=... in a request for rows
     by: list[str]  # the embeddings that it can be compared by
+    reason: str  # why there are none, or ""
 
 
 class Histogram(TypedDict):

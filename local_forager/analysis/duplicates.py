@@ -103,35 +103,42 @@ def median_distance(vectors: Vectors, good: np.ndarray) -> float:
 
 
 class _Nearest:
-    """The nearest pairs of rows among those that were added; more than PAIR_LIMIT lower `limit`."""
+    """The nearest pairs of rows among those that were added; more than PAIR_LIMIT lower `limit`.
+
+    A pair may be added twice, from each of its images.
+    """
 
     def __init__(self, rows: int, limit: float) -> None:
         self.limit, self.is_cut = limit, False
         self._rows = rows
-        self._keys: list[np.ndarray] = []
-        self._distances: list[np.ndarray] = []
+        self._keys = [np.zeros(0, np.int64)]  # of a pair: smaller row * rows + larger row
+        self._distances = [np.zeros(0, np.float32)]
         self._added = 0
 
     def add(self, one: np.ndarray, other: np.ndarray, distances: np.ndarray) -> None:
-        """Add pairs. One may be added again, from its other image."""
         self._keys.append(np.minimum(one, other) * self._rows + np.maximum(one, other))
         self._distances.append(np.maximum(distances, 0))
         self._added += len(one)
-        if self._added > 2 * PAIR_LIMIT:
-            self.pairs()
+        if self._added > 4 * PAIR_LIMIT:
+            self._cut(2 * PAIR_LIMIT)
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Two rows and the distance of each pair."""
-        keys, first = np.unique(
-            np.concatenate([np.zeros(0, np.int64), *self._keys]), return_index=True
-        )
-        distances = np.concatenate([np.zeros(0, np.float32), *self._distances])[first]
-        if len(keys) > PAIR_LIMIT:
-            bound = np.partition(distances, PAIR_LIMIT)[PAIR_LIMIT]
-            keys, distances = keys[distances < bound], distances[distances < bound]
+    def _cut(self, most: int) -> None:
+        """Leave out the farthest pairs where there are more than `most`."""
+        keys, distances = np.concatenate(self._keys), np.concatenate(self._distances)
+        if len(keys) > most:
+            bound = np.partition(distances, most)[most]
+            nearer = distances < bound
+            keys, distances = keys[nearer], distances[nearer]
             self.limit, self.is_cut = max(0.0, float(np.nextafter(bound, np.float32(-1)))), True
         self._keys, self._distances, self._added = [keys], [distances], len(keys)
-        return *np.divmod(keys, self._rows), distances
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Two rows and the distance of each pair, once."""
+        self._cut(2 * PAIR_LIMIT)
+        keys, first = np.unique(self._keys[0], return_index=True)
+        self._keys, self._distances = [keys], [self._distances[0][first]]
+        self._cut(PAIR_LIMIT)
+        return *np.divmod(self._keys[0], self._rows), self._distances[0]
 
 
 def near_pairs(

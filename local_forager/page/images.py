@@ -121,11 +121,11 @@ async def neighbours(request: web.Request, view: View) -> NeighbourList:
 async def give_picture(request: web.Request, view: View) -> PictureQuestion:
     """The body of the request is an image file. It is not stored, and goes nowhere else."""
     questions = view.page.questions
-    return questions.known(await questions.add(request))
+    return questions.question(await questions.add(request))
 
 
 async def given_picture(request: web.Request, view: View) -> PictureQuestion:
-    return view.page.questions.known(request.match_info["token"])
+    return view.page.questions.question(request.match_info["token"])
 
 
 async def thumbnail(request: web.Request) -> web.StreamResponse:

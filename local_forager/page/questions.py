@@ -56,17 +56,17 @@ class Questions:
         compute = partial(picture_vectors, self.weights, picture, wanted)
         return await asyncio.get_running_loop().run_in_executor(self._executor, compute)
 
-    def known(self, token: str) -> PictureQuestion:
-        """PageError if there is no such picture any more."""
-        if token not in self._kept:
-            raise PageError(404, GONE)
-        return {"like": token, "by": self.weights.embeddings()}
+    def question(self, token: str) -> PictureQuestion:
+        known = token in self._kept
+        by = self.weights.embeddings() if known else []
+        return {"like": token, "by": by, "reason": "" if known else GONE}
 
     async def vector(self, token: str, by: str) -> np.ndarray:
         """A unit vector; raises PageError, and StillWorking while it is computed."""
-        self.known(token)
+        future = self._kept.get(token)
+        if future is None:
+            raise PageError(404, GONE)
         self.weights.check(by)
-        future = self._kept[token]
         await asyncio.wait([future], timeout=WAIT)
         if not future.done():
             raise StillWorking("Loading the models to read your picture")

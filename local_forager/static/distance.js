@@ -49,16 +49,16 @@ export class Distance {
     this.element.hidden = limit === 0;
     if (!limit) return;
     this.limit = limit;
-    const short = Number(distance.toPrecision(3));
-    if (document.activeElement !== this.number) this.number.value = String(short);
+    const short = distance === usual ? String(Number(usual.toPrecision(3))) : text(distance);
+    if (document.activeElement !== this.number) this.number.value = short;
     if (document.activeElement !== this.slider) {
       this.slider.value = String(Math.round((STEPS * distance) / limit));
     }
-    this.slider.ariaValueText = String(short);
+    this.slider.ariaValueText = short;
     this.reset.textContent = `Default: ${Number(usual.toPrecision(3))}`;
     const [close, leak] = ["near", "leak"].map((name) => findings.find(({ set }) => set === name));
-    this.tell(`${plural(close.images, "image")} in ${plural(close.groups, "group")}, `
-      + `${plural(leak.images, "image")} of them in train and validation.`);
+    this.tell(`${plural(close.images, "image")} in ${plural(close.groups, "group")}; `
+      + `in train and validation: ${plural(leak.images, "image")}.`);
     this.reach.textContent = reach[0].toUpperCase() + reach.slice(1);
     this.pairs.replaceChildren(...examples.map((pair) => this.example(pair)));
   }

@@ -54,6 +54,10 @@ export const askJson = async (path, parameters = {}, signal = undefined) =>
 export const sendRows = async (path, parameters, rows) =>
   (await ask(path, parameters, undefined, { method: "POST", body: rows })).blob();
 
+// Posts a file; the answer is JSON.
+export const sendFile = async (path, file) =>
+  (await ask(path, {}, undefined, { method: "POST", body: file })).json();
+
 // An array. While the server is computing it, the answer is 202 and the request is repeated.
 export async function askArray(Type, path, parameters = {}, signal = undefined) {
   for (;;) {

@@ -16,6 +16,7 @@ export class Health {
     this.list = h("div", {});
     this.element = h("div", { class: "health" }, this.head, this.distance.element, this.list);
     this.near = null; // the distance that is shown, as in the address; null for the default
+    this.known = null; // the last one for which there was an answer
     this.turn = 0;
   }
 
@@ -28,7 +29,16 @@ export class Health {
     const turn = (this.turn += 1);
     this.by = embeddingOf(this.session.info, state);
     this.near = state.distance;
-    await this.refresh(turn, this.by);
+    try {
+      await this.refresh(turn, this.by);
+    } catch (error) {
+      if (!(error instanceof Problem) || this.near === null) throw error;
+      this.near = null;
+      note({ distance: null });
+      await this.refresh(turn, this.by);
+      this.distance.tell(error.message);
+    }
+    this.known = this.near;
     if (!late()) scrollTo(0, 0);
   }
 
@@ -53,9 +63,12 @@ export class Health {
       do {
         shown = this.near;
         await this.refresh(this.turn, this.by);
+        this.known = shown;
       } while (shown !== this.near);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
+      this.near = this.known;
+      note({ distance: this.near });
       this.distance.tell(error.message);
     } finally {
       this.moving = false;

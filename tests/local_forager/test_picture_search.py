@@ -125,8 +125,9 @@ def test_a_picture_that_is_too_large_is_not_read(asked):
 
 def test_a_picture_that_is_gone_is_asked_for_again(asked):
     token = questions.PREFIX + "0" * 32
-    for path in (f"picture/{token}", f"rows?like={token}"):
-        assert get(f"{asked.url}/page/real/{path}") == (404, {"error": questions.GONE})
+    gone = {"like": token, "by": [], "reason": questions.GONE}
+    assert get(f"{asked.url}/page/real/picture/{token}") == (200, gone)
+    assert get(f"{asked.url}/page/real/rows?like={token}") == (404, {"error": questions.GONE})
 
 
 def test_without_weights_the_reason_names_the_options(server):

@@ -1,6 +1,7 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
 import { basename, count, h, modeKind, modeName, own, plural, splitName } from "../dom.js";
+import { isPicture, PictureSearch } from "./picture.js";
 import { needsManifest, rangeChips, Ranges, SIZE_SORTS } from "./ranges.js";
 import { changed, go, labelsIn, leaveHealth, onLink, toggled } from "../state.js";
 
@@ -11,6 +12,7 @@ const MANY = 12; // categories; from here on there is a box to find one
 export class Filters {
   constructor(session) {
     this.ranges = new Ranges(session);
+    this.picture = new PictureSearch(session);
     this.body = h("div", { class: "filters-body" });
     this.element = h("details", { class: "filters", open: WIDE.matches },
       h("summary", {}, "Search and filters"), this.body);
@@ -29,6 +31,7 @@ export class Filters {
     const scroll = this.element.scrollTop;
     this.body.replaceChildren(
       search(info, state),
+      this.picture.element,
       sorting(info, state),
       naming(state),
       split(info, state),
@@ -36,6 +39,7 @@ export class Filters {
       this.classes(info, state),
       this.ranges.element,
     );
+    this.picture.show(info, withOptions);
     this.ranges.show(info, state);
     this.element.scrollTop = scroll;
     if (focused) document.getElementById(focused)?.focus();
@@ -233,7 +237,8 @@ export function summary(session, state, shown) {
   if (state.text) chip(`by text: ${state.text}`, { text: null });
   if (state.like !== null) {
     const known = session.rows.known(Number(state.like));
-    chip(`by similarity to ${known ? basename(known.name) : state.like}`, { like: null });
+    const what = isPicture(state.like) ? "your picture" : known ? basename(known.name) : state.like;
+    chip(`by similarity to ${what}`, { like: null });
   }
   return h("div", { class: "summary" },
     h("p", { role: "status", class: "total" }, shown === info.rows ? plural(shown, "image")
