@@ -1,7 +1,9 @@
-"""A picture as the question: its vectors, over HTTP, and by the command."""
+"""A picture as the question: its vectors, over HTTP, by the command, and on the page."""
 
+import base64
 import http.client
 import json
+import re
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -16,7 +18,9 @@ from local_forager.analysis import picture_search
 from local_forager.page import questions
 from local_forager.types import PageError
 from testing import synthetic
+from tests.local_forager import screen
 from tests.local_forager.page_server import conforms, fetch, get, page_server
+from tests.local_forager.screen import expect
 from tests.local_forager.test_export import export_command
 
 ROWS = 6
@@ -161,3 +165,79 @@ def test_export_like_an_image(asked, emulator, weights, computed, tmp_path):
     export_command(asked, *like).failed("not an image in a supported format")
     without = "real", "--like_image", str(picture), "--by", "clip"
     export_command(asked, *without).failed("--clip_weights")
+
+
+DROP = """([name, bytes, kind]) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))], name));
+  const place = document.querySelector('.stage');
+  const event = (type) => kind === 'paste'
+    ? new ClipboardEvent(type, { clipboardData: transfer, bubbles: true, cancelable: true })
+    : new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true });
+  if (kind === 'paste') { place.dispatchEvent(event('paste')); return true; }
+  const over = event('dragover');
+  place.dispatchEvent(over);
+  const marked = place.classList.contains('dropping');
+  place.dispatchEvent(event('drop'));
+  return marked && over.defaultPrevented;
+}"""
+
+
+def drop(page, data, kind="drop"):
+    """Drop a picture on the images, or paste it; returns whether the page showed where."""
+    return page.evaluate(DROP, ["picture.jpg", base64.b64encode(data).decode(), kind])
+
+
+def shows_likeness(page, row):
+    """Wait until the images are sorted by similarity to a copy of this one."""
+    screen.chips(page, "by similarity to your picture")
+    screen.complete(page)
+    expect(screen.tiles(page).first).to_have_attribute("href", re.compile(f"image={row}$"))
+    expect(page.locator(".badge.far").first).to_have_text("0.000")
+
+
+def test_choose_drop_and_paste_a_picture(asked, tabs):
+    page = tabs(f"{asked.url}/real?by=imagenet")
+    screen.complete(page)
+    page.get_by_role("button", name="Search by a picture").focus()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    picture = {"name": "x.jpg", "mimeType": "image/jpeg", "buffer": synthetic.landscape(2)}
+    chooser.value.set_files(picture)
+    shows_likeness(page, 2)
+    expect(page).to_have_url(re.compile(r"\?like=picture-[0-9a-f]{32}&by=imagenet$"))
+    assert drop(page, synthetic.landscape(4))
+    shows_likeness(page, 4)
+    drop(page, synthetic.landscape(5), "paste")
+    shows_likeness(page, 5)
+    page.go_back()
+    shows_likeness(page, 4)
+    page.get_by_role("link", name="Remove the filter: by similarity to your picture").click()
+    screen.chips(page)
+
+
+def test_a_file_that_is_no_picture_on_the_page(asked, tabs):
+    page = tabs(f"{asked.url}/real", viewport={"width": 400, "height": 800})
+    screen.complete(page)
+    drop(page, b"no picture")
+    reason = page.get_by_text("The picture cannot be used: not an image in a supported format")
+    expect(reason).to_be_visible()  # the filters open for it
+    screen.total(page, f"{ROWS} images")
+    page.problems[:] = [one for one in page.problems if "status of 400" not in one]
+
+
+def test_a_picture_in_an_address_after_a_restart(asked, tabs):
+    page = tabs(f"{asked.url}/real?like={questions.PREFIX}00ff&split=train")
+    screen.total(page, f"{ROWS} images")
+    expect(page.get_by_role("alert")).to_have_text(questions.GONE)
+    screen.chips(page, "train")
+
+
+def test_the_page_says_why_no_picture_can_be_compared(server, opened):
+    page = opened()
+    expect(page.get_by_role("button", name="Search by a picture")).to_be_disabled()
+    about = page.locator("#picture-about")
+    expect(about).to_contain_text("--clip_weights")
+    expect(about).to_contain_text("--resnet_weights")
+    assert not drop(page, synthetic.landscape(0))
+    expect(page.get_by_text("No picture can be compared here.")).to_be_visible()
