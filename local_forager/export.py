@@ -22,7 +22,7 @@ from common.names import MAX_TEXT_LENGTH, identifier, text_problem
 from common.options import Command, bucket_name
 from common.terminal import printable
 from local_forager.analysis.health import Health, Jobs
-from local_forager.analysis.picture_search import find_weights, vector_of_file
+from local_forager.analysis.picture_search import find_weights, picture_of_file, picture_vectors
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name, table_of
 from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
@@ -315,12 +315,15 @@ def export_set(
         raise PageError(400, f"--keep is for --set {', '.join(GROUPED_SETS)}.")
     if count and like_image is None:
         raise PageError(400, "--count is for --like_image FILE.")
-    vector = None
+    weights, picture = find_weights(resnet_weights, clip_weights), None
     if like_image:
-        vector = vector_of_file(find_weights(resnet_weights, clip_weights), like_image, by)
+        weights.check(by)
+        picture = picture_of_file(like_image)
     index, table = asyncio.run(read_dataset(name, data_dir, bucket))
     rows = rows_of(which, index, table, by, exact, distance, keep)
-    if vector is not None:
+    if picture is not None:
+        weights.check(by, index)
+        vector = picture_vectors(weights, picture, [by])[by]
         rows = nearest_first(index, rows, by, vector)[:count]
         if count and len(rows) < count:
             click.echo(f"There are only {len(rows):,} such images.", err=True)

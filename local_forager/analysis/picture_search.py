@@ -10,9 +10,11 @@ import numpy as np
 from common.errors import ImageError, ShortageError, WeightsError
 from common.options import RESNET_WEIGHTS
 from common.terminal import printable
+from dataset import manifest
 from engine.decode import Decoded, open_image, prepare
+from local_forager.indexes.index import Index
 from local_forager.types import PageError
-from weights.clip import check_clip_weights
+from weights.clip import check_clip_weights, digest
 from weights.resnet50 import read_resnet_weights, require_resnet
 
 if TYPE_CHECKING:
@@ -34,10 +36,39 @@ class PictureWeights:
         """The embeddings that can be computed."""
         return [by for by, problem in self.problems.items() if problem is None]
 
-    def check(self, by: str) -> None:
-        """Raise PageError if this embedding cannot be computed."""
+    def check(self, by: str, index: Index | None = None) -> None:
+        """Raise PageError if this embedding cannot be computed, or not with the index's weights."""
         if problem := self.problems[by]:
             raise PageError(409, problem)
+        if index is None:
+            return
+        option = "clip_weights" if by == "clip" else "resnet_weights"
+        path = self.clip if by == "clip" else self.resnet
+        assert path is not None
+        try:
+            made = manifest.read_metadata(index.directory / manifest.NAME)
+        except ValueError:  # an index without a manifest does not say
+            return
+        if _digest(path) != made.get(f"{option}_sha256", _digest(path)):
+            where = printable(str(path))
+            sentence = f"The {by} vectors of this dataset were made with other weights than {where}"
+            raise PageError(409, f"{sentence}: give those with --{option}.")
+
+    def usable(self, index: Index) -> tuple[list[str], str]:
+        """The embeddings by which a picture can be compared with an index; without any, why."""
+        usable, reasons = [], []
+        for by in self.problems:
+            try:
+                self.check(by, index)
+                usable.append(by)
+            except PageError as error:
+                reasons.append(error.message)
+        return usable, "" if usable else " ".join(dict.fromkeys(reasons))
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return digest(path)
 
 
 def find_weights(resnet: Path | None, clip: Path | None) -> PictureWeights:
@@ -128,13 +159,11 @@ def picture_vectors(
     return found
 
 
-def vector_of_file(weights: PictureWeights, path: Path, by: str) -> np.ndarray:
-    """The vector of an image file: float32 (d,). Raises PageError."""
-    weights.check(by)
+def picture_of_file(path: Path) -> Decoded:
+    """The picture in a file. Raises PageError."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise PageError(
-            400, f"{printable(str(path))} cannot be read ({error.strerror})."
-        ) from error
-    return picture_vectors(weights, read_picture(data), [by])[by]
+        where = printable(str(path))
+        raise PageError(400, f"{where} cannot be read ({error.strerror}).") from error
+    return read_picture(data)

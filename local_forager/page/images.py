@@ -121,11 +121,11 @@ async def neighbours(request: web.Request, view: View) -> NeighbourList:
 async def give_picture(request: web.Request, view: View) -> PictureQuestion:
     """The body of the request is an image file. It is not stored, and goes nowhere else."""
     questions = view.page.questions
-    return questions.question(await questions.add(request))
+    return await questions.question(await questions.add(request), view.index)
 
 
 async def given_picture(request: web.Request, view: View) -> PictureQuestion:
-    return view.page.questions.question(request.match_info["token"])
+    return await view.page.questions.question(request.match_info["token"], view.index)
 
 
 async def thumbnail(request: web.Request) -> web.StreamResponse:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from engine.decode import Decoded
 from local_forager.analysis.picture_search import PictureWeights, picture_vectors, read_picture
+from local_forager.indexes.index import Index
 from local_forager.types import PageError, PictureQuestion, StillWorking
 
 MAX_BYTES = 1 << 30  # of a picture, as of an object of an ingest
@@ -56,17 +57,19 @@ class Questions:
         compute = partial(picture_vectors, self.weights, picture, wanted)
         return await asyncio.get_running_loop().run_in_executor(self._executor, compute)
 
-    def question(self, token: str) -> PictureQuestion:
-        known = token in self._kept
-        by = self.weights.embeddings() if known else []
-        return {"like": token, "by": by, "reason": "" if known else GONE}
+    async def question(self, token: str, index: Index) -> PictureQuestion:
+        """Whether a picture can be compared with an index."""
+        by, reason = await asyncio.to_thread(self.weights.usable, index)
+        if token not in self._kept:
+            by, reason = [], GONE
+        return {"like": token, "by": by, "reason": reason}
 
-    async def vector(self, token: str, by: str) -> np.ndarray:
+    async def vector(self, token: str, by: str, index: Index) -> np.ndarray:
         """A unit vector; raises PageError, and StillWorking while it is computed."""
         future = self._kept.get(token)
         if future is None:
             raise PageError(404, GONE)
-        self.weights.check(by)
+        await asyncio.to_thread(self.weights.check, by, index)
         await asyncio.wait([future], timeout=WAIT)
         if not future.done():
             raise StillWorking("Loading the models to read your picture")

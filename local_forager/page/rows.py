@@ -205,7 +205,7 @@ async def likeness(request: web.Request, view: View) -> np.ndarray | None:
         by = embedding_choice(request)
         vectors = index.embeddings[by]
         if (token := request.query["like"]).startswith(PREFIX):
-            vector = await view.page.questions.vector(token, by)
+            vector = await view.page.questions.vector(token, by, index)
             return await view.page.compute(partial(vectors.similarities, vector))
         row = number(request, "like", 0, 0, len(index.names) - 1)
         return await view.page.compute(partial(vectors.similarities, np.array(vectors.array[row])))

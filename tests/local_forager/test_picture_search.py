@@ -7,9 +7,12 @@ import re
 from urllib.parse import urlsplit
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from bench.support.device import embed
+from dataset import manifest
 from dataset.arrays import DIMENSIONS
 from embeddings import Embedder
 from engine.decode import open_image, prepare
@@ -19,7 +22,7 @@ from local_forager.page import questions
 from local_forager.types import PageError
 from testing import synthetic
 from tests.local_forager import screen
-from tests.local_forager.page_server import conforms, fetch, get, page_server
+from tests.local_forager.page_server import conforms, fetch, get, made_index, page_server
 from tests.local_forager.screen import expect
 from tests.local_forager.test_export import export_command
 
@@ -145,11 +148,23 @@ def test_with_one_model_only_its_embeddings(weights, tmp_path):
     found = picture_search.find_weights(tmp_path / "missing", weights[1])
     assert found.embeddings() == ["clip"]
     with pytest.raises(PageError, match="--resnet_weights"):
-        found.check("imagenet")
+        found.check("imagenet", made_index([], 0, directory=tmp_path))
     assert picture_search.find_weights(weights[0], None).embeddings() == [
         "imagenet",
         "imagenet_early",
     ]
+
+
+def test_an_index_of_other_weights_is_not_compared(weights, tmp_path):
+    """Its vectors would be far from those of its own images."""
+    table = pa.table({"object": []}).replace_schema_metadata(
+        {"forager": json.dumps({"clip_weights_sha256": "0" * 64})}
+    )
+    parquet.write_table(table, tmp_path / manifest.NAME)
+    index, found = made_index([], 0, directory=tmp_path), picture_search.find_weights(*weights)
+    assert found.usable(index) == (["imagenet", "imagenet_early"], "")
+    with pytest.raises(PageError, match="other weights than .*: give those with --clip_weights"):
+        found.check("clip", index)
 
 
 def test_export_like_an_image(asked, emulator, weights, computed, tmp_path):

@@ -66,7 +66,8 @@ export class PictureSearch {
     }
     this.status.textContent = "Reading the picture…";
     try {
-      const { like, by } = await sendFile(`/page/${this.session.name}/picture`, file);
+      const { like, by, reason } = await sendFile(`/page/${this.session.name}/picture`, file);
+      if (!by.length) throw new Problem(reason);
       this.status.textContent = "";
       const state = current();
       const wanted = embeddingOf(this.session.info, state);
