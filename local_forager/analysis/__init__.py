@@ -1,1 +1,1 @@
-"""What the page computes from an index: maps, duplicates, searches by text or picture, health checks."""
+"""What the page computes from an index: maps, duplicates, searches, health checks."""
