@@ -48,7 +48,7 @@ export class PictureSearch {
     this.available = available;
     this.button.disabled = !available;
     this.about.replaceChildren(...(available
-      ? ["Or drop or paste one. It stays on this machine, and is not stored."] : [withOptions(reason)].flat()));
+      ? ["Or drop or paste one. It goes to this server only, and is not stored."] : [withOptions(reason)].flat()));
   }
 
   // Says what is wrong where it can be seen, on a narrow screen too.
