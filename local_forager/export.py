@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TextIO
 
 import click
-import numpy as np
 
 from common.names import MAX_TEXT_LENGTH, identifier, text_problem
 from common.options import Command, bucket_name
 from common.terminal import printable
 from local_forager.analysis.health import Health, Jobs
-from local_forager.analysis.picture_search import find_weights, picture_of_file, picture_vectors
+from local_forager.analysis.picture_search import find_weights, nearest_to, picture_of_file
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name, table_of
 from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
@@ -187,13 +186,6 @@ def rows_of(
     return sorted(row for group in groups for row in (group[1:] if keep else group))
 
 
-def nearest_first(index: Index, rows: list[int], by: str, vector: np.ndarray) -> list[int]:
-    """The rows sorted by similarity to a unit vector, without images that failed."""
-    good = np.array(rows, np.int64)[~index.failed[rows]]
-    similarity = index.embeddings[by].similarities(vector)
-    return good[np.argsort(-similarity[good], kind="stable")].tolist()
-
-
 async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, LabelTable]:
     """The index of a dataset, copied from the bucket if it is not here yet, and its labels."""
     path = data_dir / "forager.sqlite3"
@@ -322,9 +314,7 @@ def export_set(
     index, table = asyncio.run(read_dataset(name, data_dir, bucket))
     rows = rows_of(which, index, table, by, exact, distance, keep)
     if picture is not None:
-        weights.check(by, index)
-        vector = picture_vectors(weights, picture, [by])[by]
-        rows = nearest_first(index, rows, by, vector)[:count]
+        rows = nearest_to(weights, picture, index, rows, by)[:count]
         if count and len(rows) < count:
             click.echo(f"There are only {len(rows):,} such images.", err=True)
     shown = for_terminal if out.isatty() else str

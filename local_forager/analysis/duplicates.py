@@ -91,15 +91,19 @@ def exact_duplicates(index: Index, by: str, progress: Progress) -> RowGroups:
     return sorted(sorted(rows, key=place.__getitem__) for rows in groups)
 
 
-def median_distance(vectors: Vectors, good: np.ndarray) -> float:
-    """Of two images, estimated from SAMPLED_PAIRS. Some models place all images close together."""
+def near_distance(vectors: Vectors, good: np.ndarray) -> float:
+    """The distance up to which images count as near duplicates, if none is named.
+
+    It is relative to the dataset's median distance, because some models place all images close
+    together.
+    """
     rng = np.random.default_rng(SEED)
     if len(good) < 2:
         return 0.0
     one, other = rng.choice(good, SAMPLED_PAIRS), rng.choice(good, SAMPLED_PAIRS)
     one, other = one[one != other], other[one != other]
     cosine = np.einsum("ij,ij->i", vectors.array[one], vectors.array[other])
-    return max(0.0, float(np.median(1 - cosine)))
+    return max(0.0, float(np.median(1 - cosine))) * NEAR_SHARE
 
 
 class _Nearest:
@@ -202,8 +206,9 @@ def _near_pairs(
 ) -> NearPairs:
     """The near pairs among the rows of each part and its other rows."""
     vectors = index.embeddings[by]
-    median = median_distance(vectors, np.flatnonzero(~index.failed))
-    found = _Nearest(vectors.rows, FAR_SHARE * median if wanted is None else wanted)
+    default = near_distance(vectors, np.flatnonzero(~index.failed))
+    farthest = default * FAR_SHARE / NEAR_SHARE
+    found = _Nearest(vectors.rows, farthest if wanted is None else wanted)
     for number, (rows, others) in enumerate(parts, 1):
         _compare(vectors.array, rows, others, found)
         progress(number / number_of_parts)
@@ -223,7 +228,7 @@ def _near_pairs(
         one=np.minimum(one, other),
         other=np.maximum(one, other),
         distances=distances[nearest_first],
-        default=NEAR_SHARE * median,
+        default=default,
         limit=found.limit,
         is_cut=found.is_cut,
         exact=exact,

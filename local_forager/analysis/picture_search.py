@@ -90,12 +90,12 @@ def find_weights(resnet: Path | None, clip: Path | None) -> PictureWeights:
     return PictureWeights(resnet=resnet, clip=clip, problems=problems)
 
 
-def read_picture(data: bytes) -> Decoded:
+def read_picture(data: bytes, what: str = "The picture") -> Decoded:
     """The picture in these bytes, as an ingest decodes it; PageError if that is not possible."""
     try:
         return prepare(open_image(data))
     except ImageError as error:
-        raise PageError(400, f"The picture cannot be used: {error}.") from error
+        raise PageError(400, f"{what} cannot be used: {error}.") from error
     except ShortageError as error:
         raise PageError(503, error.message) from error
 
@@ -161,9 +161,21 @@ def picture_vectors(
 
 def picture_of_file(path: Path) -> Decoded:
     """The picture in a file. Raises PageError."""
+    where = printable(str(path))
     try:
         data = path.read_bytes()
     except OSError as error:
-        where = printable(str(path))
         raise PageError(400, f"{where} cannot be read ({error.strerror}).") from error
-    return read_picture(data)
+    return read_picture(data, where)
+
+
+def nearest_to(
+    weights: PictureWeights, picture: Decoded, index: Index, rows: list[int], by: str
+) -> list[int]:
+    """The rows of images that did not fail, nearest to the picture first. Raises PageError."""
+    weights.check(by, index)
+    similarity = index.embeddings[by].similarities(picture_vectors(weights, picture, [by])[by])
+    good = np.array(rows, np.int64)
+    good = good[~index.failed[good]]
+    nearest: list[int] = good[np.argsort(-similarity[good], kind="stable")].tolist()
+    return nearest

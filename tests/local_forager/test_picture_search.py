@@ -177,7 +177,7 @@ def test_export_like_an_image(asked, emulator, weights, computed, tmp_path):
     done = export_command(asked, *like, "--count", "7").succeeded()
     assert "Exported 6 images." in done.stderr
     picture.write_bytes(b"no picture")
-    export_command(asked, *like).failed("not an image in a supported format")
+    export_command(asked, *like).failed("question.jpg cannot be used: not an image in")
     without = "real", "--like_image", str(picture), "--by", "clip"
     export_command(asked, *without).failed("--clip_weights")
 
