@@ -252,7 +252,7 @@ def _compare(array: np.ndarray, rows: np.ndarray, others: np.ndarray, found: _Ne
                 found.add(one[different], other[different], distances[different])
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)  # for a view: its rows, distances and histograms
 def near_groups(pairs: NearPairs, distance: float) -> RowGroups:
     """Groups by the rule of this file: the kept image first, the others the best first."""
     count = pairs.within(distance)
@@ -260,7 +260,7 @@ def near_groups(pairs: NearPairs, distance: float) -> RowGroups:
     return _as_groups(pairs.rows, kept[pairs.best])
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)  # for a view: its rows, distances and histograms
 def leaks(pairs: NearPairs, distance: float, num_train: int) -> RowGroups:
     """Groups of the images that have an image of the other split within the distance.
 

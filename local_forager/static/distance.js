@@ -39,7 +39,7 @@ export class Distance {
   slide(done) {
     const scale = 10 ** (DIGITS - Math.ceil(Math.log10(this.limit)));
     const distance = Math.floor((this.limit * this.slider.valueAsNumber * scale) / STEPS) / scale;
-    this.number.value = text(distance);
+    this.number.value = this.slider.ariaValueText = text(distance);
     this.chosen(text(distance), done);
   }
 

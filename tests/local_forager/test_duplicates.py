@@ -189,3 +189,11 @@ def test_examples_are_the_farthest_pairs_within_the_distance(tmp_path):
     assert [(one, other) for one, other, _ in found] == [(2, 3), (0, 1), (6, 7)]
     assert found[0].distance == pytest.approx(apart(3), abs=SLACK) and found[2].distance == 0
     assert len(duplicates.examples(pairs, apart(10), 1)) == 1
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_nothing_to_compare(tmp_path, rows):
+    pairs = pairs_of(index_of(tmp_path, np.eye(rows, 8)))
+    assert (pairs.default, pairs.limit, pairs.is_cut) == (0, 0, False)
+    assert duplicates.near_groups(pairs, 0.0) == duplicates.leaks(pairs, 0.0, rows) == []
+    assert duplicates.examples(pairs, 0.0, 4) == []
