@@ -174,7 +174,7 @@ def test_the_order_of_imports_has_every_part():
 PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(python|pytest|make) \S")
 RUN_HERE = re.compile(
     r"(SERVER_URL=\S+ )?python (ingest\.py|ingest_labels\.py|-m (dataset|local_forager)[. ]export) "
-    r"(?!.*--engine ray)"
+    r"(?!.*--(engine ray|like_image))"
 )
 
 

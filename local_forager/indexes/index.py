@@ -84,6 +84,14 @@ class Index:
             for number, count in zip(numbers[order].tolist(), counts[order].tolist(), strict=True)
         ]
 
+    def measure(self, name: str) -> np.ndarray | None:
+        """float64 (n,): a value per image, NaN where it is not known; None without such values."""
+        if isinstance(self.sizes, str) or name not in ImageSizes._fields:
+            return None
+        values = self.sizes.of(name).astype(np.float64)
+        values[values < 0] = np.nan
+        return values
+
     def inverted_file(self, by: str, progress: Progress) -> InvertedFile:
         """The inverted file of an embedding, built and kept beside the vectors at its first use."""
         path = self.directory / f"neighbours-{by}.faiss"

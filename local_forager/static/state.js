@@ -3,7 +3,7 @@
 export const FILTERS = [
   "split", "category", "mode", "or", "with", "without", "labelled", "class", "name_part", "failed",
   "min_width", "max_width", "min_height", "max_height", "min_aspect", "max_aspect", "min_bytes",
-  "max_bytes", "set", "text", "like", "sort",
+  "max_bytes", "set", "distance", "text", "like", "sort",
 ];
 const FIELDS = [
   "view", ...FILTERS, "by", "color", "method", "pictures", "names", "at", "selected", "image", "beside",
@@ -24,6 +24,7 @@ export function current() {
 export function address(state) {
   if (!state.name) return "/";
   const query = new URLSearchParams();
+  if (!state.set && state.view !== "health") state = { ...state, distance: null };
   for (const field of FIELDS) {
     if (field === "beside" && state.image === null) continue; // it belongs to the image
     if (state[field] !== null && state[field] !== undefined && state[field] !== "") {
