@@ -137,13 +137,23 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     [
         (["d", "--format", "labels"], "needs a category"),
         (["nothing"], "no dataset named nothing"),
-        (["d", "--distance", "0.1"], "--distance is for --set near-duplicates"),
-        (["d", "--set", "failed", "--keep", "one"], "--keep is for --set exact-duplicates"),
-        (["d", "--count", "5"], "--count is for --like_image"),
     ],
 )
 def test_export_command_refuses(server, emulator, arguments, message):
     export_command(server, *arguments).failed(message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--distance", "0.1"], "--distance goes with --set near-duplicates or"),
+        (["--set", "failed", "--keep", "one"], "--keep goes with --set exact-duplicates or"),
+        (["--set", "typical", "--count", "5", "--like_image", __file__], "does not go with --set"),
+    ],
+)
+def test_export_options_that_do_not_go_together(arguments, message):
+    done = CliRunner().invoke(export_formats.export_set, ["d", *arguments])
+    assert done.exit_code == 2 and message in done.output
 
 
 @pytest.mark.parametrize("distance", ["2.5", "-1", "nan", "x"])

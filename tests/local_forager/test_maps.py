@@ -10,6 +10,7 @@ from local_forager.analysis import maps
 from local_forager.indexes.vectors import Vectors
 from local_forager.types import PageError
 from testing import synthetic
+from tests.local_forager.page_server import page_server
 
 OLD, ALL, DIMENSIONS, FAILED = 300, 500, 32, 7
 KEPT = [row for row in range(OLD) if row != FAILED]
@@ -137,11 +138,12 @@ def test_umap_is_the_usual_layout_where_it_is_installed(monkeypatch, rows, insta
     assert maps.default_method(rows) == expected
 
 
-def test_a_dataset_that_grew_keeps_its_places_on_the_page(server, dataset_name):
-    server.publish(dataset_name, 40)
-    old = server.array(f"{dataset_name}/map?by=clip", "<f4")
-    server.publish(f"{dataset_name}-grew", 60)
-    new = server.array(f"{dataset_name}-grew/map?by=clip", "<f4")
+def test_a_dataset_that_grew_keeps_its_places_on_the_page(emulator, tmp_path):
+    with page_server(tmp_path) as server:  # without maps of other datasets
+        server.publish("d", 40)
+        old = server.array("d/map?by=clip", "<f4")
+        server.publish("grew", 60)
+        new = server.array("grew/map?by=clip", "<f4")
     assert len(new) == 120
     np.testing.assert_array_equal(new[:80], old)
 

@@ -62,6 +62,7 @@ def test_keep_one_selects_the_others(server, opened):
     page.locator(".selection").get_by_role("button", name="Show").click()
     screen.total(page, f"{len(others)} of 80 images")
     expect(page).to_have_url(f"{server.url}/d?selected=yes")
+    page.locator(".selection").get_by_role("button", name="Clear").click()
     page.goto(f"{server.url}/d?view=health")
     page.locator("[data-set=exact]").get_by_role("button", name="Keep one").click()
     expect(count).to_have_text("1 selected")
