@@ -35,7 +35,7 @@ from common.program import ROOT
 from testing.photographs import crops, encoded
 from testing.servers.guarded import guarded
 from testing.servers.processes import Service, local_forager, storage_emulator
-from testing.weights import seeded_weights, write_text_tower
+from testing.weights import seeded_clip, seeded_weights
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -52,17 +52,14 @@ DURATION = "This takes about a minute."
 
 
 class Weights(NamedTuple):
-    """The options for weights: of ingest.py, and of local_forager for search by text."""
+    """The options for weights: of ingest.py, and of local_forager for its searches."""
 
     ingest: list[str]
     server: list[str]
 
 
-def choose_weights(directory: Path) -> Weights:
-    """The real weights if they are on this machine, or else the seeded ones; prints which.
-
-    The directory is one of this demo, for files of the local Forager.
-    """
+def choose_weights() -> Weights:
+    """The real weights if they are on this machine, or else the seeded ones; prints which."""
     from weights.clip import CLIP_CACHED, CLIP_ID, check_clip_weights
     from weights.resnet50 import RESNET_DOWNLOAD
 
@@ -70,15 +67,16 @@ def choose_weights(directory: Path) -> Weights:
     if (ROOT / "R-50.pkl").exists():
         click.echo("ResNet-50: the real weights, R-50.pkl.")
     else:
-        options += ["--resnet_weights", _shown(seeded_weights() / "R-50.pkl")]
+        resnet = seeded_weights() / "R-50.pkl"
+        options += ["--resnet_weights", _shown(resnet)]
+        server += ["--resnet_weights", str(resnet)]
         click.echo(f"ResNet-50: seeded random weights; for the real ones `{RESNET_DOWNLOAD}`.")
     try:
-        server = ["--clip_weights", str(check_clip_weights(CLIP_ID))]
+        server += ["--clip_weights", str(check_clip_weights(CLIP_ID))]
         click.echo(f"CLIP: the real weights, {CLIP_ID}.")
     except WeightsError:
-        options += ["--clip_weights", _shown(seeded_weights() / "clip-vit-base-patch32")]
-        write_text_tower(directory / "text-tower")
-        server = ["--clip_weights", str(directory / "text-tower")]
+        options += ["--clip_weights", _shown(seeded_clip())]
+        server += ["--clip_weights", str(seeded_clip())]
         click.echo(f"CLIP: seeded random weights; for the real ones `{CLIP_CACHED}`.")
     if options:
         click.echo("With random weights everything works, but neighbours mean little.")
@@ -221,7 +219,7 @@ def main(serve: bool, port: int | None, screenshots: str | None, generation: str
         serve, port = False, port or 0
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(work_directory())
-        weights = choose_weights(directory)
+        weights = choose_weights()
         emulator = stack.enter_context(storage_emulator(directory / "emulator.log")).url
         os.environ["STORAGE_EMULATOR_HOST"] = emulator
         options = "--generation", generation, *weights.server

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from common.program import ROOT
@@ -47,11 +48,39 @@ def write_text_tower(directory: Path) -> None:
 
 def seeded_weights() -> Path:
     """A directory with R-50.pkl and clip-vit-base-patch32/, of seeded random numbers."""
+
+    def make(directory: Path) -> None:
+        subprocess.run([sys.executable, str(MAKE_WEIGHTS), str(directory)], check=True)
+
     digest = hashlib.sha256(MAKE_WEIGHTS.read_bytes()).hexdigest()[:12]
-    directory = ROOT / ".cache" / f"weights-{digest}"
+    return _made_once(ROOT / ".cache" / f"weights-{digest}", make)
+
+
+def seeded_clip() -> Path:
+    """A directory with the seeded image tower of CLIP, and a text tower, in one file."""
+    from safetensors.numpy import load_file, save_file
+
+    images = seeded_weights() / "clip-vit-base-patch32"
+
+    def make(directory: Path) -> None:
+        write_text_tower(directory)
+        config, tensors = directory / "config.json", directory / "model.safetensors"
+        parts = {
+            "vision_config": json.loads((images / config.name).read_text()),
+            "text_config": json.loads(config.read_text()),
+        }
+        config.write_text(json.dumps({"model_type": "clip", "projection_dim": 512, **parts}))
+        both = {**load_file(images / tensors.name), **load_file(tensors)}
+        save_file(both, tensors, metadata={"format": "pt"})
+
+    return _made_once(images.with_name("clip-with-text"), make)
+
+
+def _made_once(directory: Path, make: Callable[[Path], None]) -> Path:
+    """A directory in the cache, which is made if it is not there yet."""
     if not directory.exists():
         making = directory.with_name(f"{directory.name}-{os.getpid()}")
-        subprocess.run([sys.executable, str(MAKE_WEIGHTS), str(making)], check=True)
+        make(making)
         try:
             os.replace(making, directory)
         except OSError:  # another process was faster

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from models.clip import VisionTower
     from models.resnet import ResNet
 
+MISSING = (
+    "To search by a picture, start local_forager with --clip_weights DIRECTORY (for clip) or "
+    "--resnet_weights R-50.pkl (for the others)."
+)
 RESNET_EMBEDDINGS = ("imagenet", "imagenet_early")  # in the order of what the model returns
 
 
@@ -73,21 +77,20 @@ def _digest(path: Path) -> str:
 
 def find_weights(resnet: Path | None, clip: Path | None) -> PictureWeights:
     """The weights in these places; of ResNet-50 by default where an ingest looks for them."""
-    resnet = resnet or RESNET_WEIGHTS
     of_clip = of_resnet = None
     try:
-        require_resnet(resnet)
+        require_resnet(resnet or RESNET_WEIGHTS)
     except WeightsError as error:
-        of_resnet = f"{error.message} Or name it with --resnet_weights, to compare a picture."
+        of_resnet = error.message if resnet else MISSING
     if clip is None:
-        of_clip = "Comparing a picture by clip needs --clip_weights DIRECTORY."
+        of_clip = MISSING
     else:
         try:
             check_clip_weights(str(clip))
         except WeightsError as error:
             of_clip = error.message
     problems = {"clip": of_clip, **dict.fromkeys(RESNET_EMBEDDINGS, of_resnet)}
-    return PictureWeights(resnet=resnet, clip=clip, problems=problems)
+    return PictureWeights(resnet=resnet or RESNET_WEIGHTS, clip=clip, problems=problems)
 
 
 def read_picture(data: bytes, what: str = "The picture") -> Decoded:
