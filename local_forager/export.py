@@ -20,11 +20,13 @@ from common.names import MAX_TEXT_LENGTH, identifier, text_problem
 from common.options import Command, bucket_name
 from common.terminal import printable
 from local_forager.analysis.health import Health, Jobs
+from local_forager.analysis.quality import LIMITS, beyond
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name, table_of
+from local_forager.indexes.own_columns import columns_path, read_columns
 from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import Database, ServerGeneration
+from local_forager.server.database import Database, Dataset, ServerGeneration
 from local_forager.types import PageError
 
 CSV_HEADER = (
@@ -42,8 +44,13 @@ SETS = {  # set -> health check
     "near-duplicates": "near",
     "leaks": "leak",
     "contradictions": "disagree",
+    **{name: name for name in LIMITS},
 }
 POLL = 0.05  # seconds between looks at a comparison
+THRESHOLDS = ", ".join(  # of these sets, if no other is asked for
+    f"{name} {limit.field} {'<=' if limit.is_most else '>='} {limit.value:g}"
+    for name, limit in LIMITS.items()
+)
 SETTINGS = {"show_default": True}
 
 data_dir_option = click.option(
@@ -108,8 +115,8 @@ def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[
     An apostrophe is before everything that a spreadsheet could take for a formula.
     """
     write = csv.writer(Echo()).writerow  # returns what Echo.write returns
-    yield write(CSV_HEADER)
-    for row in rows:
+    yield write([*CSV_HEADER, *(FORMULA.sub("'", name) for name in table.columns.names)])
+    for row, own in table.columns.beside(rows):
         number = int(index.classes[row])
         labels = [f"{one['category']}={one['mode']}" for one in table.of_row.get(row, [])]
         cells = (
@@ -117,6 +124,7 @@ def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[
             *((str(number), class_name(number)) if number >= 0 else ("", "")),
             *map(str, index.pixels(row) or ("", "")),
             "yes" if index.failed[row] else "",
+            *own,
         )
         yield write([FORMULA.sub("'", cell) for cell in cells])
 
@@ -134,10 +142,23 @@ def label_lines(index: Index, rows: Iterable[int], label: dict[str, str]) -> Ite
     yield "\n}\n"
 
 
-def rows_of(which: str, index: Index, table: LabelTable, by: str, exact: bool) -> list[int]:
-    """The rows of a set, ascending. exact: compare all pairs of a large index too."""
+def rows_of(
+    which: str,
+    index: Index,
+    table: LabelTable,
+    by: str,
+    exact: bool,
+    threshold: float | None = None,
+) -> list[int]:
+    """The rows of a set, ascending. exact: compare all pairs of a large index too.
+
+    threshold: of a set of LIMITS, instead of its own.
+    """
     if which == "all":
         return list(range(len(index.names)))
+    if which in LIMITS:
+        found: list[int] = beyond(index, which, threshold).tolist()
+        return found
     jobs, rows = Jobs(), len(index.names)
     health = Health(jobs, index, by, rows if exact else EXACT_ROWS, table, version=0)
     try:
@@ -156,24 +177,36 @@ def rows_of(which: str, index: Index, table: LabelTable, by: str, exact: bool) -
     return sorted(row for group in groups for row in group)
 
 
-async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, LabelTable]:
-    """The index of a dataset, copied from the bucket if it is not here yet, and its labels."""
+async def find_dataset(name: str, data_dir: Path) -> Dataset:
+    """The dataset of this name of the local Forager in this directory."""
     path = data_dir / "forager.sqlite3"
     if not path.exists():
         where = printable(str(data_dir))
         raise PageError(404, f"There is no local Forager in {where}: give its --data_dir.")
-    database, buckets = Database(path, ServerGeneration.B), Buckets()
+    database = Database(path, ServerGeneration.B)
     try:
         dataset = await database.dataset(name)
-        if dataset is None:
-            known, where = printable(name), printable(str(data_dir))
-            raise PageError(404, f"There is no dataset named {known} in {where}.")
+    finally:
+        database.close()
+    if dataset is None:
+        known, where = printable(name), printable(str(data_dir))
+        raise PageError(404, f"There is no dataset named {known} in {where}.")
+    return dataset
+
+
+async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, LabelTable]:
+    """The index of a dataset, copied from the bucket if it is not here yet, and its labels."""
+    dataset = await find_dataset(name, data_dir)
+    database, buckets = Database(data_dir / "forager.sqlite3", ServerGeneration.B), Buckets()
+    try:
         copy = IndexCopies(buckets, bucket, data_dir).get(dataset.index_id)
         await copy.task
         if copy.index is None:
             raise PageError(409, copy.problem or "")
         labels, boxes = await database.labels(dataset.id), await database.boxes(dataset.id)
-        return copy.index, table_of(labels, boxes, copy.index)
+        path = columns_path(data_dir, dataset.id)
+        columns = read_columns(path, dataset.index_id, len(copy.index.names))
+        return copy.index, table_of(labels, boxes, copy.index, columns)
     finally:
         buckets.close()
         database.close()
@@ -205,6 +238,11 @@ def for_terminal(text: str) -> str:
 @click.option("--category", help="Category of every image in a label file.")
 @click.option("--mode", default=POSITIVE, help="Mode of every image in a label file.")
 @click.option(
+    "--threshold",
+    type=float,
+    help=f"Limit of the sets of images that look bad: {THRESHOLDS}.",
+)
+@click.option(
     "--out",
     type=click.File("w", "utf-8", errors="surrogatepass", lazy=True),
     default="-",
@@ -220,6 +258,7 @@ def export_set(
     format_: str,
     category: str | None,
     mode: str,
+    threshold: float | None,
     out: TextIO,
 ) -> None:
     """Export images of dataset NAME.
@@ -233,8 +272,10 @@ def export_set(
     label = label_to_export(category or "", mode) if format_ == "labels" else {}
     if not label and category is not None:
         raise PageError(400, "--category is for --format labels only.")
+    if threshold is not None and which not in LIMITS:
+        raise PageError(400, f"--threshold is for --set {', '.join(LIMITS)} only.")
     index, table = asyncio.run(read_dataset(name, data_dir, bucket))
-    rows = rows_of(which, index, table, by, exact)
+    rows = rows_of(which, index, table, by, exact, threshold)
     shown = for_terminal if out.isatty() else str
     for piece in export(format_, index, table, rows, label):
         out.write(shown(piece))

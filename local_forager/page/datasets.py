@@ -11,8 +11,11 @@ from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
+from local_forager.indexes.fields import ABOUT, Field
 from local_forager.indexes.index import Index, LabelTable, class_name
+from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import COMPARED_BY
+from local_forager.page.ranges import field_of
 from local_forager.page.rows import WAIT, array_response, choice, embedding_choice
 from local_forager.page.state import PAGE, View
 from local_forager.server.api import dataset_of
@@ -40,7 +43,25 @@ def feature(problem: str | None) -> answers.Feature:
     return {"available": problem is None, "reason": problem or ""}
 
 
-def warnings_of(counts: SplitCounts, index: Index) -> list[str]:
+def field_infos(index: Index, table: LabelTable) -> list[answers.FieldInfo]:
+    """The fields of an index and of its columns; a listing tells the sizes of files if need be."""
+    listed = Field(name="bytes", column=None, **ABOUT["bytes"])
+    fields = {"bytes": listed, **index.fields}
+    ordered = [fields[name] for name in ABOUT if name in fields]
+    return [
+        {
+            "field": field.name,
+            "title": field.title,
+            "unit": field.unit,
+            "group": field.group,
+            "kind": field.kind.value,
+            "step": float(field.step),
+        }
+        for field in (*ordered, *table.columns.fields.values())
+    ]
+
+
+def warnings_of(counts: SplitCounts, index: Index, columns: OwnColumns = NO_COLUMNS) -> list[str]:
     """A sentence per surprise: other numbers of images on the server, vectors that are no numbers.
 
     An image that vanished before the registration has a row that failed, and the server lacks it.
@@ -65,7 +86,7 @@ def warnings_of(counts: SplitCounts, index: Index) -> list[str]:
             f"The vectors of {count(len(index.not_finite), 'image')} have NaN or infinity: row "
             f"{rows}{f' and {more:,} more' if more > 0 else ''}. They are treated as failed images."
         )
-    return warnings
+    return warnings + [columns.problem] if columns.problem else warnings
 
 
 def class_counts(index: Index) -> list[answers.ClassCount]:
@@ -112,9 +133,15 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
-        "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
-        "version": version,
-        "warnings": warnings_of(counts, index) if index else [],
+        "fields": field_infos(index, table) if index else [],
+        "columns": [
+            {"column": name, "values": column.values}
+            for name, column in table.columns.texts.items()
+        ],
+        "sizes": feature(index.lacks.get("size") if index else None),
+        "quality": feature(index.lacks.get("quality") if index else None),
+        "version": f"{version}.{table.columns.version}",
+        "warnings": warnings_of(counts, index, table.columns) if index else [],
     }
 
 
@@ -139,9 +166,11 @@ async def map_points(request: web.Request, view: View) -> web.Response:
 
 
 async def column(request: web.Request, view: View) -> web.Response:
-    """One little-endian int32 per row; docs/page-api.md describes each column."""
+    """One little-endian number per row; docs/page-api.md describes each column."""
     kind = request.match_info["column"]
     values = np.full(len(view.index.names), -1, "<i4")
+    if kind == "field":
+        return array_response(await own_values(request.query.get("field", ""), view))
     if kind == "split":
         values[:] = 1
         values[: view.index.num_train] = 0
@@ -158,3 +187,10 @@ async def column(request: web.Request, view: View) -> web.Response:
         for category in sorted(positive, key=lambda category: -len(positive[category])):
             values[positive[category]] = places[category]
     return array_response(values)
+
+
+async def own_values(name: str, view: View) -> np.ndarray:
+    """float64 (n,): a field, or the places of texts in their column; NaN where it is not known."""
+    if column := view.table.columns.texts.get(name):
+        return np.where(column.codes < 0, np.nan, column.codes).astype("<f8")
+    return (await field_of(name, view)).values().astype("<f8")

@@ -93,7 +93,7 @@ def add_page(app: web.Application, page: PageState) -> None:
         f"{name}/neighbours/{row}": index_view(images.neighbours),
         f"{name}/search": index_view(images.search),
         f"{name}/map": index_view(datasets.map_points),
-        f"{name}/column/{{column:split|class|label|category}}": index_view(datasets.column),
+        f"{name}/column/{{column:split|class|label|category|field}}": index_view(datasets.column),
         f"{name}/health": index_view(datasets.health),
         f"{name}/thumbnail/{row}": page_view(images.thumbnail),
         f"{name}/original/{row}": page_view(images.original),

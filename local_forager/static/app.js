@@ -118,17 +118,17 @@ class Session {
 
   // A shared address may ask for what this server or index cannot do: show the images all the same.
   possible(state) {
-    const { text_search: search, sizes } = this.info;
+    const { text_search: search } = this.info;
     const notes = [];
     const left = { ...state };
     if (state.text && !search.available) {
       left.text = null;
       notes.push(`They are not sorted by the text “${state.text}”. ${search.reason}`);
     }
-    const dropped = sizes.available ? null : impossible(state);
+    const dropped = impossible(this.info, state);
     if (dropped) {
       Object.assign(left, dropped.left);
-      notes.push(`${dropped.note} ${sizes.reason}`);
+      notes.push(dropped.note);
     }
     return { ...left, notes };
   }

@@ -1,10 +1,9 @@
 // The health report: what may be wrong with the dataset. Each finding links to its images.
 
 import { count, embeddingOf, h, plural } from "./dom.js";
-import { changed, FILTERS, go, onLink } from "./state.js";
+import { changed, current, go, noFilters, onLink } from "./state.js";
 
 const POLL = 700; // milliseconds while a check is running
-const NO_FILTERS = Object.fromEntries(FILTERS.map((field) => [field, null]));
 
 export class Health {
   constructor(session) {
@@ -36,7 +35,7 @@ export class Health {
   }
 
   async select(set, by) {
-    const { rows } = await this.session.rows.ask({ ...NO_FILTERS, set, by });
+    const { rows } = await this.session.rows.ask({ ...noFilters(current()), set, by });
     this.session.selection.set(rows);
   }
 
@@ -68,6 +67,7 @@ export class Health {
             h("span", {}, name))))),
       h("ul", { class: "findings", role: "list" }, report.findings.map((one) =>
         finding(one, report.by, () => this.select(one.set, report.by)))),
+      this.session.info.quality.available ? "" : h("p", { class: "quiet" }, this.session.info.quality.reason),
       waiting ? h("p", {}, h("button", {
         type: "button", onclick: () => this.refresh(turn, report.by, { start: 1 }),
       }, "Compare images")) : "",
@@ -76,12 +76,21 @@ export class Health {
   }
 }
 
-function finding({ set, title, about, state, progress, images, groups }, by, select) {
+// The view of a finding: images within a range, whose ends can be moved there, or those of a set.
+function viewOf({ set, field, least, most }, by) {
+  if (!field) {
+    return changed({ view: null, set, by: by === "clip" ? null : by, text: null, like: null, image: null });
+  }
+  const sort = least === null ? field : `-${field}`;
+  return changed({ ...noFilters(current()), view: null, image: null, [`min_${field}`]: least, [`max_${field}`]: most, sort });
+}
+
+function finding(one, by, select) {
+  const { set, title, about, state, progress, images, groups } = one;
   const percent = Math.round(100 * progress);
   const result = {
     ready: () => (images ? h("a", {
-      class: "button", onclick: onLink,
-      href: changed({ view: null, set, by: by === "clip" ? null : by, text: null, like: null, image: null }),
+      class: "button", onclick: onLink, href: viewOf(one, by),
     }, groups ? `Show ${plural(images, "image")} in ${plural(groups, "group")}`
       : `Show ${plural(images, "image")}`) : h("span", { class: "fine" }, "None found")),
     working: () => h("span", {},

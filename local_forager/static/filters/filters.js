@@ -1,7 +1,7 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
-import { basename, count, h, modeKind, modeName, own, plural, splitName } from "../dom.js";
-import { needsManifest, rangeChips, Ranges, SIZE_SORTS } from "./ranges.js";
+import { basename, count, h, modeKind, modeName, plural, splitName } from "../dom.js";
+import { fieldSorts, OTHER_SORTS, rangeChips, Ranges, sortTitle } from "./ranges.js";
 import { changed, go, labelsIn, leaveHealth, onLink, toggled } from "../state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
@@ -10,7 +10,7 @@ const MANY = 12; // categories; from here on there is a box to find one
 
 export class Filters {
   constructor(session) {
-    this.ranges = new Ranges(session);
+    this.ranges = new Ranges(session, choice);
     this.body = h("div", { class: "filters-body" });
     this.element = h("details", { class: "filters", open: WIDE.matches },
       h("summary", {}, "Search and filters"), this.body);
@@ -116,11 +116,6 @@ function search(info, state) {
     available ? "Sorts the images by CLIP, best first." : withOptions(reason)));
 }
 
-const SORTS = {
-  "": "as in the index", name: "name", "name-backwards": "name, backwards", ...SIZE_SORTS,
-  outliers: "outliers first", typical: "most typical first",
-};
-
 function sorting(info, state) {
   return h("section", {}, h("label", { for: "sort", class: "heading" }, "Sort"),
     h("select", {
@@ -129,11 +124,13 @@ function sorting(info, state) {
         ...leaveHealth(state), sort: event.currentTarget.value || null, text: null, like: null, set: null,
         image: null,
       }),
-    }, Object.entries(SORTS).map(([value, title]) => h("option", {
-      value, selected: value === (state.sort ?? ""),
-      disabled: needsManifest(value) && !info.sizes.available,
-    }, title))));
+    }, sortOptions(OTHER_SORTS, info, state), fieldSorts(info).map(([label, sorts]) =>
+      h("optgroup", { label }, sortOptions(sorts, info, state)))));
 }
+
+const sortOptions = (sorts, info, state) => Object.entries(sorts).map(([value, title]) => h("option", {
+  value, selected: value === (state.sort ?? ""), disabled: !sortTitle(info, value),
+}, title));
 
 function naming(state) {
   const input = h("input", {
@@ -223,8 +220,10 @@ export function summary(session, state, shown) {
   }
   if (state.name_part) chip(`name contains ${state.name_part}`, { name_part: null });
   if (state.failed) chip(state.failed === "no" ? "not failed" : "failed", { failed: null });
-  for (const [text, changes] of rangeChips(state)) chip(text, changes);
-  if (state.sort) chip(`sorted: ${own(SORTS, state.sort) ?? state.sort}`, { sort: null });
+  for (const [text, changes] of rangeChips(info, state)) chip(text, changes);
+  if (state.sort) {
+    chip(`sorted: ${sortTitle(info, state.sort) ?? state.sort}`, { sort: null });
+  }
   if (state.selected === "yes") chip("selected", { selected: null });
   if (state.set) {
     chip(info.sets.find(({ set }) => set === state.set)?.title ?? state.set, { set: null });

@@ -1,7 +1,7 @@
 // The images that pass the filters, and what is known about each. Kept until labels change.
 
 import { askArray } from "../dom.js";
-import { FILTERS, LABEL_LISTS, labelsIn } from "../state.js";
+import { filtersIn, labelsIn, listsIn } from "../state.js";
 
 const BATCH = 200; // images per request; the server accepts 500
 const KEPT = 20000; // summaries in memory
@@ -45,8 +45,8 @@ export class Rows {
 
   // The filters and the order of a view, as the page's API takes them.
   parameters(state) {
-    const parameters = Object.fromEntries(FILTERS.map((field) => [field, state[field]]));
-    for (const field of LABEL_LISTS) parameters[field] = labelsIn(state, field);
+    const parameters = Object.fromEntries(filtersIn(state).map((field) => [field, state[field]]));
+    for (const field of listsIn(state)) parameters[field] = labelsIn(state, field);
     if (state.set || state.like !== null || state.sort) parameters.by = state.by;
     return parameters;
   }

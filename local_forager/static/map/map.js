@@ -3,7 +3,7 @@
 import { askArray, count, embeddingOf, h } from "../dom.js";
 import { summary } from "../filters/filters.js";
 import {
-  chosenColor, colorChoices, columnColors, css, dark, legend, pixel, valueName,
+  askColumn, chosenColor, colorChoices, columnColors, css, dark, legend, pixel, valueName,
 } from "./colors.js";
 import { Density } from "../points/density.js";
 import { FEW, Pictures } from "../points/pictures.js";
@@ -95,10 +95,10 @@ export class PointMap {
     this.state = state;
     const by = embeddingOf(info, state);
     const method = state.method === "umap" && info.umap.available ? "umap" : "pca";
-    const { color, kind, category } = chosenColor(state.color, info.categories);
+    const color = chosenColor(state.color, info);
     this.by = by;
     this.withPictures = state.pictures !== "no";
-    this.drawControls(by, method, color);
+    this.drawControls(by, method, color.value);
     if (this.key !== `${by} ${method}`) {
       this.legend.replaceChildren(h("li", { class: "quiet", role: "status" }, "Laying out the map…"));
       const points = await askArray(Float32Array, `/page/${name}/map`, { by, method }, ended.signal);
@@ -109,12 +109,12 @@ export class PointMap {
       this.density = new Density(points, this.index.rows);
     }
     const [column, selected] = await Promise.all([
-      askArray(Int32Array, `/page/${name}/column/${kind}`, { category }, ended.signal),
+      askColumn(this.session, color),
       rows.select(state),
     ]);
     if (late()) return;
     this.head.replaceChildren(summary(this.session, state, selected.rows.length));
-    this.color = kind;
+    this.color = color;
     this.column = column;
     this.chosen = new Uint8Array(column.length);
     for (const row of selected.rows) this.chosen[row] = 1;
@@ -137,7 +137,7 @@ export class PointMap {
         }), h("span", {}, text))));
     const focused = this.controls.contains(document.activeElement) ? document.activeElement.id : null;
     this.controls.replaceChildren(
-      select("map-color", "Colour by", colorChoices(this.session.info.categories), color, (value) =>
+      select("map-color", "Colour by", colorChoices(this.session.info), color, (value) =>
         go({ color: value === "split" ? null : value }, { replace: true })),
       select("map-by", "Embedding", Object.fromEntries(this.session.info.embeddings.map((one) => [one.by, one.by])), by,
         (value) => go({ by: value === "clip" ? null : value }, { replace: true })),
@@ -187,7 +187,7 @@ export class PointMap {
 
   // The commonest labels or classes with their places.
   namesOf(counts, others) {
-    if (this.color !== "label" && this.color !== "class") return [];
+    if (this.color.kind !== "label" && this.color.kind !== "class") return [];
     const values = [...counts.keys()].filter((value) => value >= 0 && !others.has(value))
       .sort((one, other) => counts.get(other) - counts.get(one));
     return densestPlaces(this.points, this.column, this.chosen, values).map((one) =>
