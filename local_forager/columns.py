@@ -58,8 +58,7 @@ def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:
         left = np.flatnonzero(found < 0)
         if not len(left):
             break
-        texts = [name_of(name).encode(errors="replace").decode() for name in names]
-        known = pa.array(texts, pa.string()).dictionary_encode()
+        known = _text_array([name_of(name) for name in names]).dictionary_encode()
         codes = known.indices.to_numpy()
         first = np.full(len(known.dictionary), -1, np.int64)
         first[codes[::-1]] = np.arange(len(names))[::-1]
@@ -69,35 +68,44 @@ def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:
         several = np.bincount(codes, minlength=len(first))[places] > 1
         if several.any():
             key = printable(keys[int(matched[several][0])].as_py())
-            number = int(several.sum())
             raise PageError(
                 400,
-                f"{key} is the {what} of several images{_and_more(number)}: name images by object. "
-                "Nothing is changed.",
+                f"{key} is the {what} of several images{_more(int(several.sum()))}: name images by "
+                "object. Nothing is changed.",
             )
         found[matched] = first[places]
     _refuse_repeated(keys, found, names)
     return found
 
 
-def _and_more(number: int) -> str:
-    return f", and so for {number - 1:,} more" if number > 1 else ""
+def _text_array(texts: list[str]) -> Any:
+    """A pyarrow.StringArray; halves of surrogate pairs, which no file has, become question marks."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([text.encode(errors="replace").decode() for text in texts], pa.string())
+
+
+def _more(number: int) -> str:
+    return f" (and {number - 1:,} more such rows)" if number > 1 else ""
 
 
 def _refuse_repeated(keys: Any, found: np.ndarray, names: list[str]) -> None:
     """PageError if two keys name the same image."""
     matched = np.flatnonzero(found >= 0)
-    _, places, repeats = np.unique(found[matched], return_index=True, return_counts=True)
-    twice = places[repeats > 1]
-    if len(twice):
-        row = found[matched[twice.min()]]
-        one, other = (keys[int(place)].as_py() for place in np.flatnonzero(found == row)[:2])
-        as_what = f" as {printable(one)} and {printable(other)}" if one != other else ""
-        raise PageError(
-            400,
-            f"Several rows are of image {printable(names[row])}{as_what}"
-            f"{_and_more(len(twice))}: keep one row per image. Nothing is changed.",
-        )
+    rows, firsts, repeats = np.unique(found[matched], return_index=True, return_counts=True)
+    if (repeats == 1).all():
+        return
+    row = found[matched[firsts[repeats > 1].min()]]
+    one, other = (printable(keys[int(place)].as_py()) for place in np.flatnonzero(found == row)[:2])
+    named = f"{one} and {other}" if one != other else f"{one}, twice"
+    raise PageError(
+        400,
+        f"Two rows are of image {printable(names[row])}: {named}"
+        f"{_more(len(matched) - len(rows))}. Keep one row per image. Nothing is changed.",
+    )
 
 
 def in_row_order(file: ColumnFile, found: np.ndarray, images: int) -> Any:

@@ -39,7 +39,7 @@ GROUPS = {  # of fields -> their names in a sentence
 COLUMNS = {"size": "bytes", "width": "width", "height": "height"}  # of a manifest -> field
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)  # asyncio.run writes what it returns
 class Index:
     """A complete index, training images first. Only the same object is equal."""
 

@@ -31,7 +31,7 @@ export const noFilters = (state) => Object.fromEntries(filtersIn(state).map((fie
 export function address(state) {
   if (!state.name) return "/";
   const query = new URLSearchParams();
-  for (const field of [...FIELDS, ...ofField(state)]) {
+  for (const field of [...ofField(state), ...FIELDS]) {
     if (state[field] !== null && state[field] !== undefined && state[field] !== "") {
       query.set(field, state[field]);
     }

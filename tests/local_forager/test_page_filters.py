@@ -122,7 +122,7 @@ def test_index_whose_sizes_are_not_known(server, tabs, dataset_name, damage):
     screen.total(page, "2 images")
     note = "They are not filtered by width and not sorted"
     expect(page.get_by_role("alert")).to_contain_text(note)
-    expect(page.locator(".ranges")).to_contain_text(sizes["reason"])
+    expect(page.locator("section.ranges")).to_contain_text(sizes["reason"])
     expect(page.get_by_label("Width from")).to_have_count(0)
     expect(page.locator("#sort option", has_text="widest")).to_be_disabled()
 
