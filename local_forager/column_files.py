@@ -12,6 +12,8 @@ MAX_COLUMNS = 100
 MAX_NAME = 100  # characters of the name of a column
 SEPARATORS = ",;\t"
 PARQUET = b"PAR1"  # the first bytes of the file
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks, as of what Excel calls Unicode text
+NOT_UTF_8 = "is not UTF-8 text: save it as CSV in UTF-8"
 UNKNOWN = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-")  # among numbers and dates
 ZERO_FIRST = r"^-?0\d"  # 007 is a name, not a number
 YEARS_MS = (-62_135_596_800_000, 253_402_300_799_999)  # 1 to 9999, which Python can write
@@ -75,6 +77,8 @@ def _read_csv(path: Path) -> Any:
 
     with path.open("rb") as file:
         first = file.readline(1_000_000)
+    if first.startswith(UTF_16):
+        raise ValueError(NOT_UTF_8)
     separator = max(SEPARATORS, key=lambda one: first.count(one.encode()))
     names = {f"f{place}": pa.string() for place in range(MAX_COLUMNS + 1)}
     try:
@@ -86,7 +90,7 @@ def _read_csv(path: Path) -> Any:
         )
     except pa.ArrowInvalid as error:
         if "UTF8" in str(error):
-            raise ValueError("is not UTF-8 text: save it as CSV in UTF-8") from error
+            raise ValueError(NOT_UTF_8) from error
         raise ValueError(f"is no CSV file ({printable(str(error))})") from error
     if len(table.column_names) > MAX_COLUMNS:
         raise ValueError(f"has more than {MAX_COLUMNS} columns")

@@ -79,7 +79,7 @@ def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:
 
 
 def _text_array(texts: list[str]) -> Any:
-    """A pyarrow.StringArray; halves of surrogate pairs, which no file has, become question marks."""
+    """A pyarrow.StringArray; what UTF-8 cannot hold, and no file has, becomes question marks."""
     import pyarrow as pa
 
     try:

@@ -35,6 +35,7 @@ CSV_HEADER = (
 )
 # Where a spreadsheet may see the beginning of a formula; some split cells at semicolons and tabs.
 FORMULA = re.compile(r"(?<![^;\t\r\n])(?=[\t\r]|\s*[=+\-@])")
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")  # is no formula
 LINES_A_PIECE = 1_000
 FORMATS = {"names": "txt", "csv": "csv", "labels": "json"}  # format -> suffix of the file
 SETS = {  # set -> health check
@@ -109,13 +110,15 @@ class Echo:
         return line
 
 
-def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[str]:
-    """A row per image; labels as category=MODE, separated by semicolons.
+def guarded(cell: str) -> str:
+    """A cell with an apostrophe before everything that a spreadsheet could take for a formula."""
+    return cell if NUMBER.fullmatch(cell) else FORMULA.sub("'", cell)
 
-    An apostrophe is before everything that a spreadsheet could take for a formula.
-    """
+
+def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[str]:
+    """A row per image; labels as category=MODE, separated by semicolons; columns of one's own."""
     write = csv.writer(Echo()).writerow  # returns what Echo.write returns
-    yield write([*CSV_HEADER, *(FORMULA.sub("'", name) for name in table.columns.names)])
+    yield write([*CSV_HEADER, *map(guarded, table.columns.names)])
     for row, own in table.columns.beside(rows):
         number = int(index.classes[row])
         labels = [f"{one['category']}={one['mode']}" for one in table.of_row.get(row, [])]
@@ -126,7 +129,7 @@ def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[
             "yes" if index.failed[row] else "",
             *own,
         )
-        yield write([FORMULA.sub("'", cell) for cell in cells])
+        yield write([guarded(cell) for cell in cells])
 
 
 def label_lines(index: Index, rows: Iterable[int], label: dict[str, str]) -> Iterator[str]:

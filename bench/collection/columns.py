@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -89,7 +90,10 @@ def main(images: int, runs: int, json_file: Path | None) -> None:
         data_dir, path = Path(directory, "data"), Path(directory, "columns.csv")
         write_index(data_dir, names)
         write_file(path, names)
-        ways = {"columns": partial(add, data_dir, path), "reading": partial(read, path)}
+        ways: dict[str, Callable[[], dict[str, float]]] = {
+            "columns": partial(add, data_dir, path),
+            "reading": partial(read, path),
+        }
         results = interleave(ways, runs, UNITS)
     results.append(ratio(results, "columns / reading", "columns: time", "reading: time"))
     show(f"A CSV file with three columns for {images:,} images", results, json_file)

@@ -190,8 +190,8 @@ class Health:
                     "images": sum(map(len, groups or ())),
                     "groups": len(groups or ()) if check.is_grouped else 0,
                     "field": limit.field if limit else "",
-                    "least": limit.value if limit and not limit.is_most else None,
-                    "most": limit.value if limit and limit.is_most else None,
+                    "least": float(limit.value) if limit and not limit.is_most else None,
+                    "most": float(limit.value) if limit and limit.is_most else None,
                 }
             )
         return found
