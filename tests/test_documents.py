@@ -173,7 +173,8 @@ def test_the_order_of_imports_has_every_part():
 
 PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(python|pytest|make) \S")
 RUN_HERE = re.compile(
-    r"(SERVER_URL=\S+ )?python (ingest\.py|ingest_labels\.py|-m (dataset|local_forager)[. ]export) "
+    r"(SERVER_URL=\S+ )?python "
+    r"(ingest\.py|ingest_labels\.py|-m (dataset|local_forager)[. ](export|columns)) "
     r"(?!.*--engine ray)"
 )
 
@@ -208,6 +209,8 @@ def birds(world, monkeypatch, tmp_path):
         world.put(**{f"{name}.jpg": picture(number, (80, 60))})
     (labels,) = code_blocks(section("README.md", "## Labels"))[:1]
     Path("labels.json").write_text(labels)
+    columns, *_ = code_blocks(section("docs/choose.md", "## Columns of your own"))
+    Path("cameras.csv").write_text(columns)
     monkeypatch.setenv("FORAGER_BUCKET", world.index)
     with local_forager(
         tmp_path / "forager-data", tmp_path / "log", "--bucket", world.index

@@ -17,10 +17,10 @@ class Limit(NamedTuple):
     title: str
 
 
-# Crops of scikit-image's photographs of the day have a brightness of 53 to 129, a contrast above 27
-# and a sharpness above 130. With 30% of their light, brightness is below 36; blurred by 2 pixels in
-# 200, sharpness is below 21; with 10% of their contrast, contrast is below 8. A picture of the moon
-# has a contrast of 13, a page of text a brightness of 172.
+# Crops of scikit-image's photographs, without the one of stars, have a brightness of 53 to 129, a
+# contrast above 27 and a sharpness above 130. With 30% of their light, brightness is below 36;
+# blurred by 2 pixels in 200, sharpness is below 21; with 10% of the contrast, contrast is below 8.
+# A photograph of the moon has a contrast of 13, and one of a page of text a brightness of 172.
 LIMITS = {
     "dark": Limit("brightness", 40, True, "Dark images"),
     "bright": Limit("brightness", 215, False, "Bright images"),

@@ -49,8 +49,8 @@ ABOUT = {  # the fields of an index, by name, in the order in which the page sho
     "height": _about("Height", "pixels", "size", 1, True),
     "aspect": _about("Aspect", "width / height", "size", 0.001, True),
     "bytes": _about("File size", "bytes", "size", 1, True),
-    "brightness": _about("Brightness", "", "quality", 0.1, False),
-    "contrast": _about("Contrast", "", "quality", 0.1, False),
+    "brightness": _about("Brightness", "0 to 255", "quality", 0.1, False),
+    "contrast": _about("Contrast", "0 to 127.5", "quality", 0.1, False),
     "sharpness": _about("Sharpness", "", "quality", 0.1, True),
     "colourfulness": _about("Colourfulness", "", "quality", 0.1, False),
 }
@@ -141,7 +141,7 @@ class Field:
             return str(value.date() if self.step == DAY_S else value)
         if self.kind is Kind.WHOLE:
             return f"{value:,.0f} {self.unit}".strip()
-        return f"{self.shown(self.steps(value)[None])[0]:,} {self.unit}".strip()
+        return f"{self.shown(self.steps(value)[None])[0]:,}"
 
 
 def own_field(name: str, column: Any) -> Field | None:
