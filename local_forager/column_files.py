@@ -43,6 +43,8 @@ def read_columns_file(path: Path, key: str | None, taken: set[str]) -> ColumnFil
         _check_names(table.column_names, key, taken)
         if len(table.column_names) == 1:
             raise ValueError(f"has no column besides {printable(key)}, which names the images")
+        if not len(table):
+            raise ValueError("has no rows")
         others = [name for name in table.column_names if name != key]
         read = _from_type if is_parquet else _from_text
         columns = {name: _column(read, name, table[name]) for name in others}

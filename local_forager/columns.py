@@ -168,7 +168,7 @@ def add_columns(
     found = rows_of_keys(columns_file.keys, index.names)
     unmatched, where = np.flatnonzero(found < 0), click.format_filename(file)
     if len(unmatched) == len(found):
-        example = printable(columns_file.keys[0].as_py() or "") if len(found) else ""
+        example = printable(columns_file.keys[0].as_py() or "")
         raise PageError(
             400,
             f"No row of {where} is of an image of {printable(name)}: the first names {example!r}, "

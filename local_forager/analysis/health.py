@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from local_forager.analysis import comparisons
 from local_forager.analysis.comparisons import NearDuplicates, RowGroups
-from local_forager.analysis.quality import LIMITS, about, beyond
+from local_forager.analysis.quality import beyond_limits
 from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import Progress, faiss_installed
 from local_forager.types import AllPairs, Finding
@@ -92,7 +92,6 @@ CHECKS = {
         f"Images whose {comparisons.LABELLED_NEIGHBOURS} nearest labelled images share none of "
         "their positive labels.",
     ),
-    **{name: Check(limit.title, about(limit)) for name, limit in LIMITS.items()},
 }
 
 
@@ -135,7 +134,7 @@ class Health:
     def _job_of(self, name: str, start: bool) -> BackgroundJob | None:
         """The job behind a check; None if it needs none, or was not started."""
         start = start or len(self._index.names) <= AUTOMATIC_ROWS
-        if name == "failed" or name in LIMITS:
+        if name == "failed":
             return None
         if name == "exact":
             return self._job("exact", True, partial(comparisons.exact_duplicates, *self._compared))
@@ -164,8 +163,6 @@ class Health:
         """The images of a finding, single images as groups of one; None until they are known."""
         if name == "failed":
             return [[row] for row in self._index.failed.nonzero()[0].tolist()]
-        if name in LIMITS:
-            return [[row] for row in beyond(self._index, name).tolist()]
         job = self._job_of(name, start)
         found: NearDuplicates | RowGroups | None = job.result() if job else None
         if isinstance(found, NearDuplicates):
@@ -175,9 +172,6 @@ class Health:
     def findings(self, start: bool) -> list[Finding]:
         found: list[Finding] = []
         for name, check in CHECKS.items():
-            limit = LIMITS.get(name)
-            if limit and limit.field not in self._index.fields:
-                continue
             groups, job = self.groups(name, start), self._job_of(name, start)
             state = "ready" if groups is not None else "working" if job else "waiting"
             found.append(
@@ -189,12 +183,12 @@ class Health:
                     "progress": 1.0 if state == "ready" else job.progress if job else 0.0,
                     "images": sum(map(len, groups or ())),
                     "groups": len(groups or ()) if check.is_grouped else 0,
-                    "field": limit.field if limit else "",
-                    "least": float(limit.value) if limit and not limit.is_most else None,
-                    "most": float(limit.value) if limit and limit.is_most else None,
+                    "field": "",
+                    "least": None,
+                    "most": None,
                 }
             )
-        return found
+        return found + beyond_limits(self._index)
 
     def _note(self, name: str, job: BackgroundJob | None) -> str:
         """What the comparison for near duplicates did, or how long it will take."""

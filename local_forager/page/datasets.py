@@ -11,6 +11,7 @@ from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
+from local_forager.analysis.quality import LIMITS
 from local_forager.indexes.fields import ABOUT, Field
 from local_forager.indexes.index import Index, LabelTable, class_name
 from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
@@ -24,6 +25,8 @@ from local_forager.types import PageError, StillWorking
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
 NAMED_ROWS = 10  # that a warning names
+SET_TITLES = {name: check.title for name, check in CHECKS.items()}
+SET_TITLES |= {name: limit.title for name, limit in LIMITS.items()}
 MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 
 
@@ -130,7 +133,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
             {"by": kind.name, "about": f"{kind.compares}, by {kind.model}"}
             for kind in sorted(EMBEDDINGS, key=lambda kind: COMPARED_BY.index(kind.name))
         ],
-        "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
+        "sets": [{"set": name, "title": title} for name, title in SET_TITLES.items()],
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
         "fields": field_infos(index, table) if index else [],

@@ -105,6 +105,7 @@ def test_columns_of_parquet(tmp_path):
     [
         ("image,c\n1,2\n", "name", "has no column name: its columns are image, c"),
         ("image\n1\n", None, "no column besides image"),
+        ("image,c\n", None, "has no rows"),
         ("", None, "no CSV file"),
         ("image,c\n1\n", None, "Expected 2 columns, got 1"),
         ("image,c\n1,ü\n".encode("latin-1"), None, "not UTF-8"),

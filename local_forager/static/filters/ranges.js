@@ -115,8 +115,10 @@ export class Ranges {
 
   show(info, state) {
     this.state = state;
-    if (this.info !== info) {
-      this.info = info;
+    this.info = info;
+    const fields = JSON.stringify(info.fields);
+    if (this.fields !== fields) {
+      this.fields = fields;
       const histogram = (field) => new Histogram(idOf(field), field.title, written(field).shown,
         (...ends) => this.apply(field, ...ends.map((end) => limit(field, end))));
       this.histograms = new Map(info.fields.map((field) => [field.field, histogram(field)]));
