@@ -51,7 +51,7 @@ def read_columns_file(path: Path, key: str | None, taken: set[str]) -> ColumnFil
         return ColumnFile(_keys(key, table[key]), pa.table(columns))
     except ValueError as error:  # of pyarrow too
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise PageError(400, f"{where} {reason}: nothing is changed.") from error
+        raise PageError(400, f"{where} {reason}. Nothing is changed.") from error
     except OSError as error:
         raise PageError(400, f"{where} cannot be read ({error.strerror or error}).") from error
 
@@ -81,6 +81,8 @@ def _read_csv(path: Path) -> Any:
         first = file.readline(1_000_000)
     if first.startswith(UTF_16):
         raise ValueError(NOT_UTF_8)
+    if b"\0" in first:
+        raise ValueError("is neither a CSV nor a Parquet file")
     separator = max(SEPARATORS, key=lambda one: first.count(one.encode()))
     names = {f"f{place}": pa.string() for place in range(MAX_COLUMNS + 1)}
     try:
@@ -93,7 +95,8 @@ def _read_csv(path: Path) -> Any:
     except pa.ArrowInvalid as error:
         if "UTF8" in str(error):
             raise ValueError(NOT_UTF_8) from error
-        raise ValueError(f"is no CSV file ({printable(str(error))})") from error
+        reason = printable(str(error).removeprefix("CSV parse error: "))
+        raise ValueError(f"is no CSV file ({reason})") from error
     if len(table.column_names) > MAX_COLUMNS:
         raise ValueError(f"has more than {MAX_COLUMNS} columns")
     return table.slice(1).rename_columns([column[0].as_py().strip() for column in table.columns])

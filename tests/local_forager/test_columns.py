@@ -118,6 +118,7 @@ def test_columns_of_parquet(tmp_path):
         ("image," + "c" * 101 + "\n1,2\n", None, "1 to 100 printable characters"),
         ("image," + ",".join(f"c{n}" for n in range(100)) + "\n", None, "more than 100 columns"),
         (b"PAR1x", None, "damaged Parquet file"),
+        (b"\x89PNG\0", None, "neither a CSV nor a Parquet file"),
         ({"image": ["1"], "c": [[1, 2]]}, None, "nested column, c"),
         ({"image": ["1"], "c": [datetime.time(1)]}, None, r"time64\[us\] in column c"),
         ({"image": [0.5], "c": [1]}, None, "double in column image, where names"),
