@@ -57,6 +57,13 @@ ABOUT = {  # the fields of an index, by name, in the order in which the page sho
 QUALITY = tuple(name for name, about in ABOUT.items() if about["group"] == "quality")
 
 
+def read_number(text: str) -> float:
+    """A number as an address has it; ValueError with the end of a sentence if it is none."""
+    if not DECIMAL.fullmatch(text):
+        raise ValueError("is not a number")
+    return float(text)
+
+
 class Bins(NamedTuple):
     """Bin i holds the values from edges[i] up to, not including, edges[i + 1]."""
 
@@ -91,16 +98,14 @@ class Field:
         return np.floor(np.asarray(values) / self.step + (0 if self.kind is Kind.DATE else 0.5))
 
     def limit(self, text: str) -> float:
-        """A limit as an address has it; ValueError with the end of a sentence if it is none."""
+        """A limit as an address has it; ValueError as read_number."""
         if self.kind is Kind.DATE:
             try:
                 date = datetime.datetime.fromisoformat(text)
             except ValueError:
                 raise ValueError("is not a date such as 2026-05-31") from None
             return (date if date.tzinfo else date.replace(tzinfo=datetime.timezone.utc)).timestamp()
-        if not DECIMAL.fullmatch(text):
-            raise ValueError("is not a number")
-        return float(text)
+        return read_number(text)
 
     @functools.cached_property
     def bins(self) -> Bins:

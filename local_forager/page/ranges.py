@@ -1,9 +1,11 @@
 """The parameters of a request that name a field or a column of one's own: limits, texts, orders."""
 
+from collections.abc import Callable
+
 import numpy as np
 from aiohttp import web
 
-from local_forager.indexes.fields import ABOUT, DECIMAL, Field
+from local_forager.indexes.fields import ABOUT, Field, read_number
 from local_forager.page.state import View
 from local_forager.types import PageError
 
@@ -34,21 +36,15 @@ async def sort_field(sort: str, view: View) -> tuple[Field, int] | None:
     return await field_of(name.removeprefix("-"), view), -1 if name.startswith("-") else 1
 
 
-def limit_of(request: web.Request, name: str, default: float, field: Field | None = None) -> float:
-    """A limit, by default a number."""
+def limit_of(
+    request: web.Request, name: str, default: float, read: Callable[[str], float] = read_number
+) -> float:
+    """A limit, as `read` understands it."""
     text = request.query.get(name)
-    if text is None:
-        return default
     try:
-        return field.limit(text) if field else number_in(text)
+        return default if text is None else read(text)
     except ValueError as error:
         raise PageError(400, f"{name} {error}.") from None
-
-
-def number_in(text: str) -> float:
-    if not DECIMAL.fullmatch(text):
-        raise ValueError("is not a number")
-    return float(text)
 
 
 async def within(request: web.Request, view: View) -> dict[str, np.ndarray]:
@@ -57,7 +53,7 @@ async def within(request: web.Request, view: View) -> dict[str, np.ndarray]:
     for name in dict.fromkeys(key[4:] for key in request.query if key.startswith(ENDS)):
         field = await field_of(name, view)
         low, high = (
-            field.steps(limit_of(request, end + name, infinity, field))
+            field.steps(limit_of(request, end + name, infinity, field.limit))
             for end, infinity in zip(ENDS, (-np.inf, np.inf), strict=True)
         )
         steps = field.steps(field.values())

@@ -184,13 +184,13 @@ export class Ranges {
   range(about) {
     const { field, title, kind, step } = about;
     const { unit, scale } = written(about);
-    const ends = limits(field);
-    const given = ends.map((name) => this.state[name] ?? null);
-    const boxes = ends.map((name, place) => h("input", {
-      id: `${idOf(about)}-${place ? "max" : "min"}`, ...(kind === "date"
-        ? { type: step === DAY ? "date" : "datetime-local", step: step === 1 ? "1" : null }
-        : { type: "number", min: about.group === "size" ? "0" : null, step: "any" }),
-      value: given[place] === null ? "" : kind === "date" ? given[place] : String(Number(given[place]) / scale),
+    const given = limits(field).map((name) => this.state[name] ?? null);
+    const box = kind === "date"
+      ? { type: step === DAY ? "date" : "datetime-local", step: step === 1 ? "1" : null }
+      : { type: "number", min: about.group === "size" ? "0" : null, step: "any" };
+    const boxes = given.map((text, place) => h("input", {
+      ...box, id: `${idOf(about)}-${place ? "max" : "min"}`,
+      value: text === null || kind === "date" ? text ?? "" : String(Number(text) / scale),
     }));
     const value = (text) => (text === "" ? null : kind === "date" ? text
       : Number((Number(text) * scale).toFixed(digits(step))));

@@ -52,7 +52,8 @@ export async function askColumn(session, color) {
   const values = await askArray(Float64Array, `${path}/field`, { field: color.name }, signal);
   if (color.kind === "text") return Int32Array.from(values, (value) => (Number.isNaN(value) ? -1 : value));
   const known = values.filter((value) => !Number.isNaN(value)).sort();
-  const edges = Array.from({ length: SHADES }, (_, shade) => known[Math.floor((shade * known.length) / SHADES)]);
+  const edges = Array.from({ length: SHADES },
+    (_, shade) => known[Math.floor((shade * known.length) / SHADES)]);
   color.edges = [...new Set(edges)];
   color.last = known.at(-1);
   return Int32Array.from(values, (value) => color.edges.findLastIndex((edge) => edge <= value));
