@@ -48,7 +48,10 @@ def limit_of(
 
 
 async def within(request: web.Request, view: View) -> dict[str, np.ndarray]:
-    """For each field or column that the request limits, bool (n,): the images that it keeps."""
+    """For each field or column that the request limits, bool (n,): the images that it keeps.
+
+    The keys are min_NAME of a field and is_NAME of a column, so that they are no other filters'.
+    """
     found = {}
     for name in dict.fromkeys(key[4:] for key in request.query if key.startswith(ENDS)):
         field = await field_of(name, view)
@@ -57,7 +60,7 @@ async def within(request: web.Request, view: View) -> dict[str, np.ndarray]:
             for end, infinity in zip(ENDS, (-np.inf, np.inf), strict=True)
         )
         steps = field.steps(field.values())
-        found[name] = (steps >= low) & (steps <= high)
+        found[ENDS[0] + name] = (steps >= low) & (steps <= high)
     for key in dict.fromkeys(key for key in request.query if key.startswith(IS)):
         name = key.removeprefix(IS)
         column = view.table.columns.texts.get(name)
@@ -66,5 +69,5 @@ async def within(request: web.Request, view: View) -> dict[str, np.ndarray]:
         wanted = [
             column.values.index(text) for text in request.query.getall(key) if text in column.values
         ]
-        found[name] = np.isin(column.codes, wanted)
+        found[key] = np.isin(column.codes, wanted)
     return found

@@ -20,7 +20,7 @@ from local_forager.indexes.fields import Field
 from local_forager.indexes.index import MAX_CLASS, Index
 from local_forager.indexes.own_columns import TextColumn
 from local_forager.indexes.vectors import COMPARED_BY, Vectors
-from local_forager.page.ranges import field_of, limit_of, sort_field, within
+from local_forager.page.ranges import ENDS, IS, field_of, limit_of, sort_field, within
 from local_forager.page.state import View
 from local_forager.types import Histogram, HistogramList, PageError, StillWorking, TextCounts
 
@@ -272,8 +272,8 @@ async def histograms(request: web.Request, view: View) -> HistogramList:
         chosen &= found
     allowed = await within(request, view)
 
-    def others(name: str) -> np.ndarray:
-        kept = [mask for other, mask in allowed.items() if other != name]
+    def others(own: str) -> np.ndarray:
+        kept = [mask for other, mask in allowed.items() if other != own]
         part: np.ndarray = np.logical_and.reduce([chosen, *kept])
         return part
 
@@ -282,9 +282,9 @@ async def histograms(request: web.Request, view: View) -> HistogramList:
         fields["bytes"] = await field_of("bytes", view)
     answer: HistogramList = {"histograms": [], "texts": []}
     for field in fields.values():
-        if one := await view.page.compute(partial(histogram, field, others(field.name))):
+        if one := await view.page.compute(partial(histogram, field, others(ENDS[0] + field.name))):
             answer["histograms"].append(one)
     for name, column in view.table.columns.texts.items():
         if column.values:
-            answer["texts"].append(text_counts(name, column, others(name)))
+            answer["texts"].append(text_counts(name, column, others(IS + name)))
     return answer
