@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 INSTALLED := $(VENV)/installed
 
-GENERATED := README.md CONTRIBUTING.md  # in part: their tables, by cog
+GENERATED := README.md CONTRIBUTING.md docs/options.md  # in part: their tables, by cog
 ROOT_MODULES := $(basename $(wildcard *.py))
 
 .PHONY: install demo test soak check imports format bench screenshots clean

@@ -6,6 +6,11 @@ the bucket and on the server. It serves the page until Ctrl-C.
 
 from __future__ import annotations
 
+from common.guard import DEMO_PACKAGES, guard
+
+if __name__ == "__main__":
+    guard(DEMO_PACKAGES, install="make demo")
+
 import contextlib
 import fcntl
 import itertools
@@ -25,12 +30,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from common.errors import IngestError, WeightsError
-from common.options import Command
+from common.options import CONTEXT_SETTINGS, Command
 from common.program import ROOT
 from testing.photographs import crops, encoded
 from testing.servers.guarded import guarded
 from testing.servers.processes import Service, local_forager, storage_emulator
-from testing.weights import seeded_weights
+from testing.weights import seeded_weights, write_text_tower
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -39,6 +44,10 @@ WORK = ROOT / ".demo"
 NAME, BUCKET, INDEX_BUCKET = "demo", "demo-images", "foragerml"
 INGEST, INGEST_LABELS = "ingest.py", "ingest_labels.py"
 PORT = 8000  # of the page, if no other program has it
+RANDOM = (  # of the page, where weights are seeded
+    "The weights of this demo are random numbers: similar images, the map, ImageNet classes and "
+    "answers to a text search are random too."
+)
 DURATION = "This takes about a minute."
 
 
@@ -49,9 +58,12 @@ class Weights(NamedTuple):
     server: list[str]
 
 
-def choose_weights() -> Weights:
-    """The real weights if they are on this machine, or else the seeded ones; prints which."""
-    from weights.clip import CLIP_ID, check_clip_weights
+def choose_weights(directory: Path) -> Weights:
+    """The real weights if they are on this machine, or else the seeded ones; prints which.
+
+    The directory is one of this demo, for files of the local Forager.
+    """
+    from weights.clip import CLIP_CACHED, CLIP_ID, check_clip_weights
     from weights.resnet50 import RESNET_DOWNLOAD
 
     options, server = [], []
@@ -65,9 +77,12 @@ def choose_weights() -> Weights:
         click.echo(f"CLIP: the real weights, {CLIP_ID}.")
     except WeightsError:
         options += ["--clip_weights", _shown(seeded_weights() / "clip-vit-base-patch32")]
-        click.echo(f"CLIP: seeded random weights; for the real ones `hf download {CLIP_ID}`.")
+        write_text_tower(directory / "text-tower")
+        server = ["--clip_weights", str(directory / "text-tower")]
+        click.echo(f"CLIP: seeded random weights; for the real ones `{CLIP_CACHED}`.")
     if options:
         click.echo("With random weights everything works, but neighbours mean little.")
+        server += ["--note", RANDOM]
     return Weights(options, server)
 
 
@@ -187,7 +202,7 @@ def show_results(client: storage.Client, server_url: str) -> None:
     click.echo(json.dumps(info))
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.option("--serve/--no-serve", default=True, help="Serve the page until Ctrl-C, or end.")
 @click.option(
     "--port",
@@ -202,11 +217,11 @@ def main(serve: bool, port: int | None, screenshots: str | None, generation: str
     """Try the ingest on this machine: sample images, an emulated bucket, a local Forager."""
     click.echo(f"Both commands with sample photographs, on this machine alone. {DURATION}")
     use_this_machine_only()
-    weights = choose_weights()
     if screenshots or not serve:
         serve, port = False, port or 0
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(work_directory())
+        weights = choose_weights(directory)
         emulator = stack.enter_context(storage_emulator(directory / "emulator.log")).url
         os.environ["STORAGE_EMULATOR_HOST"] = emulator
         options = "--generation", generation, *weights.server
@@ -221,7 +236,8 @@ def main(serve: bool, port: int | None, screenshots: str | None, generation: str
             page = ["-m", "testing.browser", "page", f"{server}/{NAME}", "--out", screenshots]
             run(page, {})
         if serve:
-            click.secho(f"\nLook at {server}/{NAME}. Ctrl-C ends this.", bold=True)
+            click.secho("\nThe page is ready; Ctrl-C ends the demo. Look at", bold=True)
+            click.secho(f"{server}/{NAME}", bold=True)
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     time.sleep(3600)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import difflib
 import functools
 import json
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from common import retries
-from common.addresses import address_in, proxy_for
+from common.addresses import address_in, proxy_for, shown_address
 from common.errors import IngestError, StorageError, TransientError
 from common.names import GsPath
 from common.terminal import printable
@@ -47,6 +48,7 @@ REQUESTER_PAYS = (
 TIMEOUT = (15, 120)  # seconds: connect, read
 LISTED_FIELDS = "name,size,crc32c,generation"
 NO_CRC32C = -1  # of an object that is encrypted with a customer's key
+MAX_BUCKETS, SHOWN_BUCKETS = 1000, 5  # of a project
 MAX_ERROR_BYTES = 10_000  # of an error's body that are read for its reason
 XML_REASON = re.compile(r"<(?:Details|Message|title)>([^<]+)<")
 # Found also in JSON that is cut off: the end of the string may be missing.
@@ -223,8 +225,20 @@ def storage_error(what: str, error: TransientError | Refused) -> StorageError:
         detail = f" ({reason})" if reason else ""
         message = f"{what}: HTTP {error.status}{detail}."
     else:
-        message = f"{what}: {printable(reason, 300)}."
+        message = f"{what}: {printable(reason, 300)}. {_again(error)}"
     return StorageError(message, error.status)
+
+
+def _again(error: TransientError | Refused) -> str:
+    """What helps after a failure that may pass, or that has nothing to do with storage."""
+    if error.status:
+        return "Run the same command again later."
+    if host := os.environ.get(EMULATOR):
+        return (
+            f"Is the emulator running that {EMULATOR}={shown_address(host)} names? Unset it to use "
+            "Google Cloud Storage."
+        )
+    return "Check the network of this machine, then run the same command again."
 
 
 def translated(error: Exception) -> Exception:
@@ -294,6 +308,34 @@ def call(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 def crc32c_of_listing(text: str) -> int:
     """The checksum that the JSON API writes as base64 of four big-endian bytes."""
     return int.from_bytes(binascii.a2b_base64(text), "big")
+
+
+def buckets_like(bucket: str) -> str:
+    """A sentence: which buckets the project of the credentials has, or how to look.
+
+    Those of similar names come first.
+    """
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
+
+    project = "emulator" if emulator_host() else None
+    with contextlib.suppress(DefaultCredentialsError, OSError):
+        project = project or google.auth.default(scopes=[SCOPE])[1]
+
+    def names() -> list[str]:
+        client = make_client()
+        found = client.list_buckets(MAX_BUCKETS, project=project, timeout=TIMEOUT, retry=None)
+        return [found.name for found in found]
+
+    try:
+        found = call("Listing the buckets", names) if project else []
+    except StorageError:  # credentials for objects alone may not list buckets
+        found = []
+    if not found:
+        return "`gcloud storage ls` lists the buckets of your project."
+    near = difflib.get_close_matches(bucket, found, SHOWN_BUCKETS, cutoff=0) or found
+    more = f" and {len(found) - SHOWN_BUCKETS:,} more" if len(found) > SHOWN_BUCKETS else ""
+    return f"Your project has {', '.join(map(printable, near))}{more}."
 
 
 def directories_beside(client: storage.Client, path: GsPath) -> list[str]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from common.guard import guard
+
+if __name__ == "__main__":
+    guard()
+
 import asyncio
 import contextlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,18 +27,18 @@ from common.options import (
     shared_options,
 )
 from common.process import leave, raise_open_file_limit, shortages, until_interrupted
-from common.terminal import say, warn
+from common.terminal import printable, say, warn
 from dataset.arrays import Arrays
 from dataset.listing import Listing
 from dataset.state import State
-from dataset.work_directory import WorkDirectory
+from dataset.work_directory import STATE, WorkDirectory
 from engine.checkpoint import Recorder
 from engine.loading import ModelLoader
 from preflight.checks import check_arguments, check_listing, list_images
 from preflight.describe import describe_changes, describe_plan, list_changes
-from preflight.earlier import check_left_out, finished, what_restart_deletes
+from preflight.earlier import changed_since, check_left_out, finished, what_restart_deletes
 from preflight.plan import Plan, begin_or_continue, make_plan
-from preflight.request import Request, parse_request
+from preflight.request import Request, parse_request, without_validation
 from preflight.sources import describe_reuse
 from report.forecast import read_prices
 from report.run import Report, RunOutcome, StepName, summarize
@@ -44,9 +50,16 @@ ROUNDS = 5  # in which the bucket may change before its registration
 
 
 @click.command(cls=GroupedCommand, groups=OPTION_GROUPS, context_settings=CONTEXT_SETTINGS)
-@click.argument("name")
-@click.argument("train_path")
-@click.argument("val_path")
+@click.argument(
+    "name", help="The dataset to make: 1 to 50 letters, digits, dashes and underscores."
+)
+@click.argument("train_path", help="Directory of the training images, as gs://BUCKET/DIRECTORY.")
+@click.argument(
+    "val_path",
+    required=False,
+    help="That of the validation images, in the same bucket. Without it, all images are training "
+    "images, after a question.",
+)
 @shared_options
 @ingest_options
 @click.pass_obj
@@ -61,11 +74,41 @@ def main(make_loader: Any, **parameters: Any) -> None:
     or nohup: it ends when its terminal closes.
     """
     check_combinations(parameters)
+    if parameters["val_path"] is None:
+        settle_validation(parameters)
     report = Report(parameters)
     request = parse_request(parameters)
     with shortages():
         loader = (make_loader or ModelLoader)(request.models)
         asyncio.run(until_interrupted(ingest(request, loader, report), report.if_interrupted))
+
+
+def settle_validation(parameters: dict[str, Any]) -> None:
+    """Without VAL_PATH, take a directory without images for it, once the user has agreed.
+
+    Raises:
+        IngestError, UsageError: the user did not.
+    """
+    train = parameters["train_path"]
+    try:
+        val_path = without_validation(train)
+    except ValueError as error:
+        raise IngestError(str(error)) from error
+    work_dir = parameters["work_dir"] or Path(parameters["name"])
+    if not parameters["allow_empty_val"] and not (work_dir / STATE).exists():
+        step = (
+            "name the directory of the validation images as VAL_PATH, or add --allow_empty_val if "
+            f"all images in {printable(train)} are training images"
+        )
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise click.UsageError(f"VAL_PATH is missing: {step}.")
+        question = (
+            f"There is no VAL_PATH. Take all images in {printable(train)} as training images, and "
+            "none for validation?"
+        )
+        if not click.confirm(question, err=True):
+            raise IngestError(f"Nothing was done: {step}.")
+    parameters.update(val_path=val_path, allow_empty_val=True)
 
 
 async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
@@ -77,16 +120,8 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     try:
         raise_open_file_limit()
         check_arguments(request, loader)
-        with (
-            WorkDirectory(request.work_dir) as work,
-            report.kept_in(work.path),
-            shortages(),
-            disk_errors(work.path),
-        ):
-            if request.mode.trial:
-                await try_out(request, request.mode.trial, work, loader, report)
-            else:
-                await run_rounds(request, work, loader, report)
+        with WorkDirectory(request.work_dir) as work, report.kept_in(work.path):
+            await ingest_in(work, request, loader, report)
     except BaseException as error:
         report.end(error)
         if request.mode.as_json:
@@ -96,17 +131,29 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     print_result(request, report.text() if request.mode.as_json else summarize(report))
 
 
+async def ingest_in(
+    work: WorkDirectory, request: Request, loader: ModelLoader, report: Report
+) -> None:
+    """The same in the work directory."""
+    with shortages(), disk_errors(work.path):
+        if request.mode.trial:
+            await try_out(request, request.mode.trial, work, loader, report)
+        else:
+            await run_rounds(request, work, loader, report)
+
+
 async def run_rounds(
     request: Request, work: WorkDirectory, loader: ModelLoader, report: Report
 ) -> None:
-    """The same in the work directory."""
+    """Finish the ingest, in several rounds if the bucket changes meanwhile."""
     report.state = state = work.state()
     if state and (what_it_holds := await asyncio.to_thread(finished, request, state, loader)):
         report.outcome, report.page = RunOutcome.FINISHED, page_of(request, state)
         report.keeps_earlier = True
         if state.outdated_by:
             raise IngestError(outdated(request.target.name, state.outdated_by))
-        report.message = f"This ingest is finished: {what_it_holds}. Look at {report.page}"
+        changed = await asyncio.to_thread(changed_since, request, state, work)
+        report.message = f"This ingest is finished: {what_it_holds}. Look at {report.page}{changed}"
         return
     if not request.mode.dry_run:
         report.write(work.path)
@@ -180,18 +227,16 @@ async def try_out(
     report.write(work.path)
     with report.step(StepName.CHECKS):
         plan = await make_plan(request, work, loader)
-    with (
-        sampled(plan.listing, images, work.path) as sample,
-        Arrays(sample.directory, sample.slots()) as arrays,
-    ):
+    with sampled(plan.listing, images, work.path) as sample:
         report.done_before = 0
         done_at: list[float] = []  # the time.monotonic() of each image
-        recorder = Recorder(sample, arrays, finished=done_at)
         run = Run(request=request, plan=plan, work=work, state=sample, loader=loader, report=report)
-        try:
-            pipeline = await embed_here(run, recorder, None)
-        except ImagesChanged as error:
-            raise IngestError(f"{error.message}\nRun the same command again.") from error
+        with Arrays(sample.directory, sample.slots()) as arrays:
+            recorder = Recorder(sample, arrays, finished=done_at)
+            try:
+                pipeline = await embed_here(run, recorder, None)
+            except ImagesChanged as error:
+                raise IngestError(f"{error.message}\nRun the same command again.") from error
         report.count_rows(sample)
         report.trial = conclude(
             report,

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from common.guard import guard
+
+if __name__ == "__main__":
+    guard()
+
 import asyncio
+import hashlib
 import io
+import os
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -23,6 +30,7 @@ if TYPE_CHECKING:  # imported by the functions that use them, so that --help is 
     from forager.generation import Generation
     from labels.file.checks import Labels
     from labels.plan import Plan
+    from labels.report import Result
 
 FORMATS = ("forager", "coco", "csv")
 SHOWN_NAMES = 20  # of other datasets
@@ -47,6 +55,7 @@ class Options:
     uncertain: str
     restart: bool
     again: bool
+    as_json: bool
     work_dir: Path | None
 
     @property
@@ -60,8 +69,13 @@ class Options:
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
-@click.argument("name")
-@click.argument("label_file", metavar="LABELS.json", type=click.Path(path_type=Path))
+@click.argument("name", help="The dataset that has the images.")
+@click.argument(
+    "label_file",
+    metavar="LABELS.json",
+    type=click.Path(path_type=Path),
+    help="The labels, in the format that --format names.",
+)
 @click.option(
     "--format",
     "file_format",
@@ -75,7 +89,7 @@ class Options:
     is_flag=True,
     help="With --format coco: store categories of whole images instead of boxes.",
 )
-@click.option("--user", required=True, metavar="EMAIL", help="Who made the labels, for the record.")
+@click.option("--user", metavar="EMAIL", help="Who made the labels, for the record. Required.")
 @shared_options
 @click.option(
     "--allow_mode",
@@ -107,6 +121,12 @@ class Options:
     "stores them a second time.",
 )
 @click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the numbers by category and mode as JSON instead of a table. See docs/report.md.",
+)
+@click.option(
     "--work_dir",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
@@ -123,19 +143,31 @@ def main(**parameters: Any) -> None:
     ends when its terminal closes.
     """
     from common.process import shortages, until_interrupted
+    from labels.report import show, stopped
 
     if parameters["as_labels"] and parameters["file_format"] != "coco":
         raise click.UsageError("--as_labels goes with --format coco.")
+    if not parameters["user"]:
+        raise click.UsageError(
+            "--user is missing: say who made the labels, such as --user you@example.org."
+        )
     parameters["user"] = parseaddr(parameters["user"])[1] or parameters["user"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a category that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    with shortages():
-        finished = asyncio.run(until_interrupted(ingest(Options(**parameters))))
-    sys.exit(0 if finished else 1)
+    options = Options(**parameters)
+    try:
+        with shortages():
+            result = asyncio.run(until_interrupted(ingest(options)))
+    except IngestError as error:
+        if options.as_json:
+            click.echo(stopped(error).json())
+        raise
+    show(result, options.file_beside(f".{options.name}.table.txt"), as_json=options.as_json)
+    sys.exit(0 if result.complete else 1)
 
 
-async def ingest(options: Options) -> bool:
-    """Check the labels, send them, report. Returns whether all labels were stored.
+async def ingest(options: Options) -> Result:
+    """Check the labels and send them; returns what is to be reported.
 
     Raises:
         IngestError: what stopped it, for the user.
@@ -159,18 +191,18 @@ async def ingest(options: Options) -> bool:
             "user": options.user,
             "label_file_sha256": digest,
         }
-        path = options.file_beside(f".{options.name}.journal")
+        path = await asyncio.to_thread(journal_path, options, digest)
         start_over = options.restart or options.again
-        with await asyncio.to_thread(Journal, path, belongs_to, start_over) as journal:
+        label_file = options.label_file.absolute()
+        with await asyncio.to_thread(Journal, path, belongs_to, start_over, label_file) as journal:
             if options.dry_run:
-                await report.report_dry_run(server, options.name, plan)
-                if not start_over:
-                    report.report_earlier_run(journal, plan)
-                return True
+                return await report.dry_run_result(
+                    server, options.name, plan, journal, again=start_over
+                )
             twice = report.stored_twice(journal, plan, generation)
             if journal.finished and not journal.differences() and not options.again:
                 if journal.has(plan):
-                    return report.report_finished(options.shown_file, plan, journal, twice)
+                    return report.earlier_result(options.shown_file, plan, journal, twice)
                 report.refuse_other_selection(path, twice)
             report.warn_of_second_copies(journal, twice, generation, start_over)
             await asyncio.to_thread(journal.begin, plan)
@@ -185,7 +217,22 @@ async def ingest(options: Options) -> bool:
             )
             await sender.send_all()
     page = dataset_page(options.server_url, options.viewer_url or server.viewer_url, options.name)
-    return report.report_result(plan, journal, page)
+    return report.sent_result(plan, journal, page)
+
+
+def journal_path(options: Options, digest: str) -> Path:
+    """The journal of this label file, whose SHA-256 is `digest`.
+
+    In a --work_dir, files of one name from several directories have journals of their own.
+    """
+    from labels.journal import is_of_another_file
+
+    path = options.file_beside(f".{options.name}.journal")
+    directory = str(options.label_file.absolute().parent)
+    mark = hashlib.sha256(os.fsencode(directory)).hexdigest()[:8]
+    other = options.file_beside(f".{mark}.{options.name}.journal")
+    is_other = is_of_another_file(path, options.label_file, digest)
+    return other if other.exists() or is_other else path
 
 
 def check_arguments(options: Options) -> tuple[Labels, str]:
@@ -209,13 +256,20 @@ def check_arguments(options: Options) -> tuple[Labels, str]:
         findings.add(
             f"--user {printable(options.user)!r} is not an e-mail address: write it as NAME@HOST."
         )
+    if options.work_dir:
+        try:
+            options.work_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            shown = printable(str(options.work_dir))
+            findings.add(f"--work_dir {shown} cannot be made ({error.strerror}): name another.")
     try:
         labels, digest = read_label_file(
             options.label_file, options.file_format, options.as_labels, options.allow_mode
         )
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        findings.add(f"Cannot read the label file {options.shown_file}: {reason}.")
+        step = " Correct the path." if isinstance(error, FileNotFoundError) else ""
+        findings.add(f"Cannot read the label file {options.shown_file}: {reason}.{step}")
     except LabelFileError as error:
         findings.add(problems_of_file(options, error.findings))
     findings.raise_if_any()
@@ -249,7 +303,7 @@ def check_generation(generation: Generation, labels: Labels, options: Options) -
     if len(options.user) > generation.max_user_length:
         raise IngestError(
             f"--user {printable(options.user)} is longer than {generation.max_user_length} "
-            "characters, which this server does not store."
+            "characters, which this server does not store: name a shorter address."
         )
     if labels.boxes and not generation.stores_boxes and not options.skip_boxes:
         raise IngestError(
@@ -275,6 +329,8 @@ def make_plan(labels: Labels, index_id: str, generation: Generation, options: Op
     unknown = 0
     if known is not None:
         labels, unknown = without_unknown(labels, known, options)
+    elif problem := plan.inversion(labels, labels, None):
+        raise IngestError(f"{options.shown_file}: {problem}")
     if labels.boxes:
         sizes = plan.image_sizes(options.bucket, index_id)
         if not sizes:
@@ -284,6 +340,7 @@ def make_plan(labels: Labels, index_id: str, generation: Generation, options: Op
             )
         if problems := plan.check_boxes(labels.boxes, sizes):
             raise IngestError(problems_of_file(options, problems))
+    refuse_nothing(labels, unknown, skipped_boxes, options)
     # A shared request with an unknown image stores nothing.
     shared = generation.shares_requests and known is not None
     return plan.Plan(
@@ -292,6 +349,19 @@ def make_plan(labels: Labels, index_id: str, generation: Generation, options: Op
         skipped_boxes=skipped_boxes,
         index_known=known is not None,
     )
+
+
+def refuse_nothing(labels: Labels, unknown: int, skipped_boxes: int, options: Options) -> None:
+    """Raise an IngestError if nothing is to be sent: exit code 0 would say that all is stored."""
+    if any(labels.groups.values()) or labels.boxes:
+        return
+    if unknown:
+        why = f"none of its {count(unknown, 'labelled image')} is in the dataset {options.name}"
+    elif skipped_boxes:
+        why = f"it has {count(skipped_boxes, 'box', 'boxes')} only, and --skip_boxes skips them"
+    else:
+        why = "it has no labels"
+    raise IngestError(f"Nothing of {options.shown_file} was sent: {why}.")
 
 
 def without_unknown(labels: Labels, known: set[str], options: Options) -> tuple[Labels, int]:

@@ -84,7 +84,7 @@ def check_server_url(server_url: str) -> str:
     if not server_url:
         raise ServerError("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
     shown = shown_address(server_url)
-    if not _is_address(server_url):
+    if not is_address(server_url):
         hint = HIDDEN if "@" in server_url else ""
         raise ServerError(f"SERVER_URL {shown!r}{hint} is not an address: {FORM}.")
     parts = urlsplit(server_url)
@@ -93,8 +93,8 @@ def check_server_url(server_url: str) -> str:
     return server_url.rstrip("/")
 
 
-def _is_address(server_url: str) -> bool:
-    """Whether aiohttp can connect to this URL, as far as its form tells."""
+def is_address(server_url: str) -> bool:
+    """Whether a client can connect to this URL, as far as its form tells."""
     try:
         parts = urlsplit(server_url)
         URL(server_url)  # aiohttp parses the address with yarl

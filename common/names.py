@@ -10,7 +10,8 @@ from typing import NamedTuple
 from common.terminal import printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the only ones that the server accepts
-DATASET_NAME = re.compile(r"[-a-zA-Z0-9_]{1,50}")
+MAX_NAME_LENGTH = 50  # characters of the name of a dataset
+DATASET_NAME = re.compile(rf"[-a-zA-Z0-9_]{{1,{MAX_NAME_LENGTH}}}")
 INDEX_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 BUCKET_NAME = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
 # What a browser shows of a directory on Cloud Storage; the group is BUCKET/DIRECTORY.
@@ -21,6 +22,8 @@ WEB_ADDRESS = re.compile(
 BUCKET_NAME_RULE = (
     "bucket names are 3 to 222 lower-case letters, digits, dashes, underscores and dots"
 )
+LOCAL = ("/", "./", "../", "~", "file://")  # so paths of this machine begin
+COPIED = ("s3",)  # schemes of other places that gcloud copies from
 MAX_IDENTIFIER_LENGTH = 300  # characters
 MAX_OBJECT_NAME_LENGTH = 600  # characters
 MAX_TEXT_LENGTH = 300  # characters of a category, a mode or an e-mail address
@@ -46,9 +49,17 @@ def parse_gs_path(text: str) -> GsPath:
         ValueError: with one sentence for the user.
     """
     shown = printable(text)
+    scheme = text.partition("://")[0]
+    if text.startswith(LOCAL) or ("://" in text and scheme in COPIED):
+        raise ValueError(
+            f"{shown} is not on Cloud Storage, where Forager reads images: copy it there, such as "
+            f"with `gcloud storage rsync --recursive {shown} gs://BUCKET/DIRECTORY`."
+        )
     if not text.startswith("gs://"):
         address = WEB_ADDRESS.match(text)
         form = f"gs://{printable(address[1])}" if address else "gs://BUCKET/DIRECTORY"
+        if BUCKET_NAME.fullmatch(text.partition("/")[0]):
+            form = f"gs://{shown}"
         shown = printable(text.partition("?")[0])  # what follows may be a signature
         raise ValueError(f"{shown} is not a Cloud Storage path: write {form}.")
     bucket, _, directory = text.removeprefix("gs://").partition("/")

@@ -1,5 +1,6 @@
 """The options of both commands: their values, defaults and help, and which go together."""
 
+import difflib
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,10 @@ from typing import Any, NamedTuple
 import click
 
 from common.errors import IngestError
+from common.guard import INTERRUPTED, imports_are_done
 from common.names import BUCKET_NAME, BUCKET_NAME_RULE
-from common.program import ROOT
-from common.terminal import printable
+from common.program import ROOT, program_version
+from common.terminal import escaped, printable
 
 # --skip-unknown is --skip_unknown: every option accepts dashes for underscores.
 CONTEXT_SETTINGS = {
@@ -19,6 +21,7 @@ CONTEXT_SETTINGS = {
     "max_content_width": 100,
     "show_default": True,
 }
+ALIKE = 0.75  # how alike two options are at least, of which one may be meant for the other
 
 
 def default_decode_workers() -> int:
@@ -83,14 +86,69 @@ def bucket_name(text: str) -> str:
     raise ValueError(f"{printable(text)!r} is no bucket name: {form}.")
 
 
+def _show_version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"{context.find_root().info_name}: {program_version()}")
+        context.exit()
+
+
+def web_address(text: str) -> str:
+    """An address that a browser can open."""
+    from common.addresses import is_address, shown_address  # after --help
+
+    if is_address(text) and text.isprintable() and not set(text) & set(" ?#"):
+        return text
+    raise ValueError(
+        f"{shown_address(text)!r} is no address of a web page: write it as http://HOST:PORT."
+    )
+
+
 class Command(click.Command):
-    """A command that prints an IngestError as one sentence and ends with exit code 1."""
+    """A command with -h and --version.
+
+    It prints an IngestError as one sentence and ends with exit code 1, after Ctrl-C with 130.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("help_option_names", ["-h", "--help"])
+        version = click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_version,
+            help="Show the commit of this program, and a digest of its files.",
+        )
+        self.params.append(version)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        imports_are_done()
+        return super().main(*args, **kwargs)
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            raise click.NoSuchOption(
+                error.option_name, possibilities=self._like(error.option_name), ctx=context
+            ) from error
+
+    def _like(self, option: str) -> list[str]:
+        """Options that may be meant. click's own suggestions for --version include --json."""
+        names = [name for p in self.params if not getattr(p, "hidden", False) for name in p.opts]
+        longer = [name for name in names if name.startswith(option)]
+        return longer or difflib.get_close_matches(option, names, cutoff=ALIKE)
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except IngestError as error:
-            raise click.ClickException(error.message) from error
+            raise click.ClickException(escaped(error.message)) from error
+        except (KeyboardInterrupt, click.Abort) as error:
+            is_at_question = isinstance(error, click.Abort)  # whose line is not ended
+            click.echo("\nInterrupted." if is_at_question else "Interrupted.", err=True)
+            context.exit(INTERRUPTED)
 
 
 class GroupedCommand(Command):
@@ -98,18 +156,19 @@ class GroupedCommand(Command):
 
     def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._groups = groups
+        self.groups = groups
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         options = [p for p in self.get_params(context) if isinstance(p, click.Option)]
         shown = {option.name: option.get_help_record(context) for option in options}
-        grouped = {name for names in self._groups.values() for name in names}
+        grouped = {name for names in self.groups.values() for name in names}
         others = [name for name in shown if name not in grouped]
-        for heading, names in (*self._groups.items(), ("Other options", others)):
+        for heading, names in (*self.groups.items(), ("Other options", others)):
             with formatter.section(heading):
                 formatter.write_dl([record for name in names if (record := shown[name])])
 
 
+DEFAULT_BUCKET = "foragerml"  # of indexes and thumbnails
 SHARED_OPTIONS = (
     click.option(
         "--server_url",
@@ -122,13 +181,14 @@ SHARED_OPTIONS = (
     click.option(
         "--bucket",
         envvar="FORAGER_BUCKET",
-        default="foragerml",
+        default=DEFAULT_BUCKET,
         type=bucket_name,
         metavar="NAME",
         help="The bucket of indexes and thumbnails; also FORAGER_BUCKET in the environment.",
     ),
     click.option(
         "--viewer_url",
+        type=web_address,
         metavar="URL",
         help="The address of Forager's web page.  [default: port 4000 of the server's host]",
     ),
@@ -234,7 +294,9 @@ INGEST_OPTIONS = (
         "auto fetches and decodes in processes where a GPU computes, else in threads.",
     ),
     click.option(
-        "--allow_empty_val", is_flag=True, help="Accept a dataset without validation images."
+        "--allow_empty_val",
+        is_flag=True,
+        help="Accept a dataset without validation images. VAL_PATH may be left out then.",
     ),
     click.option(
         "--skip_bad_images",
@@ -268,7 +330,7 @@ INGEST_OPTIONS = (
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
         help="With --dry_run: write a script that renames .JPG and other objects to names that the "
-        "server takes.",
+        "server takes, and makes basenames unique by their directories.",
     ),
     click.option(
         "--reuse",

@@ -1,7 +1,10 @@
 """The files of this program: what Ray sends to its workers, and what their versions depend on."""
 
+from __future__ import annotations
+
 import hashlib
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,3 +34,16 @@ def program_digest() -> str:
     for path in program_files():
         hashed.update(str(path).encode() + (ROOT / path).read_bytes())
     return hashed.hexdigest()[:12]
+
+
+def program_version() -> str:
+    """The commit of this checkout, if it is one, and the digest of these modules."""
+    digest = f"program {program_digest()}"
+    if not (ROOT / ".git").exists():  # git would find a repository around it
+        return digest
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # git is not installed, or not allowed here
+        return digest
+    return f"commit {said.strip()}, {digest}"

@@ -19,9 +19,18 @@ def printable(text: str, limit: int = PRINTED_LENGTH) -> str:
     """
     if len(text) > 4 * limit:
         text = text[: 2 * limit] + text[-2 * limit :]
-    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    safe = _escaped(text)
     half = (limit - 3) // 2
     return safe if len(safe) <= limit else f"{safe[:half]}...{safe[-half:]}"
+
+
+def escaped(text: str) -> str:
+    """Lines of text with unprintable characters escaped, whatever they name."""
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
@@ -88,7 +97,7 @@ def say(message: str) -> None:
     """Print a message on standard error, above a progress bar if there is one."""
     from tqdm import tqdm  # takes a tenth of the time of `ingest_labels.py --help`
 
-    tqdm.write(message, file=sys.stderr)
+    tqdm.write(escaped(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:

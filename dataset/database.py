@@ -268,5 +268,24 @@ def index_id_on_disk(path: Path) -> str | None:
     return None
 
 
+def options_on_disk(path: Path) -> dict[str, str]:
+    """The options in the file of an ingest that is not running; nothing is written beside it.
+
+    What a killed run left in the -wal file is not read.
+
+    Raises:
+        ValueError, sqlite3.Error: it is damaged, or another version wrote it.
+    """
+    address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            raise ValueError(f"its tables have version {version}, this program's have {VERSION}")
+        options = dict(db.execute("SELECT name, value FROM options"))
+    if options.pop(OPTIONS_CHECKSUM, None) != _options_checksum(options):
+        raise ValueError("its options do not match their checksum")
+    return options
+
+
 def _options_checksum(options: dict[str, str]) -> str:
     return str(checksum(*sorted(options.items())))

@@ -1,8 +1,13 @@
-"""Vectors with their manifest as one Parquet file: python -m dataset.export DIR --to FILE."""
+"""Vectors with their manifest as one Parquet file: python -m dataset.export DIR --to FILE.
+
+A name that ends in .csv gets the manifest alone, as CSV.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +17,8 @@ import numpy as np
 
 from common.errors import IngestError
 from common.files import written_whole
-from common.options import Command
+from common.options import CONTEXT_SETTINGS, Command
+from common.terminal import printable
 from dataset.arrays import DIMENSIONS, DTYPE, array_path, arrays_complete
 from dataset.manifest import ROWS_PER_GROUP, manifest_path, read_metadata
 
@@ -20,18 +26,24 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import parquet
 
+CSV = ".csv"
 ROWS_PER_WRITE = 10_000  # 140 MB with all vectors
 
 
-@click.command(cls=Command)
-@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
+@click.argument(
+    "directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The work directory of a finished ingest.",
+)
 @click.option(
     "--to",
     "path",
     required=True,
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The Parquet file to write.",
+    help="The Parquet file to write, or a .csv file: that gets the manifest without vectors.",
 )
 @click.option(
     "--embedding",
@@ -41,7 +53,7 @@ ROWS_PER_WRITE = 10_000  # 140 MB with all vectors
     help="An embedding to include; give it several times for several.  [default: all]",
 )
 def main(directory: Path, path: Path, names: tuple[str, ...]) -> None:
-    """Write the manifest and the vectors of the work directory DIR as one Parquet file.
+    """Write the manifest and the vectors of the work directory DIR as one file.
 
     \b
     Example:
@@ -50,19 +62,25 @@ def main(directory: Path, path: Path, names: tuple[str, ...]) -> None:
     Each embedding becomes a column of fixed-size lists of float32, which pandas, DuckDB, Lance and
     Embedding Atlas read.
     """
-    rows = export(directory, path, names or tuple(DIMENSIONS))
+    as_csv = path.suffix.lower() == CSV
+    if as_csv and names:
+        raise click.UsageError(
+            f"{printable(str(path))} would be CSV, which has no vectors: leave out --embedding, or "
+            "write a .parquet file."
+        )
+    rows = export(directory, path, () if as_csv else names or tuple(DIMENSIONS))
     click.echo(f"Wrote {rows:,} rows to {path}.", err=True)
 
 
 def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
-    """Write the Parquet file in row groups; returns the number of rows.
+    """Write the file, Parquet in row groups, or CSV without vectors; returns the number of rows.
 
     Raises:
         IngestError: the work directory has no finished index, or the file cannot be
             written.
     """
     import pyarrow as pa
-    from pyarrow import parquet
+    from pyarrow import csv, parquet
 
     source = manifest_path(directory)
     try:
@@ -88,10 +106,15 @@ def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
         for name in names
     }
     first = 0
+    if path.suffix.lower() == CSV:
+        open_writer, options = csv.CSVWriter, {}
+    else:
+        open_writer = functools.partial(parquet.ParquetWriter, compression="zstd")
+        options = {"row_group_size": ROWS_PER_GROUP}
     with (
         _write_errors(path),
         written_whole(path) as temporary,
-        parquet.ParquetWriter(temporary, columns, compression="zstd") as writer,
+        open_writer(temporary, columns) as writer,
     ):
         for batch in _batches(manifest, source):
             after = first + batch.num_rows
@@ -101,7 +124,7 @@ def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
                 for width in [DIMENSIONS[name]]
             ]
             full = pa.RecordBatch.from_arrays([*batch.columns, *lists], schema=columns)
-            writer.write_batch(full, row_group_size=ROWS_PER_GROUP)
+            writer.write_batch(full, **options)
             first = after
     return count
 
@@ -124,7 +147,10 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise IngestError(f"{path} cannot be written ({error.strerror or error}).") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise IngestError(
+            f"{printable(str(path))} cannot be written ({reason}): name another file with --to."
+        ) from error
 
 
 if __name__ == "__main__":

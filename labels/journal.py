@@ -70,6 +70,7 @@ class Journal:
     Args:
         belongs_to: what the run is about; a journal of anything else is not continued.
         start_over: whether the earlier run does not matter, except for warnings.
+        label_file: which file the labels are from, for `is_of_another_file`.
 
     Attributes:
         entries: by request; before `begin`, those of an earlier run.
@@ -79,8 +80,15 @@ class Journal:
         IngestError: the file is in use, is no file, or is of an earlier version.
     """
 
-    def __init__(self, path: Path, belongs_to: dict[str, str], start_over: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        belongs_to: dict[str, str],
+        start_over: bool = False,
+        label_file: Path | None = None,
+    ) -> None:
         self.path = path
+        self._label_file = str(label_file)
         self.entries: list[Entry] = []
         self.damaged = False
         self._belongs_to = belongs_to
@@ -253,6 +261,7 @@ class Journal:
             "format": FORMAT,
             "run": secrets.token_hex(8),
             **self._belongs_to,
+            "label_file": self._label_file,
             "requests": len(self.entries),
             "requests_sha256": self._digest,
         }
@@ -269,6 +278,22 @@ class Journal:
         entry = self.entries[number]
         values = number, entry.kind.value, entry.labels, entry.state.value, entry.created
         return *values, checksum(self._header["run"], *values)
+
+
+def is_of_another_file(path: Path, label_file: Path, digest: str) -> bool:
+    """Whether the journal at `path` is of a label file elsewhere, with other content than `digest`.
+
+    False where there is no journal, or none that says this.
+    """
+    uri = f"file://{quote(os.fsencode(path.absolute()))}?mode=ro&nolock=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+            header = json.loads(db.execute("SELECT fields FROM header").fetchone()[0])
+    except (sqlite3.Error, ValueError, TypeError):
+        return False
+    known = header.get("label_file")
+    is_same = known in (None, str(label_file.absolute()))
+    return not is_same and header.get("label_file_sha256") != digest
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -20,7 +20,7 @@ from common.names import identifier
 from common.terminal import count, first_lines, printable, say
 from forager.generation import Box, Generation, Group, Kind, LabelRequest, box_fields, label_fields
 from forager.generation import quoted as json_string
-from labels.file.checks import Labels, inverted
+from labels.file.checks import Labels, inverted, is_image_name
 
 # Django refuses bodies over 2,621,440 bytes. nginx, which often stands in front of it, by default
 # refuses bodies over 1,048,576.
@@ -95,6 +95,8 @@ def known_images(bucket: str, index_id: str) -> set[str] | None:
         return known
     except StorageError as error:
         reason = error.message
+        if error.status == 404:
+            reason += " If the index is in another bucket, name that with --bucket."
     except (ValueError, RecursionError) as error:
         reason = f"{printable(str(error))}."
     say(
@@ -120,15 +122,21 @@ def split_unknown(labels: Labels, known: set[str]) -> tuple[Labels, list[str]]:
     return replace(labels, groups=groups, boxes=boxes), sorted(unknown)
 
 
-def inversion(labels: Labels, kept: Labels, known: set[str]) -> str | None:
-    """What is wrong with labels whose categories are images of the dataset, if they are.
+def inversion(labels: Labels, kept: Labels, known: set[str] | None) -> str | None:
+    """What is wrong with labels whose categories are images and whose images are none, if they are.
 
-    `kept` are those labels that are of known images.
+    `kept` are those labels that are of known images. `known` is None where these are not known:
+    then names of image files tell.
     """
     categories = {category for category, _ in labels.groups}
-    if kept.groups or kept.boxes or not categories:
+    if not categories or any(map(is_image_name, labels.paths.values())):
         return None
-    if any(known.isdisjoint((name, identifier(name))) for name in categories):
+    if known is None:
+        is_inverted = all(map(is_image_name, categories))
+    else:
+        is_inverted = not kept.groups and not kept.boxes
+        is_inverted &= all({name, identifier(name)} & known for name in categories)
+    if not is_inverted:
         return None
     (category, _), (image, *_) = next(iter(labels.groups.items()))
     return inverted(labels.paths[image], category)

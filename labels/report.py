@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import enum
+import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import IngestError
@@ -13,9 +16,67 @@ from forager.generation import Generation, Group, Kind, amount
 from labels.journal import Journal, State
 from labels.plan import Counts, Plan, notes_on_categories, show_notes
 
+TABLE_LINES = 30  # that are shown of a table
 
-async def report_dry_run(server: Forager, name: str, plan: Plan) -> None:
-    """Print what would be sent, beside what the server has of these categories, if it tells."""
+
+class Outcome(str, enum.Enum):
+    """What became of the labels of a file."""
+
+    DRY_RUN = "dry_run"
+    STORED = "stored"
+    INCOMPLETE = "incomplete"  # the server stored other numbers than were sent
+    SENT_EARLIER = "sent_earlier"  # so nothing was sent now
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run did or would do; the columns are numbers of labels by category and mode."""
+
+    outcome: Outcome
+    columns: Mapping[str, Counter[Group]]
+    message: str
+    complete: bool = True  # whether all that was asked for is done
+
+    def text(self, table_file: Path) -> str:
+        """A table and the message. The whole of a long table goes to a file."""
+        lines = numbers_table(self.columns).splitlines()
+        more = len(lines) - 1 - TABLE_LINES
+        if more > 0:
+            where = f"see {printable(str(table_file))}"
+            try:
+                table_file.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            except OSError as error:
+                where = f"{printable(str(table_file))} cannot be written ({error.strerror})"
+            lines[1 + TABLE_LINES :] = [f"and {more:,} more: {where}"]
+        return "\n".join([*lines, "", self.message])
+
+    def json(self) -> str:
+        """The same for programs: an object for each category and mode."""
+        counts = [
+            {
+                "category": group[0],
+                "mode": group[1],
+                **{name.replace(" ", "_"): column[group] for name, column in self.columns.items()},
+            }
+            for group in sorted(set().union(*self.columns.values()))
+        ]
+        content = {"outcome": self.outcome, "message": self.message, "counts": counts}
+        return json.dumps(content, indent=1)
+
+
+def stopped(error: IngestError) -> Result:
+    """The result of a run that an error ended."""
+    return Result(outcome=Outcome.STOPPED, columns={}, message=error.message, complete=False)
+
+
+async def dry_run_result(
+    server: Forager, name: str, plan: Plan, journal: Journal, again: bool
+) -> Result:
+    """What would be sent, beside what the server has of these categories, if it tells.
+
+    `again` is whether that does not depend on what an earlier run sent.
+    """
     asked, generation = plan.counts(), await server.generation()
     categories = {category for counter in asked.values() for category, _ in counter}
     there = await server.category_counts(name, sorted(categories))
@@ -29,13 +90,21 @@ async def report_dry_run(server: Forager, name: str, plan: Plan) -> None:
         columns["on the server"] = Counter(
             {group: number for group, number in there.items() if number and group[0] in categories}
         )
-    print(numbers_table(columns), flush=True)
-    print(
-        f"\n{amount({kind: counter.total() for kind, counter in asked.items()})} in "
-        f"{count(len(plan.requests), 'request')} would be sent to {server.shown}{plan.skipped()}. "
-        f"This was a dry run: nothing was sent. {consequence(generation, asked)}",
-        flush=True,
-    )
+    labels = amount({kind: counter.total() for kind, counter in asked.items()})
+    done = 0 if again else sent_earlier(journal, plan)
+    if done == len(plan.requests):
+        said = (
+            f"An earlier run finished sending these {labels} to {server.shown}, so nothing would "
+            f"be sent without --again{plan.skipped()}."
+        )
+    else:
+        requests = count(len(plan.requests), "request")
+        said = f"{labels} in {requests} would be sent to {server.shown}{plan.skipped()}."
+        if done:
+            said += f" An interrupted run has stored {done:,} of {requests}: they are not sent."
+    after = consequence(generation, asked) if done < len(plan.requests) else ""
+    said += f" This was a dry run: nothing was sent. {after}"
+    return Result(outcome=Outcome.DRY_RUN, columns=columns, message=said.rstrip())
 
 
 def consequence(generation: Generation, asked: Counts) -> str:
@@ -47,17 +116,11 @@ def consequence(generation: Generation, asked: Counts) -> str:
     return ((said if replaced else "") + (second if appended else "")).rstrip()
 
 
-def report_earlier_run(journal: Journal, plan: Plan) -> None:
-    """Print what an earlier run has sent of the plan, according to its journal."""
-    done = len(journal.numbers(State.STORED))
-    if not done or journal.differences() or not journal.has(plan):
-        return
-    if journal.finished:
-        said = "An earlier run finished sending these: they are only sent with --again."
-    else:
-        requests = count(len(plan.requests), "request")
-        said = f"An interrupted run has stored {done:,} of {requests}: they are not sent."
-    print(said, flush=True)
+def sent_earlier(journal: Journal, plan: Plan) -> int:
+    """How many requests of the plan an earlier run has sent, according to its journal."""
+    if journal.differences() or not journal.has(plan):
+        return 0
+    return len(journal.numbers(State.STORED))
 
 
 def count_mismatch(asked: Counts, created: Counts, index_known: bool) -> str | None:
@@ -138,18 +201,23 @@ def warn_of_second_copies(
     say(f"{said}; {'the newest counts' if newest else 'Forager shows both copies of a box'}.")
 
 
-def report_finished(label_file: str, plan: Plan, journal: Journal, twice: str | None) -> bool:
-    """Say that an earlier run sent these labels. Returns whether the server stored all.
+def earlier_result(label_file: str, plan: Plan, journal: Journal, twice: str | None) -> Result:
+    """That an earlier run sent these labels, so that nothing is to be done.
 
     `twice` is what the server would store a second time.
     """
     asked, created = plan.counts(), plan.counts(journal.created())
     again = f": this server then stores {twice} a second time" if twice else ""
-    say(
+    said = (
         f"An earlier run finished sending {label_file}: {parts(asked, created)} created. Nothing "
         f"was sent now. To send them again, add --again{again}."
     )
-    return asked == created
+    return Result(
+        outcome=Outcome.SENT_EARLIER,
+        columns=_columns(asked, created),
+        message=said,
+        complete=asked == created,
+    )
 
 
 def parts(asked: Counts, created: Counts) -> str:
@@ -161,30 +229,42 @@ def parts(asked: Counts, created: Counts) -> str:
     )
 
 
-def report_result(plan: Plan, journal: Journal, page: str) -> bool:
-    """Print what was stored. Returns whether that is all that was sent.
-
-    Raises:
-        IngestError: everything is recorded, but standard output cannot be written.
-    """
+def sent_result(plan: Plan, journal: Journal, page: str) -> Result:
+    """What was stored of what was sent."""
     asked, created = plan.counts(), plan.counts(journal.created())
     problem = count_mismatch(asked, created, plan.index_known)
     if problem:
         say(f"Error: {problem}")
+    return Result(
+        outcome=Outcome.INCOMPLETE if problem else Outcome.STORED,
+        columns=_columns(asked, created),
+        message=(
+            f"{parts(asked, created)} created in {count(len(plan.requests), 'request')}"
+            f"{plan.skipped()}. Look at them at {page}"
+        ),
+        complete=not problem,
+    )
+
+
+def _columns(asked: Counts, created: Counts) -> dict[str, Counter[Group]]:
     columns = {"asked": asked[Kind.LABELS], "created": created[Kind.LABELS]}
     if asked[Kind.BOXES]:
         columns |= {"boxes": asked[Kind.BOXES], "boxes created": created[Kind.BOXES]}
-    stored = parts(asked, created)
+    return columns
+
+
+def show(result: Result, table_file: Path, *, as_json: bool) -> None:
+    """Print a result on stdout; what an earlier run sent is a message, not a result.
+
+    Raises:
+        IngestError: everything is recorded, but standard output cannot be written.
+    """
+    if result.outcome == Outcome.SENT_EARLIER and not as_json:
+        say(result.message)
+        return
     try:
-        print(numbers_table(columns), flush=True)
-        print(
-            f"\n{stored} created in {count(len(plan.requests), 'request')}{plan.skipped()}. "
-            f"Look at them at {page}",
-            flush=True,
-        )
+        print(result.json() if as_json else result.text(table_file), flush=True)
     except OSError as error:
         raise IngestError(
-            f"The server created {stored}, as the journal records, but the table cannot be printed "
-            f"({error.strerror})."
+            f"{result.message}\nOnly the table cannot be printed ({error.strerror})."
         ) from error
-    return not problem

@@ -1,9 +1,16 @@
 """The command that serves the local Forager, with others that export images and add columns."""
 
+from common.guard import guard
+
+if __name__ == "__main__":
+    guard()
+
 import asyncio
+import errno
 import os
 import signal
 import socket
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,11 +82,15 @@ async def serve(app: web.Application, host: str, port: int) -> None:
         try:
             await web.TCPSite(runner, host, port).start()
         except (socket.gaierror, UnicodeError) as error:
-            reason = f"Cannot listen on {printable(host)} ({error}): choose another --host."
+            why = getattr(error, "strerror", None) or "no name of a machine"
+            reason = f"Cannot listen on {printable(host)} ({why}): choose another --host."
             raise PageError(500, reason) from None
         except OSError as error:
             reason = f"Cannot listen on {printable(host)}:{port} ({os.strerror(error.errno or 0)})"
-            raise PageError(500, f"{reason}: choose another --port.") from None
+            advice = "choose another --port"
+            if error.errno == errno.EADDRNOTAVAIL:
+                advice = "--host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all"
+            raise PageError(500, f"{reason}: {advice}.") from None
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{runner.addresses[0][1]}"
         generation = app[DATABASE].generation.value
@@ -120,6 +131,7 @@ class Group(Command, click.Group):
     default=EXACT_ROWS,
     help="Images up to which each search compares all of them; faiss-cpu searches in more.",
 )
+@click.option("--note", default="", help="A sentence above the images of each dataset.")
 @click.pass_context
 def main(context: click.Context, host: str, port: int, generation: str, **options: Any) -> None:
     """Serve a small Forager on this machine, for trying things and tests. It replaces no Forager.
@@ -131,7 +143,15 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
     if context.invoked_subcommand:
         return
     imitated, loopback = ServerGeneration(generation), api.is_loopback(host)
-    app = make_app(generation=imitated, loopback=loopback, **options)
+    data_dir, note = printable(str(options["data_dir"])), options.pop("note")
+    try:
+        app = make_app(generation=imitated, loopback=loopback, **options)
+    except (OSError, sqlite3.Error) as error:
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
+        raise PageError(
+            500, f"--data_dir {data_dir} cannot be written ({reason}): name another directory."
+        ) from error
+    app[PAGE].notes = [note] if note else []
     asyncio.run(serve(app, host, port))
     # The database is closed. A thread may still compute a map; do not wait for it.
     sys.stdout.flush()

@@ -19,18 +19,16 @@ from local_forager.export import (
     SETTINGS,
     bucket_option,
     data_dir_option,
-    find_dataset,
-    read_dataset,
 )
 from local_forager.indexes.fields import ABOUT
 from local_forager.indexes.own_columns import (
     MAX_TEXTS,
-    NO_COLUMNS,
     OwnColumns,
     columns_path,
     read_columns,
     write_columns,
 )
+from local_forager.opening import find_dataset, open_dataset
 from local_forager.page import ranges, rows
 from local_forager.types import PageError
 
@@ -164,7 +162,8 @@ def add_columns(
         click.echo(f"Removed {count(len(removed), 'column')}.", err=True)
         return
     columns_file = read_columns_file(file, key, TAKEN)
-    index, table = asyncio.run(read_dataset(name, data_dir, bucket))
+    opened = asyncio.run(open_dataset(name, data_dir, bucket))
+    index, earlier = opened.index, opened.table.columns.names
     found = rows_of_keys(columns_file.keys, index.names)
     unmatched, where = np.flatnonzero(found < 0), click.format_filename(file)
     if len(unmatched) == len(found):
@@ -177,7 +176,7 @@ def add_columns(
         )
     write_columns(path, in_row_order(columns_file, found, len(index.names)), dataset.index_id)
     columns = read_columns(path, dataset.index_id, len(index.names))
-    if table.columns is not NO_COLUMNS and (earlier := table.columns.names):
+    if earlier:
         click.echo(f"Replaced {count(len(earlier), 'earlier column')}.", err=True)
     if len(unmatched):
         keys = columns_file.keys.take(unmatched[:11]).to_pylist()

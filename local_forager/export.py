@@ -8,25 +8,21 @@ import csv
 import itertools
 import json
 import re
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
 from common.names import MAX_TEXT_LENGTH, identifier, text_problem
 from common.options import Command, bucket_name
 from common.terminal import printable
-from local_forager.analysis.health import Health, Jobs
-from local_forager.analysis.quality import LIMITS, beyond
-from local_forager.indexes.copies import IndexCopies
-from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name, table_of
-from local_forager.indexes.own_columns import columns_path, read_columns
-from local_forager.indexes.vectors import COMPARED_BY, EXACT_ROWS
-from local_forager.server.buckets import Buckets
-from local_forager.server.database import Database, Dataset, ServerGeneration
+from local_forager.analysis import subsets
+from local_forager.analysis.quality import LIMITS
+from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name
+from local_forager.indexes.vectors import COMPARED_BY
+from local_forager.opening import open_index, open_named
+from local_forager.sets import SETS, SPLITS, Asked, name_line, rows_of
 from local_forager.types import PageError
 
 CSV_HEADER = (
@@ -38,16 +34,6 @@ FORMULA = re.compile(r"(?<![^;\t\r\n])(?=[\t\r]|\s*[=+\-@])")
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")  # is no formula
 LINES_A_PIECE = 1_000
 FORMATS = {"names": "txt", "csv": "csv", "labels": "json"}  # format -> suffix of the file
-SETS = {  # set -> health check
-    "all": "",
-    "failed": "failed",
-    "exact-duplicates": "exact",
-    "near-duplicates": "near",
-    "leaks": "leak",
-    "contradictions": "disagree",
-    **{name: name for name in LIMITS},
-}
-POLL = 0.05  # seconds between looks at a comparison
 THRESHOLDS = ", ".join(  # of these sets, if no other is asked for
     f"{name} {limit.field} {'<=' if limit.is_most else '>='} {limit.value:g}"
     for name, limit in LIMITS.items()
@@ -100,7 +86,7 @@ def export(
 def name_lines(index: Index, rows: Iterable[int]) -> Iterator[str]:
     """An object name per line. A line break within a name is written as a backslash and n or r."""
     for row in rows:
-        yield index.names[row].replace("\n", "\\n").replace("\r", "\\r") + "\n"
+        yield name_line(index.names[row]) + "\n"
 
 
 class Echo:
@@ -145,87 +131,21 @@ def label_lines(index: Index, rows: Iterable[int], label: dict[str, str]) -> Ite
     yield "\n}\n"
 
 
-def rows_of(
-    which: str,
-    index: Index,
-    table: LabelTable,
-    by: str,
-    exact: bool,
-    threshold: float | None = None,
-) -> list[int]:
-    """The rows of a set, ascending. exact: compare all pairs of a large index too.
-
-    threshold: of a set of LIMITS, instead of its own.
-    """
-    if which == "all":
-        return list(range(len(index.names)))
-    if which in LIMITS:
-        found: list[int] = beyond(index, which, threshold).tolist()
-        return found
-    jobs, rows = Jobs(), len(index.names)
-    health = Health(jobs, index, by, rows if exact else EXACT_ROWS, table, version=0)
-    try:
-        while (groups := health.groups(SETS[which], start=True)) is None:
-            if sys.stderr.isatty():
-                click.echo(f"\rComparing images: {jobs.progress():.0%} ", err=True, nl=False)
-            time.sleep(POLL)
-    finally:
-        jobs.close()
-    if health.in_lists and SETS[which] in ("near", "leak"):
-        click.echo(
-            "Only roughly similar images were compared: a few may be missing. --exact compares all "
-            "pairs.",
-            err=True,
-        )
-    return sorted(row for group in groups for row in group)
-
-
-async def find_dataset(name: str, data_dir: Path) -> Dataset:
-    """The dataset of this name of the local Forager in this directory."""
-    path = data_dir / "forager.sqlite3"
-    if not path.exists():
-        where = printable(str(data_dir))
-        raise PageError(404, f"There is no local Forager in {where}: give its --data_dir.")
-    database = Database(path, ServerGeneration.B)
-    try:
-        dataset = await database.dataset(name)
-    finally:
-        database.close()
-    if dataset is None:
-        known, where = printable(name), printable(str(data_dir))
-        raise PageError(404, f"There is no dataset named {known} in {where}.")
-    return dataset
-
-
-async def read_dataset(name: str, data_dir: Path, bucket: str) -> tuple[Index, LabelTable]:
-    """The index of a dataset, copied from the bucket if it is not here yet, and its labels."""
-    dataset = await find_dataset(name, data_dir)
-    database, buckets = Database(data_dir / "forager.sqlite3", ServerGeneration.B), Buckets()
-    try:
-        copy = IndexCopies(buckets, bucket, data_dir).get(dataset.index_id)
-        await copy.task
-        if copy.index is None:
-            raise PageError(409, copy.problem or "")
-        labels, boxes = await database.labels(dataset.id), await database.boxes(dataset.id)
-        path = columns_path(data_dir, dataset.id)
-        columns = read_columns(path, dataset.index_id, len(copy.index.names))
-        return copy.index, table_of(labels, boxes, copy.index, columns)
-    finally:
-        buckets.close()
-        database.close()
-
-
 def for_terminal(text: str) -> str:
     """Lines of text with unprintable characters escaped, as `ls` does: a name could act on it."""
     return "\n".join(printable(line, 10 * len(line)) for line in re.split("\r?\n", text))
 
 
 @click.command("export", cls=Command, context_settings=SETTINGS)
-@click.argument("name")
+@click.argument("name", required=False, metavar="[NAME_OR_DIRECTORY]")
 @data_dir_option
 @bucket_option
 @click.option(
-    "--set", "which", type=click.Choice(tuple(SETS)), default="all", help="Images to export."
+    "--set",
+    "which",
+    type=click.Choice((*SETS, *subsets.KINDS)),
+    default="all",
+    help="Images to export. diverse and typical choose --count of them, the most useful first.",
 )
 @click.option(
     "--by", type=click.Choice(COMPARED_BY), default=COMPARED_BY[0], help="Compare by this."
@@ -238,49 +158,85 @@ def for_terminal(text: str) -> str:
     default="names",
     help="Object names, CSV, or a label file for ingest_labels.py.",
 )
-@click.option("--category", help="Category of every image in a label file.")
-@click.option("--mode", default=POSITIVE, help="Mode of every image in a label file.")
 @click.option(
-    "--threshold",
-    type=float,
-    help=f"Limit of the sets of images that look bad: {THRESHOLDS}.",
+    "--category",
+    help="Only images with this label; with --format labels, the label that the file gives.",
 )
+@click.option("--mode", default=POSITIVE, help="Mode of the label that --category names.")
 @click.option(
     "--out",
     type=click.File("w", "utf-8", errors="surrogatepass", lazy=True),
     default="-",
     help="File; - is stdout.",
 )
+@click.option("--index_id", "--index-id", metavar="ID", help="An index in the bucket, not NAME.")
+@click.option("--split", type=click.Choice(SPLITS), help="Only images of this split.")
+@click.option("--unlabelled", is_flag=True, help="Only images without any label.")
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many images diverse or typical choose.",
+)
+@click.option(
+    "--like",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With diverse or typical: images chosen before, a name a line, to add to.",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    help=f"Limit of the sets of images that look bad: {THRESHOLDS}.",
+)
 def export_set(
-    name: str,
+    name: str | None,
     data_dir: Path,
     bucket: str,
-    which: str,
-    by: str,
-    exact: bool,
     format_: str,
     category: str | None,
     mode: str,
-    threshold: float | None,
     out: TextIO,
+    index_id: str | None,
+    **options: Any,
 ) -> None:
-    """Export images of dataset NAME.
+    """Export images of a dataset, of a work directory such as ./birds, or of --index_id.
 
     \b
-    Example:
+    Examples:
+        python -m local_forager export birds --set diverse --count 500 --unlabelled
         python -m local_forager export birds --set leaks --format labels \\
             --category leak --out leaks.json
         python ingest_labels.py birds leaks.json --user you@example.org
     """
+    if format_ == "labels" and not category:
+        raise PageError(400, "--format labels needs a category: add --category NAME.")
     label = label_to_export(category or "", mode) if format_ == "labels" else {}
-    if not label and category is not None:
-        raise PageError(400, "--category is for --format labels only.")
-    if threshold is not None and which not in LIMITS:
+    asked = Asked(category=None if label else category, mode=mode, **options)
+    check_subset(asked)
+    if asked.threshold is not None and asked.which not in LIMITS:
         raise PageError(400, f"--threshold is for --set {', '.join(LIMITS)} only.")
-    index, table = asyncio.run(read_dataset(name, data_dir, bucket))
-    rows = rows_of(which, index, table, by, exact, threshold)
+    if (name is None) == (index_id is None):
+        raise click.UsageError("Name a dataset or a work directory, or give --index_id.")
+    if index_id is not None:
+        opened = asyncio.run(open_index(index_id, data_dir, bucket))
+    else:
+        opened = asyncio.run(open_named(name or "", data_dir, bucket))
+    rows = rows_of(opened, asked)
     shown = for_terminal if out.isatty() else str
-    for piece in export(format_, index, table, rows, label):
+    for piece in export(format_, opened.index, opened.table, rows, label):
         out.write(shown(piece))
     out.flush()
     click.echo(f"Exported {len(rows):,} images.", err=True)
+
+
+def check_subset(asked: Asked) -> None:
+    """Raise UsageError where --count and --like do not go with --set."""
+    kinds = " or ".join(f"--set {kind}" for kind in subsets.KINDS)
+    if asked.which in subsets.KINDS:
+        if asked.count is None:
+            raise click.UsageError(f"--set {asked.which} needs --count, such as --count 500.")
+        return
+    for option, value in (("count", asked.count), ("like", asked.like)):
+        if value is not None:
+            raise click.UsageError(f"--{option} goes with {kinds}.")

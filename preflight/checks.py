@@ -16,13 +16,13 @@ from common import names
 from common.addresses import check_server_url
 from common.errors import Findings, ServerError, StorageError
 from common.names import GsPath
-from common.terminal import count, first_lines, printable, size
+from common.terminal import count, first_lines, printable, say, size
 from dataset import arrays
 from dataset.listing import Listing, Split
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from forager.client import DatasetInfo, Forager
-from preflight.request import Request
+from preflight.request import Request, without_validation
 from preflight.sources import check_reuse
 from storage.async_client import AsyncStorage
 from storage.listing import listed
@@ -81,6 +81,8 @@ def check_paths(findings: Findings, train: str, val: str) -> None:
             f"{printable(str(one))} is named for both splits: name one directory for the training "
             "images, and another one for the validation images."
         )
+    elif val == without_validation(train):
+        return  # it may be within a whole bucket: it has no images
     elif one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix):
         outer, inner = sorted(paths, key=lambda path: len(path.prefix))
         findings.add(
@@ -113,6 +115,11 @@ async def check_server(
     return found.index_id
 
 
+def announce_listing(paths: tuple[GsPath, GsPath]) -> None:
+    """Say what is listed now, which may take a minute."""
+    say(f"Listing {' and '.join(printable(str(path)) for path in paths)} ...")
+
+
 def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> Listing:
     """All images of both splits, in a new listing of the work directory.
 
@@ -120,10 +127,20 @@ def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> Listing:
         StorageError: a directory cannot be listed.
     """
     listing = work.new_listing()
-    for split, path in zip(Split, paths, strict=True):
-        for page in listed(path):
-            listing.add(split, page)
+    try:
+        for split, path in zip(Split, paths, strict=True):
+            for page in listed(path):
+                listing.add(split, page)
+    except StorageError as error:
+        if error.status != 404:
+            raise
+        raise StorageError(no_bucket(paths[0].bucket, "TRAIN_PATH and VAL_PATH")) from error
     return listing
+
+
+def no_bucket(bucket: str, named_by: str) -> str:
+    """That there is no such bucket, and which ones there are."""
+    return f"There is no bucket gs://{bucket}: correct {named_by}. {gcs.buckets_like(bucket)}"
 
 
 def check_listing(
@@ -151,7 +168,9 @@ def check_listing(
         pairs = [f"{name}: {o}" for name, objects in duplicates.items() for o in objects]
         findings.add(
             f"{count(len(duplicates), 'duplicate basename')}: each must be unique over training "
-            "and validation, without the extension. Rename or remove all but one of each.\n"
+            "and validation, without the extension. Rename or remove all but one of each: "
+            "--dry_run --write_renames FILE writes a script that puts the directories into the "
+            "names, such as cat/cat_0001.jpg for cat/0001.jpg.\n"
             + _shown(pairs, "duplicates.json", duplicates)
         )
     if too_long := listing.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH):
@@ -207,7 +226,13 @@ def check_write_access(bucket: str) -> None:
     Raises:
         StorageError: it cannot, and who can change that.
     """
-    missing = gcs.missing_write_permissions(gcs.make_client(), bucket)
+    try:
+        missing = gcs.missing_write_permissions(gcs.make_client(), bucket)
+    except StorageError as error:
+        if error.status != 404:
+            raise
+        named_by = "--bucket (or FORAGER_BUCKET), the bucket of indexes, or create it"
+        raise StorageError(no_bucket(bucket, named_by)) from error
     if missing:
         raise StorageError(
             f"The credentials in use lack {', '.join(missing)} on gs://{bucket}: ask its owner for "

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 from common.addresses import shown_server
-from common.errors import Findings, WeightsError
-from common.terminal import count, duration, printable, say
+from common.errors import Findings, StorageError, WeightsError
+from common.names import MAX_NAME_LENGTH
+from common.options import CLIP_WEIGHTS, DEFAULT_BUCKET, RESNET_WEIGHTS
+from common.terminal import count, duration, printable, say, warn
 from dataset.arrays import arrays_complete
 from dataset.listing import Split
 from dataset.state import Changes, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
+from preflight.checks import announce_listing, list_images
 from preflight.describe import list_changes
+from preflight.renames import write_renames
 from preflight.request import Request, identity_of
 from storage.listing import delete_index
 
@@ -26,7 +32,7 @@ def finished(request: Request, state: State | None, loader: ModelLoader) -> str 
 
     Blocks: it reads the files of the weights, where all else is the same.
     """
-    if state is None or not state.is_registered or request.mode.restart or request.mode.dry_run:
+    if state is None or not state.is_registered or request.mode.restart:
         return None
     servers = state.servers()
     if servers and shown_server(request.target.server_url) not in servers:
@@ -43,6 +49,51 @@ def finished(request: Request, state: State | None, loader: ModelLoader) -> str 
         + (f", of which {total.failed:,} failed" if total.failed else "")
         + f" (index {state.index_id})"
     )
+
+
+def changed_since(request: Request, state: State, work: WorkDirectory) -> str:
+    """What changed in the bucket since a finished ingest, with the command for it; "" if nothing.
+
+    Blocks. A bucket that cannot be listed is no error: nothing is left to do.
+    """
+    paths, script = request.target.paths, request.mode.write_renames
+    announce_listing(paths)
+    try:
+        listing = list_images(paths, work)
+        if script:
+            say(write_renames(script, paths))
+    except StorageError as error:
+        warn(f"Whether the bucket has changed since then is not known: {error.message}")
+        return ""
+    changes = state.changes(listing.path)
+    if not changes:
+        return ""
+    return (
+        f"\nThe bucket has changed since then:{list_changes(changes)}\nForager cannot change a "
+        "dataset. This makes another one of today's images, and copies what is computed:\n"
+        f"  {grown(request)}"
+    )
+
+
+def grown(request: Request) -> str:
+    """The command that makes a new dataset of the images that a registered one has become."""
+    target, models = request.target, request.models
+    known = re.fullmatch(r"(.+)-(\d+)", target.name)
+    base, number = (known[1], int(known[2]) + 1) if known else (target.name, 2)
+    name = f"{base[: MAX_NAME_LENGTH - 1 - len(str(number))]}-{number}"
+    words = [name, target.train_path, target.val_path, "--reuse", target.name]
+    if request.mode.allow_empty_val:
+        words.append("--allow_empty_val")
+    for option, value, default in (
+        ("--bucket", target.bucket, DEFAULT_BUCKET),
+        ("--resnet_weights", str(models.resnet_weights), str(RESNET_WEIGHTS)),
+        ("--clip_weights", models.clip_weights, CLIP_WEIGHTS),
+        ("--backend", models.backend, "fused"),
+    ):
+        if value != default:
+            words += [option, value]
+    server = shown_server(target.server_url)
+    return printable(f"SERVER_URL={server} python ingest.py {shlex.join(words)}", 2000)
 
 
 def _same_weights(state: State, loader: ModelLoader) -> bool:
@@ -86,7 +137,7 @@ def check_left_out(findings: Findings, changes: Changes, accept_changes: bool) -
         return
     findings.add(
         f"{changes.left_out:,} of {count(changes.computed, 'computed image')} would be left out, "
-        f"because the bucket does not have them any more.{list_changes(changes)}\nNothing was "
+        f"because their bytes are not in the bucket any more.{list_changes(changes)}\nNothing was "
         "changed. If someone is moving these directories, run the same command again when that is "
         "done; what is computed is then found under the new names. If the bucket is as it should "
         "be, add --accept_changes."

@@ -62,6 +62,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     continued = None if start_over else earlier
     precision = precision_of(request.models.precision, continued)
     ours = continued.index_id if continued and not continued.is_registered else None
+    checks.announce_listing(target.paths)
     # Before the others: importing torch keeps the interpreter busy, and nothing takes longer. The
     # imports of the others then run while the models load, which needs no interpreter.
     machine = await findings.gather_in_thread(_check_machine(request.workers, loader))
@@ -264,7 +265,7 @@ async def _list_and_check(
     for line in describe_skipped(listing, mode.write_renames):
         warn(line)
     if script := mode.write_renames:
-        said = await findings.gather_in_thread(write_renames, script, paths, listing)
+        said = await findings.gather_in_thread(write_renames, script, paths)
         if said:
             say(said)
     return listing, changes

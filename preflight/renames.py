@@ -1,31 +1,42 @@
-"""A script that renames objects which are images by all but their names."""
+"""A script that renames objects which Forager takes as images only under another name.
+
+These are images whose extension it does not take, and images that share a basename.
+"""
 
 from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from common.files import write_atomically
-from common.names import IMAGE_SUFFIXES, GsPath, encodable
-from common.terminal import count, printable
-from dataset.listing import Listing
+from common.names import (
+    IMAGE_SUFFIXES,
+    MAX_IDENTIFIER_LENGTH,
+    MAX_OBJECT_NAME_LENGTH,
+    GsPath,
+    encodable,
+    identifier,
+)
+from common.terminal import count, duration, printable
 from storage.listing import listed
 
 # What an extension becomes, in lower case: JPEG files have more of them than Forager takes.
 NEW_SUFFIXES = {**{suffix: suffix for suffix in IMAGE_SUFFIXES}, ".jpe": ".jpg", ".jfif": ".jpg"}
 NOT_FOR_GCLOUD = set("*?[]\0")  # gcloud takes a name with one of the first four for a pattern
 AT_ONCE = 8  # commands that run at the same time
-SCRIPT = f"""\
+RENAME_S = 1.0  # one command
+HEAD = f"""\
 #!/usr/bin/env bash
-# Renames {{what}}, so that Forager takes them as images.
-# Each takes about a second; {AT_ONCE} run at a time. Nothing is replaced: an object whose new name
-# is there already stays as it is.
-{{kept}}set -euo pipefail
-{{{{
-{{commands}}}}}} | xargs -0 -n 2 -P {AT_ONCE} gcloud storage mv --no-clobber
+# Renames {{what}}, so that Forager takes each as an image with a basename of its own.
+# This takes about {{time}}: {AT_ONCE} objects at a time, a second each. With more CPU cores, set
+# AT_ONCE. Nothing is replaced: an object whose new name is there already stays as it is.
+"""
+RELABEL = "# Label files know images by their basenames: write the new ones there too.\n"
+TAIL = f"""\
+}} | xargs -0 -n 2 -P "${{AT_ONCE:-{AT_ONCE}}}" gcloud storage mv --no-clobber
 """
 
 
@@ -44,36 +55,102 @@ def new_name(name: str) -> str:
     return "" if is_image or not suffix or not encodable(name) else stem + suffix
 
 
-def find_renames(names: Iterable[str], images: Iterable[str]) -> Renames:
-    """The objects among `names` to rename, given the images that are there already."""
-    by_new_name: defaultdict[str, list[str]] = defaultdict(list)
+def find_renames(names: Iterable[str]) -> Renames:
+    """Which of these objects to rename: all that are in both directories, images and others."""
+    groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)  # by future identifier
     for name in names:
-        if new := new_name(name):
-            by_new_name[new].append(name)
-    taken = {name for name in images if name in by_new_name}
-    renames = Renames([], [])
-    for new, olds in sorted(by_new_name.items()):
-        for old in sorted(olds):
-            if new in taken:
-                renames.kept.append((old, f"{printable(new, 1000)} is there already"))
-            elif len(olds) > 1:
-                renames.kept.append((old, "another object would get the same name"))
-            elif NOT_FOR_GCLOUD & set(old):
+        new = new_name(name) or name
+        if new.endswith(IMAGE_SUFFIXES):
+            groups[identifier(new)].append((name, new))
+    renames, used = Renames([], []), set(groups)
+    for _, group in sorted(groups.items()):
+        group = list(_with_own_names(group, renames))
+        if len(group) > 1:
+            group = _made_unique(group, used, renames)
+        for old, new in group:
+            if old == new:
+                continue
+            if NOT_FOR_GCLOUD & set(old):
                 renames.kept.append((old, "gcloud takes *, ?, [ and ] in names for patterns"))
             else:
                 renames.new_names.append((old, new))
     return renames
 
 
-def script(renames: Renames, bucket: str) -> str:
-    """The script that renames the objects; those that keep their names are comments in it."""
-    commands = [
-        f"    printf '%s\\0' {_quoted(f'gs://{bucket}/{old}')} {_quoted(f'gs://{bucket}/{new}')}\n"
-        for old, new in renames.new_names
-    ]
-    kept = [f"# Not renamed: {printable(name, 1000)} ({why}).\n" for name, why in renames.kept]
-    what = f"{count(len(commands), 'object')} in gs://{bucket}"
-    return SCRIPT.format(what=what, kept="".join(kept), commands="".join(commands))
+def _with_own_names(group: list[tuple[str, str]], renames: Renames) -> Iterator[tuple[str, str]]:
+    """The objects of a group without those whose new name another has or would get."""
+    by_new_name: defaultdict[str, list[str]] = defaultdict(list)
+    for old, new in group:
+        by_new_name[new].append(old)
+    for new, olds in sorted(by_new_name.items()):
+        if new in olds:
+            yield new, new
+            why = f"{printable(new, 1000)} is there already"
+        elif len(olds) == 1:
+            yield olds[0], new
+            continue
+        else:
+            why = "another object would get the same name"
+        renames.kept.extend((old, why) for old in sorted(olds) if old != new)
+
+
+def _made_unique(
+    group: list[tuple[str, str]], used: set[str], renames: Renames
+) -> list[tuple[str, str]]:
+    """Old and new names of images of one identifier, made unique by their directories.
+
+    As few directories are taken as are enough for the group: cat/cat_1.jpg, or train_cat_1.jpg;
+    where none are enough, all of them and the extension. `used` are the identifiers of all images,
+    to which the new ones are added.
+    """
+    deepest = max(new.count("/") for _, new in group)
+    for depth in range(1, deepest + 2):
+        names = [_longer_name(new, depth, with_extension=depth > deepest) for _, new in group]
+        identifiers = {identifier(name) for name in names}
+        changed = {
+            identifier(name) for name, (_, new) in zip(names, group, strict=True) if name != new
+        }
+        if len(identifiers) == len(group) and used.isdisjoint(changed):
+            if any(map(_is_too_long, names)):
+                break
+            used |= changed
+            return [(old, name) for (old, _), name in zip(group, names, strict=True)]
+    why = "its directories give it no short name of its own"
+    renames.kept.extend((old, why) for old, _ in group)
+    return []
+
+
+def _longer_name(name: str, depth: int, *, with_extension: bool) -> str:
+    """The object name with its last `depth` directories before the basename, joined by _."""
+    *directories, base = name.split("/")
+    if with_extension:
+        stem, _, extension = base.rpartition(".")
+        base = f"{stem}_{extension}.{extension}"
+    return "/".join([*directories, "_".join([*directories[-depth:], base])])
+
+
+def _is_too_long(name: str) -> bool:
+    return len(name) > MAX_OBJECT_NAME_LENGTH or len(identifier(name)) > MAX_IDENTIFIER_LENGTH
+
+
+def script(renames: Renames, bucket: str) -> Iterator[str]:
+    """The lines that rename the objects; those that keep their names are comments in it."""
+    objects = len(renames.new_names)
+    what = f"{count(objects, 'object')} in gs://{bucket}"
+    yield HEAD.format(what=what, time=_time(objects))
+    if any(identifier(old) != identifier(new) for old, new in renames.new_names):
+        yield RELABEL
+    for name, why in renames.kept:
+        yield f"# Not renamed: {printable(name, 1000)} ({why}).\n"
+    yield "set -euo pipefail\n{\n"
+    for old, new in renames.new_names:
+        words = (_quoted(f"gs://{bucket}/{name}") for name in (old, new))
+        yield f"    printf '%s\\0' {' '.join(words)}\n"
+    yield TAIL
+
+
+def _time(objects: int) -> str:
+    return duration(max(1, objects * RENAME_S / AT_ONCE))
 
 
 def _quoted(text: str) -> str:
@@ -87,24 +164,24 @@ def _quoted(text: str) -> str:
     return f"$'{''.join(plain)}'"
 
 
-def write_renames(path: Path, directories: Sequence[GsPath], listing: Listing) -> str:
+def write_renames(path: Path, directories: Sequence[GsPath]) -> str:
     """Write the script for all objects in these directories; returns what to do with it.
 
-    It lists them again, and keeps the names of those to rename in memory. This function blocks.
+    It lists them again, and keeps all names in memory. This function blocks.
 
     Raises:
         StorageError: storage cannot be reached.
         DiskError: the script cannot be written.
     """
     names = (o.name for directory in directories for page in listed(directory) for o in page)
-    renames = find_renames(names, (o.name for _, o in listing.images()))
+    renames = find_renames(names)
     kept = len(renames.kept)
     if not renames.new_names:
         why = f": {printable(renames.kept[0][0])}, because {renames.kept[0][1]}" if kept else ""
         return f"{path} was not written: it would rename nothing{why}."
-    write_atomically(path, [script(renames, directories[0].bucket).encode()])
+    write_atomically(path, map(str.encode, script(renames, directories[0].bucket)))
     rest = f" (and names {count(kept, 'other')} that it cannot rename)" if kept else ""
     return (
-        f"Wrote a script that renames {count(len(renames.new_names), 'object')}{rest}. Read it, "
-        f"then run: bash {_quoted(str(path))}"
+        f"Wrote a script that renames {count(len(renames.new_names), 'object')}{rest}, which takes "
+        f"about {_time(len(renames.new_names))}. Read it, then run: bash {_quoted(str(path))}"
     )

@@ -88,6 +88,15 @@ def parse_request(parameters: Mapping[str, Any]) -> Request:
     )
 
 
+def without_validation(train_path: str) -> str:
+    """The directory that takes the place of VAL_PATH where there are training images alone.
+
+    It is beside TRAIN_PATH, and has no images. Raises ValueError with one sentence for the user.
+    """
+    bucket, prefix = parse_gs_path(train_path)
+    return f"gs://{bucket}/{prefix.rstrip('/')}{'-' if prefix else ''}no-validation/"
+
+
 def identity_of(
     target: Target, models: ModelOptions, digests: tuple[str, str] | None = None
 ) -> dict[str, str]:

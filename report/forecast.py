@@ -158,7 +158,10 @@ def read_prices(path: Path | None) -> Prices:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise IngestError(f"{shown} cannot be read ({error.strerror}).") from error
+        raise IngestError(
+            f"{shown} cannot be read ({error.strerror}): correct the path, or leave it out for "
+            "example prices."
+        ) from error
     except (ValueError, RecursionError):
         content = None
     form = f"write a JSON object of numbers from 0, such as {json.dumps(EXAMPLES)}."

@@ -10,31 +10,42 @@ from pathlib import Path
 
 import click
 
+from common.options import GroupedCommand
 from common.program import ROOT
 
 BY_FILE = ("dataset", "engine", "preflight", "steps", "storage")  # whose sentence is not enough
 
 
 def option_table(
-    command: click.Command, order: Collection[str] = (), leave_out: Collection[str] = ()
+    command: click.Command, names: Collection[str] | None = None, docs: str = ""
 ) -> str:
-    """The options of a command as a Markdown table; those named in `order` come first."""
+    """The options of a command as a Markdown table: those named, in this order; else all.
+
+    docs: where docs/ is, seen from the document.
+    """
     context = click.Context(command, **command.context_settings)
     options = {p.name: p for p in command.params if isinstance(p, click.Option)}
     lines = ["| option | default | meaning |", "|---|---|---|"]
-    for name in dict.fromkeys([*order, *options]):
-        record = options[name].get_help_record(context) if name in options else None
-        if record and name not in leave_out:
+    for name in options if names is None else names:
+        if record := options[name].get_help_record(context):
             shown, text = record
             meaning, _, extra = text.partition("  [")
             default = re.search(r"default: \(?(.*?)\)?(?:;|\]$)", extra)
             if "required" in extra:
                 meaning += " Required."
             meaning = re.sub(r"(?<!\w)--\w+", r"`\g<0>`", meaning)
-            meaning = re.sub(r"docs/\w+\.md", r"[\g<0>](\g<0>)", meaning)
+            meaning = re.sub(r"docs/(\w+\.md)", rf"[\1]({docs}\1)", meaning)
             cells = f"`{shown}`", default[1] if default else "", meaning
             lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines).replace("|  |", "| |")
+
+
+def option_groups(command: GroupedCommand) -> str:
+    """The options of a command as a table under each of their headings, as its --help has them."""
+    groups = command.groups.items()
+    return "\n\n".join(
+        f"### {heading}\n\n{option_table(command, names)}" for heading, names in groups
+    )
 
 
 def tree() -> str:

@@ -18,6 +18,7 @@ SMALL = {
     "page.neighbour_libraries": "--rows 2000 --queries 2",
     "page.neighbours": "--rows 2000 --queries 2",
     "page.frames": "--rows 300 --queries 2",
+    "page.subsets": "--rows 5000 --count 20",
     "pipeline": "--megapixels 2 --runs 1",
     "ray_engine": "--rows 300 --seconds 0.01 --runs 1",
     "collection.scale": "--few 100 --many 200 --names 2000 --reused 200 --runs 1",

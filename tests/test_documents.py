@@ -63,8 +63,8 @@ def table_rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
 
 
-def test_readme_has_every_embedding():
-    rows = table_rows(section("README.md", "## What it leaves behind"))
+def test_docs_have_every_embedding():
+    rows = table_rows(section("docs/index-files.md", "# What an ingest leaves behind"))
     shown = {row[0]: row[1] for row in rows}
     assert {name: about for name, about in shown.items() if name.endswith("/embeddings.npy`")} == {
         f"`indexes/<index_id>/local/{kind.name}/embeddings.npy`": (
@@ -74,14 +74,14 @@ def test_readme_has_every_embedding():
     }
 
 
-def test_messages_in_readme_are_those_of_the_program():
+def test_messages_in_docs_are_those_of_the_program():
     texts = " ".join(
         node.value
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
-    rows = table_rows(section("README.md", "## Troubleshooting"))
+    rows = table_rows(section("docs/messages.md", "# Messages"))
     messages = [message[1] for row in rows if (message := re.fullmatch("`(.+)`", row[0]))]
     assert len(messages) >= 5
     assert [message for message in messages if message not in texts] == []
@@ -149,10 +149,10 @@ def test_nothing_names_a_path_of_a_developers_machine():
     assert named == set()
 
 
-def test_the_code_in_readme_loads_names_and_vectors(world, fast_models):
+def test_the_code_in_docs_loads_names_and_vectors(world, fast_models):
     world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
     world.ingest("--work_dir", "birds")
-    code, *_ = code_blocks(section("README.md", "## What it leaves behind"))
+    code, *_ = code_blocks(section("docs/index-files.md", "## Open it"))
     found = {}
     exec(code, found)
     assert found["images"]["object"].tolist() == ["t/a.jpg", "t/b.jpg", "v/c.jpg"]
@@ -205,12 +205,15 @@ SHOWN = dict.fromkeys(c for path in DOCUMENTS for c in commands_in(path) if PROG
 @pytest.fixture
 def birds(world, monkeypatch, tmp_path):
     """Images, an index bucket and a server for the dataset birds of the documents."""
-    for number, name in enumerate(("train/a", "train/b", "train/cat-01", "val/v", "val/w")):
+    names = "train/a", "train/b", "train/cat-01", "val/v", "val/w", "flat/x"
+    for number, name in enumerate(names):
         world.put(**{f"{name}.jpg": picture(number, (80, 60))})
-    (labels,) = code_blocks(section("README.md", "## Labels"))[:1]
+    world.put(**{"val/leak.jpg": picture(0, (80, 60))})  # for the labels of the leaks
+    (labels,) = code_blocks(section("README.md", "### Labels"))[:1]
     Path("labels.json").write_text(labels)
     columns, *_ = code_blocks(section("docs/choose.md", "## Columns of your own"))
     Path("cameras.csv").write_text(columns)
+    Path("labels.csv").write_text("path,category\ntrain/a.jpg,a\n")
     monkeypatch.setenv("FORAGER_BUCKET", world.index)
     with local_forager(
         tmp_path / "forager-data", tmp_path / "log", "--bucket", world.index

@@ -11,12 +11,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from common.errors import WeightsError
+from common.terminal import printable
 
 CLIP_ID = "openai/clip-vit-base-patch32"
 CLIP_FILES = ("config.json", "model.safetensors")
 CLIP_WIDTH, CLIP_LAYERS, CLIP_DIMENSIONS = 768, 12, 512
 CLIP_ACTIVATION = "quick_gelu"  # other ViT-B/32 of these shapes use gelu
 SAFETENSORS_REVISION = "refs/pr/15"  # of CLIP_ID, which has no safetensors on its main branch
+CLIP_CACHED = f"hf download {CLIP_ID} --revision {SAFETENSORS_REVISION}"
+CLIP_DOWNLOAD = f"{CLIP_CACHED} --local-dir clip"  # then --clip_weights clip
 
 
 def clip_shapes() -> dict[str, tuple[int, ...]]:
@@ -59,8 +62,8 @@ def check_clip_weights(id_or_dir: str) -> Path:
         is_pickled = (directory / "pytorch_model.bin").exists()
         reason = " (pytorch_model.bin is a pickle that could run code)" if is_pickled else ""
         raise WeightsError(
-            f"{directory} has no {' and no '.join(missing)}{reason}: name a directory in the hub's"
-            f" layout or the hub id {CLIP_ID} with --clip_weights."
+            f"{printable(str(directory))} has no {' and no '.join(missing)}{reason}: name a "
+            f"directory that `{CLIP_DOWNLOAD}` made, or the hub id {CLIP_ID}, with --clip_weights."
         )
     _check_clip_config(directory / "config.json")
     _check_clip_header(directory / "model.safetensors")
@@ -93,16 +96,26 @@ def _check_clip_header(path: Path) -> None:
 
 
 def _clip_error(path: Path, problem: str) -> WeightsError:
-    return WeightsError(f"{path} {problem}, so it is not {CLIP_ID}: download it again.")
+    return WeightsError(
+        f"{path} {problem}, so it is not {CLIP_ID}: get that with `{CLIP_DOWNLOAD}`."
+    )
 
 
 def require_clip(id_or_dir: str) -> None:
     """Raise WeightsError if this is neither a directory nor of the form of a hub id."""
+    path, shown = Path(id_or_dir).expanduser(), printable(id_or_dir)
+    if path.is_file():
+        advice = f"get the directory with `{CLIP_DOWNLOAD}`"
+        if path.name in CLIP_FILES:
+            advice = f"name its directory, {printable(str(path.parent))}"
+        elif path.suffix == ".pkl":
+            advice = f"a .pkl file goes to --resnet_weights; {advice}"
+        raise WeightsError(f"--clip_weights {shown} is a file, not a directory: {advice}.")
     name = id_or_dir.partition("@")[0]
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
-    if not is_hub_id and not Path(id_or_dir).expanduser().is_dir():
+    if not is_hub_id and not path.is_dir():
         raise WeightsError(
-            f"The directory of CLIP weights {id_or_dir!r} does not exist: correct "
+            f"The directory of CLIP weights {shown!r} does not exist: correct "
             f"--clip_weights, or leave it out for {CLIP_ID}."
         )
 
@@ -140,10 +153,16 @@ def _snapshot(name: str, revision: str, local_only: bool) -> Path | None:
     except (errors.HfHubHTTPError, OSError) as error:
         if local_only and isinstance(error, errors.LocalEntryNotFoundError):
             return None
+        advice = (
+            f"leave out --clip_weights for {CLIP_ID}, the only model that Forager searches with"
+        )
+        if name == CLIP_ID:
+            advice = (
+                f"copy {' and '.join(CLIP_FILES)} from a machine that can, such as with "
+                f"`{CLIP_DOWNLOAD}`, and name their directory with --clip_weights"
+            )
         raise WeightsError(
-            f"The hub cannot be reached for the CLIP weights {name}: copy"
-            f" {' and '.join(CLIP_FILES)} from a machine that can and name their directory with"
-            " --clip_weights."
+            f"The hub cannot be reached for the CLIP weights {name}: {advice}."
         ) from error
     return Path(directory)
 
@@ -171,5 +190,6 @@ def safetensors_header(path: Path) -> dict[str, tuple[list[int], str]]:
         raise WeightsError(f"{path} cannot be read ({error}).") from error
     except SafetensorError as error:
         raise WeightsError(
-            f"{path} is not a safetensors file, or is damaged ({error}): download it again."
+            f"{path} is not a safetensors file, or is damaged ({error}): get CLIP's "
+            f"with `{CLIP_DOWNLOAD}`."
         ) from error

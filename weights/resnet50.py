@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from common.errors import WeightsError
+from common.terminal import printable
 from weights.safe_pickle import UnsafePickleError, read_pickle
 
 RESNET_URL = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
+RESNET_FILE = "R-50.pkl"
 RESNET_DOWNLOAD = f"curl -LO {RESNET_URL}"
 RESNET_STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))  # blocks and inner channels of res2 to res5
 RESNET_CLASSES = 1000
@@ -64,8 +66,20 @@ def canonical_resnet_names(blobs: dict[str, Any]) -> dict[str, Any]:
 
 def require_resnet(path: Path) -> None:
     """Raise WeightsError if the file is not there."""
+    shown = printable(str(path))
+    if path.is_dir():
+        raise WeightsError(
+            f"--resnet_weights {shown} is a directory, not R-50.pkl: CLIP's directory goes to "
+            f"--clip_weights; get R-50.pkl with `{RESNET_DOWNLOAD}`."
+        )
+    if path.suffix == ".safetensors":
+        raise WeightsError(
+            f"--resnet_weights {shown} is a safetensors file, not R-50.pkl: CLIP's directory "
+            f"goes to --clip_weights; get R-50.pkl with `{RESNET_DOWNLOAD}`."
+        )
     if not path.is_file():
-        raise WeightsError(f"{path} is missing: get it with `{RESNET_DOWNLOAD}`.")
+        given = "" if path.name == RESNET_FILE else " (or correct --resnet_weights)"
+        raise WeightsError(f"{shown} is missing: get it with `{RESNET_DOWNLOAD}`{given}.")
 
 
 def read_resnet_weights(path: Path) -> dict[str, np.ndarray]:

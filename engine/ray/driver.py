@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -216,6 +217,8 @@ async def embed_on_ray(
     """
     cluster = Cluster(address)
     await asyncio.to_thread(cluster.__enter__)
+    # Again: Ray's core has put a handler before it, which prints the stack of every thread.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         await asyncio.to_thread(cluster.check_versions)
         pool = cluster.pool(models.device)

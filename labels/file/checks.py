@@ -94,7 +94,6 @@ class Collector:
         Raises:
             LabelFileError: with all findings.
         """
-        self._refuse_inverted()
         self.findings += self._misspelt_modes()
         if self.findings:
             raise LabelFileError(*self.findings)
@@ -115,19 +114,9 @@ class Collector:
                     f"{shlex.quote(printable(mode))} if it is right."
                 )
 
-    def _refuse_inverted(self) -> None:
-        """Raise LabelFileError if all categories have names of images, and no image has one."""
-        categories = [category for category, _ in self.groups]
-        if (
-            categories
-            and all(map(_is_image_name, categories))
-            and not any(map(_is_image_name, self.paths.values()))
-        ):
-            (category, _), (image, *_) = next(iter(self.groups.items()))
-            raise LabelFileError(inverted(self.paths[image], category))
 
-
-def _is_image_name(text: str) -> bool:
+def is_image_name(text: str) -> bool:
+    """Whether a text looks like the file name of an image."""
     return text.lower().endswith(IMAGE_SUFFIXES)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from forager.generation import Box
@@ -192,11 +192,12 @@ def collect_coco(
         where = f"annotations[{number}]"
         corners, problem = ((), "") if as_labels else _coco_corners(bbox)
         if image_id not in images:
-            report(f"{where}.image_id: nothing in the file has the id {got(image_id)}.")
+            report(f"{where}.image_id: {_unknown_id(image_id, 'images', images)}.")
         elif category_id not in categories:
-            report(f"{where}.category_id: nothing in the file has the id {got(category_id)}.")
+            report(f"{where}.category_id: {_unknown_id(category_id, 'categories', categories)}.")
         elif problem:
-            report(f"{where}.bbox: {problem}.")
+            hint = "; --as_labels stores categories of whole images" if bbox is None else ""
+            report(f"{where}.bbox: {problem}{hint}.")
         else:
             image, category = images[image_id], categories[category_id]
             first = seen.setdefault((image, category, corners), where)
@@ -206,6 +207,22 @@ def collect_coco(
                 collector.boxes.append(_box(image, category, DEFAULT_MODE, corners))
             elif first == where:
                 collector.groups[category, DEFAULT_MODE].append(image)
+
+
+def _unknown_id(unknown: Id, name: str, known: Container[Id]) -> str:
+    """What is wrong with an id that no element of the list `name` has, and what to do."""
+    other: Id | None = str(unknown)
+    if isinstance(unknown, str):
+        other = int(unknown) if unknown.isascii() and unknown.isdecimal() else None
+    if other in known:
+        return (
+            f"the id {got(unknown)} is {got(other)} in the list {name}: write ids of both lists as "
+            "numbers, or both as text"
+        )
+    return (
+        f"no element of the list {name} has the id {got(unknown)}: add it there, or remove the "
+        "annotation"
+    )
 
 
 def _read_coco(
@@ -230,7 +247,9 @@ def _read_coco(
             ids = dict(zip(fields, row[:-1], strict=False))
             wrong = [field for field, found in ids.items() if type(found) not in (int, str)]
             for field in wrong:
-                report(f"{name}[{number}].{field}: expected a number, got {got(ids[field])}.")
+                report(
+                    f"{name}[{number}].{field}: expected a number or a text, got {got(ids[field])}."
+                )
             if not wrong:
                 rows[name].append((number, *row))
     if rows.keys() == COCO_FIELDS.keys():

@@ -32,6 +32,7 @@ OTHER_COLUMNS = {  # words of a header with other columns, or in another order
     *("file", "filename", "file_name", "id", "identifier", "image", "image_id", "image_path"),
     *("name", "path", "split", "url"),
 }
+SEPARATOR = re.compile(r'\ufeff?"?sep=(.)"?(?=[\r\n]|$)', re.IGNORECASE)
 JSON_START = re.compile(r'\s*[{\[]\s*["{\[]')
 
 
@@ -97,16 +98,48 @@ def collect_csv(text: str, collector: Collector, progress: Progress) -> None:
     """
     if JSON_START.match(text):
         raise LabelFileError("this is JSON, not CSV: use --format forager or --format coco.")
+    text = _without_separator(text)
     file = io.StringIO(text, newline="")
     lines = csv.reader(file, strict=True, skipinitialspace=True)
     labelled: defaultdict[str, dict[str, int]] = defaultdict(dict)  # by category: image, line
+    is_first, begin = True, 1  # the line in which the next fields begin
     try:
-        for number, fields in enumerate(lines):
-            if fields and (number or not _is_header(fields)):
+        for fields in lines:
+            if fields and not (is_first and _is_header(fields)):
                 _collect_line(lines.line_num, fields, labelled, collector)
+            is_first = is_first and not fields
+            begin = lines.line_num + 1
             progress(file.tell())
     except csv.Error as error:
-        raise LabelFileError(f"line {lines.line_num}: not valid CSV ({error}).") from None
+        raise LabelFileError(_csv_problem(str(error), begin, lines.line_num)) from None
+
+
+def _without_separator(text: str) -> str:
+    """The text, with an empty first line where that says the separator to a spreadsheet: sep=,
+
+    Raises:
+        LabelFileError: it is no comma.
+    """
+    found = SEPARATOR.match(text)
+    if found is None:
+        return text
+    if found[1] != ",":
+        raise LabelFileError(
+            f"line 1: the fields are separated by {found[1]!r}: save the file with commas."
+        )
+    return text[found.end() :]
+
+
+def _csv_problem(reason: str, begin: int, line: int) -> str:
+    """What is wrong where the csv module stops, in fields that begin in one line and end there."""
+    if reason == "unexpected end of data":
+        return f"line {begin}: a quote opens a field there and has no end: close it, or delete it."
+    if "expected after" in reason:
+        return (
+            f'line {line}: text follows the quote that closes a field: write "" for a quote within '
+            "a field in quotes."
+        )
+    return f"line {line}: not valid CSV ({reason})."
 
 
 def _is_header(first: list[str]) -> bool:
@@ -137,7 +170,8 @@ def _collect_line(
     where = f"line {line}"
     if len(fields) not in (2, 3):
         found = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
-        report(f"{where}: {EXPECTED}, got {found}.")
+        more = " Write a field that has a comma in double quotes." if len(fields) > 3 else ""
+        report(f"{where}: {EXPECTED}, got {found}.{more}")
         return
     path, category, mode = (*fields, "")[:3]
     mode = mode or DEFAULT_MODE

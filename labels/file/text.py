@@ -71,7 +71,10 @@ def decode(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         before = data[: error.start].decode()
-        what = f"byte 0x{data[error.start]:02x} is not UTF-8 text."
+        what = (
+            f"byte 0x{data[error.start]:02x} is not UTF-8 text. If the file is Latin-1, `iconv -f "
+            "LATIN1 -t UTF-8` writes it as UTF-8."
+        )
         raise LabelFileError(f"{_place(before, len(before))}: {what}") from None
 
 

@@ -3,6 +3,7 @@
 Row i of everything is the image names[i].
 """
 
+import contextlib
 import functools
 import json
 import posixpath
@@ -16,7 +17,7 @@ import numpy as np
 from common.files import write_atomically
 from common.names import identifier
 from dataset import manifest
-from dataset.arrays import DIMENSIONS
+from dataset.arrays import DIMENSIONS, array_path
 from local_forager.indexes.fields import ABOUT, QUALITY, Field
 from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import InvertedFile, Progress, Vectors, open_or_build
@@ -95,8 +96,30 @@ def class_name(number: int) -> str:
 
 
 def vectors_path(directory: Path, embedding: str) -> Path:
-    """The file with the vectors of one embedding, headerless."""
+    """The file with the vectors of one embedding in a copy of an index, headerless."""
     return directory / f"{embedding}.f32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexFiles:
+    """Where an index is on this machine: the lists and the manifest are in `directory`."""
+
+    directory: Path
+    classes: Path
+    arrays: dict[str, Path]  # by embedding, headerless
+
+    @classmethod
+    def of_copy(cls, directory: Path) -> "IndexFiles":
+        """Those of a copy from the bucket."""
+        arrays = {name: vectors_path(directory, name) for name in DIMENSIONS}
+        return cls(directory=directory, classes=directory / CLASSES, arrays=arrays)
+
+    @classmethod
+    def of_work_directory(cls, directory: Path) -> "IndexFiles":
+        """Those of an ingest that is finished."""
+        arrays = {name: array_path(directory, name) for name in DIMENSIONS}
+        classes = directory / "aux" / CLASSES
+        return cls(directory=directory / "index", classes=classes, arrays=arrays)
 
 
 def read_classes(path: Path, images: int) -> dict[str, int]:
@@ -141,10 +164,10 @@ def read_names(directory: Path) -> tuple[list[str], int]:
     return names, num_train
 
 
-def _open_vectors(directory: Path, rows: int) -> dict[str, Vectors]:
+def _open_vectors(arrays: dict[str, Path], rows: int) -> dict[str, Vectors]:
     embeddings = {}
     for name, dimensions in DIMENSIONS.items():
-        path, expected = vectors_path(directory, name), rows * dimensions * 4
+        path, expected = arrays[name], rows * dimensions * 4
         size = path.stat().st_size if path.exists() else 0
         if size != expected:
             raise PageError(
@@ -159,16 +182,18 @@ def _open_vectors(directory: Path, rows: int) -> dict[str, Vectors]:
 def _not_finite(directory: Path, embeddings: dict[str, Vectors]) -> list[int]:
     """Rows with NaN, infinity or a length beyond float32. Read through once, then remembered."""
     path = directory / NOT_FINITE
-    if not path.exists():
-        rows: set[int] = set()
-        with np.errstate(over="ignore", invalid="ignore"):
-            for vectors in embeddings.values():
-                for start, block in vectors.blocks():
-                    squares = np.einsum("ij,ij->i", block, block)
-                    rows.update((start + np.flatnonzero(~np.isfinite(squares))).tolist())
+    if path.exists():
+        known: list[int] = json.loads(path.read_bytes())
+        return known
+    rows: set[int] = set()
+    with np.errstate(over="ignore", invalid="ignore"):
+        for vectors in embeddings.values():
+            for start, block in vectors.blocks():
+                squares = np.einsum("ij,ij->i", block, block)
+                rows.update((start + np.flatnonzero(~np.isfinite(squares))).tolist())
+    with contextlib.suppress(OSError):  # a disk that is read-only or full
         write_atomically(path, [json.dumps(sorted(rows)).encode()])
-    found: list[int] = json.loads(path.read_bytes())
-    return found
+    return sorted(rows)
 
 
 def lacking(reason: str, groups: Iterable[str] = GROUPS) -> dict[str, str]:
@@ -226,15 +251,16 @@ def _fields_of(columns: Any) -> dict[str, Field]:
     }
 
 
-def read_index(directory: Path, no_manifest: str) -> Index:
-    """The index in a directory; raises PageError if a file is damaged or has the wrong size.
+def read_index(files: IndexFiles, no_manifest: str) -> Index:
+    """The index in these files; raises PageError if one is damaged or has the wrong size.
 
     no_manifest: why there is no manifest, if there is none.
     """
+    directory = files.directory
     names, num_train = read_names(directory)
-    embeddings = _open_vectors(directory, len(names))
+    embeddings = _open_vectors(files.arrays, len(names))
     not_finite = _not_finite(directory, embeddings)
-    by_name = read_classes(directory / CLASSES, len(names))
+    by_name = read_classes(files.classes, len(names))
     classes = np.array([by_name.get(posixpath.basename(name), -1) for name in names], np.int32)
     failed = classes < 0
     for row in np.flatnonzero(failed).tolist():

@@ -144,7 +144,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "sizes": feature(index.lacks.get("size") if index else None),
         "quality": feature(index.lacks.get("quality") if index else None),
         "version": f"{version}.{table.columns.version}",
-        "warnings": warnings_of(counts, index, table.columns) if index else [],
+        "warnings": page.notes + (warnings_of(counts, index, table.columns) if index else []),
     }
 
 

@@ -5,13 +5,13 @@ import itertools
 import time
 from functools import partial
 
-import numpy as np
 from aiohttp import web
 
 from common.names import identifier
 from local_forager.export import FORMATS, export, label_to_export
 from local_forager.indexes.index import POSITIVE, class_name
 from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, faiss_installed
+from local_forager.page.choosing import posted_rows
 from local_forager.page.pictures import decoding_problem, image_facts, image_response
 from local_forager.page.rows import choice, embedding_choice, number, row_in_path
 from local_forager.page.state import PAGE, View, index_of
@@ -172,12 +172,7 @@ async def original(request: web.Request) -> web.Response:
 async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
     """The body of the request is the rows, int32; the answer is streamed as a file."""
     name = choice(request, "format", tuple(FORMATS))
-    body = await request.read()
-    if len(body) % 4:
-        raise PageError(400, "The rows to export are not 32-bit numbers.")
-    rows = np.unique(np.frombuffer(body, "<i4"))
-    if len(rows) and not 0 <= rows[0] <= rows[-1] < len(view.index.names):
-        raise PageError(400, f"There are {len(view.index.names):,} rows, from 0.")
+    rows = posted_rows(await request.read(), view.index)
     label: dict[str, str] = {}
     if name == "labels":
         query = request.query

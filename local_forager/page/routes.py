@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from local_forager.page import datasets, images, rows
+from local_forager.page import choosing, datasets, images, rows
 from local_forager.page.state import PAGE, PageState, View, view_of
 from local_forager.server.api import SLUG, Endpoint
 from local_forager.types import PageError, StillWorking
@@ -102,6 +102,7 @@ def add_page(app: web.Application, page: PageState) -> None:
     for path, handler in views.items():
         app.router.add_get(path, handler)
     app.router.add_post(f"{name}/export", index_view(images.export_rows))
+    app.router.add_post(f"{name}/choose", index_view(choosing.choose))
     app.router.add_get("/", shell)
     app.router.add_get(f"/{{name:{SLUG}}}", shell)
     app.router.add_static("/static", STATIC)

@@ -35,6 +35,8 @@ Result = TypeVar("Result")
 class PageState:
     """The parts that the page's handlers share; close() ends their threads."""
 
+    notes: list[str] = []  # sentences above the images of each dataset
+
     def __init__(
         self, app: web.Application, data_dir: Path, bucket: str, clip: Path | None, exact_rows: int
     ) -> None:

@@ -54,15 +54,19 @@ export const askJson = async (path, parameters = {}, signal = undefined) =>
 export const sendRows = async (path, parameters, rows) =>
   (await ask(path, parameters, undefined, { method: "POST", body: rows })).blob();
 
-// An array. While the server is computing it, the answer is 202 and the request is repeated.
-export async function askArray(Type, path, parameters = {}, signal = undefined) {
+// An array. While the server is computing it, the answer is 202 and the request is repeated; tell
+// gets how far it is.
+export async function askArray(
+  Type, path, parameters = {}, signal = undefined, options = {},
+  tell = (text) => { working.textContent = text; },
+) {
   for (;;) {
-    const response = await ask(path, parameters, signal);
+    const response = await ask(path, parameters, signal, options);
     if (response.status !== 202) {
-      working.textContent = "";
+      tell("");
       return new Type(await response.arrayBuffer());
     }
-    working.textContent = (await response.json()).working;
+    tell((await response.json()).working);
     await pause(400);
   }
 }

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -111,16 +112,46 @@ def test_the_same_command_after_success_says_that_it_is_finished(world, fast_mod
     world.ingest()
     Path("other.pkl").write_bytes(b"other weights")
     before = world.objects()
-    with StandIn(world.storage.url) as storage:
-        result = world.ingest(storage=storage)
-        assert storage.asked == []
-    assert result.stdout.startswith(f"This ingest is finished: {world.name} was registered")
+    for options in ([], ["--dry_run"]):
+        with StandIn(world.storage.url) as storage:
+            result = world.ingest(*options, storage=storage)
+            assert {asked.method for asked in storage.asked} == {"GET"}
+            assert not [asked for asked in storage.asked if "/o?" not in asked.path]
+        assert result.stdout.startswith(f"This ingest is finished: {world.name} was registered")
+        assert result.stdout.count("\n") == 1
     for options, words in (
         (["--work_dir", "another"], "is already there, with 2 training and 1 validation images ("),
         (["--resnet_weights", "other.pkl"], "holds an ingest with another resnet_weights"),
     ):
         world.run(*options).failed(words)
     assert world.objects() == before
+
+
+def test_a_finished_ingest_whose_bucket_changed(world, fast_models):
+    """It says what changed, and gives a command that works."""
+    world.put("t/a.jpg", "t/b.jpg", "v/c.jpg")
+    world.ingest()
+    world.storage.delete(world.images, "t/b.jpg")
+    world.put("t/new.jpg", "v/new2.jpg")
+    said = world.run().succeeded("  2 appeared: t/new.jpg, v/new2.jpg\n  1 vanished: t/b.jpg\n")
+    command = shlex.split(said.stdout.splitlines()[-1])
+    assert command[:4] == [f"SERVER_URL={world.server}", "python", "ingest.py", f"{world.name}-2"]
+    grown = world.invoke(command[3:], SERVER_URL=world.server)
+    assert grown.exit_code == 0 and " 2 reused, 2 embedded now" in grown.stdout
+    down = world.run(storage="http://127.0.0.1:9").succeeded("This ingest is finished: ")
+    assert "Whether the bucket has changed since then is not known: Listing" in down.stderr
+
+
+def test_without_val_path_all_images_are_for_training(world, fast_models, monkeypatch):
+    world.put("t/a.jpg", "t/b.jpg")
+    arguments = [word for word in world.arguments() if not word.endswith("/v")]
+    refused = world.invoke(arguments)
+    assert refused.exit_code == 2
+    assert "VAL_PATH is missing: name the directory of the validation" in refused.stderr
+    done = world.invoke([*arguments, "--allow_empty_val"])
+    assert done.exit_code == 0 and world.registered()[1:] == (2, 0)
+    again = world.invoke(arguments)
+    assert again.stdout.startswith("This ingest is finished: ")
 
 
 def test_a_finished_ingest_is_registered_on_another_server_too(world, servers, fast_models):
@@ -189,6 +220,10 @@ def test_more_bad_images_than_allowed_stop(with_bad, limit, allowed):
         (["--bucket", "gs://foragerml"], "'gs://foragerml' is no bucket name: write foragerml."),
         (["--bucket", "My Bucket"], "'My Bucket' is no bucket name: bucket names are 3 to 222"),
         (["--no_such_option"], "No such option"),
+        (["--verbose"], "Error: No such option '--verbose'.\n"),
+        (["--skip_bad"], "No such option '--skip_bad'. Did you mean '--skip_bad_images'?"),
+        (["--viewer_url", "x.org:4000"], "'x.org:4000' is no address of a web page: write it as"),
+        (["--viewer_url", "http://x?key=1"], "'http://x?...' is no address of a web page"),
         (["--relist"], "--relist is gone: the same command takes today's listing by itself"),
     ],
 )
@@ -337,7 +372,9 @@ def test_interrupted_is_130_with_one_line(world, weights_dir):
         process.send_signal(signal.SIGINT)
         result = ended(process)
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr == "Interrupted: the same command continues where this one stopped.\n"
+    listing, *said = result.stderr.splitlines()
+    assert listing.startswith("Listing gs://")
+    assert said == ["Interrupted: the same command continues where this one stopped."]
 
 
 def test_a_proxy_from_the_environment_sees_every_request(world, fast_models, monkeypatch):

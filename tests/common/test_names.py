@@ -34,14 +34,19 @@ def test_path_ends_with_one_slash(text, bucket, prefix):
     ("text", "message"),
     [
         ("", "is not a Cloud Storage path: write gs://BUCKET/DIRECTORY."),
-        ("bucket/train", "bucket/train is not a Cloud Storage path: write gs://BUCKET/DIRECTORY."),
+        ("b/train", "b/train is not a Cloud Storage path: write gs://BUCKET/DIRECTORY."),
+        ("bucket/train", "bucket/train is not a Cloud Storage path: write gs://bucket/train."),
         ("https://storage.googleapis.com/bucket/train", ": write gs://bucket/train."),
         (
             "https://console.cloud.google.com/storage/browser/bucket/a/b;tab=x?y",
             ": write gs://bucket/a/b.",
         ),
         ("gs://bucket/train/*.jpg", ": write gs://bucket/train."),
-        ("s3://bucket/train", "s3://bucket/train is not a Cloud Storage path"),
+        (
+            "s3://bucket/train",
+            "such as with `gcloud storage rsync --recursive s3://bucket/train gs:",
+        ),
+        ("./train", "./train is not on Cloud Storage, where Forager reads images: copy it there"),
         ("GS://bucket/train", "is not a Cloud Storage path"),
         ("gs:///train", "names no bucket"),
         ("gs://", "names no bucket"),

@@ -1,6 +1,19 @@
 """Tables, sizes, durations and counts for the terminal; warnings."""
 
-from common.terminal import SHOWN_LINES, count, duration, first_lines, size, table, warn, warned
+from click.testing import CliRunner
+
+from common.terminal import (
+    SHOWN_LINES,
+    count,
+    duration,
+    first_lines,
+    say,
+    size,
+    table,
+    warn,
+    warned,
+)
+from dataset.export import main as export
 
 SIZES = {
     **{0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 12_345_678.0: "12.3 MB"},
@@ -31,6 +44,13 @@ def test_table_is_aligned():
         "cat       POSITIVE       1",
         "horse     NEW        1,000",
     ]
+
+
+def test_what_a_message_names_cannot_act_on_the_terminal(capsys):
+    say("red\x1b[31m.jpg\nsecond line")
+    assert capsys.readouterr().err == "red\\x1b[31m.jpg\nsecond line\n"
+    done = CliRunner().invoke(export, ["red\x1b[31m", "--to", "x.parquet"], color=True)
+    assert done.output.startswith("Error: red\\x1b[31m has no readable")
 
 
 def test_a_warning_is_said_and_kept_for_the_report(capsys):

@@ -85,6 +85,17 @@ def test_export_of_some_vectors(state, tmp_path):
     assert json.loads(exported.schema.metadata[b"forager"])["dataset"] == "birds"
 
 
+def test_export_as_csv_has_no_vectors(state, tmp_path):
+    manifest.write_manifest(state)
+    path = tmp_path / "birds.csv"
+    result = CliRunner().invoke(main, [str(tmp_path), "--to", str(path)])
+    assert result.exit_code == 0, result.output
+    names = parquet.read_schema(manifest.manifest_path(tmp_path)).names
+    assert list(pd.read_csv(path).columns) == names
+    result = CliRunner().invoke(main, [str(tmp_path), "--to", str(path), "--embedding", "clip"])
+    assert result.exit_code == 2 and "would be CSV, which has no vectors" in result.stderr
+
+
 def test_export_of_an_unfinished_ingest_is_refused(state, tmp_path):
     arguments = [str(tmp_path), "--to", str(tmp_path / "x.parquet")]
     result = CliRunner().invoke(main, arguments)

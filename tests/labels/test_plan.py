@@ -164,6 +164,15 @@ def test_categories_that_are_images_of_the_dataset():
     assert said.startswith('the file gives "cat" the label "t/a": it maps categories to images.')
     assert inversion(found, labels({}), {"a", "c"}) is None
     assert inversion(found, found, {"a", "c", "b.v1"}) is None
+    named = Labels(groups, [], {"cat": "t/cat.jpg", "dog": "dog"})
+    assert inversion(named, labels({}), {"a", "c", "b.v1"}) is None
+
+
+def test_categories_that_are_image_files_where_the_index_is_not_known():
+    groups = {("t/a.jpg", "POSITIVE"): ["cat"]}
+    found = Labels(groups, [], {"cat": "cat"})
+    assert inversion(found, found, None).startswith('the file gives "cat" the label "t/a.jpg"')
+    assert inversion(Labels(groups, [], {"cat": "cat.png"}), found, None) is None
 
 
 @pytest.mark.parametrize(

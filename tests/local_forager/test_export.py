@@ -123,7 +123,6 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     ("arguments", "message"),
     [
         (["d", "--format", "labels"], "needs a category"),
-        (["d", "--category", "x"], "--format labels only"),
         (["nothing"], "no dataset named nothing"),
     ],
 )

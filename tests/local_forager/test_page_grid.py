@@ -1,6 +1,5 @@
 """The list of datasets, the grid of thumbnails, and the search by text."""
 
-import json
 import os
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from local_forager.analysis import text_search
 from testing import synthetic
+from testing.weights import write_text_tower
 from tests.harness import wait_for
 from tests.local_forager import screen
 from tests.local_forager.page_server import FAILED, page_server
@@ -286,31 +286,15 @@ def test_text_search_without_weights(server, tabs):
     expect(page.get_by_role("search").get_by_text("--clip_weights")).to_be_visible()
 
 
-def write_text_tower(directory):
-    """A tiny CLIP text tower with a tokenizer of letters, in the hub's layout."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    tokens = [chr(letter) for letter in range(97, 123)]
-    words = ["<|startoftext|>", "<|endoftext|>", *tokens, *(token + "</w>" for token in tokens)]
-    directory.mkdir()
-    (directory / "vocab.json").write_text(json.dumps({word: at for at, word in enumerate(words)}))
-    (directory / "merges.txt").write_text("#version: 0.2\n")
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, projection_dim=512, max_position_embeddings=77,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    transformers.CLIPTextModelWithProjection(config).eval().save_pretrained(directory)
-
-
 def test_text_search(emulator, tmp_path, tabs):
     weights = tmp_path / "clip"
     write_text_tower(weights)
     assert text_search.why_not(weights) is None
-    with page_server(tmp_path, "--clip_weights", str(weights)) as server:
+    note = "Answers are random."
+    with page_server(tmp_path, "--clip_weights", str(weights), "--note", note) as server:
         server.publish("d", 12)
         page = tabs(f"{server.url}/d")
+        expect(page.get_by_role("alert")).to_have_text(note)
         field = page.get_by_role("searchbox", name="Search by text")
         field.fill("a dog")
         field.press("Enter")

@@ -260,3 +260,18 @@ def test_port_in_use_is_one_sentence(start, tmp_path):
     port = start("B").url.rpartition(":")[2]
     command = [sys.executable, "-m", "local_forager", "--port", port, "--data_dir", str(tmp_path)]
     run(command, cwd=ROOT).failed("choose another --port")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data_dir", "{file}/data"], "/data cannot be written (Not a directory): name another"),
+        (["--host", "192.0.2.1"], "--host is an address of this machine: 127.0.0.1, or 0.0.0.0"),
+    ],
+)
+def test_a_server_that_cannot_start(tmp_path, options, words):
+    (tmp_path / "file").touch()
+    options = [option.format(file=tmp_path / "file") for option in options]
+    data_dir = ["--data_dir", str(tmp_path / "data")]
+    command = [sys.executable, "-m", "local_forager", "--port", "0", *data_dir, *options]
+    run(command, cwd=ROOT).refused(words)

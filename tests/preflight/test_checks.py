@@ -104,7 +104,11 @@ def test_dataset_is_there_already(ready):
         ("gs://{bucket}", "gs://{bucket}/v", "gs://{bucket}/ contains gs://{bucket}/v/, whose"),
         ("gs://{bucket}/t", "gs://{bucket}/none", "No validation images under gs://{bucket}/none/"),
         ("gs://{bucket}/T", "gs://{bucket}/v", "No training images under gs://{bucket}/T/: images"),
-        ("gs://nowhere/t", "gs://nowhere/v", "there is no such bucket or object (404)"),
+        (
+            "gs://nowhere/t",
+            "gs://nowhere/v",
+            "There is no bucket gs://nowhere: correct TRAIN_PATH and VAL_PATH. Your project has ",
+        ),
     ],
 )
 def test_paths(ready, train, val, message):
@@ -128,7 +132,9 @@ def test_duplicates_over_both_splits_are_named(ready, tmp_path):
     message = refusal(ready.run())
     assert message == (
         "2 duplicate basenames: each must be unique over training and validation, without the "
-        "extension. Rename or remove all but one of each.\n      a: t/a.jpg\n"
+        "extension. Rename or remove all but one of each: --dry_run --write_renames FILE writes a "
+        "script that puts the directories into the names, such as cat/cat_0001.jpg for "
+        "cat/0001.jpg.\n      a: t/a.jpg\n"
         "      a: t/x/a.png\n      b: t/b.jpeg\n      b: v/b.jpg"
     )
     assert ready.objects() == {}
@@ -204,7 +210,7 @@ PAYS = b"<Message>Bucket is a requester pays bucket but no user project provided
             "gs://{index}: ask its owner for the role Storage Object User, or name a "
             "bucket of your own with --bucket.",
         ),
-        ("testPermissions", Answer(404, {}), "Checking write access to gs://{index}: there "),
+        ("testPermissions", Answer(404, {}), "There is no bucket gs://{index}: correct --bucket"),
     ],
 )
 def test_a_bucket_that_cannot_be_used(ready, pattern, answer, message):

@@ -165,7 +165,7 @@ def test_a_dry_run_prints_a_report_and_leaves_none(fresh, emulator_url, servers)
 def test_nothing_secret_is_in_a_report(fresh, emulator_url, servers, options):
     """Neither where the server refuses, nor where all checks pass, nor in a wrong path."""
     host = servers["B"].removeprefix("http://")
-    viewer = ["--viewer_url", "https://u:hidden@viewer.example/x?token=hidden"]
+    viewer = ["--viewer_url", "https://u:hidden@viewer.example/x"]
     env = {"server": f"http://user:hidden@{host}", "HF_TOKEN": "hidden"}
     done = fresh.run(*viewer, *options, "--json", **env)
     assert done.exit_code == 0, done.stderr

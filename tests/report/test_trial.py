@@ -108,7 +108,7 @@ def test_options_that_do_not_go_together(fresh, options, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "cannot be read (No such file or directory)."),
+        (None, "cannot be read (No such file or directory): correct the path, or leave it out"),
         ("class_a: 1", 'has no prices: write a JSON object of numbers from 0, such as {"class_a_'),
         ("[1]", "has no prices: write a JSON object"),
         *(

@@ -129,7 +129,10 @@ def test_a_failed_connection_is_explained_in_few_words(monkeypatch, library, sch
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         with pytest.raises(StorageError) as caught:
             ask(library)
-    assert re.fullmatch(rf"Listing gs://bucket/t/: {words}\.", caught.value.message)
+    assert re.fullmatch(
+        rf"Listing gs://bucket/t/: {words}\. Is the emulator running that STORAGE_.* Storage\.",
+        caught.value.message,
+    )
 
 
 WRONG_PROXIES = ["not an address", "::::", "http://[x", "http://u:s3cret@:port", "ftp://x:1"]

@@ -106,8 +106,22 @@ def test_refuses_other_files(content, tmp_path):
 
 
 def test_missing_file_names_the_download(tmp_path):
-    for path in (tmp_path / "R-50.pkl", tmp_path):
-        assert "is missing" in refusal(read_resnet_weights, path)
+    for path, words in (
+        (tmp_path / "R-50.pkl", "R-50.pkl is missing: get it with `curl"),
+        (tmp_path, "is a directory, not R-50.pkl: CLIP's directory goes to --clip_weights;"),
+        (tmp_path / "model.safetensors", "is a safetensors file, not R-50.pkl: CLIP's directory"),
+    ):
+        assert words in refusal(read_resnet_weights, path)
+
+
+def test_a_file_in_the_place_of_clips_directory(clip_copy):
+    for name, words in (
+        ("model.safetensors", f"is a file, not a directory: name its directory, {clip_copy}."),
+        ("R-50.pkl", "a .pkl file goes to --resnet_weights; get the directory with `hf download"),
+    ):
+        (clip_copy / "R-50.pkl").touch()
+        with pytest.raises(WeightsError, match=re.escape(words)):
+            clip.check_clip_weights(str(clip_copy / name))
 
 
 @pytest.fixture
@@ -230,12 +244,12 @@ except WeightsError as error:
 """
 
 
-def hub_run(tmp_path, **environment):
+def hub_run(tmp_path, script=HUB_SCRIPT, **environment):
     with socket.socket() as closed:  # bound but not listening: connections are refused
         closed.bind(("127.0.0.1", 0))
         hub = f"http://127.0.0.1:{closed.getsockname()[1]}"
         environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "PATH": "", **environment}
-        return run(HUB_SCRIPT, env=environment)
+        return run(script, env=environment)
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
@@ -243,6 +257,12 @@ def test_unreachable_hub_says_what_to_do(offline, tmp_path):
     result = hub_run(tmp_path, HF_HUB_OFFLINE=offline)
     assert result.stdout.startswith("The hub cannot be reached for the CLIP weights"), result.stderr
     assert "--clip_weights" in result.stdout and result.stdout.count("\n") == 1
+
+
+def test_another_model_cannot_take_the_place_of_clip(tmp_path):
+    script = HUB_SCRIPT.replace("patch32", "patch16")
+    result = hub_run(tmp_path, script, HF_HUB_OFFLINE="1")
+    assert "leave out --clip_weights for openai/clip-vit-base-patch32, the only" in result.stdout
 
 
 @pytest.mark.parametrize("revision", ["main", "refs/pr/15"])

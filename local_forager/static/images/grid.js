@@ -1,6 +1,7 @@
 // The grid of thumbnails. Only the tiles on the screen exist, whatever the number of images.
 
 import { boxSwitch, tileBoxes } from "./boxes.js";
+import { openChoose } from "./choose.js";
 import { basename, h, kept, keep, labelText, modeKind, own, splitName } from "../dom.js";
 import { summary } from "../filters/filters.js";
 import { changed, onLink } from "../state.js";
@@ -56,6 +57,11 @@ export class Grid {
       h("button", {
         type: "button", disabled: !rows.length, onclick: () => this.session.selection.set(this.rows),
       }, "Select all"),
+      h("button", {
+        type: "button", disabled: !rows.length || state.selected === "yes",
+        title: state.selected === "yes" ? "These images are selected already" : null,
+        onclick: () => openChoose(this.session, state),
+      }, "Choose…"),
       ...(this.session.info.boxed ? [boxSwitch("Boxes")] : []), this.sizes());
     this.none.hidden = rows.length > 0;
     this.none.textContent = this.session.info.rows

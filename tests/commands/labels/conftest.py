@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -59,13 +60,17 @@ def server_b(label_servers):
 
 @pytest.fixture
 def arguments(tmp_path, bucket, emulator, monkeypatch):
-    """A function that writes a label file, and returns the arguments and the environment."""
+    """A function that writes a label file, and returns the arguments and the environment.
+
+    It takes what the file holds, or the path of one that is there.
+    """
     monkeypatch.chdir(tmp_path)
 
     def write(url, document, *options, name="birds"):
-        path = tmp_path / "labels.json"
-        content = document if isinstance(document, str) else json.dumps(document)
-        path.write_text(content, encoding="utf-8")
+        path = document if isinstance(document, Path) else tmp_path / "labels.json"
+        if path != document:
+            content = document if isinstance(document, str) else json.dumps(document)
+            path.write_text(content, encoding="utf-8")
         variables = {"SERVER_URL": url, "FORAGER_BUCKET": bucket}
         return [name, str(path), "--user", "ann@x.org", *options], variables
 

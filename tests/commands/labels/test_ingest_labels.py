@@ -1,5 +1,6 @@
 """The command as a user runs it, against the local Forager of both generations."""
 
+import json
 import os
 import re
 import sys
@@ -29,8 +30,28 @@ def test_labels_are_stored(server, begin, tmp_path):
 
 
 def test_no_labels_at_all(server_b, run):
-    done = run(server_b.url, {"a.jpg": []}, "--viewer_url", "https://view.org/")
-    done.succeeded("0 of 0 labels created in 0 requests", " https://view.org/birds\n")
+    run(server_b.url, {"a.jpg": []}).refused("Nothing of ", " was sent: it has no labels.")
+    unknown = run(server_b.url, {"z.jpg": ["cat"]}, "--skip_unknown")
+    unknown.refused("none of its 1 labelled image is in the dataset birds.")
+
+
+def test_a_long_table_is_cut_and_whole_in_json(server_b, run, tmp_path):
+    document = {"a.jpg": [f"category {number:02}" for number in range(32)]}
+    options = "--viewer_url", "https://view.org/"
+    done = run(server_b.url, document, *options).succeeded(" at https://view.org/birds\n")
+    whole = tmp_path / "labels.json.birds.table.txt"
+    assert f"\ncategory 29  POSITIVE      1        1\nand 2 more: see {whole}\n" in done.stdout
+    assert len(whole.read_text().splitlines()) == 33
+    said = json.loads(run(server_b.url, document, "--json").succeeded().stdout)
+    assert said["outcome"] == "sent_earlier" and len(said["counts"]) == 32
+    assert said["counts"][0] == {
+        "category": "category 00",
+        "mode": "POSITIVE",
+        "asked": 1,
+        "created": 1,
+    }
+    said = json.loads(run(server_b.url, {"z.jpg": ["cat"]}, "--json").failed().stdout)
+    assert said["outcome"] == "stopped" and "not in the dataset birds" in said["message"]
 
 
 def test_unknown_images_stop_the_command(server, run, tmp_path):

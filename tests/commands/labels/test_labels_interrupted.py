@@ -141,7 +141,8 @@ def test_a_finished_run_is_not_repeated(server, run):
         assert ("a second time" in err) == twice
     assert server.stored() == STORED
     out = run(server.url, GOOD, "--dry_run").succeeded().stdout
-    assert out.endswith("An earlier run finished sending these: they are only sent with --again.\n")
+    assert "An earlier run finished sending these 5 labels" in out
+    assert "would be sent to" not in out
     assert "earlier run" not in run(server.url, GOOD, "--dry_run", "--user", "bob@x.org")[1]
     err = run(server.url, GOOD, "--again").succeeded("5 of 5 labels created").stderr
     assert ("Starting over: this server stores 5 labels" in err) == twice
@@ -155,6 +156,19 @@ def test_a_changed_label_file_is_sent(server, run):
     assert ("another version of this label file, with 1 label." in err) == twice
     assert "2 of 2 labels created" in out
     assert server.stored() == [STORED[0]] * (1 + twice) + [STORED[3]]
+
+
+def test_label_files_of_one_name_in_one_work_dir(server, run, tmp_path):
+    """Each has a journal: none is taken for another version of the other."""
+    work = "--work_dir", str(tmp_path / "work")
+    files = [(tmp_path / name / "labels.json", [name]) for name in ("cat", "dog")]
+    for path, categories in files:
+        path.parent.mkdir()
+        path.write_text(json.dumps({"a.jpg": categories}))
+        assert "1 of 1 label created" in run(server.url, path, *work).succeeded().stdout
+    for path, _ in files:
+        assert "Nothing was sent now." in run(server.url, path, *work).succeeded().stderr
+    assert server.stored() == [("a", "cat", "POSITIVE"), ("a", "dog", "POSITIVE")]
 
 
 def test_a_finished_run_that_stored_too_few_stays_an_error(server_a, run):
@@ -176,9 +190,7 @@ def test_output_that_cannot_be_printed_changes_nothing(server_a, begin, run, end
         os.close(target)
         code, _, err = ended(process)
     assert code == 1
-    assert (
-        "The server created 5 of 5 labels, as the journal records, but the table cannot be" in err
-    )
+    assert "Error: 5 of 5 labels created" in err and "Only the table cannot be printed (" in err
     assert "continue" not in err
     assert run(server_a.url, GOOD)[0] == 0
     assert server_a.stored() == STORED

@@ -1,0 +1,74 @@
+"""How long do subsets of a large index take? `python -m bench.page.subsets`
+
+Diverse and typical images of made-up embeddings, against random choice. CPU time is also given as a
+multiple of that of one pass over all vectors, which depends less on what else the machine does.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from bench.page.neighbours import ignore, measured, peak_gb
+from bench.support.measure import Result, show
+from local_forager.analysis import subsets
+from local_forager.analysis.comparisons import near_distance
+from local_forager.indexes.vectors import Vectors
+from testing import synthetic
+
+PASSES = 5  # over all vectors, timed
+RANDOM_CHOICES = 10
+NONE = np.zeros(0, np.int64)
+
+
+def pass_seconds(vectors: Vectors) -> list[float]:
+    """CPU times of comparing all vectors with one, after a first time that is not counted."""
+    times = []
+    for _ in range(PASSES + 1):
+        begin = time.process_time()
+        vectors.similarities(np.array(vectors.array[0]))
+        times.append(time.process_time() - begin)
+    return times[1:]
+
+
+def results_of(vectors: Vectors, count: int) -> list[Result]:
+    every, rng = np.ones(vectors.rows, bool), np.random.default_rng(1)
+    passes = pass_seconds(vectors)
+    results = [Result("one pass over all vectors: CPU time", "s", passes)]
+    least = near_distance(vectors, np.arange(vectors.rows))
+    for kind in subsets.KINDS:
+        asked = kind, vectors, every, count, NONE, least, ignore
+        rows, times = measured(f"{kind}: {count} images", subsets.choose, *asked)
+        passed = times[1].median / float(np.median(passes))
+        radius = subsets.covering_radius(vectors, every, rows)
+        results += [*times, Result(f"{kind}: in passes", "x", [passed])]
+        results.append(Result(f"{kind}: covering radius", "", [radius]))
+    random = [rng.choice(vectors.rows, count, replace=False) for _ in range(RANDOM_CHOICES)]
+    radii = [subsets.covering_radius(vectors, every, rows) for rows in random]
+    return [*results, Result("random choice: covering radius", "", radii)]
+
+
+@click.command()
+@click.option("--rows", default=1_000_000, show_default=True, help="Made-up embeddings.")
+@click.option("--count", default=500, show_default=True, help="Images to choose.")
+@click.option("--dimensions", default=512, show_default=True, help="Numbers of each embedding.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
+def main(rows: int, count: int, dimensions: int, json_file: Path | None) -> None:
+    """Time diverse and typical subsets, and compare how well they cover all images."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "vectors.f32"
+        with path.open("wb") as file:
+            for chunk in synthetic.embeddings(rows, dimensions):
+                chunk.tofile(file)
+        before = peak_gb()
+        results = results_of(Vectors(path, rows, dimensions), count)
+        results.append(Result("peak memory while the vectors were made", "GB", [before]))
+        results.append(Result("peak memory, mapped vectors included", "GB", [peak_gb()]))
+        results.append(Result("the vectors", "GB", [path.stat().st_size / 1e9]))
+    show(f"{count:,} of {rows:,} made-up embeddings of {dimensions} numbers", results, json_file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Opens what `export` reads, without a server: a dataset, a work directory, or an index by its id.
+
+A dataset of the local Forager has labels. A work directory and an index in the bucket have none.
+"""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.terminal import printable, say
+from dataset.database import options_on_disk
+from dataset.work_directory import STATE
+from local_forager.indexes.copies import IndexCopies
+from local_forager.indexes.index import (
+    NO_MANIFEST,
+    Index,
+    IndexFiles,
+    LabelTable,
+    read_index,
+    table_of,
+)
+from local_forager.indexes.own_columns import columns_path, read_columns
+from local_forager.server.buckets import Buckets
+from local_forager.server.database import Database, Dataset, ServerGeneration
+from local_forager.types import PageError
+
+NAMED = 10  # names in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An index with the labels of its dataset; the table is empty where there is no dataset."""
+
+    index: Index
+    table: LabelTable
+    no_labels: str = ""  # why it cannot have labels: the first half of a sentence
+
+
+async def open_named(name: str, data_dir: Path, bucket: str) -> Opened:
+    """A dataset of the local Forager or, if the name is that of a directory, a work directory."""
+    directory = Path(name)
+    if os.sep in name or directory.name in ("", ".."):
+        return open_work_directory(directory)
+    try:
+        return await open_dataset(name, data_dir, bucket)
+    except PageError as error:
+        if error.status != 404 or not (directory / STATE).exists():
+            raise
+        say(f"There is no dataset named {printable(name)} here: reading the work directory.")
+        return open_work_directory(directory)
+
+
+async def find_dataset(name: str, data_dir: Path) -> Dataset:
+    """The dataset of this name of the local Forager in this directory."""
+    path, where = data_dir / "forager.sqlite3", printable(str(data_dir))
+    if not path.exists():
+        raise PageError(
+            404,
+            f"There is no local Forager in {where} with a dataset {printable(name)}: give its "
+            "--data_dir, or a work directory such as ./birds, or --index_id.",
+        )
+    database = Database(path, ServerGeneration.B)
+    try:
+        if dataset := await database.dataset(name):
+            return dataset
+        known = first_of(await database.dataset_names()) or "no datasets"
+        shown = printable(name)
+        raise PageError(404, f"There is no dataset named {shown} in {where}. It has: {known}.")
+    finally:
+        database.close()
+
+
+async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
+    """The index of a dataset, copied from the bucket if it is not here yet; labels and columns."""
+    dataset = await find_dataset(name, data_dir)
+    index = await copied_index(dataset.index_id, data_dir, bucket)
+    path = columns_path(data_dir, dataset.id)
+    columns = read_columns(path, dataset.index_id, len(index.names))
+    database = Database(data_dir / "forager.sqlite3", ServerGeneration.B)
+    try:
+        labels, boxes = await database.labels(dataset.id), await database.boxes(dataset.id)
+        return Opened(index=index, table=table_of(labels, boxes, index, columns))
+    finally:
+        database.close()
+
+
+def first_of(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(map(printable, names[:NAMED])) + more
+
+
+async def open_index(index_id: str, data_dir: Path, bucket: str) -> Opened:
+    """An index in the bucket, whether a dataset uses it or not."""
+    index = await copied_index(index_id, data_dir, bucket)
+    none = "An index in the bucket has no labels: name a dataset of the local Forager"
+    return Opened(index=index, table=LabelTable({}, {}, {}), no_labels=none)
+
+
+async def copied_index(index_id: str, data_dir: Path, bucket: str) -> Index:
+    """The index, copied from the bucket if it is not here yet."""
+    buckets = Buckets()
+    try:
+        copy = IndexCopies(buckets, bucket, data_dir).get(index_id)
+        await copy.task
+        if copy.index is None:
+            raise PageError(409, copy.problem or "")
+        return copy.index
+    finally:
+        buckets.close()
+
+
+def open_work_directory(directory: Path) -> Opened:
+    """The index in the work directory of an ingest that is finished.
+
+    Raises:
+        PageError: it is none, its ingest is running or unfinished, or a file is damaged.
+    """
+    shown = printable(str(directory))
+    if not directory.is_dir():
+        raise PageError(404, f"There is no directory {shown}: name the one of a finished ingest.")
+    if not (directory / STATE).is_file():
+        raise PageError(
+            404,
+            f"{shown} is not the work directory of an ingest, as there is no {STATE} in it: name "
+            "that of a finished one.",
+        )
+    if _is_locked(directory / "lock"):
+        raise PageError(409, f"An ingest is running in {shown}: wait until it has ended.")
+    try:
+        options = options_on_disk(directory / STATE)
+    except (ValueError, sqlite3.Error, OSError) as error:
+        reason = printable(str(error))
+        raise PageError(
+            409,
+            f"The ingest in {shown} is not finished, or its {STATE} is damaged ({reason}): run the "
+            "same ingest again.",
+        ) from None
+    if "registered" not in options or "abandoned" in options:
+        raise PageError(409, f"The ingest in {shown} is not finished: run it again, then export.")
+    try:
+        index = read_index(IndexFiles.of_work_directory(directory), NO_MANIFEST)
+    except PageError as error:
+        raise PageError(409, f"The index in {shown} cannot be used. {error}") from None
+    none = "A work directory has no labels: name a dataset of the local Forager"
+    return Opened(index=index, table=LabelTable({}, {}, {}), no_labels=none)
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether an ingest is running: it holds the lock of its work directory."""
+    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,170 @@
+"""The sets of images that `python -m local_forager export` writes: health checks and subsets."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from common.terminal import printable
+from local_forager.analysis import subsets
+from local_forager.analysis.comparisons import near_distance
+from local_forager.analysis.health import Health, Jobs
+from local_forager.analysis.quality import LIMITS, beyond
+from local_forager.indexes.index import Index
+from local_forager.indexes.vectors import EXACT_ROWS
+from local_forager.opening import Opened, first_of
+from local_forager.types import PageError
+
+SETS = {  # set -> health check
+    "all": "",
+    "failed": "failed",
+    "exact-duplicates": "exact",
+    "near-duplicates": "near",
+    "leaks": "leak",
+    "contradictions": "disagree",
+    **{name: name for name in LIMITS},
+}
+SPLITS = ("train", "val")
+POLL = 0.05  # seconds between looks at a comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which images the command exports."""
+
+    which: str  # one of SETS, or of subsets.KINDS
+    by: str
+    exact: bool  # compare all pairs of a large index too
+    split: str | None
+    unlabelled: bool
+    category: str | None  # only images with this label
+    mode: str
+    count: int | None
+    like: Path | None
+    threshold: float | None  # of a set of LIMITS, instead of its own
+
+
+def name_line(name: str) -> str:
+    """An object name in one line: a line break is a backslash and n or r."""
+    return name.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def rows_named(index: Index, path: Path) -> np.ndarray:
+    """The rows of the images that a file names, one a line: int64, ascending.
+
+    A line is an object name as an export of names writes it, a file name or an identifier.
+
+    Raises:
+        PageError: a line names no image, the file names none, or it is no text.
+    """
+    shown = printable(str(path))
+    try:
+        lines = path.read_bytes().decode("utf-8-sig", "surrogatepass").split("\n")
+    except UnicodeDecodeError:
+        raise PageError(400, f"{shown} is not UTF-8 text: write one name a line.") from None
+    wanted = [line for line in (line.strip("\r") for line in lines) if line.strip()]
+    by_object: dict[str, list[int]] = {}
+    by_file: dict[str, list[int]] = {}
+    for row, name in enumerate(index.names):
+        by_object.setdefault(name_line(name), []).append(row)
+        by_file.setdefault(name_line(name).rpartition("/")[2], []).append(row)
+    rows: set[int] = set()
+    unknown: list[str] = []
+    for line in wanted:
+        found = by_object.get(line) or by_file.get(line) or index.rows_of.get(line)
+        rows.update(found or ())
+        if not found:
+            unknown.append(line)
+    if unknown:
+        what = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
+        raise PageError(400, f"In {shown}, {what} no image: {first_of(unknown)}.")
+    if not rows:
+        raise PageError(400, f"{shown} names no image: write one name a line.")
+    return np.array(sorted(rows), np.int64)
+
+
+def candidates(opened: Opened, asked: Asked) -> np.ndarray:
+    """bool (n,): the images that pass --split, --unlabelled and --category."""
+    index, table = opened.index, opened.table
+    passing = np.ones(len(index.names), bool)
+    if asked.split:
+        others = slice(index.num_train, None) if asked.split == "train" else slice(index.num_train)
+        passing[others] = False
+    option = "--unlabelled" if asked.unlabelled else "--category"
+    if opened.no_labels and (asked.unlabelled or asked.category is not None):
+        raise PageError(400, f"{opened.no_labels}, or leave out {option}.")
+    if asked.unlabelled:
+        passing[list(table.of_row)] = False
+    if asked.category is not None:
+        rows, labelled = table.select(asked.category, asked.mode), np.zeros(len(passing), bool)
+        if not len(rows):
+            label = f"{printable(asked.category)} in mode {printable(asked.mode)}"
+            known = first_of(sorted(table.rows)) or "none"
+            raise PageError(404, f"No image has the label {label}; the categories are: {known}.")
+        labelled[rows] = True
+        passing &= labelled
+    return passing
+
+
+def show_progress(what: str, share: float) -> None:
+    """A line that is written over and over on a terminal, and removed at the end."""
+    if sys.stderr.isatty():
+        text = f"{what}: {share:.0%}"
+        click.echo(f"\r{text} " if share < 1 else f"\r{' ' * len(text)}\r", err=True, nl=False)
+
+
+def subset(opened: Opened, asked: Asked, count: int) -> list[int]:
+    """The rows of a subset, the most useful first. Says so if it has fewer than `count`."""
+    index, vectors = opened.index, opened.index.embeddings[asked.by]
+    given = rows_named(index, asked.like) if asked.like else np.zeros(0, np.int64)
+    least = near_distance(vectors, np.flatnonzero(~index.failed))
+    rows = subsets.choose(
+        asked.which,
+        vectors,
+        candidates(opened, asked) & ~index.failed,
+        count,
+        given=given[~index.failed[given]],
+        least=least,
+        progress=lambda share: show_progress("Choosing images", share),
+    )
+    if len(rows) < count:
+        click.echo(
+            f"Only {len(rows):,} of {count:,} were left to choose from: failed images and near "
+            f"duplicates (a distance of up to {least:.3g} by {asked.by}) are left out.",
+            err=True,
+        )
+    return [int(row) for row in rows]
+
+
+def rows_of(opened: Opened, asked: Asked) -> list[int]:
+    """The rows of a set: ascending, or those of a subset with the most useful first."""
+    if asked.count:
+        return subset(opened, asked, asked.count)
+    index, which, passing = opened.index, asked.which, candidates(opened, asked)
+    if which == "all":
+        return [int(row) for row in np.flatnonzero(passing)]
+    if which == "contradictions" and opened.no_labels:
+        raise PageError(400, f"{opened.no_labels}, or choose another --set.")
+    if which in LIMITS:
+        found = beyond(index, which, asked.threshold)
+        return [int(row) for row in found[passing[found]]]
+    jobs, rows = Jobs(), len(index.names)
+    limit = rows if asked.exact else EXACT_ROWS
+    health = Health(jobs, index, asked.by, limit, opened.table, version=0)
+    try:
+        while (groups := health.groups(SETS[which], start=True)) is None:
+            show_progress("Comparing images", jobs.progress())
+            time.sleep(POLL)
+    finally:
+        jobs.close()
+    show_progress("Comparing images", 1)
+    if health.in_lists and SETS[which] in ("near", "leak"):
+        click.echo(
+            "Only roughly similar images were compared: a few may be missing. --exact compares all "
+            "pairs.",
+            err=True,
+        )
+    return sorted(row for group in groups for row in group if passing[row])

@@ -1,0 +1,64 @@
+"""The commands where nothing is installed, on old Pythons, and while libraries are imported."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from common.program import ROOT
+from tests.harness import run, start, wait_for
+
+COMMANDS = (["ingest.py"], ["ingest_labels.py"], ["demo.py"], ["-m", "local_forager"])
+BEFORE_THE_GUARD = ("common/__init__.py", "common/guard.py", "common/program.py")
+PACKAGES = ("local_forager/__init__.py", "local_forager/__main__.py")
+OLD = (
+    "import runpy, sys; sys.version_info = (3, 9, 1); "
+    "sys.argv = ['ingest.py']; runpy.run_path('ingest.py', run_name='__main__')"
+)
+
+
+@pytest.mark.parametrize("file", [*BEFORE_THE_GUARD, *PACKAGES, "ingest.py", "ingest_labels.py"])
+def test_old_pythons_can_read_what_comes_before_the_guard(file):
+    ast.parse((ROOT / file).read_text(), feature_version=(3, 8))
+
+
+def test_an_old_python_is_told_so():
+    done = run([sys.executable, "-c", OLD], cwd=ROOT)
+    done.failed("Python 3.10 or newer is needed, and this is Python 3.9: run `")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_without_the_packages(command, tmp_path):
+    venv.create(tmp_path / "bare", symlinks=True)
+    done = run([str(tmp_path / "bare" / "bin" / "python"), *command], cwd=ROOT)
+    helps = "make demo" if command == ["demo.py"] else ".venv"
+    done.refused("bin/python does not have the package click: run `", helps)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_ctrl_c_while_libraries_are_imported(command, tmp_path):
+    """A package of the name click, which is imported first, takes for ever."""
+    (tmp_path / "click.py").write_text(
+        "import pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'importing')!r}).touch()\n"
+        "time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = start([sys.executable, *command], environment, cwd=ROOT)
+    wait_for((tmp_path / "importing").exists)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out, said) == (130, "", "Interrupted: nothing was begun.\n")
+
+
+def test_a_closed_standard_output_is_no_error(tmp_path):
+    """Nor does a file that is opened later get its number."""
+    command = f"{sys.executable} {ROOT / 'ingest.py'} --version >&- 2>err"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 0
+    assert Path(tmp_path / "err").read_text() == ""
