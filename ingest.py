@@ -36,7 +36,13 @@ from engine.checkpoint import Recorder
 from engine.loading import ModelLoader
 from preflight.checks import check_arguments, check_listing, list_images
 from preflight.describe import describe_changes, describe_plan, list_changes
-from preflight.earlier import changed_since, check_left_out, finished, what_restart_deletes
+from preflight.earlier import (
+    changed_since,
+    check_left_out,
+    finished,
+    is_still_there,
+    what_restart_deletes,
+)
 from preflight.plan import Plan, begin_or_continue, make_plan
 from preflight.request import Request, parse_request, without_validation
 from preflight.sources import describe_reuse
@@ -147,7 +153,8 @@ async def run_rounds(
 ) -> None:
     """Finish the ingest, in several rounds if the bucket changes meanwhile."""
     report.state = state = work.state()
-    if state and (what_it_holds := await asyncio.to_thread(finished, request, state, loader)):
+    what_it_holds = await asyncio.to_thread(finished, request, state, loader)
+    if state and what_it_holds and await is_still_there(request, state):
         report.outcome, report.page = RunOutcome.FINISHED, page_of(request, state)
         report.keeps_earlier = True
         if state.outdated_by:

@@ -22,7 +22,7 @@ import click
 
 from common.errors import Findings, IngestError, ServerError
 from common.names import dataset_name_error, text_problem
-from common.options import CONTEXT_SETTINGS, Command, shared_options
+from common.options import CONTEXT_SETTINGS, Command, LocalPath, shared_options
 from common.terminal import count, first_lines, printable, say
 
 if TYPE_CHECKING:  # imported by the functions that use them, so that --help is fast
@@ -73,7 +73,7 @@ class Options:
 @click.argument(
     "label_file",
     metavar="LABELS.json",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="The labels, in the format that --format names.",
 )
 @click.option(
@@ -128,7 +128,7 @@ class Options:
 )
 @click.option(
     "--work_dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=LocalPath(file_okay=False),
     metavar="DIR",
     help="Directory for the journal and lists of problems.  [default: beside LABELS.json]",
 )

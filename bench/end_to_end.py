@@ -65,7 +65,7 @@ def original_way(models: original.Original, device: torch.device) -> Callable[[b
             models.resnet(torch.from_numpy(decoded(data))[None].to(device))
             scaled = decode.clip_input(decode.decode(decode.open_image(data)))
             models.clip(torch.from_numpy(np.array(scaled))[None].to(device))
-            decode.thumbnail(decode.decode(decode.open_image(data)))
+            decode.thumbnail(decode.small_copy(decode.decode(decode.open_image(data))))
 
     return embed
 

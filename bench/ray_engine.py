@@ -195,6 +195,7 @@ def driver_rate() -> float:
     """Rows per second from pickled results to marked rows, a checkpoint every two seconds."""
     from dataset.arrays import Arrays
     from dataset.listing import Listing, Split
+    from dataset.quality import Quality
     from dataset.state import Row, State
     from engine.checkpoint import Recorder
     from engine.decode import Embedded
@@ -202,7 +203,9 @@ def driver_rate() -> float:
     from gcs import ListedObject
 
     async def take() -> None:
-        embedded = Embedded(embedding=CONSTANT, width=1, height=1, is_rotated=False)
+        embedded = Embedded(
+            embedding=CONSTANT, width=1, height=1, is_rotated=False, quality=Quality(0, 0, 0, 0)
+        )
         for start in range(0, DRIVER_ROWS, BLOCK_ROWS):
             numbers = range(start, min(start + BLOCK_ROWS, DRIVER_ROWS))
             rows = [Row(n, ListedObject(f"t/{n}.jpg", 1, 0, 0)) for n in numbers]

@@ -92,7 +92,9 @@ def put_in_threads(count: int, data: bytes) -> None:
 def small_objects(count: int, runs: int) -> list[Result]:
     """Rates and CPU time of fetches and uploads, ours and in threads."""
     path = photograph(640, 480)
-    thumbnail = decode.thumbnail(decode.decode(decode.open_image(path.read_bytes())))
+    thumbnail = decode.thumbnail(
+        decode.small_copy(decode.decode(decode.open_image(path.read_bytes())))
+    )
     few = max(THREADS, count // 10)
     with storage_server(count, [path]):
         images = [found for page in listed(GsPath("bench", "train/")) for found in page]

@@ -103,6 +103,27 @@ def web_address(text: str) -> str:
     )
 
 
+def no_address(text: str) -> str:
+    """Anything but an address, of which only the scheme is shown: it may have a password."""
+    scheme, is_address, _ = text.partition("://")
+    if is_address:
+        raise ValueError(f"{printable(scheme)}://... is an address, not a path on this machine.")
+    return text
+
+
+class LocalPath(click.Path):
+    """A path on this machine, as a Path."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(path_type=Path, **kwargs)
+
+    def convert(self, value: Any, *where: Any) -> Any:
+        try:
+            return super().convert(no_address(str(value)), *where)
+        except ValueError as error:
+            self.fail(str(error), *where)
+
+
 class Command(click.Command):
     """A command with -h and --version.
 
@@ -249,7 +270,7 @@ INGEST_OPTIONS = (
     ),
     click.option(
         "--resnet_weights",
-        type=click.Path(path_type=Path),
+        type=LocalPath(),
         default=RESNET_WEIGHTS,
         show_default=False,
         metavar="FILE",
@@ -258,6 +279,7 @@ INGEST_OPTIONS = (
     click.option(
         "--clip_weights",
         default=CLIP_WEIGHTS,
+        type=no_address,
         metavar="ID_OR_DIR",
         help="CLIP ViT-B/32: a hub id, or a local directory in the hub's layout.",
     ),
@@ -275,7 +297,7 @@ INGEST_OPTIONS = (
     ),
     click.option(
         "--work_dir",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=LocalPath(file_okay=False),
         metavar="DIR",
         help="Directory for embeddings and resume state, 15 kB per image.  [default: a directory "
         "named NAME]",
@@ -327,7 +349,7 @@ INGEST_OPTIONS = (
     ),
     click.option(
         "--write_renames",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=LocalPath(dir_okay=False),
         metavar="FILE",
         help="With --dry_run: write a script that renames .JPG and other objects to names that the "
         "server takes, and makes basenames unique by their directories.",
@@ -367,7 +389,7 @@ INGEST_OPTIONS = (
     ),
     click.option(
         "--prices",
-        type=click.Path(path_type=Path),
+        type=LocalPath(),
         metavar="FILE",
         help="With --trial: your prices, as JSON. See docs/report.md.",
     ),

@@ -25,7 +25,7 @@ from common.names import checked_index_id
 from common.process import close_database
 from common.terminal import printable
 
-VERSION = 5  # of the tables, as SQLite's user_version
+VERSION = 6  # of the tables, as SQLite's user_version
 OPTIONS = "CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 OPTIONS_CHECKSUM = "checksum"  # the option that holds the checksum over all others
 EMBEDDING_S = "embedding_s"  # the option of Database.embedding_s

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.errors import IngestError
 from common.files import written_whole
-from common.options import CONTEXT_SETTINGS, Command
+from common.options import CONTEXT_SETTINGS, Command, LocalPath
 from common.terminal import printable
 from dataset.arrays import DIMENSIONS, DTYPE, array_path, arrays_complete
 from dataset.manifest import ROWS_PER_GROUP, manifest_path, read_metadata
@@ -34,7 +34,7 @@ ROWS_PER_WRITE = 10_000  # 140 MB with all vectors
 @click.argument(
     "directory",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=LocalPath(file_okay=False),
     help="The work directory of a finished ingest.",
 )
 @click.option(
@@ -42,7 +42,7 @@ ROWS_PER_WRITE = 10_000  # 140 MB with all vectors
     "path",
     required=True,
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=LocalPath(dir_okay=False),
     help="The Parquet file to write, or a .csv file: that gets the manifest without vectors.",
 )
 @click.option(

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from common.process import close_database
 from dataset.database import remove_database, scratch_database
+from dataset.quality import COLUMNS, UNKNOWN, Quality
 from dataset.state import PENDING, Found
 
-TABLES = """
+TABLES = f"""
 CREATE TABLE found (
     source INTEGER NOT NULL, row INTEGER NOT NULL, object TEXT NOT NULL, size INTEGER NOT NULL,
     crc32c INTEGER NOT NULL, imagenet_class INTEGER, width INTEGER, height INTEGER,
-    vectors_crc32c INTEGER, origin TEXT, kind INTEGER NOT NULL
+    vectors_crc32c INTEGER, origin TEXT, kind INTEGER NOT NULL, {COLUMNS}
 );
 """
 INDEXES = """
@@ -80,6 +81,7 @@ class Match:
     height: int | None
     vectors_crc32c: int
     origin: str | None
+    quality: Quality | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +117,13 @@ class Matches:
                 *(self._sources, i.row, i.object, i.size, i.crc32c, i.imagenet_class),
                 *(i.width, i.height, i.vectors_crc32c, i.origin),
                 Use.FAILED_THERE if i.failed else kind,
+                *(i.quality or UNKNOWN.values()),
             )
             for i in images
             if (usable if i.failed else i.vectors_crc32c is not None)
         )
         self._db.execute("BEGIN")
-        self._db.executemany(f"INSERT INTO found VALUES ({', '.join('?' * 11)})", values)
+        self._db.executemany(f"INSERT INTO found VALUES ({', '.join('?' * 15)})", values)
         self._db.execute("COMMIT")
         self._sources += 1
 
@@ -149,10 +152,11 @@ class Matches:
 
     def __iter__(self) -> Iterator[Match]:
         """Every match, in the order of the sources' rows."""
-        names = list(Match.__dataclass_fields__)
+        *names, _ = Match.__dataclass_fields__
         for values in self._db.execute(
             "SELECT f.source, f.row, f.object, m.slot, m.identifier, f.imagenet_class, f.width, "
-            "f.height, f.vectors_crc32c, f.origin FROM matches m JOIN found f ON f.rowid = m.found "
-            "ORDER BY m.found, m.slot"
+            f"f.height, f.vectors_crc32c, f.origin, {COLUMNS} FROM matches m "
+            "JOIN found f ON f.rowid = m.found ORDER BY m.found, m.slot"
         ):
-            yield Match(**dict(zip(names, values, strict=True)))
+            known, quality = values[: len(names)], values[len(names) :]
+            yield Match(quality=Quality.known(*quality), **dict(zip(names, known, strict=True)))

@@ -20,6 +20,7 @@ import numpy as np
 
 from dataset.database import OPTIONS, VERSION, Database, remove_database
 from dataset.listing import Split
+from dataset.quality import COLUMNS, UNKNOWN, Quality
 from gcs import ListedObject
 
 ROWS_PER_QUERY = 1000
@@ -36,7 +37,7 @@ class Status(enum.IntEnum):
 
 PENDING, DONE, FAILED = Status
 LISTED = "slot, split, object, identifier, size, crc32c, generation"
-OUTCOME = "status, imagenet_class, reason, vectors_crc32c, width, height, source"
+OUTCOME = f"status, imagenet_class, reason, vectors_crc32c, width, height, source, {COLUMNS}"
 # No table has an index beside it, in which damage would go unnoticed. `split` is null for an image
 # that is not listed any more.
 TABLES = f"""
@@ -48,7 +49,8 @@ CREATE TABLE images (
     slot INTEGER PRIMARY KEY, split INTEGER, object TEXT NOT NULL, identifier TEXT NOT NULL,
     size INTEGER NOT NULL, crc32c INTEGER NOT NULL, generation INTEGER NOT NULL,
     status INTEGER NOT NULL, imagenet_class INTEGER, reason TEXT, vectors_crc32c INTEGER,
-    width INTEGER, height INTEGER, source TEXT, checksum INTEGER NOT NULL
+    width INTEGER, height INTEGER, source TEXT, brightness REAL, contrast REAL, sharpness REAL,
+    colourfulness REAL, checksum INTEGER NOT NULL
 );
 """
 IMAGES = TABLES[TABLES.index("CREATE TABLE images") :]
@@ -87,10 +89,8 @@ SELECT n.split, n.object, n.identifier, n.size, n.crc32c, n.generation FROM new.
 LEFT JOIN images i USING (identifier, size, crc32c) WHERE i.slot IS NULL ORDER BY n.split, n.object
 """
 NEW_OBJECTS = f"SELECT object FROM ({NEW})"
-INSERT = f"""
-INSERT INTO images VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, {PENDING}, NULL, NULL, NULL, NULL, NULL,
-    NULL, checksum(?1, ?2, ?3, ?4, ?5, ?6, ?7, {PENDING}, NULL, NULL, NULL, NULL, NULL, NULL))
-"""
+NEW_IMAGE = f"?1, ?2, ?3, ?4, ?5, ?6, ?7, {PENDING}" + OUTCOME.count(",") * ", NULL"
+INSERT = f"INSERT INTO images VALUES ({NEW_IMAGE}, checksum({NEW_IMAGE}))"
 APPEARED = """
 CREATE TEMP TABLE appeared AS SELECT n.object, n.size, n.crc32c FROM new.listed n
 LEFT JOIN images i USING (split, object) WHERE i.slot IS NULL ORDER BY n.split, n.object
@@ -137,6 +137,7 @@ class Outcome(NamedTuple):
     width: int | None = None  # pixels
     height: int | None = None
     source: str | None = None  # of a reused image: INDEX_ID/ROW that it was copied from
+    quality: Quality | None = None  # None if it failed, or was reused from where it is not known
 
 
 class Counts(NamedTuple):
@@ -194,9 +195,8 @@ class Changes:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """An image of a source, and what is known of it."""
+class Found(NamedTuple):
+    """What a source knows of an image. A dataclass would take six times as long to make."""
 
     row: int  # of its vectors in the source's arrays
     object: str
@@ -206,6 +206,7 @@ class Found:
     width: int | None
     height: int | None
     vectors_crc32c: int | None
+    quality: Quality | None = None
     origin: str | None = None  # where that source copied it from, as Outcome.source has it
     failed: bool = False
 
@@ -420,7 +421,14 @@ class State(Database):
         with self._transaction():
             self._db.executemany(
                 f"{SET_OUTCOME} WHERE slot = :row",
-                [{"status": DONE if o.reason is None else FAILED, **o._asdict()} for o in outcomes],
+                [
+                    {
+                        "status": DONE if o.reason is None else FAILED,
+                        **o._asdict(),
+                        **(o.quality._asdict() if o.quality else UNKNOWN),
+                    }
+                    for o in outcomes
+                ],
             )
 
     def reopen(self, slots: Iterable[int]) -> None:
@@ -463,14 +471,12 @@ class State(Database):
 
     def found(self) -> Iterator[Found]:
         """The images that another ingest can use, or this one under other names, by slot."""
-        cursor = self._db.execute(
-            "SELECT slot AS row, object, size, crc32c, imagenet_class, width, height, "
-            f"vectors_crc32c, source AS origin, status = {FAILED} AS failed FROM images "
-            f"WHERE status <> {PENDING} ORDER BY slot"
-        )
-        names = [column[0] for column in cursor.description]
-        for values in cursor:
-            yield Found(**dict(zip(names, values, strict=True)))
+        for origin, failed, *values in self._db.execute(
+            f"SELECT source, status = {FAILED}, slot, object, size, crc32c, imagenet_class, width, "
+            f"height, vectors_crc32c, {COLUMNS} FROM images WHERE status <> {PENDING} ORDER BY slot"
+        ):
+            quality = Quality.known(*values[8:])
+            yield Found._make((*values[:8], quality, origin, bool(failed)))
 
     # What goes into the index: slots are rows by then
 
@@ -501,11 +507,13 @@ class State(Database):
         )
 
     def manifest_rows(self) -> Generator[tuple[Any, ...], None, None]:
-        """The columns of manifest.schema for each listed image, by slot; the split as a number."""
+        """The columns of manifest.schema but the last for each listed image, by slot; the split as
+        a number.
+        """
         yield from self._db.execute(
             "SELECT object, identifier, split, size, generation, crc32c, width, height, "
-            "imagenet_class, reason, vectors_crc32c FROM images WHERE split IS NOT NULL "
-            "ORDER BY slot"
+            f"imagenet_class, reason, vectors_crc32c, {COLUMNS} FROM images "
+            "WHERE split IS NOT NULL ORDER BY slot"
         )
 
 

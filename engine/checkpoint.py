@@ -88,7 +88,8 @@ class Recorder:
             vectors, imagenet_class = result.embedding
             if all(np.isfinite(vector).all() for vector in vectors):
                 self._rotated += result.is_rotated
-                described = self._arrays.write(row.row, vectors), result.width, result.height
+                checksum, size = self._arrays.write(row.row, vectors), (result.width, result.height)
+                described = checksum, *size, None, result.quality
                 self._add(row, Outcome(row.row, imagenet_class, None, *described))
                 return
             result = NotEmbedded("the models compute no finite numbers for it")

@@ -19,6 +19,7 @@ from common.errors import ImageError
 from common.process import shortage
 from common.terminal import printable
 from dataset.arrays import Embedding
+from dataset.quality import Quality, measure
 from models.clip_crop import CLIP_SIDE, clip_crop
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever the name says; JPEG is MPO too
@@ -56,6 +57,7 @@ class Decoded:
     thumbnail: bytes | None  # a JPEG file; None where another process uploaded it
     thumbnail_bytes: int  # its size
     is_rotated: bool  # its EXIF data ask to turn or mirror it, which is not done
+    quality: Quality
 
     @property
     def height(self) -> int:
@@ -74,6 +76,7 @@ class Embedded:
     width: int  # pixels
     height: int
     is_rotated: bool  # as of Decoded
+    quality: Quality
 
 
 class NotEmbedded(NamedTuple):
@@ -192,14 +195,11 @@ def clip_input(image: Image.Image) -> np.ndarray:
     return np.asarray(scaled.crop((left, top, left + CLIP_SIDE, top + CLIP_SIDE)))
 
 
-def thumbnail(image: Image.Image) -> bytes:
-    """A JPEG file at most 200 pixels high, aspect kept, never enlarged; of the image only pixels.
+def small_copy(image: Image.Image) -> Image.Image:
+    """The pixels of a thumbnail: at most 200 pixels high, aspect kept, never enlarged.
 
-    A thumbnail is public, and what a file says beside its pixels (comments, EXIF, XMP, a colour
-    profile) may be private, or too long for a JPEG.
-
-    Raises:
-        ImageError: wider than a JPEG file can be.
+    They are of the image alone: a thumbnail is public, and what a file says beside its pixels
+    (comments, EXIF, XMP, a colour profile) may be private, or too long for a JPEG.
     """
     if image.height <= THUMBNAIL_HEIGHT:
         small = image.copy()
@@ -209,9 +209,18 @@ def thumbnail(image: Image.Image) -> bytes:
         width = max(1, math.ceil(image.width * THUMBNAIL_HEIGHT / image.height - 0.5))
         bicubic = Image.Resampling.BICUBIC
         small = image.resize((width, THUMBNAIL_HEIGHT), bicubic, reducing_gap=1.0)
+    small.info = {}  # Pillow copies some of it into the file
+    return small
+
+
+def thumbnail(small: Image.Image) -> bytes:
+    """A small copy as a JPEG file.
+
+    Raises:
+        ImageError: wider than a JPEG file can be.
+    """
     if small.width > MAX_JPEG_SIDE:
         raise ImageError(f"its thumbnail would be {small.width:,} pixels wide, too wide for a JPEG")
-    small.info = {}  # Pillow copies some of it into the file
     file = io.BytesIO()
     small.save(file, "JPEG")
     return file.getvalue()
@@ -242,13 +251,15 @@ def prepare(
             if clip_there is not None:
                 clip_there[:] = scaled
             pixels, scaled = there, clip_there
-        small = thumbnail(rgb)
+        small = small_copy(rgb)
+        file = thumbnail(small)
         return Decoded(
             pixels=pixels,
             clip_input=scaled,
-            thumbnail=small,
-            thumbnail_bytes=len(small),
+            thumbnail=file,
+            thumbnail_bytes=len(file),
             is_rotated=is_rotated(image),
+            quality=measure(small),
         )
 
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from common.errors import IngestError, ShortageError
 from common.program import ROOT
 from common.terminal import printable
+from dataset.quality import Quality
 from dataset.state import Row
 from engine import threads
 from engine.decode import Decoded, NotEmbedded, views
@@ -244,6 +245,7 @@ class Feeders:
         has_clip_input: bool,
         is_rotated: bool,
         thumbnail_bytes: int,
+        quality: list[float],
     ) -> None:
         row = self._told(feeder, number)
         self._holders[number] = feeder
@@ -256,6 +258,7 @@ class Feeders:
             thumbnail=None,
             thumbnail_bytes=thumbnail_bytes,
             is_rotated=is_rotated,
+            quality=Quality(*quality),
         )
         self._take(row, image)
 

@@ -107,6 +107,7 @@ class Pipeline:
                 width=image.width,
                 height=image.height,
                 is_rotated=image.is_rotated,
+                quality=image.quality,
             )
             self._finish(row, embedded)
         except Exception as error:

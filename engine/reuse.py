@@ -152,6 +152,7 @@ class Copier:
             match.width,
             match.height,
             match.origin if is_own else f"{source.index_id}/{match.source_row}",
+            match.quality,
         )
 
 

@@ -81,6 +81,7 @@ class Connection:
     ) -> None:
         self._url = check_server_url(server_url)
         self.shown = shown_address(self._url)
+        self._proxy = proxy_for(self._url)
         self.viewer_url: str | None = None
         self._timeouts = timeouts
         self._retrying = retrying or retries.from_environment()
@@ -91,7 +92,7 @@ class Connection:
         # server closed it before or read the request, and there are few requests.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True),
-            proxy=proxy_for(self._url),
+            proxy=self._proxy,
             trust_env=True,
         )
         return self
@@ -235,8 +236,9 @@ class Connection:
         """The error for a request that got no usable answer."""
         server = f"the Forager server at {self.shown}"
         if isinstance(error, Unreachable):
+            proxy = f" through the proxy {shown_address(self._proxy)}" if self._proxy else ""
             return ServerError(
-                f"Cannot reach {server} ({error}): check SERVER_URL, and that the server is "
+                f"Cannot reach {server}{proxy} ({error}): check SERVER_URL, and that the server is "
                 "running."
             )
         reason = retries.reason(error)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from common.addresses import shown_server
-from common.errors import Findings, StorageError, WeightsError
+from common.errors import Findings, ServerError, StorageError, WeightsError
 from common.names import MAX_NAME_LENGTH
 from common.options import CLIP_WEIGHTS, DEFAULT_BUCKET, RESNET_WEIGHTS
 from common.terminal import count, duration, printable, say, warn
@@ -17,6 +17,7 @@ from dataset.listing import Split
 from dataset.state import Changes, State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
+from forager.client import Forager
 from preflight.checks import announce_listing, list_images
 from preflight.describe import list_changes
 from preflight.renames import write_renames
@@ -49,6 +50,16 @@ def finished(request: Request, state: State | None, loader: ModelLoader) -> str 
         + (f", of which {total.failed:,} failed" if total.failed else "")
         + f" (index {state.index_id})"
     )
+
+
+async def is_still_there(request: Request, state: State) -> bool:
+    """Whether the server still has the dataset of a finished ingest, as far as it answers."""
+    try:
+        async with Forager(request.target.server_url) as forager:
+            found = await forager.dataset(request.target.name)
+    except ServerError:
+        return True
+    return found is not None and found.index_id == state.index_id
 
 
 def changed_since(request: Request, state: State, work: WorkDirectory) -> str:

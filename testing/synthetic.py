@@ -128,14 +128,13 @@ def manifest_of(
 
     measured: columns with the quality of the images.
     """
-    columns = manifest.schema({}).names
     table = pa.table(
         {"object": names}
         | {name: [size[i] for size in sizes] for i, name in enumerate(("size", "width", "height"))}
     )
-    assert set(table.column_names) <= set(columns)
     for name, values in measured.items():
         table = table.append_column(name, pa.array(values, pa.float32()))
+    assert set(table.column_names) <= set(manifest.schema({}).names)
     file = io.BytesIO()
     parquet.write_table(table, file, write_page_checksum=True)
     return file.getvalue()

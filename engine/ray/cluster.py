@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gcs
+from common.addresses import shown_address
 from common.errors import ClusterError
 from common.program import copy_program, program_digest
 
@@ -57,9 +58,10 @@ def check(address: str | None) -> None:
         raise ClusterError(f"--engine ray needs Ray, which is not installed: run `{INSTALL}`.")
     if address in (None, "auto", "local"):
         return
+    shown = shown_address(address)
     if "://" in address:
         raise ClusterError(
-            f"--ray_address {address!r} is not auto, HOST or HOST:PORT. Ray's client is not "
+            f"--ray_address {shown} is not auto, HOST or HOST:PORT. Ray's client is not "
             "supported: run this command on a node of the cluster, such as the head node."
         )
     host, _, port = address.rpartition(":") if ":" in address else (address, "", str(HEAD_PORT))
@@ -68,7 +70,7 @@ def check(address: str | None) -> None:
     except (OSError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ClusterError(
-            f"No Ray cluster answers at {address} ({reason}): use the address that `ray start` "
+            f"No Ray cluster answers at {shown} ({reason}): use the address that `ray start` "
             "printed on the head node, or auto if this machine is a node of the cluster."
         ) from error
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from dataset.quality import Quality
+
 BINS = 40  # of a histogram, about
 DAY_S, MINUTE_S = 86_400, 60
 STEPS_IN_SPREAD = 100  # steps, at least, between the quartiles of numbers
@@ -54,7 +56,7 @@ ABOUT = {  # the fields of an index, by name, in the order in which the page sho
     "sharpness": _about("Sharpness", "", "quality", 0.1, True),
     "colourfulness": _about("Colourfulness", "", "quality", 0.1, False),
 }
-QUALITY = tuple(name for name, about in ABOUT.items() if about["group"] == "quality")
+QUALITY = Quality._fields
 
 
 def read_number(text: str) -> float:

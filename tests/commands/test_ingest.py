@@ -224,6 +224,8 @@ def test_more_bad_images_than_allowed_stop(with_bad, limit, allowed):
         (["--skip_bad"], "No such option '--skip_bad'. Did you mean '--skip_bad_images'?"),
         (["--viewer_url", "x.org:4000"], "'x.org:4000' is no address of a web page: write it as"),
         (["--viewer_url", "http://x?key=1"], "'http://x?...' is no address of a web page"),
+        (["--resnet_weights", "https://u:secret@h/R-50.pkl"], "https://... is an address, not a"),
+        (["--clip_weights", "https://u:secret@h/clip"], "https://... is an address, not a"),
         (["--relist"], "--relist is gone: the same command takes today's listing by itself"),
     ],
 )
@@ -231,7 +233,7 @@ def test_wrong_options_are_refused_before_any_work(options, message):
     arguments = ["name", "gs://bucket/t", "gs://bucket/v", *options]
     result = CliRunner().invoke(ingest.main, arguments)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert message in result.stderr and "secret" not in result.output
     assert "Usage: " in result.stderr
 
 

@@ -8,10 +8,12 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dataset.arrays import array_path
+from dataset.quality import Quality
 from tests.harness import Index, ended, has_only_a_report, picture
 from tests.stand_in import KINDS, Rule, StandIn
 
@@ -180,6 +182,10 @@ CLIP = "local/clip/embeddings.npy"
             rewritten(lambda t: t.drop_columns(["vectors_crc32c"])),
             "has other columns than the manifest of an index",
         ),
+        (
+            rewritten(lambda t: t.set_column(8, "imagenet_class", pa.array([0, 0, 0], pa.int32()))),
+            "has a row, 0, that its checksum does not match. It cannot be used",
+        ),
         (of_index(lambda _: b"12345678", CLIP), "has rows for 6,144 bytes of gs://"),
     ],
 )
@@ -188,6 +194,16 @@ def test_a_manifest_that_is_gone_damaged_or_lies_stops_before_anything(grown, da
     result = grown.run("--reuse", grown.old).failed()
     assert words in result.stderr and result.stderr.count(f"--reuse {grown.old}") >= 1
     assert embedded(grown) == 0 and new_index(grown) == {} and has_only_a_report(Path("work"))
+
+
+def test_an_index_of_an_earlier_version_is_reused_without_quality(grown):
+    lacking = [*Quality._fields, "row_crc32c"]
+    rewritten(lambda table: table.drop_columns(lacking))(grown)
+    grown.ingest("--reuse", grown.old)
+    table = pq.read_table("work/index/manifest.parquet").to_pandas().set_index("object")
+    assert table["imagenet_class"].notna().all() and table["row_crc32c"].notna().all()
+    known = table[list(Quality._fields)].notna().all(axis=1)
+    assert known[known].index.tolist() == ["t/new.jpg"]
 
 
 def test_sources_that_are_no_sources_are_one_sentence_each(grown):

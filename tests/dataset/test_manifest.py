@@ -1,7 +1,9 @@
 """The manifest beside an index, and the export of vectors with it."""
 
 import json
+import struct
 
+import google_crc32c
 import numpy as np
 import pandas as pd
 import pyarrow.dataset
@@ -12,10 +14,12 @@ from pyarrow import parquet
 from dataset import manifest
 from dataset.arrays import Arrays, array_path
 from dataset.export import main
+from dataset.quality import Quality
 from dataset.state import Outcome
 from gcs import ListedObject
 from tests.dataset.states import INDEX_ID, vectors
 
+QUALITY = Quality(brightness=100.5, contrast=50.25, sharpness=1234.5, colourfulness=0.0)
 OPTIONS = {
     "dataset": "birds",
     "train_path": "gs://b/t/",
@@ -30,13 +34,14 @@ OPTIONS = {
 
 @pytest.fixture
 def state(make_state, tmp_path):
-    """Two training images, one of which failed, and a validation image."""
+    """Two training images, one of which failed, and a validation image of unknown quality."""
     train = [ListedObject("t/b.jpg", 7, 2**32 - 1, 2**60), ListedObject("t/a.png", 5, 1, 3)]
     made = make_state(train, [ListedObject("v/é.jpeg", 6, 2, 4)])
     made.set_options(OPTIONS)
     with Arrays(tmp_path, 3) as arrays:
         checksums = [arrays.write(row, vectors(row)) for row in (0, 2)]
-    made.record([Outcome(0, 17, None, checksums[0], 640, 480), Outcome(1, None, "truncated")])
+    made.record([Outcome(0, 17, None, checksums[0], 640, 480, None, QUALITY)])
+    made.record([Outcome(1, None, "truncated")])
     made.record([Outcome(2, 3, None, checksums[1], 20, 30)])
     return made
 
@@ -53,6 +58,9 @@ def test_a_row_per_image_in_row_order(state, tmp_path):
     assert table["failure"].tolist()[1] == "truncated" and table["failure"].isna().sum() == 2
     found = table[["width", "height", "imagenet_class"]].astype("Int64").to_numpy(na_value=-1)
     assert found.tolist() == [[640, 480, 17], [-1, -1, -1], [20, 30, 3]]
+    assert {str(table[name].dtype) for name in Quality._fields} == {"float32"}
+    assert tuple(table.loc[0, list(Quality._fields)]) == QUALITY
+    assert table.loc[1:, list(Quality._fields)].isna().all(axis=None)
 
 
 def test_the_metadata_tells_how_the_vectors_were_computed(state, tmp_path):
@@ -83,6 +91,7 @@ def test_export_of_some_vectors(state, tmp_path):
     table = pd.read_parquet(path)
     np.testing.assert_array_equal(np.stack(table["clip"])[[0, 2]], [vectors(0)[2], vectors(2)[2]])
     assert json.loads(exported.schema.metadata[b"forager"])["dataset"] == "birds"
+    assert tuple(table.loc[0, list(Quality._fields)]) == QUALITY
 
 
 def test_export_as_csv_has_no_vectors(state, tmp_path):
@@ -159,7 +168,16 @@ HOSTILE = {
     "splits in another order": with_column("split", ["val", "train", "val"]),
     "another split": with_column("split", ["train", "train", "test"]),
     "a date": with_column("generation", [1, 2, 3], pyarrow.timestamp("s")),
+    "a brightness of 256": with_column("brightness", [256, None, None]),
+    "a negative contrast": with_column("contrast", [-1, None, None]),
+    "an infinite sharpness": with_column("sharpness", [float("inf"), None, None]),
+    "a colourfulness that is no number": with_column("colourfulness", [float("nan"), None, None]),
+    "a contrast that is missing": with_column("contrast", [None, None, None]),
+    "a brightness alone": with_column("brightness", [1, None, 1]),
+    "a brightness of more digits": with_column("brightness", [1, None, None], pyarrow.float64()),
     "a column that is missing": lambda table: table.drop_columns(["vectors_crc32c"]),
+    "a quality that is missing": lambda table: table.drop_columns(["sharpness"]),
+    "no checksums of rows": lambda table: table.drop_columns(["row_crc32c"]),
     "a column too many": lambda table: table.append_column("extra", pyarrow.array([1, 2, 3])),
 }
 
@@ -171,9 +189,86 @@ def test_nothing_is_believed_of_a_hostile_manifest(state, tmp_path, hostile):
     assert [(image.row, image.failed) for image in manifest.read_images(path)] == [
         *((0, False), (1, True), (2, False))
     ]
-    rewritten(path, HOSTILE[hostile])
+    rewritten(path, lambda table: with_checksums(HOSTILE[hostile](table)))
     with pytest.raises(ValueError, match="has other columns|has values in row"):
         list(manifest.read_images(path))
+
+
+def with_checksums(table):
+    """The table with the checksums of its rows, as a liar would make them."""
+    place = table.schema.get_field_index("row_crc32c")
+    if place < 0 or any(pyarrow.types.is_list(kind) for kind in table.schema.types):
+        return table
+    columns = [column.combine_chunks() for column in table.drop_columns("row_crc32c").columns]
+    columns = [column for column in columns if column.type not in NOT_FIXED]
+    checksums = pyarrow.array(manifest.row_checksums(columns), pyarrow.uint32())
+    return table.set_column(place, "row_crc32c", checksums)
+
+
+NOT_FIXED = pyarrow.binary(), pyarrow.bool_()
+CHANGED = {
+    "class": with_column("imagenet_class", [18, None, 3]),
+    "width": with_column("width", [641, None, 20]),
+    "size": with_column("size", [6, 7, 6]),
+    "generation": with_column("generation", [4, 2**60, 4]),
+    "brightness": with_column("brightness", [99, None, None]),
+    "unknown quality": lambda table: without_quality(table),
+    "vectors": with_column("vectors_crc32c", [1, None, 2]),
+    "checksum of a row": with_column("row_crc32c", [None, 1, 2]),
+}
+
+
+def without_quality(table):
+    for name in Quality._fields:
+        table = with_column(name, [None] * 3)(table)
+    return table
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_value_that_changed_does_not_match_the_checksum_of_its_row(state, tmp_path, change):
+    manifest.write_manifest(state)
+    path = manifest.manifest_path(tmp_path)
+    rewritten(path, CHANGED[change])
+    with pytest.raises(ValueError, match="has a row, 0, that its checksum does not match"):
+        list(manifest.read_images(path))
+
+
+def test_the_number_of_a_row_counts_from_the_first_batch(state, tmp_path, monkeypatch):
+    manifest.write_manifest(state)
+    path = manifest.manifest_path(tmp_path)
+    monkeypatch.setattr(manifest, "BATCH_ROWS", 1)
+    assert [image.row for image in manifest.read_images(path)] == [0, 1, 2]
+    rewritten(path, with_column("height", [480, None, 31]))
+    with pytest.raises(ValueError, match="has a row, 2, that"):
+        list(manifest.read_images(path))
+    rewritten(path, with_column("object", ["t/a.png", "t/b.jpg", "t/a.png"]))
+    with pytest.raises(ValueError, match="has values in row 2 that"):
+        list(manifest.read_images(path))
+
+
+def test_the_checksum_of_a_row_is_that_of_its_values(state, tmp_path):
+    """As the documentation has it: bytes of numbers and texts, a zero byte between two values."""
+    manifest.write_manifest(state)
+    first = parquet.read_table(manifest.manifest_path(tmp_path)).to_pylist()[0]
+    numbers = [first[name] for name in ("width", "height", "imagenet_class")]
+    packed = [
+        *(b"t/a.png", b"a", b"train", struct.pack("<q", 5), struct.pack("<q", 3)),
+        struct.pack("<I", 1),
+        *(struct.pack("<i", number) for number in numbers),
+        *(b"", struct.pack("<I", first["vectors_crc32c"])),
+        *(struct.pack("<f", number) for number in QUALITY),
+    ]
+    assert first["row_crc32c"] == google_crc32c.value(b"\0".join(packed))
+
+
+def test_quality_is_read_and_that_of_an_earlier_version_is_unknown(state, tmp_path):
+    manifest.write_manifest(state)
+    path = manifest.manifest_path(tmp_path)
+    found = list(manifest.read_images(path))
+    assert found == list(state.found())
+    assert [image.quality for image in found] == [QUALITY, None, None]
+    rewritten(path, lambda table: table.drop_columns([*Quality._fields, "row_crc32c"]))
+    assert list(manifest.read_images(path)) == [image._replace(quality=None) for image in found]
 
 
 METADATA = None, b"[1]", b"nul", b"[" * 100_000, b'"' + b"x" * 9, b"\xff"

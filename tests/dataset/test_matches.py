@@ -1,12 +1,13 @@
 """Which rows of other indexes hold what pending rows need."""
 
-from dataclasses import replace
-
 import pytest
 
 from dataset.matches import Matched, Matches
+from dataset.quality import Quality
 from dataset.state import Found, Outcome
 from tests.dataset.states import listed
+
+QUALITY = Quality(brightness=1.5, contrast=2.0, sharpness=3.0, colourfulness=0.5)
 
 
 @pytest.fixture
@@ -28,12 +29,13 @@ def row(name, content, *, failed=False):
     known = {"imagenet_class": None, "width": None, "height": None, "vectors_crc32c": 5}
     if not failed:
         known = dict(imagenet_class=7, width=640, height=480, vectors_crc32c=2**32 - 1)
+        known["quality"] = QUALITY if name != "x" else None
     size, crc32c = content
     return Found(row=0, object=f"{name}.jpg", size=size, crc32c=crc32c, failed=failed, **known)
 
 
 def rows(*found):
-    return [replace(image, row=number) for number, image in enumerate(found)]
+    return [image._replace(row=number) for number, image in enumerate(found)]
 
 
 A, B, C, D = (10, 1), (10, 2), (11, 1), (12, 4)  # size and crc32c
@@ -53,6 +55,7 @@ def test_a_row_of_the_same_name_is_preferred_to_the_same_bytes_elsewhere(make_st
     assert (first.source_object, first.slot, first.identifier) == ("x.jpg", 2, "other")
     assert (first.imagenet_class, first.width, first.height) == (7, 640, 480)
     assert first.vectors_crc32c == 2**32 - 1
+    assert [match.quality for match in matches] == [None, QUALITY, QUALITY]
 
 
 def test_sources_are_searched_in_order(make_state, matches):

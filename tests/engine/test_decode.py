@@ -15,7 +15,7 @@ from skimage.data import astronaut
 
 from common.errors import ImageError, ShortageError
 from engine import decode as decoding
-from engine.decode import clip_input, decode, open_image, prepare, thumbnail
+from engine.decode import clip_input, decode, open_image, prepare, small_copy, thumbnail
 from models import clip_crop
 
 
@@ -155,14 +155,14 @@ def test_clip_input_of_a_very_long_image_scales_the_crop_alone(size, monkeypatch
     ],
 )
 def test_thumbnail_is_an_rgb_jpeg_at_most_200_high(size, expected):
-    with Image.open(io.BytesIO(thumbnail(noise(*size)))) as small:
+    with Image.open(io.BytesIO(thumbnail(small_copy(noise(*size))))) as small:
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", expected)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (1280, 720), (2000, 1500)])
 def test_thumbnail_is_as_good_as_one_scaled_at_once(size):
     photograph = Image.fromarray(astronaut()).resize(size)
-    with Image.open(io.BytesIO(thumbnail(photograph))) as small:
+    with Image.open(io.BytesIO(thumbnail(small_copy(photograph)))) as small:
         best = io.BytesIO()
         photograph.resize(small.size, Image.Resampling.BICUBIC).save(best, "JPEG")
         difference = np.asarray(small).astype(float) - np.asarray(Image.open(best))
@@ -171,7 +171,7 @@ def test_thumbnail_is_as_good_as_one_scaled_at_once(size):
 
 def test_thumbnail_wider_than_a_jpeg_can_be():
     with pytest.raises(ImageError, match="too wide for a JPEG"):
-        thumbnail(Image.new("RGB", (65_501, 1)))
+        thumbnail(small_copy(Image.new("RGB", (65_501, 1))))
 
 
 def progressive(scans, width, height):

@@ -202,7 +202,7 @@ def test_rows_failures_and_changes_are_those_of_the_local_engine(world, cluster,
     assert on_ray.counts() == here.counts()
     assert on_ray.pending_numbers(10).tolist() == here.pending_numbers(10).tolist() == [7]
     assert on_ray.failed() == here.failed() and len(here.failed()) == 2
-    assert list(on_ray.imagenet_classes()) == list(here.imagenet_classes())
+    assert list(on_ray.manifest_rows()) == list(here.manifest_rows())
     for name in DIMENSIONS:
         assert (
             array_path(on_ray.directory, name).read_bytes()

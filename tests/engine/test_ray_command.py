@@ -94,11 +94,12 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(world, emulator, tmp_path):
         ),
         (
             "ray://127.0.0.1:10001",
-            "Error: --ray_address 'ray://127.0.0.1:10001' is not auto, HOST or HOST:PORT. Ray's "
+            "Error: --ray_address ray://127.0.0.1:10001 is not auto, HOST or HOST:PORT. Ray's "
             "client is not supported: run this command on a node of the cluster, such as the head "
             "node.\n",
         ),
-        ("127.0.0.1:notaport", "No Ray cluster answers at 127.0.0.1:notaport"),
+        ("127.0.0.1:notaport", "No Ray cluster answers at 127.0.0.1:..."),
+        ("user:secret@127.0.0.1:1", "No Ray cluster answers at 127.0.0.1:1 ("),
     ],
 )
 def test_wrong_address_is_one_sentence(world, fast_models, address, words):

@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from pyarrow import parquet
 
 from common.program import ROOT
+from dataset import quality
 from local_forager import types as page_types
 from local_forager.analysis.quality import LIMITS, beyond
 from local_forager.column_files import read_columns_file
@@ -312,7 +313,6 @@ def changed_photographs():
 
 
 def test_bad_pictures_are_found_and_photographs_are_not():
-    quality = pytest.importorskip("dataset.quality")
     kinds, found = zip(*changed_photographs(), strict=True)
     measured = np.array([quality.measure(image) for image in found])
     fields = {
