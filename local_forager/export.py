@@ -150,7 +150,7 @@ def for_terminal(text: str) -> str:
 @click.option(
     "--by", type=click.Choice(COMPARED_BY), default=COMPARED_BY[0], help="Compare by this."
 )
-@click.option("--exact", is_flag=True, help="Compare all pairs of more than 200,000 images too.")
+@click.option("--exact", is_flag=True, help="Compare all pairs of more than 20,000 images too.")
 @click.option(
     "--format",
     "format_",

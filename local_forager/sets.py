@@ -11,10 +11,9 @@ import numpy as np
 from common.terminal import printable
 from local_forager.analysis import subsets
 from local_forager.analysis.comparisons import near_distance
-from local_forager.analysis.health import Health, Jobs
+from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
 from local_forager.analysis.quality import LIMITS, beyond
 from local_forager.indexes.index import Index
-from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.opening import Opened, first_of
 from local_forager.types import PageError
 
@@ -152,7 +151,7 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
         found = beyond(index, which, asked.threshold)
         return [int(row) for row in found[passing[found]]]
     jobs, rows = Jobs(), len(index.names)
-    limit = rows if asked.exact else EXACT_ROWS
+    limit = rows if asked.exact else PAIRS_ROWS
     health = Health(jobs, index, asked.by, limit, opened.table, version=0)
     try:
         while (groups := health.groups(SETS[which], start=True)) is None:

@@ -41,6 +41,19 @@ class DatasetList(TypedDict):
     datasets: list[DatasetCard]
 
 
+class DeletionPlan(TypedDict):
+    """What the deletion of a dataset deletes, and what it leaves."""
+
+    name: str
+    num_train: int
+    num_val: int
+    annotations: int  # labels and boxes
+    train_path: str  # the images here stay
+    val_path: str
+    shared_with: list[str]  # datasets with the same index: then its copies here stay
+    command: str  # deletes the index from its bucket; "" if shared_with needs it
+
+
 class IndexState(TypedDict):
     state: str  # "ready", "copying" or "missing"
     detail: str  # why it is missing, or ""
@@ -100,6 +113,17 @@ class TextColumnInfo(TypedDict):
     values: list[str]  # the commonest first; empty if there are too many to choose from
 
 
+class FacetCounts(TypedDict):
+    """What a choice of a filter would show: images that pass all filters but those of its kind."""
+
+    train: int
+    val: int
+    labelled: int
+    unlabelled: int
+    categories: list[CategoryCount]
+    classes: list[ClassCount]  # the commonest first
+
+
 class DatasetPage(TypedDict):
     """One dataset. What is read from the index is 0 or empty until index.state is "ready"."""
 
@@ -119,6 +143,8 @@ class DatasetPage(TypedDict):
     sets: list[SetTitle]
     text_search: Feature
     umap: Feature
+    neighbour_sorts: Feature  # the orders "outliers" and "typical"
+    layout: str  # of the map unless another is chosen: "umap" or "pca"
     fields: list[FieldInfo]  # that are known; bytes always is
     columns: list[TextColumnInfo]
     sizes: Feature  # width, height and aspect

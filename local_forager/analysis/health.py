@@ -16,6 +16,7 @@ from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import Progress, faiss_installed
 from local_forager.types import AllPairs, Finding
 
+PAIRS_ROWS = 20_000  # images up to which all pairs are compared; in more, lists are faster
 AUTOMATIC_ROWS = 20_000  # images up to which every check starts by itself: 7 seconds of work
 PAIRS_A_SECOND = 3e7  # measured on 2 cores with 512 numbers per image
 ROWS_A_SECOND = 8e3  # in lists, the inverted file included: 1,000,000 in 192 s of CPU time

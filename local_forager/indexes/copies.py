@@ -24,6 +24,13 @@ MANIFEST_TIMEOUT = 20.0  # seconds; a complete copy opens without a bucket
 RETRY_AFTER = 5.0  # seconds after which a failed copy is tried again
 
 
+def thumbnail_path(data_dir: Path, index_id: str, identifier: str) -> Path:
+    """The file of a thumbnail. It is named by a digest: names from the bucket are no safe paths."""
+    text = f"{index_id}\0{identifier}".encode(errors="surrogatepass")
+    digest = hashlib.sha256(text).hexdigest()
+    return data_dir / "thumbnails" / digest[:2] / f"{digest}.jpg"
+
+
 @dataclass
 class IndexCopy:
     """One index that is being copied: index is None until the task has finished."""
@@ -67,6 +74,13 @@ class IndexCopies:
             copy = self._copies[index_id] = IndexCopy(self.directory(index_id))
             copy.task = loop.create_task(self._fetch(index_id, copy))
         return copy
+
+    async def release(self, index_id: str) -> None:
+        """Let go of an index that will be deleted: its copying ends, and it is not handed out."""
+        copy = self._copies.pop(index_id, None)
+        if copy is not None:
+            copy.task.cancel()
+            await asyncio.wait([copy.task])
 
     async def _fetch(self, index_id: str, copy: IndexCopy) -> None:
         try:

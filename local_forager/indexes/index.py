@@ -21,7 +21,7 @@ from dataset.arrays import DIMENSIONS, array_path
 from local_forager.indexes.fields import ABOUT, QUALITY, Field
 from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import InvertedFile, Progress, Vectors, open_or_build
-from local_forager.types import BoxText, CategoryCount, LabelText, PageError
+from local_forager.types import BoxText, CategoryCount, ClassCount, LabelText, PageError
 from weights.safe_pickle import MAX_READS, UnsafePickleError, read_pickle
 
 LISTS = ("labels.json", "identifiers.json", "val_identifiers.json")
@@ -72,6 +72,16 @@ class Index:
             return None
         width, height = (self.fields[name].column[row].as_py() for name in ("width", "height"))
         return None if width is None or height is None else (width, height)
+
+    def class_counts(self, chosen: np.ndarray) -> list[ClassCount]:
+        """The ImageNet classes of the images that are chosen, bool (n,), the commonest first."""
+        classes = self.classes[chosen & (self.classes >= 0)]
+        numbers, counts = np.unique(classes, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return [
+            {"imagenet_class": number, "name": class_name(number), "count": count}
+            for number, count in zip(numbers[order].tolist(), counts[order].tolist(), strict=True)
+        ]
 
     def inverted_file(self, by: str, progress: Progress) -> InvertedFile:
         """The inverted file of an embedding, built and kept beside the vectors at its first use."""
@@ -300,6 +310,8 @@ class LabelTable(NamedTuple):
         """Rows with a label of the category in this mode; None is any mode."""
         modes = self.rows.get(category, {})
         chosen = [rows for name, rows in modes.items() if mode is None or name == mode]
+        if len(chosen) == 1:
+            return chosen[0]
         return np.unique(np.concatenate([np.zeros(0, np.int64), *chosen]))
 
     def positive(self) -> dict[str, np.ndarray]:
@@ -307,14 +319,23 @@ class LabelTable(NamedTuple):
             category: modes[POSITIVE] for category, modes in self.rows.items() if POSITIVE in modes
         }
 
-    def counts(self) -> list[CategoryCount]:
-        """Categories sorted by name, each with its modes: POSITIVE first, the others by name."""
+    def labelled(self, images: int) -> np.ndarray:
+        """bool (images,): those with at least one label."""
+        found = np.zeros(images, bool)
+        found[list(self.of_row)] = True
+        return found
+
+    def counts(self, chosen: np.ndarray) -> list[CategoryCount]:
+        """Categories sorted by name, each with its modes: POSITIVE first, the others by name.
+
+        Only the images that are chosen, bool (n,), are counted.
+        """
         return [
             {
                 "category": category,
-                "count": len(self.select(category, None)),
+                "count": int(chosen[self.select(category, None)].sum()),
                 "modes": [
-                    {"mode": mode, "count": len(modes[mode])}
+                    {"mode": mode, "count": int(chosen[modes[mode]].sum())}
                     for mode in sorted(modes, key=lambda mode: (mode != POSITIVE, mode))
                 ],
             }

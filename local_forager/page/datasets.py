@@ -10,14 +10,21 @@ from common.terminal import count
 from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.health import CHECKS
-from local_forager.analysis.maps import METHODS, UMAP_MISSING, umap_installed
+from local_forager.analysis.maps import METHODS, UMAP_MISSING, default_method, umap_installed
 from local_forager.analysis.quality import LIMITS
+from local_forager.deletion import delete, plan
 from local_forager.indexes.fields import ABOUT, Field
-from local_forager.indexes.index import Index, LabelTable, class_name
+from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.page.ranges import field_of
-from local_forager.page.rows import WAIT, array_response, choice, embedding_choice
+from local_forager.page.rows import (
+    WAIT,
+    array_response,
+    choice,
+    embedding_choice,
+    no_neighbour_sorts,
+)
 from local_forager.page.state import PAGE, View
 from local_forager.server.api import dataset_of
 from local_forager.server.database import SplitCounts
@@ -40,6 +47,19 @@ async def datasets(request: web.Request) -> answers.DatasetList:
             cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
     generation = page.database.generation.value
     return {"generation": generation, "bucket": page.bucket, "datasets": cards}
+
+
+async def deletion(request: web.Request) -> answers.DeletionPlan:
+    """What a deletion would mean; as a POST, it is done. In the query, any name is possible."""
+    page = request.app[PAGE]
+    dataset, found = await plan(page.database, request.query.get("name", ""), page.bucket)
+    if request.method == "POST":
+        directory = None
+        if not found["shared_with"]:
+            await page.copies.release(dataset.index_id)
+            directory = page.copies.directory(dataset.index_id)
+        await delete(page.database, dataset, page.data_dir, directory)
+    return found
 
 
 def feature(problem: str | None) -> answers.Feature:
@@ -92,16 +112,6 @@ def warnings_of(counts: SplitCounts, index: Index, columns: OwnColumns = NO_COLU
     return warnings + [columns.problem] if columns.problem else warnings
 
 
-def class_counts(index: Index) -> list[answers.ClassCount]:
-    """The ImageNet classes of the images, the commonest first."""
-    numbers, counts = np.unique(index.classes[index.classes >= 0], return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [
-        {"imagenet_class": number, "name": class_name(number), "count": count}
-        for number, count in zip(numbers[order].tolist(), counts[order].tolist(), strict=True)
-    ]
-
-
 async def dataset_page(request: web.Request) -> answers.DatasetPage:
     page, dataset = request.app[PAGE], await dataset_of(request)
     counts = await page.database.counts(dataset.id)
@@ -111,6 +121,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
     index, table, version = copy.index, LabelTable({}, {}, {}), 0
     if index is not None:
         table, version = await page.table(dataset, index)
+    every = np.ones(len(index.names) if index else 0, bool)
     return {
         "name": dataset.name,
         "index_id": dataset.index_id,
@@ -127,8 +138,8 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "rows_train": index.num_train if index else 0,
         "labelled": len(table.of_row),
         "boxed": len(table.boxes),
-        "categories": table.counts(),
-        "classes": class_counts(index) if index else [],
+        "categories": table.counts(every),
+        "classes": index.class_counts(every) if index else [],
         "embeddings": [
             {"by": kind.name, "about": f"{kind.compares}, by {kind.model}"}
             for kind in sorted(EMBEDDINGS, key=lambda kind: COMPARED_BY.index(kind.name))
@@ -136,6 +147,8 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "sets": [{"set": name, "title": title} for name, title in SET_TITLES.items()],
         "text_search": feature(page.no_text_search),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
+        "neighbour_sorts": feature(no_neighbour_sorts(len(index.names)) if index else None),
+        "layout": default_method(len(index.names) if index else 0),
         "fields": field_infos(index, table) if index else [],
         "columns": [
             {"column": name, "values": column.values}
@@ -146,6 +159,13 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "version": f"{version}.{table.columns.version}",
         "warnings": page.notes + (warnings_of(counts, index, table.columns) if index else []),
     }
+
+
+async def text_model(request: web.Request) -> web.Response:
+    """Load the model for text search, so that the first search does not wait for it."""
+    model = request.app[PAGE].text_model()
+    model.add_done_callback(lambda done: done.cancelled() or done.exception())  # told by a search
+    return web.Response(status=204)
 
 
 async def health(request: web.Request, view: View) -> answers.HealthReport:

@@ -1,6 +1,5 @@
 """Thumbnails and full images from the buckets; kept on disk and in memory, respectively."""
 
-import hashlib
 import io
 import os
 from collections import OrderedDict
@@ -10,6 +9,7 @@ from aiohttp import web
 from PIL import ExifTags, Image
 
 from common.errors import StorageError
+from local_forager.indexes.copies import thumbnail_path
 from local_forager.server.buckets import Buckets
 from local_forager.types import PageError
 
@@ -41,16 +41,11 @@ class Thumbnails:
 
     def __init__(self, buckets: Buckets, bucket: str, data_dir: Path) -> None:
         self._buckets, self._bucket = buckets, bucket
-        self._data_dir = data_dir / "thumbnails"
+        self._data_dir = data_dir
 
     async def get(self, index_id: str, identifier: str) -> Path:
-        """The file with a thumbnail, downloaded if needed; PageError if there is none.
-
-        Its name is a digest, since names from the bucket are no safe paths.
-        """
-        text = f"{index_id}\0{identifier}".encode(errors="surrogatepass")
-        digest = hashlib.sha256(text).hexdigest()
-        path = self._data_dir / digest[:2] / f"{digest}.jpg"
+        """The file with a thumbnail, downloaded if needed; PageError if there is none."""
+        path = thumbnail_path(self._data_dir, index_id, identifier)
         if not path.exists():
             name = f"thumbnails/{index_id}/{identifier}.jpg"
             data = await fetch(self._buckets, self._bucket, name)

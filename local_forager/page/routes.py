@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from local_forager.page import choosing, datasets, images, rows
+from local_forager.page import choosing, counts, datasets, images, rows
 from local_forager.page.state import PAGE, PageState, View, view_of
 from local_forager.server.api import SLUG, Endpoint
 from local_forager.types import PageError, StillWorking
@@ -65,6 +65,11 @@ async def shell(request: web.Request) -> web.Response:
     )
 
 
+async def without_slash(request: web.Request) -> web.Response:
+    """/birds/ leads to /birds."""
+    raise web.HTTPFound(request.rel_url.with_path(request.path.rstrip("/"), keep_query=True))
+
+
 async def guard(request: web.Request, response: web.StreamResponse) -> None:
     """Headers that make a browser keep other sites out and trust the media types.
 
@@ -84,9 +89,11 @@ def add_page(app: web.Application, page: PageState) -> None:
     row = r"{row:\d{1,10}}"
     views = {
         "/page/datasets": page_view(datasets.datasets),
+        "/page/deletion": page_view(datasets.deletion),
         f"{name}/dataset": page_view(datasets.dataset_page),
         f"{name}/rows": index_view(rows.rows),
         f"{name}/distances": index_view(rows.distances),
+        f"{name}/counts": index_view(counts.facet_counts),
         f"{name}/histograms": index_view(rows.histograms),
         f"{name}/images": index_view(images.images),
         f"{name}/image/{row}": index_view(images.image),
@@ -103,7 +110,10 @@ def add_page(app: web.Application, page: PageState) -> None:
         app.router.add_get(path, handler)
     app.router.add_post(f"{name}/export", index_view(images.export_rows))
     app.router.add_post(f"{name}/choose", index_view(choosing.choose))
+    app.router.add_post("/page/text_model", page_view(datasets.text_model))
+    app.router.add_post("/page/deletion", page_view(datasets.deletion))
     app.router.add_get("/", shell)
+    app.router.add_get(f"/{{name:{SLUG}}}/", without_slash)
     app.router.add_get(f"/{{name:{SLUG}}}", shell)
     app.router.add_static("/static", STATIC)
     app.on_response_prepare.append(guard)

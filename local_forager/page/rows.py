@@ -6,7 +6,7 @@ Also how the parameters of the page's requests are read.
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ from local_forager.analysis.comparisons import BLOCK_ROWS, RowGroups, neighbour_
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.quality import LIMITS, beyond
 from local_forager.indexes.fields import Field
-from local_forager.indexes.index import MAX_CLASS, Index
+from local_forager.indexes.index import MAX_CLASS, POSITIVE, Index
 from local_forager.indexes.own_columns import TextColumn
 from local_forager.indexes.vectors import COMPARED_BY, Vectors
 from local_forager.page.ranges import ENDS, IS, field_of, limit_of, sort_field, within
@@ -72,51 +72,60 @@ def row_in_path(request: web.Request, index: Index) -> int:
 
 def chosen_rows(request: web.Request, view: View) -> np.ndarray:
     """bool (n,): the images that pass all filters except those of `within`."""
+    every = np.ones(len(view.index.names), bool)
+    return np.logical_and.reduce([every, *filter_masks(request, view).values()])
+
+
+def filter_masks(request: web.Request, view: View) -> dict[str, np.ndarray]:
+    """For each filter of the request, except those of `within`, bool (n,): the images that pass it.
+
+    "labels" is what the images are chosen by, `category` and `or`; "terms" narrows them.
+    """
     query, index = request.query, view.index
-    chosen = np.ones(len(index.names), bool)
-    split = choice(request, "split", ("", "train", "val"))
-    if split:
-        others = slice(index.num_train, None) if split == "train" else slice(index.num_train)
-        chosen[others] = False
-    chosen &= _pass_labels(request, view)
+    masks = {name: mask for name, mask in _label_masks(request, view) if mask is not None}
+    if split := choice(request, "split", ("", "train", "val")):
+        masks["split"] = (np.arange(len(index.names)) < index.num_train) == (split == "train")
     if (wanted := yes(request, "labelled")) is not None:
-        labelled = np.zeros(len(chosen), bool)
-        labelled[list(view.table.of_row)] = True
-        chosen &= labelled == wanted
+        masks["labelled"] = view.table.labelled(len(index.names)) == wanted
     if "class" in query:
-        chosen &= index.classes == number(request, "class", 0, 0, MAX_CLASS)
+        masks["class"] = index.classes == number(request, "class", 0, 0, MAX_CLASS)
     if (wanted := yes(request, "failed")) is not None:
-        chosen &= index.failed == wanted
+        masks["failed"] = index.failed == wanted
     if text := query.get("name_part", "").lower():
-        chosen &= np.fromiter((text in name.lower() for name in index.names), bool, len(chosen))
-    return chosen
+        contains = (text in name.lower() for name in index.names)
+        masks["name_part"] = np.fromiter(contains, bool, len(index.names))
+    return masks
 
 
-def _pass_labels(request: web.Request, view: View) -> np.ndarray:
-    """The images with `category` or a label of `or`, all labels of `with`, none of `without`."""
+def _label_masks(request: web.Request, view: View) -> Iterator[tuple[str, np.ndarray | None]]:
+    """The images with `category` or a label of `or`; those with all of `with`, none of `without`.
+
+    A label of `or`, `with` and `without` is a category, then NUL, which no category has, and a
+    mode. Without the two it is a positive label; with an empty mode, a label in any mode.
+    """
     query, rows = request.query, len(view.index.names)
 
-    def marked(category: str, mode: str | None = None) -> np.ndarray:
+    def marked(category: str, mode: str | None) -> np.ndarray:
         found = np.zeros(rows, bool)
         found[view.table.select(category, mode)] = True
         return found
 
-    def terms(name: str) -> list[str]:
-        categories: list[str] = query.getall(name, [])
-        if len(categories) > MAX_TERMS:
+    def terms(name: str) -> list[np.ndarray]:
+        labels = query.getall(name, [])
+        if len(labels) > MAX_TERMS:
             raise PageError(400, f"There are more than {MAX_TERMS} labels in {name}.")
-        return categories
+        parts = [label.partition("\0") for label in labels]
+        return [
+            marked(category, (mode or None) if given else POSITIVE)
+            for category, given, mode in parts
+        ]
 
     alternatives = terms("or")
-    chosen = np.full(rows, "category" not in query and not alternatives)
     if "category" in query:
-        chosen |= marked(query["category"], query.get("mode"))
-    for category in alternatives:
-        chosen |= marked(category)
-    for name, wanted in (("with", True), ("without", False)):
-        for category in terms(name):
-            chosen &= marked(category) == wanted
-    return chosen
+        alternatives.append(marked(query["category"], query.get("mode")))
+    yield "labels", np.logical_or.reduce(alternatives) if alternatives else None
+    narrowing = [*terms("with"), *(~mask for mask in terms("without"))]
+    yield "terms", np.logical_and.reduce(narrowing) if narrowing else None
 
 
 class Listing(NamedTuple):
@@ -124,7 +133,7 @@ class Listing(NamedTuple):
 
     rows: np.ndarray  # int64
     leads: np.ndarray | None = None  # bool: the first image shown of a group
-    distances: np.ndarray | None = None  # float32 to what the view compares with, if it does
+    distances: np.ndarray | None = None  # to what it compares with; or the sizes it is sorted by
 
 
 def array_response(array: np.ndarray) -> web.Response:
@@ -154,11 +163,17 @@ async def likeness(request: web.Request, view: View) -> np.ndarray | None:
     return None
 
 
+def no_neighbour_sorts(images: int) -> str | None:
+    """Why so many images cannot be sorted by their neighbours; None if they can."""
+    if images <= MAX_COMPARED:
+        return None
+    return f"Only datasets of up to {MAX_COMPARED:,} images can be sorted by their neighbours."
+
+
 async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarray:
     """neighbour_distances of the index."""
-    if len(view.index.names) > MAX_COMPARED:
-        limit = f"Only datasets of up to {MAX_COMPARED:,} images can be sorted by their neighbours."
-        raise PageError(409, limit)
+    if problem := no_neighbour_sorts(len(view.index.names)):
+        raise PageError(409, problem)
     by = embedding_choice(request)
     search = partial(neighbour_distances, view.index.embeddings[by], view.index.failed)
     job = view.page.jobs.start(("neighbour distances", view.index, by), search)
@@ -202,6 +217,7 @@ async def listing(request: web.Request, view: View) -> Listing:
         values = field.values()
         order = order[~np.isnan(values[order])]
         order = order[np.argsort(sign * values[order], kind="stable")]
+        return Listing(order, distances=values[order])
     elif sort:
         by_name = view.index.names.__getitem__
         order = np.array(sorted(order.tolist(), key=by_name, reverse=sort != "name"), np.int64)
@@ -235,7 +251,7 @@ async def rows(request: web.Request, view: View) -> web.Response:
 
 
 async def distances(request: web.Request, view: View) -> web.Response:
-    """The distance of each row of a view: float32, in the order of `rows`; empty if it has none."""
+    """The distance or size of each row of a view: float32, in the order of `rows`; or empty."""
     found = (await listing(request, view)).distances
     return array_response(np.array([] if found is None else found, "<f4"))
 

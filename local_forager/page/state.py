@@ -12,9 +12,9 @@ import numpy as np
 from aiohttp import web
 
 from common.errors import StorageError
-from local_forager.analysis.health import Health, Jobs
+from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
 from local_forager.analysis.maps import saved_projection
-from local_forager.analysis.text_search import text_vector, why_not
+from local_forager.analysis.text_search import text_tower, text_vector, why_not
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.fields import ABOUT, Field
 from local_forager.indexes.index import Index, LabelTable, table_of
@@ -27,7 +27,9 @@ from local_forager.indexes.own_columns import (
 from local_forager.page.pictures import Originals, Thumbnails
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
-from local_forager.types import PageError
+from local_forager.types import PageError, StillWorking
+
+LOADING = 0.3  # seconds after which a search says that the model is being loaded
 
 Result = TypeVar("Result")
 
@@ -41,7 +43,7 @@ class PageState:
         self, app: web.Application, data_dir: Path, bucket: str, clip: Path | None, exact_rows: int
     ) -> None:
         buckets = self._buckets = app[BUCKETS]
-        self.bucket, self.exact_rows, self._data_dir = bucket, exact_rows, data_dir
+        self.bucket, self.data_dir, self.exact_rows = bucket, data_dir, exact_rows
         self.database = app[DATABASE]
         self.copies = IndexCopies(buckets, bucket, data_dir)
         self.thumbnails = Thumbnails(buckets, bucket, data_dir)
@@ -85,7 +87,7 @@ class PageState:
 
     async def columns(self, dataset: Dataset, index: Index) -> OwnColumns:
         """The columns of one's own that the file of this dataset has now."""
-        path = columns_path(self._data_dir, dataset.id)
+        path = columns_path(self.data_dir, dataset.id)
         kept = self._columns.get(dataset.id)
         if kept is None or kept[0] is not index or kept[1].version != columns_version(path):
             read = partial(read_columns, path, dataset.index_id, len(index.names))
@@ -114,16 +116,33 @@ class PageState:
         column = pa.array([sizes.get(name) for name in index.names], pa.int64())
         return Field(name="bytes", column=column, **ABOUT["bytes"])
 
-    async def text_vector(self, text: str) -> np.ndarray:
-        """The text as a unit vector of CLIP; PageError where text search is not possible."""
+    def _text_weights(self) -> Path:
         if self._clip is None or self.no_text_search:
             raise PageError(409, self.no_text_search or "")
+        return self._clip
+
+    def text_model(self) -> asyncio.Future[Any]:
+        """The loading of the model for text search, which begins when it is first asked for.
+
+        Raises PageError where text search is not possible.
+        """
+        clip = self._text_weights()
+        load = partial(asyncio.get_running_loop().run_in_executor, self._text, text_tower, clip)
+        return self._once("text model", load)
+
+    async def text_vector(self, text: str) -> np.ndarray:
+        """The text as a unit vector of CLIP; StillWorking while its model is being loaded."""
+        model = self.text_model()
+        await asyncio.wait([model], timeout=LOADING)
+        if not model.done():
+            raise StillWorking("Loading the model for text search")
+        model.result()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._text, text_vector, self._clip, text)
+        return await loop.run_in_executor(self._text, text_vector, self._text_weights(), text)
 
     def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""
-        path = index.directory / f"map-{by}-{method}.f32"
+        path = index.directory / f"map-{by}-{method}.npz"
         project = partial(saved_projection, path, index.embeddings[by], index.failed, method)
         return self._once((index, by, method), partial(self.compute, project))
 
@@ -152,8 +171,8 @@ class View:
         return {**self.index.fields, **self.table.columns.fields}
 
     def health(self, by: str) -> Health:
-        page = self.page
-        return Health(page.jobs, self.index, by, page.exact_rows, self.table, self.version)
+        page, rows = self.page, min(self.page.exact_rows, PAIRS_ROWS)
+        return Health(page.jobs, self.index, by, rows, self.table, self.version)
 
 
 async def index_of(request: web.Request) -> tuple[Dataset, Index]:

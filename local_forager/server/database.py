@@ -176,6 +176,33 @@ class Database:
 
         await self._call(insert)
 
+    async def delete_dataset(self, dataset: int) -> None:
+        """Delete a dataset with its images, labels and boxes, all or nothing."""
+        of_items = "WHERE item IN (SELECT id FROM item WHERE dataset = ?)"
+
+        def remove(db: sqlite3.Connection) -> None:
+            db.execute(f"DELETE FROM label {of_items}", (dataset,))
+            db.execute(f"DELETE FROM box {of_items}", (dataset,))
+            db.execute("DELETE FROM item WHERE dataset = ?", (dataset,))
+            db.execute("DELETE FROM dataset WHERE id = ?", (dataset,))
+            # The id may be given again: another label_version says that kept labels are not its.
+            db.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name IN ('label', 'box')")
+
+        await self._call(remove)
+
+    async def identifiers(self, dataset: int) -> list[str]:
+        statement = "SELECT identifier FROM item WHERE dataset = ?"
+        return [known for (known,) in await self._rows(statement, dataset)]
+
+    async def names_of_index(self, index_id: str) -> list[str]:
+        """The datasets that have this index."""
+        statement = "SELECT name FROM dataset WHERE index_id = ? ORDER BY id"
+        return [name for (name,) in await self._rows(statement, index_id)]
+
+    async def count_annotations(self, dataset: int) -> int:
+        """Labels and boxes that can be seen: per image and category one label, unless removed."""
+        return len(await self.labels(dataset)) + len(await self.boxes(dataset))
+
     async def dataset_names(self) -> list[str]:
         return [name for (name,) in await self._rows("SELECT name FROM dataset ORDER BY id")]
 

@@ -1,20 +1,23 @@
 // The page: reads the address and shows what it asks for.
 
 import { closeDetail, showDetail } from "./images/detail.js";
-import { askJson, count, h, own, pause, Problem } from "./dom.js";
-import { Filters } from "./filters/filters.js";
+import { askJson, count, h, own, pause, post, Problem } from "./dom.js";
+import { byNeighbours, Filters } from "./filters/filters.js";
 import { Grid } from "./images/grid.js";
 import { Health } from "./health.js";
 import { home } from "./home.js";
 import { PointMap } from "./map/map.js";
 import { impossible } from "./filters/ranges.js";
+import { watchPictures } from "./missing.js";
 import { Rows } from "./images/rows.js";
+import { watchServer } from "./server.js";
 import { Selection } from "./images/selection.js";
 import { watchShortcuts } from "./shortcuts.js";
 import { changed, current, onChange, onLink } from "./state.js";
 
 const POLL = 3000; // milliseconds between checks for new labels
 const VIEWS = { grid: "Images", map: "Map", health: "Health" };
+const idle = globalThis.requestIdleCallback ?? setTimeout;
 const main = document.getElementById("main");
 const where = document.getElementById("where");
 const tabs = document.getElementById("tabs");
@@ -31,6 +34,7 @@ class Session {
     this.kind = null;
     this.ready = false;
     this.turn = 0;
+    this.resumed = 0;
     this.loading = false; // the view that was asked for last
   }
 
@@ -38,14 +42,19 @@ class Session {
     return askJson(`/page/${this.name}/${path}`, parameters, this.ended.signal);
   }
 
-  async start() {
-    main.replaceChildren(h("p", { class: "note", role: "status" }, "Opening the dataset…"));
+  // Asks for the description until the index is here; tells how far its copy is.
+  async open(tell) {
     this.info = await this.ask("dataset");
     while (this.info.index.state === "copying") {
-      main.replaceChildren(copying(this.info));
+      tell(this.info);
       await pause(500);
       this.info = await this.ask("dataset");
     }
+  }
+
+  async start() {
+    main.replaceChildren(h("p", { class: "note", role: "status" }, "Opening the dataset…"));
+    await this.open((info) => main.replaceChildren(copying(info)));
     if (this.info.index.state === "missing") {
       main.replaceChildren(missing(this.info));
       return;
@@ -58,6 +67,7 @@ class Session {
     this.ready = true; // a key pressed while the first view is still loading changes that view
     await this.show(current(), { scroll: null, back: false });
     this.watch();
+    if (this.info.text_search.available) idle(() => post("/page/text_model").catch(() => {}));
   }
 
   // Shows new labels without a reload: the version of the dataset changes with them.
@@ -67,14 +77,27 @@ class Session {
       if (document.hidden || this.ended.signal.aborted || this.loading) continue;
       try {
         const info = await this.ask("dataset");
+        if (info.index_id !== this.info.index_id) location.reload(); // a new dataset of this name
         if (info.version === this.info.version) continue;
         this.info = info;
         this.rows.clear();
         await this.show(current(), { scroll: null, back: false });
       } catch (error) {
         if (!(error instanceof Problem)) return;
+        if (error.status === 404) endWith(error); // the dataset was deleted
       }
     }
+  }
+
+  // The server did not answer for a while, and may be another one: everything is asked for again.
+  async resume() {
+    const { index_id: before } = this.info;
+    await this.open(() => {});
+    if (this.info.index_id !== before) location.reload();
+    this.rows.clear();
+    this.dropView();
+    this.resumed += 1; // an image that is shown is asked for again
+    await this.show(current(), { scroll: scrollY, back: false });
   }
 
   // Shows a state. What is asked for later takes its place, however late the answers come.
@@ -87,8 +110,24 @@ class Session {
     } catch (error) {
       if (late() && error instanceof Problem) return;
       this.loading = false;
-      throw error;
+      if (!(error instanceof Problem)) throw error;
+      if (!error.unreachable) this.refuse(error); // else what is shown stays: see server.js
     }
+  }
+
+  // What the server refuses takes the place of the view only: filters and selection stay.
+  refuse(problem) {
+    this.dropView();
+    this.stage.replaceChildren(h("div", { class: "note", role: "alert" },
+      h("h1", {}, "This cannot be shown"), h("p", {}, problem.message),
+      h("p", {}, h("button", { type: "button", onclick: () => history.back() }, "Back"), " · ",
+        h("a", { href: `/${this.name}`, onclick: onLink }, "All images"))));
+  }
+
+  dropView() {
+    this.view?.close();
+    this.view = null;
+    this.kind = null;
   }
 
   async showNow(asked, how) {
@@ -99,7 +138,7 @@ class Session {
     this.filters.show(this.info, state);
     showTabs(kind);
     if (kind !== this.kind) {
-      this.view?.close();
+      this.dropView();
       const View = { grid: Grid, map: PointMap, health: Health }[kind];
       this.view = new View(this);
       this.kind = kind;
@@ -112,23 +151,31 @@ class Session {
   }
 
   selectionChanged() {
-    this.view.showSelection?.();
+    this.view?.showSelection?.();
     if (current().selected === "yes") show(current(), { scroll: scrollY, back: false });
   }
 
   // A shared address may ask for what this server or index cannot do: show the images all the same.
   possible(state) {
-    const { text_search: search } = this.info;
+    const { text_search: search, neighbour_sorts: neighbours } = this.info;
     const notes = [];
     const left = { ...state };
     if (state.text && !search.available) {
       left.text = null;
       notes.push(`They are not sorted by the text “${state.text}”. ${search.reason}`);
     }
+    if (byNeighbours(state.sort) && !neighbours.available) {
+      left.sort = null;
+      notes.push(neighbours.reason);
+    }
     const dropped = impossible(this.info, state);
     if (dropped) {
       Object.assign(left, dropped.left);
       notes.push(dropped.note);
+    }
+    if (state.selected === "yes" && !this.selection.count) {
+      notes.push("Nothing is selected in this browser. A link does not contain a selection: it stays "
+        + "in the browser in which it was made, until it is exported.");
     }
     return { ...left, notes };
   }
@@ -141,8 +188,9 @@ class Session {
   }
 
   end() {
+    this.selection?.keepNow();
     this.ended.abort();
-    this.view?.close();
+    this.dropView();
   }
 }
 
@@ -209,16 +257,43 @@ async function showNow(state, how) {
   } catch (error) {
     if (error.name === "AbortError") return;
     if (!(error instanceof Problem)) throw error;
-    session?.end();
-    session = null;
-    main.replaceChildren(h("div", { class: "note", role: "alert" },
-      h("h1", {}, "This cannot be shown"), h("p", {}, error.message),
-      h("p", {}, h("a", { href: "/" }, "All datasets"),
-        ...(state.name ? [" · ", h("a", { href: `/${state.name}` }, "All images")] : []))));
+    endWith(error);
+  }
+}
+
+// Says why nothing of a dataset, or no list of datasets, can be shown.
+function endWith(error) {
+  const { name } = current();
+  session?.end();
+  session = null;
+  closeDetail();
+  tabs.hidden = true;
+  main.replaceChildren(h("div", { class: "note", role: "alert" },
+    h("h1", {}, "This cannot be shown"), h("p", {}, error.message),
+    h("p", {}, h("a", { href: "/" }, "All datasets"),
+      ...(name ? [" · ", h("a", { href: `/${name}` }, "All images")] : []))));
+}
+
+// Shows everything again once the server answers again.
+async function resume() {
+  try {
+    if (session?.ready) await session.resume();
+    else if (!main.querySelector(".home")) await show(current(), { scroll: null, back: false });
+  } catch (error) {
+    if (error.name === "AbortError" || error.unreachable) return; // the latter begins a new wait
+    if (!(error instanceof Problem)) throw error;
+    endWith(error);
   }
 }
 
 document.querySelector("[data-home]").addEventListener("click", onLink);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  if (!session?.view?.focusImages?.()) main.focus();
+});
+watchPictures();
 watchShortcuts();
+watchServer(resume);
+onChange(() => session?.selection?.forgetUndo());
 onChange(show);
 show(current(), { scroll: null, back: false });

@@ -27,7 +27,19 @@ export function bytes(number) {
 
 const working = document.getElementById("working"); // says what the server is computing
 
-export class Problem extends Error {}
+// A request without success: the server's sentence and status, 0 where it does not answer.
+export class Problem extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+
+  get unreachable() {
+    return this.status === 0;
+  }
+}
+
+export const noAnswer = new EventTarget(); // gets an event whenever the server does not answer
 
 async function ask(path, parameters, signal, options = {}) {
   const query = new URLSearchParams();
@@ -40,15 +52,19 @@ async function ask(path, parameters, signal, options = {}) {
     response = await fetch(query.size ? `${path}?${query}` : path, { signal, ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    noAnswer.dispatchEvent(new Event("problem"));
     throw new Problem("The local Forager does not answer: is it still running?");
   }
   if (response.ok) return response;
   const answer = await response.json().catch(() => ({}));
-  throw new Problem(answer.error ?? `The server answered with status ${response.status}.`);
+  throw new Problem(answer.error ?? `The server answered with status ${response.status}.`,
+    response.status);
 }
 
 export const askJson = async (path, parameters = {}, signal = undefined) =>
   (await ask(path, parameters, signal)).json();
+
+export const post = (path, parameters = {}) => ask(path, parameters, undefined, { method: "POST" });
 
 // Posts rows as 32-bit numbers; the answer is a file.
 export const sendRows = async (path, parameters, rows) =>
@@ -82,10 +98,11 @@ export function kept(name) {
   }
 }
 
-// Keeps it; false if the browser has no room or keeps nothing.
+// Keeps it, or nothing if text is null; false if the browser has no room or keeps nothing.
 export function keep(name, text) {
   try {
-    localStorage.setItem(name, text);
+    if (text === null) localStorage.removeItem(name);
+    else localStorage.setItem(name, text);
     return true;
   } catch {
     return false;

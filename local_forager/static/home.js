@@ -1,6 +1,7 @@
 // The list of datasets.
 
 import { askJson, count, h, pause, plural } from "./dom.js";
+import { openDeletion } from "./deletion.js";
 import { current, onLink } from "./state.js";
 
 const POLL = 4000; // milliseconds between checks for new datasets
@@ -46,17 +47,21 @@ function card(dataset) {
       ? `${count(dataset.num_train)} train · ${count(dataset.num_val)} validation`
       : "no images"),
   ];
+  const remove = h("button", {
+    type: "button", class: "delete", "aria-label": `Delete ${dataset.name}…`, onclick: () => openDeletion(dataset.name, () => item.remove()),
+  }, "Delete…");
   if (!dataset.opens) {
     body.push(h("span", { class: "quiet" }, "No Forager can open a dataset of this name."));
-    return h("li", {}, h("span", { class: "card closed" }, body));
   }
-  return h("li", {}, h("a", { class: "card", href: `/${dataset.name}`, onclick: onLink }, body));
+  const item = h("li", {}, dataset.opens
+    ? h("a", { class: "card", href: `/${dataset.name}`, onclick: onLink }, body)
+    : h("span", { class: "card closed" }, body), remove);
+  return item;
 }
 
 function covers(dataset, total) {
   return Array.from({ length: Math.min(COVERS, total) }, (_, place) => h("img", {
     src: `/page/${dataset.name}/cover/${place}`, alt: "", decoding: "async", loading: "lazy",
-    onerror: (event) => event.currentTarget.classList.add("absent"),
   }));
 }
 

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 
 const SHORTCUTS = {
-  "Everywhere": [["?", "this list"]],
+  "Everywhere": [["?", "this list"], ["/", "search"], ["← → ↑ ↓ in a list", "move within it; Tab leaves it"]],
   "Images": [
     ["← → ↑ ↓", "move to another image"], ["Page up, Page down", "move by a screen"],
     ["Home, End", "move to the first or last image"], ["Enter", "open the image"],
@@ -15,14 +15,27 @@ const SHORTCUTS = {
     ["← → Home End", "move the handle that has the focus"], ["Enter", "apply at once"],
     ["Esc", "undo the move"],
   ],
-  "One image": [["← →", "previous or next image of the view"], ["Esc", "close"]],
+  "One image": [
+    ["← →", "previous or next image of the view"], ["Space", "select the image, or take it away"],
+    ["c", "show it side by side with the nearest image"], ["Esc", "close"],
+  ],
   "Map": [
     ["← → ↑ ↓", "move the map"], ["+ −", "zoom in or out"], ["0", "show all"],
+    ["n", "show or hide the names of clusters"],
     ["Enter", "open the image nearest to the middle"],
     ["Shift + drag", "select with a rectangle"], ["Alt", "take images away instead"],
   ],
 };
 const dialog = document.getElementById("shortcuts");
+
+// The search by text, or by name where there is no search by text.
+function focusSearch(event) {
+  const input = document.querySelector("#search-text:enabled") ?? document.getElementById("name");
+  if (!input) return;
+  event.preventDefault();
+  input.closest("details").open = true;
+  input.focus();
+}
 
 export function watchShortcuts() {
   const close = h("button", {
@@ -35,8 +48,12 @@ export function watchShortcuts() {
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   document.getElementById("show-shortcuts").addEventListener("click", () => dialog.showModal());
   addEventListener("keydown", (event) => {
-    const typing = event.target.closest?.("input, textarea, select");
-    if (event.key !== "?" || typing || event.ctrlKey || event.metaKey) return;
+    const typing = event.target.closest?.("input:not([type=checkbox], [type=radio]), textarea, select");
+    if (!["?", "/"].includes(event.key) || typing || event.ctrlKey || event.metaKey) return;
+    if (event.key === "/") {
+      if (!document.querySelector("dialog[open]")) focusSearch(event);
+      return;
+    }
     event.preventDefault();
     if (!dialog.open) dialog.showModal();
   });

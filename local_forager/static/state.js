@@ -6,7 +6,9 @@ export const FILTERS = [
 ];
 const OF_FIELD = /^(min|max|is)_./s; // also filters: limits of a field, texts of a column
 const OF_COLUMN = /^is_./s;
-const FIELDS = ["view", ...FILTERS, "by", "color", "method", "pictures", "at", "selected", "image"];
+const FIELDS = [
+  "view", ...FILTERS, "by", "color", "method", "pictures", "names", "at", "selected", "image", "beside",
+];
 export const LABEL_LISTS = ["or", "with", "without"]; // fields that hold several labels
 const BETWEEN = "\n"; // labels of one field in the address
 const listeners = new Set();
@@ -22,7 +24,7 @@ export function current() {
 }
 
 // The names of all filters that a state has, and of its lists of labels and texts.
-const ofField = (state) => Object.keys(state).filter((field) => OF_FIELD.test(field));
+export const ofField = (state) => Object.keys(state).filter((field) => OF_FIELD.test(field));
 export const filtersIn = (state) => [...FILTERS, ...ofField(state)];
 export const listsIn = (state) =>
   [...LABEL_LISTS, ...Object.keys(state).filter((field) => OF_COLUMN.test(field))];
@@ -32,6 +34,7 @@ export function address(state) {
   if (!state.name) return "/";
   const query = new URLSearchParams();
   for (const field of [...ofField(state), ...FIELDS]) {
+    if (field === "beside" && state.image === null) continue; // it belongs to the image
     if (state[field] !== null && state[field] !== undefined && state[field] !== "") {
       query.set(field, state[field]);
     }
@@ -40,6 +43,7 @@ export function address(state) {
 }
 
 // The labels in one of LABEL_LISTS: of which images may have any too, must have all, must have none.
+// Each is a category, for a positive label, or a category, NUL and a mode, "" for any mode.
 export const labelsIn = (state, field) => (state[field] ? state[field].split(BETWEEN) : [])
   .map((label) => label.replace(/%(25|0A)/g, decodeURIComponent));
 export function toggled(state, field, label) {
@@ -47,6 +51,11 @@ export function toggled(state, field, label) {
   const left = labels.filter((one) => one !== label);
   return (left.length < labels.length ? left : [...labels, label])
     .map((one) => one.replace(/[%\n]/g, encodeURIComponent)).join(BETWEEN) || null;
+}
+export const termOf = (category, mode) => (mode === "POSITIVE" ? category : `${category}\0${mode ?? ""}`);
+export function labelOf(term) {
+  const [category, mode = "POSITIVE"] = term.split("\0");
+  return { category, mode: mode || null };
 }
 
 // The health report is of all images, so a filter that is chosen there leads to the images.

@@ -60,7 +60,7 @@ def browser():
 
 @pytest.fixture
 def tabs(browser):
-    """Open a page: tabs(url, **options of the browser context).
+    """Open a page: tabs(url, **options of the browser context). All filters are unfolded.
 
     After the test: no console message, no error, no dialog, no request that left this machine.
     """
@@ -74,8 +74,11 @@ def tabs(browser):
         if message.type in ("error", "warning"):
             problems.append(f"{message.text} ({message.location['url']})")
 
-    def open_page(url, **options):
+    def open_page(url, more_filters=True, **options):
         context = browser.new_context(**({"viewport": {"width": 1200, "height": 800}} | options))
+        if more_filters:
+            unfold = "localStorage.setItem('forager-more-filters', 'yes')"
+            context.add_init_script(f"try {{ {unfold} }} catch {{}}")  # an empty page has none
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(1000 * LONGEST_S)

@@ -5,13 +5,14 @@ import typing
 import uuid
 from contextlib import contextmanager
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
 
 import gcs
 from local_forager import types as page_types
-from local_forager.indexes.index import Index
+from local_forager.indexes.index import Index, class_name
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
 from tests.harness import wait_for
@@ -73,6 +74,44 @@ def made_index(names, num_train, **more):
     fields |= {"directory": None, "not_finite": [], "embeddings": {}, "rows_of": {}}
     fields |= {"fields": {}, "lacks": {}}
     return Index(names=names, num_train=num_train, **(fields | more))
+
+
+def serve_map(page, server, points, classes, labels=None, val=None):
+    """Let a page see dataset "d" as so many images, at these places, with these columns.
+
+    labels: places in the dataset's categories, -1 where there is none; val: rows of validation.
+    """
+    rows = len(points)
+    numbers, counts = np.unique(classes, return_counts=True)
+
+    def describe(route):
+        description = server.dataset("d") | {"rows": rows, "rows_train": rows}
+        description["classes"] = [
+            {"imagenet_class": number, "name": class_name(number), "count": count}
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+        ]
+        route.fulfill(json=description)
+
+    def answer_rows(route):
+        chosen = val if "split=val" in route.request.url else np.arange(rows)
+        route.fulfill(body=np.asarray(chosen, "<i4").tobytes())
+
+    columns = {
+        "class": classes,
+        "label": np.full(rows, -1) if labels is None else labels,
+        "split": np.zeros(rows),
+    }
+
+    def answer_column(route):
+        name = urlsplit(route.request.url).path.rpartition("/")[2]
+        route.fulfill(body=np.asarray(columns[name], "<i4").tobytes())
+
+    places = np.asarray(points).clip(-1, 1).astype("<f4").tobytes()
+    page.route("**/page/d/dataset", describe)
+    page.route("**/page/d/map*", lambda route: route.fulfill(body=places))
+    page.route("**/page/d/column/*", answer_column)
+    page.route("**/page/d/rows*", answer_rows)
+    page.route("**/thumbnail/*", lambda route: route.fulfill(status=204))
 
 
 class PageServer:

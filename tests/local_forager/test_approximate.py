@@ -1,16 +1,20 @@
 """Searches with an inverted file: against exact ones, over HTTP, on the page, without faiss."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from local_forager import types as page_types
 from local_forager.analysis import comparisons
+from local_forager.analysis.health import PAIRS_ROWS
 from local_forager.indexes import vectors as approximate
 from local_forager.indexes.vectors import Vectors
+from local_forager.page.state import View
 from testing import synthetic
 from tests.harness import wait_for
 from tests.local_forager import screen
-from tests.local_forager.page_server import COPY, FAILED, NAMES, page_server
+from tests.local_forager.page_server import COPY, FAILED, NAMES, made_index, page_server
 
 ROWS, DIMENSIONS, FAILED_ROW = 6_000, 32, 17
 
@@ -95,6 +99,18 @@ def test_a_search_of_100_000_reads_few_of_them(tmp_path):
     inverted = approximate.open_or_build(tmp_path / "file", vectors, failed, ignore)
     assert inverted.lists == 200
     assert recall(inverted, vectors, failed, range(30)) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("rows", "exact_rows", "in_lists"),
+    [(PAIRS_ROWS, 200_000, False), (PAIRS_ROWS + 1, 200_000, True), (60, 50, True)],
+)
+def test_near_duplicates_of_many_images_are_searched_for_in_lists(rows, exact_rows, in_lists):
+    pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
+    index = made_index(["x"] * rows, rows, embeddings={"clip": None})
+    page = SimpleNamespace(jobs=None, exact_rows=exact_rows)
+    view = View(page=page, dataset=None, index=index, table=None, version=0)
+    assert view.health("clip").in_lists == in_lists
 
 
 def neighbours(server, query=""):

@@ -120,9 +120,13 @@ def test_disagreeing_needs_two_categories_and_enough_labels(tmp_path, vectors):
     assert comparisons.disagreeing(embedding, none_failed(), few, ignore) == []
 
 
+def laid_out(vectors, failed, method):
+    return maps.project(vectors, failed, method, maps.keys_of(vectors)).points
+
+
 def test_map_is_the_principal_components_without_failed_images(tmp_path, vectors):
     vectors[5] = 0
-    points = maps.project(write(tmp_path, vectors), ~vectors.any(axis=1), "pca")
+    points = laid_out(write(tmp_path, vectors), ~vectors.any(axis=1), "pca")
     assert points.dtype == np.dtype("<f4") and points.shape == (ROWS, 2)
     assert np.isnan(points[5]).all()
     points, good = (np.delete(array, 5, axis=0) for array in (points, vectors))
@@ -144,13 +148,13 @@ def test_map_by_umap_where_it_is_installed(tmp_path, vectors, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
     vectors[5] = 0
-    points = maps.project(write(tmp_path, vectors), ~vectors.any(axis=1), "umap")
+    points = laid_out(write(tmp_path, vectors), ~vectors.any(axis=1), "umap")
     assert np.isnan(points[5]).all() and np.nanmax(np.abs(points)) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_map_of_few_images(tmp_path, vectors, rows):
-    points = maps.project(write(tmp_path, vectors[:rows]), none_failed(rows), "pca")
+    points = laid_out(write(tmp_path, vectors[:rows]), none_failed(rows), "pca")
     assert points.shape == (rows, 2) and np.isfinite(points).all()
 
 

@@ -31,7 +31,7 @@ def test_facts_and_neighbours(server, tabs):
     screen.until(page, "document.querySelector('.full')?.naturalWidth === 200")
     strip = dialog.locator(".strip li")
     expect(strip).to_have_count(24)
-    expect(strip.first).to_have_text("0.000")
+    expect(strip.first.locator(".distance")).to_have_text("0.000")
     strip.first.locator("a").click()
     expect(title(page)).to_have_text("v05.jpg")
     expect(page).to_have_url(re.compile(f"image={COPY}$"))
@@ -51,6 +51,31 @@ def test_compares_by_each_embedding(server, tabs):
     expect(page.locator(".strip li")).to_have_count(24)
     screen.follow(page, "Sort all images by similarity", 79)  # all but the failed one
     expect(page.locator(".summary .chip")).to_contain_text("by similarity to t00.jpg")
+
+
+def test_mark_images_of_a_set_on_the_way(server, tabs):
+    """Space selects, arrows go on, c shows the nearest image beside; each shows its split."""
+    page = tabs(f"{server.url}/d?set=leak")
+    screen.total(page, "2 of 80 images")
+    expect(page.locator(".badge.far")).to_have_text(["train", "val · 0.000"])
+    screen.tiles(page).first.click()
+    expect(title(page)).to_have_text("t02.jpg")
+    expect(page.locator(".detail-head .split")).to_have_text("train")
+    page.keyboard.press("c")
+    beside = page.locator(".picture.beside")
+    expect(beside).to_contain_text("v05.jpg validation")
+    page.keyboard.press("ArrowRight")
+    expect(title(page)).to_have_text("v05.jpg")
+    expect(beside).to_contain_text("t02.jpg train")
+    page.keyboard.press(" ")
+    page.keyboard.press("c")
+    expect(beside).to_have_count(0)
+    page.get_by_role("button", name="beside: t02.jpg").click()
+    expect(page).to_have_url(re.compile("image=65&beside=2$"))
+    expect(beside).to_contain_text("t02.jpg")
+    page.keyboard.press("Escape")
+    expect(page.locator(".selected-count")).to_have_text("1 selected")
+    expect(page.locator(".cell.selected .badge.far")).to_have_text("val · 0.000")
 
 
 def test_walk_by_keyboard(server, tabs):

@@ -18,16 +18,77 @@ from tests.local_forager.screen import expect
 
 def test_filters_of_the_page(server, tabs):
     page = tabs(f"{server.url}/d")
-    screen.follow(page, "And with this label: bird", 5)
-    screen.follow(page, "Without this label: sky", 4)
+    screen.follow(page, "And with this label: bird", 4)
+    page.get_by_role("button", name="Modes of sky").click()
+    screen.follow(page, "Without this label: sky: far away", 3)
     screen.follow(page, "Remove the filter: and bird", 78)
     page.get_by_label("Object name contains").fill("v1")
     page.get_by_label("Object name contains").press("Enter")
     screen.total(page, "10 of 80 images")
-    screen.chips(page, "not sky", "name contains v1")
+    screen.chips(page, "not sky: far away", "name contains v1")
     page.get_by_label("Sort").select_option("name, backwards")
     expect(page.locator(".cell:not([hidden])").first).to_have_attribute("aria-posinset", "1")
     expect(screen.tiles(page).first).to_have_attribute("href", re.compile("image=79$"))
+
+
+def test_signs_of_a_mode_and_counts_that_follow_the_other_filters(server, tabs):
+    page = tabs(f"{server.url}/d?split=train")
+    bird = page.locator("#category-bird")
+    expect(bird).to_have_text(re.compile("^bird3.*negative.*1$"))
+    page.get_by_role("button", name="Modes of bird").click()
+    screen.follow(page, "Or with this label: bird: negative", 1)
+    screen.follow(page, "Or with this label: bird", 4, "li:has(> #category-bird) > .mores")
+    screen.chips(page, "train", "or bird: negative", "or bird")
+    screen.follow(page, "any mode 4", 4, ".filters")
+    screen.chips(page, "train", "bird: any mode", "or bird: negative", "or bird")
+    expect(page.locator("#split-val")).to_have_text("Validation1")
+    expect(bird).to_have_text(re.compile("^bird3"))  # its own filter does not count
+    screen.follow(page, "Clear all", 80)
+    expect(bird).to_have_text(re.compile("^bird4"))
+    page.goto(f"{server.url}/d?or=bird&with=sky")  # a link from before signs had modes
+    screen.chips(page, "bird", "and sky")
+
+
+def test_sidebar_is_short(server, tabs, dataset_name):
+    server.publish(dataset_name, 20)
+    for number in range(30):
+        server.label(dataset_name, [str(row) for row in range(1 + number % 5)], f"label {number}")
+    page = tabs(f"{server.url}/{dataset_name}", more_filters=False)
+    screen.total(page, "20 images")
+    labels = page.locator("[id^=category-]")
+    expect(labels).to_have_count(12)
+    page.get_by_role("button", name="18 more").click()
+    expect(labels).to_have_count(30)
+    page.keyboard.press("/")
+    expect(page.locator("#name")).to_be_focused()  # there is no search by text
+    page.reload()
+    screen.total(page, "20 images")
+    in_grid = "document.activeElement.closest('.grid') !== null"
+    presses = 0
+    while not page.evaluate(in_grid):
+        page.keyboard.press("Tab")
+        presses += 1
+        assert presses <= 15
+    page.reload()
+    screen.total(page, "20 images")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # Skip to the images
+    screen.focused(page, 0)
+    labels.first.focus()
+    page.keyboard.press("ArrowDown")
+    expect(labels.nth(1)).to_be_focused()
+
+
+def test_orders_that_a_dataset_is_too_large_for(server, tabs):
+    reason = "Only datasets of up to 9 images can be sorted by their neighbours."
+    refused = {"neighbour_sorts": {"available": False, "reason": reason}}
+    page = tabs(server.url)
+    page.route("**/page/d/dataset", lambda held: held.fulfill(json=server.dataset("d") | refused))
+    page.goto(f"{server.url}/d?sort=outliers&split=val")
+    screen.total(page, "20 of 80 images")
+    expect(page.get_by_role("alert")).to_have_text(reason)
+    expect(page.locator("#sort option", has_text="outliers")).to_be_disabled()
+    expect(page.locator(".filters").get_by_text(reason)).to_be_visible()
 
 
 def test_class_by_name(server, tabs):

@@ -7,7 +7,7 @@ import numpy as np
 from local_forager.indexes import index as imagenet
 from tests.harness import wait_for
 from tests.local_forager import screen
-from tests.local_forager.page_server import COPY, FAILED
+from tests.local_forager.page_server import COPY, FAILED, serve_map
 from tests.local_forager.screen import expect
 
 
@@ -44,7 +44,7 @@ def point_on_map(page, row):
 
 
 def test_map_hovers_and_opens(opened):
-    page = opened("?view=map")
+    page = opened("?view=map&names=no")
     x, y = point_on_map(page, 10)
     page.mouse.move(x, y)
     tip = page.locator(".tip")
@@ -158,7 +158,7 @@ def test_map_shows_pictures_when_few_points_are_in_view(server, tabs):
 def test_health_links_to_the_images(server, tabs):
     page = tabs(f"{server.url}/d?view=health")
     screen.follow(page, "Show 2 images in 1 group", 2, "[data-set=leak]")
-    expect(page.locator(".badge:visible")).to_have_text(["Group 1", "0.000"])
+    expect(page.locator(".badge:visible")).to_have_text(["train", "Group 1", "val · 0.000"])
     screen.shows_rows(page, [2, COPY])
     page.go_back()
     screen.follow(page, "Show 1 image", 1, "[data-set=failed]")
@@ -167,29 +167,14 @@ def test_health_links_to_the_images(server, tabs):
 
 
 def test_map_of_100_000(server, tabs):
-    """Many points are drawn as density, with the names of the classes; a shape selects them all."""
+    """Many points are drawn as density; a shape selects them all."""
     many = 100_000
     rng = np.random.default_rng(0)
     middles = rng.uniform(-0.8, 0.8, (4, 2))
     kinds = np.arange(many, dtype="<i4") % 4
-    points = (middles[kinds] + rng.normal(0, 0.05, (many, 2))).clip(-1, 1).astype("<f4")
+    points = middles[kinds] + rng.normal(0, 0.05, (many, 2))
     page = tabs(server.url)
-
-    def describe(route):
-        description = server.dataset("d") | {"rows": many, "rows_train": many}
-        counts = [many // 4] * 4
-        description["classes"] = [
-            {"imagenet_class": number, "name": imagenet.class_name(number), "count": counts[number]}
-            for number in range(4)
-        ]
-        route.fulfill(json=description)
-
-    page.route("**/page/d/dataset", describe)
-    page.route("**/page/d/map*", lambda route: route.fulfill(body=points.tobytes()))
-    page.route("**/page/d/column/*", lambda route: route.fulfill(body=kinds.tobytes()))
-    rows = np.arange(many, dtype="<i4").tobytes()
-    page.route("**/page/d/rows*", lambda route: route.fulfill(body=rows))
-    page.route("**/thumbnail/*", lambda route: route.fulfill(status=204))
+    serve_map(page, server, points, classes=kinds)
     page.goto(f"{server.url}/d?view=map&color=class")
     screen.total(page, "100,000 images")
     expect(page.locator(".legend li")).to_have_text(

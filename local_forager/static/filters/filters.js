@@ -1,23 +1,40 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
-import { basename, count, h, modeKind, modeName, plural, splitName } from "../dom.js";
+import {
+  basename, count, h, keep, kept, labelText, pause, plural, Problem, splitName,
+} from "../dom.js";
+import { choice, LabelList, number } from "./labels.js";
 import { fieldSorts, OTHER_SORTS, rangeChips, Ranges, sortTitle } from "./ranges.js";
-import { changed, go, labelsIn, leaveHealth, onLink, toggled } from "../state.js";
+import { rove } from "../rove.js";
+import {
+  changed, filtersIn, go, labelOf, labelsIn, leaveHealth, noFilters, ofField, onLink, toggled,
+} from "../state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
 const CLASSES = 8; // classes listed at once; the others are found by name
-const MANY = 12; // categories; from here on there is a box to find one
-
+const POLL = 700; // milliseconds until counts are asked for again while the server computes
+const ORDERS = ["text", "like", "sort"]; // of FILTERS: they order the images only
+const MORE = "forager-more-filters"; // the browser keeps "yes" if the person opened them
 export class Filters {
   constructor(session) {
-    this.ranges = new Ranges(session, choice);
+    this.session = session;
+    this.ranges = new Ranges(session);
+    this.labels = new LabelList();
     this.body = h("div", { class: "filters-body" });
     this.element = h("details", { class: "filters", open: WIDE.matches },
       h("summary", {}, "Search and filters"), this.body);
     WIDE.addEventListener("change", () => { this.element.open = WIDE.matches; });
-    this.find = "";
+    this.classList = h("ul", { class: "choices", role: "list" });
+    this.splits = h("ul", { class: "choices", role: "list" });
+    this.rest = h("div", { class: "filters-body" });
+    this.more = h("details", { class: "more-filters", open: kept(MORE) === "yes" },
+      h("summary", {}, "ImageNet class, sizes, quality"), this.rest);
+    this.more.addEventListener("toggle", () => this.showRanges());
+    this.more.firstChild.addEventListener("click", () => keep(MORE, this.more.open ? "no" : "yes"));
     this.findClass = "";
-    this.key = null;
+    this.key = null; // of what is shown; the key of what the ranges show
+    this.rangesOf = null;
+    this.turn = 0;
   }
 
   show(info, state) {
@@ -25,76 +42,108 @@ export class Filters {
     const key = JSON.stringify([info, rest, state.view]);
     if (key === this.key) return;
     this.key = key;
+    Object.assign(this, { info, state });
+    this.facets = this.counted && this.filtered() ? this.counted : everything(info);
     const focused = this.body.contains(document.activeElement) ? document.activeElement.id : null;
     const scroll = this.element.scrollTop;
+    this.rest.replaceChildren(...[this.classes(), this.ranges.element].filter(Boolean));
+    if (["class", ...ofField(state)].some((field) => state[field] !== null)) this.more.open = true;
     this.body.replaceChildren(
       search(info, state),
       sorting(info, state),
       naming(state),
-      split(info, state),
-      this.labels(info, state),
-      this.classes(info, state),
-      this.ranges.element,
+      h("section", { "aria-labelledby": "split-title" }, h("h2", { id: "split-title" }, "Split"), this.splits),
+      this.labels.show(info, state, this.facets),
+      this.more,
     );
-    this.ranges.show(info, state);
+    this.fillSplits();
+    this.showRanges();
     this.element.scrollTop = scroll;
     if (focused) document.getElementById(focused)?.focus();
+    this.recount();
   }
 
-  classes(info, state) {
+  // Histograms are asked for only while they are seen.
+  showRanges() {
+    if (!this.more.open || this.rangesOf === this.key) return;
+    this.rangesOf = this.key;
+    this.ranges.show(this.info, this.state);
+  }
+
+  filtered() {
+    return filtersIn(this.state).some((field) => this.state[field] !== null && !ORDERS.includes(field));
+  }
+
+  // Counts the images that pass the other filters; the earlier counts are shown until then.
+  async recount() {
+    const turn = (this.turn += 1);
+    const { rows, ended } = this.session;
+    if (!this.filtered()) {
+      this.counted = null;
+      return;
+    }
+    try {
+      let answer;
+      for (;;) {
+        answer = await this.session.ask("counts", rows.parameters(this.state));
+        if (turn !== this.turn || ended.signal.aborted) return;
+        if (!answer.working) break;
+        await pause(POLL);
+      }
+      this.counted = this.facets = answer;
+      const focused = this.body.contains(document.activeElement) ? document.activeElement.id : null;
+      this.fillSplits();
+      this.fillClasses();
+      this.labels.count(answer);
+      if (focused) document.getElementById(focused)?.focus();
+    } catch (error) { // the view itself says what is wrong
+      if (error.name !== "AbortError" && !(error instanceof Problem)) throw error;
+    }
+  }
+
+  fillSplits() {
+    const { state, facets: { train, val } } = this;
+    const lines = [[null, "All", train + val], ["train", "Train", train], ["val", "Validation", val]];
+    this.splits.replaceChildren(...lines.map(([value, text, images]) => choice(`split-${value}`, text,
+      number(images), state.split === value, { ...leaveHealth(state), split: value, image: null })));
+    rove(this.splits);
+  }
+
+  classes() {
+    const { info } = this;
     if (!info.classes.length) return null;
-    const list = h("ul", { class: "choices", role: "list" });
-    const fill = () => {
-      const wanted = this.findClass.toLowerCase();
-      const found = info.classes.filter(({ imagenet_class: number, name }) =>
-        String(number) === state.class || (wanted ? name.toLowerCase().includes(wanted) : true));
-      const shown = found.slice(0, CLASSES);
-      list.replaceChildren(...shown.map(({ imagenet_class: number, name, count: images }) => {
-        const on = state.class === String(number);
-        return choice(`class-${number}`, name, images, on,
-          { ...leaveHealth(state), class: on ? null : number, set: null, image: null });
-      }), ...(found.length > shown.length ? [h("li", { class: "quiet" },
-        `and ${plural(found.length - shown.length, "other class", "other classes")}`)] : []));
-    };
-    fill();
+    this.fillClasses();
     return h("section", { "aria-labelledby": "classes-title" },
       h("h2", { id: "classes-title" }, "ImageNet class"),
       info.classes.length > CLASSES ? h("input", {
         type: "search", placeholder: "Find a class", "aria-label": "Find a class", id: "find-class",
         value: this.findClass,
-        oninput: (event) => { this.findClass = event.currentTarget.value; fill(); },
-      }) : null, list);
+        oninput: (event) => { this.findClass = event.currentTarget.value; this.fillClasses(); },
+      }) : null, this.classList);
   }
 
-  labels(info, state) {
-    const list = h("ul", { class: "choices", role: "list" });
-    const fill = () => {
-      const wanted = this.find.toLowerCase();
-      const found = info.categories.filter(({ category }) => category.toLowerCase().includes(wanted));
-      list.replaceChildren(...found.map((category) => categoryChoice(category, state)),
-        ...(found.length ? [] : [h("li", { class: "quiet" }, "No such label.")]));
-    };
-    fill();
-    const box = info.categories.length < MANY ? null : h("input", {
-      type: "search", placeholder: "Find a label", "aria-label": "Find a label", id: "find-label",
-      value: this.find, oninput: (event) => { this.find = event.currentTarget.value; fill(); },
-    });
-    const unlabelled = info.rows - info.labelled;
-    const none = { ...leaveHealth(state), category: null, mode: null, set: null, image: null };
-    return h("section", { "aria-labelledby": "labels-title" },
-      h("h2", { id: "labels-title" }, "Labels"),
-      info.categories.length ? null : h("p", { class: "quiet" },
-        "None yet. Labels written by ingest_labels.py appear here by themselves."),
-      box,
-      info.categories.length ? list : null,
-      info.categories.length ? h("ul", { class: "choices", role: "list" },
-        choice("label-any", "Any label", info.labelled, state.labelled === "yes",
-          { ...none, labelled: state.labelled === "yes" ? null : "yes" }),
-        choice("label-none", "No label", unlabelled, state.labelled === "no",
-          { ...none, labelled: state.labelled === "no" ? null : "no" })) : null,
-    );
+  fillClasses() {
+    const { info, state, facets } = this;
+    const wanted = this.findClass.toLowerCase();
+    const counts = new Map(facets.classes.map((one) => [one.imagenet_class, one.count]));
+    const found = info.classes.filter(({ imagenet_class: place, name }) =>
+      String(place) === state.class || (wanted ? name.toLowerCase().includes(wanted) : true));
+    const shown = found.slice(0, CLASSES);
+    this.classList.replaceChildren(...shown.map(({ imagenet_class: place, name }) => {
+      const on = state.class === String(place);
+      return choice(`class-${place}`, name, number(counts.get(place) ?? 0), on,
+        { ...leaveHealth(state), class: on ? null : place, image: null });
+    }), ...(found.length > shown.length ? [h("li", { class: "quiet" },
+      `and ${plural(found.length - shown.length, "other class", "other classes")}`)] : []));
+    rove(this.classList);
   }
 }
+
+// The counts without filters.
+const everything = (info) => ({
+  train: info.rows_train, val: info.rows - info.rows_train, labelled: info.labelled,
+  unlabelled: info.rows - info.labelled, categories: info.categories, classes: info.classes,
+});
 
 function search(info, state) {
   const { available, reason } = info.text_search;
@@ -116,7 +165,17 @@ function search(info, state) {
     available ? "Sorts the images by CLIP, best first." : withOptions(reason)));
 }
 
+export const byNeighbours = (sort) => ["outliers", "typical"].includes(sort);
+
 function sorting(info, state) {
+  const refused = (sort) => (!sortTitle(info, sort) ? info.sizes.reason
+    : byNeighbours(sort) && !info.neighbour_sorts.available ? info.neighbour_sorts.reason : null);
+  const all = Object.keys(Object.assign({}, OTHER_SORTS, ...fieldSorts(info).map(([, sorts]) => sorts)));
+  const reasons = [...new Set(all.map(refused).filter(Boolean))];
+  const options = (sorts) => Object.entries(sorts).map(([value, title]) => h("option", {
+    value, selected: value === (state.sort ?? ""), disabled: refused(value) !== null,
+    title: refused(value) ?? "",
+  }, title));
   return h("section", {}, h("label", { for: "sort", class: "heading" }, "Sort"),
     h("select", {
       id: "sort", class: "wide",
@@ -124,13 +183,10 @@ function sorting(info, state) {
         ...leaveHealth(state), sort: event.currentTarget.value || null, text: null, like: null, set: null,
         image: null,
       }),
-    }, sortOptions(OTHER_SORTS, info, state), fieldSorts(info).map(([label, sorts]) =>
-      h("optgroup", { label }, sortOptions(sorts, info, state)))));
+    }, options(OTHER_SORTS), fieldSorts(info).map(([label, sorts]) =>
+      h("optgroup", { label }, options(sorts)))),
+    reasons.map((reason) => h("p", { class: "quiet small" }, reason)));
 }
-
-const sortOptions = (sorts, info, state) => Object.entries(sorts).map(([value, title]) => h("option", {
-  value, selected: value === (state.sort ?? ""), disabled: !sortTitle(info, value),
-}, title));
 
 function naming(state) {
   const input = h("input", {
@@ -144,48 +200,6 @@ function naming(state) {
   }, h("label", { for: "name", class: "heading" }, "Object name contains"), input);
 }
 
-function choice(id, text, number, on, changes, extra = null) {
-  return h("li", {}, h("a", {
-    id, class: "choice", href: changed(changes), "aria-current": on ? "true" : null, onclick: onLink,
-  }, extra, h("bdi", { class: "choice-text" }, text), h("span", { class: "number" }, count(number))));
-}
-
-function split(info, state) {
-  const counts = [
-    [null, "All", info.rows],
-    ["train", "Train", info.rows_train],
-    ["val", "Validation", info.rows - info.rows_train],
-  ];
-  return h("section", { "aria-labelledby": "split-title" },
-    h("h2", { id: "split-title" }, "Split"),
-    h("ul", { class: "choices", role: "list" }, counts.map(([value, text, number]) =>
-      choice(`split-${value}`, text, number, state.split === value, { ...leaveHealth(state), split: value, image: null }))));
-}
-
-function categoryChoice({ category, count: number, modes }, state) {
-  const on = state.category === category;
-  const base = { ...leaveHealth(state), labelled: null, set: null, image: null };
-  const item = choice(`category-${category}`, category, number, on && state.mode === null,
-    on && state.mode === null ? { ...base, category: null, mode: null } : { ...base, category, mode: null });
-  const more = (field, sign, title) => h("a", {
-    class: "more", href: changed({ ...base, [field]: toggled(state, field, category) }), title,
-    "aria-label": `${title}: ${category}`, onclick: onLink,
-    "aria-current": labelsIn(state, field).includes(category) ? "true" : null,
-  }, sign);
-  item.style.setProperty("--digits", count(number).length); // the buttons leave the number free
-  item.append(h("span", { class: "mores" }, more("or", "or", "Or with this label"),
-    more("with", "+", "And with this label"), more("without", "−", "Without this label")));
-  if (modes.length > 1 || modes[0].mode !== "POSITIVE") {
-    item.append(h("ul", { class: "modes", role: "list" }, modes.map(({ mode, count: images }) => {
-      const chosen = on && state.mode === mode;
-      return choice(`mode-${category}-${mode}`, modeName(mode), images, chosen,
-        chosen ? { ...base, category, mode: null } : { ...base, category, mode },
-        h("span", { class: `dot ${modeKind(mode)}` }));
-    })));
-  }
-  return item;
-}
-
 // A sentence of the server, in which an option to type is never broken across lines.
 const withOptions = (text) => text.split(/(--\w+)/).map((part) =>
   (part.startsWith("--") ? h("code", { class: "whole" }, part) : part));
@@ -195,25 +209,24 @@ export function summary(session, state, shown) {
   const { info } = session;
   const chips = [];
   const chip = (text, changes) => chips.push(h("a", {
-    class: "chip", href: changed({ image: null, ...changes }), onclick: onLink,
+    class: "chip", title: text, href: changed({ image: null, ...changes }), onclick: onLink,
     "aria-label": `Remove the filter: ${text}`,
   }, h("bdi", {}, text), h("span", { "aria-hidden": "true" }, "×")));
   if (state.split) chip(splitName(state.split), { split: null });
-  if (state.category !== null) {
-    chip(state.mode ? `${state.category}: ${modeName(state.mode)}` : state.category,
-      { category: null, mode: null });
-  }
-  for (const label of labelsIn(state, "or")) {
-    const alone = state.category === null && labelsIn(state, "or").length === 1;
-    chip(alone ? label : `or ${label}`, { or: toggled(state, "or", label) });
+  // A category without other modes than POSITIVE needs no mention of it.
+  const text = (category, mode) => (mode !== null ? labelText({ category, mode })
+    : info.categories.find((one) => one.category === category)?.modes.some((one) => one.mode !== "POSITIVE")
+      ? `${category}: any mode` : category);
+  if (state.category !== null) chip(text(state.category, state.mode), { category: null, mode: null });
+  for (const [field, word] of [["or", "or "], ["with", "and "], ["without", "not "]]) {
+    const terms = labelsIn(state, field);
+    for (const term of terms) {
+      const { category, mode } = labelOf(term);
+      const alone = field === "or" && state.category === null && terms.length === 1;
+      chip(`${alone ? "" : word}${text(category, mode)}`, { [field]: toggled(state, field, term) });
+    }
   }
   if (state.labelled) chip(state.labelled === "no" ? "no label" : "any label", { labelled: null });
-  for (const label of labelsIn(state, "with")) {
-    chip(`and ${label}`, { with: toggled(state, "with", label) });
-  }
-  for (const label of labelsIn(state, "without")) {
-    chip(`not ${label}`, { without: toggled(state, "without", label) });
-  }
   if (state.class !== null) {
     const known = info.classes.find((one) => String(one.imagenet_class) === state.class);
     chip(`ImageNet class: ${known?.name ?? state.class}`, { class: null });
@@ -237,6 +250,9 @@ export function summary(session, state, shown) {
     h("p", { role: "status", class: "total" }, shown === info.rows ? plural(shown, "image")
       : `${count(shown)} of ${plural(info.rows, "image")}`),
     ...chips,
+    ...(chips.length > 1 ? [h("a", {
+      class: "clear-all", href: changed({ ...noFilters(state), selected: null, image: null }), onclick: onLink,
+    }, "Clear all")] : []),
     ...[...info.warnings, ...state.notes].map((warning) =>
       h("p", { class: "warning", role: "alert" }, withOptions(warning))));
 }

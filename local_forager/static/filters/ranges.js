@@ -3,6 +3,7 @@
 
 import { bytes, count, h, own, pause, Problem } from "../dom.js";
 import { Histogram } from "./histogram.js";
+import { choice, number } from "./labels.js";
 import { go, labelsIn, leaveHealth, toggled } from "../state.js";
 
 const POLL = 700; // milliseconds until histograms are asked for again while the server computes
@@ -53,6 +54,16 @@ export function fieldSorts(info) {
 export const sortTitle = (info, sort) => own(OTHER_SORTS, sort)
   ?? info.fields.map((field) => own(sortsOf(field), sort)).find(Boolean);
 
+// How the value that a view is sorted by is written on a tile; null if it is not sorted by a field.
+export function sizeText(info, state) {
+  const sorted = !state.set && !state.text && state.like === null;
+  const field = sorted && info.fields.find((one) => own(sortsOf(one), state.sort));
+  if (!field) return null;
+  const [text, after] = written(field).shown;
+  const side = { width: " px wide", height: " px high" }[field.field];
+  return (value) => text(value) + (side ?? after);
+}
+
 // How the numbers of a field are written: unit of the boxes, what a number in a box stands for in the
 // address, a number as text, and what follows one or two of them. A date in an address is a text.
 export function written({ field, unit, kind, step }) {
@@ -99,10 +110,8 @@ export function impossible(info, state) {
 
 // The ranges of the panel: those that are known of these images, or the reason why not.
 export class Ranges {
-  // choice: makes an entry of a list, see filters.js.
-  constructor(session, choice) {
+  constructor(session) {
     this.session = session;
-    this.choice = choice;
     this.sizes = h("section", { class: "ranges", "aria-label": "Sizes" });
     this.groups = Object.fromEntries(Object.entries(DETAILS).map(([group, title]) =>
       [group, h("details", { class: "group" }, h("summary", { id: `group-${group}` }, title),
@@ -162,8 +171,8 @@ export class Ranges {
       }
       this.counts = new Map(answer.texts.map(({ column, chosen }) => [column, chosen]));
       for (const { column, numbers } of this.lists) {
-        numbers.forEach((number, place) => {
-          number.textContent = count(this.counts.get(column)?.[place] ?? 0);
+        numbers.forEach((element, place) => {
+          element.textContent = count(this.counts.get(column)?.[place] ?? 0);
         });
       }
     } catch (error) { // the view itself says what is wrong
@@ -214,7 +223,7 @@ export class Ranges {
     const name = texts(column);
     const chosen = labelsIn(this.state, name);
     const known = this.counts.get(column) ?? [];
-    const entries = values.map((text, place) => this.choice(`${name}-${place}`, text, known[place] ?? 0,
+    const entries = values.map((text, place) => choice(`${name}-${place}`, text, number(known[place] ?? 0),
       chosen.includes(text), {
         ...leaveHealth(this.state), [name]: toggled(this.state, name, text), set: null, image: null,
       }));

@@ -3,11 +3,14 @@
 import {
   basename, bytes, count, embeddingOf, h, labelText, modeKind, pause, Problem, splitName,
 } from "../dom.js";
-import { boxSwitch, drawBoxes } from "./boxes.js";
+import { boxSwitch } from "./boxes.js";
+import { picture, splitBadge } from "./picture.js";
 import { changed, closeImage, go, onLink } from "../state.js";
 
 const COUNT = 24; // neighbours shown
 const POLL = 1500; // milliseconds between looks at the progress of preparing a faster search
+const NO_SUCH = 404; // status
+const NEAREST = "nearest"; // beside=nearest shows the nearest image beside each
 const dialog = document.getElementById("detail");
 let shown = null; // what the dialog shows, as text
 let lastRow = null; // the row it showed last
@@ -15,8 +18,13 @@ let lastRow = null; // the row it showed last
 dialog.addEventListener("cancel", (event) => { event.preventDefault(); close(); });
 dialog.addEventListener("click", (event) => { if (event.target === dialog) close(); });
 dialog.addEventListener("keydown", (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.key === " " && !event.target.closest("a, button, input")) {
+    event.preventDefault();
+    dialog.querySelector("[data-mark]")?.click();
+  } else if (event.key === "c") dialog.querySelector("[data-compare]")?.click();
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (!step) return;
   if (event.target.closest("fieldset")) return; // there the arrow keys choose a button
   dialog.querySelector(step < 0 ? "[data-previous]" : "[data-next]")?.click();
 });
@@ -38,23 +46,24 @@ export async function showDetail(session, state) {
     return;
   }
   const by = embeddingOf(session.info, state);
-  const key = JSON.stringify([state, session.info.version]);
+  const key = JSON.stringify([state, session.info.version, session.resumed]);
   if (key === shown) return;
   shown = key;
   let image;
   let rows;
   try {
     const row = Number(state.image);
-    if (!Number.isInteger(row) || row < 0) throw new Problem("There is no such image.");
+    if (!Number.isInteger(row) || row < 0) throw new Problem("There is no such image.", NO_SUCH);
     const answers = [session.ask("images", { rows: row }), session.rows.select(state)];
     const [{ images }, selected] = await Promise.all(answers);
-    if (!images.length) throw new Problem(`There is no row ${count(row)} in this dataset.`);
+    if (!images.length) throw new Problem(`There is no row ${count(row)} in this dataset.`, NO_SUCH);
     image = images[0];
     rows = selected.rows;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     if (shown === key) {
-      open("message", h("div", { class: "facts" }, heading("No such image"), h("p", {}, error.message),
+      const title = error.status === NO_SUCH ? "No such image" : "This image cannot be shown";
+      open("message", h("div", { class: "facts" }, heading(title), h("p", {}, error.message),
         h("p", {}, h("button", { type: "button", onclick: close }, "Back to the images"))));
     }
     return;
@@ -62,17 +71,24 @@ export async function showDetail(session, state) {
   if (shown !== key) return;
   const place = rows.indexOf(image.row);
   const near = h("div", { class: "near" });
+  const pictures = h("div", { class: "pictures" });
   const size = h("dd", { class: "quiet" }, image.width
     ? `${count(image.width)} × ${count(image.height)} pixels` : "…");
   lastRow = image.row;
   const figure = picture(session, image);
   const problem = h("dd", { class: "warning" }, "It failed at ingest: no vectors and no thumbnail.");
-  open("sheet", figure.element,
+  if (state.beside !== null) figure.tell(image);
+  pictures.append(figure.element);
+  open("sheet", pictures,
     h("div", { class: "facts" },
-      heading(basename(image.name)), steps(rows, place), facts(session, image, size, problem),
+      heading(basename(image.name), image.split),
+      h("div", { class: "steps" }, mark(session, image), compareSwitch(image, state)),
+      steps(rows, place, state), facts(session, image, size, problem),
       labels(image), switchOf(image), neighbourhood(session, image, by, near)));
   measure(session, image, size, problem, figure);
-  if (!image.failed) await neighbours(session, image, by, near, key);
+  const shows = { near, pictures, beside: state.beside, key };
+  if (/^\d{1,10}$/.test(state.beside ?? "")) await showBeside(session, Number(state.beside), shows);
+  if (!image.failed) await neighbours(session, image, by, shows);
 }
 
 function open(kind, ...content) {
@@ -83,23 +99,56 @@ function open(kind, ...content) {
   dialog.scrollTop = 0;
   if (!dialog.open) dialog.showModal();
   const target = focus && dialog.querySelector(`[data-focus="${CSS.escape(focus)}"]`);
-  (target ?? dialog.querySelector("[data-focus=close]")).focus({ preventScroll: true });
+  (target ?? dialog.querySelector("[data-mark]") ?? dialog.querySelector("[data-focus=close]")).focus({ preventScroll: true });
 }
 
-function heading(text) {
+// Space on this box, which has the focus at first, selects the image or takes it away.
+function mark(session, { row }) {
+  const { selection } = session;
+  return h("label", { class: "mark" }, h("input", {
+    type: "checkbox", "data-mark": true, "data-focus": "mark", checked: selection.has(row),
+    onchange: (event) => selection.set([row], event.currentTarget.checked),
+  }), "Selected");
+}
+
+function compareSwitch(image, state) {
+  if (image.failed) return null;
+  const on = state.beside !== null;
+  return h("button", {
+    type: "button", "data-compare": true, "data-focus": "compare", "aria-pressed": String(on),
+    onclick: () => go({ beside: on ? null : NEAREST }, { replace: true }),
+  }, on ? "Not side by side" : "Side by side with the nearest");
+}
+
+// A second image beside the one that is shown.
+async function showBeside(session, row, { pictures, key }) {
+  try {
+    const { images: [image] } = await session.ask("images", { rows: row });
+    if (shown !== key || !image) return;
+    const figure = picture(session, image);
+    figure.element.classList.add("beside");
+    figure.tell(image);
+    pictures.append(figure.element);
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+  }
+}
+
+function heading(text, split = null) {
   return h("div", { class: "detail-head" },
-    h("h2", { id: "detail-title" }, h("bdi", {}, text)),
+    h("div", {}, h("h2", { id: "detail-title" }, h("bdi", {}, text)), split ? splitBadge(split) : null),
     h("button", {
       type: "button", class: "round", "aria-label": "Close", "data-focus": "close", onclick: close,
     }, "×"));
 }
 
-function steps(rows, place) {
+function steps(rows, place, state) {
   if (place < 0 || rows.length < 2) return null;
+  const beside = state.beside === NEAREST ? NEAREST : null; // another image has other neighbours
   const step = (to, text, name, key) => h("a", {
     class: "button", "data-focus": key, [`data-${key}`]: true, "aria-label": name,
-    href: changed({ image: rows[to] }),
-    onclick: (event) => { event.preventDefault(); go({ image: rows[to] }, { replace: true }); },
+    href: changed({ image: rows[to], beside }),
+    onclick: (event) => { event.preventDefault(); go({ image: rows[to], beside }, { replace: true }); },
   }, text);
   return h("nav", { class: "steps", "aria-label": "Images in this view" },
     place > 0 ? step(place - 1, "‹ Previous", "Previous image", "previous")
@@ -107,45 +156,6 @@ function steps(rows, place) {
     h("span", { class: "quiet" }, `${count(place + 1)} of ${count(rows.length)}`),
     place < rows.length - 1 ? step(place + 1, "Next ›", "Next image", "next")
       : h("span", { class: "button off" }, "Next ›"));
-}
-
-// The thumbnail at once, the original in its place when it has come; or why it cannot be shown.
-function picture(session, image) {
-  const caption = h("figcaption", { class: "quiet", role: "status" }, "Loading the original…");
-  const name = basename(image.name);
-  const full = h("img", { class: "full", alt: name, src: session.rows.original(image.row) });
-  const small = h("img", { class: "full preview", alt: "", src: session.rows.thumbnail(image.row) });
-  const frame = h("div", { class: "frame" });
-  if (!image.failed) {
-    small.addEventListener("load", () => { if (!frame.childElementCount) frame.append(small); });
-  }
-  let draw = null; // once the size of the original is known
-  full.addEventListener("load", () => {
-    frame.replaceChildren(full);
-    caption.hidden = true;
-    draw?.();
-  });
-  let reason = "";
-  const fail = (why) => {
-    reason ||= why;
-    if (full.isConnected) return;
-    small.alt = name;
-    const shown = small.isConnected ? "This is the thumbnail. The original cannot be shown"
-      : "This image cannot be shown";
-    caption.textContent = reason ? `${shown}. ${reason}` : `${shown}.`;
-  };
-  full.addEventListener("error", () => fail(""));
-  return {
-    element: h("figure", { class: "picture" }, frame, caption),
-    fail,
-    draw: (boxes, width, height) => {
-      draw = () => {
-        frame.querySelector(".boxes")?.remove();
-        frame.append(drawBoxes(boxes, full, width, height));
-      };
-      if (full.isConnected) draw();
-    },
-  };
 }
 
 function facts(session, image, size, problem) {
@@ -219,7 +229,8 @@ function neighbourhood(session, image, by, near) {
     }, "Sort all images by similarity to this one")));
 }
 
-async function neighbours(session, image, by, near, key, exact = null) {
+async function neighbours(session, image, by, shows, exact = null) {
+  const { near, key } = shows;
   near.replaceChildren(h("p", { class: "quiet", role: "status" }, "Comparing with other images…"));
   try {
     const answer = await session.ask(`neighbours/${image.row}`, { by, count: COUNT, exact });
@@ -228,11 +239,11 @@ async function neighbours(session, image, by, near, key, exact = null) {
     if (!answer.exact) {
       how.append(" ", h("button", {
         type: "button", "data-focus": "exact",
-        onclick: () => neighbours(session, image, by, near, key, 1),
+        onclick: () => neighbours(session, image, by, shows, 1),
       }, "Compare with all"));
     }
     near.replaceChildren(
-      h("ol", { class: "strip", role: "list" }, answer.neighbours.map((one) => neighbour(session, one))),
+      h("ol", { class: "strip", role: "list" }, answer.neighbours.map((one) => neighbour(session, one, shows.beside))),
       how,
       h("button", {
         type: "button", hidden: !answer.neighbours.length, "data-focus": "select-near",
@@ -241,6 +252,10 @@ async function neighbours(session, image, by, near, key, exact = null) {
           event.currentTarget.textContent = "Selected";
         },
       }, `Select these ${count(answer.neighbours.length)}`));
+    const nearest = answer.neighbours[0]?.image.row;
+    if (shows.beside === NEAREST && nearest !== undefined && shows.pictures.childElementCount < 2) {
+      await showBeside(session, nearest, shows);
+    }
     await tellPreparation(session, answer.search, by, key, how);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
@@ -272,15 +287,20 @@ async function tellPreparation(session, search, by, key, how) {
   text.textContent = search.reason || "A faster search is ready.";
 }
 
-function neighbour(session, { distance, image }) {
+function neighbour(session, { distance, image }, beside) {
   const text = [basename(image.name), `distance ${distance.toFixed(3)}`, splitName(image.split),
     ...image.labels.map(labelText)].join(", ");
   return h("li", {}, h("a", {
-    class: "tile here", href: changed({ image: image.row }), onclick: onLink, title: text,
+    class: "tile here", href: changed({ image: image.row, beside: null }), onclick: onLink, title: text,
     "data-focus": `near-${image.row}`,
   },
   h("img", { src: session.rows.thumbnail(image.row), alt: text, decoding: "async" }),
   h("span", { class: "dots", "aria-hidden": "true" }, image.labels.slice(0, 3).map((label) =>
     h("span", { class: `dot ${modeKind(label.mode)}` })))),
-  h("span", { class: "distance", "aria-hidden": "true" }, distance.toFixed(3)));
+  h("span", { class: "distance", "aria-hidden": "true" }, distance.toFixed(3)),
+  h("button", {
+    type: "button", "data-focus": `beside-${image.row}`, "aria-label": `beside: ${basename(image.name)}`,
+    "aria-pressed": String(beside === String(image.row)),
+    onclick: () => go({ beside: beside === String(image.row) ? null : image.row }, { replace: true }),
+  }, "beside"));
 }

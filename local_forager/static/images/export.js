@@ -9,6 +9,7 @@ const FORMATS = {
 };
 const SUFFIXES = { names: "txt", csv: "csv", labels: "json" };
 const MODES = ["POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE"];
+const CATEGORY_LENGTH = 40; // characters of the category in the name of a file
 const KEEP = 60_000; // milliseconds that the browser has to save the file
 const dialog = document.getElementById("export");
 
@@ -21,9 +22,9 @@ export function openExport(session) {
   const category = text("export-category", "Category", info.categories.map((one) => one.category), "");
   const mode = text("export-mode", "Mode", [...new Set([...MODES, ...known])], "POSITIVE");
   const label = h("div", { class: "export-label" }, category, mode);
-  const command = h("code", {},
-    `SERVER_URL=${location.origin} python ingest_labels.py ${info.name} ${fileName(info, "labels")} `
-    + "--user you@example.org");
+  const command = h("code", {});
+  let now = new Date(); // in the name of the file; each download has its own
+  const file = () => fileName(info, format(), value(category), now);
   const after = h("div", { class: "export-command" },
     h("p", { class: "quiet" }, "This command sends the labels to Forager:"), h("pre", {}, command),
     h("button", {
@@ -35,13 +36,17 @@ export function openExport(session) {
     const labels = format() === "labels";
     label.hidden = after.hidden = !labels;
     for (const one of label.querySelectorAll("input")) one.required = labels;
+    command.textContent = `SERVER_URL=${location.origin} python ingest_labels.py ${info.name} ${file()} `
+      + "--user you@example.org";
   };
   const form = h("form", {
-    onchange: update,
+    oninput: update,
     onsubmit: (event) => {
       event.preventDefault();
       const more = format() === "labels" ? { category: value(category), mode: value(mode) } : {};
-      download(session, format(), more, status);
+      now = new Date();
+      update();
+      download(session, { format: format(), ...more }, file(), status);
     },
   },
   h("fieldset", { class: "export-formats" },
@@ -61,7 +66,15 @@ export function openExport(session) {
   dialog.showModal();
 }
 
-const fileName = (info, format) => `${info.name}-${format}.${SUFFIXES[format]}`;
+// DATASET-CATEGORY-DATE-TIME: only letters, digits and . _ -, so that a shell reads it as one word.
+function fileName({ name }, format, category, now) {
+  const two = (number) => String(number).padStart(2, "0");
+  const date = [now.getFullYear(), two(now.getMonth() + 1), two(now.getDate())].join("-");
+  const time = [now.getHours(), now.getMinutes(), now.getSeconds()].map(two).join("");
+  const what = format === "labels"
+    ? [...category.replace(/[^\p{L}\p{N}._-]+/gu, "_")].slice(0, CATEGORY_LENGTH).join("") || "labels" : format;
+  return `${name}-${what}-${date}-${time}.${SUFFIXES[format]}`;
+}
 
 function text(id, title, choices, value) {
   return h("p", {}, h("label", { for: id }, title),
@@ -69,12 +82,12 @@ function text(id, title, choices, value) {
     h("datalist", { id: `${id}-list` }, choices.map((one) => h("option", { value: one }))));
 }
 
-async function download(session, format, more, status) {
+async function download(session, parameters, file, status) {
   const { info, selection } = session;
   status.textContent = "Exporting…";
   try {
-    const blob = await sendRows(`/page/${info.name}/export`, { format, ...more }, selection.rows());
-    const link = h("a", { href: URL.createObjectURL(blob), download: fileName(info, format) });
+    const blob = await sendRows(`/page/${info.name}/export`, parameters, selection.rows());
+    const link = h("a", { href: URL.createObjectURL(blob), download: file });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), KEEP);
     status.textContent = `Exported ${count(selection.count)} images to ${link.download}.`;

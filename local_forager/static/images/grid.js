@@ -2,8 +2,11 @@
 
 import { boxSwitch, tileBoxes } from "./boxes.js";
 import { openChoose } from "./choose.js";
+import { MISSING } from "../missing.js";
 import { basename, h, kept, keep, labelText, modeKind, own, splitName } from "../dom.js";
 import { summary } from "../filters/filters.js";
+import { sizeText } from "../filters/ranges.js";
+import { rove } from "../rove.js";
 import { changed, onLink } from "../state.js";
 
 const SIZES = { small: 104, medium: 160, large: 240 }; // minimum width of a tile in pixels
@@ -19,7 +22,7 @@ const SIZE = "forager-thumbnail-size"; // where the browser keeps the chosen siz
 export class Grid {
   constructor(session) {
     this.session = session;
-    this.head = h("div", { class: "head" });
+    this.head = h("div", { class: "head", role: "toolbar", "aria-label": "This view" });
     this.list = h("ul", { class: "grid", role: "list", "aria-label": "Images" });
     this.none = h("p", { class: "note", hidden: true });
     this.element = h("div", {}, this.head, this.none, this.list);
@@ -53,6 +56,7 @@ export class Grid {
     this.rows = rows;
     this.groups = groups;
     this.distances = distances;
+    this.shown = sizeText(this.session.info, state) ?? ((distance) => distance.toFixed(3));
     this.head.replaceChildren(summary(this.session, state, rows.length),
       h("button", {
         type: "button", disabled: !rows.length, onclick: () => this.session.selection.set(this.rows),
@@ -63,6 +67,7 @@ export class Grid {
         onclick: () => openChoose(this.session, state),
       }, "Choose…"),
       ...(this.session.info.boxed ? [boxSwitch("Boxes")] : []), this.sizes());
+    rove(this.head);
     this.none.hidden = rows.length > 0;
     this.none.textContent = this.session.info.rows
       ? "No image fits these filters." : "This dataset has no images.";
@@ -251,9 +256,12 @@ export class Grid {
     const starts = group && this.groups[place - 1] !== group;
     tile.badge.textContent = starts ? `Group ${group}` : "";
     tile.badge.hidden = !starts;
-    const distance = this.distances && !starts ? this.distances[place] : null;
-    tile.far.hidden = distance === null;
-    tile.far.textContent = distance === null ? "" : distance.toFixed(3);
+    // Of duplicates, the split too: a leak is a group with images of both.
+    const { rows_train: train } = this.session.info;
+    const texts = this.groups ? [this.rows[place] < train ? "train" : "val"] : [];
+    if (this.distances && !starts) texts.push(this.shown(this.distances[place]));
+    tile.far.hidden = !texts.length;
+    tile.far.textContent = texts.join(" · ");
   }
 
   // Focuses the tile of a row, scrolled into view; nothing if the view does not have it.
@@ -329,6 +337,12 @@ export class Grid {
     }
   }
 
+  focusImages() {
+    if (!this.rows.length) return false;
+    this.focusOn(this.focus);
+    return true;
+  }
+
   focusOn(place) {
     this.focus = place;
     this.reveal(place);
@@ -348,16 +362,11 @@ function makeTile() {
   });
   const dots = h("span", { class: "dots", "aria-hidden": "true" });
   const text = h("span", { class: "tile-text" });
-  const far = h("span", { class: "badge far", hidden: true, title: "Distance" });
+  const far = h("span", { class: "badge far", hidden: true, title: "What the images are sorted by" });
   const link = h("a", { class: "tile", tabIndex: -1 }, image, text, dots, far);
   const item = h("li", { class: "cell" }, link, badge, check);
   const tile = { item, link, image, badge, check, far, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
   image.addEventListener("load", () => link.classList.add("here"));
-  image.addEventListener("error", () => {
-    if (!image.getAttribute("src")) return;
-    image.removeAttribute("src");
-    tile.text.textContent = "no thumbnail";
-  });
   return tile;
 }
 
@@ -383,5 +392,5 @@ function describe(tile, known) {
   ].filter(Boolean).join(", ");
   tile.image.alt = about;
   tile.link.title = about;
-  if (known?.failed) tile.image.removeAttribute("src");
+  if (known?.failed) tile.image.src = MISSING;
 }

@@ -1,6 +1,7 @@
 // The images that pass the filters, and what is known about each. Kept until labels change.
 
 import { askArray } from "../dom.js";
+import { sizeText } from "../filters/ranges.js";
 import { filtersIn, labelsIn, listsIn } from "../state.js";
 
 const BATCH = 200; // images per request; the server accepts 500
@@ -20,7 +21,7 @@ export class Rows {
   }
 
   // { rows: Int32Array, groups: the group of each row from 1, or null, distances: of each row to the
-  // first of its group or to what the view is sorted by, or null }
+  // first of its group or to what the view is sorted by, or the size that it is sorted by, or null }
   async select(state) {
     const answer = await this.ask(state);
     return state.selected === "yes" ? this.onlySelected(answer) : answer;
@@ -57,7 +58,7 @@ export class Rows {
     if (key !== this.key) {
       const { name, ended } = this.session;
       const compares = state.set || state.text || state.like !== null
-        || ["outliers", "typical"].includes(state.sort);
+        || ["outliers", "typical"].includes(state.sort) || sizeText(this.session.info, state);
       const [coded, distances] = await Promise.all([
         askArray(Int32Array, `/page/${name}/rows`, parameters, ended.signal),
         compares ? askArray(Float32Array, `/page/${name}/distances`, parameters, ended.signal) : [],

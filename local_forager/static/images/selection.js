@@ -4,6 +4,8 @@ import { count, h, keep, kept, plural } from "../dom.js";
 import { openExport } from "./export.js";
 import { go } from "../state.js";
 
+const KEEP_AFTER = 300; // milliseconds after a change until the browser keeps the selection
+
 export class Selection {
   constructor(session, rows) {
     this.session = session;
@@ -11,8 +13,28 @@ export class Selection {
     this.count = 0;
     this.version = 0; // changes with the selection
     this.watchers = new Set();
+    this.undo = null; // { text, act }: what was done last, and what takes it back
+    this.keeping = null; // the timer until the selection is kept
+    this.restore();
     this.element = h("section", { class: "selection", "aria-label": "Selection", hidden: true });
+    addEventListener("pagehide", () => this.keepNow(), { signal: session.ended.signal });
     this.draw();
+  }
+
+  // The selection of an earlier visit, if the browser kept one.
+  restore() {
+    const rows = decode(kept(this.presentPlace()) ?? "").filter((row) => row < this.marks.length);
+    for (const row of rows) this.marks[row] = 1;
+    this.count = rows.length;
+  }
+
+  // The browser keeps the selection, so that a reload does not lose it.
+  keepNow() {
+    if (this.keeping === null) return;
+    clearTimeout(this.keeping);
+    this.keeping = null;
+    const done = keep(this.presentPlace(), this.count ? encode(this.marks) : null);
+    if (!done) this.draw("The browser has no room to keep this selection: a reload loses it.");
   }
 
   has(row) {
@@ -49,6 +71,9 @@ export class Selection {
 
   tell() {
     this.version += 1;
+    this.undo = null;
+    clearTimeout(this.keeping);
+    this.keeping = setTimeout(() => this.keepNow(), KEEP_AFTER);
     this.draw();
     for (const watcher of this.watchers) watcher();
   }
@@ -56,15 +81,20 @@ export class Selection {
   // Named selections, kept by the browser for this index: [name, a bit per row as base64].
   saved() {
     try {
-      const found = JSON.parse(kept(this.place()) ?? "[]");
+      const found = JSON.parse(kept(this.namedPlace()) ?? "[]");
       return Array.isArray(found) ? found : [];
     } catch {
       return [];
     }
   }
 
-  place() {
+  namedPlace() {
     return `forager-selections:${this.session.info.index_id}`;
+  }
+
+  presentPlace() {
+    const { name, index_id } = this.session.info;
+    return `forager-selection:${name}:${index_id}`;
   }
 
   save(name) {
@@ -73,26 +103,52 @@ export class Selection {
   }
 
   store(entries) {
-    const done = keep(this.place(), JSON.stringify(entries));
+    const done = keep(this.namedPlace(), JSON.stringify(entries));
     this.draw(done ? "" : "The browser has no room to keep this selection.");
+  }
+
+  // Empties the selection, or puts a kept one in its place; this can be undone.
+  exchange(rows, text) {
+    const before = this.rows();
+    this.replace(rows);
+    if (before.length) this.offerUndo(text, () => this.replace(before));
+  }
+
+  offerUndo(text, act) {
+    this.undo = { text, act };
+    this.draw();
+    this.element.querySelector("[data-undo]").focus();
+  }
+
+  // What was done before another view was asked for stays done.
+  forgetUndo() {
+    if (!this.undo) return;
+    this.undo = null;
+    this.draw();
   }
 
   draw(problem = "") {
     const saved = this.saved();
     const some = this.count > 0;
-    this.element.hidden = !some && !saved.length;
+    this.element.hidden = !some && !saved.length && !this.undo;
+    this.element.classList.toggle("over", !some && !saved.length); // moves nothing else
     const button = (text, act, kind = null) =>
       h("button", { type: "button", onclick: act, class: kind }, text);
     const acts = !some ? [] : [
       button("Show", () => go({ selected: "yes", set: null, view: null, image: null })),
       button("Export…", () => openExport(this.session), "primary"),
-      button("Clear", () => this.replace([])),
+      button("Clear", () => this.exchange([], `Cleared ${plural(this.count, "image")}.`)),
       this.naming(),
     ];
     this.element.replaceChildren(
       h("p", { class: "selected-count", role: "status" }, `${count(this.count)} selected`),
+      ...(some ? [h("p", { class: "quiet small", title: "It survives a reload. A link does not contain it." },
+        "kept in this browser")] : []),
       ...acts,
       ...(saved.length ? [this.choosing(saved)] : []),
+      ...(this.undo ? [h("p", { class: "inline", role: "status" }, this.undo.text, h("button", {
+        type: "button", "data-undo": true, onclick: () => this.undo.act(),
+      }, "Undo"))] : []),
       ...(problem ? [h("p", { class: "warning", role: "alert" }, problem)] : []));
   }
 
@@ -114,13 +170,20 @@ export class Selection {
       "aria-label": "Kept selections",
       onchange: () => {
         const bits = saved[Number(select.value)]?.[1];
-        if (bits) this.replace(decode(bits));
+        if (bits) this.exchange(decode(bits), `Replaced ${plural(this.count, "selected image")}.`);
       },
     },
     h("option", { value: "" }, plural(saved.length, "kept selection")),
     saved.map(([name], place) => h("option", { value: String(place) }, name)));
     return h("span", { class: "inline" }, select, h("button", {
-      type: "button", onclick: () => this.store([]),
+      type: "button",
+      onclick: () => {
+        this.store([]);
+        this.offerUndo(`Deleted ${plural(saved.length, "kept selection")}.`, () => {
+          this.undo = null;
+          this.store(saved);
+        });
+      },
     }, "Delete kept"));
   }
 }
@@ -136,7 +199,12 @@ function encode(marks) {
 }
 
 function decode(text) {
-  const bytes = atob(text);
+  let bytes;
+  try {
+    bytes = atob(text);
+  } catch { // not written by this page
+    return [];
+  }
   const rows = [];
   for (let place = 0; place < bytes.length; place += 1) {
     const bits = bytes.charCodeAt(place);

@@ -105,7 +105,7 @@ export function legend(color, info, counts, colors, others) {
   const { categories } = info;
   const filter = (value) => (value < 0 ? null : {
     split: () => ({ split: value ? "val" : "train" }),
-    label: () => ({ category: categories[value]?.category ?? null, mode: null }),
+    label: () => ({ category: categories[value]?.category ?? null, mode: "POSITIVE" }),
     class: () => ({ class: value }),
     category: () => null,
     text: () => ({ [`is_${name}`]: toggled({}, `is_${name}`, color.values[value]) }),

@@ -2,39 +2,40 @@
 
 import { askArray, count, embeddingOf, h } from "../dom.js";
 import { summary } from "../filters/filters.js";
-import {
-  askColumn, chosenColor, colorChoices, columnColors, css, dark, legend, pixel, valueName,
-} from "./colors.js";
+import { askColumn, chosenColor, columnColors, css, dark, legend, pixel } from "./colors.js";
+import { drawControls } from "./controls.js";
 import { Density } from "../points/density.js";
 import { FEW, Pictures } from "../points/pictures.js";
 import { pointIndex } from "../points/points.js";
 import { disc, drawingOrder, scatter, scatterSmooth } from "../points/scatter.js";
-import { densestPlaces, drawNames } from "./places.js";
 import { listenTo } from "./map_input.js";
+import { Names } from "./names.js";
 import { drawCross, drawRing, drawShape } from "./shapes.js";
 import { Tip } from "./tip.js";
 import { changed, go, note, onLink } from "../state.js";
 
 const NOTE_AFTER = 300; // milliseconds after the last move until the address has the place
-const TOOLS = { move: "Move", rectangle: "Rectangle", lasso: "Lasso" };
 const STRIP = 24; // selected images shown below the map
 const NEAR = 14; // CSS pixels; a point within this distance counts as under the pointer
 const LEAST_ZOOM = 0.5;
 const MAX_ZOOM = 400;
 const DENSE = 60_000; // points; more are drawn as density
 const SMOOTH = 6000; // points; up to here they have smooth edges and are slightly transparent
+const FILLS = 0.7; // of the box, that a cluster takes when one zooms to it
+
 export class PointMap {
   constructor(session) {
     this.session = session;
     this.canvas = h("canvas", {
       class: "canvas", tabIndex: 0, role: "img",
       "aria-label": "Map of the images. Arrow keys move it, plus and minus zoom, 0 shows all, "
-        + "Enter opens the image nearest to the middle.",
+        + "n shows or hides names, Enter opens the image nearest to the middle.",
     });
     this.context = this.canvas.getContext("2d");
     this.tip = new Tip(session);
     const button = (text, name, act) => h("button", { type: "button", "aria-label": name, onclick: act }, text);
-    this.box = h("div", { class: "map-box" }, this.canvas, this.tip.element, h("span", { class: "zoom" },
+    this.names = new Names(this);
+    this.box = h("div", { class: "map-box" }, this.canvas, this.names.element, this.tip.element, h("span", { class: "zoom" },
       button("+", "Zoom in", () => this.zoomBy(1.6)),
       button("−", "Zoom out", () => this.zoomBy(1 / 1.6)),
       button("⤢", "Show all", () => this.all())));
@@ -42,7 +43,8 @@ export class PointMap {
     this.controls = h("div", { class: "map-controls" });
     this.legend = h("ul", { class: "legend", role: "list" });
     this.strip = h("section", { "aria-label": "Selected images", hidden: true });
-    this.element = h("div", { class: "map" }, this.head, this.controls, this.box, this.legend, this.strip);
+    this.element = h("div", { class: "map" }, this.head, this.controls, this.box,
+      h("div", { class: "map-side" }, this.legend, this.strip));
     this.tool = "move";
     this.removes = false; // whether shapes take images from the selection
     this.shape = null; // while one is drawn: { kind, path, removes }
@@ -58,6 +60,7 @@ export class PointMap {
 
   close() {
     this.stop();
+    this.names.close();
     cancelAnimationFrame(this.frame);
     clearTimeout(this.noting);
     this.session.mapPlace = this.place();
@@ -78,7 +81,8 @@ export class PointMap {
   }
 
   moved() {
-    this.hover(this.pointer ? this.nearest(...this.pointer) : -1);
+    this.names.rest();
+    this.hover(this.pointer ? this.under(...this.pointer) : -1);
     this.movingUntil = performance.now() + NOTE_AFTER / 2;
     this.request();
     clearTimeout(this.noting);
@@ -94,17 +98,19 @@ export class PointMap {
     else if (back) this.goTo(state.at);
     this.state = state;
     const by = embeddingOf(info, state);
-    const method = state.method === "umap" && info.umap.available ? "umap" : "pca";
+    const method = info.umap.available && ["pca", "umap"].includes(state.method) ? state.method : info.layout;
     const color = chosenColor(state.color, info);
     this.by = by;
     this.withPictures = state.pictures !== "no";
-    this.drawControls(by, method, color.value);
+    this.withNames = state.names !== "no";
+    drawControls(this, by, method, color.value);
     if (this.key !== `${by} ${method}`) {
       this.legend.replaceChildren(h("li", { class: "quiet", role: "status" }, "Laying out the map…"));
       const points = await askArray(Float32Array, `/page/${name}/map`, { by, method }, ended.signal);
       if (late()) return;
       this.key = `${by} ${method}`;
       this.points = points;
+      this.extent = extentOf(points); // more than 1 where the dataset has grown
       this.index = pointIndex(points);
       this.density = new Density(points, this.index.rows);
     }
@@ -119,44 +125,7 @@ export class PointMap {
     this.chosen = new Uint8Array(column.length);
     for (const row of selected.rows) this.chosen[row] = 1;
     this.paint();
-  }
-
-  drawControls(by, method, color) {
-    const { umap } = this.session.info;
-    const select = (id, text, options, value, change) => h("label", { for: id }, text, h("select", {
-      id, onchange: (event) => change(event.currentTarget.value),
-    }, Object.entries(options).map(([key, title]) => h("option", {
-      value: key, selected: key === value, disabled: key === "umap" && !umap.available,
-    }, title))));
-    const segments = (name, title, options, value, change) => h("fieldset", { class: "segments" },
-      h("legend", { class: "hidden" }, title),
-      Object.entries(options).map(([key, text]) => h("label", {},
-        h("input", {
-          type: "radio", name, value: key, id: `${name}-${key}`, checked: key === value,
-          onchange: () => change(key),
-        }), h("span", {}, text))));
-    const focused = this.controls.contains(document.activeElement) ? document.activeElement.id : null;
-    this.controls.replaceChildren(
-      select("map-color", "Colour by", colorChoices(this.session.info), color, (value) =>
-        go({ color: value === "split" ? null : value }, { replace: true })),
-      select("map-by", "Embedding", Object.fromEntries(this.session.info.embeddings.map((one) => [one.by, one.by])), by,
-        (value) => go({ by: value === "clip" ? null : value }, { replace: true })),
-      select("map-method", "Layout", { pca: "PCA", umap: umap.available ? "UMAP" : "UMAP: needs umap-learn" },
-        method, (value) => go({ method: value === "pca" ? null : value }, { replace: true })),
-      h("label", { for: "map-pictures", title: `When up to ${FEW} images are in view` },
-        h("input", {
-          type: "checkbox", id: "map-pictures", checked: this.withPictures,
-          onchange: (event) =>
-            go({ pictures: event.currentTarget.checked ? null : "no" }, { replace: true }),
-        }), "Pictures"),
-      segments("map-tool", "What dragging does", TOOLS, this.tool, (tool) => {
-        this.tool = tool;
-        this.canvas.classList.toggle("drawing", tool !== "move");
-      }),
-      segments("map-removes", "What shapes do", { add: "Add", remove: "Remove" },
-        this.removes ? "remove" : "add", (value) => { this.removes = value === "remove"; }));
-    document.getElementById("map-method").title = umap.reason;
-    if (focused) document.getElementById(focused)?.focus();
+    await this.names.show(this.withNames);
   }
 
   // Computes a 32-bit pixel per point, and the drawing order: chosen images last.
@@ -164,6 +133,7 @@ export class PointMap {
     if (!this.column) return;
     this.paper = pixel(getComputedStyle(this.box).backgroundColor);
     this.inks = new Uint32Array(this.column.length).fill(pixel(getComputedStyle(this.canvas).color));
+    this.papers = new Uint32Array(this.column.length).fill(this.paper);
     const faint = pixel(dark.matches ? "#39413c" : "#d9d8d0");
     const { colors, others } = columnColors(this.column, this.color);
     const counts = new Map();
@@ -179,19 +149,15 @@ export class PointMap {
     this.faint = faint;
     this.density.color(this.pixels, this.chosen);
     this.order = drawingOrder(this.points, this.chosen);
-    this.names = this.namesOf(counts, others);
     this.showSelection();
     this.legend.replaceChildren(...legend(this.color, this.session.info, counts, colors, others));
     this.request();
   }
 
-  // The commonest labels or classes with their places.
-  namesOf(counts, others) {
-    if (this.color.kind !== "label" && this.color.kind !== "class") return [];
-    const values = [...counts.keys()].filter((value) => value >= 0 && !others.has(value))
-      .sort((one, other) => counts.get(other) - counts.get(one));
-    return densestPlaces(this.points, this.column, this.chosen, values).map((one) =>
-      ({ ...one, text: valueName(this.color, this.session.info, one.value) }));
+  // Shows or hides the pictures or the names.
+  toggle(field) {
+    const on = field === "names" ? this.withNames : this.withPictures;
+    go({ [field]: on ? "no" : null }, { replace: true });
   }
 
   // Marks the selected points, and shows the first of them below the map.
@@ -224,12 +190,13 @@ export class PointMap {
     this.canvas.height = Math.max(1, Math.round(this.height * ratio));
     this.image = this.context.createImageData(this.canvas.width, this.canvas.height);
     this.buffer = new Uint32Array(this.image.data.buffer);
+    this.names.rest();
     this.request();
   }
 
   // Device pixels per unit of the map.
   scale() {
-    return 0.46 * Math.min(this.canvas.width, this.canvas.height) * this.zoom;
+    return (0.46 * Math.min(this.canvas.width, this.canvas.height) * this.zoom) / (this.extent ?? 1);
   }
 
   all() {
@@ -242,7 +209,7 @@ export class PointMap {
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
       this.draw();
-      if (!this.pictures.loading) this.box.ariaBusy = "false";
+      if (!this.pictures.loading && !this.names.waiting) this.box.ariaBusy = "false";
     });
   }
 
@@ -265,19 +232,17 @@ export class PointMap {
     }
     this.drawSelected(draw, scale);
     this.context.putImageData(this.image, 0, 0);
-    const colors = { ink: getComputedStyle(this.canvas).color, paper: css(this.paper) };
-    if (!this.withPictures || order.length > FEW) {
-      drawNames(this.context, this.names, (x, y) => this.toCanvas(x, y), { ...colors, ratio: this.ratio });
-    }
+    const { color: ink } = getComputedStyle(this.canvas);
     if (this.withPictures) this.drawPictures();
+    this.names.draw();
     if (this.hovered >= 0) {
       const place = this.toScreen(this.hovered).map((one) => one * this.ratio);
-      drawRing(this.context, place, this.radius() + 4 * this.ratio, colors.ink, this.ratio);
+      drawRing(this.context, place, this.radius() + 4 * this.ratio, ink, this.ratio);
     }
-    if (document.activeElement === this.canvas) drawCross(this.context, colors.ink, this.ratio);
+    if (document.activeElement === this.canvas) drawCross(this.context, ink, this.ratio);
     if (this.shape) {
       const corners = this.shape.path.map((point) => this.toCanvas(...point));
-      drawShape(this.context, this.shape.kind, corners, colors.ink, this.ratio);
+      drawShape(this.context, this.shape.kind, corners, ink, this.ratio);
     }
   }
 
@@ -292,23 +257,29 @@ export class PointMap {
     return Int32Array.from([...part(0), ...part(1)]);
   }
 
-  // The selected points once more, over the others and with an edge around them.
+  // The selected points once more, over the others and with two edges around them. Few are large.
   drawSelected(draw, scale) {
     if (!this.selected.length) return;
     const { width, height } = this.canvas;
-    const edge = disc(this.radius() + 1.5 * this.ratio, width);
+    const radius = Math.max(this.radius(), (this.selected.length > FEW ? 1 : 3) * this.ratio);
     const left = width / 2 - this.center[0] * scale;
     const top = height / 2 + this.center[1] * scale;
-    draw(this.buffer, width, height, this.points, this.selected, this.inks, edge, scale, left, top);
-    draw(this.buffer, width, height, this.points, this.selected, this.pixels,
-      disc(this.radius(), width), scale, left, top);
+    for (const [pixels, edge] of [[this.papers, 2.5], [this.inks, 1.5], [this.pixels, 0]]) {
+      const size = disc(radius + edge * this.ratio, width);
+      draw(this.buffer, width, height, this.points, this.selected, pixels, size, scale, left, top);
+    }
   }
 
   drawPictures() {
     const rows = this.inView(this.visible());
     if (rows === null) return;
+    const { selection } = this.session;
     const place = (row) => this.toScreen(row).map((one) => one * this.ratio);
-    this.pictures.draw(this.context, rows, place, (row) => css(this.pixels[row]), this.ratio);
+    rows.sort((one, other) => selection.has(other) - selection.has(one));
+    this.pictures.draw(this.context, rows, place, (row) => [
+      ...(selection.has(row) ? [[css(this.paper), 6], [css(this.inks[row]), 5]] : []),
+      [css(this.pixels[row]), 2.5],
+    ], this.ratio);
   }
 
   // The chosen rows on the screen; null if they are too many for pictures.
@@ -341,9 +312,13 @@ export class PointMap {
     ];
   }
 
+  // CSS pixels of the box of a place on the map.
+  onScreen(x, y) {
+    return this.toCanvas(x, y).map((one) => one / this.ratio);
+  }
+
   toScreen(row) {
-    const [x, y] = this.toCanvas(this.points[2 * row], this.points[2 * row + 1]);
-    return [x / this.ratio, y / this.ratio];
+    return this.onScreen(this.points[2 * row], this.points[2 * row + 1]);
   }
 
   toMap(x, y) {
@@ -359,10 +334,25 @@ export class PointMap {
     this.moved();
   }
 
+  // Shows a part of the map as large as the box allows, and larger than it is.
+  zoomTo({ left, right, bottom, top }) {
+    const scale = this.scale() / this.ratio / this.zoom;
+    const fits = FILLS * Math.min(this.width / (right - left), this.height / (top - bottom)) / scale;
+    this.zoom = Math.min(MAX_ZOOM, Math.max(fits, 1.3 * this.zoom));
+    this.center = [(left + right) / 2, (bottom + top) / 2];
+    this.canvas.focus();
+    this.moved();
+  }
+
   panBy(x, y) {
     const scale = this.scale() / this.ratio;
     this.center = [this.center[0] - x / scale, this.center[1] + y / scale];
     this.moved();
+  }
+
+  // The chosen row at a place of the box, -1 where there is none or a name covers it.
+  under(x, y) {
+    return this.names.at(x, y) ? -1 : this.nearest(x, y);
   }
 
   nearest(x, y) {
@@ -381,4 +371,11 @@ export class PointMap {
     this.tip.show(row);
     if (row >= 0) this.tip.place(...this.toScreen(row), this.width, this.height);
   }
+}
+
+// The largest distance of a point from the middle along an axis, at least 1.
+function extentOf(points) {
+  let most = 1;
+  for (const place of points) if (Math.abs(place) > most) most = Math.abs(place);
+  return most;
 }

@@ -59,7 +59,10 @@ function onMove(map, event) {
   map.pointer = event.pointerType === "mouse" && !map.pointers.size ? place : null;
   const last = map.pointers.get(event.pointerId);
   if (!last) {
-    map.hover(map.nearest(...place));
+    const name = map.names.at(...place);
+    map.canvas.title = name?.title ?? "";
+    map.canvas.classList.toggle("named", name !== undefined);
+    map.hover(map.under(...place));
     return;
   }
   if (Math.hypot(place[0] - map.start[0], place[1] - map.start[1]) > CLICK) map.dragged = true;
@@ -90,7 +93,9 @@ function onUp(map, event) {
   }
   if (shape) map.request();
   if (!known || map.dragged || event.type === "pointercancel") return;
-  const row = map.nearest(...at(map, event));
+  const name = map.names.at(...at(map, event));
+  if (name) map.zoomTo(name);
+  const row = name ? -1 : map.nearest(...at(map, event));
   if (row >= 0) go({ image: row });
 }
 
@@ -99,7 +104,7 @@ function onKey(map, event) {
     ArrowLeft: () => map.panBy(STEP, 0), ArrowRight: () => map.panBy(-STEP, 0),
     ArrowUp: () => map.panBy(0, STEP), ArrowDown: () => map.panBy(0, -STEP),
     "+": () => map.zoomBy(1.4), "=": () => map.zoomBy(1.4), "-": () => map.zoomBy(1 / 1.4),
-    0: () => map.all(),
+    0: () => map.all(), n: () => map.toggle("names"),
     Enter: () => {
       const row = map.index?.nearest(...map.center, 2, map.chosen) ?? -1;
       if (row >= 0) go({ image: row });

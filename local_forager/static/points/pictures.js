@@ -14,7 +14,8 @@ export class Pictures {
   }
 
   // Draws pictures of the rows, in this order and without overlap; requests missing ones.
-  draw(context, rows, place, color, ratio) {
+  // frames: of a row, the outermost first: [colour, CSS pixels around the picture].
+  draw(context, rows, place, frames, ratio) {
     const taken = [];
     const side = SIDE * ratio;
     const apart = side + 8 * ratio;
@@ -27,9 +28,11 @@ export class Pictures {
       taken.push([x, y]);
       const left = Math.round(x - picture.width / 2);
       const top = Math.round(y - picture.height / 2);
-      const edge = 2.5 * ratio;
-      context.fillStyle = color(row);
-      context.fillRect(left - edge, top - edge, picture.width + 2 * edge, picture.height + 2 * edge);
+      for (const [color, width] of frames(row)) {
+        const edge = width * ratio;
+        context.fillStyle = color;
+        context.fillRect(left - edge, top - edge, picture.width + 2 * edge, picture.height + 2 * edge);
+      }
       context.drawImage(picture, left, top);
     }
   }

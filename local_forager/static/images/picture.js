@@ -1,0 +1,47 @@
+// The picture of one image, as large as there is room.
+
+import { basename, h, splitName } from "../dom.js";
+import { drawBoxes } from "./boxes.js";
+
+export const splitBadge = (split) => h("span", { class: `split ${split}` }, splitName(split));
+
+// The thumbnail at once, the original in its place when it has come; or why it cannot be shown.
+export function picture(session, image) {
+  const caption = h("figcaption", { class: "quiet", role: "status" }, "Loading the original…");
+  const name = basename(image.name);
+  const words = h("p", { class: "caption" });
+  const full = h("img", { class: "full", alt: name, src: session.rows.original(image.row) });
+  const small = h("img", { class: "full preview", alt: "", src: session.rows.thumbnail(image.row) });
+  const frame = h("div", { class: "frame" });
+  if (!image.failed) {
+    small.addEventListener("load", () => { if (!frame.childElementCount) frame.append(small); });
+  }
+  let draw = null; // once the size of the original is known
+  full.addEventListener("load", () => {
+    frame.replaceChildren(full);
+    caption.hidden = true;
+    draw?.();
+  });
+  let reason = "";
+  const fail = (why) => {
+    reason ||= why;
+    if (full.isConnected) return;
+    small.alt = name;
+    const shown = small.isConnected ? "This is the thumbnail. The original cannot be shown"
+      : "This image cannot be shown";
+    caption.textContent = reason ? `${shown}. ${reason}` : `${shown}.`;
+  };
+  full.addEventListener("error", () => fail(""));
+  return {
+    element: h("figure", { class: "picture" }, frame, h("div", {}, words, caption)),
+    fail,
+    tell: ({ split }) => words.append(h("bdi", {}, name), " ", splitBadge(split)),
+    draw: (boxes, width, height) => {
+      draw = () => {
+        frame.querySelector(".boxes")?.remove();
+        frame.append(drawBoxes(boxes, full, width, height));
+      };
+      if (full.isConnected) draw();
+    },
+  };
+}
