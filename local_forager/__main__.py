@@ -20,9 +20,17 @@ from aiohttp import web
 
 from common.options import Command
 from common.terminal import printable
+from local_forager.analysis.picture_search import find_weights
 from local_forager.columns import add_columns
 from local_forager.deletion import delete_dataset
-from local_forager.export import SETTINGS, bucket_option, data_dir_option, export_set
+from local_forager.export import (
+    SETTINGS,
+    bucket_option,
+    clip_weights_option,
+    data_dir_option,
+    export_set,
+    resnet_weights_option,
+)
 from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
 from local_forager.page.state import PAGE, PageState
@@ -41,6 +49,7 @@ def make_app(
     bucket: str,
     loopback: bool,
     clip_weights: Path | None,
+    resnet_weights: Path | None,
     exact_rows: int,
 ) -> web.Application:
     middlewares = [api.refuse_other_sites, api.answer_errors]
@@ -51,7 +60,8 @@ def make_app(
     app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
     app[BUCKETS] = Buckets()
     api.add_api(app)
-    add_page(app, PageState(app, data_dir, bucket, clip_weights, exact_rows))
+    weights = find_weights(resnet_weights, clip_weights)
+    add_page(app, PageState(app, data_dir, bucket, weights, exact_rows))
     app.on_cleanup.append(close)
     return app
 
@@ -119,12 +129,8 @@ class Group(Command, click.Group):
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @bucket_option
-@click.option(
-    "--clip_weights",
-    "--clip-weights",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Directory with CLIP's text tower and tokenizer, for text search on the page.",
-)
+@clip_weights_option
+@resnet_weights_option
 @click.option(
     "--exact_rows",
     "--exact-rows",

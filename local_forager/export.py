@@ -7,6 +7,7 @@ import asyncio
 import csv
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,11 +19,12 @@ from common.names import MAX_TEXT_LENGTH, identifier, text_problem
 from common.options import Command, bucket_name
 from common.terminal import printable
 from local_forager.analysis import subsets
+from local_forager.analysis.picture_search import find_weights, nearest_to, picture_of_file
 from local_forager.analysis.quality import LIMITS
 from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name
 from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.opening import open_index, open_named
-from local_forager.sets import SETS, SPLITS, Asked, name_line, rows_of
+from local_forager.sets import GROUPED_SETS, NEAR_SETS, SETS, SPLITS, Asked, name_line, rows_of
 from local_forager.types import PageError
 
 CSV_HEADER = (
@@ -54,6 +56,19 @@ bucket_option = click.option(
     type=bucket_name,
     metavar="NAME",
     help="Index bucket.",
+)
+clip_weights_option = click.option(
+    "--clip_weights",
+    "--clip-weights",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory of CLIP ViT-B/32, to search by text or by a picture; text needs its text tower "
+    "and tokenizer.",
+)
+resnet_weights_option = click.option(
+    "--resnet_weights",
+    "--resnet-weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Detectron2's R-50.pkl, to search by a picture.  [default: R-50.pkl beside ingest.py]",
 )
 
 
@@ -131,6 +146,15 @@ def label_lines(index: Index, rows: Iterable[int], label: dict[str, str]) -> Ite
     yield "\n}\n"
 
 
+def number_or_none(
+    context: click.Context, option: click.Parameter, value: float | None
+) -> float | None:
+    """The value, unless it is "nan", which passes for a number within any range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number from 0 to 2.")
+    return value
+
+
 def for_terminal(text: str) -> str:
     """Lines of text with unprintable characters escaped, as `ls` does: a name could act on it."""
     return "\n".join(printable(line, 10 * len(line)) for line in re.split("\r?\n", text))
@@ -176,7 +200,7 @@ def for_terminal(text: str) -> str:
     "--count",
     type=click.IntRange(1),
     metavar="N",
-    help="How many images diverse or typical choose.",
+    help="How many images: of diverse or typical, or of those nearest to --like_image.",
 )
 @click.option(
     "--like",
@@ -189,6 +213,28 @@ def for_terminal(text: str) -> str:
     type=float,
     help=f"Limit of the sets of images that look bad: {THRESHOLDS}.",
 )
+@click.option(
+    "--distance",
+    type=click.FloatRange(0, 2),
+    callback=number_or_none,
+    metavar="D",
+    help="Cosine distance, 0 to 2, up to which images of near-duplicates and leaks are almost "
+    "identical.  [default: 5% of the median distance between two images]",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(("one",)),
+    help="Leave out the best image of each group: what is exported can be deleted.",
+)
+@click.option(
+    "--like_image",
+    "--like-image",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Nearest to this picture first, by --by. It needs the weights of that model.",
+)
+@clip_weights_option
+@resnet_weights_option
 def export_set(
     name: str | None,
     data_dir: Path,
@@ -198,6 +244,9 @@ def export_set(
     mode: str,
     out: TextIO,
     index_id: str | None,
+    like_image: Path | None,
+    clip_weights: Path | None,
+    resnet_weights: Path | None,
     **options: Any,
 ) -> None:
     """Export images of a dataset, of a work directory such as ./birds, or of --index_id.
@@ -213,9 +262,13 @@ def export_set(
         raise PageError(400, "--format labels needs a category: add --category NAME.")
     label = label_to_export(category or "", mode) if format_ == "labels" else {}
     asked = Asked(category=None if label else category, mode=mode, **options)
-    check_subset(asked)
+    check_combinations(asked, like_image)
     if asked.threshold is not None and asked.which not in LIMITS:
         raise PageError(400, f"--threshold is for --set {', '.join(LIMITS)} only.")
+    weights, picture = find_weights(resnet_weights, clip_weights), None
+    if like_image:
+        weights.check(asked.by)
+        picture = picture_of_file(like_image)
     if (name is None) == (index_id is None):
         raise click.UsageError("Name a dataset or a work directory, or give --index_id.")
     if index_id is not None:
@@ -223,6 +276,10 @@ def export_set(
     else:
         opened = asyncio.run(open_named(name or "", data_dir, bucket))
     rows = rows_of(opened, asked)
+    if picture is not None:
+        rows = nearest_to(weights, picture, opened.index, rows, asked.by)[: asked.count]
+        if len(rows) < (asked.count or 0):
+            click.echo(f"There are only {len(rows):,} such images.", err=True)
     shown = for_terminal if out.isatty() else str
     for piece in export(format_, opened.index, opened.table, rows, label):
         out.write(shown(piece))
@@ -230,13 +287,19 @@ def export_set(
     click.echo(f"Exported {len(rows):,} images.", err=True)
 
 
-def check_subset(asked: Asked) -> None:
-    """Raise UsageError where --count and --like do not go with --set."""
-    kinds = " or ".join(f"--set {kind}" for kind in subsets.KINDS)
-    if asked.which in subsets.KINDS:
-        if asked.count is None:
-            raise click.UsageError(f"--set {asked.which} needs --count, such as --count 500.")
-        return
-    for option, value in (("count", asked.count), ("like", asked.like)):
-        if value is not None:
-            raise click.UsageError(f"--{option} goes with {kinds}.")
+def check_combinations(asked: Asked, like_image: Path | None) -> None:
+    """Raise UsageError where options do not go with --set."""
+    if asked.which in subsets.KINDS and asked.count is None:
+        raise click.UsageError(f"--set {asked.which} needs --count, such as --count 500.")
+    for option, value, kinds in (
+        ("count", asked.count if like_image is None else None, subsets.KINDS),
+        ("like", asked.like, subsets.KINDS),
+        ("distance", asked.distance, NEAR_SETS),
+        ("keep", asked.keep, GROUPED_SETS),
+    ):
+        if value is not None and asked.which not in kinds:
+            raise click.UsageError(
+                f"--{option} goes with {' or '.join(f'--set {kind}' for kind in kinds)}."
+            )
+    if like_image and asked.which in subsets.KINDS:
+        raise click.UsageError(f"--like_image does not go with --set {asked.which}.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.terminal import printable
 from local_forager.analysis import subsets
-from local_forager.analysis.comparisons import near_distance
+from local_forager.analysis.duplicates import near_distance
 from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
 from local_forager.analysis.quality import LIMITS, beyond
 from local_forager.indexes.index import Index
@@ -26,6 +26,8 @@ SETS = {  # set -> health check
     "contradictions": "disagree",
     **{name: name for name in LIMITS},
 }
+NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
+GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
 SPLITS = ("train", "val")
 POLL = 0.05  # seconds between looks at a comparison
 
@@ -44,6 +46,8 @@ class Asked:
     count: int | None
     like: Path | None
     threshold: float | None  # of a set of LIMITS, instead of its own
+    distance: float | None  # of near duplicates
+    keep: str | None  # "one" leaves out the kept image of each group
 
 
 def name_line(name: str) -> str:
@@ -140,7 +144,7 @@ def subset(opened: Opened, asked: Asked, count: int) -> list[int]:
 
 def rows_of(opened: Opened, asked: Asked) -> list[int]:
     """The rows of a set: ascending, or those of a subset with the most useful first."""
-    if asked.count:
+    if asked.which in subsets.KINDS and asked.count:
         return subset(opened, asked, asked.count)
     index, which, passing = opened.index, asked.which, candidates(opened, asked)
     if which == "all":
@@ -152,7 +156,9 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
         return [int(row) for row in found[passing[found]]]
     jobs, rows = Jobs(), len(index.names)
     limit = rows if asked.exact else PAIRS_ROWS
-    health = Health(jobs, index, asked.by, limit, opened.table, version=0)
+    health = Health(
+        jobs, index, asked.by, limit, opened.table, 0, asked.distance, farthest=asked.distance
+    )
     try:
         while (groups := health.groups(SETS[which], start=True)) is None:
             show_progress("Comparing images", jobs.progress())
@@ -166,4 +172,5 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
             "pairs.",
             err=True,
         )
-    return sorted(row for group in groups for row in group if passing[row])
+    first = 1 if asked.keep else 0
+    return sorted(row for group in groups for row in group[first:] if passing[row])

@@ -142,6 +142,7 @@ class DatasetPage(TypedDict):
     embeddings: list[EmbeddingInfo]  # the default first
     sets: list[SetTitle]
     text_search: Feature
+    picture_search: Feature  # by one embedding at least
     umap: Feature
     neighbour_sorts: Feature  # the orders "outliers" and "typical"
     layout: str  # of the map unless another is chosen: "umap" or "pca"
@@ -197,6 +198,14 @@ class ImageDetail(ImageSummary):
     orientation: int  # EXIF: 1 is upright; the models and thumbnails ignore it
     values: list[ValueText]  # quality, and columns of one's own, as far as they are known
     problem: str  # why the image cannot be read, or ""
+
+
+class PictureQuestion(TypedDict):
+    """A picture that someone gave, to sort by: its vectors are there until the server ends."""
+
+    like: str  # for like=... in a request for rows
+    by: list[str]  # the embeddings that it can be compared by
+    reason: str  # why there are none, or ""
 
 
 class Histogram(TypedDict):
@@ -270,7 +279,23 @@ class AllPairs(TypedDict):
     duration: str  # about how long it takes, in words
 
 
+class ExamplePair(TypedDict):
+    distance: float
+    images: list[ImageSummary]  # two
+
+
+class NearDistances(TypedDict):
+    """The distances at which near duplicates can be shown; all are 0 until they are known."""
+
+    distance: float  # of the findings "near" and "leak": what the request names, or the default
+    default: float
+    limit: float  # no larger one can be shown
+    reach: str  # why, in one sentence
+    examples: list[ExamplePair]  # pairs within the distance, the farthest first
+
+
 class HealthReport(TypedDict):
     by: str
     findings: list[Finding]
     all_pairs: AllPairs
+    near: NearDistances

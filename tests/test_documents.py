@@ -175,7 +175,7 @@ PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(python|pytest|make) \S"
 RUN_HERE = re.compile(
     r"(SERVER_URL=\S+ )?python "
     r"(ingest\.py|ingest_labels\.py|-m (dataset|local_forager)[. ](export|columns)) "
-    r"(?!.*--engine ray)"
+    r"(?!.*--(engine ray|like_image))"
 )
 
 

@@ -16,7 +16,8 @@ import click
 import numpy as np
 
 from bench.support.measure import Result, show
-from local_forager.analysis.comparisons import near_distance, near_duplicates_in_lists
+from local_forager.analysis.duplicates import near_groups, near_pairs_in_lists
+from local_forager.indexes.index import Index
 from local_forager.indexes.vectors import InvertedFile, Vectors, faiss_installed, open_or_build
 from testing import synthetic
 
@@ -65,25 +66,48 @@ def searches(vectors: Vectors, inverted: InvertedFile, queries: int) -> list[Res
     ]
 
 
-def duplicates(vectors: Vectors, inverted: InvertedFile) -> list[Result]:
-    """Time of all near duplicates, and the share of the pairs of SAMPLE rows in one group."""
-    failed = np.zeros(vectors.rows, bool)
+def index_of(path: Path, vectors: Vectors) -> Index:
+    """An index of these vectors only."""
+    rows = vectors.rows
+    return Index(
+        directory=path.parent,
+        names=[f"{row:08}.jpg" for row in range(rows)],
+        num_train=rows,
+        classes=np.zeros(rows, np.int32),
+        failed=np.zeros(rows, bool),
+        not_finite=[],
+        embeddings={"clip": vectors},
+        rows_of={},
+        fields={},
+        lacks={},
+    )
+
+
+def duplicates(index: Index, inverted: InvertedFile) -> list[Result]:
+    """Time of all near duplicates, and the share of the pairs of SAMPLE rows that are found."""
+    vectors = index.embeddings["clip"]
     what = "near duplicates of all"
-    found, results = measured(what, near_duplicates_in_lists, inverted, failed, ignore)
-    group_of = {row: number for number, rows in enumerate(found.groups) for row in rows}
-    good = np.arange(vectors.rows)
-    least = 1 - near_distance(vectors, good)
-    sample = np.random.default_rng(2).choice(good, min(SAMPLE, vectors.rows), replace=False)
+    found, results = measured(what, near_pairs_in_lists, index, "clip", inverted, [], ignore)
+    groups, grouping = timed(near_groups, found, found.default)
+    _, farthest = timed(near_groups, found, found.limit)
+    one, other = found.rows[found.one], found.rows[found.other]
+    known = set((np.minimum(one, other) * vectors.rows + np.maximum(one, other)).tolist())
+    rng = np.random.default_rng(2)
+    sample = rng.choice(vectors.rows, min(SAMPLE, vectors.rows), replace=False)
     queries, together, pairs = vectors.array[sample], 0, 0
     for start, block in vectors.blocks():
-        places, others = np.nonzero(queries @ block.T >= least)
-        for one, other in zip(sample[places].tolist(), (others + start).tolist(), strict=True):
-            if one != other:
+        places, others = np.nonzero(queries @ block.T >= 1 - found.default)
+        for row, near in zip(sample[places].tolist(), (others + start).tolist(), strict=True):
+            if row != near:
                 pairs += 1
-                together += one in group_of and group_of[one] == group_of.get(other)
+                together += min(row, near) * vectors.rows + max(row, near) in known
     return [
         *results,
-        Result("groups of near duplicates", "", [len(found.groups)]),
+        Result("groups of near duplicates", "", [len(groups)]),
+        Result("to group them", "ms", [1000 * grouping]),
+        Result("pairs that are kept", "", [len(found.distances)]),
+        Result("up to a distance of", "", [found.limit]),
+        Result("to group all of these", "ms", [1000 * farthest]),
         Result(f"pairs of {len(sample):,} rows", "", [pairs]),
         *([Result("share of them found", "", [together / pairs])] if pairs else []),
     ]
@@ -116,7 +140,8 @@ def main(
         what = "build the inverted file"
         inverted, results = measured(what, open_or_build, file_path, vectors, failed, ignore)
         results.append(Result("its size", "MB", [file_path.stat().st_size / 1e6]))
-        results += searches(vectors, inverted, queries) + duplicates(vectors, inverted)
+        results += searches(vectors, inverted, queries)
+        results += duplicates(index_of(path, vectors), inverted)
         results.append(Result("peak memory", "GB", [peak_gb()]))
     show(f"Searches of {rows:,} made-up embeddings of {DIMENSIONS} numbers", results, json_file)
 

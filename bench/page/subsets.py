@@ -14,7 +14,7 @@ import numpy as np
 from bench.page.neighbours import ignore, measured, peak_gb
 from bench.support.measure import Result, show
 from local_forager.analysis import subsets
-from local_forager.analysis.comparisons import near_distance
+from local_forager.analysis.duplicates import near_distance
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 

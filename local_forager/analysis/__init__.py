@@ -1,1 +1,1 @@
-"""What the page computes from an index: maps, neighbours, text search, health checks."""
+"""What the page computes from an index: maps, duplicates, searches, health checks."""

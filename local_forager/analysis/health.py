@@ -3,18 +3,19 @@
 The report has each check's title, explanation, state and findings.
 """
 
+import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from local_forager.analysis import comparisons
-from local_forager.analysis.comparisons import NearDuplicates, RowGroups
+from local_forager.analysis import comparisons, duplicates
+from local_forager.analysis.duplicates import NearPairs, RowGroups
 from local_forager.analysis.quality import beyond_limits
 from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import Progress, faiss_installed
-from local_forager.types import AllPairs, Finding
+from local_forager.types import AllPairs, Finding, PageError
 
 PAIRS_ROWS = 20_000  # images up to which all pairs are compared; in more, lists are faster
 AUTOMATIC_ROWS = 20_000  # images up to which every check starts by itself: 7 seconds of work
@@ -38,22 +39,24 @@ class Jobs:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._jobs: dict[Hashable, BackgroundJob] = {}
+        self._lock = threading.Lock()
         self._latest = BackgroundJob()  # the one that reported progress last
         self._closed = False
 
     def start(self, key: Hashable, function: Callable[[Progress], Any]) -> BackgroundJob:
         """The job of this key, started if it is new. It calls its argument to report progress."""
-        if key not in self._jobs:
-            job = self._jobs[key] = BackgroundJob()
+        with self._lock:
+            if key not in self._jobs:
+                job = self._jobs[key] = BackgroundJob()
 
-            def report(progress: float) -> None:
-                job.progress = progress
-                self._latest = job
-                if self._closed:
-                    raise CancelledError
+                def report(progress: float) -> None:
+                    job.progress = progress
+                    self._latest = job
+                    if self._closed:
+                        raise CancelledError
 
-            job.future = self._executor.submit(function, report)
-        return self._jobs[key]
+                job.future = self._executor.submit(function, report)
+            return self._jobs[key]
 
     def get(self, key: Hashable) -> BackgroundJob | None:
         return self._jobs.get(key)
@@ -80,7 +83,10 @@ CHECKS = {
     ),
     "exact": Check("Exact duplicates", "Groups of images with identical vectors.", True),
     "near": Check(
-        "Near duplicates", "Groups of almost identical images, exact duplicates included.", True
+        "Near duplicates",
+        "Groups of almost identical images, exact duplicates included: a kept image, with the most "
+        "pixels of its group, and the images within the distance of it.",
+        True,
     ),
     "leak": Check(
         "In train and validation",
@@ -101,25 +107,28 @@ def duration(seconds: float) -> str:
     return f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "about a minute"
 
 
-def near_in_lists(index: Index, by: str, progress: Progress) -> NearDuplicates:
-    """Near duplicates by the inverted file of an embedding, which is built first if needed."""
-    inverted = index.inverted_file(by, lambda share: progress(share / 2))
-    compare = comparisons.near_duplicates_in_lists
-    return compare(inverted, index.failed, lambda share: progress((1 + share) / 2))
-
-
 class Health:
     """The findings for one index and embedding, with one version of the labels.
 
     `in_lists`: near duplicates are searched for among similar images only, by an inverted file.
-    `start` starts the checks of an index of more than AUTOMATIC_ROWS.
+    `start` starts the checks of an index of more than AUTOMATIC_ROWS. `distance` is that of near
+    duplicates, None for the default; `farthest` the one up to which pairs are searched for.
     """
 
     def __init__(
-        self, jobs: Jobs, index: Index, by: str, exact_rows: int, table: LabelTable, version: int
+        self,
+        jobs: Jobs,
+        index: Index,
+        by: str,
+        exact_rows: int,
+        table: LabelTable,
+        version: int,
+        distance: float | None = None,
+        farthest: float | None = None,
     ) -> None:
         self._jobs, self._index, self._by = jobs, index, by
         self._table, self._version = table, version
+        self._distance, self._farthest = distance, farthest
         self.in_lists = len(index.names) > exact_rows and faiss_installed()
         self._compared = index.embeddings[by], index.failed  # what every comparison begins with
 
@@ -130,22 +139,51 @@ class Health:
         return self._jobs.start(key, function) if start else self._jobs.get(key)
 
     def _every_pair(self, start: bool) -> BackgroundJob | None:
-        return self._job("near", start, partial(comparisons.near_duplicates, *self._compared))
+        return self._job("near", start, self._search_every_pair)
+
+    def _exact(self) -> BackgroundJob:
+        key = "exact", self._index, self._by, 0
+        return self._jobs.start(key, partial(duplicates.exact_duplicates, self._index, self._by))
+
+    def _copies(self) -> RowGroups:
+        """What the job of exact duplicates found. Jobs run one by one; it was started before."""
+        future = self._exact().future
+        assert future is not None
+        copies: RowGroups = future.result()
+        return copies
+
+    def _search_every_pair(self, progress: Progress) -> NearPairs:
+        copies, farthest = self._copies(), self._farthest
+        return duplicates.near_pairs(self._index, self._by, copies, progress, farthest)
+
+    def _search_lists(self, progress: Progress) -> NearPairs:
+        """Near pairs by the inverted file of an embedding, which is built first if needed."""
+        index, by = self._index, self._by
+        inverted = index.inverted_file(by, lambda share: progress(share / 2))
+        return duplicates.near_pairs_in_lists(
+            index,
+            by,
+            inverted,
+            self._copies(),
+            lambda share: progress((1 + share) / 2),
+            self._farthest,
+        )
 
     def _job_of(self, name: str, start: bool) -> BackgroundJob | None:
         """The job behind a check; None if it needs none, or was not started."""
         start = start or len(self._index.names) <= AUTOMATIC_ROWS
         if name == "failed":
             return None
+        exact = self._exact()
         if name == "exact":
-            return self._job("exact", True, partial(comparisons.exact_duplicates, *self._compared))
+            return exact
         if name == "disagree":
             check = partial(comparisons.disagreeing, *self._compared, self._table.positive())
             return self._job("disagree", start, check, self._version)
         every = self._every_pair(start and not self.in_lists)  # else only a person starts it
         if not self.in_lists or (every and every.result()):
             return every
-        return self._job("near in lists", start, partial(near_in_lists, self._index, self._by))
+        return self._job("near in lists", start, self._search_lists)
 
     def _time_of_all_pairs(self) -> str:
         pairs = len(self._index.names) ** 2 / 2
@@ -165,10 +203,37 @@ class Health:
         if name == "failed":
             return [[row] for row in self._index.failed.nonzero()[0].tolist()]
         job = self._job_of(name, start)
-        found: NearDuplicates | RowGroups | None = job.result() if job else None
-        if isinstance(found, NearDuplicates):
-            return found.groups if name == "near" else comparisons.leaks(self._index, found.groups)
+        found: NearPairs | RowGroups | None = job.result() if job else None
+        if isinstance(found, NearPairs):
+            distance = self.distance_in(found)
+            if name == "near":
+                return duplicates.near_groups(found, distance)
+            return duplicates.leaks(found, distance, self._index.num_train)
         return found
+
+    def is_ready(self, name: str, start: bool = False) -> bool:
+        """Whether the groups of a finding can be told."""
+        job = self._job_of(name, start)
+        return name == "failed" or (job is not None and job.result() is not None)
+
+    def pairs(self) -> NearPairs | None:
+        """The pairs of near duplicates; None until they are known."""
+        job = self._job_of("near", start=False)
+        pairs: NearPairs | None = job.result() if job else None
+        return pairs
+
+    def distance_in(self, pairs: NearPairs) -> float:
+        """The distance that was asked for, or the default as far as pairs are known.
+
+        Raises:
+            PageError: pairs are not known up to this distance.
+        """
+        if self._distance is None:
+            return min(pairs.default, pairs.limit)
+        if self._distance > pairs.limit:
+            asked = f"The distance {self._distance:g} is too large"
+            raise PageError(400, f"{asked}: {reach(pairs)}")
+        return self._distance
 
     def findings(self, start: bool) -> list[Finding]:
         found: list[Finding] = []
@@ -199,17 +264,23 @@ class Health:
             rows = len(self._index.names)
             takes = duration(rows / ROWS_A_SECOND) if self.in_lists else self._time_of_all_pairs()
             return f" The comparison takes {takes}."
-        near: NearDuplicates | None = job.result()
-        if near is None:
+        pairs: NearPairs | None = job.result()
+        if pairs is None:
             return ""
-        note = (
-            f" Their distance is at most {near.distance:.3g}, {comparisons.NEAR_SHARE:.0%} of the "
-            "median distance between two images."
-        )
-        if not near.exact:
+        note = f" The distance is {self.distance_in(pairs):.3g}."
+        if not pairs.exact:
             note += " Only roughly similar images were compared: a few may be missing."
-        if not near.complete:
-            note += (
-                f" The search stopped after {comparisons.PAIR_LIMIT:,} such pairs; there are more."
-            )
         return note
+
+
+def reach(pairs: NearPairs) -> str:
+    """Why pairs are known up to a distance, in one sentence."""
+    if pairs.is_cut:
+        return (
+            f"only the {duplicates.PAIR_LIMIT:,} nearest pairs of images are known, and their "
+            f"distance is up to {pairs.limit:.3g}."
+        )
+    return (
+        f"pairs are searched for up to {pairs.limit:.3g}, {duplicates.FAR_SHARE:.0%} of the median "
+        "distance between two images."
+    )

@@ -6,7 +6,7 @@ import numpy as np
 from aiohttp import web
 
 from local_forager.analysis import subsets
-from local_forager.analysis.comparisons import near_distance
+from local_forager.analysis.duplicates import near_distance
 from local_forager.indexes.index import Index
 from local_forager.indexes.vectors import COMPARED_BY, Progress
 from local_forager.page.rows import (

@@ -1,6 +1,7 @@
 """The list of datasets; one dataset's description, map and health report."""
 
 import asyncio
+from functools import partial
 
 import numpy as np
 from aiohttp import web
@@ -9,7 +10,8 @@ from common.names import DATASET_NAME
 from common.terminal import count
 from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
-from local_forager.analysis.health import CHECKS
+from local_forager.analysis.duplicates import examples
+from local_forager.analysis.health import CHECKS, Health, reach
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, default_method, umap_installed
 from local_forager.analysis.quality import LIMITS
 from local_forager.deletion import delete, plan
@@ -17,11 +19,13 @@ from local_forager.indexes.fields import ABOUT, Field
 from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import COMPARED_BY
+from local_forager.page.images import summary
 from local_forager.page.ranges import field_of
 from local_forager.page.rows import (
     WAIT,
     array_response,
     choice,
+    distance_choice,
     embedding_choice,
     no_neighbour_sorts,
 )
@@ -32,6 +36,7 @@ from local_forager.types import PageError, StillWorking
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
 NAMED_ROWS = 10  # that a warning names
+EXAMPLES = 4  # pairs of near duplicates in the health report
 SET_TITLES = {name: check.title for name, check in CHECKS.items()}
 SET_TITLES |= {name: limit.title for name, limit in LIMITS.items()}
 MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
@@ -146,6 +151,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         ],
         "sets": [{"set": name, "title": title} for name, title in SET_TITLES.items()],
         "text_search": feature(page.no_text_search),
+        "picture_search": feature(page.questions.why_not()),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
         "neighbour_sorts": feature(no_neighbour_sorts(len(index.names)) if index else None),
         "layout": default_method(len(index.names) if index else 0),
@@ -170,10 +176,34 @@ async def text_model(request: web.Request) -> web.Response:
 
 async def health(request: web.Request, view: View) -> answers.HealthReport:
     by = embedding_choice(request)
-    checks = view.health(by)
+    checks = view.health(by, distance_choice(request))
     start = choice(request, "start", ("0", "1")) == "1"
     exact = choice(request, "exact", ("0", "1")) == "1"
-    return {"by": by, "all_pairs": checks.all_pairs(exact), "findings": checks.findings(start)}
+    all_pairs = checks.all_pairs(exact)
+    findings = await view.page.compute(partial(checks.findings, start))
+    return {
+        "by": by,
+        "all_pairs": all_pairs,
+        "findings": findings,
+        "near": near_distances(view, checks),
+    }
+
+
+def near_distances(view: View, checks: Health) -> answers.NearDistances:
+    pairs = checks.pairs()
+    if pairs is None:
+        return {"distance": 0.0, "default": 0.0, "limit": 0.0, "reach": "", "examples": []}
+    distance = checks.distance_in(pairs)
+    return {
+        "distance": distance,
+        "default": min(pairs.default, pairs.limit),
+        "limit": pairs.limit,
+        "reach": reach(pairs),
+        "examples": [
+            {"distance": apart, "images": [summary(view, one), summary(view, other)]}
+            for one, other, apart in examples(pairs, distance, EXAMPLES)
+        ],
+    }
 
 
 async def map_points(request: web.Request, view: View) -> web.Response:

@@ -22,6 +22,7 @@ from local_forager.types import (
     ImageSummary,
     NeighbourList,
     PageError,
+    PictureQuestion,
     SearchState,
     ValueText,
 )
@@ -130,6 +131,16 @@ async def neighbours(request: web.Request, view: View) -> NeighbourList:
             for near, distance in zip(found.rows, found.distances, strict=True)
         ],
     }
+
+
+async def give_picture(request: web.Request, view: View) -> PictureQuestion:
+    """The body of the request is an image file. It is not stored, and goes nowhere else."""
+    questions = view.page.questions
+    return await questions.question(await questions.add(request), view.index)
+
+
+async def given_picture(request: web.Request, view: View) -> PictureQuestion:
+    return await view.page.questions.question(request.match_info["token"], view.index)
 
 
 async def thumbnail(request: web.Request) -> web.StreamResponse:

@@ -13,6 +13,7 @@ from local_forager.indexes.copies import thumbnail_path
 from local_forager.server.buckets import Buckets
 from local_forager.types import PageError
 
+MAX_PIXELS = 178_956_970  # of an image, as in an ingest
 KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
 FOREVER = "private, max-age=31536000, immutable"
 SIGNATURES = {
@@ -84,6 +85,18 @@ def content_type(data: bytes) -> str:
     return "application/octet-stream"
 
 
+class TooLarge(ValueError):
+    """The image has more than MAX_PIXELS, so its pixels are not decoded."""
+
+
+def opened(data: bytes) -> Image.Image:
+    """The image with its header read. Pillow has no limit of its own in this process."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise TooLarge(f"It has more than {MAX_PIXELS / 1e6:.0f} million pixels, the limit.")
+    return image
+
+
 def image_facts(data: bytes) -> tuple[int, int, int]:
     """Width and height in pixels, before any rotation, and EXIF orientation (1 to 8, 1 is upright).
 
@@ -92,12 +105,12 @@ def image_facts(data: bytes) -> tuple[int, int, int]:
     if not data:
         raise ValueError("The object is empty.")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with opened(data) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             known = isinstance(orientation, int) and 1 <= orientation <= 8
             return *image.size, orientation if known else 1
-    except Image.DecompressionBombError as error:
-        raise ValueError("It has more than 179 million pixels, Pillow's limit.") from error
+    except TooLarge:
+        raise
     except Exception as error:  # Pillow raises many types for damaged files
         raise ValueError("It is not a readable image.") from error
 
@@ -105,8 +118,10 @@ def image_facts(data: bytes) -> tuple[int, int, int]:
 def decoding_problem(data: bytes) -> str:
     """Why the image cannot be decoded, in one sentence."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with opened(data) as image:
             image.load()
+    except TooLarge as error:
+        return str(error)
     except Exception as error:  # Pillow raises many types for damaged files
         return f"It cannot be decoded: {error}."
     return "It can be decoded now. Perhaps it has been replaced since the ingest."

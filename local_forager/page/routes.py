@@ -9,6 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from local_forager.page import choosing, counts, datasets, images, rows
+from local_forager.page.questions import PREFIX
 from local_forager.page.state import PAGE, PageState, View, view_of
 from local_forager.server.api import SLUG, Endpoint
 from local_forager.types import PageError, StillWorking
@@ -102,12 +103,14 @@ def add_page(app: web.Application, page: PageState) -> None:
         f"{name}/map": index_view(datasets.map_points),
         f"{name}/column/{{column:split|class|label|category|field}}": index_view(datasets.column),
         f"{name}/health": index_view(datasets.health),
+        f"{name}/picture/{{token:{PREFIX}[0-9a-f]+}}": index_view(images.given_picture),
         f"{name}/thumbnail/{row}": page_view(images.thumbnail),
         f"{name}/original/{row}": page_view(images.original),
         f"{name}/cover/{{place:[0-9]}}": page_view(images.cover),
     }
     for path, handler in views.items():
         app.router.add_get(path, handler)
+    app.router.add_post(f"{name}/picture", index_view(images.give_picture))
     app.router.add_post(f"{name}/export", index_view(images.export_rows))
     app.router.add_post(f"{name}/choose", index_view(choosing.choose))
     app.router.add_post("/page/text_model", page_view(datasets.text_model))

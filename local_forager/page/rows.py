@@ -13,13 +13,15 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from aiohttp import web
 
-from local_forager.analysis.comparisons import BLOCK_ROWS, RowGroups, neighbour_distances
+from local_forager.analysis.comparisons import neighbour_distances
+from local_forager.analysis.duplicates import BLOCK_ROWS, RowGroups
 from local_forager.analysis.health import CHECKS
 from local_forager.analysis.quality import LIMITS, beyond
 from local_forager.indexes.fields import Field
 from local_forager.indexes.index import MAX_CLASS, POSITIVE, Index
 from local_forager.indexes.own_columns import TextColumn
 from local_forager.indexes.vectors import COMPARED_BY, Vectors
+from local_forager.page.questions import PREFIX
 from local_forager.page.ranges import ENDS, IS, field_of, limit_of, sort_field, within
 from local_forager.page.state import View
 from local_forager.types import Histogram, HistogramList, PageError, StillWorking, TextCounts
@@ -28,6 +30,7 @@ MAX_TERMS = 50  # labels in one request
 BY_NEIGHBOURS = {"outliers": (0, -1), "typical": (1, 1)}  # column of neighbour_distances, sign
 SORTS = ("name", "name-backwards", *BY_NEIGHBOURS)  # beside those by a field
 MAX_COMPARED = 200_000  # images; comparing all pairs takes about 20 minutes
+MAX_DISTANCE = 2  # of opposite vectors
 MAX_TEXT = 1_000  # characters of a text to search for
 WAIT = 1.0  # seconds after which a request is told to ask again
 POLL = 0.05  # seconds between looks at a job
@@ -61,6 +64,14 @@ def yes(request: web.Request, name: str) -> bool | None:
 
 def embedding_choice(request: web.Request) -> str:
     return choice(request, "by", COMPARED_BY)
+
+
+def distance_choice(request: web.Request) -> float | None:
+    """The distance of near duplicates in the request; None for the default."""
+    distance = limit_of(request, "distance", -1)
+    if "distance" in request.query and not 0 <= distance <= MAX_DISTANCE:
+        raise PageError(400, f"distance is not a number from 0 to {MAX_DISTANCE}.")
+    return distance if distance >= 0 else None
 
 
 def row_in_path(request: web.Request, index: Index) -> int:
@@ -151,13 +162,17 @@ async def wait_for(view: View, result: Callable[[], Found | None]) -> Found:
 
 
 async def likeness(request: web.Request, view: View) -> np.ndarray | None:
-    """float32 (n,): the cosine to sort by; None if the request names no text and no image."""
+    """float32 (n,): the cosine to sort by; None if the request names nothing to compare with."""
     index = view.index
     if text := request.query.get("text"):
         vector = await view.page.text_vector(text[:MAX_TEXT])
         return await view.page.compute(partial(index.embeddings["clip"].similarities, vector))
     if "like" in request.query and index.names:
-        vectors = index.embeddings[embedding_choice(request)]
+        by = embedding_choice(request)
+        vectors = index.embeddings[by]
+        if (token := request.query["like"]).startswith(PREFIX):
+            vector = await view.page.questions.vector(token, by, index)
+            return await view.page.compute(partial(vectors.similarities, vector))
         row = number(request, "like", 0, 0, len(index.names) - 1)
         return await view.page.compute(partial(vectors.similarities, np.array(vectors.array[row])))
     return None
@@ -188,8 +203,9 @@ async def finding(request: web.Request, view: View) -> RowGroups | None:
     if name in LIMITS:
         found = beyond(view.index, name, limit_of(request, "threshold", LIMITS[name].value))
         return [[row] for row in found.tolist()]
-    health = view.health(embedding_choice(request))
-    return await wait_for(view, lambda: health.groups(name, start=True))
+    health = view.health(embedding_choice(request), distance_choice(request))
+    await wait_for(view, lambda: health.is_ready(name, start=True) or None)
+    return await view.page.compute(partial(health.groups, name))
 
 
 async def listing(request: web.Request, view: View) -> Listing:

@@ -14,6 +14,7 @@ from aiohttp import web
 from common.errors import StorageError
 from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
 from local_forager.analysis.maps import saved_projection
+from local_forager.analysis.picture_search import PictureWeights
 from local_forager.analysis.text_search import text_tower, text_vector, why_not
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.fields import ABOUT, Field
@@ -25,6 +26,7 @@ from local_forager.indexes.own_columns import (
     read_columns,
 )
 from local_forager.page.pictures import Originals, Thumbnails
+from local_forager.page.questions import Questions
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
 from local_forager.types import PageError, StillWorking
@@ -40,7 +42,12 @@ class PageState:
     notes: list[str] = []  # sentences above the images of each dataset
 
     def __init__(
-        self, app: web.Application, data_dir: Path, bucket: str, clip: Path | None, exact_rows: int
+        self,
+        app: web.Application,
+        data_dir: Path,
+        bucket: str,
+        weights: PictureWeights,
+        exact_rows: int,
     ) -> None:
         buckets = self._buckets = app[BUCKETS]
         self.bucket, self.data_dir, self.exact_rows = bucket, data_dir, exact_rows
@@ -49,10 +56,11 @@ class PageState:
         self.thumbnails = Thumbnails(buckets, bucket, data_dir)
         self.originals = Originals(buckets)
         self.jobs = Jobs()
-        self.no_text_search = why_not(clip)
-        self._clip = clip
+        self.no_text_search = why_not(weights.clip)
+        self._clip = weights.clip
         self._compute = ThreadPoolExecutor(2, thread_name_prefix="compute")
-        self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self._models = ThreadPoolExecutor(1, thread_name_prefix="models")
+        self.questions = Questions(self._models, weights)
         self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
         self._columns: dict[int, tuple[Index, OwnColumns]] = {}
         self._tasks: dict[Hashable, asyncio.Future[Any]] = {}
@@ -127,7 +135,7 @@ class PageState:
         Raises PageError where text search is not possible.
         """
         clip = self._text_weights()
-        load = partial(asyncio.get_running_loop().run_in_executor, self._text, text_tower, clip)
+        load = partial(asyncio.get_running_loop().run_in_executor, self._models, text_tower, clip)
         return self._once("text model", load)
 
     async def text_vector(self, text: str) -> np.ndarray:
@@ -138,7 +146,7 @@ class PageState:
             raise StillWorking("Loading the model for text search")
         model.result()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._text, text_vector, self._text_weights(), text)
+        return await loop.run_in_executor(self._models, text_vector, self._text_weights(), text)
 
     def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""
@@ -148,7 +156,7 @@ class PageState:
 
     def close(self) -> None:
         self.jobs.close()
-        for executor in (self._compute, self._text):
+        for executor in (self._compute, self._models):
             executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -170,9 +178,9 @@ class View:
         """Those of the index, and one's own."""
         return {**self.index.fields, **self.table.columns.fields}
 
-    def health(self, by: str) -> Health:
+    def health(self, by: str, distance: float | None = None) -> Health:
         page, rows = self.page, min(self.page.exact_rows, PAIRS_ROWS)
-        return Health(page.jobs, self.index, by, rows, self.table, self.version)
+        return Health(page.jobs, self.index, by, rows, self.table, self.version, distance)
 
 
 async def index_of(request: web.Request) -> tuple[Dataset, Index]:

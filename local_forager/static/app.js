@@ -3,6 +3,7 @@
 import { closeDetail, showDetail } from "./images/detail.js";
 import { askJson, count, h, own, pause, post, Problem } from "./dom.js";
 import { byNeighbours, Filters } from "./filters/filters.js";
+import { withPicture } from "./filters/picture.js";
 import { Grid } from "./images/grid.js";
 import { Health } from "./health.js";
 import { home } from "./home.js";
@@ -131,7 +132,8 @@ class Session {
   }
 
   async showNow(asked, how) {
-    const state = this.possible(asked);
+    const state = await withPicture(this, this.possible(asked));
+    if (how.late()) return;
     const kind = own(VIEWS, state.view) ? state.view : "grid";
     await this.nameQuery(state);
     if (how.late()) return;

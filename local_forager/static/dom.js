@@ -70,6 +70,10 @@ export const post = (path, parameters = {}) => ask(path, parameters, undefined, 
 export const sendRows = async (path, parameters, rows) =>
   (await ask(path, parameters, undefined, { method: "POST", body: rows })).blob();
 
+// Posts a file; the answer is JSON.
+export const sendFile = async (path, file) =>
+  (await ask(path, {}, undefined, { method: "POST", body: file })).json();
+
 // An array. While the server is computing it, the answer is 202 and the request is repeated; tell
 // gets how far it is.
 export async function askArray(

@@ -10,11 +10,13 @@ const SHORTCUTS = {
     ["Space", "select the image, or take it away"], ["Shift + ← → ↑ ↓", "select on the way"],
     ["Ctrl + A", "select all images of the view"],
     ["Shift or Ctrl + click", "select a range or a single image"],
+    ["Ctrl + V", "search by the picture in the clipboard"],
   ],
   "Histograms": [
     ["← → Home End", "move the handle that has the focus"], ["Enter", "apply at once"],
     ["Esc", "undo the move"],
   ],
+  "Distance of near duplicates": [["← →", "a smaller or larger distance"], ["Home, End", "the smallest or largest"]],
   "One image": [
     ["← →", "previous or next image of the view"], ["Space", "select the image, or take it away"],
     ["c", "show it side by side with the nearest image"], ["Esc", "close"],

@@ -2,7 +2,7 @@
 
 export const FILTERS = [
   "split", "category", "mode", "or", "with", "without", "labelled", "class", "name_part", "failed",
-  "set", "text", "like", "sort",
+  "set", "distance", "text", "like", "sort",
 ];
 const OF_FIELD = /^(min|max|is)_./s; // also filters: limits of a field, texts of a column
 const OF_COLUMN = /^is_./s;
@@ -33,6 +33,7 @@ export const noFilters = (state) => Object.fromEntries(filtersIn(state).map((fie
 export function address(state) {
   if (!state.name) return "/";
   const query = new URLSearchParams();
+  if (!state.set && state.view !== "health") state = { ...state, distance: null };
   for (const field of [...ofField(state), ...FIELDS]) {
     if (field === "beside" && state.image === null) continue; // it belongs to the image
     if (state[field] !== null && state[field] !== undefined && state[field] !== "") {

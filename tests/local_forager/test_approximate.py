@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from local_forager import types as page_types
-from local_forager.analysis import comparisons
+from local_forager.analysis import duplicates
 from local_forager.analysis.health import PAIRS_ROWS
 from local_forager.indexes import vectors as approximate
 from local_forager.indexes.vectors import Vectors
@@ -81,12 +81,15 @@ def test_the_file_is_built_once_unless_damaged(vectors, failed, inverted, tmp_pa
 
 
 def test_near_duplicates_agree_with_all_pairs(inverted, vectors, failed):
-    found = comparisons.near_duplicates_in_lists(inverted, failed, ignore)
-    expected = comparisons.near_duplicates(vectors, failed, ignore)
-    assert found.complete and not found.exact and found.distance == expected.distance
-    assert len(expected.groups) > 50
-    missing = [group for group in expected.groups if group not in found.groups]
-    assert len(missing) <= 0.02 * len(expected.groups)
+    index = made_index(list(map(str, range(ROWS))), 0, failed=failed, embeddings={"clip": vectors})
+    copies = duplicates.exact_duplicates(index, "clip", ignore)
+    found = duplicates.near_pairs_in_lists(index, "clip", inverted, copies, ignore)
+    expected = duplicates.near_pairs(index, "clip", copies, ignore)
+    assert not found.exact and found.default == expected.default
+    every = duplicates.near_groups(expected, expected.default)
+    assert len(every) > 50
+    some = duplicates.near_groups(found, found.default)
+    assert len([group for group in every if group not in some]) <= 0.02 * len(every)
 
 
 def test_a_search_of_100_000_reads_few_of_them(tmp_path):

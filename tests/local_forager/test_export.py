@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from common.program import ROOT
 from local_forager import export as export_formats
@@ -100,6 +101,18 @@ def test_export_command(server, emulator, which, rows):
     assert done.stdout.split() == names
 
 
+def test_export_all_but_the_kept_image(server, emulator):
+    near = "d", "--set", "near-duplicates"
+    assert export_command(server, *near, "--keep", "one").succeeded().stdout == "d/val/v05.jpg\n"
+    far = *near, "--distance", "0.3"
+    every = export_command(server, *far).succeeded().stdout.split()
+    dropped = export_command(server, *far, "--keep", "one").succeeded().stdout.split()
+    sent = server.rows("set=near&distance=0.3")
+    names = [f"d/train/t{row:02}.jpg" if row < 60 else f"d/val/v{row - 60:02}.jpg"
+             for row in sorted(row for row in sent if row >= 0)]  # fmt: skip
+    assert dropped == names and len(every) == len(sent)
+
+
 def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path, dataset_name):
     server.publish(dataset_name, 4, same={3: 1})
     out = tmp_path / "twins.json"
@@ -124,7 +137,17 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     [
         (["d", "--format", "labels"], "needs a category"),
         (["nothing"], "no dataset named nothing"),
+        (["d", "--distance", "0.1"], "--distance is for --set near-duplicates"),
+        (["d", "--set", "failed", "--keep", "one"], "--keep is for --set exact-duplicates"),
+        (["d", "--count", "5"], "--count is for --like_image"),
     ],
 )
 def test_export_command_refuses(server, emulator, arguments, message):
     export_command(server, *arguments).failed(message)
+
+
+@pytest.mark.parametrize("distance", ["2.5", "-1", "nan", "x"])
+def test_export_command_refuses_a_distance(tmp_path, distance):
+    arguments = ["d", "--set", "leaks", "--distance", distance, "--data_dir", str(tmp_path)]
+    done = CliRunner().invoke(export_formats.export_set, arguments)
+    assert done.exit_code == 2 and f"{distance}" in done.output and "--distance" in done.output

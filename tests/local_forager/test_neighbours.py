@@ -10,7 +10,6 @@ from local_forager.analysis import comparisons, maps
 from local_forager.indexes import vectors as vectors_module
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
-from tests.local_forager.page_server import made_index
 
 ROWS, DIMENSIONS = 500, 64
 
@@ -59,48 +58,6 @@ def test_neighbours_of_the_only_image_and_of_none(tmp_path, vectors):
     assert len(write(tmp_path, vectors[:1]).neighbours(0, 5, none_failed(1)).rows) == 0
     empty = write(tmp_path, np.zeros((0, 8)))
     assert len(empty.similarities(np.zeros(8, np.float32))) == 0
-
-
-def test_exact_and_near_duplicates(tmp_path, vectors):
-    vectors[20] = vectors[3]
-    vectors[450] = vectors[3] + 0.01 * vectors[4]
-    vectors[450] /= np.linalg.norm(vectors[450])
-    vectors[8:10] = 0
-    failed = ~vectors.any(axis=1)
-    embedding = write(tmp_path, vectors)
-    assert comparisons.exact_duplicates(embedding, failed, ignore) == [[3, 20]]
-    near = comparisons.near_duplicates(embedding, failed, ignore)
-    assert near.complete
-    assert near.groups == [[3, 20, 450]]
-
-
-@pytest.mark.parametrize("block", [50, 2048])
-def test_near_duplicates_agree_with_all_pairs(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(comparisons, "BLOCK_ROWS", block)
-    rng = np.random.default_rng(3)
-    vectors = rng.standard_normal((300, 4)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(300), ignore)
-    pairs = np.argwhere(np.triu(1 - vectors @ vectors.T <= near.distance, 1))
-    assert near.groups == comparisons.connected(*pairs.T) != []
-
-
-def test_rows_are_connected_by_pairs():
-    chain = np.random.default_rng(0).permutation(2_000)
-    one, other = np.concatenate([chain[:-1], [3_000, 2_500]]), np.append(chain[1:], [2_400, 3_000])
-    assert comparisons.connected(one, other) == [list(range(2_000)), [2_400, 2_500, 3_000]]
-
-
-def test_near_duplicates_stop_where_all_are_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparisons, "PAIR_LIMIT", 1_000)
-    vectors = np.tile(np.eye(1, 8, dtype=np.float32), (200, 1))
-    near = comparisons.near_duplicates(write(tmp_path, vectors), none_failed(200), ignore)
-    assert not near.complete
-
-
-def test_leaks_are_groups_of_both_splits(tmp_path, vectors):
-    index = made_index(["x"] * 10, 6)
-    assert comparisons.leaks(index, [[0, 5], [5, 6], [6, 9], [1, 2, 9]]) == [[5, 6], [1, 2, 9]]
 
 
 @pytest.mark.parametrize("block", [7, 2048])

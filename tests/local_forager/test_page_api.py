@@ -21,6 +21,7 @@ from local_forager.page.datasets import warnings_of
 from local_forager.server.database import SplitCounts
 from local_forager.types import PageError
 from testing import synthetic
+from tests.harness import wait_for
 from tests.local_forager.page_server import COPY, FAILED, SHAPES, conforms, fetch, get, made_index
 
 NORMAL = [row for row in range(80) if row not in (FAILED, *SHAPES)]  # images of 200x150
@@ -126,6 +127,8 @@ def test_everything_about_one_dataset(url):
         ("set=near&by=imagenet", [-1 - 2, COPY]),
         ("set=leak", [-1 - 2, COPY]),
         ("set=leak&split=val", [-1 - COPY]),
+        ("set=near&by=imagenet&distance=0", [-1 - 2, COPY]),
+        ("set=leak&distance=0.001", [-1 - 2, COPY]),
         ("set=disagree", []),
     ],
 )
@@ -181,6 +184,29 @@ def test_rows_by_likeness(server, url):
     assert [one["image"]["row"] for one in near[1:]] == [
         row for row in order[:7] if row not in (2, COPY)
     ][:4]
+
+
+def test_groups_for_a_distance(server):
+    """A larger one has more images, each within the distance of the first of its group."""
+
+    def known():
+        near = server.typed("d/health?by=clip", page_types.HealthReport)["near"]
+        return near["limit"] and near
+
+    near = wait_for(known)
+    assert (near["distance"], near["examples"][0]["distance"]) == (near["default"], 0)
+    assert near["limit"] == pytest.approx(10 * near["default"])
+    assert "50% of the median distance" in near["reach"]
+    far = round(near["limit"] * 0.9, 4)
+    rows = server.rows(f"set=near&distance={far}")
+    distances = server.array(f"d/distances?set=near&distance={far}", "<f4")
+    assert len(rows) > 20 and sum(row < 0 for row in rows) < len(rows) / 2
+    assert (distances <= far).all() and max(distances) > near["default"]
+    report = server.typed(f"d/health?distance={far}", page_types.HealthReport)
+    (finding,) = (one for one in report["findings"] if one["set"] == "near")
+    assert (finding["images"], finding["groups"]) == (len(rows), sum(row < 0 for row in rows))
+    pairs = report["near"]["examples"]
+    assert all(near["default"] < pair["distance"] <= far for pair in pairs) and len(pairs) == 4
 
 
 def test_sort_by_outliers_and_typical(server, url):
@@ -283,6 +309,10 @@ def test_covers_of_few_images(server, dataset_name, rows):
         ("d/images?rows=" + "1," * 600 + "1", 400),
         ("d/rows?split=test", 400),
         ("d/rows?set=all", 400),
+        ("d/rows?set=near&distance=2.1", 400),
+        ("d/rows?set=near&distance=-1", 400),
+        ("d/rows?set=near&distance=nan", 400),
+        ("d/rows?set=near&distance=1.9", 400),
         ("d/rows?class=-1", 400),
         ("d/rows?like=99", 400),
         ("d/rows?text=dog", 409),

@@ -4,6 +4,7 @@ import {
   basename, count, h, keep, kept, labelText, pause, plural, Problem, splitName,
 } from "../dom.js";
 import { choice, LabelList, number } from "./labels.js";
+import { isPicture, PictureSearch } from "./picture.js";
 import { fieldSorts, OTHER_SORTS, rangeChips, Ranges, sortTitle } from "./ranges.js";
 import { rove } from "../rove.js";
 import {
@@ -20,6 +21,7 @@ export class Filters {
     this.session = session;
     this.ranges = new Ranges(session);
     this.labels = new LabelList();
+    this.picture = new PictureSearch(session);
     this.body = h("div", { class: "filters-body" });
     this.element = h("details", { class: "filters", open: WIDE.matches },
       h("summary", {}, "Search and filters"), this.body);
@@ -50,12 +52,14 @@ export class Filters {
     if (["class", ...ofField(state)].some((field) => state[field] !== null)) this.more.open = true;
     this.body.replaceChildren(
       search(info, state),
+      this.picture.element,
       sorting(info, state),
       naming(state),
       h("section", { "aria-labelledby": "split-title" }, h("h2", { id: "split-title" }, "Split"), this.splits),
       this.labels.show(info, state, this.facets),
       this.more,
     );
+    this.picture.show(info, withOptions);
     this.fillSplits();
     this.showRanges();
     this.element.scrollTop = scroll;
@@ -239,12 +243,14 @@ export function summary(session, state, shown) {
   }
   if (state.selected === "yes") chip("selected", { selected: null });
   if (state.set) {
-    chip(info.sets.find(({ set }) => set === state.set)?.title ?? state.set, { set: null });
+    const title = info.sets.find(({ set }) => set === state.set)?.title ?? state.set;
+    chip(state.distance === null ? title : `${title}, distance up to ${state.distance}`, { set: null });
   }
   if (state.text) chip(`by text: ${state.text}`, { text: null });
   if (state.like !== null) {
     const known = session.rows.known(Number(state.like));
-    chip(`by similarity to ${known ? basename(known.name) : state.like}`, { like: null });
+    const what = isPicture(state.like) ? "your picture" : known ? basename(known.name) : state.like;
+    chip(`by similarity to ${what}`, { like: null });
   }
   return h("div", { class: "summary" },
     h("p", { role: "status", class: "total" }, shown === info.rows ? plural(shown, "image")

@@ -1,0 +1,181 @@
+"""A picture as the question: its vectors by the code of an ingest, on the CPU in float32."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.errors import ImageError, ShortageError, WeightsError
+from common.options import RESNET_WEIGHTS
+from common.terminal import printable
+from dataset import manifest
+from engine.decode import Decoded, open_image, prepare
+from local_forager.indexes.index import Index
+from local_forager.types import PageError
+from weights.clip import check_clip_weights, digest
+from weights.resnet50 import read_resnet_weights, require_resnet
+
+if TYPE_CHECKING:
+    from models.clip import VisionTower
+    from models.resnet import ResNet
+
+RESNET_EMBEDDINGS = ("imagenet", "imagenet_early")  # in the order of what the model returns
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureWeights:
+    """The weights to compute vectors with, and for each embedding why it cannot be computed."""
+
+    resnet: Path
+    clip: Path | None
+    problems: dict[str, str | None]
+
+    def embeddings(self) -> list[str]:
+        """The embeddings that can be computed."""
+        return [by for by, problem in self.problems.items() if problem is None]
+
+    def check(self, by: str, index: Index | None = None) -> None:
+        """Raise PageError if this embedding cannot be computed, or not with the index's weights."""
+        if problem := self.problems[by]:
+            raise PageError(409, problem)
+        if index is None:
+            return
+        option = "clip_weights" if by == "clip" else "resnet_weights"
+        path = self.clip if by == "clip" else self.resnet
+        assert path is not None
+        try:
+            made = manifest.read_metadata(index.directory / manifest.NAME)
+        except ValueError:  # an index without a manifest does not say
+            return
+        if _digest(path) != made.get(f"{option}_sha256", _digest(path)):
+            where = printable(str(path))
+            sentence = f"The {by} vectors of this dataset were made with other weights than {where}"
+            raise PageError(409, f"{sentence}: give those with --{option}.")
+
+    def usable(self, index: Index) -> tuple[list[str], str]:
+        """The embeddings by which a picture can be compared with an index; without any, why."""
+        usable, reasons = [], []
+        for by in self.problems:
+            try:
+                self.check(by, index)
+                usable.append(by)
+            except PageError as error:
+                reasons.append(error.message)
+        return usable, "" if usable else " ".join(dict.fromkeys(reasons))
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return digest(path)
+
+
+def find_weights(resnet: Path | None, clip: Path | None) -> PictureWeights:
+    """The weights in these places; of ResNet-50 by default where an ingest looks for them."""
+    resnet = resnet or RESNET_WEIGHTS
+    of_clip = of_resnet = None
+    try:
+        require_resnet(resnet)
+    except WeightsError as error:
+        of_resnet = f"{error.message} Or name it with --resnet_weights, to compare a picture."
+    if clip is None:
+        of_clip = "Comparing a picture by clip needs --clip_weights DIRECTORY."
+    else:
+        try:
+            check_clip_weights(str(clip))
+        except WeightsError as error:
+            of_clip = error.message
+    problems = {"clip": of_clip, **dict.fromkeys(RESNET_EMBEDDINGS, of_resnet)}
+    return PictureWeights(resnet=resnet, clip=clip, problems=problems)
+
+
+def read_picture(data: bytes, what: str = "The picture") -> Decoded:
+    """The picture in these bytes, as an ingest decodes it; PageError if that is not possible."""
+    try:
+        return prepare(open_image(data))
+    except ImageError as error:
+        raise PageError(400, f"{what} cannot be used: {error}.") from error
+    except ShortageError as error:
+        raise PageError(503, error.message) from error
+
+
+@functools.cache
+def _clip(directory: Path) -> "VisionTower":
+    import torch
+
+    from models.clip import build_vision_tower
+
+    return build_vision_tower(directory / "model.safetensors", torch.device("cpu"), torch.float32)
+
+
+@functools.cache
+def _resnet(path: Path) -> "ResNet":
+    import torch
+
+    from models.resnet import build_resnet, fused_operator, with_operator
+
+    cpu = torch.device("cpu")
+    plain = build_resnet(read_resnet_weights(path), cpu, torch.float32)
+    return with_operator(plain, fused_operator(cpu))[0]
+
+
+def picture_vectors(
+    weights: PictureWeights, picture: Decoded, wanted: list[str]
+) -> dict[str, np.ndarray]:
+    """Unit vectors of a picture, float32, by embedding. Called from one thread at a time.
+
+    The models are loaded when they are first used.
+
+    Raises:
+        PageError: the weights cannot be read, or the picture is too large for the memory.
+    """
+    import torch
+
+    from models.clip import clip_features
+    from models.devices import pixels_that_fit
+    from models.resnet import resnet_features
+
+    fitting, size = pixels_that_fit(torch.device("cpu"), torch.float32), picture.pixels.size // 3
+    if size > fitting:
+        megapixels = (
+            f"{size / 1e6:,.1f} megapixels; at most {fitting / 1e6:,.1f} fit in memory here"
+        )
+        raise PageError(400, f"The picture cannot be used: it has {megapixels}.")
+    found: dict[str, np.ndarray] = {}
+    try:
+        with torch.inference_mode():
+            if "clip" in wanted:
+                assert weights.clip is not None and picture.clip_input is not None
+                inputs = torch.tensor(picture.clip_input)[None]
+                found["clip"] = clip_features(_clip(weights.clip), inputs)[0].numpy()
+            if set(wanted) & set(RESNET_EMBEDDINGS):
+                pixels = torch.tensor(picture.pixels)[None]
+                rows = resnet_features(_resnet(weights.resnet), pixels)
+                for by, row in zip(RESNET_EMBEDDINGS, rows, strict=False):
+                    found[by] = row[0].numpy()
+    except WeightsError as error:
+        raise PageError(409, error.message) from error
+    return found
+
+
+def picture_of_file(path: Path) -> Decoded:
+    """The picture in a file. Raises PageError."""
+    where = printable(str(path))
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PageError(400, f"{where} cannot be read ({error.strerror}).") from error
+    return read_picture(data, where)
+
+
+def nearest_to(
+    weights: PictureWeights, picture: Decoded, index: Index, rows: list[int], by: str
+) -> list[int]:
+    """The rows of images that did not fail, nearest to the picture first. Raises PageError."""
+    weights.check(by, index)
+    similarity = index.embeddings[by].similarities(picture_vectors(weights, picture, [by])[by])
+    good = np.array(rows, np.int64)
+    good = good[~index.failed[good]]
+    nearest: list[int] = good[np.argsort(-similarity[good], kind="stable")].tolist()
+    return nearest
