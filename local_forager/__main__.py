@@ -1,4 +1,4 @@
-"""The command that serves the local Forager, with others that export images and delete datasets."""
+"""The command that serves the local Forager, with others that change or export datasets."""
 
 from common.guard import guard
 
@@ -21,6 +21,7 @@ from aiohttp import web
 from common.options import Command
 from common.terminal import printable
 from local_forager.analysis.picture_search import find_weights
+from local_forager.columns import add_columns
 from local_forager.deletion import delete_dataset
 from local_forager.export import (
     SETTINGS,
@@ -165,6 +166,7 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
 
 
 main.add_command(export_set)
+main.add_command(add_columns)
 main.add_command(delete_dataset)
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from common.options import Command
 from common.terminal import count, printable
 from local_forager.export import SETTINGS, bucket_option, data_dir_option
 from local_forager.indexes.copies import IndexCopies, thumbnail_path
+from local_forager.indexes.own_columns import columns_path
 from local_forager.server.api import NoSuchDataset
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import Database, Dataset, ServerGeneration
@@ -62,6 +63,7 @@ async def delete(
     stay. Raises PageError if something cannot be deleted.
     """
     try:
+        columns_path(data_dir, dataset.id).unlink(missing_ok=True)
         if directory is not None:
             identifiers = await database.identifiers(dataset.id)
             await asyncio.to_thread(delete_thumbnails, data_dir, dataset.index_id, identifiers)

@@ -20,6 +20,7 @@ from common.options import Command, bucket_name
 from common.terminal import printable
 from local_forager.analysis import subsets
 from local_forager.analysis.picture_search import find_weights, nearest_to, picture_of_file
+from local_forager.analysis.quality import LIMITS
 from local_forager.indexes.index import POSITIVE, Index, LabelTable, class_name
 from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.opening import open_index, open_named
@@ -32,8 +33,13 @@ CSV_HEADER = (
 )
 # Where a spreadsheet may see the beginning of a formula; some split cells at semicolons and tabs.
 FORMULA = re.compile(r"(?<![^;\t\r\n])(?=[\t\r]|\s*[=+\-@])")
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")  # is no formula
 LINES_A_PIECE = 1_000
 FORMATS = {"names": "txt", "csv": "csv", "labels": "json"}  # format -> suffix of the file
+THRESHOLDS = ", ".join(  # of these sets, if no other is asked for
+    f"{name} {limit.field} {'<=' if limit.is_most else '>='} {limit.value:g}"
+    for name, limit in LIMITS.items()
+)
 SETTINGS = {"show_default": True}
 
 data_dir_option = click.option(
@@ -105,14 +111,16 @@ class Echo:
         return line
 
 
-def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[str]:
-    """A row per image; labels as category=MODE, separated by semicolons.
+def guarded(cell: str) -> str:
+    """A cell with an apostrophe before everything that a spreadsheet could take for a formula."""
+    return cell if NUMBER.fullmatch(cell) else FORMULA.sub("'", cell)
 
-    An apostrophe is before everything that a spreadsheet could take for a formula.
-    """
+
+def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[str]:
+    """A row per image; labels as category=MODE, separated by semicolons; columns of one's own."""
     write = csv.writer(Echo()).writerow  # returns what Echo.write returns
-    yield write(CSV_HEADER)
-    for row in rows:
+    yield write([*CSV_HEADER, *map(guarded, table.columns.names)])
+    for row, own in table.columns.beside(rows):
         number = int(index.classes[row])
         labels = [f"{one['category']}={one['mode']}" for one in table.of_row.get(row, [])]
         cells = (
@@ -120,8 +128,9 @@ def csv_lines(index: Index, table: LabelTable, rows: Iterable[int]) -> Iterator[
             *((str(number), class_name(number)) if number >= 0 else ("", "")),
             *map(str, index.pixels(row) or ("", "")),
             "yes" if index.failed[row] else "",
+            *own,
         )
-        yield write([FORMULA.sub("'", cell) for cell in cells])
+        yield write([guarded(cell) for cell in cells])
 
 
 def label_lines(index: Index, rows: Iterable[int], label: dict[str, str]) -> Iterator[str]:
@@ -200,6 +209,11 @@ def for_terminal(text: str) -> str:
     help="With diverse or typical: images chosen before, a name a line, to add to.",
 )
 @click.option(
+    "--threshold",
+    type=float,
+    help=f"Limit of the sets of images that look bad: {THRESHOLDS}.",
+)
+@click.option(
     "--distance",
     type=click.FloatRange(0, 2),
     callback=number_or_none,
@@ -249,6 +263,8 @@ def export_set(
     label = label_to_export(category or "", mode) if format_ == "labels" else {}
     asked = Asked(category=None if label else category, mode=mode, **options)
     check_combinations(asked, like_image)
+    if asked.threshold is not None and asked.which not in LIMITS:
+        raise PageError(400, f"--threshold is for --set {', '.join(LIMITS)} only.")
     weights, picture = find_weights(resnet_weights, clip_weights), None
     if like_image:
         weights.check(asked.by)

@@ -22,8 +22,9 @@ from local_forager.indexes.index import (
     read_index,
     table_of,
 )
+from local_forager.indexes.own_columns import columns_path, read_columns
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import Database, ServerGeneration
+from local_forager.server.database import Database, Dataset, ServerGeneration
 from local_forager.types import PageError
 
 NAMED = 10  # names in a message
@@ -52,8 +53,8 @@ async def open_named(name: str, data_dir: Path, bucket: str) -> Opened:
         return open_work_directory(directory)
 
 
-async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
-    """The index of a dataset, copied from the bucket if it is not here yet, and its labels."""
+async def find_dataset(name: str, data_dir: Path) -> Dataset:
+    """The dataset of this name of the local Forager in this directory."""
     path, where = data_dir / "forager.sqlite3", printable(str(data_dir))
     if not path.exists():
         raise PageError(
@@ -63,14 +64,25 @@ async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
         )
     database = Database(path, ServerGeneration.B)
     try:
-        dataset = await database.dataset(name)
-        if dataset is None:
-            known = first_of(await database.dataset_names()) or "no datasets"
-            shown = printable(name)
-            raise PageError(404, f"There is no dataset named {shown} in {where}. It has: {known}.")
-        index = await copied_index(dataset.index_id, data_dir, bucket)
+        if dataset := await database.dataset(name):
+            return dataset
+        known = first_of(await database.dataset_names()) or "no datasets"
+        shown = printable(name)
+        raise PageError(404, f"There is no dataset named {shown} in {where}. It has: {known}.")
+    finally:
+        database.close()
+
+
+async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
+    """The index of a dataset, copied from the bucket if it is not here yet; labels and columns."""
+    dataset = await find_dataset(name, data_dir)
+    index = await copied_index(dataset.index_id, data_dir, bucket)
+    path = columns_path(data_dir, dataset.id)
+    columns = read_columns(path, dataset.index_id, len(index.names))
+    database = Database(data_dir / "forager.sqlite3", ServerGeneration.B)
+    try:
         labels, boxes = await database.labels(dataset.id), await database.boxes(dataset.id)
-        return Opened(index=index, table=table_of(labels, boxes, index))
+        return Opened(index=index, table=table_of(labels, boxes, index, columns))
     finally:
         database.close()
 

@@ -12,6 +12,7 @@ from common.terminal import printable
 from local_forager.analysis import subsets
 from local_forager.analysis.duplicates import near_distance
 from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
+from local_forager.analysis.quality import LIMITS, beyond
 from local_forager.indexes.index import Index
 from local_forager.opening import Opened, first_of
 from local_forager.types import PageError
@@ -23,6 +24,7 @@ SETS = {  # set -> health check
     "near-duplicates": "near",
     "leaks": "leak",
     "contradictions": "disagree",
+    **{name: name for name in LIMITS},
 }
 NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
 GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
@@ -43,6 +45,7 @@ class Asked:
     mode: str
     count: int | None
     like: Path | None
+    threshold: float | None  # of a set of LIMITS, instead of its own
     distance: float | None  # of near duplicates
     keep: str | None  # "one" leaves out the kept image of each group
 
@@ -148,6 +151,9 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
         return [int(row) for row in np.flatnonzero(passing)]
     if which == "contradictions" and opened.no_labels:
         raise PageError(400, f"{opened.no_labels}, or choose another --set.")
+    if which in LIMITS:
+        found = beyond(index, which, asked.threshold)
+        return [int(row) for row in found[passing[found]]]
     jobs, rows = Jobs(), len(index.names)
     limit = rows if asked.exact else PAIRS_ROWS
     health = Health(

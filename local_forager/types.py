@@ -95,6 +95,24 @@ class SetTitle(TypedDict):
     title: str
 
 
+class FieldInfo(TypedDict):
+    """One value per image: limited by min_FIELD and max_FIELD, and sorted by FIELD or -FIELD."""
+
+    field: str
+    title: str
+    unit: str  # or ""
+    group: str  # "size", "quality" or "column", which is one's own
+    kind: str  # "whole", "number" or "date", in seconds since 1970
+    step: float  # two values that differ by less are compared as equal
+
+
+class TextColumnInfo(TypedDict):
+    """A column of one's own: limited by is_COLUMN."""
+
+    column: str
+    values: list[str]  # the commonest first; empty if there are too many to choose from
+
+
 class FacetCounts(TypedDict):
     """What a choice of a filter would show: images that pass all filters but those of its kind."""
 
@@ -128,8 +146,11 @@ class DatasetPage(TypedDict):
     umap: Feature
     neighbour_sorts: Feature  # the orders "outliers" and "typical"
     layout: str  # of the map unless another is chosen: "umap" or "pca"
-    sizes: Feature  # width, height and aspect, for filters and orders
-    version: int  # of the labels: it increases whenever labels are written
+    fields: list[FieldInfo]  # that are known; bytes always is
+    columns: list[TextColumnInfo]
+    sizes: Feature  # width, height and aspect
+    quality: Feature  # brightness, contrast, sharpness and colourfulness
+    version: str  # of labels and columns: it changes whenever some are written
     warnings: list[str]
 
 
@@ -165,11 +186,17 @@ class ImageList(TypedDict):
     images: list[ImageSummary]
 
 
+class ValueText(TypedDict):
+    title: str
+    text: str
+
+
 class ImageDetail(ImageSummary):
     """Width and height are those of the image in the bucket, if it can be read."""
 
     bytes: int | None  # None if the image cannot be read; see problem
     orientation: int  # EXIF: 1 is upright; the models and thumbnails ignore it
+    values: list[ValueText]  # quality, and columns of one's own, as far as they are known
     problem: str  # why the image cannot be read, or ""
 
 
@@ -184,15 +211,24 @@ class PictureQuestion(TypedDict):
 class Histogram(TypedDict):
     """Bin i holds the values from edges[i] up to, not including, edges[i + 1]."""
 
-    field: str  # "width", "height", "aspect" or "bytes"
+    field: str
     step: float  # the least difference of two values: edges[i + 1] - step is the last one of bin i
     edges: list[float]
     images: list[int]  # of the whole dataset, in each bin
     chosen: list[int]  # of them, those that pass the filters of all other fields
 
 
+class TextCounts(TypedDict):
+    """Images with each of the values of a TextColumnInfo."""
+
+    column: str
+    images: list[int]  # of the whole dataset
+    chosen: list[int]  # of them, those that pass the filters of all other fields and columns
+
+
 class HistogramList(TypedDict):
     histograms: list[Histogram]
+    texts: list[TextCounts]
 
 
 class Neighbour(TypedDict):
@@ -229,6 +265,9 @@ class Finding(TypedDict):
     progress: float  # 0 to 1
     images: int
     groups: int  # 0 if the images do not form groups
+    field: str  # whose range the images are in, or ""
+    least: float | None  # of this range
+    most: float | None
 
 
 class AllPairs(TypedDict):

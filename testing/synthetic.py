@@ -6,7 +6,7 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -119,14 +119,22 @@ def lists(names: list[str], num_train: int) -> dict[str, object]:
     }
 
 
-def manifest_of(names: list[str], sizes: list[tuple[int, int | None, int | None]]) -> bytes:
-    """The columns of a manifest that the page reads. sizes: bytes, width and height per image."""
-    columns = manifest.schema({}).names
+def manifest_of(
+    names: list[str],
+    sizes: list[tuple[int, int | None, int | None]],
+    measured: Mapping[str, Sequence[float | None]] = MappingProxyType({}),
+) -> bytes:
+    """The columns of a manifest that the page reads. sizes: bytes, width and height per image.
+
+    measured: columns with the quality of the images.
+    """
     table = pa.table(
         {"object": names}
         | {name: [size[i] for size in sizes] for i, name in enumerate(("size", "width", "height"))}
     )
-    assert set(table.column_names) <= set(columns)
+    for name, values in measured.items():
+        table = table.append_column(name, pa.array(values, pa.float32()))
+    assert set(table.column_names) <= set(manifest.schema({}).names)
     file = io.BytesIO()
     parquet.write_table(table, file, write_page_checksum=True)
     return file.getvalue()
@@ -170,6 +178,7 @@ def publish(
     same: Mapping[int, int] = MappingProxyType({}),
     shapes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
     with_manifest: bool = True,
+    measured: Mapping[str, Sequence[float | None]] = MappingProxyType({}),
 ) -> None:
     """Put images and a complete index into buckets.
 
@@ -177,6 +186,7 @@ def publish(
         failed: rows without vectors and without thumbnail.
         same: rows that get the image and the vectors of another row.
         shapes: rows whose images have this width and height instead of 200 and 150.
+        measured: columns of the manifest with the quality of the images.
     """
     images, index = client.bucket(image_bucket), client.bucket(index_bucket)
     sizes: list[tuple[int, int | None, int | None]] = []
@@ -192,7 +202,7 @@ def publish(
         index.blob(f"indexes/{index_id}/{name}").upload_from_string(json.dumps(content))
     if with_manifest:
         blob = index.blob(f"indexes/{index_id}/{manifest.NAME}")
-        blob.upload_from_string(manifest_of(names, sizes))
+        blob.upload_from_string(manifest_of(names, sizes, measured))
     for name, dimensions in DIMENSIONS.items():
         rows = np.concatenate([np.zeros((0, dimensions), "<f4"), *vectors(len(names), dimensions)])
         for row, other in same.items():

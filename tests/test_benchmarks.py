@@ -11,6 +11,7 @@ from tests.harness import clean_environment
 
 SMALL = {
     "end_to_end": "--images 4 --size 64 48 --runs 1",
+    "collection.columns": "--images 1000 --runs 1",
     "collection.labels": "--images 1000 --runs 1",
     "collection.listing": "--names 3000 --page_ms 1 --runs 1",
     "model": "--sizes 64x48 --images 2 --runs 1",

@@ -173,7 +173,8 @@ def test_the_order_of_imports_has_every_part():
 
 PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(python|pytest|make) \S")
 RUN_HERE = re.compile(
-    r"(SERVER_URL=\S+ )?python (ingest\.py|ingest_labels\.py|-m (dataset|local_forager)[. ]export) "
+    r"(SERVER_URL=\S+ )?python "
+    r"(ingest\.py|ingest_labels\.py|-m (dataset|local_forager)[. ](export|columns)) "
     r"(?!.*--(engine ray|like_image))"
 )
 
@@ -210,6 +211,8 @@ def birds(world, monkeypatch, tmp_path):
     world.put(**{"val/leak.jpg": picture(0, (80, 60))})  # for the labels of the leaks
     (labels,) = code_blocks(section("README.md", "### Labels"))[:1]
     Path("labels.json").write_text(labels)
+    columns, *_ = code_blocks(section("docs/choose.md", "## Columns of your own"))
+    Path("cameras.csv").write_text(columns)
     Path("labels.csv").write_text("path,category\ntrain/a.jpg,a\n")
     monkeypatch.setenv("FORAGER_BUCKET", world.index)
     with local_forager(

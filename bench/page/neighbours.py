@@ -78,7 +78,8 @@ def index_of(path: Path, vectors: Vectors) -> Index:
         not_finite=[],
         embeddings={"clip": vectors},
         rows_of={},
-        sizes="not known",
+        fields={},
+        lacks={},
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from local_forager.analysis import comparisons, duplicates
 from local_forager.analysis.duplicates import NearPairs, RowGroups
+from local_forager.analysis.quality import beyond_limits
 from local_forager.indexes.index import Index, LabelTable
 from local_forager.indexes.vectors import Progress, faiss_installed
 from local_forager.types import AllPairs, Finding, PageError
@@ -248,9 +249,12 @@ class Health:
                     "progress": 1.0 if state == "ready" else job.progress if job else 0.0,
                     "images": sum(map(len, groups or ())),
                     "groups": len(groups or ()) if check.is_grouped else 0,
+                    "field": "",
+                    "least": None,
+                    "most": None,
                 }
             )
-        return found
+        return found + beyond_limits(self._index)
 
     def _note(self, name: str, job: BackgroundJob | None) -> str:
         """What the comparison for near duplicates did, or how long it will take."""

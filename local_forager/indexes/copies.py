@@ -13,7 +13,7 @@ from common.terminal import printable
 from dataset import manifest
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from local_forager.indexes import index as files
-from local_forager.indexes.index import NO_MANIFEST, UNKNOWN, Index
+from local_forager.indexes.index import NO_MANIFEST, Index
 from local_forager.server.buckets import Buckets
 from local_forager.types import PageError
 
@@ -146,9 +146,9 @@ class IndexCopies:
             await asyncio.wait_for(download, MANIFEST_TIMEOUT)
         except asyncio.TimeoutError:
             seconds = f"{MANIFEST_TIMEOUT:g} seconds"
-            return f"{UNKNOWN}{manifest.NAME} was not downloaded within {seconds}."
+            return f"{manifest.NAME} was not downloaded within {seconds}."
         except StorageError as error:
             if error.status != 404:
-                return f"{UNKNOWN}{manifest.NAME} cannot be downloaded. {error}"
+                return f"{manifest.NAME} cannot be downloaded. {error}"
             none.touch()
         return NO_MANIFEST

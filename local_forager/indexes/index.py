@@ -1,4 +1,4 @@
-"""An index on this machine, checked: its lists, ImageNet classes, vectors, image sizes and labels.
+"""An index on this machine, checked: its lists, ImageNet classes, vectors, fields and labels.
 
 Row i of everything is the image names[i].
 """
@@ -7,9 +7,10 @@ import contextlib
 import functools
 import json
 import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from common.files import write_atomically
 from common.names import identifier
 from dataset import manifest
 from dataset.arrays import DIMENSIONS, array_path
+from local_forager.indexes.fields import ABOUT, QUALITY, Field
+from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import InvertedFile, Progress, Vectors, open_or_build
 from local_forager.types import BoxText, CategoryCount, ClassCount, LabelText, PageError
 from weights.safe_pickle import MAX_READS, UnsafePickleError, read_pickle
@@ -27,31 +30,17 @@ POSITIVE = "POSITIVE"
 MAX_CLASS = 2**31 - 1
 READS_PER_CLASS = 10  # limit for the pickle; Python writes up to 8 parts per entry
 NOT_FINITE = "not-finite.json"  # the rows whose vectors hold NaN or infinity, once looked for
-SIZE_COLUMNS = ("object", "size", "width", "height")
-UNKNOWN = "Width, height and aspect are not known: "
-NO_MANIFEST = f"{UNKNOWN}the index has no {manifest.NAME}, as those of older versions have none."
-OTHER_IMAGES = f"{UNKNOWN}the {manifest.NAME} of the index is of other images."
+NO_MANIFEST = f"the index has no {manifest.NAME}, as those of older versions have none."
+OTHER_IMAGES = f"the {manifest.NAME} of the index is of other images."
+NO_QUALITY = "the index was made by an older version, which did not measure them."
+GROUPS = {  # of fields -> their names in a sentence
+    "size": "Width, height and aspect",
+    "quality": "Brightness, contrast, sharpness and colourfulness",
+}
+COLUMNS = {"size": "bytes", "width": "width", "height": "height"}  # of a manifest -> field
 
 
-class ImageSizes(NamedTuple):
-    """Each an int64 (n,); -1 where it is not known, as for an image that failed."""
-
-    bytes: np.ndarray
-    width: np.ndarray  # pixels
-    height: np.ndarray
-
-    def of(self, field: str) -> np.ndarray:
-        """One of these by its name, or "aspect": width by height in thousandths."""
-        if field != "aspect":
-            found: np.ndarray = getattr(self, field)
-            return found
-        known = (self.width > 0) & (self.height > 0)
-        aspect = np.full(len(self.width), -1, np.int64)
-        aspect[known] = np.maximum(1, np.rint(1000 * self.width[known] / self.height[known]))
-        return aspect
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)  # asyncio.run writes what it returns
 class Index:
     """A complete index, training images first. Only the same object is equal."""
 
@@ -63,16 +52,26 @@ class Index:
     not_finite: list[int]  # rows; of these images nothing can be computed
     embeddings: dict[str, Vectors]
     rows_of: dict[str, list[int]]  # identifier -> rows; several only where identifiers collide
-    sizes: ImageSizes | str  # or why they are not known, in one sentence
+    fields: dict[str, Field]  # those that are known, by name
+    lacks: dict[str, str]  # of the GROUPS of fields that are not known: why, in one sentence
 
     def split(self, row: int) -> str:
         return "train" if row < self.num_train else "val"
 
+    def measure(self, name: str) -> np.ndarray | None:
+        """float64 (n,): a field of each image, NaN where it is not known; None without the field.
+
+        name: bytes, width, height or aspect, or one of QUALITY.
+        """
+        field = self.fields.get(name)
+        return None if field is None else field.values()
+
     def pixels(self, row: int) -> tuple[int, int] | None:
         """Width and height of an image; None where they are not known."""
-        if isinstance(self.sizes, str) or self.sizes.width[row] < 0:
+        if "width" not in self.fields:
             return None
-        return int(self.sizes.width[row]), int(self.sizes.height[row])
+        width, height = (self.fields[name].column[row].as_py() for name in ("width", "height"))
+        return None if width is None or height is None else (width, height)
 
     def class_counts(self, chosen: np.ndarray) -> list[ClassCount]:
         """The ImageNet classes of the images that are chosen, bool (n,), the commonest first."""
@@ -83,14 +82,6 @@ class Index:
             {"imagenet_class": number, "name": class_name(number), "count": count}
             for number, count in zip(numbers[order].tolist(), counts[order].tolist(), strict=True)
         ]
-
-    def measure(self, name: str) -> np.ndarray | None:
-        """float64 (n,): a value per image, NaN where it is not known; None without such values."""
-        if isinstance(self.sizes, str) or name not in ImageSizes._fields:
-            return None
-        values = self.sizes.of(name).astype(np.float64)
-        values[values < 0] = np.nan
-        return values
 
     def inverted_file(self, by: str, progress: Progress) -> InvertedFile:
         """The inverted file of an embedding, built and kept beside the vectors at its first use."""
@@ -215,28 +206,59 @@ def _not_finite(directory: Path, embeddings: dict[str, Vectors]) -> list[int]:
     return sorted(rows)
 
 
-def read_sizes(path: Path, names: list[str]) -> ImageSizes | str:
-    """The sizes of the images with these object names, or why this manifest does not tell them."""
+def lacking(reason: str, groups: Iterable[str] = GROUPS) -> dict[str, str]:
+    """{group of fields: why they are not known}"""
+    return {group: f"{GROUPS[group]} are not known: {reason}" for group in groups}
+
+
+def read_fields(path: Path, names: list[str]) -> tuple[dict[str, Field], dict[str, str]]:
+    """The fields of the images with these object names, and why others are not known.
+
+    path: a manifest, perhaps damaged or of other images.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
-    sizes = ImageSizes(*(np.empty(len(names), np.int64) for _ in SIZE_COLUMNS[1:]))
-    row = 0
+    row, batches = 0, []
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            measured = [name for name in QUALITY if name in file.schema_arrow.names]
             if file.metadata.num_rows != len(names):
-                return OTHER_IMAGES
-            for batch in file.iter_batches(manifest.BATCH_ROWS, columns=list(SIZE_COLUMNS)):
-                rows = slice(row, row + len(batch))
-                if batch["object"].to_pylist() != names[rows]:
-                    return OTHER_IMAGES
-                for name, values in zip(SIZE_COLUMNS[1:], sizes, strict=True):
-                    column = batch[name].cast(pa.int64()).fill_null(-1)
-                    values[rows] = column.to_numpy(zero_copy_only=False)
+                return {}, lacking(OTHER_IMAGES)
+            wanted = [*COLUMNS, *measured]
+            schema = pa.schema([file.schema_arrow.field(name) for name in wanted])
+            for batch in file.iter_batches(manifest.BATCH_ROWS, columns=["object", *wanted]):
+                if batch["object"].to_pylist() != names[row : row + len(batch)]:
+                    return {}, lacking(OTHER_IMAGES)
                 row += len(batch)
+                batches.append(batch.select(wanted))
+        fields = _fields_of(pa.Table.from_batches(batches, schema))
     except (pa.ArrowException, OSError, KeyError):
-        return f"{UNKNOWN}the {manifest.NAME} of the index is damaged."
-    return sizes
+        return {}, lacking(f"the {manifest.NAME} of the index is damaged.")
+    return fields, {} if fields.keys() >= set(QUALITY) else lacking(NO_QUALITY, ["quality"])
+
+
+def _fields_of(columns: Any) -> dict[str, Field]:
+    """The fields in the columns of a manifest, a pyarrow.Table; negative sizes are not known."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    found = {}
+    for column, name in COLUMNS.items():
+        known = columns[column].combine_chunks().cast(pa.int64())
+        known = compute.if_else(compute.less(known, 0), pa.scalar(None, pa.int64()), known)
+        found[name] = known if name == "bytes" else known.cast(pa.int32())
+    sides = (found[name].cast(pa.float64()) for name in ("width", "height"))
+    found["aspect"] = compute.divide(*sides)
+    measured = {
+        name: columns[name].combine_chunks() for name in columns.column_names[len(COLUMNS) :]
+    }
+    found |= {name: column.cast(pa.float32()) for name, column in measured.items()}
+    return {
+        name: Field(name=name, column=found[name], **about)
+        for name, about in ABOUT.items()
+        if name in found and (name not in measured or found[name].null_count < len(columns))
+    }
 
 
 def read_index(files: IndexFiles, no_manifest: str) -> Index:
@@ -258,7 +280,10 @@ def read_index(files: IndexFiles, no_manifest: str) -> Index:
     for row, name in enumerate(names):
         rows_of.setdefault(identifier(name), []).append(row)
     path = directory / manifest.NAME
-    sizes = read_sizes(path, names) if path.exists() else no_manifest
+    if path.exists():
+        fields, lacks = read_fields(path, names)
+    else:
+        fields, lacks = {}, lacking(no_manifest)
     return Index(
         directory=directory,
         names=names,
@@ -268,14 +293,18 @@ def read_index(files: IndexFiles, no_manifest: str) -> Index:
         not_finite=not_finite,
         embeddings=embeddings,
         rows_of=rows_of,
-        sizes=sizes,
+        fields=fields,
+        lacks=lacks,
     )
 
 
 class LabelTable(NamedTuple):
+    """What people say of the images: labels, boxes, and columns of their own."""
+
     of_row: dict[int, list[LabelText]]
     rows: dict[str, dict[str, np.ndarray]]  # category -> mode -> rows, int64 ascending
     boxes: dict[int, list[BoxText]]
+    columns: OwnColumns = NO_COLUMNS
 
     def select(self, category: str, mode: str | None) -> np.ndarray:
         """Rows with a label of the category in this mode; None is any mode."""
@@ -315,7 +344,10 @@ class LabelTable(NamedTuple):
 
 
 def table_of(
-    labels: list[tuple[str, LabelText]], boxes: list[tuple[str, BoxText]], index: Index
+    labels: list[tuple[str, LabelText]],
+    boxes: list[tuple[str, BoxText]],
+    index: Index,
+    columns: OwnColumns = NO_COLUMNS,
 ) -> LabelTable:
     """The labels of the images in the index, as the database has them; others have no row."""
     of_row: dict[int, list[LabelText]] = {}
@@ -335,4 +367,4 @@ def table_of(
         category: {mode: np.array(sorted(places), np.int64) for mode, places in modes.items()}
         for category, modes in found.items()
     }
-    return LabelTable(of_row, rows, boxes_of)
+    return LabelTable(of_row, rows, boxes_of, columns)

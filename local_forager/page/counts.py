@@ -3,7 +3,8 @@
 import numpy as np
 from aiohttp import web
 
-from local_forager.page.rows import filter_masks, finding, within
+from local_forager.page.ranges import within
+from local_forager.page.rows import filter_masks, finding
 from local_forager.page.state import View
 from local_forager.types import FacetCounts
 

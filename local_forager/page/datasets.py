@@ -13,10 +13,14 @@ from local_forager import types as answers
 from local_forager.analysis.duplicates import examples
 from local_forager.analysis.health import CHECKS, Health, reach
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, default_method, umap_installed
+from local_forager.analysis.quality import LIMITS
 from local_forager.deletion import delete, plan
+from local_forager.indexes.fields import ABOUT, Field
 from local_forager.indexes.index import Index, LabelTable
+from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import COMPARED_BY
 from local_forager.page.images import summary
+from local_forager.page.ranges import field_of
 from local_forager.page.rows import (
     WAIT,
     array_response,
@@ -33,6 +37,8 @@ from local_forager.types import PageError, StillWorking
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
 NAMED_ROWS = 10  # that a warning names
 EXAMPLES = 4  # pairs of near duplicates in the health report
+SET_TITLES = {name: check.title for name, check in CHECKS.items()}
+SET_TITLES |= {name: limit.title for name, limit in LIMITS.items()}
 MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 
 
@@ -65,7 +71,25 @@ def feature(problem: str | None) -> answers.Feature:
     return {"available": problem is None, "reason": problem or ""}
 
 
-def warnings_of(counts: SplitCounts, index: Index) -> list[str]:
+def field_infos(index: Index, table: LabelTable) -> list[answers.FieldInfo]:
+    """The fields of an index and of its columns; a listing tells the sizes of files if need be."""
+    listed = Field(name="bytes", column=None, **ABOUT["bytes"])
+    fields = {"bytes": listed, **index.fields}
+    ordered = [fields[name] for name in ABOUT if name in fields]
+    return [
+        {
+            "field": field.name,
+            "title": field.title,
+            "unit": field.unit,
+            "group": field.group,
+            "kind": field.kind.value,
+            "step": float(field.step),
+        }
+        for field in (*ordered, *table.columns.fields.values())
+    ]
+
+
+def warnings_of(counts: SplitCounts, index: Index, columns: OwnColumns = NO_COLUMNS) -> list[str]:
     """A sentence per surprise: other numbers of images on the server, vectors that are no numbers.
 
     An image that vanished before the registration has a row that failed, and the server lacks it.
@@ -90,7 +114,7 @@ def warnings_of(counts: SplitCounts, index: Index) -> list[str]:
             f"The vectors of {count(len(index.not_finite), 'image')} have NaN or infinity: row "
             f"{rows}{f' and {more:,} more' if more > 0 else ''}. They are treated as failed images."
         )
-    return warnings
+    return warnings + [columns.problem] if columns.problem else warnings
 
 
 async def dataset_page(request: web.Request) -> answers.DatasetPage:
@@ -125,15 +149,21 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
             {"by": kind.name, "about": f"{kind.compares}, by {kind.model}"}
             for kind in sorted(EMBEDDINGS, key=lambda kind: COMPARED_BY.index(kind.name))
         ],
-        "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
+        "sets": [{"set": name, "title": title} for name, title in SET_TITLES.items()],
         "text_search": feature(page.no_text_search),
         "picture_search": feature(page.questions.why_not()),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
         "neighbour_sorts": feature(no_neighbour_sorts(len(index.names)) if index else None),
         "layout": default_method(len(index.names) if index else 0),
-        "sizes": feature(index.sizes if index and isinstance(index.sizes, str) else None),
-        "version": version,
-        "warnings": page.notes + (warnings_of(counts, index) if index else []),
+        "fields": field_infos(index, table) if index else [],
+        "columns": [
+            {"column": name, "values": column.values}
+            for name, column in table.columns.texts.items()
+        ],
+        "sizes": feature(index.lacks.get("size") if index else None),
+        "quality": feature(index.lacks.get("quality") if index else None),
+        "version": f"{version}.{table.columns.version}",
+        "warnings": page.notes + (warnings_of(counts, index, table.columns) if index else []),
     }
 
 
@@ -189,9 +219,11 @@ async def map_points(request: web.Request, view: View) -> web.Response:
 
 
 async def column(request: web.Request, view: View) -> web.Response:
-    """One little-endian int32 per row; docs/page-api.md describes each column."""
+    """One little-endian number per row; docs/page-api.md describes each column."""
     kind = request.match_info["column"]
     values = np.full(len(view.index.names), -1, "<i4")
+    if kind == "field":
+        return array_response(await own_values(request.query.get("field", ""), view))
     if kind == "split":
         values[:] = 1
         values[: view.index.num_train] = 0
@@ -208,3 +240,10 @@ async def column(request: web.Request, view: View) -> web.Response:
         for category in sorted(positive, key=lambda category: -len(positive[category])):
             values[positive[category]] = places[category]
     return array_response(values)
+
+
+async def own_values(name: str, view: View) -> np.ndarray:
+    """float64 (n,): a field, or the places of texts in their column; NaN where it is not known."""
+    if column := view.table.columns.texts.get(name):
+        return np.where(column.codes < 0, np.nan, column.codes).astype("<f8")
+    return (await field_of(name, view)).values().astype("<f8")

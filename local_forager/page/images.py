@@ -24,6 +24,7 @@ from local_forager.types import (
     PageError,
     PictureQuestion,
     SearchState,
+    ValueText,
 )
 
 ROWS_A_REQUEST = 500
@@ -57,9 +58,23 @@ async def images(request: web.Request, view: View) -> ImageList:
     return {"images": [summary(view, row) for row in wanted if row < len(view.index.names)]}
 
 
+def value_texts(view: View, row: int) -> list[ValueText]:
+    """What is measured of an image, and what columns of one's own say of it."""
+    fields = [field for field in view.index.fields.values() if field.group == "quality"]
+    values = [(field.title, field.text(row)) for field in fields]
+    values += view.table.columns.of_row(row)
+    return [{"title": title, "text": text} for title, text in values if text]
+
+
 async def image(request: web.Request, view: View) -> ImageDetail:
     row, bucket = row_in_path(request, view.index), view.dataset.bucket
-    detail: ImageDetail = {**summary(view, row), "bytes": None, "orientation": 1, "problem": ""}
+    detail: ImageDetail = {
+        **summary(view, row),
+        "bytes": None,
+        "orientation": 1,
+        "values": value_texts(view, row),
+        "problem": "",
+    }
     try:
         data = await view.page.originals.get(bucket, view.index.names[row])
         detail["bytes"] = len(data)

@@ -101,7 +101,7 @@ def add_page(app: web.Application, page: PageState) -> None:
         f"{name}/neighbours/{row}": index_view(images.neighbours),
         f"{name}/search": index_view(images.search),
         f"{name}/map": index_view(datasets.map_points),
-        f"{name}/column/{{column:split|class|label|category}}": index_view(datasets.column),
+        f"{name}/column/{{column:split|class|label|category|field}}": index_view(datasets.column),
         f"{name}/health": index_view(datasets.health),
         f"{name}/picture/{{token:{PREFIX}[0-9a-f]+}}": index_view(images.given_picture),
         f"{name}/thumbnail/{row}": page_view(images.thumbnail),

@@ -1,4 +1,4 @@
-"""Which images a view shows, in which order, and how their sizes are distributed.
+"""Which images a view shows, in which order, and how their fields are distributed.
 
 Also how the parameters of the page's requests are read.
 """
@@ -16,48 +16,36 @@ from aiohttp import web
 from local_forager.analysis.comparisons import neighbour_distances
 from local_forager.analysis.duplicates import BLOCK_ROWS, RowGroups
 from local_forager.analysis.health import CHECKS
+from local_forager.analysis.quality import LIMITS, beyond
+from local_forager.indexes.fields import Field
 from local_forager.indexes.index import MAX_CLASS, POSITIVE, Index
+from local_forager.indexes.own_columns import TextColumn
 from local_forager.indexes.vectors import COMPARED_BY, Vectors
 from local_forager.page.questions import PREFIX
+from local_forager.page.ranges import ENDS, IS, field_of, limit_of, sort_field, within
 from local_forager.page.state import View
-from local_forager.types import Histogram, HistogramList, PageError, StillWorking
+from local_forager.types import Histogram, HistogramList, PageError, StillWorking, TextCounts
 
-DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 MAX_TERMS = 50  # labels in one request
-MAX_BYTES = 10**12  # of a file
-MAX_PIXELS = 10**9  # of a side
-FIELDS = {"bytes": MAX_BYTES, "width": MAX_PIXELS, "height": MAX_PIXELS, "aspect": MAX_PIXELS}
-BY_SIZE = {  # sort -> field, and 1 for the smallest first
-    **{"smallest": ("bytes", 1), "largest": ("bytes", -1)},
-    **{"narrowest": ("width", 1), "widest": ("width", -1)},
-    **{"lowest": ("height", 1), "tallest": ("height", -1)},
-    **{"portrait": ("aspect", 1), "landscape": ("aspect", -1)},
-}
 BY_NEIGHBOURS = {"outliers": (0, -1), "typical": (1, 1)}  # column of neighbour_distances, sign
-SORTS = ("name", "name-backwards", *BY_SIZE, *BY_NEIGHBOURS)
+SORTS = ("name", "name-backwards", *BY_NEIGHBOURS)  # beside those by a field
 MAX_COMPARED = 200_000  # images; comparing all pairs takes about 20 minutes
 MAX_DISTANCE = 2  # of opposite vectors
 MAX_TEXT = 1_000  # characters of a text to search for
 WAIT = 1.0  # seconds after which a request is told to ask again
 POLL = 0.05  # seconds between looks at a job
-BINS = 40  # of a histogram, at most
-STEPS = {"aspect": 1000}  # of a value in the index, in one of the answer; others are whole numbers
 
 Found = TypeVar("Found")
 
 
-def number(
-    request: web.Request, name: str, default: int, low: int, high: int, scale: int = 1
-) -> int:
-    """A number between low and high; with a scale a decimal one, in as many parts of one."""
+def number(request: web.Request, name: str, default: int, low: int, high: int) -> int:
+    """A whole number between low and high."""
     text = request.query.get(name)
     if text is None:
         return default
-    valid = DECIMAL.fullmatch(text) if scale > 1 else re.fullmatch("[0-9]{1,15}", text)
-    if not valid or not low <= (found := round(scale * float(text))) <= high:
-        limits = f"from {low / scale:,.0f} to {high / scale:,.0f}"
-        raise PageError(400, f"{name} is not a number {limits}.")
-    return found
+    if not re.fullmatch("[0-9]{1,15}", text) or not low <= int(text) <= high:
+        raise PageError(400, f"{name} is not a number from {low:,} to {high:,}.")
+    return int(text)
 
 
 def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:
@@ -80,12 +68,10 @@ def embedding_choice(request: web.Request) -> str:
 
 def distance_choice(request: web.Request) -> float | None:
     """The distance of near duplicates in the request; None for the default."""
-    text = request.query.get("distance")
-    if text is None:
-        return None
-    if not DECIMAL.fullmatch(text) or float(text) > MAX_DISTANCE:
+    distance = limit_of(request, "distance", -1)
+    if "distance" in request.query and not 0 <= distance <= MAX_DISTANCE:
         raise PageError(400, f"distance is not a number from 0 to {MAX_DISTANCE}.")
-    return float(text)
+    return distance if distance >= 0 else None
 
 
 def row_in_path(request: web.Request, index: Index) -> int:
@@ -153,35 +139,6 @@ def _label_masks(request: web.Request, view: View) -> Iterator[tuple[str, np.nda
     yield "terms", np.logical_and.reduce(narrowing) if narrowing else None
 
 
-async def measures(view: View, field: str) -> np.ndarray:
-    """int64 (n,): one field of each image, -1 where it is not known; an aspect in thousandths.
-
-    Raises:
-        PageError: the field is not known for this index.
-    """
-    sizes = view.index.sizes
-    if not isinstance(sizes, str):
-        return sizes.of(field)
-    if field != "bytes":
-        raise PageError(409, sizes)
-    return await view.page.object_sizes(view.dataset, view.index)
-
-
-async def within(request: web.Request, view: View) -> dict[str, np.ndarray]:
-    """For each field that the request limits, bool (n,): the images within its limits."""
-    found = {}
-    for field, most in FIELDS.items():
-        low, high = f"min_{field}", f"max_{field}"
-        if low not in request.query and high not in request.query:
-            continue
-        scale = 1000 if field == "aspect" else 1
-        least = number(request, low, 0, 0, most, scale)
-        greatest = number(request, high, most, 0, most, scale)
-        values = await measures(view, field)
-        found[field] = (values >= least) & (values <= greatest)
-    return found
-
-
 class Listing(NamedTuple):
     """The images of a view in the order in which it shows them."""
 
@@ -240,9 +197,12 @@ async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarra
 
 async def finding(request: web.Request, view: View) -> RowGroups | None:
     """What the health check that the request names found; None if it names none."""
-    name = choice(request, "set", ("", *CHECKS))
+    name = choice(request, "set", ("", *CHECKS, *LIMITS))
     if not name:
         return None
+    if name in LIMITS:
+        found = beyond(view.index, name, limit_of(request, "threshold", LIMITS[name].value))
+        return [[row] for row in found.tolist()]
     health = view.health(embedding_choice(request), distance_choice(request))
     await wait_for(view, lambda: health.is_ready(name, start=True) or None)
     return await view.page.compute(partial(health.groups, name))
@@ -250,7 +210,8 @@ async def finding(request: web.Request, view: View) -> RowGroups | None:
 
 async def listing(request: web.Request, view: View) -> Listing:
     """The images that the request asks for."""
-    chosen, sort = chosen_rows(request, view), choice(request, "sort", ("", *SORTS))
+    chosen, sort = chosen_rows(request, view), request.query.get("sort", "")
+    by_field = None if sort in SORTS else await sort_field(sort, view)
     for allowed in (await within(request, view)).values():
         chosen &= allowed
     if (groups := await finding(request, view)) is not None:
@@ -267,12 +228,12 @@ async def listing(request: web.Request, view: View) -> Listing:
         order = good[np.argsort(sign * found[good, column], kind="stable")]
         return Listing(order, distances=found[order, column])
     order = np.flatnonzero(chosen)
-    if sort in BY_SIZE:
-        field, sign = BY_SIZE[sort]
-        values = await measures(view, field)
-        order = order[values[order] >= 0]
+    if by_field:
+        field, sign = by_field
+        values = field.values()
+        order = order[~np.isnan(values[order])]
         order = order[np.argsort(sign * values[order], kind="stable")]
-        return Listing(order, distances=values[order] / STEPS.get(field, 1))
+        return Listing(order, distances=values[order])
     elif sort:
         by_name = view.index.names.__getitem__
         order = np.array(sorted(order.tolist(), key=by_name, reverse=sort != "name"), np.int64)
@@ -311,50 +272,51 @@ async def distances(request: web.Request, view: View) -> web.Response:
     return array_response(np.array([] if found is None else found, "<f4"))
 
 
-def edges_of(values: np.ndarray) -> np.ndarray:
-    """int64, ascending: bin i has the values from edges[i] up to, not including, edges[i + 1].
-
-    Up to BINS bins of logarithmic width hold all values of 0 or more; empty if there are none.
-    """
-    known = values[values >= 0]
-    if not len(known):
-        return np.zeros(0, np.int64)
-    low, after = int(known.min()), int(known.max()) + 1
-    spaced = np.rint(np.geomspace(max(low, 1), after, BINS + 1)).astype(np.int64)
-    return np.unique([low, *spaced[1:-1], after])
-
-
-def histogram(field: str, values: np.ndarray, chosen: np.ndarray) -> Histogram | None:
+def histogram(field: Field, chosen: np.ndarray) -> Histogram | None:
     """The distribution of a field over all images and over the chosen ones; None without values."""
-    edges, step = edges_of(values), STEPS.get(field, 1)
+    edges, of_row = field.bins
     if not len(edges):
         return None
-    bins = np.searchsorted(edges, values, side="right")  # 0 for values below the first edge
     return {
-        "field": field,
-        "step": 1 / step,
-        "edges": (edges / step).tolist(),
-        "images": np.bincount(bins, minlength=len(edges))[1:].tolist(),
-        "chosen": np.bincount(bins[chosen], minlength=len(edges))[1:].tolist(),
+        "field": field.name,
+        "step": float(field.step),
+        "edges": field.shown(edges),
+        "images": np.bincount(of_row, minlength=len(edges))[1:].tolist(),
+        "chosen": np.bincount(of_row[chosen], minlength=len(edges))[1:].tolist(),
     }
 
 
+def text_counts(name: str, column: TextColumn, chosen: np.ndarray) -> TextCounts:
+    """How many images have each text of a column: all, and the chosen ones."""
+    size = len(column.values) + 1  # -1, without a text, comes first
+    images, part = (
+        np.bincount(rows + 1, minlength=size) for rows in (column.codes, column.codes[chosen])
+    )
+    return {"column": name, "images": images[1:].tolist(), "chosen": part[1:].tolist()}
+
+
 async def histograms(request: web.Request, view: View) -> HistogramList:
-    """Of each field that is known. The chosen images pass all filters but those of the field."""
+    """Of each field and column that is known; the chosen images pass all filters but its own."""
     chosen = chosen_rows(request, view)
     if (groups := await finding(request, view)) is not None:
         found = np.zeros(len(chosen), bool)
         found[[row for group in groups for row in group]] = True
         chosen &= found
     allowed = await within(request, view)
-    answer: HistogramList = {"histograms": []}
-    for field in FIELDS:
-        has_bytes = field == "bytes" and view.page.has_sizes(view.dataset)
-        if isinstance(view.index.sizes, str) and not has_bytes:
-            continue
-        others = [mask for other, mask in allowed.items() if other != field]
-        part = np.logical_and.reduce([chosen, *others])
-        values = await measures(view, field)
-        if one := await view.page.compute(partial(histogram, field, values, part)):
+
+    def others(own: str) -> np.ndarray:
+        kept = [mask for other, mask in allowed.items() if other != own]
+        part: np.ndarray = np.logical_and.reduce([chosen, *kept])
+        return part
+
+    fields = view.fields
+    if "bytes" not in fields and view.page.has_sizes(view.dataset):
+        fields["bytes"] = await field_of("bytes", view)
+    answer: HistogramList = {"histograms": [], "texts": []}
+    for field in fields.values():
+        if one := await view.page.compute(partial(histogram, field, others(ENDS[0] + field.name))):
             answer["histograms"].append(one)
+    for name, column in view.table.columns.texts.items():
+        if column.values:
+            answer["texts"].append(text_counts(name, column, others(IS + name)))
     return answer

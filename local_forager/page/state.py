@@ -17,7 +17,14 @@ from local_forager.analysis.maps import saved_projection
 from local_forager.analysis.picture_search import PictureWeights
 from local_forager.analysis.text_search import text_tower, text_vector, why_not
 from local_forager.indexes.copies import IndexCopies
+from local_forager.indexes.fields import ABOUT, Field
 from local_forager.indexes.index import Index, LabelTable, table_of
+from local_forager.indexes.own_columns import (
+    OwnColumns,
+    columns_path,
+    columns_version,
+    read_columns,
+)
 from local_forager.page.pictures import Originals, Thumbnails
 from local_forager.page.questions import Questions
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
@@ -55,6 +62,7 @@ class PageState:
         self._models = ThreadPoolExecutor(1, thread_name_prefix="models")
         self.questions = Questions(self._models, weights)
         self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
+        self._columns: dict[int, tuple[Index, OwnColumns]] = {}
         self._tasks: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def compute(self, function: Callable[[], Result]) -> Result:
@@ -69,21 +77,36 @@ class PageState:
         return task
 
     async def table(self, dataset: Dataset, index: Index) -> tuple[LabelTable, int]:
-        """The current labels and their version; read again only when the version has changed."""
+        """The current labels and columns, and the version of the labels.
+
+        Each is read again only when it has changed.
+        """
         version = await self.database.label_version()
         kept = self._tables.get(dataset.id)
         if kept is None or kept[0] != version or kept[1] is not index:
             labels = await self.database.labels(dataset.id)
             boxes = await self.database.boxes(dataset.id)
             kept = (version, index, await self.compute(partial(table_of, labels, boxes, index)))
-            self._tables[dataset.id] = kept
+        columns = await self.columns(dataset, index)
+        if kept[2].columns is not columns:
+            kept = (version, index, kept[2]._replace(columns=columns))
+        self._tables[dataset.id] = kept
         return kept[2], version
 
-    async def object_sizes(self, dataset: Dataset, index: Index) -> np.ndarray:
-        """int64 (n,): bytes of each image's object, from a listing made once; -1 if it is gone."""
+    async def columns(self, dataset: Dataset, index: Index) -> OwnColumns:
+        """The columns of one's own that the file of this dataset has now."""
+        path = columns_path(self.data_dir, dataset.id)
+        kept = self._columns.get(dataset.id)
+        if kept is None or kept[0] is not index or kept[1].version != columns_version(path):
+            read = partial(read_columns, path, dataset.index_id, len(index.names))
+            kept = self._columns[dataset.id] = (index, await self.compute(read))
+        return kept[1]
+
+    async def object_sizes(self, dataset: Dataset, index: Index) -> Field:
+        """The size of each image's object, from a listing made once; unknown if it is gone."""
         task = self._once(dataset.index_id, partial(self._list_sizes, dataset, index))
         try:
-            sizes: np.ndarray = await asyncio.shield(task)
+            sizes: Field = await asyncio.shield(task)
             return sizes
         except StorageError as error:
             raise PageError(502, f"The file sizes are not known. {error}") from error
@@ -93,10 +116,13 @@ class PageState:
         task = self._tasks.get(dataset.index_id)
         return task is not None and task.done() and not task.exception()
 
-    async def _list_sizes(self, dataset: Dataset, index: Index) -> np.ndarray:
+    async def _list_sizes(self, dataset: Dataset, index: Index) -> Field:
+        import pyarrow as pa
+
         sizes = await self._buckets.sizes(dataset.train_path)
         sizes |= await self._buckets.sizes(dataset.val_path)
-        return np.array([sizes.get(name, -1) for name in index.names], np.int64)
+        column = pa.array([sizes.get(name) for name in index.names], pa.int64())
+        return Field(name="bytes", column=column, **ABOUT["bytes"])
 
     def _text_weights(self) -> Path:
         if self._clip is None or self.no_text_search:
@@ -146,6 +172,11 @@ class View:
     index: Index
     table: LabelTable
     version: int  # of the labels
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """Those of the index, and one's own."""
+        return {**self.index.fields, **self.table.columns.fields}
 
     def health(self, by: str, distance: float | None = None) -> Health:
         page, rows = self.page, min(self.page.exact_rows, PAIRS_ROWS)

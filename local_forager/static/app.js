@@ -159,7 +159,7 @@ class Session {
 
   // A shared address may ask for what this server or index cannot do: show the images all the same.
   possible(state) {
-    const { text_search: search, sizes, neighbour_sorts: neighbours } = this.info;
+    const { text_search: search, neighbour_sorts: neighbours } = this.info;
     const notes = [];
     const left = { ...state };
     if (state.text && !search.available) {
@@ -170,10 +170,10 @@ class Session {
       left.sort = null;
       notes.push(neighbours.reason);
     }
-    const dropped = sizes.available ? null : impossible(state);
+    const dropped = impossible(this.info, state);
     if (dropped) {
       Object.assign(left, dropped.left);
-      notes.push(`${dropped.note} ${sizes.reason}`);
+      notes.push(dropped.note);
     }
     if (state.selected === "yes" && !this.selection.count) {
       notes.push("Nothing is selected in this browser. A link does not contain a selection: it stays "

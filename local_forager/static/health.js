@@ -2,11 +2,10 @@
 
 import { Distance } from "./distance.js";
 import { count, embeddingOf, h, plural, Problem } from "./dom.js";
-import { changed, FILTERS, go, note, onLink } from "./state.js";
+import { changed, current, go, noFilters, note, onLink } from "./state.js";
 
 const POLL = 700; // milliseconds while a check is running
 const BY_DISTANCE = ["near", "leak"]; // the findings that the distance changes
-const NO_FILTERS = Object.fromEntries(FILTERS.map((field) => [field, null]));
 
 export class Health {
   constructor(session) {
@@ -78,7 +77,7 @@ export class Health {
   // Selects the images of a set, or with keepOne all but the first of each group.
   async select(set, keepOne) {
     const distance = BY_DISTANCE.includes(set) ? this.near : null;
-    const { rows, groups } = await this.session.rows.ask({ ...NO_FILTERS, set, by: this.by, distance });
+    const { rows, groups } = await this.session.rows.ask({ ...noFilters(current()), set, by: this.by, distance });
     const { selection } = this.session;
     const isKept = (_, place) => keepOne && groups[place] !== groups[place - 1];
     selection.set(rows.filter(isKept), false);
@@ -113,6 +112,7 @@ export class Health {
           h("span", {}, name)))));
     this.list.replaceChildren(
       h("ul", { class: "findings", role: "list" }, report.findings.map((one) => this.finding(one))),
+      this.session.info.quality.available ? "" : h("p", { class: "quiet" }, this.session.info.quality.reason),
       waiting ? h("p", {}, h("button", {
         type: "button", onclick: () => this.refresh(turn, report.by, { start: 1 }),
       }, "Compare images")) : "",
@@ -121,7 +121,12 @@ export class Health {
   }
 
   finding(one) {
-    const link = changed({
+    const { field, least, most } = one;
+    const sort = least === null ? field : `-${field}`;
+    // A range, whose ends can be moved there, or a set.
+    const link = field ? changed({
+      ...noFilters(current()), view: null, image: null, [`min_${field}`]: least, [`max_${field}`]: most, sort,
+    }) : changed({
       view: null, set: one.set, by: this.by === "clip" ? null : this.by, text: null, like: null, image: null,
       distance: BY_DISTANCE.includes(one.set) ? this.near : null,
     });

@@ -2,9 +2,10 @@
 
 export const FILTERS = [
   "split", "category", "mode", "or", "with", "without", "labelled", "class", "name_part", "failed",
-  "min_width", "max_width", "min_height", "max_height", "min_aspect", "max_aspect", "min_bytes",
-  "max_bytes", "set", "distance", "text", "like", "sort",
+  "set", "distance", "text", "like", "sort",
 ];
+const OF_FIELD = /^(min|max|is)_./s; // also filters: limits of a field, texts of a column
+const OF_COLUMN = /^is_./s;
 const FIELDS = [
   "view", ...FILTERS, "by", "color", "method", "pictures", "names", "at", "selected", "image", "beside",
 ];
@@ -18,14 +19,22 @@ export function current() {
   const name = /^\/([-a-zA-Z0-9_]+)$/.exec(location.pathname)?.[1] ?? null;
   const state = { name };
   for (const field of FIELDS) state[field] = query.get(field);
+  for (const field of query.keys()) if (OF_FIELD.test(field)) state[field] = query.get(field);
   return state;
 }
+
+// The names of all filters that a state has, and of its lists of labels and texts.
+export const ofField = (state) => Object.keys(state).filter((field) => OF_FIELD.test(field));
+export const filtersIn = (state) => [...FILTERS, ...ofField(state)];
+export const listsIn = (state) =>
+  [...LABEL_LISTS, ...Object.keys(state).filter((field) => OF_COLUMN.test(field))];
+export const noFilters = (state) => Object.fromEntries(filtersIn(state).map((field) => [field, null]));
 
 export function address(state) {
   if (!state.name) return "/";
   const query = new URLSearchParams();
   if (!state.set && state.view !== "health") state = { ...state, distance: null };
-  for (const field of FIELDS) {
+  for (const field of [...ofField(state), ...FIELDS]) {
     if (field === "beside" && state.image === null) continue; // it belongs to the image
     if (state[field] !== null && state[field] !== undefined && state[field] !== "") {
       query.set(field, state[field]);

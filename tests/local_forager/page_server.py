@@ -71,7 +71,8 @@ def made_index(names, num_train, **more):
     """An index in memory, of class 3, without vectors."""
     rows = len(names)
     fields = {"classes": np.full(rows, 3, np.int32), "failed": np.zeros(rows, bool)}
-    fields |= {"directory": None, "not_finite": [], "embeddings": {}, "rows_of": {}, "sizes": ""}
+    fields |= {"directory": None, "not_finite": [], "embeddings": {}, "rows_of": {}}
+    fields |= {"fields": {}, "lacks": {}}
     return Index(names=names, num_train=num_train, **(fields | more))
 
 

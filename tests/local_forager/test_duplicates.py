@@ -1,12 +1,13 @@
 """Groups of duplicates: the rule, which image is kept, the limit of pairs, and leaks."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from local_forager.analysis import duplicates
-from local_forager.indexes.index import ImageSizes
+from local_forager.indexes.fields import ABOUT, Field
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from tests.local_forager.page_server import made_index
@@ -44,9 +45,17 @@ def apart(degrees):
     return float(1 - np.cos(np.deg2rad(degrees)))
 
 
+def fields_of(**values):
+    """Fields of an index; a value below 0 is not known."""
+    columns = {
+        name: pa.array([value if value >= 0 else None for value in of_rows])
+        for name, of_rows in values.items()
+    }
+    return {name: Field(name=name, column=one, **ABOUT[name]) for name, one in columns.items()}
+
+
 def sizes_of(*pixels):
-    width = np.array(pixels, np.int64)
-    return ImageSizes(width, width, np.where(width < 0, -1, 1))
+    return fields_of(width=pixels, height=[1] * len(pixels))
 
 
 def test_exact_and_near_duplicates(tmp_path):
@@ -80,19 +89,15 @@ def test_a_chain_of_small_steps_is_several_groups(tmp_path):
     ],
 )
 def test_kept_has_the_most_pixels_then_the_first_name(tmp_path, pixels, names, kept):
-    sizes = sizes_of(*pixels) if pixels else "not known"
-    index = index_of(tmp_path, on_circle(0, 1, 2), names=list(names), sizes=sizes)
+    sizes = sizes_of(*pixels) if pixels else {}
+    index = index_of(tmp_path, on_circle(0, 1, 2), names=list(names), fields=sizes)
     (group,) = duplicates.near_groups(pairs_of(index, apart(5)), apart(3))
     assert group[0] == kept
 
 
-def test_of_equal_pixels_the_sharpest_is_kept(tmp_path, monkeypatch):
-    index = index_of(tmp_path, on_circle(0, 1, 2, 3), sizes=sizes_of(9, 9, 9, 9))
-    values = {"sharpness": np.array([5.0, np.nan, 7.0, 7.0])}
-    measure = type(index).measure
-    monkeypatch.setattr(
-        type(index), "measure", lambda self, name: values.get(name, measure(self, name))
-    )
+def test_of_equal_pixels_the_sharpest_is_kept(tmp_path):
+    fields = sizes_of(9, 9, 9, 9) | fields_of(sharpness=[5.0, -1, 7.0, 7.0])
+    index = index_of(tmp_path, on_circle(0, 1, 2, 3), fields=fields)
     assert duplicates.best_first(index, np.arange(4)).tolist() == [2, 3, 0, 1]
 
 
@@ -112,7 +117,7 @@ def test_groups_are_around_their_kept_images(
     for row, other in copies:
         vectors[row % rows] = vectors[other % rows]
     sizes = sizes_of(*pixels[:rows])
-    index = index_of(tmp_path_factory.mktemp("index"), vectors, num_train, sizes=sizes)
+    index = index_of(tmp_path_factory.mktemp("index"), vectors, num_train, fields=sizes)
     pairs = pairs_of(index, wanted=0.6)
     apart = 1 - vectors.astype(float) @ vectors.T.astype(float)
     groups = duplicates.near_groups(pairs, distance)
@@ -121,7 +126,8 @@ def test_groups_are_around_their_kept_images(
     dropped = [row for _, *others in groups for row in others]
     for kept, *others in groups:
         assert others and (apart[kept, others] <= distance + SLACK).all()
-        assert sizes.width[kept] == sizes.width[[kept, *others]].max()
+        width = np.nan_to_num(index.measure("width"), nan=-1)
+        assert width[kept] == width[[kept, *others]].max()
     left = np.setdiff1d(np.arange(rows), dropped)
     between = apart[np.ix_(left, left)] + 2 * np.eye(len(left))
     assert (between > distance - SLACK).all()

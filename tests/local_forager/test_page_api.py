@@ -29,8 +29,8 @@ BY_BYTES = sorted(  # rows of validation, the smallest file first
     range(60, 80), key=lambda row: len(synthetic.landscape(2 if row == COPY else row))
 )
 WRONG_FILTERS = (
-    *("sort=x", "failed=x", "min_bytes=-1", "with=a&" * 51, "or=a&" * 51, "min_width=1.5"),
-    *("max_aspect=x", "max_aspect=-1", "min_aspect=1e3", "max_aspect=2000000"),
+    *("sort=x", "sort=-", "failed=x", "with=a&" * 51, "or=a&" * 51, "max_x=1", "is_x=1", "min_=1"),
+    *("max_aspect=x", "min_bytes=", "min_width=nan", "set=dark&threshold=x", "min_width=1_0"),
 )
 
 

@@ -3,11 +3,13 @@
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from local_forager import types as page_types
 from local_forager.indexes import index as imagenet
-from local_forager.page.rows import BINS, edges_of, histogram
+from local_forager.indexes.fields import ABOUT, BINS, Field
+from local_forager.page.rows import histogram
 from testing import synthetic
 from tests.local_forager import screen
 from tests.local_forager.page_server import COPY, FAILED, fetch, get
@@ -181,29 +183,36 @@ def test_index_whose_sizes_are_not_known(server, tabs, dataset_name, damage):
     screen.total(page, "2 images")
     note = "They are not filtered by width and not sorted"
     expect(page.get_by_role("alert")).to_contain_text(note)
-    expect(page.locator(".ranges")).to_contain_text(sizes["reason"])
+    expect(page.locator("section.ranges")).to_contain_text(sizes["reason"])
     expect(page.get_by_label("Width from")).to_have_count(0)
     expect(page.locator("#sort option", has_text="widest")).to_be_disabled()
 
 
+def field_of(values, name):
+    column = pa.array([None if value < 0 else value for value in values], pa.int64())
+    return Field(name=name, column=column, **ABOUT[name])
+
+
+@pytest.mark.parametrize("name", ["width", "brightness"])  # bins of logarithmic and of equal width
 @pytest.mark.parametrize(
     "values",
     [[5], [0], [0, 0, 7], [1, 2, 3], [640] * 9 + [10**12], list(range(5000)), [-1, 3, -1, 900]],
 )
-def test_bins_hold_all_known_values(values):
-    values = np.array(values, np.int64)
-    edges = edges_of(values)
-    known = values[values >= 0]
-    assert edges[0] == known.min() and edges[-1] == known.max() + 1
-    assert (np.diff(edges) > 0).all() and len(edges) <= BINS + 1
-    found = histogram("width", values, values > np.median(known))
+def test_bins_hold_all_known_values(values, name):
+    field = field_of(values, name)
+    known = np.array([value for value in values if value >= 0])
+    chosen = np.array(values) > np.median(known)
+    found = histogram(field, chosen)
+    edges = found["edges"]
+    assert edges[0] == known.min() and edges[-1] == pytest.approx(known.max() + field.step)
+    assert (np.diff(edges) > 0).all() and len(edges) <= BINS + 2
     assert found["images"] == np.histogram(known, edges)[0].tolist()
-    assert sum(found["chosen"]) == (values > np.median(known)).sum()
+    assert sum(found["chosen"]) == chosen.sum()
 
 
 def test_no_bins_without_values():
-    assert histogram("width", np.full(3, -1), np.ones(3, bool)) is None
-    assert histogram("width", np.zeros(0, np.int64), np.ones(0, bool)) is None
+    assert histogram(field_of([-1] * 3, "width"), np.ones(3, bool)) is None
+    assert histogram(field_of([], "width"), np.ones(0, bool)) is None
 
 
 def histograms(server, query=""):
@@ -213,7 +222,7 @@ def histograms(server, query=""):
 
 def test_histograms_pass_the_filters_of_other_fields(server):
     every = histograms(server)
-    assert list(every) == ["bytes", "width", "height", "aspect"]
+    assert list(every) == ["width", "height", "aspect", "bytes"]
     width, aspect = every["width"], every["aspect"]
     assert (width["edges"][0], width["edges"][-1]) == (100, 301) and sum(width["images"]) == 79
     assert (aspect["step"], aspect["edges"][0], aspect["edges"][-1]) == (0.001, 0.5, 3.001)

@@ -1,22 +1,21 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
 import {
-  basename, count, h, keep, kept, labelText, own, pause, plural, Problem, splitName,
+  basename, count, h, keep, kept, labelText, pause, plural, Problem, splitName,
 } from "../dom.js";
 import { choice, LabelList, number } from "./labels.js";
 import { isPicture, PictureSearch } from "./picture.js";
-import { needsManifest, rangeChips, Ranges, SIZE_SORTS } from "./ranges.js";
+import { fieldSorts, OTHER_SORTS, rangeChips, Ranges, sortTitle } from "./ranges.js";
 import { rove } from "../rove.js";
-import { changed, FILTERS, go, labelOf, labelsIn, leaveHealth, onLink, toggled } from "../state.js";
+import {
+  changed, filtersIn, go, labelOf, labelsIn, leaveHealth, noFilters, ofField, onLink, toggled,
+} from "../state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
 const CLASSES = 8; // classes listed at once; the others are found by name
 const POLL = 700; // milliseconds until counts are asked for again while the server computes
 const ORDERS = ["text", "like", "sort"]; // of FILTERS: they order the images only
 const MORE = "forager-more-filters"; // the browser keeps "yes" if the person opened them
-const FEWER = ["class", "min_width", "max_width", "min_height", "max_height", "min_aspect", "max_aspect",
-  "min_bytes", "max_bytes"]; // filters below "more"
-
 export class Filters {
   constructor(session) {
     this.session = session;
@@ -31,7 +30,7 @@ export class Filters {
     this.splits = h("ul", { class: "choices", role: "list" });
     this.rest = h("div", { class: "filters-body" });
     this.more = h("details", { class: "more-filters", open: kept(MORE) === "yes" },
-      h("summary", {}, "ImageNet class, sizes"), this.rest);
+      h("summary", {}, "ImageNet class, sizes, quality"), this.rest);
     this.more.addEventListener("toggle", () => this.showRanges());
     this.more.firstChild.addEventListener("click", () => keep(MORE, this.more.open ? "no" : "yes"));
     this.findClass = "";
@@ -50,7 +49,7 @@ export class Filters {
     const focused = this.body.contains(document.activeElement) ? document.activeElement.id : null;
     const scroll = this.element.scrollTop;
     this.rest.replaceChildren(...[this.classes(), this.ranges.element].filter(Boolean));
-    if (FEWER.some((field) => state[field] !== null)) this.more.open = true;
+    if (["class", ...ofField(state)].some((field) => state[field] !== null)) this.more.open = true;
     this.body.replaceChildren(
       search(info, state),
       this.picture.element,
@@ -76,7 +75,7 @@ export class Filters {
   }
 
   filtered() {
-    return FILTERS.some((field) => this.state[field] !== null && !ORDERS.includes(field));
+    return filtersIn(this.state).some((field) => this.state[field] !== null && !ORDERS.includes(field));
   }
 
   // Counts the images that pass the other filters; the earlier counts are shown until then.
@@ -170,17 +169,17 @@ function search(info, state) {
     available ? "Sorts the images by CLIP, best first." : withOptions(reason)));
 }
 
-const SORTS = {
-  "": "as in the index", name: "name", "name-backwards": "name, backwards", ...SIZE_SORTS,
-  outliers: "outliers first", typical: "most typical first",
-};
-
 export const byNeighbours = (sort) => ["outliers", "typical"].includes(sort);
 
 function sorting(info, state) {
-  const refused = (sort) => (needsManifest(sort) && !info.sizes.available ? info.sizes.reason
+  const refused = (sort) => (!sortTitle(info, sort) ? info.sizes.reason
     : byNeighbours(sort) && !info.neighbour_sorts.available ? info.neighbour_sorts.reason : null);
-  const reasons = [...new Set(Object.keys(SORTS).map(refused).filter(Boolean))];
+  const all = Object.keys(Object.assign({}, OTHER_SORTS, ...fieldSorts(info).map(([, sorts]) => sorts)));
+  const reasons = [...new Set(all.map(refused).filter(Boolean))];
+  const options = (sorts) => Object.entries(sorts).map(([value, title]) => h("option", {
+    value, selected: value === (state.sort ?? ""), disabled: refused(value) !== null,
+    title: refused(value) ?? "",
+  }, title));
   return h("section", {}, h("label", { for: "sort", class: "heading" }, "Sort"),
     h("select", {
       id: "sort", class: "wide",
@@ -188,10 +187,8 @@ function sorting(info, state) {
         ...leaveHealth(state), sort: event.currentTarget.value || null, text: null, like: null, set: null,
         image: null,
       }),
-    }, Object.entries(SORTS).map(([value, title]) => h("option", {
-      value, selected: value === (state.sort ?? ""),
-      disabled: refused(value) !== null, title: refused(value) ?? "",
-    }, title))),
+    }, options(OTHER_SORTS), fieldSorts(info).map(([label, sorts]) =>
+      h("optgroup", { label }, options(sorts)))),
     reasons.map((reason) => h("p", { class: "quiet small" }, reason)));
 }
 
@@ -210,8 +207,6 @@ function naming(state) {
 // A sentence of the server, in which an option to type is never broken across lines.
 const withOptions = (text) => text.split(/(--\w+)/).map((part) =>
   (part.startsWith("--") ? h("code", { class: "whole" }, part) : part));
-
-const NO_FILTERS = Object.fromEntries([...FILTERS, "selected"].map((field) => [field, null]));
 
 // How many images are shown, and each filter with a link that removes it.
 export function summary(session, state, shown) {
@@ -242,8 +237,10 @@ export function summary(session, state, shown) {
   }
   if (state.name_part) chip(`name contains ${state.name_part}`, { name_part: null });
   if (state.failed) chip(state.failed === "no" ? "not failed" : "failed", { failed: null });
-  for (const [text, changes] of rangeChips(state)) chip(text, changes);
-  if (state.sort) chip(`sorted: ${own(SORTS, state.sort) ?? state.sort}`, { sort: null });
+  for (const [text, changes] of rangeChips(info, state)) chip(text, changes);
+  if (state.sort) {
+    chip(`sorted: ${sortTitle(info, state.sort) ?? state.sort}`, { sort: null });
+  }
   if (state.selected === "yes") chip("selected", { selected: null });
   if (state.set) {
     const title = info.sets.find(({ set }) => set === state.set)?.title ?? state.set;
@@ -260,7 +257,7 @@ export function summary(session, state, shown) {
       : `${count(shown)} of ${plural(info.rows, "image")}`),
     ...chips,
     ...(chips.length > 1 ? [h("a", {
-      class: "clear-all", href: changed({ ...NO_FILTERS, image: null }), onclick: onLink,
+      class: "clear-all", href: changed({ ...noFilters(state), selected: null, image: null }), onclick: onLink,
     }, "Clear all")] : []),
     ...[...info.warnings, ...state.notes].map((warning) =>
       h("p", { class: "warning", role: "alert" }, withOptions(warning))));

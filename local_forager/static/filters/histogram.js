@@ -56,33 +56,37 @@ export class Histogram {
   // The limits that the address has now: what a brush is compared with.
   limit(low, high) {
     if (!this.histogram) return;
-    const { edges, step } = this.histogram;
+    const { edges } = this.histogram;
     const bar = (value) => Math.min(this.bars - 1, Math.max(0, edges.findLastIndex((edge) => edge <= value)));
-    this.givenLimits = [low ?? edges[0], high ?? Number((edges[this.bars] - step).toFixed(3))];
+    this.givenLimits = [low ?? edges[0], high ?? this.last(this.bars)];
     this.given = [low === null ? 0 : bar(low), high === null ? this.bars : bar(high) + 1];
     if (!this.drag && !this.waiting) this.move(this.given);
   }
 
   // The limits of a range, as the address has them; null at an end of all bars.
   limits([first, after]) {
+    return [first > 0 ? this.histogram.edges[first] : null, after < this.bars ? this.last(after) : null];
+  }
+
+  // The last value before an edge.
+  last(after) {
     const { edges, step } = this.histogram;
-    const last = Number((edges[after] - step).toFixed(3));
-    return [first > 0 ? edges[first] : null, after < this.bars ? last : null];
+    return Number((edges[after] - step).toFixed(Math.max(0, Math.round(-Math.log10(step)))));
   }
 
   move(range) {
     this.range = range;
-    const { edges, step, chosen } = this.histogram;
+    const { edges, chosen } = this.histogram;
     const [first, after] = range;
     const [text, unit] = this.shown;
     const brushed = range.join() !== this.given.join();
-    const values = brushed ? [edges[first], Number((edges[after] - step).toFixed(3))] : this.givenLimits;
+    const values = brushed ? [edges[first], this.last(after)] : this.givenLimits;
     this.brush.setAttribute("x", first);
     this.brush.setAttribute("width", after - first);
     this.handles.forEach((handle, place) => {
       handle.style.left = `${(100 * range[place]) / this.bars}%`;
       handle.ariaValueMin = edges[0];
-      handle.ariaValueMax = edges[this.bars] - step;
+      handle.ariaValueMax = this.last(this.bars);
       handle.ariaValueNow = values[place];
       handle.ariaValueText = `${text(values[place])}${unit}`;
     });

@@ -182,6 +182,8 @@ async function measure(session, image, size, problem, figure) {
       "The file asks viewers to turn it. It is shown as the models see it.");
     size.replaceChildren(text || "unknown", ...(turned ? [turned] : []));
     size.className = "";
+    size.parentElement.append(...detail.values.flatMap((value) => [
+      h("dt", {}, h("bdi", {}, value.title)), h("dd", {}, h("bdi", {}, value.text))]));
     if (detail.width && detail.boxes.length) figure.draw(detail.boxes, detail.width, detail.height);
     if (image.failed) problem.textContent = `It failed at ingest. ${detail.problem}`;
     if (detail.problem) figure.fail(detail.problem);

@@ -56,7 +56,7 @@ export class Grid {
     this.rows = rows;
     this.groups = groups;
     this.distances = distances;
-    this.shown = sizeText(state) ?? ((distance) => distance.toFixed(3));
+    this.shown = sizeText(this.session.info, state) ?? ((distance) => distance.toFixed(3));
     this.head.replaceChildren(summary(this.session, state, rows.length),
       h("button", {
         type: "button", disabled: !rows.length, onclick: () => this.session.selection.set(this.rows),

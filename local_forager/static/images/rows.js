@@ -2,7 +2,7 @@
 
 import { askArray } from "../dom.js";
 import { sizeText } from "../filters/ranges.js";
-import { FILTERS, LABEL_LISTS, labelsIn } from "../state.js";
+import { filtersIn, labelsIn, listsIn } from "../state.js";
 
 const BATCH = 200; // images per request; the server accepts 500
 const KEPT = 20000; // summaries in memory
@@ -46,8 +46,8 @@ export class Rows {
 
   // The filters and the order of a view, as the page's API takes them.
   parameters(state) {
-    const parameters = Object.fromEntries(FILTERS.map((field) => [field, state[field]]));
-    for (const field of LABEL_LISTS) parameters[field] = labelsIn(state, field);
+    const parameters = Object.fromEntries(filtersIn(state).map((field) => [field, state[field]]));
+    for (const field of listsIn(state)) parameters[field] = labelsIn(state, field);
     if (state.set || state.like !== null || state.sort) parameters.by = state.by;
     return parameters;
   }
@@ -58,7 +58,7 @@ export class Rows {
     if (key !== this.key) {
       const { name, ended } = this.session;
       const compares = state.set || state.text || state.like !== null
-        || ["outliers", "typical"].includes(state.sort) || sizeText(state);
+        || ["outliers", "typical"].includes(state.sort) || sizeText(this.session.info, state);
       const [coded, distances] = await Promise.all([
         askArray(Int32Array, `/page/${name}/rows`, parameters, ended.signal),
         compares ? askArray(Float32Array, `/page/${name}/distances`, parameters, ended.signal) : [],

@@ -10,11 +10,12 @@ const TOOLS = { move: "Move", rectangle: "Rectangle", lasso: "Lasso" };
 
 // Draws the toolbar anew, with these choices; the control that has the focus keeps it.
 export function drawControls(map, by, method, color) {
-  const { categories, embeddings, layout, umap } = map.session.info;
+  const { info } = map.session;
+  const { embeddings, layout, umap } = info;
   const choose = (field, usual) => (value) => go({ [field]: value === usual ? null : value }, { replace: true });
   const focused = map.controls.contains(document.activeElement) ? document.activeElement.id : null;
   map.controls.replaceChildren(
-    select("color", "Colour by", colorChoices(categories), color, choose("color", "split")),
+    select("color", "Colour by", colorChoices(info), color, choose("color", "split")),
     select("by", "Embedding", Object.fromEntries(embeddings.map((one) => [one.by, one.by])), by,
       choose("by", embeddings[0].by)),
     select("method", "Layout", { pca: "PCA", umap: umap.available ? "UMAP" : "UMAP: needs umap-learn" },

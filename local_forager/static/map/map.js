@@ -2,7 +2,7 @@
 
 import { askArray, count, embeddingOf, h } from "../dom.js";
 import { summary } from "../filters/filters.js";
-import { chosenColor, columnColors, css, dark, legend, pixel } from "./colors.js";
+import { askColumn, chosenColor, columnColors, css, dark, legend, pixel } from "./colors.js";
 import { drawControls } from "./controls.js";
 import { Density } from "../points/density.js";
 import { FEW, Pictures } from "../points/pictures.js";
@@ -99,11 +99,11 @@ export class PointMap {
     this.state = state;
     const by = embeddingOf(info, state);
     const method = info.umap.available && ["pca", "umap"].includes(state.method) ? state.method : info.layout;
-    const { color, kind, category } = chosenColor(state.color, info.categories);
+    const color = chosenColor(state.color, info);
     this.by = by;
     this.withPictures = state.pictures !== "no";
     this.withNames = state.names !== "no";
-    drawControls(this, by, method, color);
+    drawControls(this, by, method, color.value);
     if (this.key !== `${by} ${method}`) {
       this.legend.replaceChildren(h("li", { class: "quiet", role: "status" }, "Laying out the map…"));
       const points = await askArray(Float32Array, `/page/${name}/map`, { by, method }, ended.signal);
@@ -115,12 +115,12 @@ export class PointMap {
       this.density = new Density(points, this.index.rows);
     }
     const [column, selected] = await Promise.all([
-      askArray(Int32Array, `/page/${name}/column/${kind}`, { category }, ended.signal),
+      askColumn(this.session, color),
       rows.select(state),
     ]);
     if (late()) return;
     this.head.replaceChildren(summary(this.session, state, selected.rows.length));
-    this.color = kind;
+    this.color = color;
     this.column = column;
     this.chosen = new Uint8Array(column.length);
     for (const row of selected.rows) this.chosen[row] = 1;
