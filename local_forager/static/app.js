@@ -1,23 +1,27 @@
 // The page: reads the address and shows what it asks for.
 
-import { closeDetail, showDetail } from "./images/detail.js";
-import { askJson, count, h, own, pause, post, Problem } from "./dom.js";
+import { link } from "./base/controls.js";
+import { button, count, fill, h, notice, own } from "./base/dom.js";
+import { watchPictures } from "./base/missing.js";
+import { askArray, askJson, pause, post, Problem, problemOf } from "./base/requests.js";
+import { watchServer } from "./base/server.js";
+import { current, onChange, onLink } from "./base/state.js";
 import { byNeighbours, Filters } from "./filters/filters.js";
 import { withPicture } from "./filters/picture.js";
-import { Grid } from "./images/grid.js";
-import { Health } from "./health.js";
-import { home } from "./home.js";
-import { PointMap } from "./map/map.js";
 import { impossible } from "./filters/ranges.js";
-import { watchPictures } from "./missing.js";
+import { Health } from "./health/health.js";
+import { home } from "./home/home.js";
+import { closeDetail, showDetail } from "./images/detail.js";
+import { Grid } from "./images/grid.js";
 import { Rows } from "./images/rows.js";
-import { watchServer } from "./server.js";
 import { Selection } from "./images/selection.js";
+import { PointMap } from "./map/map.js";
 import { watchShortcuts } from "./shortcuts.js";
-import { changed, current, onChange, onLink } from "./state.js";
 
 const POLL = 3000; // milliseconds between checks for new labels
-const VIEWS = { grid: "Images", map: "Map", health: "Health" };
+const COPY_POLL = 500; // milliseconds between looks at the copy of the index
+const COUNT_POLL = 700; // milliseconds until counts are asked for again while the server computes
+const VIEWS = { grid: ["Images", Grid], map: ["Map", PointMap], health: ["Health", Health] };
 const idle = globalThis.requestIdleCallback ?? setTimeout;
 const main = document.getElementById("main");
 const where = document.getElementById("where");
@@ -36,11 +40,31 @@ class Session {
     this.ready = false;
     this.turn = 0;
     this.resumed = 0;
-    this.loading = false; // the view that was asked for last
+    this.loading = false; // whether the view that was asked for last is still to come
   }
 
   ask(path, parameters = {}) {
-    return askJson(`/page/${this.name}/${path}`, parameters, this.ended.signal);
+    return askJson(`/page/${this.name}/${path}`, parameters, { signal: this.ended.signal });
+  }
+
+  askArray(Type, path, parameters = {}) {
+    return askArray(Type, `/page/${this.name}/${path}`, parameters, { signal: this.ended.signal });
+  }
+
+  // What the server counts of a state, when it is there; null if it is late by then, or a problem: the
+  // view itself says what is wrong.
+  async counts(path, state, late) {
+    try {
+      for (;;) {
+        const answer = await this.ask(path, this.rows.parameters(state));
+        if (late()) return null;
+        if (!answer.working) return answer;
+        await pause(COUNT_POLL);
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") problemOf(error);
+      return null;
+    }
   }
 
   // Asks for the description until the index is here; tells how far its copy is.
@@ -48,7 +72,7 @@ class Session {
     this.info = await this.ask("dataset");
     while (this.info.index.state === "copying") {
       tell(this.info);
-      await pause(500);
+      await pause(COPY_POLL);
       this.info = await this.ask("dataset");
     }
   }
@@ -62,7 +86,6 @@ class Session {
     }
     this.rows = new Rows(this);
     this.selection = new Selection(this, this.info.rows);
-    this.selection.watchers.add(() => this.selectionChanged());
     main.replaceChildren(
       h("div", { class: "workspace" }, this.filters.element, this.stage), this.selection.element);
     this.ready = true; // a key pressed while the first view is still loading changes that view
@@ -84,8 +107,8 @@ class Session {
         this.rows.clear();
         await this.show(current(), { scroll: null, back: false });
       } catch (error) {
-        if (!(error instanceof Problem)) return;
-        if (error.status === 404) endWith(error); // the dataset was deleted
+        if (error.name === "AbortError") return;
+        if (problemOf(error).status === 404) endWith(error); // the dataset was deleted
       }
     }
   }
@@ -111,18 +134,14 @@ class Session {
     } catch (error) {
       if (late() && error instanceof Problem) return;
       this.loading = false;
-      if (!(error instanceof Problem)) throw error;
-      if (!error.unreachable) this.refuse(error); // else what is shown stays: see server.js
+      if (!problemOf(error).unreachable) this.refuse(error); // else what is shown stays: see server.js
     }
   }
 
   // What the server refuses takes the place of the view only: filters and selection stay.
   refuse(problem) {
     this.dropView();
-    this.stage.replaceChildren(h("div", { class: "note", role: "alert" },
-      h("h1", {}, "This cannot be shown"), h("p", {}, problem.message),
-      h("p", {}, h("button", { type: "button", onclick: () => history.back() }, "Back"), " · ",
-        h("a", { href: `/${this.name}`, onclick: onLink }, "All images"))));
+    fill(this.stage, refusal(problem, button("Back", () => history.back()), this.name));
   }
 
   dropView() {
@@ -141,7 +160,7 @@ class Session {
     showTabs(kind);
     if (kind !== this.kind) {
       this.dropView();
-      const View = { grid: Grid, map: PointMap, health: Health }[kind];
+      const [, View] = VIEWS[kind];
       this.view = new View(this);
       this.kind = kind;
       this.stage.replaceChildren(this.view.element);
@@ -196,38 +215,33 @@ class Session {
   }
 }
 
-function copying(info) {
-  const { done, total } = info.index;
+function copying({ index: { done, total } }) {
   const megabytes = (number) => count(Math.round(number / 1e6));
-  return h("div", { class: "note" },
-    h("h1", {}, "Fetching the index"),
+  return notice("Fetching the index",
     h("p", { role: "status" }, total
       ? `${megabytes(done)} of ${megabytes(total)} MB. It is kept, so this happens once.`
       : "Reading the list of images."),
-    h("progress", { max: total || 1, value: total ? done : undefined, "aria-label": "Index fetched" }),
-  );
+    h("progress", { max: total || 1, value: total ? done : undefined, "aria-label": "Index fetched" }));
 }
 
 function missing(info) {
-  return h("div", { class: "note" },
-    h("h1", {}, "There is nothing to show yet"),
+  return notice("There is nothing to show yet",
     h("p", {}, info.index.detail),
     h("p", {}, `The server has ${count(info.num_train)} training and ${count(info.num_val)} `
       + "validation images for this dataset, but the vectors and thumbnails come from its index."),
-    h("p", {}, h("button", { type: "button", onclick: () => location.reload() }, "Look again")),
-  );
+    h("p", {}, button("Look again", () => location.reload())));
 }
+
+// Why something cannot be shown, and where one can go from there.
+const refusal = ({ message }, back, name) => h("div", { role: "alert" },
+  notice("This cannot be shown", h("p", {}, message),
+    h("p", {}, back, name && [" · ", h("a", { href: `/${name}` }, "All images")])));
 
 function showTabs(kind) {
   tabs.hidden = false;
-  const links = Object.entries(VIEWS).map(([view, title]) => h("a", {
-    href: changed({ view: view === "grid" ? null : view, image: null }),
-    "aria-current": view === kind ? "page" : null,
-    onclick: onLink,
-  }, title));
-  const focused = [...tabs.children].indexOf(document.activeElement);
-  tabs.replaceChildren(...links);
-  if (focused >= 0) tabs.children[focused].focus();
+  fill(tabs, Object.entries(VIEWS).map(([view, [title]]) => link(
+    { view: view === "grid" ? null : view, image: null },
+    { id: `tab-${view}`, "aria-current": view === kind ? "page" : null }, title)));
 }
 
 let shows = 0;
@@ -257,9 +271,7 @@ async function showNow(state, how) {
     tabs.hidden = true;
     await (session ? session.start() : home(main));
   } catch (error) {
-    if (error.name === "AbortError") return;
-    if (!(error instanceof Problem)) throw error;
-    endWith(error);
+    if (error.name !== "AbortError") endWith(problemOf(error));
   }
 }
 
@@ -270,10 +282,7 @@ function endWith(error) {
   session = null;
   closeDetail();
   tabs.hidden = true;
-  main.replaceChildren(h("div", { class: "note", role: "alert" },
-    h("h1", {}, "This cannot be shown"), h("p", {}, error.message),
-    h("p", {}, h("a", { href: "/" }, "All datasets"),
-      ...(name ? [" · ", h("a", { href: `/${name}` }, "All images")] : []))));
+  fill(main, refusal(error, h("a", { href: "/" }, "All datasets"), name));
 }
 
 // Shows everything again once the server answers again.
@@ -283,8 +292,7 @@ async function resume() {
     else if (!main.querySelector(".home")) await show(current(), { scroll: null, back: false });
   } catch (error) {
     if (error.name === "AbortError" || error.unreachable) return; // the latter begins a new wait
-    if (!(error instanceof Problem)) throw error;
-    endWith(error);
+    endWith(problemOf(error));
   }
 }
 

@@ -1,6 +1,7 @@
 // The list of keyboard shortcuts, opened by the question mark or the button in the header.
 
-import { h } from "./dom.js";
+import { makeDialog, openDialog } from "./base/dialogs.js";
+import { h } from "./base/dom.js";
 
 const SHORTCUTS = {
   "Everywhere": [["?", "this list"], ["/", "search"], ["← → ↑ ↓ in a list", "move within it; Tab leaves it"]],
@@ -28,7 +29,7 @@ const SHORTCUTS = {
     ["Shift + drag", "select with a rectangle"], ["Alt", "take images away instead"],
   ],
 };
-const dialog = document.getElementById("shortcuts");
+const dialog = makeDialog("shortcuts");
 
 // The search by text, or by name where there is no search by text.
 function focusSearch(event) {
@@ -39,24 +40,16 @@ function focusSearch(event) {
   input.focus();
 }
 
+const list = () => Object.entries(SHORTCUTS).map(([place, keys]) => h("section", {}, h("h3", {}, place),
+  h("dl", {}, keys.map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, what)]))));
+
 export function watchShortcuts() {
-  const close = h("button", {
-    type: "button", class: "round", "aria-label": "Close", onclick: () => dialog.close(),
-  }, "×");
-  dialog.replaceChildren(
-    h("div", { class: "detail-head" }, h("h2", { id: "shortcuts-title" }, "Keyboard shortcuts"), close),
-    ...Object.entries(SHORTCUTS).map(([place, keys]) => h("section", {}, h("h3", {}, place),
-      h("dl", {}, keys.map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, what)])))));
-  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  document.getElementById("show-shortcuts").addEventListener("click", () => dialog.showModal());
+  const open = () => openDialog(dialog, "Keyboard shortcuts", list());
+  document.getElementById("show-shortcuts").addEventListener("click", open);
   addEventListener("keydown", (event) => {
     const typing = event.target.closest?.("input:not([type=checkbox], [type=radio]), textarea, select");
-    if (!["?", "/"].includes(event.key) || typing || event.ctrlKey || event.metaKey) return;
-    if (event.key === "/") {
-      if (!document.querySelector("dialog[open]")) focusSearch(event);
-      return;
-    }
-    event.preventDefault();
-    if (!dialog.open) dialog.showModal();
+    if (typing || event.ctrlKey || event.metaKey) return;
+    if (event.key === "/" && !document.querySelector("dialog[open]")) focusSearch(event);
+    if (event.key === "?") open();
   });
 }

@@ -60,7 +60,7 @@ def test_mark_images_of_a_set_on_the_way(server, tabs):
     expect(page.locator(".badge.far")).to_have_text(["train", "val · 0.000"])
     screen.tiles(page).first.click()
     expect(title(page)).to_have_text("t02.jpg")
-    expect(page.locator(".detail-head .split")).to_have_text("train")
+    expect(page.locator(".dialog-head .split")).to_have_text("train")
     page.keyboard.press("c")
     beside = page.locator(".picture.beside")
     expect(beside).to_contain_text("v05.jpg validation")

@@ -1,21 +1,20 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
+import { choice, finder, form, link, number } from "../base/controls.js";
+import { basename, count, fill, h, keep, kept, labelText, plural, splitName } from "../base/dom.js";
+import { rove } from "../base/rove.js";
 import {
-  basename, count, h, keep, kept, labelText, pause, plural, Problem, splitName,
-} from "../dom.js";
-import { choice, LabelList, number } from "./labels.js";
+  filtersIn, go, labelOf, labelsIn, leaveHealth, noFilters, ofField, toggled,
+} from "../base/state.js";
+import { LabelList } from "./labels.js";
 import { isPicture, PictureSearch } from "./picture.js";
 import { fieldSorts, OTHER_SORTS, rangeChips, Ranges, sortTitle } from "./ranges.js";
-import { rove } from "../rove.js";
-import {
-  changed, filtersIn, go, labelOf, labelsIn, leaveHealth, noFilters, ofField, onLink, toggled,
-} from "../state.js";
 
 const WIDE = matchMedia("(min-width: 56rem)");
 const CLASSES = 8; // classes listed at once; the others are found by name
-const POLL = 700; // milliseconds until counts are asked for again while the server computes
 const ORDERS = ["text", "like", "sort"]; // of FILTERS: they order the images only
 const MORE = "forager-more-filters"; // the browser keeps "yes" if the person opened them
+
 export class Filters {
   constructor(session) {
     this.session = session;
@@ -46,11 +45,10 @@ export class Filters {
     this.key = key;
     Object.assign(this, { info, state });
     this.facets = this.counted && this.filtered() ? this.counted : everything(info);
-    const focused = this.body.contains(document.activeElement) ? document.activeElement.id : null;
     const scroll = this.element.scrollTop;
-    this.rest.replaceChildren(...[this.classes(), this.ranges.element].filter(Boolean));
+    fill(this.rest, this.classes(), this.ranges.element);
     if (["class", ...ofField(state)].some((field) => state[field] !== null)) this.more.open = true;
-    this.body.replaceChildren(
+    fill(this.body,
       search(info, state),
       this.picture.element,
       sorting(info, state),
@@ -63,7 +61,6 @@ export class Filters {
     this.fillSplits();
     this.showRanges();
     this.element.scrollTop = scroll;
-    if (focused) document.getElementById(focused)?.focus();
     this.recount();
   }
 
@@ -81,35 +78,22 @@ export class Filters {
   // Counts the images that pass the other filters; the earlier counts are shown until then.
   async recount() {
     const turn = (this.turn += 1);
-    const { rows, ended } = this.session;
-    if (!this.filtered()) {
-      this.counted = null;
-      return;
-    }
-    try {
-      let answer;
-      for (;;) {
-        answer = await this.session.ask("counts", rows.parameters(this.state));
-        if (turn !== this.turn || ended.signal.aborted) return;
-        if (!answer.working) break;
-        await pause(POLL);
-      }
-      this.counted = this.facets = answer;
-      const focused = this.body.contains(document.activeElement) ? document.activeElement.id : null;
-      this.fillSplits();
-      this.fillClasses();
-      this.labels.count(answer);
-      if (focused) document.getElementById(focused)?.focus();
-    } catch (error) { // the view itself says what is wrong
-      if (error.name !== "AbortError" && !(error instanceof Problem)) throw error;
-    }
+    const counted = this.filtered()
+      ? await this.session.counts("counts", this.state, () => turn !== this.turn) : null;
+    if (turn !== this.turn) return;
+    this.counted = counted;
+    if (!counted) return;
+    this.facets = counted;
+    this.fillSplits();
+    this.fillClasses();
+    this.labels.count(this.facets);
   }
 
   fillSplits() {
     const { state, facets: { train, val } } = this;
     const lines = [[null, "All", train + val], ["train", "Train", train], ["val", "Validation", val]];
-    this.splits.replaceChildren(...lines.map(([value, text, images]) => choice(`split-${value}`, text,
-      number(images), state.split === value, { ...leaveHealth(state), split: value, image: null })));
+    fill(this.splits, lines.map(([value, text, images]) => choice(`split-${value}`, text,
+      number(images), state.split === value, { ...leaveHealth(state), split: value })));
     rove(this.splits);
   }
 
@@ -119,11 +103,10 @@ export class Filters {
     this.fillClasses();
     return h("section", { "aria-labelledby": "classes-title" },
       h("h2", { id: "classes-title" }, "ImageNet class"),
-      info.classes.length > CLASSES ? h("input", {
-        type: "search", placeholder: "Find a class", "aria-label": "Find a class", id: "find-class",
-        value: this.findClass,
-        oninput: (event) => { this.findClass = event.currentTarget.value; this.fillClasses(); },
-      }) : null, this.classList);
+      info.classes.length > CLASSES && finder("find-class", "Find a class", this.findClass, (text) => {
+        this.findClass = text;
+        this.fillClasses();
+      }), this.classList);
   }
 
   fillClasses() {
@@ -131,14 +114,14 @@ export class Filters {
     const wanted = this.findClass.toLowerCase();
     const counts = new Map(facets.classes.map((one) => [one.imagenet_class, one.count]));
     const found = info.classes.filter(({ imagenet_class: place, name }) =>
-      String(place) === state.class || (wanted ? name.toLowerCase().includes(wanted) : true));
+      String(place) === state.class || name.toLowerCase().includes(wanted));
     const shown = found.slice(0, CLASSES);
-    this.classList.replaceChildren(...shown.map(({ imagenet_class: place, name }) => {
+    fill(this.classList, shown.map(({ imagenet_class: place, name }) => {
       const on = state.class === String(place);
       return choice(`class-${place}`, name, number(counts.get(place) ?? 0), on,
-        { ...leaveHealth(state), class: on ? null : place, image: null });
-    }), ...(found.length > shown.length ? [h("li", { class: "quiet" },
-      `and ${plural(found.length - shown.length, "other class", "other classes")}`)] : []));
+        { ...leaveHealth(state), class: on ? null : place });
+    }), found.length > shown.length && h("li", { class: "quiet" },
+      `and ${plural(found.length - shown.length, "other class", "other classes")}`));
     rove(this.classList);
   }
 }
@@ -156,17 +139,11 @@ function search(info, state) {
     placeholder: available ? "a dog in the snow" : "not available", autocomplete: "off",
     maxlength: "1000", "aria-describedby": "search-about",
   });
-  return h("form", {
-    role: "search",
-    onsubmit: (event) => {
-      event.preventDefault();
-      go({ text: input.value.trim() || null, like: null, set: null, image: null, view: null });
-    },
-  },
-  h("label", { for: "search-text", class: "heading" }, "Search by text"),
-  input,
-  h("p", { class: "quiet", id: "search-about" },
-    available ? "Sorts the images by CLIP, best first." : withOptions(reason)));
+  const act = () => go({ text: input.value.trim() || null, like: null, set: null, image: null, view: null });
+  return form(act, { role: "search" },
+    h("label", { for: "search-text", class: "heading" }, "Search by text"), input,
+    h("p", { class: "quiet", id: "search-about" },
+      available ? "Sorts the images by CLIP, best first." : withOptions(reason)));
 }
 
 export const byNeighbours = (sort) => ["outliers", "typical"].includes(sort);
@@ -196,12 +173,8 @@ function naming(state) {
   const input = h("input", {
     type: "search", id: "name", value: state.name_part ?? "", autocomplete: "off", maxlength: "600",
   });
-  return h("form", {
-    onsubmit: (event) => {
-      event.preventDefault();
-      go({ ...leaveHealth(state), name_part: input.value || null, image: null });
-    },
-  }, h("label", { for: "name", class: "heading" }, "Object name contains"), input);
+  return form(() => go({ ...leaveHealth(state), name_part: input.value || null, image: null }), {},
+    h("label", { for: "name", class: "heading" }, "Object name contains"), input);
 }
 
 // A sentence of the server, in which an option to type is never broken across lines.
@@ -212,10 +185,9 @@ const withOptions = (text) => text.split(/(--\w+)/).map((part) =>
 export function summary(session, state, shown) {
   const { info } = session;
   const chips = [];
-  const chip = (text, changes) => chips.push(h("a", {
-    class: "chip", title: text, href: changed({ image: null, ...changes }), onclick: onLink,
-    "aria-label": `Remove the filter: ${text}`,
-  }, h("bdi", {}, text), h("span", { "aria-hidden": "true" }, "×")));
+  const chip = (text, changes) => chips.push(link({ image: null, ...changes },
+    { class: "chip", title: text, "aria-label": `Remove the filter: ${text}` },
+    h("bdi", {}, text), h("span", { "aria-hidden": "true" }, "×")));
   if (state.split) chip(splitName(state.split), { split: null });
   // A category without other modes than POSITIVE needs no mention of it.
   const text = (category, mode) => (mode !== null ? labelText({ category, mode })
@@ -255,10 +227,9 @@ export function summary(session, state, shown) {
   return h("div", { class: "summary" },
     h("p", { role: "status", class: "total" }, shown === info.rows ? plural(shown, "image")
       : `${count(shown)} of ${plural(info.rows, "image")}`),
-    ...chips,
-    ...(chips.length > 1 ? [h("a", {
-      class: "clear-all", href: changed({ ...noFilters(state), selected: null, image: null }), onclick: onLink,
-    }, "Clear all")] : []),
-    ...[...info.warnings, ...state.notes].map((warning) =>
+    chips,
+    chips.length > 1 && link({ ...noFilters(state), selected: null, image: null }, { class: "clear-all" },
+      "Clear all"),
+    [...info.warnings, ...state.notes].map((warning) =>
       h("p", { class: "warning", role: "alert" }, withOptions(warning))));
 }

@@ -1,7 +1,6 @@
 // A small histogram with two handles: brushing it, with mouse, touch or keyboard, chooses a range.
 
-import { h, plural } from "../dom.js";
-import { svg } from "../svg.js";
+import { h, own, plural, svg } from "../base/dom.js";
 
 const HEIGHT = 36; // units of the drawing; its width is one unit per bar
 const GRAB = 10; // CSS pixels around a handle that move it
@@ -112,8 +111,8 @@ export class Histogram {
       this.apply();
       return;
     }
-    const step = Object.hasOwn(KEYS, event.key) ? KEYS[event.key] : null;
-    if (step === null || event.altKey || event.ctrlKey || event.metaKey) return;
+    const step = own(KEYS, event.key);
+    if (step === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     const range = [...this.range];
     const [least, most] = place ? [range[0] + 1, this.bars] : [0, range[1] - 1];

@@ -1,8 +1,9 @@
 // The list of labels: each category with the counts of its modes, and what filters by them.
 
-import { count, h, modeKind, modeName } from "../dom.js";
-import { rove } from "../rove.js";
-import { changed, labelOf, labelsIn, LABEL_LISTS, leaveHealth, onLink, termOf, toggled } from "../state.js";
+import { choice, finder, link, number } from "../base/controls.js";
+import { button, count, dot, fill, h, modeName } from "../base/dom.js";
+import { rove } from "../base/rove.js";
+import { labelOf, labelsIn, LABEL_LISTS, leaveHealth, termOf, toggled } from "../base/state.js";
 
 const SHOWN = 12; // categories listed at once, the commonest; the others are found by name
 const MORE = 100; // that a press on "more" adds
@@ -10,15 +11,6 @@ const MODES_ON_LINE = 3; // counts beside that of the positive label
 const SIGNS = {
   or: ["or", "Or with this label"], with: ["+", "And with this label"], without: ["−", "Without this label"],
 };
-
-// A line that chooses a filter, or takes it back; `numbers` is one or several elements.
-export function choice(id, text, numbers, on, changes) {
-  return h("li", {}, h("a", {
-    id, class: "choice", href: changed(changes), "aria-current": on ? "true" : null, onclick: onLink, title: text,
-  }, h("bdi", { class: "choice-text" }, text), numbers));
-}
-
-export const number = (images) => h("span", { class: images ? "number" : "number none" }, count(images));
 
 export class LabelList {
   constructor() {
@@ -33,19 +25,15 @@ export class LabelList {
   // facets: the counts of all images, or of those that pass the other filters.
   show(info, state, facets) {
     Object.assign(this, { info, state, facets });
-    const many = info.categories.length > SHOWN;
-    const box = many ? h("input", {
-      type: "search", placeholder: "Find a label", "aria-label": "Find a label", id: "find-label", value: this.find,
-      oninput: (event) => {
-        this.find = event.currentTarget.value;
-        this.shown = SHOWN;
-        this.fill();
-      },
-    }) : null;
     this.fill();
     return h("section", { "aria-labelledby": "labels-title" },
       h("h2", { id: "labels-title" }, "Labels"),
-      info.categories.length ? [box, this.all] : h("p", { class: "quiet" },
+      info.categories.length > SHOWN && finder("find-label", "Find a label", this.find, (text) => {
+        this.find = text;
+        this.shown = SHOWN;
+        this.fill();
+      }),
+      info.categories.length ? this.all : h("p", { class: "quiet" },
         "None yet. Labels written by ingest_labels.py appear here by themselves."));
   }
 
@@ -56,7 +44,6 @@ export class LabelList {
 
   fill() {
     const { info, state, facets } = this;
-    const focused = this.all.contains(document.activeElement) ? document.activeElement.id : null;
     const wanted = this.find.toLowerCase();
     const named = new Set([state.category, ...LABEL_LISTS.flatMap((field) =>
       labelsIn(state, field).map((term) => labelOf(term).category))]);
@@ -64,19 +51,18 @@ export class LabelList {
       .sort((one, other) => other.count - one.count);
     const listed = found.filter(({ category }, place) => place < this.shown || named.has(category));
     const counts = new Map(facets.categories.map((one) => [one.category, one]));
-    this.list.replaceChildren(...listed.map((one) =>
-      this.line(one, counts.get(one.category), named.has(one.category))),
-    ...(found.length ? [] : [h("li", { class: "quiet" }, "No such label.")]),
-    ...(found.length > listed.length ? [h("li", {}, h("button", {
-      type: "button", class: "plain", id: "more-labels",
-      onclick: () => { this.shown += MORE; this.fill(); },
-    }, `${count(found.length - listed.length)} more`))] : []));
-    const none = { ...leaveHealth(state), category: null, mode: null, image: null };
+    fill(this.list,
+      listed.map((one) => this.line(one, counts.get(one.category), named.has(one.category))),
+      !found.length && h("li", { class: "quiet" }, "No such label."),
+      found.length > listed.length && h("li", {}, button(`${count(found.length - listed.length)} more`, () => {
+        this.shown += MORE;
+        this.fill();
+      }, { class: "plain", id: "more-labels" })));
+    const none = { ...leaveHealth(state), category: null, mode: null };
     const any = (value, text, images) => choice(`label-${value}`, text, number(images),
       state.labelled === value, { ...none, labelled: state.labelled === value ? null : value });
-    this.rest.replaceChildren(any("yes", "Any label", facets.labelled), any("no", "No label", facets.unlabelled));
+    fill(this.rest, any("yes", "Any label", facets.labelled), any("no", "No label", facets.unlabelled));
     rove(this.all, ".choice, .plain");
-    if (focused) document.getElementById(focused)?.focus();
   }
 
   // The line of a category is its positive label; its other modes have lines below it.
@@ -85,29 +71,26 @@ export class LabelList {
     const positive = modes.some(({ mode }) => mode === "POSITIVE");
     const others = modes.filter(({ mode }) => mode !== "POSITIVE");
     const main = positive ? "POSITIVE" : null;
-    const numbers = [...(positive ? [number(images("POSITIVE"))] : []),
-      ...others.slice(0, MODES_ON_LINE).map(({ mode }) => h("span", { class: "number", title: modeName(mode) },
-        h("span", { class: `dot ${modeKind(mode)}`, "aria-hidden": "true" }),
-        h("span", { class: "hidden" }, `, ${modeName(mode)} `), count(images(mode)))),
-      ...(others.length > MODES_ON_LINE ? [h("span", { class: "number" }, "…")] : [])];
+    const numbers = [positive && number(images("POSITIVE")),
+      others.slice(0, MODES_ON_LINE).map(({ mode }) => h("span", { class: "number", title: modeName(mode) },
+        dot(mode), h("span", { class: "hidden" }, `, ${modeName(mode)} `), count(images(mode)))),
+      others.length > MODES_ON_LINE && h("span", { class: "number" }, "…")];
     const item = this.mode(`category-${category}`, category, category, main, numbers, positive || !others.length);
     if (!others.length) return item;
     const open = named || this.unfolded.has(category);
-    item.prepend(h("button", {
-      type: "button", class: "unfold", id: `unfold-${category}`, "aria-expanded": String(open),
+    item.prepend(button(open ? "▾" : "▸", () => {
+      if (!this.unfolded.delete(category)) this.unfolded.add(category);
+      this.fill();
+    }, {
+      class: "unfold", id: `unfold-${category}`, "aria-expanded": String(open),
       "aria-label": `Modes of ${category}`, disabled: named,
-      onclick: () => {
-        if (!this.unfolded.delete(category)) this.unfolded.add(category);
-        this.fill();
-      },
-    }, open ? "▾" : "▸"));
+    }));
     const modeLine = (mode, text, shown) =>
       this.mode(`mode-${category}-${mode ?? ""}`, text, category, mode, shown, true);
     if (open) {
       item.append(h("ul", { class: "modes", role: "list" },
-        others.map(({ mode }) => modeLine(mode, modeName(mode), [
-          h("span", { class: `dot ${modeKind(mode)}` }), number(images(mode))])),
-        positive ? modeLine(null, "any mode", number(counted?.count ?? 0)) : null));
+        others.map(({ mode }) => modeLine(mode, modeName(mode), [dot(mode), number(images(mode))])),
+        positive && modeLine(null, "any mode", number(counted?.count ?? 0))));
     }
     return item;
   }
@@ -115,7 +98,7 @@ export class LabelList {
   // A label in one mode, null for any, with the signs that combine it with other filters.
   mode(id, text, category, mode, numbers, signs) {
     const { state } = this;
-    const base = { ...leaveHealth(state), labelled: null, image: null };
+    const base = { ...leaveHealth(state), labelled: null };
     const on = state.category === category && state.mode === mode;
     const item = choice(id, text, numbers, on,
       on ? { ...base, category: null, mode: null } : { ...base, category, mode });
@@ -124,9 +107,8 @@ export class LabelList {
     const about = mode === "POSITIVE" ? category : `${category}: ${mode === null ? "any mode" : modeName(mode)}`;
     item.append(h("span", { class: "mores" }, LABEL_LISTS.map((field) => {
       const [sign, title] = SIGNS[field];
-      return h("a", {
-        class: "more", id: `${field}-${id}`, href: changed({ ...base, [field]: toggled(state, field, term) }), title,
-        "aria-label": `${title}: ${about}`, onclick: onLink,
+      return link({ ...base, image: null, [field]: toggled(state, field, term) }, {
+        class: "more", id: `${field}-${id}`, title, "aria-label": `${title}: ${about}`,
         "aria-current": labelsIn(state, field).includes(term) ? "true" : null,
       }, sign);
     })));

@@ -1,7 +1,8 @@
 // A picture as the question: chosen, dropped or pasted. It goes to this page's server only.
 
-import { embeddingOf, h, Problem, sendFile } from "../dom.js";
-import { current, go } from "../state.js";
+import { button, embeddingOf, fill, h } from "../base/dom.js";
+import { post, Problem, problemOf } from "../base/requests.js";
+import { current, go } from "../base/state.js";
 
 export const isPicture = (like) => like !== null && like.startsWith("picture-");
 
@@ -12,10 +13,8 @@ export class PictureSearch {
       type: "file", accept: "image/*", hidden: true,
       onchange: () => { this.ask(this.file.files[0]); this.file.value = ""; },
     });
-    this.button = h("button", {
-      type: "button", id: "search-picture", "aria-describedby": "picture-about",
-      onclick: () => this.file.click(),
-    }, "Search by a picture…");
+    this.button = button("Search by a picture…", () => this.file.click(),
+      { id: "search-picture", "aria-describedby": "picture-about" });
     this.about = h("p", { class: "quiet", id: "picture-about" });
     this.status = h("p", { class: "picture-status", role: "status" });
     this.element = h("div", {}, this.button, this.file, this.about, this.status);
@@ -47,8 +46,8 @@ export class PictureSearch {
     const { available, reason } = info.picture_search;
     this.available = available;
     this.button.disabled = !available;
-    this.about.replaceChildren(...(available
-      ? ["Or drop or paste one. It goes to this server only, and is not stored."] : [withOptions(reason)].flat()));
+    fill(this.about, available
+      ? "Or drop or paste one. It goes to this server only, and is not stored." : withOptions(reason));
   }
 
   // Says what is wrong where it can be seen, on a narrow screen too.
@@ -66,7 +65,8 @@ export class PictureSearch {
     }
     this.status.textContent = "Reading the picture…";
     try {
-      const { like, by, reason } = await sendFile(`/page/${this.session.name}/picture`, file);
+      const answer = await post(`/page/${this.session.name}/picture`, {}, file);
+      const { like, by, reason } = await answer.json();
       if (!by.length) throw new Problem(reason);
       this.status.textContent = "";
       const state = current();
@@ -76,8 +76,7 @@ export class PictureSearch {
         like, by: usable === "clip" ? null : usable, text: null, set: null, image: null, view: null,
       });
     } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      this.refuse(error.message);
+      this.refuse(problemOf(error).message);
     }
   }
 }

@@ -1,12 +1,11 @@
 // Filters and orders by the fields of the images: sizes, quality, columns of one's own. A number or a
 // date has a histogram to brush and two boxes for exact limits, a column of texts a list of them.
 
-import { bytes, count, h, own, pause, Problem } from "../dom.js";
+import { choice, form, number } from "../base/controls.js";
+import { bytes, count, fill, h, own } from "../base/dom.js";
+import { go, labelsIn, leaveHealth, ofField, toggled } from "../base/state.js";
 import { Histogram } from "./histogram.js";
-import { choice, number } from "./labels.js";
-import { go, labelsIn, leaveHealth, toggled } from "../state.js";
 
-const POLL = 700; // milliseconds until histograms are asked for again while the server computes
 const KILO = 1000;
 const DAY = 86400; // seconds
 const SORTS = { // of the fields that an index has: the greatest first, then the least first
@@ -89,8 +88,7 @@ const limit = ({ kind, step }, number) =>
 export function impossible(info, state) {
   const fields = new Set(info.fields.flatMap(({ field }) => limits(field)));
   for (const { column, values } of info.columns) if (values.length) fields.add(texts(column));
-  const filters = Object.keys(state).filter((name) =>
-    /^(min|max|is)_./s.test(name) && state[name] !== null && !fields.has(name));
+  const filters = ofField(state).filter((name) => state[name] !== null && !fields.has(name));
   const names = new Set(filters.map((name) => name.slice(name.indexOf("_") + 1)));
   const left = Object.fromEntries(filters.map((name) => [name, null]));
   const words = names.size ? [`filtered by ${[...names].join(", ")}`] : [];
@@ -133,11 +131,11 @@ export class Ranges {
       this.histograms = new Map(info.fields.map((field) => [field.field, histogram(field)]));
     }
     const draw = (group) => ofGroup(info, group).map((field) => this.range(field));
-    const reason = ({ available, reason: why }) => (available ? [] : [h("p", { class: "quiet" }, why)]);
-    this.sizes.replaceChildren(...draw("size"), ...reason(info.sizes));
-    this.fill("quality", [...draw("quality"), ...reason(info.quality)]);
+    const lack = ({ available, reason }) => !available && h("p", { class: "quiet" }, reason);
+    fill(this.sizes, draw("size"), lack(info.sizes));
+    this.fill("quality", draw("quality"), lack(info.quality));
     this.lists = info.columns.map((column) => this.list(column));
-    this.fill("column", [...draw("column"), ...this.lists.map(({ element }) => element)]);
+    this.fill("column", draw("column"), this.lists.map(({ element }) => element));
     for (const field of info.fields) {
       this.histograms.get(field.field).limit(...this.limitsOf(field));
     }
@@ -145,38 +143,27 @@ export class Ranges {
   }
 
   // Shows what is in a group; a group whose images are limited opens.
-  fill(group, content) {
+  fill(group, ...content) {
     const element = this.groups[group];
-    element.hidden = !content.length;
-    element.lastChild.replaceChildren(...content);
+    fill(element.lastChild, content);
+    element.hidden = !element.lastChild.childElementCount;
     if (element.querySelector("[data-on]")) element.open = true;
   }
 
   // The same distributions are shown until those of the new filters are there.
   async refresh() {
     const turn = (this.turn += 1);
-    const { rows, ended } = this.session;
-    const { state } = this;
-    try {
-      let answer;
-      for (;;) {
-        answer = await this.session.ask("histograms", rows.parameters(state));
-        if (turn !== this.turn || ended.signal.aborted) return;
-        if (!answer.working) break;
-        await pause(POLL);
-      }
-      for (const field of this.info.fields) {
-        const found = answer.histograms.find((one) => one.field === field.field);
-        this.histograms.get(field.field).show(found, ...this.limitsOf(field));
-      }
-      this.counts = new Map(answer.texts.map(({ column, chosen }) => [column, chosen]));
-      for (const { column, numbers } of this.lists) {
-        numbers.forEach((element, place) => {
-          element.textContent = count(this.counts.get(column)?.[place] ?? 0);
-        });
-      }
-    } catch (error) { // the view itself says what is wrong
-      if (error.name !== "AbortError" && !(error instanceof Problem)) throw error;
+    const answer = await this.session.counts("histograms", this.state, () => turn !== this.turn);
+    if (!answer) return;
+    for (const field of this.info.fields) {
+      const found = answer.histograms.find((one) => one.field === field.field);
+      this.histograms.get(field.field).show(found, ...this.limitsOf(field));
+    }
+    this.counts = new Map(answer.texts.map(({ column, chosen }) => [column, chosen]));
+    for (const { column, numbers } of this.lists) {
+      numbers.forEach((element, place) => {
+        element.textContent = count(this.counts.get(column)?.[place] ?? 0);
+      });
     }
   }
 
@@ -203,12 +190,8 @@ export class Ranges {
     }));
     const value = (text) => (text === "" ? null : kind === "date" ? text
       : Number((Number(text) * scale).toFixed(digits(step))));
-    return h("form", {
+    return form(() => this.apply(about, ...boxes.map((box) => value(box.value))), {
       class: "range", "data-field": field, "data-on": given.some((one) => one !== null),
-      onsubmit: (event) => {
-        event.preventDefault();
-        this.apply(about, ...boxes.map((box) => value(box.value)));
-      },
     },
     h("h2", {}, h("bdi", {}, title), h("span", { class: "quiet unit" }, unit)),
     this.histograms.get(field).element,
@@ -225,7 +208,7 @@ export class Ranges {
     const known = this.counts.get(column) ?? [];
     const entries = values.map((text, place) => choice(`${name}-${place}`, text, number(known[place] ?? 0),
       chosen.includes(text), {
-        ...leaveHealth(this.state), [name]: toggled(this.state, name, text), set: null, image: null,
+        ...leaveHealth(this.state), [name]: toggled(this.state, name, text), set: null,
       }));
     const title = h("h2", {}, h("bdi", {}, column));
     const element = h("section", { "aria-label": column, "data-on": chosen.length > 0 }, title,

@@ -1,17 +1,14 @@
 // The boxes of an image, drawn over its picture, with their categories.
 
-import { h, keep, kept, labelText, modeKind } from "../dom.js";
-import { svg } from "../svg.js";
+import { h, keep, kept, labelText, modeKind, svg } from "../base/dom.js";
 
 const HIDE = "forager-hide-boxes"; // the browser keeps "yes" if the person switched boxes off
 let hidden = kept(HIDE) === "yes";
 
-const corner = (box) => [Math.min(box.x1, box.x2), Math.min(box.y1, box.y2)];
-
 // viewBox: the part of the image that is seen; place: the attributes of the text of a box.
 function overlay(boxes, viewBox, place) {
   return svg("svg", { class: "boxes", viewBox, "aria-hidden": "true" }, ...boxes.flatMap((box) => {
-    const [left, top] = corner(box);
+    const [left, top] = [Math.min(box.x1, box.x2), Math.min(box.y1, box.y2)];
     // The mode is readable whatever marks of writing direction the category has.
     const text = svg("text", place(left, top), svg("tspan", {}, box.category),
       labelText(box).slice(box.category.length));

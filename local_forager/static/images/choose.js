@@ -1,6 +1,9 @@
 // The dialog that selects a few images which stand for all of the view.
 
-import { askArray, count, embeddingOf, h, plural, Problem } from "../dom.js";
+import { form } from "../base/controls.js";
+import { field, makeDialog, openDialog, radioList } from "../base/dialogs.js";
+import { count, embeddingOf, h, plural } from "../base/dom.js";
+import { askArray, problemOf } from "../base/requests.js";
 
 const KINDS = {
   diverse: ["Diverse", "as different from each other as possible"],
@@ -8,10 +11,9 @@ const KINDS = {
 };
 const COUNT = 100; // images to begin with
 const MOST = 10_000; // images that the server chooses at once
-const dialog = document.getElementById("choose");
+const dialog = makeDialog("choose");
 let asked = null; // ends the request of this dialog
 
-dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 dialog.addEventListener("close", () => asked?.abort());
 
 export function openChoose(session, state) {
@@ -22,36 +24,23 @@ export function openChoose(session, state) {
   const by = h("select", { id: "choose-by" }, info.embeddings.map((one) => h("option", {
     value: one.by, selected: one.by === embeddingOf(info, state),
   }, `${one.by}: ${one.about}`)));
-  const button = h("button", { type: "submit", class: "primary" }, "Choose");
+  const submit = h("button", { type: "submit", class: "primary" }, "Choose");
   const status = h("p", { role: "status" });
-  const form = h("form", {
-    onsubmit: async (event) => {
-      event.preventDefault();
-      button.disabled = true;
-      const kind = dialog.querySelector("[name=kind]:checked").value;
-      await choose(session, state, { kind, count: Number(number.value), compare: by.value }, status);
-      button.disabled = false;
-    },
-  },
-  h("fieldset", { class: "export-formats" },
-    h("legend", {}, "Choose images of this view that are"),
-    Object.entries(KINDS).map(([name, [title, about]]) => h("label", {},
-      h("input", { type: "radio", name: "kind", value: name, checked: name === "diverse" }),
-      title, h("span", { class: "quiet" }, `: ${about}`)))),
-  h("div", { class: "export-label" },
-    h("p", {}, h("label", { for: "choose-count" }, "How many"), number),
-    h("p", {}, h("label", { for: "choose-by" }, "Compare by"), by)),
-  h("p", { class: "quiet" }, selection.count
-    ? `They are added to the ${plural(selection.count, "selected image")}, and are far from these. `
-    : "They become the selection. ",
-  "Failed images are left out, and all but one of each group of near duplicates."),
-  h("p", { class: "choose-do" }, button), status);
-  dialog.replaceChildren(h("div", { class: "detail-head" },
-    h("h2", { id: "choose-title" }, "Choose"),
-    h("button", {
-      type: "button", class: "round", "aria-label": "Close", onclick: () => dialog.close(),
-    }, "×")), form);
-  dialog.showModal();
+  const act = async () => {
+    submit.disabled = true;
+    const kind = dialog.querySelector("[name=kind]:checked").value;
+    await choose(session, state, { kind, count: Number(number.value), compare: by.value }, status);
+    submit.disabled = false;
+  };
+  openDialog(dialog, "Choose", form(act, {},
+    radioList("kind", "Choose images of this view that are", KINDS),
+    field("How many", number),
+    field("Compare by", by),
+    h("p", { class: "quiet" }, selection.count
+      ? `They are added to the ${plural(selection.count, "selected image")}, and are far from these. `
+      : "They become the selection. ",
+    "Failed images are left out, and all but one of each group of near duplicates."),
+    h("p", {}, submit), status));
   number.select();
 }
 
@@ -59,19 +48,15 @@ async function choose(session, state, wanted, status) {
   const { name, rows, selection } = session;
   const parameters = { ...rows.parameters(state), text: null, like: null, sort: null, ...wanted };
   asked = new AbortController();
-  status.textContent = "Choosing…";
+  const tell = (text) => { status.textContent = text; };
+  tell("Choosing…");
   try {
-    const chosen = await askArray(Int32Array, `/page/${name}/choose`, parameters, asked.signal,
-      { method: "POST", body: selection.rows() }, (text) => { status.textContent = text; });
+    const chosen = await askArray(Int32Array, `/page/${name}/choose`, parameters,
+      { method: "POST", body: selection.rows(), signal: asked.signal }, tell);
     selection.set(chosen);
     if (chosen.length === wanted.count) dialog.close();
-    else {
-      status.textContent = `Only ${count(chosen.length)} ${chosen.length === 1 ? "was" : "were"} left `
-        + "to choose from.";
-    }
+    else tell(`Only ${count(chosen.length)} ${chosen.length === 1 ? "was" : "were"} left to choose from.`);
   } catch (error) {
-    if (error.name === "AbortError") return;
-    if (!(error instanceof Problem)) throw error;
-    status.textContent = error.message;
+    if (error.name !== "AbortError") tell(problemOf(error).message);
   }
 }

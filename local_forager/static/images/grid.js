@@ -1,13 +1,16 @@
 // The grid of thumbnails. Only the tiles on the screen exist, whatever the number of images.
 
-import { boxSwitch, tileBoxes } from "./boxes.js";
-import { openChoose } from "./choose.js";
-import { MISSING } from "../missing.js";
-import { basename, h, kept, keep, labelText, modeKind, own, splitName } from "../dom.js";
+import { segments } from "../base/controls.js";
+import {
+  basename, button, dot, fill, h, kept, keep, labelText, own, splitName,
+} from "../base/dom.js";
+import { MISSING } from "../base/missing.js";
+import { rove } from "../base/rove.js";
+import { changed, onLink } from "../base/state.js";
 import { summary } from "../filters/filters.js";
 import { sizeText } from "../filters/ranges.js";
-import { rove } from "../rove.js";
-import { changed, onLink } from "../state.js";
+import { boxSwitch, tileBoxes } from "./boxes.js";
+import { openChoose } from "./choose.js";
 
 const SIZES = { small: 104, medium: 160, large: 240 }; // minimum width of a tile in pixels
 const GAP = 6; // pixels
@@ -16,7 +19,7 @@ const MAX_HEIGHT = 8_000_000; // pixels; browsers allow about 16 to 33 million
 const FAST = 3; // pixels per millisecond; nothing is requested while scrolling faster
 const SETTLE = 90; // milliseconds after the last scroll event until everything is requested
 const MARKS = 4; // dots per image, one per label
-
+const EDGE = 90; // pixels below the top of the window that the header covers
 const SIZE = "forager-thumbnail-size"; // where the browser keeps the chosen size
 
 export class Grid {
@@ -57,16 +60,17 @@ export class Grid {
     this.groups = groups;
     this.distances = distances;
     this.shown = sizeText(this.session.info, state) ?? ((distance) => distance.toFixed(3));
-    this.head.replaceChildren(summary(this.session, state, rows.length),
-      h("button", {
-        type: "button", disabled: !rows.length, onclick: () => this.session.selection.set(this.rows),
-      }, "Select all"),
-      h("button", {
-        type: "button", disabled: !rows.length || state.selected === "yes",
-        title: state.selected === "yes" ? "These images are selected already" : null,
-        onclick: () => openChoose(this.session, state),
-      }, "Choose…"),
-      ...(this.session.info.boxed ? [boxSwitch("Boxes")] : []), this.sizes());
+    const onlySelected = state.selected === "yes";
+    fill(this.head, summary(this.session, state, rows.length),
+      button("Select all", () => this.session.selection.set(this.rows),
+        { id: "select-all", disabled: !rows.length }),
+      button("Choose…", () => openChoose(this.session, state), {
+        id: "choose-some", disabled: !rows.length || onlySelected,
+        title: onlySelected ? "These images are selected already" : null,
+      }),
+      this.session.info.boxed > 0 && boxSwitch("Boxes"),
+      segments("size", "Size of the thumbnails", Object.keys(SIZES).map((name) => [name]), this.size,
+        (name) => this.resize(name)));
     rove(this.head);
     this.none.hidden = rows.length > 0;
     this.none.textContent = this.session.info.rows
@@ -108,12 +112,12 @@ export class Grid {
   }
 
   // Pixels of the list above the screen, and how far its tiles are shifted where the list is
-  // higher than MAX_HEIGHT.
+  // higher than MAX_HEIGHT: there, `scale` pixels of tiles pass with each pixel of scrolling.
   position() {
     const above = -this.list.getBoundingClientRect().top;
     const scale = this.total > this.height
       ? (this.total - innerHeight) / (this.height - innerHeight) : 1;
-    return { above, offset: scale === 1 ? 0 : Math.max(0, above) * (scale - 1) };
+    return { above, scale, offset: Math.max(0, above) * (scale - 1) };
   }
 
   update(settled) {
@@ -174,9 +178,8 @@ export class Grid {
   }
 
   hide(tile) {
-    if (tile.hidden) return;
+    if (tile.item.hidden) return;
     tile.item.hidden = true;
-    tile.hidden = true;
     tile.place = -1;
     tile.row = -1;
     tile.image.removeAttribute("src");
@@ -195,10 +198,7 @@ export class Grid {
       tile.item.ariaSetSize = String(this.rows.length);
       this.mark(tile, place);
     }
-    if (tile.hidden) {
-      tile.item.hidden = false;
-      tile.hidden = false;
-    }
+    tile.item.hidden = false;
     if (tile.row !== row) {
       tile.row = row;
       this.markSelected(tile);
@@ -240,7 +240,7 @@ export class Grid {
   }
 
   showSelection() {
-    for (const tile of this.tiles) if (!tile.hidden) this.markSelected(tile);
+    for (const tile of this.tiles) if (!tile.item.hidden) this.markSelected(tile);
   }
 
   markSelected(tile) {
@@ -271,31 +271,20 @@ export class Grid {
   }
 
   learn(first, last) {
-    this.session.rows.learn(this.rows.subarray(first, last), () => {
+    const tell = () => {
       for (const tile of this.tiles) {
-        if (!tile.hidden) describe(tile, this.session.rows.known(tile.row));
+        if (!tile.item.hidden) describe(tile, this.session.rows.known(tile.row));
       }
-    });
-    for (const tile of this.tiles) {
-      if (!tile.hidden) describe(tile, this.session.rows.known(tile.row));
-    }
+    };
+    this.session.rows.learn(this.rows.subarray(first, last), tell);
+    tell();
   }
 
-  sizes() {
-    const choose = (name) => {
-      this.size = name;
-      keep(SIZE, name);
-      this.layout();
-      this.update(true);
-    };
-    return h("fieldset", { class: "segments" },
-      h("legend", { class: "hidden" }, "Size of the thumbnails"),
-      Object.keys(SIZES).map((name) => h("label", {},
-        h("input", {
-          type: "radio", name: "size", value: name, checked: name === this.size,
-          onchange: () => choose(name),
-        }),
-        h("span", {}, name))));
+  resize(name) {
+    this.size = name;
+    keep(SIZE, name);
+    this.layout();
+    this.update(true);
   }
 
   onKey(event) {
@@ -325,16 +314,11 @@ export class Grid {
   // Scrolls as far as needed to have a place on the screen.
   reveal(place) {
     const y = Math.floor(place / this.columns) * this.step;
-    const { above, offset } = this.position();
-    const edge = 90; // pixels for the header
+    const { above, scale, offset } = this.position();
     const from = y - (above + offset);
-    if (from < edge || from + this.step > innerHeight) {
-      const scale = this.total > this.height
-        ? (this.total - innerHeight) / (this.height - innerHeight) : 1;
-      const start = scrollY + this.list.getBoundingClientRect().top;
-      const target = from < edge ? y - edge : y + this.step + GAP - innerHeight;
-      scrollTo(0, start + target / scale);
-    }
+    if (from >= EDGE && from + this.step <= innerHeight) return;
+    const target = from < EDGE ? y - EDGE : y + this.step + GAP - innerHeight;
+    scrollTo(0, scrollY - above + target / scale);
   }
 
   focusImages() {
@@ -347,27 +331,24 @@ export class Grid {
     this.focus = place;
     this.reveal(place);
     this.update(true);
-    const tile = this.tiles.find((other) => other.place === place && !other.hidden);
+    const tile = this.tiles.find((other) => other.place === place && !other.item.hidden);
     tile?.link.focus({ preventScroll: true });
   }
 }
 
 function makeTile() {
   const image = h("img", { alt: "", decoding: "async", draggable: "false" });
-  const badge = h("button", {
-    type: "button", class: "badge", hidden: true, tabIndex: -1, title: "Select this group",
-  });
+  const badge = button("", null, { class: "badge", hidden: true, tabIndex: -1, title: "Select this group" });
   const check = h("input", {
     type: "checkbox", class: "check", tabIndex: -1, "aria-label": "Select this image",
   });
-  const dots = h("span", { class: "dots", "aria-hidden": "true" });
+  const dots = h("span", { class: "dots" });
   const text = h("span", { class: "tile-text" });
   const far = h("span", { class: "badge far", hidden: true, title: "What the images are sorted by" });
   const link = h("a", { class: "tile", tabIndex: -1 }, image, text, dots, far);
   const item = h("li", { class: "cell" }, link, badge, check);
-  const tile = { item, link, image, badge, check, far, dots, text, place: -1, row: -1, hidden: false, offset: 0 };
   image.addEventListener("load", () => link.classList.add("here"));
-  return tile;
+  return { item, link, image, badge, check, far, dots, text, place: -1, row: -1, offset: 0 };
 }
 
 function describe(tile, known) {
@@ -377,8 +358,7 @@ function describe(tile, known) {
   tile.toldRow = tile.row;
   if (other) tile.link.classList.remove("here");
   const labels = known?.labels ?? [];
-  tile.dots.replaceChildren(...labels.slice(0, MARKS).map((label) =>
-    h("span", { class: `dot ${modeKind(label.mode)}` })));
+  tile.dots.replaceChildren(...labels.slice(0, MARKS).map(({ mode }) => dot(mode)));
   tile.boxes?.remove();
   tile.boxes = known?.boxes.length && known.width
     ? tileBoxes(known.boxes, known.width, known.height) : null;

@@ -1,16 +1,22 @@
-// The picture of one image, as large as there is room.
+// The picture of one image: as large as there is room, or small as a link to it.
 
-import { basename, h, splitName } from "../dom.js";
+import { link } from "../base/controls.js";
+import { basename, h, splitName } from "../base/dom.js";
 import { drawBoxes } from "./boxes.js";
 
 export const splitBadge = (split) => h("span", { class: `split ${split}` }, splitName(split));
+
+// A small picture of a row that opens it; properties: of the link; more: what is written over it.
+export const tile = (session, row, about, properties = {}, ...more) =>
+  link({ image: row, beside: null }, { class: "tile here", title: about, ...properties },
+    h("img", { src: session.rows.thumbnail(row), alt: about, decoding: "async" }), ...more);
 
 // The thumbnail at once, the original in its place when it has come; or why it cannot be shown.
 export function picture(session, image) {
   const caption = h("figcaption", { class: "quiet", role: "status" }, "Loading the original…");
   const name = basename(image.name);
   const words = h("p", { class: "caption" });
-  const full = h("img", { class: "full", alt: name, src: session.rows.original(image.row) });
+  const full = h("img", { class: "full", alt: name, src: session.rows.address("original", image.row) });
   const small = h("img", { class: "full preview", alt: "", src: session.rows.thumbnail(image.row) });
   const frame = h("div", { class: "frame" });
   if (!image.failed) {

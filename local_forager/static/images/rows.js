@@ -1,8 +1,7 @@
 // The images that pass the filters, and what is known about each. Kept until labels change.
 
-import { askArray } from "../dom.js";
+import { filtersIn, labelsIn, listsIn } from "../base/state.js";
 import { sizeText } from "../filters/ranges.js";
-import { filtersIn, labelsIn, listsIn } from "../state.js";
 
 const BATCH = 200; // images per request; the server accepts 500
 const KEPT = 20000; // summaries in memory
@@ -33,12 +32,9 @@ export class Rows {
     if (this.part?.answer !== answer || this.part.version !== selection.version) {
       const places = [...answer.rows.keys()].filter((place) => selection.has(answer.rows[place]));
       const take = (array) => array && array.constructor.from(places, (place) => array[place]);
+      const { rows, groups, distances } = answer;
       this.part = {
-        answer,
-        version: selection.version,
-        rows: take(answer.rows),
-        groups: take(answer.groups),
-        distances: take(answer.distances),
+        answer, version: selection.version, rows: take(rows), groups: take(groups), distances: take(distances),
       };
     }
     return this.part;
@@ -56,12 +52,12 @@ export class Rows {
     const parameters = this.parameters(state);
     const key = JSON.stringify(parameters);
     if (key !== this.key) {
-      const { name, ended } = this.session;
+      const { session } = this;
       const compares = state.set || state.text || state.like !== null
-        || ["outliers", "typical"].includes(state.sort) || sizeText(this.session.info, state);
+        || ["outliers", "typical"].includes(state.sort) || sizeText(session.info, state);
       const [coded, distances] = await Promise.all([
-        askArray(Int32Array, `/page/${name}/rows`, parameters, ended.signal),
-        compares ? askArray(Float32Array, `/page/${name}/distances`, parameters, ended.signal) : [],
+        session.askArray(Int32Array, "rows", parameters),
+        compares ? session.askArray(Float32Array, "distances", parameters) : [],
       ]);
       this.answer = { ...decode(coded), distances: distances.length ? distances : null };
       this.key = key;
@@ -94,14 +90,13 @@ export class Rows {
     }
   }
 
-  thumbnail(row) {
+  address(kind, row) {
     const { name, info } = this.session;
-    return `/page/${name}/thumbnail/${row}?v=${encodeURIComponent(info.index_id)}`;
+    return `/page/${name}/${kind}/${row}?v=${encodeURIComponent(info.index_id)}`;
   }
 
-  original(row) {
-    const { name, info } = this.session;
-    return `/page/${name}/original/${row}?v=${encodeURIComponent(info.index_id)}`;
+  thumbnail(row) {
+    return this.address("thumbnail", row);
   }
 }
 

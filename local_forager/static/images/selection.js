@@ -1,8 +1,9 @@
 // The images that the person has selected, and the bar that says so and offers what to do with them.
 
-import { count, h, keep, kept, plural } from "../dom.js";
+import { form } from "../base/controls.js";
+import { button, count, fill, h, keep, kept, plural } from "../base/dom.js";
+import { go } from "../base/state.js";
 import { openExport } from "./export.js";
-import { go } from "../state.js";
 
 const KEEP_AFTER = 300; // milliseconds after a change until the browser keeps the selection
 
@@ -12,7 +13,6 @@ export class Selection {
     this.marks = new Uint8Array(rows); // 1 for each selected row
     this.count = 0;
     this.version = 0; // changes with the selection
-    this.watchers = new Set();
     this.undo = null; // { text, act }: what was done last, and what takes it back
     this.keeping = null; // the timer until the selection is kept
     this.restore();
@@ -75,7 +75,7 @@ export class Selection {
     clearTimeout(this.keeping);
     this.keeping = setTimeout(() => this.keepNow(), KEEP_AFTER);
     this.draw();
-    for (const watcher of this.watchers) watcher();
+    this.session.selectionChanged();
   }
 
   // Named selections, kept by the browser for this index: [name, a bit per row as base64].
@@ -117,7 +117,7 @@ export class Selection {
   offerUndo(text, act) {
     this.undo = { text, act };
     this.draw();
-    this.element.querySelector("[data-undo]").focus();
+    document.getElementById("undo").focus();
   }
 
   // What was done before another view was asked for stays done.
@@ -132,42 +132,36 @@ export class Selection {
     const some = this.count > 0;
     this.element.hidden = !some && !saved.length && !this.undo;
     this.element.classList.toggle("over", !some && !saved.length); // moves nothing else
-    const button = (text, act, kind = null) =>
-      h("button", { type: "button", onclick: act, class: kind }, text);
-    const acts = !some ? [] : [
-      button("Show", () => go({ selected: "yes", set: null, view: null, image: null })),
-      button("Export…", () => openExport(this.session), "primary"),
-      button("Clear", () => this.exchange([], `Cleared ${plural(this.count, "image")}.`)),
-      this.naming(),
-    ];
-    this.element.replaceChildren(
+    fill(this.element,
       h("p", { class: "selected-count", role: "status" }, `${count(this.count)} selected`),
-      ...(some ? [h("p", { class: "quiet small", title: "It survives a reload. A link does not contain it." },
-        "kept in this browser")] : []),
-      ...acts,
-      ...(saved.length ? [this.choosing(saved)] : []),
-      ...(this.undo ? [h("p", { class: "inline", role: "status" }, this.undo.text, h("button", {
-        type: "button", "data-undo": true, onclick: () => this.undo.act(),
-      }, "Undo"))] : []),
-      ...(problem ? [h("p", { class: "warning", role: "alert" }, problem)] : []));
+      some && [
+        h("p", { class: "quiet small", title: "It survives a reload. A link does not contain it." },
+          "kept in this browser"),
+        button("Show", () => go({ selected: "yes", set: null, view: null, image: null }), { id: "show-selected" }),
+        button("Export…", () => openExport(this.session), { id: "export-selected", class: "primary" }),
+        button("Clear", () => this.exchange([], `Cleared ${plural(this.count, "image")}.`)),
+        this.naming(),
+      ],
+      saved.length > 0 && this.choosing(saved),
+      this.undo && h("p", { class: "inline", role: "status" }, this.undo.text,
+        button("Undo", () => this.undo.act(), { id: "undo" })),
+      problem !== "" && h("p", { class: "warning", role: "alert" }, problem));
   }
 
   naming() {
     const input = h("input", {
-      type: "text", placeholder: "Name", "aria-label": "Name of the selection", maxlength: "100",
+      type: "text", id: "selection-name", placeholder: "Name", "aria-label": "Name of the selection",
+      maxlength: "100",
     });
-    return h("form", {
-      class: "inline",
-      onsubmit: (event) => {
-        event.preventDefault();
-        if (input.value.trim()) this.save(input.value.trim());
-      },
-    }, input, h("button", { type: "submit" }, "Keep"));
+    const act = () => {
+      if (input.value.trim()) this.save(input.value.trim());
+    };
+    return form(act, { class: "inline" }, input, h("button", { type: "submit", id: "keep-selected" }, "Keep"));
   }
 
   choosing(saved) {
     const select = h("select", {
-      "aria-label": "Kept selections",
+      id: "kept-selections", "aria-label": "Kept selections",
       onchange: () => {
         const bits = saved[Number(select.value)]?.[1];
         if (bits) this.exchange(decode(bits), `Replaced ${plural(this.count, "selected image")}.`);
@@ -175,16 +169,13 @@ export class Selection {
     },
     h("option", { value: "" }, plural(saved.length, "kept selection")),
     saved.map(([name], place) => h("option", { value: String(place) }, name)));
-    return h("span", { class: "inline" }, select, h("button", {
-      type: "button",
-      onclick: () => {
-        this.store([]);
-        this.offerUndo(`Deleted ${plural(saved.length, "kept selection")}.`, () => {
-          this.undo = null;
-          this.store(saved);
-        });
-      },
-    }, "Delete kept"));
+    return h("span", { class: "inline" }, select, button("Delete kept", () => {
+      this.store([]);
+      this.offerUndo(`Deleted ${plural(saved.length, "kept selection")}.`, () => {
+        this.undo = null;
+        this.store(saved);
+      });
+    }));
   }
 }
 

@@ -1,9 +1,10 @@
 // Colours of the map's points by split, label, ImageNet class, the modes of one label, or a field or
 // column of texts; its legend.
 
-import { askArray, count, h, own, plural, splitName } from "../dom.js";
+import { link } from "../base/controls.js";
+import { count, h, own, plural, splitName } from "../base/dom.js";
+import { toggled } from "../base/state.js";
 import { written } from "../filters/ranges.js";
-import { changed, onLink, toggled } from "../state.js";
 
 const COLUMNS = { split: "split", label: "label", class: "ImageNet class" };
 const CATEGORY = "category:"; // before a label in the address: colours by the modes of that label
@@ -44,13 +45,10 @@ export function chosenColor(value, info) {
 // The value of each point, -1 where there is none; of numbers and dates, the number of its shade, and
 // the colour gets the `edges` of the shades.
 export async function askColumn(session, color) {
-  const path = `/page/${session.name}/column`;
-  const { signal } = session.ended;
-  if (!color.name) {
-    return askArray(Int32Array, `${path}/${color.kind}`, { category: color.category }, signal);
-  }
-  const values = await askArray(Float64Array, `${path}/field`, { field: color.name }, signal);
-  if (color.kind === "text") return Int32Array.from(values, (value) => (Number.isNaN(value) ? -1 : value));
+  const { name, kind, category } = color;
+  if (!name) return session.askArray(Int32Array, `column/${kind}`, { category });
+  const values = await session.askArray(Float64Array, "column/field", { field: name });
+  if (kind === "text") return Int32Array.from(values, (value) => (Number.isNaN(value) ? -1 : value));
   const known = values.filter((value) => !Number.isNaN(value)).sort();
   const edges = Array.from({ length: SHADES },
     (_, shade) => known[Math.floor((shade * known.length) / SHADES)]);
@@ -114,9 +112,9 @@ export function legend(color, info, counts, colors, others) {
   const entry = (value, text, number, filters = filter(value)) => {
     const swatch = h("span", { class: "swatch" });
     swatch.style.background = css(colors.get(value));
-    const title = filters ? h("a", { href: changed(filters), onclick: onLink }, h("bdi", {}, text))
-      : h("bdi", {}, text);
-    return h("li", {}, swatch, title, h("span", { class: "number" }, count(number)));
+    const title = h("bdi", {}, text);
+    return h("li", {}, swatch, filters ? link(filters, {}, title) : title,
+      h("span", { class: "number" }, count(number)));
   };
   const ordered = [...counts].sort((one, other) => (kind === "shade" && Math.min(one[0], other[0]) >= 0
     ? one[0] - other[0] : other[1] - one[1]));

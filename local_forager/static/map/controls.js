@@ -1,20 +1,20 @@
 // The toolbar of the map: what the points show, where they are, and what dragging does.
 
-import { h } from "../dom.js";
+import { segments } from "../base/controls.js";
+import { fill, h } from "../base/dom.js";
+import { go } from "../base/state.js";
 import { FEW } from "../points/pictures.js";
-import { go } from "../state.js";
 import { colorChoices } from "./colors.js";
 import { MEASURE } from "./names.js";
 
-const TOOLS = { move: "Move", rectangle: "Rectangle", lasso: "Lasso" };
+const TOOLS = [["move", "Move"], ["rectangle", "Rectangle"], ["lasso", "Lasso"]];
 
-// Draws the toolbar anew, with these choices; the control that has the focus keeps it.
+// Draws the toolbar anew, with these choices.
 export function drawControls(map, by, method, color) {
   const { info } = map.session;
   const { embeddings, layout, umap } = info;
   const choose = (field, usual) => (value) => go({ [field]: value === usual ? null : value }, { replace: true });
-  const focused = map.controls.contains(document.activeElement) ? document.activeElement.id : null;
-  map.controls.replaceChildren(
+  fill(map.controls,
     select("color", "Colour by", colorChoices(info), color, choose("color", "split")),
     select("by", "Embedding", Object.fromEntries(embeddings.map((one) => [one.by, one.by])), by,
       choose("by", embeddings[0].by)),
@@ -22,16 +22,15 @@ export function drawControls(map, by, method, color) {
       method, choose("method", layout)),
     box(map, "pictures", "Pictures", `When up to ${FEW} images are in view`, map.withPictures),
     box(map, "names", "Names", MEASURE, map.withNames),
-    segments("tool", "What dragging does", TOOLS, map.tool, (tool) => {
+    segments("map-tool", "What dragging does", TOOLS, map.tool, (tool) => {
       map.tool = tool;
       map.canvas.classList.toggle("drawing", tool !== "move");
     }),
-    segments("removes", "What shapes do", { add: "Add", remove: "Remove" },
+    segments("map-removes", "What shapes do", [["add", "Add"], ["remove", "Remove"]],
       map.removes ? "remove" : "add", (value) => { map.removes = value === "remove"; }));
   const layouts = document.getElementById("map-method");
   layouts.title = umap.reason;
   layouts.querySelector("[value=umap]").disabled = !umap.available;
-  if (focused) document.getElementById(focused)?.focus();
 }
 
 function select(field, text, options, value, change) {
@@ -47,15 +46,4 @@ function box(map, field, text, title, checked) {
   return h("label", { for: id, title }, h("input", {
     type: "checkbox", id, checked, onchange: () => map.toggle(field),
   }), text);
-}
-
-function segments(field, title, options, value, change) {
-  const name = `map-${field}`;
-  return h("fieldset", { class: "segments" },
-    h("legend", { class: "hidden" }, title),
-    Object.entries(options).map(([key, text]) => h("label", {},
-      h("input", {
-        type: "radio", name, value: key, id: `${name}-${key}`, checked: key === value,
-        onchange: () => change(key),
-      }), h("span", {}, text))));
 }

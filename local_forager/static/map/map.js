@@ -1,18 +1,20 @@
 // The map: a point per image; similar images are close together.
 
-import { askArray, count, embeddingOf, h } from "../dom.js";
+import { link } from "../base/controls.js";
+import { button, count, embeddingOf, fill, h } from "../base/dom.js";
+import { go, note } from "../base/state.js";
 import { summary } from "../filters/filters.js";
-import { askColumn, chosenColor, columnColors, css, dark, legend, pixel } from "./colors.js";
-import { drawControls } from "./controls.js";
+import { tile } from "../images/picture.js";
 import { Density } from "../points/density.js";
 import { FEW, Pictures } from "../points/pictures.js";
 import { pointIndex } from "../points/points.js";
 import { disc, drawingOrder, scatter, scatterSmooth } from "../points/scatter.js";
-import { listenTo } from "./map_input.js";
+import { askColumn, chosenColor, columnColors, css, dark, legend, pixel } from "./colors.js";
+import { drawControls } from "./controls.js";
+import { listenTo, ZOOM_STEP } from "./map_input.js";
 import { Names } from "./names.js";
 import { drawCross, drawRing, drawShape } from "./shapes.js";
 import { Tip } from "./tip.js";
-import { changed, go, note, onLink } from "../state.js";
 
 const NOTE_AFTER = 300; // milliseconds after the last move until the address has the place
 const STRIP = 24; // selected images shown below the map
@@ -33,12 +35,11 @@ export class PointMap {
     });
     this.context = this.canvas.getContext("2d");
     this.tip = new Tip(session);
-    const button = (text, name, act) => h("button", { type: "button", "aria-label": name, onclick: act }, text);
     this.names = new Names(this);
     this.box = h("div", { class: "map-box" }, this.canvas, this.names.element, this.tip.element, h("span", { class: "zoom" },
-      button("+", "Zoom in", () => this.zoomBy(1.6)),
-      button("−", "Zoom out", () => this.zoomBy(1 / 1.6)),
-      button("⤢", "Show all", () => this.all())));
+      button("+", () => this.zoomBy(ZOOM_STEP), { "aria-label": "Zoom in" }),
+      button("−", () => this.zoomBy(1 / ZOOM_STEP), { "aria-label": "Zoom out" }),
+      button("⤢", () => this.all(), { "aria-label": "Show all" })));
     this.head = h("div", { class: "head" });
     this.controls = h("div", { class: "map-controls" });
     this.legend = h("ul", { class: "legend", role: "list" });
@@ -93,20 +94,19 @@ export class PointMap {
   }
 
   async show(state, { back, late }) {
-    const { name, ended, info, rows } = this.session;
+    const { info, rows } = this.session;
     if (!this.state) this.goTo(state.at ?? this.session.mapPlace);
     else if (back) this.goTo(state.at);
     this.state = state;
     const by = embeddingOf(info, state);
     const method = info.umap.available && ["pca", "umap"].includes(state.method) ? state.method : info.layout;
     const color = chosenColor(state.color, info);
-    this.by = by;
     this.withPictures = state.pictures !== "no";
     this.withNames = state.names !== "no";
     drawControls(this, by, method, color.value);
     if (this.key !== `${by} ${method}`) {
-      this.legend.replaceChildren(h("li", { class: "quiet", role: "status" }, "Laying out the map…"));
-      const points = await askArray(Float32Array, `/page/${name}/map`, { by, method }, ended.signal);
+      fill(this.legend, h("li", { class: "quiet", role: "status" }, "Laying out the map…"));
+      const points = await this.session.askArray(Float32Array, "map", { by, method });
       if (late()) return;
       this.key = `${by} ${method}`;
       this.points = points;
@@ -119,7 +119,7 @@ export class PointMap {
       rows.select(state),
     ]);
     if (late()) return;
-    this.head.replaceChildren(summary(this.session, state, selected.rows.length));
+    fill(this.head, summary(this.session, state, selected.rows.length));
     this.color = color;
     this.column = column;
     this.chosen = new Uint8Array(column.length);
@@ -150,7 +150,7 @@ export class PointMap {
     this.density.color(this.pixels, this.chosen);
     this.order = drawingOrder(this.points, this.chosen);
     this.showSelection();
-    this.legend.replaceChildren(...legend(this.color, this.session.info, counts, colors, others));
+    fill(this.legend, legend(this.color, this.session.info, counts, colors, others));
     this.request();
   }
 
@@ -163,21 +163,16 @@ export class PointMap {
   // Marks the selected points, and shows the first of them below the map.
   showSelection() {
     if (!this.order) return;
-    const { rows, selection } = this.session;
+    const { selection } = this.session;
     this.selected = this.order.filter((row) => selection.has(row));
     const first = selection.rows().subarray(0, STRIP);
     this.strip.hidden = !selection.count;
-    this.strip.replaceChildren(
+    fill(this.strip,
       h("h2", {}, "Selected"),
-      h("ul", { class: "strip", role: "list" }, [...first].map((row) => h("li", {}, h("a", {
-        class: "tile here", href: changed({ image: row }), onclick: onLink, "aria-label": `Image ${row}`,
-      }, h("img", {
-        src: rows.thumbnail(row), alt: "", decoding: "async",
-        onerror: (event) => event.currentTarget.remove(),
-      }))))),
-      selection.count > STRIP ? h("p", {}, h("a", {
-        href: changed({ selected: "yes", view: null, image: null }), onclick: onLink,
-      }, `Show all ${count(selection.count)}`)) : "");
+      h("ul", { class: "strip", role: "list" },
+        [...first].map((row) => h("li", {}, tile(this.session, row, `Image ${row}`)))),
+      selection.count > STRIP && h("p", {}, link({ selected: "yes", view: null, image: null }, {},
+        `Show all ${count(selection.count)}`)));
     this.request();
   }
 
@@ -216,21 +211,19 @@ export class PointMap {
   draw() {
     if (!this.order || !this.image) return;
     const { width, height } = this.canvas;
-    const scale = this.scale();
-    const left = width / 2 - this.center[0] * scale;
-    const top = height / 2 + this.center[1] * scale;
+    const view = this.onCanvas();
     const order = this.visible();
     const draw = order.length > SMOOTH ? scatter : scatterSmooth;
     if (order.length > DENSE) {
       const { paper, faint } = this;
       const moving = performance.now() < this.movingUntil;
-      this.density.draw(this.buffer, width, height, { scale, left, top, paper, faint, moving });
+      this.density.draw(this.buffer, width, height, { ...view, paper, faint, moving });
     } else {
       this.buffer.fill(this.paper);
       const size = disc(this.radius(order.length), width);
-      draw(this.buffer, width, height, this.points, order, this.pixels, size, scale, left, top);
+      draw(this.buffer, width, height, this.points, order, this.pixels, size, view);
     }
-    this.drawSelected(draw, scale);
+    this.drawSelected(draw, view);
     this.context.putImageData(this.image, 0, 0);
     const { color: ink } = getComputedStyle(this.canvas);
     if (this.withPictures) this.drawPictures();
@@ -258,15 +251,13 @@ export class PointMap {
   }
 
   // The selected points once more, over the others and with two edges around them. Few are large.
-  drawSelected(draw, scale) {
+  drawSelected(draw, view) {
     if (!this.selected.length) return;
     const { width, height } = this.canvas;
     const radius = Math.max(this.radius(), (this.selected.length > FEW ? 1 : 3) * this.ratio);
-    const left = width / 2 - this.center[0] * scale;
-    const top = height / 2 + this.center[1] * scale;
     for (const [pixels, edge] of [[this.papers, 2.5], [this.inks, 1.5], [this.pixels, 0]]) {
       const size = disc(radius + edge * this.ratio, width);
-      draw(this.buffer, width, height, this.points, this.selected, pixels, size, scale, left, top);
+      draw(this.buffer, width, height, this.points, this.selected, pixels, size, view);
     }
   }
 
@@ -303,13 +294,17 @@ export class PointMap {
     return base * room * this.ratio * Math.min(2.2, this.zoom ** 0.25);
   }
 
+  // The scale of the map, and where its middle is on the canvas, in pixels of it.
+  onCanvas() {
+    const scale = this.scale();
+    const { width, height } = this.canvas;
+    return { scale, left: width / 2 - this.center[0] * scale, top: height / 2 + this.center[1] * scale };
+  }
+
   // Pixels of the canvas of a place on the map.
   toCanvas(x, y) {
-    const scale = this.scale();
-    return [
-      this.canvas.width / 2 + (x - this.center[0]) * scale,
-      this.canvas.height / 2 - (y - this.center[1]) * scale,
-    ];
+    const { scale, left, top } = this.onCanvas();
+    return [left + x * scale, top - y * scale];
   }
 
   // CSS pixels of the box of a place on the map.
@@ -361,14 +356,12 @@ export class PointMap {
   }
 
   hover(row) {
-    if (row === this.hovered) {
-      if (row >= 0) this.tip.place(...this.toScreen(row), this.width, this.height);
-      return;
+    if (row !== this.hovered) {
+      this.hovered = row;
+      this.canvas.classList.toggle("over", row >= 0);
+      this.tip.show(row);
+      this.request();
     }
-    this.hovered = row;
-    this.canvas.classList.toggle("over", row >= 0);
-    this.request();
-    this.tip.show(row);
     if (row >= 0) this.tip.place(...this.toScreen(row), this.width, this.height);
   }
 }

@@ -1,11 +1,12 @@
 // Pointer, wheel and keyboard of the map: moving, zooming, opening images, drawing shapes.
 
+import { own } from "../base/dom.js";
+import { go } from "../base/state.js";
 import { dark } from "./colors.js";
-import { own } from "../dom.js";
 import { rowsWithin } from "./shapes.js";
-import { go } from "../state.js";
 
 const STEP = 60; // CSS pixels that an arrow key moves the map
+export const ZOOM_STEP = 1.5; // of a key or a button
 const CLICK = 4; // CSS pixels; a pointer that moves further drags
 
 // Connects a map with its canvas; returns a function that ends what outlives the canvas.
@@ -103,7 +104,7 @@ function onKey(map, event) {
   const acts = {
     ArrowLeft: () => map.panBy(STEP, 0), ArrowRight: () => map.panBy(-STEP, 0),
     ArrowUp: () => map.panBy(0, STEP), ArrowDown: () => map.panBy(0, -STEP),
-    "+": () => map.zoomBy(1.4), "=": () => map.zoomBy(1.4), "-": () => map.zoomBy(1 / 1.4),
+    "+": () => map.zoomBy(ZOOM_STEP), "=": () => map.zoomBy(ZOOM_STEP), "-": () => map.zoomBy(1 / ZOOM_STEP),
     0: () => map.all(), n: () => map.toggle("names"),
     Enter: () => {
       const row = map.index?.nearest(...map.center, 2, map.chosen) ?? -1;

@@ -1,7 +1,7 @@
 // The names of the clusters of points in view: labels, or else ImageNet classes, that are commoner
 // there than in the whole dataset. Each is a button that zooms to its cluster.
 
-import { askArray, count, h } from "../dom.js";
+import { button, count, h } from "../base/dom.js";
 import { findClusters } from "../points/clusters.js";
 
 const REST = 200; // milliseconds after the last move until the names are found anew
@@ -33,11 +33,12 @@ export class Names {
 
   // Requests the columns of names where they are new, and finds the names.
   async show(on) {
-    const { name, info, ended } = this.map.session;
+    const { session } = this.map;
+    const { info } = session;
     this.on = on;
     if (on && this.version !== info.version) {
-      const ask = (kind) => askArray(Int32Array, `/page/${name}/column/${kind}`, {}, ended.signal);
-      const [labels, classes] = await Promise.all([ask("label"), ask("class")]);
+      const [labels, classes] = await Promise.all(
+        ["column/label", "column/class"].map((path) => session.askArray(Int32Array, path)));
       const places = new Map(info.classes.map((one, place) => [one.imagenet_class, place]));
       const known = Int32Array.from(classes, (value) => places.get(value) ?? -1);
       this.labels = tally(labels, info.categories.map(({ category }) => category));
@@ -82,10 +83,10 @@ export class Names {
       return { ...cluster, found: labels.length ? labels : best(this.classes, 1) };
     }).filter((one) => one.found.length).map((one) => {
       const about = one.found.map(({ text: name, share, whole }) =>
-        `${name}: ${percent(share)} here, ${percent(whole)} of all`).join("; ");
+        `${name}: ${shareText(share)} here, ${shareText(whole)} of all`).join("; ");
       const title = `${about}. About ${count(one.count)} images: click to zoom in.`;
-      const button = h("button", { type: "button", title, onclick: () => map.zoomTo(one) });
-      return { ...one, title, button, item: h("li", {}, button) };
+      const control = button("", () => map.zoomTo(one), { title });
+      return { ...one, title, control, item: h("li", {}, control) };
     });
   }
 
@@ -117,7 +118,7 @@ export class Names {
   write(name, number, lower) {
     const text = name.found.slice(0, number).map((one) => one.text).join(", ");
     if (text !== name.text) {
-      name.button.textContent = name.text = text;
+      name.control.textContent = name.text = text;
       name.size = [name.item.offsetWidth, name.item.offsetHeight];
     }
     name.lower = lower;
@@ -205,4 +206,4 @@ function bestOf({ column, texts, totals }, counts, size) {
   return found.slice(0, both ? 2 : 1);
 }
 
-const percent = (share) => `${share < 0.0995 ? Number((100 * share).toPrecision(2)) : Math.round(100 * share)}%`;
+const shareText = (share) => `${share < 0.0995 ? Number((100 * share).toPrecision(2)) : Math.round(100 * share)}%`;

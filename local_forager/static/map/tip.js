@@ -1,6 +1,6 @@
 // The small picture beside the point under the pointer.
 
-import { basename, h, labelText, splitName } from "../dom.js";
+import { basename, h, labelText, splitName } from "../base/dom.js";
 
 const WIDTH = 196; // CSS pixels, with some room
 const HEIGHT = 190;

@@ -38,7 +38,7 @@ export function disc(radius, width) {
 }
 
 // Draws each point as a disc of its colour. The inner loop only writes pixels.
-export function scatter(buffer, width, height, points, order, pixels, { reach, offsets, cover }, scale, left, top) {
+export function scatter(buffer, width, height, points, order, pixels, { reach, offsets, cover }, { scale, left, top }) {
   const solid = offsets.filter((_, part) => cover[part] >= 0.5 * OPACITY * 256);
   const right = width - reach;
   const bottom = height - reach;
@@ -55,7 +55,7 @@ export function scatter(buffer, width, height, points, order, pixels, { reach, o
 }
 
 // The same with smooth edges: each pixel is mixed according to how much the disc covers.
-export function scatterSmooth(buffer, width, height, points, order, pixels, { reach, offsets, cover }, scale, left, top) {
+export function scatterSmooth(buffer, width, height, points, order, pixels, { reach, offsets, cover }, { scale, left, top }) {
   for (const row of order) {
     const x = (points[2 * row] * scale + left) | 0;
     const y = (top - points[2 * row + 1] * scale) | 0;

@@ -1,6 +1,6 @@
 // While the server does not answer, the page says so at its top, and goes on when it is back.
 
-import { noAnswer, pause } from "./dom.js";
+import { noAnswer, pause } from "./requests.js";
 
 const POLL = 1500; // milliseconds between looks whether the server is back
 const note = document.getElementById("offline");

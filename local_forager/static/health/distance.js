@@ -1,7 +1,7 @@
 // The distance of near duplicates: a slider, what it gives at once, and pairs as examples.
 
-import { basename, h, plural, splitName } from "./dom.js";
-import { changed, onLink } from "./state.js";
+import { basename, button, fill, h, plural, splitName } from "../base/dom.js";
+import { tile } from "../images/picture.js";
 
 const STEPS = 200; // of the slider
 const DECIMALS = 8; // of a distance in the address; others are cut off
@@ -26,7 +26,7 @@ export class Distance {
       "aria-label": "Distance of near duplicates, as a number", "aria-describedby": "near-reach",
       onchange: () => chosen(this.number.value === "" ? null : text(Number(this.number.value)), true),
     });
-    this.reset = h("button", { type: "button", onclick: () => chosen(null, true) });
+    this.reset = button("", () => chosen(null, true), { id: "near-default" });
     this.found = h("p", { role: "status", id: "near-found", class: "distance-found" });
     this.reach = h("p", { class: "quiet", id: "near-reach" });
     this.pairs = h("ul", { class: "pairs", role: "list", "aria-label": "Pairs of images at this distance" });
@@ -60,7 +60,7 @@ export class Distance {
     this.tell(`${plural(close.images, "image")} in ${plural(close.groups, "group")}; `
       + `in train and validation: ${plural(leak.images, "image")}.`);
     this.reach.textContent = reach[0].toUpperCase() + reach.slice(1);
-    this.pairs.replaceChildren(...examples.map((pair) => this.example(pair)));
+    fill(this.pairs, examples.map((pair) => this.example(pair)));
   }
 
   // What the distance gives, or why it cannot be shown.
@@ -70,12 +70,9 @@ export class Distance {
 
   example({ distance, images }) {
     const far = distance.toFixed(3);
-    return h("li", {}, h("span", { class: "pair" }, images.map((image, place) => {
-      const about = `${basename(image.name)}, ${splitName(image.split)}, `
-        + `${place ? "second" : "first"} of two images with the distance ${far}`;
-      return h("a", {
-        class: "tile here", href: changed({ image: image.row }), onclick: onLink, title: about,
-      }, h("img", { src: this.session.rows.thumbnail(image.row), alt: about, decoding: "async" }));
-    })), h("span", { class: "distance", "aria-hidden": "true" }, far));
+    return h("li", {}, h("span", { class: "pair" }, images.map((image, place) =>
+      tile(this.session, image.row, `${basename(image.name)}, ${splitName(image.split)}, `
+        + `${place ? "second" : "first"} of two images with the distance ${far}`))),
+    h("span", { class: "distance", "aria-hidden": "true" }, far));
   }
 }

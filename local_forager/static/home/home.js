@@ -1,8 +1,9 @@
 // The list of datasets.
 
-import { askJson, count, h, pause, plural } from "./dom.js";
+import { button, count, h, plural } from "../base/dom.js";
+import { askJson, pause } from "../base/requests.js";
+import { current, onLink } from "../base/state.js";
 import { openDeletion } from "./deletion.js";
-import { current, onLink } from "./state.js";
 
 const POLL = 4000; // milliseconds between checks for new datasets
 const COVERS = 4;
@@ -46,13 +47,10 @@ function card(dataset) {
     h("span", { class: "quiet" }, total
       ? `${count(dataset.num_train)} train · ${count(dataset.num_val)} validation`
       : "no images"),
+    dataset.opens ? null : h("span", { class: "quiet" }, "No Forager can open a dataset of this name."),
   ];
-  const remove = h("button", {
-    type: "button", class: "delete", "aria-label": `Delete ${dataset.name}…`, onclick: () => openDeletion(dataset.name, () => item.remove()),
-  }, "Delete…");
-  if (!dataset.opens) {
-    body.push(h("span", { class: "quiet" }, "No Forager can open a dataset of this name."));
-  }
+  const remove = button("Delete…", () => openDeletion(dataset.name, () => item.remove()),
+    { class: "delete", "aria-label": `Delete ${dataset.name}…` });
   const item = h("li", {}, dataset.opens
     ? h("a", { class: "card", href: `/${dataset.name}`, onclick: onLink }, body)
     : h("span", { class: "card closed" }, body), remove);

@@ -1,5 +1,7 @@
 // Groups of controls that are one stop of the Tab key; the arrow keys move within a group.
 
+import { own } from "./dom.js";
+
 const CONTROLS = "a, button, input[type=checkbox], input[type=radio]";
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
 
@@ -17,7 +19,7 @@ export function rove(element, lines = CONTROLS) {
     for (const one of element.querySelectorAll(CONTROLS)) one.tabIndex = one === target ? 0 : -1;
   });
   element.addEventListener("keydown", (event) => {
-    const step = Object.hasOwn(STEPS, event.key) ? STEPS[event.key] : 0;
+    const step = own(STEPS, event.key);
     if (!step || !event.target.matches(CONTROLS) || event.altKey || event.ctrlKey || event.metaKey) return;
     const vertical = ["ArrowUp", "ArrowDown"].includes(event.key);
     const choices = [...element.querySelectorAll(CONTROLS)].filter((one) =>
