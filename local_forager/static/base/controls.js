@@ -13,7 +13,7 @@ export const choice = (id, text, numbers, on, changes) =>
     { id, class: "choice", "aria-current": on ? "true" : null, title: text },
     h("bdi", { class: "choice-text" }, text), numbers));
 
-export const number = (images) => h("span", { class: images ? "number" : "number none" }, count(images));
+export const number = (images) => h("span", { class: "number" }, count(images));
 
 export const form = (act, properties, ...children) => h("form", {
   ...properties,

@@ -159,7 +159,7 @@ function sorting(info, state) {
   }, title));
   return h("section", {}, h("label", { for: "sort", class: "heading" }, "Sort"),
     h("select", {
-      id: "sort", class: "wide",
+      id: "sort",
       onchange: (event) => go({
         ...leaveHealth(state), sort: event.currentTarget.value || null, text: null, like: null, set: null,
         image: null,
