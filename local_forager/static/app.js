@@ -251,28 +251,23 @@ async function show(state, how) {
   const turn = (shows += 1);
   main.ariaBusy = "true";
   try {
-    await showNow(state, how);
+    await (session?.ready && session.name === state.name ? session.show(state, how) : begin(state));
+  } catch (error) {
+    if (error.name !== "AbortError") endWith(problemOf(error));
   } finally {
     if (turn === shows) main.ariaBusy = "false";
   }
 }
 
-async function showNow(state, how) {
-  try {
-    if (session?.ready && session.name === state.name) {
-      await session.show(state, how);
-      return;
-    }
-    session?.end();
-    session = state.name ? new Session(state.name) : null;
-    closeDetail();
-    document.title = state.name ? `${state.name} · Forager` : "Forager";
-    where.replaceChildren(...(state.name ? [h("bdi", {}, state.name)] : []));
-    tabs.hidden = true;
-    await (session ? session.start() : home(main));
-  } catch (error) {
-    if (error.name !== "AbortError") endWith(problemOf(error));
-  }
+// Opens another dataset, or the list of them.
+function begin({ name }) {
+  session?.end();
+  session = name ? new Session(name) : null;
+  closeDetail();
+  document.title = name ? `${name} · Forager` : "Forager";
+  fill(where, name && h("bdi", {}, name));
+  tabs.hidden = true;
+  return session ? session.start() : home(main);
 }
 
 // Says why nothing of a dataset, or no list of datasets, can be shown.

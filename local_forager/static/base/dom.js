@@ -23,12 +23,15 @@ export function svg(tag, attributes, ...children) {
   return made;
 }
 
-// Replaces what is in an element. The control that has the focus keeps it, by its id.
-export function fill(element, ...children) {
+// Changes what is in an element. The control that has the focus keeps it, by its id.
+export function keepFocus(element, change) {
   const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
-  element.replaceChildren(...present(children));
+  change();
   document.getElementById(focused)?.focus({ preventScroll: true });
 }
+
+export const fill = (element, ...children) =>
+  keepFocus(element, () => element.replaceChildren(...present(children)));
 
 export const button = (text, act, properties = {}) =>
   h("button", { type: "button", onclick: act, ...properties }, text);

@@ -1,7 +1,7 @@
 // The filters beside the images: text search, split and labels, each with its number of images.
 
 import { choice, finder, form, link, number } from "../base/controls.js";
-import { basename, count, fill, h, keep, kept, labelText, plural, splitName } from "../base/dom.js";
+import { basename, count, fill, h, keep, keepFocus, kept, labelText, plural, splitName } from "../base/dom.js";
 import { rove } from "../base/rove.js";
 import {
   filtersIn, go, labelOf, labelsIn, leaveHealth, noFilters, ofField, toggled,
@@ -46,6 +46,13 @@ export class Filters {
     Object.assign(this, { info, state });
     this.facets = this.counted && this.filtered() ? this.counted : everything(info);
     const scroll = this.element.scrollTop;
+    keepFocus(this.body, () => this.draw());
+    this.element.scrollTop = scroll;
+    this.recount();
+  }
+
+  draw() {
+    const { info, state } = this;
     fill(this.rest, this.classes(), this.ranges.element);
     if (["class", ...ofField(state)].some((field) => state[field] !== null)) this.more.open = true;
     fill(this.body,
@@ -60,8 +67,6 @@ export class Filters {
     this.picture.show(info, withOptions);
     this.fillSplits();
     this.showRanges();
-    this.element.scrollTop = scroll;
-    this.recount();
   }
 
   // Histograms are asked for only while they are seen.
@@ -185,8 +190,9 @@ const withOptions = (text) => text.split(/(--\w+)/).map((part) =>
 export function summary(session, state, shown) {
   const { info } = session;
   const chips = [];
+  // Each is named by its place: where one is removed, the next one has the focus.
   const chip = (text, changes) => chips.push(link({ image: null, ...changes },
-    { class: "chip", title: text, "aria-label": `Remove the filter: ${text}` },
+    { id: `chip-${chips.length}`, class: "chip", title: text, "aria-label": `Remove the filter: ${text}` },
     h("bdi", {}, text), h("span", { "aria-hidden": "true" }, "×")));
   if (state.split) chip(splitName(state.split), { split: null });
   // A category without other modes than POSITIVE needs no mention of it.

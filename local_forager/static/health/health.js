@@ -27,21 +27,36 @@ export class Health {
   }
 
   async show(state, { late }) {
-    const turn = (this.turn += 1);
+    this.turn += 1;
     this.by = embeddingOf(this.session.info, state);
     this.near = state.distance;
-    try {
-      await this.refresh(turn, this.by);
-    } catch (error) {
-      const problem = problemOf(error);
-      if (this.near === null) throw problem;
-      this.near = null;
-      note({ distance: null });
-      await this.refresh(turn, this.by);
-      this.distance.tell(problem.message);
-    }
-    this.known = this.near;
+    this.known = null;
+    await this.latest();
     if (!late()) scrollTo(0, 0);
+  }
+
+  // Shows the distance `near`, the newest one however fast it changes; where the server refuses it,
+  // the last one that it did not refuse.
+  async latest() {
+    const { turn, by } = this;
+    this.moving = true;
+    try {
+      let asked;
+      do {
+        asked = this.near;
+        await this.refresh(turn, by);
+        this.known = asked;
+      } while (asked !== this.near);
+    } catch (error) {
+      const { message } = problemOf(error);
+      if (turn !== this.turn || this.near === this.known) throw error;
+      this.near = this.known;
+      note({ distance: this.near });
+      await this.refresh(turn, by);
+      this.distance.tell(message);
+    } finally {
+      this.moving = false;
+    }
   }
 
   async refresh(turn, by, starting = {}) {
@@ -54,27 +69,10 @@ export class Health {
     }
   }
 
-  // Shows another distance: the newest one, however fast it changes.
   async move(distance, done) {
     this.near = distance;
     if (done) note({ distance });
-    if (this.moving) return;
-    this.moving = true;
-    let shown;
-    try {
-      do {
-        shown = this.near;
-        await this.refresh(this.turn, this.by);
-        this.known = shown;
-      } while (shown !== this.near);
-    } catch (error) {
-      const { message } = problemOf(error);
-      this.near = this.known;
-      note({ distance: this.near });
-      this.distance.tell(message);
-    } finally {
-      this.moving = false;
-    }
+    if (!this.moving) await this.latest().catch(problemOf);
   }
 
   // Selects the images of a set, or with keepOne all but the first of each group.

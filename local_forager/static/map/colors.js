@@ -77,20 +77,30 @@ export function columnColors(column, { kind, edges }) {
   return { colors, others: new Set(byNumber ? values.slice(palette.length) : []) };
 }
 
-// What a value of a column means.
-export function valueName(color, { categories, classes }, value) {
-  return {
-    split: () => splitName(value ? "val" : "train"),
-    label: () => (value < 0 ? "no positive label" : categories[value]?.category ?? ""),
-    class: () => (value < 0 ? "no class"
-      : classes.find((one) => one.imagenet_class === value)?.name ?? `class ${value}`),
-    category: () => (value < 0 ? "no such label" : MODES[value]),
-    text: () => (value < 0 ? `no ${color.name}` : color.values[value]),
-    shade: () => (value < 0 ? "not known" : shadeName(color, value)),
-  }[color.kind]();
-}
+// Of a kind of colour: the text where there is no value, that of a value, and the filter that shows the
+// images with a value, if there is one.
+const meaning = (color, { categories, classes }) => ({
+  split: {
+    text: (value) => splitName(value ? "val" : "train"),
+    filter: (value) => ({ split: value ? "val" : "train" }),
+  },
+  label: {
+    none: "no positive label", text: (value) => categories[value]?.category ?? "",
+    filter: (value) => ({ category: categories[value]?.category ?? null, mode: "POSITIVE" }),
+  },
+  class: {
+    none: "no class", filter: (value) => ({ class: value }),
+    text: (value) => classes.find((one) => one.imagenet_class === value)?.name ?? `class ${value}`,
+  },
+  category: { none: "no such label", text: (value) => MODES[value] },
+  text: {
+    none: `no ${color.name}`, text: (value) => color.values[value],
+    filter: (value) => ({ [`is_${color.name}`]: toggled({}, `is_${color.name}`, color.values[value]) }),
+  },
+  shade: { none: "not known", text: (value) => shadeText(color, value) },
+}[color.kind]);
 
-function shadeName({ field, edges, last }, shade) {
+function shadeText({ field, edges, last }, shade) {
   const [text, after] = written(field).shown;
   const low = text(edges[shade]);
   const high = text(edges[shade + 1] ?? last);
@@ -99,17 +109,9 @@ function shadeName({ field, edges, last }, shade) {
 
 // The entries of the legend. counts: value -> images that are shown.
 export function legend(color, info, counts, colors, others) {
-  const { kind, name } = color;
-  const { categories } = info;
-  const filter = (value) => (value < 0 ? null : {
-    split: () => ({ split: value ? "val" : "train" }),
-    label: () => ({ category: categories[value]?.category ?? null, mode: "POSITIVE" }),
-    class: () => ({ class: value }),
-    category: () => null,
-    text: () => ({ [`is_${name}`]: toggled({}, `is_${name}`, color.values[value]) }),
-    shade: () => null,
-  }[kind]());
-  const entry = (value, text, number, filters = filter(value)) => {
+  const { kind } = color;
+  const { none, text: textOf, filter = () => null } = meaning(color, info);
+  const entry = (value, text, number, filters) => {
     const swatch = h("span", { class: "swatch" });
     swatch.style.background = css(colors.get(value));
     const title = h("bdi", {}, text);
@@ -119,14 +121,15 @@ export function legend(color, info, counts, colors, others) {
   const ordered = [...counts].sort((one, other) => (kind === "shade" && Math.min(one[0], other[0]) >= 0
     ? one[0] - other[0] : other[1] - one[1]));
   const items = ordered.filter(([value]) => !others.has(value))
-    .map(([value, number]) => entry(value, valueName(color, info, value), number));
+    .map(([value, number]) => (value < 0 ? entry(value, none, number)
+      : entry(value, textOf(value), number, filter(value))));
   const rest = ordered.filter(([value]) => others.has(value));
   if (rest.length) {
     const text = kind === "class" ? plural(rest.length, "other class", "other classes")
       : plural(rest.length, kind === "text" ? "other text" : "other label");
-    items.push(entry(rest[0][0], text, rest.reduce((sum, [, number]) => sum + number, 0), null));
+    items.push(entry(rest[0][0], text, rest.reduce((sum, [, number]) => sum + number, 0)));
   }
-  if (kind === "label" && categories.length > 1) {
+  if (kind === "label" && info.categories.length > 1) {
     items.push(h("li", { class: "quiet" }, "An image with several labels has the colour of its rarest one."));
   }
   return items;

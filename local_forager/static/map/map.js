@@ -13,7 +13,7 @@ import { askColumn, chosenColor, columnColors, css, dark, legend, pixel } from "
 import { drawControls } from "./controls.js";
 import { listenTo, ZOOM_STEP } from "./map_input.js";
 import { Names } from "./names.js";
-import { drawCross, drawRing, drawShape } from "./shapes.js";
+import { drawCross, drawRing, drawShape, limits, rowsWithin } from "./shapes.js";
 import { Tip } from "./tip.js";
 
 const NOTE_AFTER = 300; // milliseconds after the last move until the address has the place
@@ -242,9 +242,7 @@ export class PointMap {
   // The rows to draw: all, or when many points are zoomed in on, those near the screen.
   visible() {
     if (this.zoom === 1 || this.order.length < DENSE) return this.order;
-    const [left, top] = this.toMap(0, 0);
-    const [right, bottom] = this.toMap(this.width, this.height);
-    const rows = this.index.within(left, right, bottom, top);
+    const rows = this.index.within(limits(this.corners()));
     if (rows.length > DENSE) return rows;
     const part = (chosen) => rows.filter((row) => this.chosen[row] === chosen);
     return Int32Array.from([...part(0), ...part(1)]);
@@ -262,8 +260,8 @@ export class PointMap {
   }
 
   drawPictures() {
-    const rows = this.inView(this.visible());
-    if (rows === null) return;
+    const rows = rowsWithin(this, this.visible(), "rectangle", this.corners(), FEW);
+    if (rows.length > FEW) return;
     const { selection } = this.session;
     const place = (row) => this.toScreen(row).map((one) => one * this.ratio);
     rows.sort((one, other) => selection.has(other) - selection.has(one));
@@ -271,21 +269,6 @@ export class PointMap {
       ...(selection.has(row) ? [[css(this.paper), 6], [css(this.inks[row]), 5]] : []),
       [css(this.pixels[row]), 2.5],
     ], this.ratio);
-  }
-
-  // The chosen rows on the screen; null if they are too many for pictures.
-  inView(candidates) {
-    const [left, top] = this.toMap(0, 0);
-    const [right, bottom] = this.toMap(this.width, this.height);
-    const rows = [];
-    for (const row of candidates) {
-      const x = this.points[2 * row];
-      const y = this.points[2 * row + 1];
-      if (!this.chosen[row] || x < left || x > right || y < bottom || y > top) continue;
-      if (rows.length === FEW) return null;
-      rows.push(row);
-    }
-    return rows;
   }
 
   radius(number = this.order.length) {
@@ -319,6 +302,11 @@ export class PointMap {
   toMap(x, y) {
     const scale = this.scale() / this.ratio;
     return [this.center[0] + (x - this.width / 2) / scale, this.center[1] - (y - this.height / 2) / scale];
+  }
+
+  // The upper left and lower right corners of what is seen, on the map.
+  corners() {
+    return [this.toMap(0, 0), this.toMap(this.width, this.height)];
   }
 
   zoomBy(factor, x = this.width / 2, y = this.height / 2) {

@@ -3,7 +3,7 @@
 import { own } from "../base/dom.js";
 import { go } from "../base/state.js";
 import { dark } from "./colors.js";
-import { rowsWithin } from "./shapes.js";
+import { limits, rowsWithin } from "./shapes.js";
 
 const STEP = 60; // CSS pixels that an arrow key moves the map
 export const ZOOM_STEP = 1.5; // of a key or a button
@@ -89,8 +89,8 @@ function onUp(map, event) {
   const { shape } = map;
   map.shape = null;
   if (shape && map.dragged && event.type !== "pointercancel") {
-    const rows = rowsWithin(map.points, map.chosen, shape.kind, shape.path);
-    map.session.selection.set(rows, !shape.removes);
+    const near = map.index.within(limits(shape.path));
+    map.session.selection.set(rowsWithin(map, near, shape.kind, shape.path), !shape.removes);
   }
   if (shape) map.request();
   if (!known || map.dragged || event.type === "pointercancel") return;

@@ -3,6 +3,7 @@
 
 import { button, count, h } from "../base/dom.js";
 import { findClusters } from "../points/clusters.js";
+import { limits } from "./shapes.js";
 
 const REST = 200; // milliseconds after the last move until the names are found anew
 const CELL = 10; // CSS pixels, the side of the cells in which points are counted
@@ -69,11 +70,9 @@ export class Names {
   // The named clusters in view, the largest first.
   written() {
     const { map } = this;
-    const [left, top] = map.toMap(0, 0);
-    const [right, bottom] = map.toMap(map.width, map.height);
+    const area = limits(map.corners());
     const side = CELL / (map.scale() / map.ratio);
-    const rows = map.index.within(left, right, bottom, top);
-    const found = findClusters(map.points, rows, map.chosen, { left, right, bottom, top }, side);
+    const found = findClusters(map.points, map.index.within(area), map.chosen, area, side);
     const counts = [this.labels, this.classes].map((one) => countIn(found, one));
     return found.clusters.map((cluster, place) => {
       const size = counts[0].sizes[place];

@@ -1,19 +1,23 @@
 // The shapes that select points on the map: a rectangle or a lasso, in the map's coordinates.
 
-// The chosen rows within a shape. path: corners [x, y]; a rectangle has two opposite ones.
-export function rowsWithin(points, chosen, kind, path) {
-  const xs = path.map(([x]) => x);
-  const ys = path.map(([, y]) => y);
-  const [left, right] = [Math.min(...xs), Math.max(...xs)];
-  const [bottom, top] = [Math.min(...ys), Math.max(...ys)];
-  const rows = [];
-  for (let row = 0; row < chosen.length; row += 1) {
+// The chosen ones of some rows that are within a shape; ends after `most` and one more.
+// path: corners [x, y]; a rectangle has two opposite ones.
+export function rowsWithin({ points, chosen }, rows, kind, path, most = Infinity) {
+  const { left, right, bottom, top } = limits(path);
+  const found = [];
+  for (const row of rows) {
     const x = points[2 * row];
     const y = points[2 * row + 1];
     if (!chosen[row] || !(x >= left && x <= right && y >= bottom && y <= top)) continue;
-    if (kind === "rectangle" || within(x, y, path)) rows.push(row);
+    if (kind === "rectangle" || within(x, y, path)) found.push(row);
+    if (found.length > most) break;
   }
-  return rows;
+  return found;
+}
+
+export function limits(path) {
+  const [xs, ys] = [0, 1].map((axis) => path.map((corner) => corner[axis]));
+  return { left: Math.min(...xs), right: Math.max(...xs), bottom: Math.min(...ys), top: Math.max(...ys) };
 }
 
 // Whether a ray to the right crosses the closed path an odd number of times.

@@ -45,7 +45,7 @@ export function pointIndex(points) {
   const rows = members;
 
   // The rows of the cells that a rectangle touches.
-  function within(left, right, bottom, top) {
+  function within({ left, right, bottom, top }) {
     const parts = [];
     for (let line = cell(bottom); line <= cell(top); line += 1) {
       const from = starts[line * side + cell(left)];
