@@ -154,7 +154,8 @@ class Session {
     const state = await withPicture(this, this.possible(asked));
     if (how.late()) return;
     const kind = own(VIEWS, state.view) ? state.view : "grid";
-    await this.nameQuery(state);
+    // The chip of a sort by similarity names the image, so it must be known before it is shown.
+    if (/^\d{1,9}$/.test(state.like ?? "")) await this.rows.learn([Number(state.like)], () => {});
     if (how.late()) return;
     this.filters.show(this.info, state);
     showTabs(kind);
@@ -190,22 +191,13 @@ class Session {
       notes.push(neighbours.reason);
     }
     const dropped = impossible(this.info, state);
-    if (dropped) {
-      Object.assign(left, dropped.left);
-      notes.push(dropped.note);
-    }
+    Object.assign(left, dropped.left);
+    notes.push(...dropped.notes);
     if (state.selected === "yes" && !this.selection.count) {
       notes.push("Nothing is selected in this browser. A link does not contain a selection: it stays "
         + "in the browser in which it was made, until it is exported.");
     }
     return { ...left, notes };
-  }
-
-  // The chip of a sort by similarity names the image, so it must be known before it is shown.
-  async nameQuery(state) {
-    if (state.like !== null && /^\d{1,9}$/.test(state.like)) {
-      await this.rows.learn([Number(state.like)], () => {});
-    }
   }
 
   end() {

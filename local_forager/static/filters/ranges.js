@@ -83,8 +83,8 @@ const read = ({ kind }, text) => (text === null ? null : kind !== "date" ? Numbe
 const limit = ({ kind, step }, number) =>
   (number === null || kind !== "date" ? number : dateOf(number, step));
 
-// The filters and the order in an address that these images cannot have, as { field: null }, and a
-// sentence about them; null if there are none.
+// The filters and the order in an address that these images cannot have, as { field: null }, and notes
+// about them.
 export function impossible(info, state) {
   const fields = new Set(info.fields.flatMap(({ field }) => limits(field)));
   for (const { column, values } of info.columns) if (values.length) fields.add(texts(column));
@@ -99,11 +99,11 @@ export function impossible(info, state) {
     names.add(field);
     words.push(`sorted by ${field}`);
   }
-  if (!words.length) return null;
+  if (!words.length) return { left, notes: [] };
   const why = (name) => (own(SORTS.size, name) ? info.sizes.reason
     : own(SORTS.quality, name) ? info.quality.reason : `The dataset has no column ${name}.`);
   const reasons = [...new Set([...names].map(why))];
-  return { left, note: [`They are not ${words.join(" and not ")}.`, ...reasons].join(" ") };
+  return { left, notes: [[`They are not ${words.join(" and not ")}.`, ...reasons].join(" ")] };
 }
 
 // The ranges of the panel: those that are known of these images, or the reason why not.

@@ -72,18 +72,20 @@ export async function showDetail(session, state) {
   }
   if (shown !== key) return;
   const near = h("div", { class: "near" });
-  const figure = picture(session, image);
+  const { length: boxes } = image.boxes;
+  const figure = picture(session, image, state.beside !== null);
   const pictures = h("div", { class: "pictures" }, figure.element);
   const size = h("dd", { class: "quiet" }, image.width
     ? `${count(image.width)} × ${count(image.height)} pixels` : "…");
   const problem = h("dd", { class: "warning" }, "It failed at ingest: no vectors and no thumbnail.");
   lastRow = image.row;
-  if (state.beside !== null) figure.tell(image);
   open("sheet", pictures, h("div", { class: "facts" },
     dialogHead(dialog, basename(image.name), closeImage, splitBadge(image.split)),
     h("div", { class: "steps" }, mark(session, image), compareSwitch(image, state)),
     steps(rows, rows.indexOf(image.row), state), facts(session, image, size, problem),
-    labels(image), switchOf(image), neighbourhood(session, image, by, near)));
+    labels(image),
+    boxes > 0 && boxSwitch(boxes === 1 ? "Show the box" : `Show the ${count(boxes)} boxes`),
+    neighbourhood(session, image, by, near)));
   measure(session, image, size, problem, figure);
   const shows = { near, pictures, beside: state.beside, key };
   if (/^\d{1,10}$/.test(state.beside ?? "")) await showBeside(session, Number(state.beside), shows);
@@ -92,7 +94,6 @@ export async function showDetail(session, state) {
 
 function open(kind, ...content) {
   fill(dialog, h("div", { class: kind }, ...content));
-  dialog.classList.toggle("small", kind === "message");
   dialog.scrollTop = 0;
   if (!dialog.open) dialog.showModal();
   if (dialog.contains(document.activeElement) && document.activeElement.id !== "detail-close") return;
@@ -120,10 +121,9 @@ async function showBeside(session, row, { pictures, key }) {
   try {
     const { images: [image] } = await session.ask("images", { rows: row });
     if (shown !== key || !image) return;
-    const figure = picture(session, image);
-    figure.element.classList.add("beside");
-    figure.tell(image);
-    pictures.append(figure.element);
+    const { element } = picture(session, image, true);
+    element.classList.add("beside");
+    pictures.append(element);
   } catch (error) {
     problemOf(error);
   }
@@ -172,11 +172,6 @@ async function measure(session, image, size, problem, figure) {
   } catch (error) {
     if (error.name !== "AbortError") fill(size, problemOf(error).message);
   }
-}
-
-function switchOf({ boxes }) {
-  if (!boxes.length) return null;
-  return boxSwitch(boxes.length === 1 ? "Show the box" : `Show the ${count(boxes.length)} boxes`);
 }
 
 function labels(image) {

@@ -31,22 +31,20 @@ export class Grid {
     this.element = h("div", {}, this.head, this.none, this.list);
     this.tiles = [];
     this.size = own(SIZES, kept(SIZE)) ? kept(SIZE) : "medium";
-    this.distances = null;
-    this.rows = new Int32Array();
-    this.groups = null;
+    this.rows = new Int32Array(); // with groups and distances: see Rows.select
     this.anchor = null; // the place where a range begins
     this.focus = 0;
     this.frame = 0;
     this.lastScroll = { at: 0, y: 0, speed: 0 };
-    this.onScroll = () => this.request();
+    this.closed = new AbortController();
     this.list.addEventListener("keydown", (event) => this.onKey(event));
-    addEventListener("scroll", this.onScroll, { passive: true });
+    addEventListener("scroll", () => this.request(), { passive: true, signal: this.closed.signal });
     this.observer = new ResizeObserver(() => this.layout());
     this.observer.observe(this.element);
   }
 
   close() {
-    removeEventListener("scroll", this.onScroll);
+    this.closed.abort();
     this.observer.disconnect();
     cancelAnimationFrame(this.frame);
     clearTimeout(this.settling);
@@ -56,9 +54,7 @@ export class Grid {
     const { rows, groups, distances } = await this.session.rows.select(state);
     if (late()) return;
     const before = this.rows;
-    this.rows = rows;
-    this.groups = groups;
-    this.distances = distances;
+    Object.assign(this, { rows, groups, distances });
     this.shown = sizeText(this.session.info, state) ?? ((distance) => distance.toFixed(3));
     const onlySelected = state.selected === "yes";
     fill(this.head, summary(this.session, state, rows.length),
@@ -103,12 +99,10 @@ export class Grid {
   }
 
   request() {
-    if (!this.frame) {
-      this.frame = requestAnimationFrame(() => {
-        this.frame = 0;
-        this.update(false);
-      });
-    }
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      this.update(false);
+    });
   }
 
   // Pixels of the list above the screen, and how far its tiles are shifted where the list is
@@ -240,7 +234,7 @@ export class Grid {
   }
 
   showSelection() {
-    for (const tile of this.tiles) if (!tile.item.hidden) this.markSelected(tile);
+    for (const tile of this.tiles) this.markSelected(tile);
   }
 
   markSelected(tile) {

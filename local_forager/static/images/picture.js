@@ -11,11 +11,12 @@ export const tile = (session, row, about, properties = {}, ...more) =>
   link({ image: row, beside: null }, { class: "tile here", title: about, ...properties },
     h("img", { src: session.rows.thumbnail(row), alt: about, decoding: "async" }), ...more);
 
-// The thumbnail at once, the original in its place when it has come; or why it cannot be shown.
-export function picture(session, image) {
+// The thumbnail at once, the original in its place when it has come; or why it cannot be shown. With
+// its name and split below, if it is named.
+export function picture(session, image, named) {
   const caption = h("figcaption", { class: "quiet", role: "status" }, "Loading the original…");
   const name = basename(image.name);
-  const words = h("p", { class: "caption" });
+  const words = named && h("p", {}, h("bdi", {}, name), " ", splitBadge(image.split));
   const full = h("img", { class: "full", alt: name, src: session.rows.address("original", image.row) });
   const small = h("img", { class: "full preview", alt: "", src: session.rows.thumbnail(image.row) });
   const frame = h("div", { class: "frame" });
@@ -41,7 +42,6 @@ export function picture(session, image) {
   return {
     element: h("figure", { class: "picture" }, frame, h("div", {}, words, caption)),
     fail,
-    tell: ({ split }) => words.append(h("bdi", {}, name), " ", splitBadge(split)),
     draw: (boxes, width, height) => {
       draw = () => {
         frame.querySelector(".boxes")?.remove();

@@ -9,7 +9,9 @@ const KEEP_AFTER = 300; // milliseconds after a change until the browser keeps t
 
 export class Selection {
   constructor(session, rows) {
+    const { name, info: { index_id: id } } = session;
     this.session = session;
+    this.places = { present: `forager-selection:${name}:${id}`, named: `forager-selections:${id}` };
     this.marks = new Uint8Array(rows); // 1 for each selected row
     this.count = 0;
     this.version = 0; // changes with the selection
@@ -23,7 +25,7 @@ export class Selection {
 
   // The selection of an earlier visit, if the browser kept one.
   restore() {
-    const rows = decode(kept(this.presentPlace()) ?? "").filter((row) => row < this.marks.length);
+    const rows = decode(kept(this.places.present) ?? "").filter((row) => row < this.marks.length);
     for (const row of rows) this.marks[row] = 1;
     this.count = rows.length;
   }
@@ -33,7 +35,7 @@ export class Selection {
     if (this.keeping === null) return;
     clearTimeout(this.keeping);
     this.keeping = null;
-    const done = keep(this.presentPlace(), this.count ? encode(this.marks) : null);
+    const done = keep(this.places.present, this.count ? encode(this.marks) : null);
     if (!done) this.draw("The browser has no room to keep this selection: a reload loses it.");
   }
 
@@ -81,20 +83,11 @@ export class Selection {
   // Named selections, kept by the browser for this index: [name, a bit per row as base64].
   saved() {
     try {
-      const found = JSON.parse(kept(this.namedPlace()) ?? "[]");
+      const found = JSON.parse(kept(this.places.named) ?? "[]");
       return Array.isArray(found) ? found : [];
     } catch {
       return [];
     }
-  }
-
-  namedPlace() {
-    return `forager-selections:${this.session.info.index_id}`;
-  }
-
-  presentPlace() {
-    const { name, index_id } = this.session.info;
-    return `forager-selection:${name}:${index_id}`;
   }
 
   save(name) {
@@ -103,7 +96,7 @@ export class Selection {
   }
 
   store(entries) {
-    const done = keep(this.namedPlace(), JSON.stringify(entries));
+    const done = keep(this.places.named, JSON.stringify(entries));
     this.draw(done ? "" : "The browser has no room to keep this selection.");
   }
 

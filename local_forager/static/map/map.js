@@ -134,19 +134,18 @@ export class PointMap {
     this.paper = pixel(getComputedStyle(this.box).backgroundColor);
     this.inks = new Uint32Array(this.column.length).fill(pixel(getComputedStyle(this.canvas).color));
     this.papers = new Uint32Array(this.column.length).fill(this.paper);
-    const faint = pixel(dark.matches ? "#39413c" : "#d9d8d0");
+    this.faint = pixel(dark.matches ? "#39413c" : "#d9d8d0");
     const { colors, others } = columnColors(this.column, this.color);
     const counts = new Map();
     const total = this.column.length;
     this.pixels = new Uint32Array(total);
     for (let row = 0; row < total; row += 1) {
       const value = this.column[row];
-      this.pixels[row] = this.chosen[row] ? colors.get(value) : faint;
+      this.pixels[row] = this.chosen[row] ? colors.get(value) : this.faint;
       if (this.chosen[row] && !Number.isNaN(this.points[2 * row])) {
         counts.set(value, (counts.get(value) ?? 0) + 1);
       }
     }
-    this.faint = faint;
     this.density.color(this.pixels, this.chosen);
     this.order = drawingOrder(this.points, this.chosen);
     this.showSelection();
