@@ -49,6 +49,14 @@ def test_signs_of_a_mode_and_counts_that_follow_the_other_filters(server, tabs):
     screen.chips(page, "bird", "and sky")
 
 
+def test_the_keyboard_stays_at_what_it_chose(opened):
+    page = opened()
+    for name, found in [("#category-bird", 4), ("#split-val", 1), ("#chip-0", 4)]:
+        page.locator(name).press("Enter")
+        screen.total(page, f"{found} of 80 images")
+        expect(page.locator(name)).to_be_focused()
+
+
 def test_sidebar_is_short(server, tabs, dataset_name):
     server.publish(dataset_name, 20)
     for number in range(30):

@@ -111,6 +111,7 @@ def test_selection_is_kept_by_name(server, tabs):
     expect(page.get_by_label("Kept selections")).to_have_count(0)
     page.get_by_role("button", name="Undo").click()
     expect(page.get_by_label("Kept selections").locator("option")).to_have_count(2)
+    expect(page.locator("#show-selected")).to_be_focused()
 
 
 def test_selection_survives_a_reload_and_a_refused_view(server, tabs):
