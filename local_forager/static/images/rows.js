@@ -1,5 +1,6 @@
 // The images that pass the filters, and what is known about each. Kept until labels change.
 
+import { problemOf } from "../base/requests.js";
 import { filtersIn, labelsIn, listsIn } from "../base/state.js";
 import { sizeText } from "../filters/ranges.js";
 
@@ -83,7 +84,8 @@ export class Rows {
         for (const image of images) this.summaries.set(image.row, image);
         told();
       } catch (error) {
-        if (error.name !== "AbortError") continue;
+        if (error.name === "AbortError") return;
+        problemOf(error); // the next ones may come
       } finally {
         for (const row of batch) asked.delete(row);
       }
