@@ -14,8 +14,9 @@ from pathlib import Path
 
 from common.process import close_database
 from dataset.database import remove_database, scratch_database
+from dataset.images import PENDING
 from dataset.quality import COLUMNS, UNKNOWN, Quality
-from dataset.state import PENDING, Found
+from dataset.state import Found
 
 TABLES = f"""
 CREATE TABLE found (

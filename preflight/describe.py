@@ -8,8 +8,8 @@ from pathlib import Path
 from common.names import IMAGE_SUFFIXES
 from common.terminal import count, printable, size, table
 from dataset.arrays import BYTES_PER_ROW
+from dataset.images import Changes
 from dataset.listing import Listing, Split
-from dataset.state import Changes
 from preflight.renames import NEW_SUFFIXES
 
 THUMBNAIL_BYTES = 8_000  # of a usual thumbnail

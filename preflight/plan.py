@@ -12,8 +12,9 @@ from common.errors import Findings
 from common.names import GsPath
 from common.terminal import say, size, warn
 from dataset.arrays import arrays_complete, put_in_order
+from dataset.images import Changes
 from dataset.listing import Listing, Split
-from dataset.state import Changes, State
+from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from forager.client import Forager
