@@ -8,8 +8,8 @@ if __name__ == "__main__":
     guard()
 
 import asyncio
+import contextlib
 import hashlib
-import io
 import os
 import re
 import sys
@@ -152,15 +152,14 @@ def main(**parameters: Any) -> None:
             "--user is missing: say who made the labels, such as --user you@example.org."
         )
     parameters["user"] = parseaddr(parameters["user"])[1] or parameters["user"]
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a category that the terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
     options = Options(**parameters)
     try:
         with shortages():
             result = asyncio.run(until_interrupted(ingest(options)))
     except IngestError as error:
         if options.as_json:
-            click.echo(stopped(error).json())
+            with contextlib.suppress(OSError):  # the message on stderr matters more
+                print(stopped(error).json(), flush=True)
         raise
     show(result, options.file_beside(f".{options.name}.table.txt"), as_json=options.as_json)
     sys.exit(0 if result.complete else 1)
@@ -232,7 +231,7 @@ def journal_path(options: Options, digest: str) -> Path:
     mark = hashlib.sha256(os.fsencode(directory)).hexdigest()[:8]
     other = options.file_beside(f".{mark}.{options.name}.journal")
     is_other = is_of_another_file(path, options.label_file, digest)
-    return other if other.exists() or is_other else path
+    return other if is_other or os.path.exists(other) else path
 
 
 def check_arguments(options: Options) -> tuple[Labels, str]:

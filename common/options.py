@@ -1,8 +1,11 @@
 """The options of both commands: their values, defaults and help, and which go together."""
 
 import difflib
+import errno
 import functools
+import io
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,11 +106,16 @@ def web_address(text: str) -> str:
     )
 
 
-def no_address(text: str) -> str:
-    """Anything but an address, of which only the scheme is shown: it may have a password."""
+def local_name(text: str) -> str:
+    """What may name a file. Of an address only the scheme is shown: it may have a password."""
     scheme, is_address, _ = text.partition("://")
     if is_address:
         raise ValueError(f"{printable(scheme)}://... is an address, not a path on this machine.")
+    try:
+        os.lstat(text)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{printable(text)!r} is too long for the name of a file.") from None
     return text
 
 
@@ -119,7 +127,7 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, *where: Any) -> Any:
         try:
-            return super().convert(no_address(str(value)), *where)
+            return super().convert(local_name(str(value)), *where)
         except ValueError as error:
             self.fail(str(error), *where)
 
@@ -145,6 +153,8 @@ class Command(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         imports_are_done()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
+            sys.stdout.reconfigure(errors="backslashreplace")
         return super().main(*args, **kwargs)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -157,7 +167,7 @@ class Command(click.Command):
 
     def _like(self, option: str) -> list[str]:
         """Options that may be meant. click's own suggestions for --version include --json."""
-        names = [name for p in self.params if not getattr(p, "hidden", False) for name in p.opts]
+        names = [name for p in self.params for name in p.opts]
         longer = [name for name in names if name.startswith(option)]
         return longer or difflib.get_close_matches(option, names, cutoff=ALIKE)
 
@@ -230,14 +240,6 @@ def _choice(name: str, values: Sequence[str], help: str) -> Callable[..., Any]:
     return click.option(name, type=click.Choice(values), default=values[0], help=help)
 
 
-def _gone(context: click.Context, option: click.Parameter, value: bool) -> None:
-    if value:
-        raise click.UsageError(
-            f"--{option.name} is gone: the same command takes today's listing by itself, and keeps "
-            "what is computed. Leave it out."
-        )
-
-
 RESNET_WEIGHTS = ROOT / "R-50.pkl"
 CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
 OPTION_GROUPS = {
@@ -279,7 +281,7 @@ INGEST_OPTIONS = (
     click.option(
         "--clip_weights",
         default=CLIP_WEIGHTS,
-        type=no_address,
+        type=local_name,
         metavar="ID_OR_DIR",
         help="CLIP ViT-B/32: a hub id, or a local directory in the hub's layout.",
     ),
@@ -337,10 +339,6 @@ INGEST_OPTIONS = (
         help="Go on although more than half of what is computed would be left out, because the "
         "bucket does not have these images any more.",
     ),
-    *(
-        click.option(f"--{name}", is_flag=True, hidden=True, expose_value=False, callback=_gone)
-        for name in ("relist", "as_listed")
-    ),
     click.option(
         "--restart",
         is_flag=True,
@@ -357,6 +355,7 @@ INGEST_OPTIONS = (
     click.option(
         "--reuse",
         multiple=True,
+        type=local_name,
         metavar="NAME|DIR",
         help="Copy what a dataset or a work directory (./birds) has already computed, and embed "
         "only the rest. May be repeated.",

@@ -2,8 +2,8 @@
 
 The arrays have no header, in spite of `.npy`: little-endian float32, C order, one row per image.
 The server opens them with numpy.memmap. They are written with pwrite, not through a mapping: pages
-of a mapping would count as this process's memory. While they fill, an image has its slot (images.py)
-in place of its row; `put_in_order` ends that.
+of a mapping would count as this process's memory. While they fill, an image has its slot
+(images.py) in place of its row; `put_in_order` ends that.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import IngestError
-from common.terminal import count, first_lines, printable, say, table
+from common.terminal import count, first_lines, print_result, printable, say, table
 from forager.client import Forager
 from forager.generation import Generation, Group, Kind, amount
 from labels.journal import Journal, State
@@ -40,16 +40,11 @@ class Result:
 
     def text(self, table_file: Path) -> str:
         """A table and the message. The whole of a long table goes to a file."""
-        lines = numbers_table(self.columns).splitlines()
-        more = len(lines) - 1 - TABLE_LINES
-        if more > 0:
-            where = f"see {printable(str(table_file))}"
-            try:
-                table_file.write_text("\n".join([*lines, ""]), encoding="utf-8")
-            except OSError as error:
-                where = f"{printable(str(table_file))} cannot be written ({error.strerror})"
-            lines[1 + TABLE_LINES :] = [f"and {more:,} more: {where}"]
-        return "\n".join([*lines, "", self.message])
+        whole = numbers_table(self.columns)
+        lines = first_lines(
+            whole.splitlines(), table_file, f"{whole}\n", most=1 + TABLE_LINES, indent=""
+        )
+        return f"{lines}\n\n{self.message}"
 
     def json(self) -> str:
         """The same for programs: an object for each category and mode."""
@@ -254,17 +249,8 @@ def _columns(asked: Counts, created: Counts) -> dict[str, Counter[Group]]:
 
 
 def show(result: Result, table_file: Path, *, as_json: bool) -> None:
-    """Print a result on stdout; what an earlier run sent is a message, not a result.
-
-    Raises:
-        IngestError: everything is recorded, but standard output cannot be written.
-    """
+    """Print a result on stdout; what an earlier run sent is a message, not a result."""
     if result.outcome == Outcome.SENT_EARLIER and not as_json:
         say(result.message)
         return
-    try:
-        print(result.json() if as_json else result.text(table_file), flush=True)
-    except OSError as error:
-        raise IngestError(
-            f"{result.message}\nOnly the table cannot be printed ({error.strerror})."
-        ) from error
+    print_result(result.json() if as_json else result.text(table_file), result.message)

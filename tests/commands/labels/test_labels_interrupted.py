@@ -190,7 +190,7 @@ def test_output_that_cannot_be_printed_changes_nothing(server_a, begin, run, end
         os.close(target)
         code, _, err = ended(process)
     assert code == 1
-    assert "Error: 5 of 5 labels created" in err and "Only the table cannot be printed (" in err
+    assert "Error: 5 of 5 labels created" in err and "Only the summary cannot be printed (" in err
     assert "continue" not in err
     assert run(server_a.url, GOOD)[0] == 0
     assert server_a.stored() == STORED
