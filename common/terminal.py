@@ -118,7 +118,7 @@ def print_result(text: str, done: str) -> None:
         print(text, flush=True)
     except OSError as error:
         raise IngestError(
-            f"{done} Only the summary cannot be printed ({error.strerror})."
+            f"{done}\nOnly the summary cannot be printed ({error.strerror})."
         ) from error
 
 

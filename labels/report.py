@@ -17,6 +17,7 @@ from labels.journal import Journal, State
 from labels.plan import Counts, Plan, notes_on_categories, show_notes
 
 TABLE_LINES = 30  # that are shown of a table
+DRY_RUN = "This was a dry run: nothing was sent."
 
 
 class Outcome(str, enum.Enum):
@@ -87,28 +88,31 @@ async def dry_run_result(
         )
     labels = amount({kind: counter.total() for kind, counter in asked.items()})
     done = 0 if again else sent_earlier(journal, plan)
+    requests, dry_run = (
+        count(len(plan.requests), "request"),
+        "This was a dry run: nothing was sent.",
+    )
     if done == len(plan.requests):
         said = (
-            f"An earlier run finished sending these {labels} to {server.shown}, so nothing would "
-            f"be sent without --again{plan.skipped()}."
+            f"An earlier run finished sending this file ({labels}) to {server.shown}, so nothing "
+            f"would be sent without --again{plan.skipped()}. {DRY_RUN}"
         )
     else:
-        requests = count(len(plan.requests), "request")
         said = f"{labels} in {requests} would be sent to {server.shown}{plan.skipped()}."
         if done:
             said += f" An interrupted run has stored {done:,} of {requests}: they are not sent."
-    after = consequence(generation, asked) if done < len(plan.requests) else ""
-    said += f" This was a dry run: nothing was sent. {after}"
-    return Result(outcome=Outcome.DRY_RUN, columns=columns, message=said.rstrip())
+        said += f" {DRY_RUN}{consequence(generation, asked)}"
+    return Result(outcome=Outcome.DRY_RUN, columns=columns, message=said)
 
 
 def consequence(generation: Generation, asked: Counts) -> str:
     """What the server does with labels and boxes that it has already."""
-    appended = [kind.value for kind in Kind if asked[kind] and generation.stores_twice(kind)]
-    replaced = asked[Kind.LABELS] and not generation.stores_twice(Kind.LABELS)
-    said = "Where an image has the category already, the server replaces its mode. "
-    second = f"What it has already of the {' and '.join(appended)} is stored a second time."
-    return ((said if replaced else "") + (second if appended else "")).rstrip()
+    said = ""
+    if asked[Kind.LABELS] and not generation.stores_twice(Kind.LABELS):
+        said = " Where an image has the category already, the server replaces its mode."
+    if appended := [kind.value for kind in Kind if asked[kind] and generation.stores_twice(kind)]:
+        said += f" What it has already of the {' and '.join(appended)} is stored a second time."
+    return said
 
 
 def sent_earlier(journal: Journal, plan: Plan) -> int:
