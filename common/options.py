@@ -199,6 +199,16 @@ class GroupedCommand(Command):
                 formatter.write_dl([record for name in names if (record := shown[name])])
 
 
+def choice(name: str, values: Sequence[str], help: str) -> Callable[..., Any]:
+    """An option with these values; the first is the default."""
+    return click.option(name, type=click.Choice(values), default=values[0], help=help)
+
+
+def flag(name: str, help: str) -> Callable[..., Any]:
+    """An option without a value."""
+    return click.option(name, is_flag=True, help=help)
+
+
 DEFAULT_BUCKET = "foragerml"  # of indexes and thumbnails
 SHARED_OPTIONS = (
     click.option(
@@ -223,7 +233,7 @@ SHARED_OPTIONS = (
         metavar="URL",
         help="The address of Forager's web page.  [default: port 4000 of the server's host]",
     ),
-    click.option("--dry_run", is_flag=True, help="Check everything, say what would be done, stop."),
+    flag("--dry_run", "Check everything, say what would be done, stop."),
 )
 
 
@@ -233,11 +243,6 @@ def _adding(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
 
 
 shared_options = _adding(SHARED_OPTIONS)  # of ingest.py and ingest_labels.py
-
-
-def _choice(name: str, values: Sequence[str], help: str) -> Callable[..., Any]:
-    """An option with these values; the first is the default."""
-    return click.option(name, type=click.Choice(values), default=values[0], help=help)
 
 
 RESNET_WEIGHTS = ROOT / "R-50.pkl"
@@ -285,13 +290,13 @@ INGEST_OPTIONS = (
         metavar="ID_OR_DIR",
         help="CLIP ViT-B/32: a hub id, or a local directory in the hub's layout.",
     ),
-    _choice(
+    choice(
         "--backend",
         ["fused", "original"],
         "Model implementation: built-in, or Detectron2 and CLIP for comparison.",
     ),
     click.option("--device", default="auto", metavar="DEVICE", help="auto, cuda, cuda:1 or cpu."),
-    _choice(
+    choice(
         "--precision",
         ["auto", "float32", "float16", "bfloat16"],
         "Precision of the models. auto: float32 on a CPU; on a GPU the fastest within "
@@ -312,20 +317,18 @@ INGEST_OPTIONS = (
         show_default="1.5 x CPU cores",
         help="Threads or processes that decode images.",
     ),
-    _choice(
+    choice(
         "--decode_in",
         ["auto", "threads", "processes"],
         "auto fetches and decodes in processes where a GPU computes, else in threads.",
     ),
-    click.option(
+    flag(
         "--allow_empty_val",
-        is_flag=True,
-        help="Accept a dataset without validation images. VAL_PATH may be left out then.",
+        "Accept a dataset without validation images. VAL_PATH may be left out then.",
     ),
-    click.option(
+    flag(
         "--skip_bad_images",
-        is_flag=True,
-        help="Continue although some images cannot be embedded. Their rows hold zeros.",
+        "Continue although some images cannot be embedded. Their rows hold zeros.",
     ),
     click.option(
         "--max_bad",
@@ -333,16 +336,14 @@ INGEST_OPTIONS = (
         metavar="N|N%",
         help="With --skip_bad_images: stop if more images than this cannot be embedded.",
     ),
-    click.option(
+    flag(
         "--accept_changes",
-        is_flag=True,
-        help="Go on although more than half of what is computed would be left out, because the "
+        "Go on although more than half of what is computed would be left out, because the "
         "bucket does not have these images any more.",
     ),
-    click.option(
+    flag(
         "--restart",
-        is_flag=True,
-        help="Start over: delete the earlier run's local files and, unless it was registered, its "
+        "Start over: delete the earlier run's local files and, unless it was registered, its "
         "uploaded objects.",
     ),
     click.option(
@@ -360,7 +361,7 @@ INGEST_OPTIONS = (
         help="Copy what a dataset or a work directory (./birds) has already computed, and embed "
         "only the rest. May be repeated.",
     ),
-    _choice(
+    choice(
         "--engine",
         ["local", "ray"],
         "ray: all GPUs of this machine, or a cluster. See docs/scaling.md.",

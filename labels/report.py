@@ -88,10 +88,7 @@ async def dry_run_result(
         )
     labels = amount({kind: counter.total() for kind, counter in asked.items()})
     done = 0 if again else sent_earlier(journal, plan)
-    requests, dry_run = (
-        count(len(plan.requests), "request"),
-        "This was a dry run: nothing was sent.",
-    )
+    requests = count(len(plan.requests), "request")
     if done == len(plan.requests):
         said = (
             f"An earlier run finished sending this file ({labels}) to {server.shown}, so nothing "
