@@ -80,7 +80,6 @@ NEW = """
 SELECT n.split, n.object, n.identifier, n.size, n.crc32c, n.generation FROM new.listed n
 LEFT JOIN images i USING (identifier, size, crc32c) WHERE i.slot IS NULL ORDER BY n.split, n.object
 """
-NEW_OBJECTS = f"SELECT object FROM ({NEW})"
 NEW_IMAGE = f"?1, ?2, ?3, ?4, ?5, ?6, ?7, {PENDING}" + OUTCOME.count(",") * ", NULL"
 INSERT = f"INSERT INTO images VALUES ({NEW_IMAGE}, checksum({NEW_IMAGE}))"
 APPEARED = """
@@ -92,10 +91,15 @@ CREATE TEMP TABLE vanished AS SELECT i.object, i.size, i.crc32c FROM images i
 LEFT JOIN new.listed n USING (split, object)
 WHERE i.split IS NOT NULL AND n.object IS NULL ORDER BY i.split, i.object
 """
-REPLACED = """
-SELECT object FROM images i JOIN new.listed n USING (split, object)
-WHERE n.size <> i.size OR n.crc32c <> i.crc32c
-"""
+KINDS = {  # of changes: their objects
+    "appeared": f"SELECT object FROM appeared WHERE NOT {SAME_BYTES.format('vanished')}",
+    "vanished": f"SELECT object FROM vanished WHERE NOT {SAME_BYTES.format('appeared')}",
+    # Or moved: other names of bytes that are there.
+    "renamed": f"SELECT object FROM appeared WHERE {SAME_BYTES.format('vanished')}",
+    # Other bytes under a name that is there.
+    "replaced": "SELECT object FROM images i JOIN new.listed n USING (split, object) "
+    "WHERE n.size <> i.size OR n.crc32c <> i.crc32c",
+}
 
 
 class Kind(NamedTuple):
@@ -109,25 +113,14 @@ class Kind(NamedTuple):
 class Changes:
     """What a newer listing changes for the images of an ingest."""
 
-    appeared: Kind
-    vanished: Kind
-    renamed: Kind  # or moved: other names of bytes that are there
-    replaced: Kind  # other bytes under a name that is there
+    kinds: dict[str, Kind]  # those of KINDS that there are
     computed: int  # listed images that are done
     left_out: int  # of them, those whose bytes the newer listing does not have
     lost: int  # of them, those that are computed again under the same identifier
     new: int  # images that need a slot
 
     def __bool__(self) -> bool:
-        return any(number for number, _ in self.kinds().values())
-
-    def kinds(self) -> dict[str, Kind]:
-        return {
-            "appeared": self.appeared,
-            "vanished": self.vanished,
-            "renamed": self.renamed,
-            "replaced": self.replaced,
-        }
+        return bool(self.kinds)
 
 
 class Images(Database):
@@ -148,31 +141,26 @@ class Images(Database):
     def changes(self, listing: Path) -> Changes:
         """What a newer listing of the same directories changes."""
         with self._attached(listing):
-            self._db.execute(APPEARED)
-            self._db.execute(VANISHED)
             try:
-                elsewhere = f"WHERE {SAME_BYTES}"
-                renamed = f"SELECT object FROM appeared {elsewhere.format('vanished')}"
-                appeared = f"SELECT object FROM appeared WHERE NOT {SAME_BYTES.format('vanished')}"
-                vanished = f"SELECT object FROM vanished WHERE NOT {SAME_BYTES.format('appeared')}"
+                self._db.execute(APPEARED)
+                self._db.execute(VANISHED)
+                found = {kind: self._kind(query) for kind, query in KINDS.items()}
                 computed, left_out, lost = self._db.execute(
                     f"SELECT count(*), total(NOT {SAME_BYTES.format('new.listed')}), "
                     f"total(NOT {SAME_IMAGE} AND {SAME_IDENTIFIER}) FROM images "
                     f"WHERE split IS NOT NULL AND status = {DONE}"
                 ).fetchone()
-                return Changes(
-                    appeared=self._kind(appeared),
-                    vanished=self._kind(vanished),
-                    renamed=self._kind(renamed),
-                    replaced=self._kind(REPLACED),
-                    computed=computed,
-                    left_out=int(left_out),
-                    lost=int(lost),
-                    new=self._kind(NEW_OBJECTS).number,
-                )
+                (new,) = self._db.execute(f"SELECT count(*) FROM ({NEW})").fetchone()
             finally:
-                self._db.execute("DROP TABLE appeared")
+                self._db.execute("DROP TABLE IF EXISTS appeared")
                 self._db.execute("DROP TABLE IF EXISTS vanished")
+        return Changes(
+            kinds={kind: images for kind, images in found.items() if images.number},
+            computed=computed,
+            left_out=int(left_out),
+            lost=int(lost),
+            new=new,
+        )
 
     def _kind(self, query: str) -> Kind:
         (number,) = self._db.execute(f"SELECT count(*) FROM ({query})").fetchone()

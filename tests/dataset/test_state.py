@@ -130,7 +130,7 @@ def done(state, *slots, source=None):
 
 
 def numbers(changes):
-    return {kind: number for kind, (number, _) in changes.kinds().items() if number}
+    return {kind: number for kind, (number, _) in changes.kinds.items()}
 
 
 def test_the_same_bytes_keep_their_slot(make_state):
@@ -160,7 +160,7 @@ def test_what_appears_gets_a_free_slot_and_what_vanishes_is_left_out(make_state)
     done(state, 0)
     changes = take(state, ["c.jpg", listed("d.jpg", crc32c=1), listed("e.jpg", crc32c=2)])
     assert numbers(changes) == {"appeared": 2, "vanished": 2}
-    assert changes.appeared.examples == ["d.jpg", "e.jpg"] and changes.left_out == 0
+    assert changes.kinds["appeared"].examples == ["d.jpg", "e.jpg"] and changes.left_out == 0
     # Slot 0 is kept for a.jpg, which is done; that of b.jpg, which was not, is free.
     assert images(state) == {"c.jpg": (2, PENDING), "d.jpg": (1, PENDING), "e.jpg": (3, PENDING)}
     counts = state.counts()
