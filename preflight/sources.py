@@ -292,14 +292,8 @@ def describe_reuse(reuse: Reuse, matched: Matched, *, would: bool) -> str:
         for number, source in enumerate(reuse.sources)
         if matched.reused.get(number)
     )
-    others = {
-        "new": matched.new,
-        "changed": matched.changed,
-        "failed there": matched.failed,
-        "computed differently": matched.differently,
-    }
-    left = sum(others.values())
-    reasons = ", ".join(f"{number:,} {reason}" for reason, number in others.items() if number)
+    left = sum(matched.left.values())
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in matched.left.items())
     verb = "Would reuse" if would else "Reusing"
     lines = [f"{verb} {count(reused, 'image')}" + (f" ({origins})." if origins else ".")]
     if left:
