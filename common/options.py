@@ -245,6 +245,14 @@ def _adding(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
 shared_options = _adding(SHARED_OPTIONS)  # of ingest.py and ingest_labels.py
 
 
+def _gone(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        raise click.UsageError(
+            f"--{option.name} is gone: the same command takes today's listing by itself, and keeps "
+            "what is computed. Leave it out."
+        )
+
+
 RESNET_WEIGHTS = ROOT / "R-50.pkl"
 CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
 OPTION_GROUPS = {
@@ -340,6 +348,10 @@ INGEST_OPTIONS = (
         "--accept_changes",
         "Go on although more than half of what is computed would be left out, because the "
         "bucket does not have these images any more.",
+    ),
+    *(
+        click.option(f"--{name}", is_flag=True, hidden=True, expose_value=False, callback=_gone)
+        for name in ("relist", "as_listed")
     ),
     flag(
         "--restart",
