@@ -60,7 +60,7 @@ def _install() -> str:
     inside = "" if Path.cwd() == ROOT else f"cd {ROOT} && "
     if Path(sys.prefix) == venv:
         return f"{inside}pip install -r requirements.txt"
-    if (venv / "bin" / "python").exists():
+    if os.path.exists(venv / "bin" / "python"):  # False where it may not be read
         return f". {os.path.relpath(venv)}/bin/activate"
     python = "python3"
     if sys.version_info < OLDEST:

@@ -1,6 +1,6 @@
 """The command that serves the local Forager, with others that change or export datasets."""
 
-from common.guard import guard
+from common.guard import INTERRUPTED, guard
 
 if __name__ == "__main__":
     guard()
@@ -170,4 +170,9 @@ main.add_command(add_columns)
 main.add_command(delete_dataset)
 
 if __name__ == "__main__":
-    main(prog_name="python -m local_forager")
+    try:
+        main(prog_name="python -m local_forager")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            os._exit(INTERRUPTED)  # a thread may still try to read a bucket: do not wait for it
+        raise

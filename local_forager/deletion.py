@@ -5,6 +5,7 @@ bucket is deleted.
 """
 
 import asyncio
+import contextlib
 import shlex
 import shutil
 import sqlite3
@@ -18,12 +19,12 @@ from common.terminal import count, printable
 from local_forager.export import SETTINGS, bucket_option, data_dir_option
 from local_forager.indexes.copies import IndexCopies, thumbnail_path
 from local_forager.indexes.own_columns import columns_path
+from local_forager.opening import find_dataset, opened_database
 from local_forager.server.api import NoSuchDataset
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import Database, Dataset, ServerGeneration
+from local_forager.server.database import Database, Dataset
 from local_forager.types import DeletionPlan, PageError
 
-SHOWN_NAMES = 10  # of the datasets that a message lists
 IN_USE = "The database is in use by another program: try again. The dataset is still there."
 
 
@@ -101,20 +102,15 @@ def confirmed(question: str) -> bool:
             raise
         reason = "Nothing was deleted: there was no answer. --yes deletes without a question."
         raise PageError(400, reason) from None
+    finally:
+        if not sys.stdin.isatty():
+            click.echo(err=True)  # ends the line of the question
 
 
 async def ask_and_delete(name: str, data_dir: Path, bucket: str, yes: bool) -> None:
-    path = data_dir / "forager.sqlite3"
-    if not path.exists():
-        where = printable(str(data_dir))
-        raise PageError(404, f"There is no local Forager in {where}: give its --data_dir.")
-    database, buckets = Database(path, ServerGeneration.B), Buckets()
-    try:
-        if name not in (names := await database.dataset_names()):
-            known = ", ".join(map(printable, names[:SHOWN_NAMES])) or "none"
-            more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
-            where = f"{printable(str(data_dir))}, which has {known}{more}"
-            raise PageError(404, f"There is no dataset named {printable(name)} in {where}.")
+    await find_dataset(name, data_dir)
+    buckets = Buckets()
+    with contextlib.closing(buckets), opened_database(data_dir) as database:
         dataset, found = await plan(database, name, bucket)
         images = count(found["num_train"] + found["num_val"], "image")
         what = f"dataset {printable(name)}: {images}, {count(found['annotations'], 'label')}"
@@ -123,9 +119,6 @@ async def ask_and_delete(name: str, data_dir: Path, bucket: str, yes: bool) -> N
         directory = IndexCopies(buckets, bucket, data_dir).directory(dataset.index_id)
         own = None if found["shared_with"] else directory
         await delete(database, dataset, data_dir, own)
-    finally:
-        buckets.close()
-        database.close()
     click.echo(f"Deleted {what}.", err=True)
     click.echo(kept_in_buckets(found))
 

@@ -4,6 +4,7 @@ The page sends it to the browser; `python -m local_forager export` writes sets o
 """
 
 import asyncio
+import contextlib
 import csv
 import itertools
 import json
@@ -263,8 +264,8 @@ def export_set(
     label = label_to_export(category or "", mode) if format_ == "labels" else {}
     asked = Asked(category=None if label else category, mode=mode, **options)
     check_combinations(asked, like_image)
-    if asked.threshold is not None and asked.which not in LIMITS:
-        raise PageError(400, f"--threshold is for --set {', '.join(LIMITS)} only.")
+    if not Path(out.name).parent.is_dir():  # known before minutes of computing
+        raise PageError(400, f"--out {printable(out.name)}: there is no such directory.")
     weights, picture = find_weights(resnet_weights, clip_weights), None
     if like_image:
         weights.check(asked.by)
@@ -280,11 +281,25 @@ def export_set(
         rows = nearest_to(weights, picture, opened.index, rows, asked.by)[: asked.count]
         if len(rows) < (asked.count or 0):
             click.echo(f"There are only {len(rows):,} such images.", err=True)
-    shown = for_terminal if out.isatty() else str
-    for piece in export(format_, opened.index, opened.table, rows, label):
-        out.write(shown(piece))
-    out.flush()
+    pieces = export(format_, opened.index, opened.table, rows, label)
+    try:
+        shown = for_terminal if out.isatty() else str
+        out.writelines(map(shown, pieces))
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, click.FileError) as error:
+        raise not_written(out, error) from error
     click.echo(f"Exported {len(rows):,} images.", err=True)
+
+
+def not_written(out: TextIO, error: OSError | click.FileError) -> PageError:
+    """The error for the user. What is left in the buffer is dropped: there is no room for it."""
+    reason = error.message if isinstance(error, click.FileError) else error.strerror
+    with contextlib.suppress(OSError, click.FileError):
+        out.close()
+    where = "stdout" if out.name == "-" else printable(out.name)
+    return PageError(500, f"{where} cannot be written ({reason}): name another file with --out.")
 
 
 def check_combinations(asked: Asked, like_image: Path | None) -> None:
@@ -294,6 +309,7 @@ def check_combinations(asked: Asked, like_image: Path | None) -> None:
     for option, value, kinds in (
         ("count", asked.count if like_image is None else None, subsets.KINDS),
         ("like", asked.like, subsets.KINDS),
+        ("threshold", asked.threshold, LIMITS),
         ("distance", asked.distance, NEAR_SETS),
         ("keep", asked.keep, GROUPED_SETS),
     ):

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,12 @@ class Opened:
 async def open_named(name: str, data_dir: Path, bucket: str) -> Opened:
     """A dataset of the local Forager or, if the name is that of a directory, a work directory."""
     directory = Path(name)
+    if "://" in name:
+        raise PageError(
+            400,
+            f"{printable(name)} is an address: name a dataset of the local Forager, a work "
+            "directory such as ./birds, or an index in the bucket with --index_id.",
+        )
     if os.sep in name or directory.name in ("", ".."):
         return open_work_directory(directory)
     try:
@@ -53,24 +60,37 @@ async def open_named(name: str, data_dir: Path, bucket: str) -> Opened:
         return open_work_directory(directory)
 
 
-async def find_dataset(name: str, data_dir: Path) -> Dataset:
-    """The dataset of this name of the local Forager in this directory."""
-    path, where = data_dir / "forager.sqlite3", printable(str(data_dir))
-    if not path.exists():
+@contextlib.contextmanager
+def opened_database(data_dir: Path) -> Iterator[Database]:
+    """The database of the local Forager in this directory; PageError if it cannot be used."""
+    path = data_dir / "forager.sqlite3"
+    if not os.path.exists(path):
+        where = printable(str(data_dir))
         raise PageError(
             404,
-            f"There is no local Forager in {where} with a dataset {printable(name)}: give its "
-            "--data_dir, or a work directory such as ./birds, or --index_id.",
+            f"There is no local Forager in {where}: give its --data_dir. (`export` also reads a "
+            "work directory such as ./birds, or an --index_id.)",
         )
-    database = Database(path, ServerGeneration.B)
     try:
+        database = Database(path, ServerGeneration.B)
+    except sqlite3.Error as error:
+        raise PageError(
+            500,
+            f"{printable(str(path))} cannot be used ({error}): check your rights to it and the "
+            "space on its disk, or give another --data_dir.",
+        ) from error
+    with contextlib.closing(database):
+        yield database
+
+
+async def find_dataset(name: str, data_dir: Path) -> Dataset:
+    """The dataset of this name of the local Forager in this directory."""
+    with opened_database(data_dir) as database:
         if dataset := await database.dataset(name):
             return dataset
         known = first_of(await database.dataset_names()) or "no datasets"
-        shown = printable(name)
+        shown, where = printable(name), printable(str(data_dir))
         raise PageError(404, f"There is no dataset named {shown} in {where}. It has: {known}.")
-    finally:
-        database.close()
 
 
 async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
@@ -79,12 +99,9 @@ async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
     index = await copied_index(dataset.index_id, data_dir, bucket)
     path = columns_path(data_dir, dataset.id)
     columns = read_columns(path, dataset.index_id, len(index.names))
-    database = Database(data_dir / "forager.sqlite3", ServerGeneration.B)
-    try:
+    with opened_database(data_dir) as database:
         labels, boxes = await database.labels(dataset.id), await database.boxes(dataset.id)
-        return Opened(index=index, table=table_of(labels, boxes, index, columns))
-    finally:
-        database.close()
+    return Opened(index=index, table=table_of(labels, boxes, index, columns))
 
 
 def first_of(names: list[str]) -> str:

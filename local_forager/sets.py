@@ -105,8 +105,10 @@ def candidates(opened: Opened, asked: Asked) -> np.ndarray:
         rows, labelled = table.select(asked.category, asked.mode), np.zeros(len(passing), bool)
         if not len(rows):
             label = f"{printable(asked.category)} in mode {printable(asked.mode)}"
-            known = first_of(sorted(table.rows)) or "none"
-            raise PageError(404, f"No image has the label {label}; the categories are: {known}.")
+            modes = table.rows.get(asked.category)
+            what, known = ("its modes", modes) if modes else ("the categories", table.rows)
+            names = first_of(sorted(known)) or "none"
+            raise PageError(404, f"No image has the label {label}; {what} are: {names}.")
         labelled[rows] = True
         passing &= labelled
     return passing

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from models.resnet import ResNet
 
 MISSING = (
-    "To search by a picture, start local_forager with --clip_weights DIRECTORY (for clip) or "
+    "To search by a picture, local_forager needs --clip_weights DIRECTORY (for clip) or "
     "--resnet_weights R-50.pkl (for the others)."
 )
 RESNET_EMBEDDINGS = ("imagenet", "imagenet_early")  # in the order of what the model returns

@@ -91,7 +91,10 @@ class IndexCopies:
             copy.problem = f"The index cannot be downloaded. {error}"
             if error.status == 404:
                 where = f"gs://{self._bucket}/indexes/{printable(index_id)}/"
-                copy.problem = f"There is no complete index in {where}: did its ingest finish?"
+                copy.problem = (
+                    f"There is no complete index in {where}: did its ingest finish, and is this "
+                    "the --bucket that it used?"
+                )
         except OSError as error:
             copy.problem = f"The index cannot be stored here ({error})."
         except Exception as error:
