@@ -180,12 +180,13 @@ def add_columns(
         click.echo(f"Replaced {count(len(earlier), 'earlier column')}.", err=True)
     if len(unmatched):
         keys = columns_file.keys.take(unmatched[:11]).to_pylist()
-        click.echo(f"No image is named by {count(len(unmatched), 'row')}:", err=True)
+        verb = "names" if len(unmatched) == 1 else "name"
+        click.echo(f"{count(len(unmatched), 'row')} {verb} no image:", err=True)
         shown = [printable(key or "") for key in keys]
         click.echo(first_lines(shown + [""] * (len(unmatched) - len(shown))), err=True)
-    click.echo(first_lines(described(columns)), err=True)
+    click.echo(f"Columns:\n{first_lines(described(columns))}", err=True)
     click.echo(
         f"Added {count(len(columns.names), 'column')} for {len(found) - len(unmatched):,} of "
-        f"{count(len(index.names), 'image')}. The page shows them now.",
+        f"{count(len(index.names), 'image')}. A page that is open shows them.",
         err=True,
     )

@@ -187,7 +187,7 @@ def with_columns(server, dataset_name, tmp_path):
     path.write_text(f"{CAMERAS}9.jpg;;;;\n", "utf-8-sig")
     before = server.dataset(dataset_name)
     done = columns(server, dataset_name, path).succeeded()
-    assert "No image is named by 1 row:\n      9.jpg\n" in done.stderr
+    assert "1 row names no image:\n      9.jpg\nColumns:\n" in done.stderr
     assert "=note: 3 texts" in done.stderr and "Added 4 columns for 4 of 6 images" in done.stderr
     assert server.dataset(dataset_name)["version"] != before["version"]
     return dataset_name
