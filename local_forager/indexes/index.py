@@ -155,7 +155,8 @@ def _read_json(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise PageError(409, f"{path.name} of the index cannot be read: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PageError(409, f"{path.name} of the index cannot be read: {reason}.") from error
 
 
 def read_names(directory: Path) -> tuple[list[str], int]:

@@ -25,6 +25,7 @@ from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from engine.loading import ModelLoader, ModelOptions
 from testing.embedders import LoaderWithoutModels, embedding_of
 from tests.harness import REAL, Index, ended, run, wait_for, weight_options
+from tests.local_forager.page_server import ask
 from tests.stand_in import Rule, StandIn
 from weights.resnet50 import resnet_shapes
 
@@ -166,6 +167,16 @@ def test_a_finished_ingest_is_registered_on_another_server_too(world, servers, f
         said = world.run().stdout
         assert said.startswith("This ingest is finished: ")
         assert said.endswith(f"Look at {world.server}/{world.name}\n")
+
+
+def test_a_dataset_that_was_deleted_is_registered_again(world, fast_models):
+    world.put("t/a.jpg", "v/b.jpg")
+    world.ingest()
+    index_id = world.registered()[0]
+    assert ask(f"{world.server}/page/deletion?name={world.name}", b"")[0] == 200
+    assert world.registered() is None
+    assert "Embedded" not in world.ingest().stderr
+    assert world.registered()[0] == index_id
 
 
 def test_work_directory_is_named_after_the_dataset(world, fast_models, tmp_path):

@@ -14,7 +14,7 @@ from common.program import ROOT
 from local_forager import export as export_formats
 from local_forager.indexes.index import LabelTable
 from local_forager.types import PageError
-from tests.harness import clean_environment, run
+from tests.harness import clean_environment, invoked, run
 from tests.local_forager.page_server import COPY, FAILED, fetch, made_index
 
 HOSTILE = ["=cmd|' /C calc'!A0.jpg", "@SUM(1).jpg", "+1.jpg", "-1.jpg", 'a",b\n.jpg', "\tx.jpg"]
@@ -80,9 +80,15 @@ def test_export_over_http(server):
     assert fetch(f"{server.url}/page/d/export?format=labels", method="POST")[0] == 400
 
 
-def export_command(server, *arguments):
+def in_a_process(server, *arguments):
+    """The command in a process of its own, for modules in which a browser keeps an event loop."""
     options = "--data_dir", str(server.data_dir), "--bucket", server.index
     return run([sys.executable, "-m", "local_forager", "export", *arguments, *options], cwd=ROOT)
+
+
+def export_command(server, *arguments):
+    options = "--data_dir", str(server.data_dir), "--bucket", server.index
+    return invoked(export_formats.export_set, [*arguments, *options])
 
 
 @pytest.mark.parametrize(
