@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from local_forager.indexes.index import Index
-from local_forager.types import Finding, PageError
+from local_forager.types import PageError
 
 
 class Limit(NamedTuple):
@@ -38,24 +38,3 @@ def beyond(index: Index, name: str, threshold: float | None = None) -> np.ndarra
     steps = field.steps(field.values())  # NaN, which is beyond nothing, where it is not known
     end = field.steps(limit.value if threshold is None else threshold)
     return np.flatnonzero(steps <= end if limit.is_most else steps >= end)
-
-
-def beyond_limits(index: Index) -> list[Finding]:
-    """What the health report has of each set; nothing of an index that lacks the fields."""
-    return [
-        {
-            "set": name,
-            "title": limit.title,
-            "about": f"Their {limit.field} is at {'most' if limit.is_most else 'least'} "
-            f"{limit.value:g}. The range beside the images sets another limit.",
-            "state": "ready",
-            "progress": 1.0,
-            "images": len(beyond(index, name)),
-            "groups": 0,
-            "field": limit.field,
-            "least": None if limit.is_most else limit.value,
-            "most": limit.value if limit.is_most else None,
-        }
-        for name, limit in LIMITS.items()
-        if limit.field in index.fields
-    ]

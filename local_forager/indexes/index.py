@@ -343,6 +343,9 @@ class LabelTable(NamedTuple):
         ]
 
 
+NO_LABELS = LabelTable({}, {}, {})
+
+
 def table_of(
     labels: list[tuple[str, LabelText]],
     boxes: list[tuple[str, BoxText]],

@@ -37,12 +37,12 @@ async def sort_field(sort: str, view: View) -> tuple[Field, int] | None:
 
 
 def limit_of(
-    request: web.Request, name: str, default: float, read: Callable[[str], float] = read_number
-) -> float:
-    """A limit, as `read` understands it."""
+    request: web.Request, name: str, read: Callable[[str], float] = read_number
+) -> float | None:
+    """A limit, as `read` understands it; None if the parameter is absent."""
     text = request.query.get(name)
     try:
-        return default if text is None else read(text)
+        return None if text is None else read(text)
     except ValueError as error:
         raise PageError(400, f"{name} {error}.") from None
 
@@ -55,12 +55,14 @@ async def within(request: web.Request, view: View) -> dict[str, np.ndarray]:
     found = {}
     for name in dict.fromkeys(key[4:] for key in request.query if key.startswith(ENDS)):
         field = await field_of(name, view)
-        low, high = (
-            field.steps(limit_of(request, end + name, infinity, field.limit))
-            for end, infinity in zip(ENDS, (-np.inf, np.inf), strict=True)
-        )
+        low, high = (limit_of(request, end + name, field.limit) for end in ENDS)
         steps = field.steps(field.values())
-        found[ENDS[0] + name] = (steps >= low) & (steps <= high)
+        passing = ~np.isnan(steps)
+        if low is not None:
+            passing &= steps >= field.steps(low)
+        if high is not None:
+            passing &= steps <= field.steps(high)
+        found[ENDS[0] + name] = passing
     for key in dict.fromkeys(key for key in request.query if key.startswith(IS)):
         name = key.removeprefix(IS)
         column = view.table.columns.texts.get(name)

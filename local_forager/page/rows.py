@@ -16,7 +16,7 @@ from aiohttp import web
 from local_forager.analysis.comparisons import neighbour_distances
 from local_forager.analysis.duplicates import BLOCK_ROWS, RowGroups
 from local_forager.analysis.health import CHECKS
-from local_forager.analysis.quality import LIMITS, beyond
+from local_forager.analysis.quality import LIMITS
 from local_forager.indexes.fields import Field
 from local_forager.indexes.index import MAX_CLASS, POSITIVE, Index
 from local_forager.indexes.own_columns import TextColumn
@@ -68,10 +68,10 @@ def embedding_choice(request: web.Request) -> str:
 
 def distance_choice(request: web.Request) -> float | None:
     """The distance of near duplicates in the request; None for the default."""
-    distance = limit_of(request, "distance", -1)
-    if "distance" in request.query and not 0 <= distance <= MAX_DISTANCE:
+    distance = limit_of(request, "distance")
+    if distance is not None and not 0 <= distance <= MAX_DISTANCE:
         raise PageError(400, f"distance is not a number from 0 to {MAX_DISTANCE}.")
-    return distance if distance >= 0 else None
+    return distance
 
 
 def row_in_path(request: web.Request, index: Index) -> int:
@@ -197,13 +197,10 @@ async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarra
 
 async def finding(request: web.Request, view: View) -> RowGroups | None:
     """What the health check that the request names found; None if it names none."""
-    name = choice(request, "set", ("", *CHECKS, *LIMITS))
-    if not name:
+    if not (name := choice(request, "set", ("", *CHECKS))):
         return None
-    if name in LIMITS:
-        found = beyond(view.index, name, limit_of(request, "threshold", LIMITS[name].value))
-        return [[row] for row in found.tolist()]
-    health = view.health(embedding_choice(request), distance_choice(request))
+    threshold = limit_of(request, "threshold") if name in LIMITS else None
+    health = view.health(embedding_choice(request), distance_choice(request), threshold)
     await wait_for(view, lambda: health.is_ready(name, start=True) or None)
     return await view.page.compute(partial(health.groups, name))
 

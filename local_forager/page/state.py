@@ -39,8 +39,6 @@ Result = TypeVar("Result")
 class PageState:
     """The parts that the page's handlers share; close() ends their threads."""
 
-    notes: list[str] = []  # sentences above the images of each dataset
-
     def __init__(
         self,
         app: web.Application,
@@ -48,9 +46,11 @@ class PageState:
         bucket: str,
         weights: PictureWeights,
         exact_rows: int,
+        note: str,
     ) -> None:
         buckets = self._buckets = app[BUCKETS]
         self.bucket, self.data_dir, self.exact_rows = bucket, data_dir, exact_rows
+        self.notes = [note] if note else []  # above the images of each dataset
         self.database = app[DATABASE]
         self.copies = IndexCopies(buckets, bucket, data_dir)
         self.thumbnails = Thumbnails(buckets, bucket, data_dir)
@@ -178,9 +178,20 @@ class View:
         """Those of the index, and one's own."""
         return {**self.index.fields, **self.table.columns.fields}
 
-    def health(self, by: str, distance: float | None = None) -> Health:
+    def health(
+        self, by: str, distance: float | None = None, threshold: float | None = None
+    ) -> Health:
         page, rows = self.page, min(self.page.exact_rows, PAIRS_ROWS)
-        return Health(page.jobs, self.index, by, rows, self.table, self.version, distance)
+        return Health(
+            page.jobs,
+            self.index,
+            by,
+            rows,
+            self.table,
+            self.version,
+            distance=distance,
+            threshold=threshold,
+        )
 
 
 async def index_of(request: web.Request) -> tuple[Dataset, Index]:

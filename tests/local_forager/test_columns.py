@@ -16,8 +16,8 @@ from common.program import ROOT
 from dataset import quality
 from local_forager import types as page_types
 from local_forager.analysis.quality import LIMITS, beyond
-from local_forager.column_files import read_columns_file
-from local_forager.columns import TAKEN, rows_of_keys
+from local_forager.commands.column_files import read_columns_file
+from local_forager.commands.columns import TAKEN, rows_of_keys
 from local_forager.indexes.fields import ABOUT, Field, own_field
 from local_forager.indexes.own_columns import text_column
 from local_forager.types import PageError
@@ -297,7 +297,6 @@ def test_an_index_without_quality_says_so(server):
     options = "--data_dir", str(server.data_dir), "--bucket", server.index
     command = [sys.executable, "-m", "local_forager", "export", "d", *options]
     run([*command, "--set", "flat"], cwd=ROOT).failed("made by an older version")
-    run([*command, "--threshold", "1"], cwd=ROOT).failed("--threshold is for --set dark, bright")
 
 
 def changed_photographs():

@@ -57,7 +57,7 @@ def test_command_deletes_one_dataset_while_the_server_runs(two):
     status, answer = get(f"{two.url}/page/birds/rows")
     assert (status, answer) == (404, {"error": "There is no dataset named birds here."})
     assert {**two.dataset("cats"), "version": 0} == {**cats, "version": 0}
-    delete_command(two.data_dir, two.index, "birds", "--yes").failed("which has cats")
+    delete_command(two.data_dir, two.index, "birds", "--yes").failed("It has: cats.")
 
 
 def bucket_names(bucket):

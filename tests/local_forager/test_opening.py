@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 
-from local_forager.export import export_set
+from local_forager.commands.export import export_set
 from tests.harness import Done
 from tests.local_forager.page_server import COPY, FAILED, NAMES
 
@@ -171,6 +171,6 @@ def test_a_work_directory_has_no_labels(birds, option):
 def test_names_and_indexes_that_do_not_exist(server, dataset, emulator, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export("birdz", *dataset[1:]).failed("There is no dataset named birdz in", "It has: d")
-    export("birdz").failed("There is no local Forager in forager-data with a dataset birdz")
+    export("birdz").failed("A work directory such as ./birds, or --index_id, can be exported too")
     missing = "--index_id", "no-such-index", *dataset[3:]
     export(*missing).failed("There is no complete index in gs://", "/indexes/no-such-index/")

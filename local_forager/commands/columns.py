@@ -11,15 +11,12 @@ import click
 import numpy as np
 
 from common.names import identifier
-from common.options import Command
+from common.options import CONTEXT_SETTINGS, Command
 from common.terminal import count, first_lines, printable
-from local_forager.column_files import ColumnFile, read_columns_file
-from local_forager.export import (
-    CSV_HEADER,
-    SETTINGS,
-    bucket_option,
-    data_dir_option,
-)
+from local_forager.commands.column_files import ColumnFile, read_columns_file
+from local_forager.commands.opening import local_dataset, open_dataset
+from local_forager.commands.options import bucket_option, data_dir_option
+from local_forager.export import CSV_HEADER
 from local_forager.indexes.fields import ABOUT
 from local_forager.indexes.own_columns import (
     MAX_TEXTS,
@@ -28,7 +25,6 @@ from local_forager.indexes.own_columns import (
     read_columns,
     write_columns,
 )
-from local_forager.opening import find_dataset, open_dataset
 from local_forager.page import ranges, rows
 from local_forager.types import PageError
 
@@ -132,7 +128,7 @@ def described(columns: OwnColumns) -> list[str]:
     return lines
 
 
-@click.command("columns", cls=Command, context_settings=SETTINGS)
+@click.command("columns", cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("name")
 @click.argument(
     "file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -154,15 +150,22 @@ def add_columns(
     """
     if (file is None) != remove:
         raise click.UsageError("Give either a file with columns, or --remove.")
-    dataset = asyncio.run(find_dataset(name, data_dir))
-    path = columns_path(data_dir, dataset.id)
+    asyncio.run(change_columns(name, file, key, data_dir, bucket))
+
+
+async def change_columns(
+    name: str, file: Path | None, key: str | None, data_dir: Path, bucket: str
+) -> None:
+    """Replace the columns of a dataset by those of a file; None removes them."""
+    async with local_dataset(name, data_dir) as (_, dataset):
+        path = columns_path(data_dir, dataset.id)
     if file is None:
         removed = read_columns(path, dataset.index_id, None).names
         path.unlink(missing_ok=True)
         click.echo(f"Removed {count(len(removed), 'column')}.", err=True)
         return
     columns_file = read_columns_file(file, key, TAKEN)
-    opened = asyncio.run(open_dataset(name, data_dir, bucket))
+    opened = await open_dataset(name, data_dir, bucket)
     index, earlier = opened.index, opened.table.columns.names
     found = rows_of_keys(columns_file.keys, index.names)
     unmatched, where = np.flatnonzero(found < 0), click.format_filename(file)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from common.terminal import printable
 from local_forager.analysis import subsets
 from local_forager.analysis.duplicates import near_distance
 from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
-from local_forager.analysis.quality import LIMITS, beyond
+from local_forager.analysis.quality import LIMITS
+from local_forager.commands.opening import Opened, first_of
+from local_forager.export import name_line
 from local_forager.indexes.index import Index
-from local_forager.opening import Opened, first_of
 from local_forager.types import PageError
 
 SETS = {  # set -> health check
@@ -48,11 +50,6 @@ class Asked:
     threshold: float | None  # of a set of LIMITS, instead of its own
     distance: float | None  # of near duplicates
     keep: str | None  # "one" leaves out the kept image of each group
-
-
-def name_line(name: str) -> str:
-    """An object name in one line: a line break is a backslash and n or r."""
-    return name.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def rows_named(index: Index, path: Path) -> np.ndarray:
@@ -151,22 +148,23 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
         return [int(row) for row in np.flatnonzero(passing)]
     if which == "contradictions" and opened.no_labels:
         raise PageError(400, f"{opened.no_labels}, or choose another --set.")
-    if which in LIMITS:
-        found = beyond(index, which, asked.threshold)
-        return [int(row) for row in found[passing[found]]]
-    jobs, rows = Jobs(), len(index.names)
-    limit = rows if asked.exact else PAIRS_ROWS
-    health = Health(
-        jobs, index, asked.by, limit, opened.table, 0, asked.distance, farthest=asked.distance
-    )
-    try:
+    with closing(Jobs()) as jobs:
+        health = Health(
+            jobs,
+            index,
+            asked.by,
+            len(index.names) if asked.exact else PAIRS_ROWS,
+            opened.table,
+            version=0,
+            distance=asked.distance,
+            farthest=asked.distance,
+            threshold=asked.threshold,
+        )
         while (groups := health.groups(SETS[which], start=True)) is None:
             show_progress("Comparing images", jobs.progress())
             time.sleep(POLL)
-    finally:
-        jobs.close()
     show_progress("Comparing images", 1)
-    if health.in_lists and SETS[which] in ("near", "leak"):
+    if health.in_lists and which in NEAR_SETS:
         click.echo(
             "Only roughly similar images were compared: a few may be missing. --exact compares all "
             "pairs.",
