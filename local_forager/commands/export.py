@@ -11,8 +11,8 @@ import click
 from common.options import CONTEXT_SETTINGS, Command
 from common.terminal import printable
 from local_forager.analysis import subsets
+from local_forager.analysis.health import LIMITS
 from local_forager.analysis.picture_search import find_weights, nearest_to, picture_of_file
-from local_forager.analysis.quality import LIMITS
 from local_forager.commands.opening import open_index, open_named
 from local_forager.commands.options import (
     bucket_option,

@@ -12,8 +12,8 @@ import numpy as np
 from common.terminal import printable
 from local_forager.analysis import subsets
 from local_forager.analysis.duplicates import near_distance
-from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
-from local_forager.analysis.quality import LIMITS
+from local_forager.analysis.health import LIMITS, PAIRS_ROWS, Health
+from local_forager.analysis.jobs import POLL, Jobs
 from local_forager.commands.opening import Opened, first_of
 from local_forager.export import name_line
 from local_forager.indexes.index import Index
@@ -31,7 +31,6 @@ SETS = {  # set -> health check
 NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
 GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
 SPLITS = ("train", "val")
-POLL = 0.05  # seconds between looks at a comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +149,11 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
         raise PageError(400, f"{opened.no_labels}, or choose another --set.")
     with closing(Jobs()) as jobs:
         health = Health(
-            jobs,
-            index,
-            asked.by,
-            len(index.names) if asked.exact else PAIRS_ROWS,
-            opened.table,
-            version=0,
+            jobs=jobs,
+            index=index,
+            by=asked.by,
+            table=opened.table,
+            exact_rows=len(index.names) if asked.exact else PAIRS_ROWS,
             distance=asked.distance,
             farthest=asked.distance,
             threshold=asked.threshold,

@@ -8,7 +8,7 @@ import functools
 import json
 import posixpath
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,7 +255,7 @@ def _fields_of(columns: Any) -> dict[str, Field]:
     }
     found |= {name: column.cast(pa.float32()) for name, column in measured.items()}
     return {
-        name: Field(name=name, column=found[name], **about)
+        name: replace(about, column=found[name])
         for name, about in ABOUT.items()
         if name in found and (name not in measured or found[name].null_count < len(columns))
     }

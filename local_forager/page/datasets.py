@@ -12,26 +12,26 @@ from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.duplicates import examples
 from local_forager.analysis.health import CHECKS, Health, reach
+from local_forager.analysis.jobs import result_of
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, default_method, umap_installed
 from local_forager.deletion import delete, plan
-from local_forager.indexes.fields import ABOUT, Field
+from local_forager.indexes.fields import ABOUT
 from local_forager.indexes.index import NO_LABELS, Index, LabelTable
 from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import COMPARED_BY
-from local_forager.page.images import summary
-from local_forager.page.ranges import field_of
-from local_forager.page.rows import (
-    WAIT,
-    array_response,
+from local_forager.page.filters import (
     choice,
     distance_choice,
     embedding_choice,
-    no_neighbour_sorts,
+    field_of,
+    flag,
 )
+from local_forager.page.images import summary
+from local_forager.page.rows import array_response, no_neighbour_sorts
 from local_forager.page.state import PAGE, View
 from local_forager.server.api import dataset_named, dataset_of
 from local_forager.server.database import SplitCounts
-from local_forager.types import PageError, StillWorking
+from local_forager.types import PageError
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
 NAMED_ROWS = 10  # that a warning names
@@ -69,9 +69,7 @@ def feature(problem: str | None) -> answers.Feature:
 
 def field_infos(index: Index, table: LabelTable) -> list[answers.FieldInfo]:
     """The fields of an index and of its columns; a listing tells the sizes of files if need be."""
-    listed = Field(name="bytes", column=None, **ABOUT["bytes"])
-    fields = {"bytes": listed, **index.fields}
-    ordered = [fields[name] for name in ABOUT if name in fields]
+    known = [field for field in ABOUT.values() if field.name in {"bytes", *index.fields}]
     return [
         {
             "field": field.name,
@@ -81,7 +79,7 @@ def field_infos(index: Index, table: LabelTable) -> list[answers.FieldInfo]:
             "kind": field.kind.value,
             "step": float(field.step),
         }
-        for field in (*ordered, *table.columns.fields.values())
+        for field in (*known, *table.columns.fields.values())
     ]
 
 
@@ -173,10 +171,8 @@ async def text_model(request: web.Request) -> web.Response:
 async def health(request: web.Request, view: View) -> answers.HealthReport:
     by = embedding_choice(request)
     checks = view.health(by, distance_choice(request))
-    start = choice(request, "start", ("0", "1")) == "1"
-    exact = choice(request, "exact", ("0", "1")) == "1"
-    all_pairs = checks.all_pairs(exact)
-    findings = await view.page.compute(partial(checks.findings, start))
+    all_pairs = checks.all_pairs(flag(request, "exact"))
+    findings = await view.page.compute(partial(checks.findings, flag(request, "start")))
     return {
         "by": by,
         "all_pairs": all_pairs,
@@ -208,10 +204,8 @@ async def map_points(request: web.Request, view: View) -> web.Response:
     if method == "umap" and not umap_installed():
         raise PageError(409, UMAP_MISSING)
     future = view.page.map(view.index, by, method)
-    await asyncio.wait([future], timeout=WAIT)
-    if not future.done():
-        raise StillWorking("Computing the map")
-    return web.Response(body=future.result(), headers={"Cache-Control": "no-store"})
+    points = await result_of(future, lambda: "Computing the map")
+    return web.Response(body=points, headers={"Cache-Control": "no-store"})
 
 
 async def column(request: web.Request, view: View) -> web.Response:

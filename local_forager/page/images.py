@@ -11,9 +11,15 @@ from common.names import identifier
 from local_forager.export import FORMATS, export, label_to_export
 from local_forager.indexes.index import POSITIVE, class_name
 from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, faiss_installed
-from local_forager.page.choosing import posted_rows
+from local_forager.page.filters import (
+    choice,
+    embedding_choice,
+    flag,
+    number,
+    posted_rows,
+    row_in_path,
+)
 from local_forager.page.pictures import decoding_problem, image_facts, image_response
-from local_forager.page.rows import choice, embedding_choice, number, row_in_path
 from local_forager.page.state import PAGE, View, index_of
 from local_forager.server.api import dataset_of
 from local_forager.types import (
@@ -116,7 +122,7 @@ async def neighbours(request: web.Request, view: View) -> NeighbourList:
     count = number(request, "count", 24, 1, MAX_NEIGHBOURS)
     begin = time.perf_counter()
     inverted, state = inverted_file(view, by)
-    exact = inverted is None or choice(request, "exact", ("0", "1")) == "1"
+    exact = inverted is None or flag(request, "exact")
     if inverted is None or exact:
         compare = partial(view.index.embeddings[by].neighbours, row, count, view.index.failed)
     else:
@@ -183,7 +189,7 @@ async def original(request: web.Request) -> web.Response:
 async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
     """The body of the request is the rows, int32; the answer is streamed as a file."""
     name = choice(request, "format", tuple(FORMATS))
-    rows = posted_rows(await request.read(), view.index)
+    rows = await posted_rows(request, view.index)
     label: dict[str, str] = {}
     if name == "labels":
         query = request.query

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,8 @@ import numpy as np
 from aiohttp import web
 
 from common.errors import StorageError
-from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
+from local_forager.analysis.health import PAIRS_ROWS, Health
+from local_forager.analysis.jobs import BackgroundJob, Jobs, result_of
 from local_forager.analysis.maps import saved_projection
 from local_forager.analysis.picture_search import PictureWeights
 from local_forager.analysis.text_search import text_tower, text_vector, why_not
@@ -29,9 +30,7 @@ from local_forager.page.pictures import Originals, Thumbnails
 from local_forager.page.questions import Questions
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
-from local_forager.types import PageError, StillWorking
-
-LOADING = 0.3  # seconds after which a search says that the model is being loaded
+from local_forager.types import PageError
 
 Result = TypeVar("Result")
 
@@ -68,6 +67,10 @@ class PageState:
     async def compute(self, function: Callable[[], Result]) -> Result:
         """Call a function that computes for long in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._compute, function)
+
+    async def result_of(self, job: BackgroundJob) -> Any:
+        """What a job finds; StillWorking if that takes longer."""
+        return await result_of(job.future, lambda: f"Comparing images: {self.jobs.progress():.0%}")
 
     def _once(self, key: Hashable, start: Callable[[], Awaitable[Any]]) -> asyncio.Future[Any]:
         """The task of this key; it is started if it is new, or has failed."""
@@ -122,7 +125,7 @@ class PageState:
         sizes = await self._buckets.sizes(dataset.train_path)
         sizes |= await self._buckets.sizes(dataset.val_path)
         column = pa.array([sizes.get(name) for name in index.names], pa.int64())
-        return Field(name="bytes", column=column, **ABOUT["bytes"])
+        return replace(ABOUT["bytes"], column=column)
 
     def _text_weights(self) -> Path:
         if self._clip is None or self.no_text_search:
@@ -140,11 +143,7 @@ class PageState:
 
     async def text_vector(self, text: str) -> np.ndarray:
         """The text as a unit vector of CLIP; StillWorking while its model is being loaded."""
-        model = self.text_model()
-        await asyncio.wait([model], timeout=LOADING)
-        if not model.done():
-            raise StillWorking("Loading the model for text search")
-        model.result()
+        await result_of(self.text_model(), lambda: "Loading the model for text search")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._models, text_vector, self._text_weights(), text)
 
@@ -181,14 +180,13 @@ class View:
     def health(
         self, by: str, distance: float | None = None, threshold: float | None = None
     ) -> Health:
-        page, rows = self.page, min(self.page.exact_rows, PAIRS_ROWS)
         return Health(
-            page.jobs,
-            self.index,
-            by,
-            rows,
-            self.table,
-            self.version,
+            jobs=self.page.jobs,
+            index=self.index,
+            by=by,
+            table=self.table,
+            version=self.version,
+            exact_rows=min(self.page.exact_rows, PAIRS_ROWS),
             distance=distance,
             threshold=threshold,
         )
