@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
-from common.names import identifier
 from common.terminal import printable
+from local_forager.indexes.index import NAMED_BY
 from local_forager.types import PageError
 
 MAX_COLUMNS = 100
@@ -25,11 +25,6 @@ UNKNOWN = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-")  # among 
 ZERO_FIRST = r"^-?0\d"  # 007 is a name, not a number
 YEARS_MS = (-62_135_596_800_000, 253_402_300_799_999)  # 1 to 9999, which Python can write
 BUCKET = r"^gs://[^/]*/"  # before an object name
-NAMES = {  # what an image can be named by, in the order in which it is looked for
-    "object": lambda name: name,
-    "file name": lambda name: name.rpartition("/")[2],
-    "identifier": identifier,
-}
 
 
 class ColumnFile(NamedTuple):
@@ -210,7 +205,7 @@ def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:
     """
     keys = compute.replace_substring_regex(keys, BUCKET, "").combine_chunks()
     found = np.full(len(keys), -1, np.int64)
-    for what, name_of in NAMES.items():
+    for what, name_of in NAMED_BY.items():
         left = np.flatnonzero(found < 0)
         if not len(left):
             break

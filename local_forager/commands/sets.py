@@ -16,7 +16,7 @@ from local_forager.analysis.health import LIMITS, PAIRS_ROWS, Health
 from local_forager.analysis.jobs import POLL, Jobs
 from local_forager.commands.opening import Opened, first_of
 from local_forager.export import name_line
-from local_forager.indexes.index import Index
+from local_forager.indexes.index import NAMED_BY, Index
 from local_forager.types import PageError
 
 SETS = {  # set -> health check
@@ -64,22 +64,17 @@ def rows_named(index: Index, path: Path) -> np.ndarray:
         lines = path.read_bytes().decode("utf-8-sig", "surrogatepass").split("\n")
     except UnicodeDecodeError:
         raise PageError(400, f"{shown} is not UTF-8 text: write one name a line.") from None
-    wanted = [line for line in (line.strip("\r") for line in lines) if line.strip()]
-    by_object: dict[str, list[int]] = {}
-    by_file: dict[str, list[int]] = {}
-    for row, name in enumerate(index.names):
-        by_object.setdefault(name_line(name), []).append(row)
-        by_file.setdefault(name_line(name).rpartition("/")[2], []).append(row)
-    rows: set[int] = set()
-    unknown: list[str] = []
-    for line in wanted:
-        found = by_object.get(line) or by_file.get(line) or index.rows_of.get(line)
-        rows.update(found or ())
-        if not found:
-            unknown.append(line)
-    if unknown:
-        what = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
-        raise PageError(400, f"In {shown}, {what} no image: {first_of(unknown)}.")
+    wanted = dict.fromkeys(line.strip("\r") for line in lines if line.strip())
+    rows: list[int] = []
+    for name_of in NAMED_BY.values():
+        named = ((row, name_of(name_line(name))) for row, name in enumerate(index.names))
+        found = {row: key for row, key in named if key in wanted}
+        rows += found
+        for key in set(found.values()):
+            del wanted[key]
+    if wanted:
+        what = "1 line names" if len(wanted) == 1 else f"{len(wanted):,} lines name"
+        raise PageError(400, f"In {shown}, {what} no image: {first_of(list(wanted))}.")
     if not rows:
         raise PageError(400, f"{shown} names no image: write one name a line.")
     return np.array(sorted(rows), np.int64)

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import json
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,11 @@ NO_QUALITY = "the index was made by an older version, which did not measure them
 GROUPS = {  # of fields -> their names in a sentence
     "size": "Width, height and aspect",
     "quality": "Brightness, contrast, sharpness and colourfulness",
+}
+NAMED_BY: dict[str, Callable[[str], str]] = {  # what names an image, looked for in this order
+    "object": lambda name: name,
+    "file name": lambda name: name.rpartition("/")[2],
+    "identifier": identifier,
 }
 COLUMNS = {"size": "bytes", "width": "width", "height": "height"}  # of a manifest -> field
 

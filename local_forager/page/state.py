@@ -16,16 +16,11 @@ from local_forager.analysis.health import PAIRS_ROWS, Health
 from local_forager.analysis.jobs import BackgroundJob, Jobs, result_of
 from local_forager.analysis.maps import saved_projection
 from local_forager.analysis.picture_search import PictureWeights
-from local_forager.analysis.text_search import text_tower, text_vector, why_not
+from local_forager.analysis.text_search import TextTower, text_tower, text_vector, why_not
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.fields import ABOUT, Field
-from local_forager.indexes.index import Index, LabelTable, table_of
-from local_forager.indexes.own_columns import (
-    OwnColumns,
-    columns_path,
-    columns_version,
-    read_columns,
-)
+from local_forager.indexes.index import NO_LABELS, Index, LabelTable, table_of
+from local_forager.indexes.own_columns import columns_path, columns_version, read_columns
 from local_forager.page.pictures import Originals, Thumbnails
 from local_forager.page.questions import Questions
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
@@ -61,7 +56,6 @@ class PageState:
         self._models = ThreadPoolExecutor(1, thread_name_prefix="models")
         self.questions = Questions(self._models, weights)
         self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
-        self._columns: dict[int, tuple[Index, OwnColumns]] = {}
         self._tasks: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def compute(self, function: Callable[[], Result]) -> Result:
@@ -84,26 +78,17 @@ class PageState:
 
         Each is read again only when it has changed.
         """
-        version = await self.database.label_version()
-        kept = self._tables.get(dataset.id)
-        if kept is None or kept[0] != version or kept[1] is not index:
+        version, path = await self.database.label_version(), columns_path(self.data_dir, dataset.id)
+        known, of_index, table = self._tables.get(dataset.id, (-1, None, NO_LABELS))
+        if of_index is not index or known != version:
             labels = await self.database.labels(dataset.id)
             boxes = await self.database.boxes(dataset.id)
-            kept = (version, index, await self.compute(partial(table_of, labels, boxes, index)))
-        columns = await self.columns(dataset, index)
-        if kept[2].columns is not columns:
-            kept = (version, index, kept[2]._replace(columns=columns))
-        self._tables[dataset.id] = kept
-        return kept[2], version
-
-    async def columns(self, dataset: Dataset, index: Index) -> OwnColumns:
-        """The columns of one's own that the file of this dataset has now."""
-        path = columns_path(self.data_dir, dataset.id)
-        kept = self._columns.get(dataset.id)
-        if kept is None or kept[0] is not index or kept[1].version != columns_version(path):
+            table = await self.compute(partial(table_of, labels, boxes, index, table.columns))
+        if of_index is not index or table.columns.version != columns_version(path):
             read = partial(read_columns, path, dataset.index_id, len(index.names))
-            kept = self._columns[dataset.id] = (index, await self.compute(read))
-        return kept[1]
+            table = table._replace(columns=await self.compute(read))
+        self._tables[dataset.id] = version, index, table
+        return table, version
 
     async def object_sizes(self, dataset: Dataset, index: Index) -> Field:
         """The size of each image's object, from a listing made once; unknown if it is gone."""
@@ -127,25 +112,21 @@ class PageState:
         column = pa.array([sizes.get(name) for name in index.names], pa.int64())
         return replace(ABOUT["bytes"], column=column)
 
-    def _text_weights(self) -> Path:
-        if self._clip is None or self.no_text_search:
-            raise PageError(409, self.no_text_search or "")
-        return self._clip
-
-    def text_model(self) -> asyncio.Future[Any]:
+    def text_model(self) -> asyncio.Future[TextTower]:
         """The loading of the model for text search, which begins when it is first asked for.
 
         Raises PageError where text search is not possible.
         """
-        clip = self._text_weights()
-        load = partial(asyncio.get_running_loop().run_in_executor, self._models, text_tower, clip)
-        return self._once("text model", load)
+        if self._clip is None or self.no_text_search:
+            raise PageError(409, self.no_text_search or "")
+        run = asyncio.get_running_loop().run_in_executor
+        return self._once("text model", partial(run, self._models, text_tower, self._clip))
 
     async def text_vector(self, text: str) -> np.ndarray:
         """The text as a unit vector of CLIP; StillWorking while its model is being loaded."""
-        await result_of(self.text_model(), lambda: "Loading the model for text search")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._models, text_vector, self._text_weights(), text)
+        tower = await result_of(self.text_model(), lambda: "Loading the model for text search")
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self._models, text_vector, tower, text)
 
     def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""
