@@ -16,7 +16,7 @@ import numpy as np
 from bench.support.measure import Result, show
 from dataset.arrays import DIMENSIONS
 from local_forager.indexes.vectors import Vectors
-from local_forager.server.database import Database, ServerGeneration
+from local_forager.server.database import DATABASE_FILE, Database, ServerGeneration
 from testing import synthetic
 from testing.browser import chromium
 from testing.servers.processes import local_forager
@@ -93,7 +93,7 @@ def make_dataset(data_dir: Path, rows: int) -> None:
     synthetic.write_thumbnails(data_dir, index_id(rows), names)
 
     async def register() -> None:
-        database = Database(data_dir / "forager.sqlite3", ServerGeneration.B)
+        database = Database(data_dir / DATABASE_FILE, ServerGeneration.B)
         train, val = (f"gs://nowhere/{NAME}/{split}/" for split in ("train", "val"))
         dataset = await database.create_dataset(NAME, train, val, index_id(rows))
         await database.add_items(dataset, names[:num_train], names[num_train:])

@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from bench.support.measure import Result, show
-from local_forager.analysis.duplicates import near_groups, near_pairs_in_lists
+from local_forager.analysis.duplicates import near_groups, near_pairs
 from local_forager.indexes.index import Index
 from local_forager.indexes.vectors import InvertedFile, Vectors, faiss_installed, open_or_build
 from testing import synthetic
@@ -87,7 +87,7 @@ def duplicates(index: Index, inverted: InvertedFile) -> list[Result]:
     """Time of all near duplicates, and the share of the pairs of SAMPLE rows that are found."""
     vectors = index.embeddings["clip"]
     what = "near duplicates of all"
-    found, results = measured(what, near_pairs_in_lists, index, "clip", inverted, [], ignore)
+    found, results = measured(what, near_pairs, index, "clip", [], ignore, None, inverted)
     groups, grouping = timed(near_groups, found, found.default)
     _, farthest = timed(near_groups, found, found.limit)
     one, other = found.rows[found.one], found.rows[found.other]

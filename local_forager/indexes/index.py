@@ -7,8 +7,8 @@ import contextlib
 import functools
 import json
 import posixpath
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,11 @@ NO_QUALITY = "the index was made by an older version, which did not measure them
 GROUPS = {  # of fields -> their names in a sentence
     "size": "Width, height and aspect",
     "quality": "Brightness, contrast, sharpness and colourfulness",
+}
+NAMED_BY: dict[str, Callable[[str], str]] = {  # what names an image, looked for in this order
+    "object": lambda name: name,
+    "file name": lambda name: name.rpartition("/")[2],
+    "identifier": identifier,
 }
 COLUMNS = {"size": "bytes", "width": "width", "height": "height"}  # of a manifest -> field
 
@@ -256,7 +261,7 @@ def _fields_of(columns: Any) -> dict[str, Field]:
     }
     found |= {name: column.cast(pa.float32()) for name, column in measured.items()}
     return {
-        name: Field(name=name, column=found[name], **about)
+        name: replace(about, column=found[name])
         for name, about in ABOUT.items()
         if name in found and (name not in measured or found[name].null_count < len(columns))
     }
@@ -342,6 +347,9 @@ class LabelTable(NamedTuple):
             }
             for category, modes in sorted(self.rows.items())
         ]
+
+
+NO_LABELS = LabelTable({}, {}, {})
 
 
 def table_of(

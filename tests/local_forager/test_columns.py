@@ -1,6 +1,7 @@
 """Columns of one's own and quality: files, filters, orders, counts, exports, sets."""
 
 import csv
+import dataclasses
 import datetime
 import decimal
 import io
@@ -15,10 +16,10 @@ from pyarrow import parquet
 from common.program import ROOT
 from dataset import quality
 from local_forager import types as page_types
-from local_forager.analysis.quality import LIMITS, beyond
-from local_forager.column_files import read_columns_file
-from local_forager.columns import TAKEN, rows_of_keys
-from local_forager.indexes.fields import ABOUT, Field, own_field
+from local_forager.analysis.health import LIMITS, beyond
+from local_forager.commands.column_files import read_columns_file, rows_of_keys
+from local_forager.commands.columns import TAKEN
+from local_forager.indexes.fields import ABOUT, own_field
 from local_forager.indexes.own_columns import text_column
 from local_forager.types import PageError
 from testing import photographs
@@ -315,7 +316,7 @@ def test_bad_pictures_are_found_and_photographs_are_not():
     kinds, found = zip(*changed_photographs(), strict=True)
     measured = np.array([quality.measure(image) for image in found])
     fields = {
-        name: Field(name=name, column=pa.array(values), **ABOUT[name])
+        name: dataclasses.replace(ABOUT[name], column=pa.array(values))
         for name, values in zip(quality.Quality._fields, measured.T, strict=True)
     }
     index = made_index(["x"] * len(kinds), 0, fields=fields)

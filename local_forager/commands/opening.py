@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from dataset.database import options_on_disk
 from dataset.work_directory import STATE
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import (
+    NO_LABELS,
     NO_MANIFEST,
     Index,
     IndexFiles,
@@ -25,7 +26,7 @@ from local_forager.indexes.index import (
 )
 from local_forager.indexes.own_columns import columns_path, read_columns
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import Database, Dataset, ServerGeneration
+from local_forager.server.database import DATABASE_FILE, Database, Dataset, ServerGeneration
 from local_forager.types import PageError
 
 NAMED = 10  # names in a message
@@ -36,7 +37,7 @@ class Opened:
     """An index with the labels of its dataset; the table is empty where there is no dataset."""
 
     index: Index
-    table: LabelTable
+    table: LabelTable = NO_LABELS
     no_labels: str = ""  # why it cannot have labels: the first half of a sentence
 
 
@@ -54,52 +55,44 @@ async def open_named(name: str, data_dir: Path, bucket: str) -> Opened:
     try:
         return await open_dataset(name, data_dir, bucket)
     except PageError as error:
-        if error.status != 404 or not (directory / STATE).exists():
+        if error.status != 404:
             raise
+        if not (directory / STATE).exists():
+            others = "A work directory such as ./birds, or --index_id, can be exported too."
+            raise PageError(404, f"{error.message} {others}") from None
         say(f"There is no dataset named {printable(name)} here: reading the work directory.")
         return open_work_directory(directory)
 
 
-@contextlib.contextmanager
-def opened_database(data_dir: Path) -> Iterator[Database]:
-    """The database of the local Forager in this directory; PageError if it cannot be used."""
-    path = data_dir / "forager.sqlite3"
-    if not os.path.exists(path):
-        where = printable(str(data_dir))
-        raise PageError(
-            404,
-            f"There is no local Forager in {where}: give its --data_dir. (`export` also reads a "
-            "work directory such as ./birds, or an --index_id.)",
-        )
+@contextlib.asynccontextmanager
+async def local_dataset(name: str, data_dir: Path) -> AsyncIterator[tuple[Database, Dataset]]:
+    """The database of the local Forager in this directory, and its dataset of this name."""
+    path, where = data_dir / DATABASE_FILE, printable(str(data_dir))
+    if not path.exists():
+        raise PageError(404, f"There is no local Forager in {where}: give its --data_dir.")
     try:
-        database = Database(path, ServerGeneration.B)
+        opened = Database(path, ServerGeneration.B)
     except sqlite3.Error as error:
         raise PageError(
             500,
             f"{printable(str(path))} cannot be used ({error}): check your rights to it and the "
             "space on its disk, or give another --data_dir.",
         ) from error
-    with contextlib.closing(database):
-        yield database
-
-
-async def find_dataset(name: str, data_dir: Path) -> Dataset:
-    """The dataset of this name of the local Forager in this directory."""
-    with opened_database(data_dir) as database:
-        if dataset := await database.dataset(name):
-            return dataset
-        known = first_of(await database.dataset_names()) or "no datasets"
-        shown, where = printable(name), printable(str(data_dir))
-        raise PageError(404, f"There is no dataset named {shown} in {where}. It has: {known}.")
+    with contextlib.closing(opened) as database:
+        dataset = await database.dataset(name)
+        if dataset is None:
+            known = first_of(await database.dataset_names()) or "no datasets"
+            shown = printable(name)
+            raise PageError(404, f"There is no dataset named {shown} in {where}. It has: {known}.")
+        yield database, dataset
 
 
 async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
     """The index of a dataset, copied from the bucket if it is not here yet; labels and columns."""
-    dataset = await find_dataset(name, data_dir)
-    index = await copied_index(dataset.index_id, data_dir, bucket)
-    path = columns_path(data_dir, dataset.id)
-    columns = read_columns(path, dataset.index_id, len(index.names))
-    with opened_database(data_dir) as database:
+    async with local_dataset(name, data_dir) as (database, dataset):
+        index = await copied_index(dataset.index_id, data_dir, bucket)
+        path = columns_path(data_dir, dataset.id)
+        columns = read_columns(path, dataset.index_id, len(index.names))
         labels, boxes = await database.labels(dataset.id), await database.boxes(dataset.id)
     return Opened(index=index, table=table_of(labels, boxes, index, columns))
 
@@ -114,20 +107,17 @@ async def open_index(index_id: str, data_dir: Path, bucket: str) -> Opened:
     """An index in the bucket, whether a dataset uses it or not."""
     index = await copied_index(index_id, data_dir, bucket)
     none = "An index in the bucket has no labels: name a dataset of the local Forager"
-    return Opened(index=index, table=LabelTable({}, {}, {}), no_labels=none)
+    return Opened(index=index, no_labels=none)
 
 
 async def copied_index(index_id: str, data_dir: Path, bucket: str) -> Index:
     """The index, copied from the bucket if it is not here yet."""
-    buckets = Buckets()
-    try:
+    with contextlib.closing(Buckets()) as buckets:
         copy = IndexCopies(buckets, bucket, data_dir).get(index_id)
         await copy.task
-        if copy.index is None:
-            raise PageError(409, copy.problem or "")
-        return copy.index
-    finally:
-        buckets.close()
+    if copy.index is None:
+        raise PageError(409, copy.problem or "")
+    return copy.index
 
 
 def open_work_directory(directory: Path) -> Opened:
@@ -163,7 +153,7 @@ def open_work_directory(directory: Path) -> Opened:
     except PageError as error:
         raise PageError(409, f"The index in {shown} cannot be used. {error}") from None
     none = "A work directory has no labels: name a dataset of the local Forager"
-    return Opened(index=index, table=LabelTable({}, {}, {}), no_labels=none)
+    return Opened(index=index, no_labels=none)
 
 
 def _is_locked(lock: Path) -> bool:
