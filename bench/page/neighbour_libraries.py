@@ -4,7 +4,6 @@ Each of faiss-cpu, usearch and hnswlib that is installed indexes the same made-u
 best candidates are compared exactly, as local_forager does.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.page.neighbours import COUNT, DIMENSIONS, measured
-from bench.support.measure import Result, show
+from bench.page.neighbours import COUNT, measured, written
+from bench.support.measure import Result, json_option, show
 from local_forager.indexes.vectors import Vectors, nearest
 from testing import synthetic
 
+DIMENSIONS = 512  # CLIP
 THREADS = 2
 CANDIDATES = 4 * COUNT
 LINKS, BUILD_EFFORT, EFFORT = 16, 60, 128  # of HNSW: M, efConstruction, efSearch
@@ -112,17 +112,12 @@ def results_of(name: str, vectors: Vectors, queries: list[int]) -> list[Result]:
 @click.command()
 @click.option("--rows", default=100_000, show_default=True, help="Made-up embeddings.")
 @click.option("--queries", default=50, show_default=True, help="Searches by each library.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
+@json_option
 def main(rows: int, queries: int, json_file: Path | None) -> None:
     """Compare libraries that search for neighbours: build, time, recall and size."""
     wanted = np.random.default_rng(1).integers(0, rows, queries).tolist()
     results: list[Result] = []
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "clip.f32"
-        with path.open("wb") as file:
-            for chunk in synthetic.embeddings(rows, DIMENSIONS):
-                chunk.tofile(file)
-        vectors = Vectors(path, rows, DIMENSIONS)
+    with written(synthetic.embeddings(rows, DIMENSIONS), rows, DIMENSIONS) as (vectors, _):
         for library in LIBRARIES:
             try:
                 results += results_of(library, vectors, wanted)
