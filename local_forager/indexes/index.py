@@ -94,8 +94,9 @@ class Index:
         return open_or_build(path, self.embeddings[by], self.failed, progress)
 
     def is_whole(self) -> bool:
-        """Whether no array was cut short on the disk since it was opened."""
-        return all(vectors.is_whole() for vectors in self.embeddings.values())
+        """Whether the directory is still there, with every array as long as when it was opened."""
+        is_there = (self.directory / LISTS[0]).exists()  # another process may delete the dataset
+        return is_there and all(vectors.is_whole() for vectors in self.embeddings.values())
 
 
 @functools.cache
