@@ -228,6 +228,7 @@ async def column(request: web.Request, view: View) -> web.Response:
 
 async def own_values(name: str, view: View) -> np.ndarray:
     """float64 (n,): a field, or the places of texts in their column; NaN where it is not known."""
-    if column := view.table.columns.texts.get(name):
+    column = view.table.columns.texts.get(name)
+    if column and column.values:
         return np.where(column.codes < 0, np.nan, column.codes).astype("<f8")
     return (await filters.field_of(name, view)).values().astype("<f8")
