@@ -61,7 +61,7 @@ def make_app(
     app[BUCKETS] = Buckets()
     api.add_api(app)
     weights = find_weights(resnet_weights, clip_weights)
-    add_page(app, PageState(app, data_dir, bucket, weights, exact_rows, note))
+    add_page(app, PageState(app, data_dir, bucket, weights, clip_weights, exact_rows, note))
     app.on_cleanup.append(close)
     return app
 

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def main(images: int, runs: int, json_file: Path | None) -> None:
         data_dir, path = Path(directory, "data"), Path(directory, "columns.csv")
         write_index(data_dir, names)
         write_file(path, names)
-        ways: dict[str, Callable[[], dict[str, float]]] = {
+        ways = {
             "columns": partial(add, data_dir, path),
             "reading": partial(read, path),
         }

@@ -15,15 +15,7 @@ from common.terminal import printable, say
 from dataset.database import options_on_disk
 from dataset.work_directory import STATE
 from local_forager.indexes.copies import IndexCopies
-from local_forager.indexes.index import (
-    NO_LABELS,
-    NO_MANIFEST,
-    Index,
-    IndexFiles,
-    LabelTable,
-    read_index,
-    table_of,
-)
+from local_forager.indexes.index import NO_LABELS, Index, LabelTable, read_work_directory, table_of
 from local_forager.indexes.own_columns import columns_path, read_columns
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import DATABASE_FILE, Database, Dataset, ServerGeneration
@@ -149,7 +141,7 @@ def open_work_directory(directory: Path) -> Opened:
     if "registered" not in options or "abandoned" in options:
         raise PageError(409, f"The ingest in {shown} is not finished: run it again, then export.")
     try:
-        index = read_index(IndexFiles.of_work_directory(directory), NO_MANIFEST)
+        index = read_work_directory(directory)
     except PageError as error:
         raise PageError(409, f"The index in {shown} cannot be used. {error}") from None
     none = "A work directory has no labels: name a dataset of the local Forager"

@@ -118,8 +118,7 @@ class IndexCopies:
 
     async def _read(self, index_id: str, directory: Path) -> Index:
         no_manifest = await self._download_manifest(index_id, directory)
-        here = files.IndexFiles.of_copy(directory)
-        return await asyncio.to_thread(files.read_index, here, no_manifest)
+        return await asyncio.to_thread(files.read_copy, directory, no_manifest)
 
     async def _download(self, index_id: str, copy: IndexCopy) -> None:
         await asyncio.to_thread(shutil.rmtree, copy.directory, ignore_errors=True)

@@ -19,13 +19,7 @@ from local_forager.indexes.fields import ABOUT
 from local_forager.indexes.index import NO_LABELS, Index, LabelTable
 from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import COMPARED_BY
-from local_forager.page.filters import (
-    choice,
-    distance_choice,
-    embedding_choice,
-    field_of,
-    flag,
-)
+from local_forager.page import filters
 from local_forager.page.images import summary
 from local_forager.page.rows import array_response, no_neighbour_sorts
 from local_forager.page.state import PAGE, View
@@ -169,10 +163,10 @@ async def text_model(request: web.Request) -> web.Response:
 
 
 async def health(request: web.Request, view: View) -> answers.HealthReport:
-    by = embedding_choice(request)
-    checks = view.health(by, distance_choice(request))
-    all_pairs = checks.all_pairs(flag(request, "exact"))
-    findings = await view.page.compute(partial(checks.findings, flag(request, "start")))
+    by = filters.embedding_choice(request)
+    checks = view.health(by, filters.distance_choice(request))
+    all_pairs = checks.all_pairs(filters.flag(request, "exact"))
+    findings = await view.page.compute(partial(checks.findings, filters.flag(request, "start")))
     return {
         "by": by,
         "all_pairs": all_pairs,
@@ -200,7 +194,7 @@ def near_distances(view: View, checks: Health) -> answers.NearDistances:
 
 async def map_points(request: web.Request, view: View) -> web.Response:
     """x and y of each row within -1 to 1: float32 pairs, little-endian; NaN for failed images."""
-    by, method = embedding_choice(request), choice(request, "method", METHODS)
+    by, method = filters.embedding_choice(request), filters.choice(request, "method", METHODS)
     if method == "umap" and not umap_installed():
         raise PageError(409, UMAP_MISSING)
     future = view.page.map(view.index, by, method)
@@ -234,6 +228,7 @@ async def column(request: web.Request, view: View) -> web.Response:
 
 async def own_values(name: str, view: View) -> np.ndarray:
     """float64 (n,): a field, or the places of texts in their column; NaN where it is not known."""
-    if column := view.table.columns.texts.get(name):
+    column = view.table.columns.texts.get(name)
+    if column and column.values:
         return np.where(column.codes < 0, np.nan, column.codes).astype("<f8")
-    return (await field_of(name, view)).values().astype("<f8")
+    return (await filters.field_of(name, view)).values().astype("<f8")

@@ -107,7 +107,7 @@ def passing(masks: Mapping[str, np.ndarray], view: View, *own: str) -> np.ndarra
     return found
 
 
-async def filter_masks(request: web.Request, view: View) -> dict[str, np.ndarray]:
+async def masks_of(request: web.Request, view: View) -> dict[str, np.ndarray]:
     """For each filter of the request, bool (n,): the images that pass it.
 
     "labels" is what the images are chosen by, `category` and `or`; "terms" narrows them. The keys

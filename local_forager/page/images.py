@@ -7,20 +7,15 @@ from functools import partial
 
 from aiohttp import web
 
+from common.errors import IngestError
 from common.names import identifier
 from local_forager import types as answers
+from local_forager.analysis.picture_search import read_picture
 from local_forager.export import FORMATS, export, label_to_export
 from local_forager.indexes.index import POSITIVE, class_name
 from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, faiss_installed
-from local_forager.page.filters import (
-    choice,
-    embedding_choice,
-    flag,
-    number,
-    posted_rows,
-    row_in_path,
-)
-from local_forager.page.pictures import decoding_problem, image_facts, image_response
+from local_forager.page import filters
+from local_forager.page.pictures import image_facts, image_response
 from local_forager.page.state import PAGE, View, index_of
 from local_forager.server.api import dataset_of
 from local_forager.types import PageError
@@ -28,6 +23,7 @@ from local_forager.types import PageError
 ROWS_A_REQUEST = 500
 MAX_NEIGHBOURS = 1_000
 COVERS = 4  # thumbnails per dataset in the list of datasets
+REPLACED = "It can be decoded now. Perhaps it has been replaced since the ingest."
 MEDIA_TYPES = {"txt": "text/plain", "csv": "text/csv", "json": "application/json"}
 
 
@@ -65,7 +61,7 @@ def value_texts(view: View, row: int) -> list[answers.ValueText]:
 
 
 async def image(request: web.Request, view: View) -> answers.ImageDetail:
-    row, bucket = row_in_path(request, view.index), view.dataset.bucket
+    row, bucket = filters.row_in_path(request, view.index), view.dataset.bucket
     detail: answers.ImageDetail = {
         **summary(view, row),
         "bytes": None,
@@ -79,9 +75,10 @@ async def image(request: web.Request, view: View) -> answers.ImageDetail:
         facts = await asyncio.to_thread(image_facts, data)
         detail["width"], detail["height"], detail["orientation"] = facts
         if view.index.failed[row]:
-            detail["problem"] = await asyncio.to_thread(decoding_problem, data)
-    except (PageError, ValueError) as error:
-        detail["problem"] = str(error)
+            await asyncio.to_thread(read_picture, data, "It")
+            detail["problem"] = REPLACED
+    except IngestError as error:
+        detail["problem"] = error.message
     return detail
 
 
@@ -104,17 +101,17 @@ def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, answers.Sea
 
 
 async def search(request: web.Request, view: View) -> answers.SearchState:
-    return inverted_file(view, embedding_choice(request))[1]
+    return inverted_file(view, filters.embedding_choice(request))[1]
 
 
 async def neighbours(request: web.Request, view: View) -> answers.NeighbourList:
-    row, by = row_in_path(request, view.index), embedding_choice(request)
+    row, by = filters.row_in_path(request, view.index), filters.embedding_choice(request)
     if view.index.failed[row]:
         raise PageError(409, "This image failed at ingest: it has no vector to compare.")
-    count = number(request, "count", 24, 1, MAX_NEIGHBOURS)
+    count = filters.number(request, "count", 24, 1, MAX_NEIGHBOURS)
     begin = time.perf_counter()
     inverted, state = inverted_file(view, by)
-    exact = inverted is None or flag(request, "exact")
+    exact = inverted is None or filters.flag(request, "exact")
     if inverted is None or exact:
         compare = partial(view.index.embeddings[by].neighbours, row, count, view.index.failed)
     else:
@@ -143,7 +140,7 @@ async def given_picture(request: web.Request, view: View) -> answers.PictureQues
 
 async def thumbnail(request: web.Request) -> web.StreamResponse:
     dataset, index = await index_of(request)
-    name = identifier(index.names[row_in_path(request, index)])
+    name = identifier(index.names[filters.row_in_path(request, index)])
     return await thumbnail_response(request, dataset.index_id, name)
 
 
@@ -173,15 +170,15 @@ async def cover(request: web.Request) -> web.StreamResponse:
 
 async def original(request: web.Request) -> web.Response:
     dataset, index = await index_of(request)
-    name = index.names[row_in_path(request, index)]
+    name = index.names[filters.row_in_path(request, index)]
     data = await request.app[PAGE].originals.get(dataset.bucket, name)
     return image_response(data, forever=request.query.get("v") == dataset.index_id)
 
 
 async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
     """The body of the request is the rows, int32; the answer is streamed as a file."""
-    name = choice(request, "format", tuple(FORMATS))
-    rows = await posted_rows(request, view.index)
+    name = filters.choice(request, "format", tuple(FORMATS))
+    rows = await filters.posted_rows(request, view.index)
     label: dict[str, str] = {}
     if name == "labels":
         query = request.query

@@ -34,8 +34,7 @@ class Questions:
 
     def why_not(self) -> str | None:
         """Why no picture can be compared; None if it can be by one embedding at least."""
-        problems = [problem for problem in self.weights.problems.values() if problem]
-        return None if self.weights.embeddings() else " ".join(dict.fromkeys(problems))
+        return self.weights.usable()[1] or None
 
     async def add(self, request: web.Request) -> str:
         """The token of the picture in a request's body; its vectors follow. Raises PageError."""
@@ -53,8 +52,7 @@ class Questions:
         return token
 
     async def _compute(self, picture: Decoded) -> Vectors:
-        wanted = self.weights.embeddings()
-        compute = partial(picture_vectors, self.weights, picture, wanted)
+        compute = partial(picture_vectors, self.weights, picture, self.weights.usable()[0])
         return await asyncio.get_running_loop().run_in_executor(self._executor, compute)
 
     async def question(self, token: str, index: Index) -> PictureQuestion:

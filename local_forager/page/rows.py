@@ -14,19 +14,7 @@ from local_forager.analysis.health import CHECKS, LIMITS
 from local_forager.indexes.fields import Field
 from local_forager.indexes.own_columns import TextColumn
 from local_forager.indexes.vectors import Progress, Vectors
-from local_forager.page.filters import (
-    ENDS,
-    IS,
-    choice,
-    distance_choice,
-    embedding_choice,
-    field_of,
-    filter_masks,
-    limit_of,
-    number,
-    passing,
-    posted_rows,
-)
+from local_forager.page import filters
 from local_forager.page.questions import PREFIX
 from local_forager.page.state import View
 from local_forager.types import FacetCounts, Histogram, HistogramList, PageError, TextCounts
@@ -61,12 +49,12 @@ async def likeness(request: web.Request, view: View) -> np.ndarray | None:
         vector = await view.page.text_vector(text[:MAX_TEXT])
         return await view.page.compute(partial(index.embeddings["clip"].similarities, vector))
     if "like" in request.query and index.names:
-        by = embedding_choice(request)
+        by = filters.embedding_choice(request)
         vectors = index.embeddings[by]
         if (token := request.query["like"]).startswith(PREFIX):
             vector = await view.page.questions.vector(token, by, index)
         else:
-            row = number(request, "like", 0, 0, len(index.names) - 1)
+            row = filters.number(request, "like", 0, 0, len(index.names) - 1)
             vector = np.array(vectors.array[row])
         return await view.page.compute(partial(vectors.similarities, vector))
     return None
@@ -83,7 +71,7 @@ async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarra
     """neighbour_distances of the index."""
     if problem := no_neighbour_sorts(len(view.index.names)):
         raise PageError(409, problem)
-    by = embedding_choice(request)
+    by = filters.embedding_choice(request)
     search = partial(neighbour_distances, view.index.embeddings[by], view.index.failed)
     job = view.page.jobs.start(("neighbour distances", view.index, by), search)
     found: np.ndarray = await view.page.result_of(job)
@@ -92,18 +80,20 @@ async def distances_to_neighbours(request: web.Request, view: View) -> np.ndarra
 
 async def finding(request: web.Request, view: View) -> RowGroups | None:
     """What the health check that the request names found; None if it names none."""
-    if not (name := choice(request, "set", ("", *CHECKS))):
+    if not (name := filters.choice(request, "set", ("", *CHECKS))):
         return None
-    threshold = limit_of(request, "threshold") if name in LIMITS else None
-    health = view.health(embedding_choice(request), distance_choice(request), threshold)
+    threshold = filters.limit_of(request, "threshold") if name in LIMITS else None
+    health = view.health(
+        filters.embedding_choice(request), filters.distance_choice(request), threshold
+    )
     if job := health.start(name):
         await view.page.result_of(job)
     return await view.page.compute(partial(health.groups, name))
 
 
 async def all_masks(request: web.Request, view: View) -> dict[str, np.ndarray]:
-    """The filter_masks with what the health check found as "set"."""
-    masks = await filter_masks(request, view)
+    """The masks_of with what the health check found as "set"."""
+    masks = await filters.masks_of(request, view)
     if (groups := await finding(request, view)) is not None:
         masks["set"] = np.zeros(len(view.index.names), bool)
         masks["set"][[row for group in groups for row in group]] = True
@@ -115,15 +105,18 @@ async def sort_field(sort: str, view: View) -> tuple[Field, int] | None:
     if not sort:
         return None
     name = FIELD_SORTS.get(sort, sort)
-    return await field_of(name.removeprefix("-"), view), -1 if name.startswith("-") else 1
+    return await filters.field_of(name.removeprefix("-"), view), -1 if name.startswith("-") else 1
 
 
 async def listing(request: web.Request, view: View) -> Listing:
     """The images that the request asks for."""
-    chosen, sort = passing(await filter_masks(request, view), view), request.query.get("sort", "")
+    chosen, sort = (
+        filters.passing(await filters.masks_of(request, view), view),
+        request.query.get("sort", ""),
+    )
     by_field = None if sort in SORTS else await sort_field(sort, view)
     if (groups := await finding(request, view)) is not None:
-        vectors = view.index.embeddings[embedding_choice(request)]
+        vectors = view.index.embeddings[filters.embedding_choice(request)]
         return await view.page.compute(partial(grouped, groups, chosen, vectors))
     good = np.flatnonzero(chosen & ~view.index.failed)
     cosine = await likeness(request, view)
@@ -183,9 +176,12 @@ async def distances(request: web.Request, view: View) -> web.Response:
 
 async def choose(request: web.Request, view: View) -> web.Response:
     """Rows of the view, int32, the most useful first. The body: the rows chosen before, int32."""
-    index, kind = view.index, choice(request, "kind", subsets.KINDS)
-    by, count = embedding_choice(request, "compare"), number(request, "count", 100, 1, MAX_CHOSEN)
-    given = await posted_rows(request, index)
+    index, kind = view.index, filters.choice(request, "kind", subsets.KINDS)
+    by, count = (
+        filters.embedding_choice(request, "compare"),
+        filters.number(request, "count", 100, 1, MAX_CHOSEN),
+    )
+    given = await filters.posted_rows(request, index)
     given = given[~index.failed[given]].astype(np.int64)
     candidates = np.zeros(len(index.names), bool)
     candidates[(await listing(request, view)).rows] = True
@@ -206,8 +202,8 @@ async def facet_counts(request: web.Request, view: View) -> FacetCounts:
     masks, index = await all_masks(request, view), view.index
 
     def count() -> FacetCounts:
-        by_split = passing(masks, view, "split")
-        by_label = passing(masks, view, "labels", "labelled")
+        by_split = filters.passing(masks, view, "split")
+        by_label = filters.passing(masks, view, "labels", "labelled")
         labelled = view.table.labelled(len(index.names))
         return {
             "train": int(by_split[: index.num_train].sum()),
@@ -215,7 +211,7 @@ async def facet_counts(request: web.Request, view: View) -> FacetCounts:
             "labelled": int((by_label & labelled).sum()),
             "unlabelled": int((by_label & ~labelled).sum()),
             "categories": view.table.counts(by_label),
-            "classes": index.class_counts(passing(masks, view, "class")),
+            "classes": index.class_counts(filters.passing(masks, view, "class")),
         }
 
     return await view.page.compute(count)
@@ -249,13 +245,15 @@ async def histograms(request: web.Request, view: View) -> HistogramList:
     masks = await all_masks(request, view)
     fields = view.fields
     if "bytes" not in fields and view.page.has_sizes(view.dataset):
-        fields["bytes"] = await field_of("bytes", view)
+        fields["bytes"] = await filters.field_of("bytes", view)
     answer: HistogramList = {"histograms": [], "texts": []}
     for field in fields.values():
-        others = passing(masks, view, ENDS[0] + field.name)
+        others = filters.passing(masks, view, filters.ENDS[0] + field.name)
         if one := await view.page.compute(partial(histogram, field, others)):
             answer["histograms"].append(one)
     for name, column in view.table.columns.texts.items():
         if column.values:
-            answer["texts"].append(text_counts(name, column, passing(masks, view, IS + name)))
+            answer["texts"].append(
+                text_counts(name, column, filters.passing(masks, view, filters.IS + name))
+            )
     return answer

@@ -39,6 +39,7 @@ class PageState:
         data_dir: Path,
         bucket: str,
         weights: PictureWeights,
+        clip: Path | None,
         exact_rows: int,
         note: str,
     ) -> None:
@@ -50,8 +51,7 @@ class PageState:
         self.thumbnails = Thumbnails(buckets, bucket, data_dir)
         self.originals = Originals(buckets)
         self.jobs = Jobs()
-        self.no_text_search = why_not(weights.clip)
-        self._clip = weights.clip
+        self.no_text_search, self._clip = why_not(clip), clip
         self._compute = ThreadPoolExecutor(2, thread_name_prefix="compute")
         self._models = ThreadPoolExecutor(1, thread_name_prefix="models")
         self.questions = Questions(self._models, weights)
