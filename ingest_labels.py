@@ -254,7 +254,8 @@ def check_arguments(options: Options) -> tuple[Labels, str]:
         )
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        step = " Correct the path." if isinstance(error, FileNotFoundError) else ""
+        is_wrong_path = isinstance(error, FileNotFoundError | IsADirectoryError)
+        step = " Correct the path." if is_wrong_path else ""
         findings.add(f"Cannot read the label file {options.shown_file}: {reason}.{step}")
     except LabelFileError as error:
         findings.add(problems_of_file(options, error.findings))

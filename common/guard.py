@@ -63,7 +63,7 @@ def _advice(install: str | None) -> str:
         return inside + install
     if Path(sys.prefix) == venv:
         return f"{inside}pip install -r requirements.txt"
-    if (venv / "bin" / "python").exists():
+    if os.path.exists(venv / "bin" / "python"):  # False where it may not be read
         return f". {shlex.quote(os.path.relpath(venv))}/bin/activate"
     python = "python3"
     if sys.version_info < OLDEST:

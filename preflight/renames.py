@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from common.errors import DiskError
 from common.files import write_atomically
 from common.names import (
     IMAGE_SUFFIXES,
@@ -161,7 +162,11 @@ def write_renames(path: Path, directories: Sequence[GsPath]) -> str:
     if not renames.new_names:
         why = f": {printable(renames.kept[0][0])}, because {renames.kept[0][1]}" if kept else ""
         return f"{path} was not written: it would rename nothing{why}."
-    write_atomically(path, map(str.encode, script(renames, directories[0].bucket)))
+    try:
+        write_atomically(path, map(str.encode, script(renames, directories[0].bucket)))
+    except OSError as error:
+        reason = f"--write_renames {printable(str(path))} cannot be written ({error.strerror})"
+        raise DiskError(f"{reason}: name another file.") from error
     rest = f" (and names {count(kept, 'other')} that it cannot rename)" if kept else ""
     return (
         f"Wrote a script that renames {count(len(renames.new_names), 'object')}{rest}, which takes "

@@ -146,10 +146,10 @@ def test_without_weights_the_reason_names_the_options(server):
 
 def test_with_one_model_only_its_embeddings(weights, tmp_path):
     found = picture_search.find_weights(tmp_path / "missing", weights[1])
-    assert found.embeddings() == ["clip"]
+    assert found.usable()[0] == ["clip"]
     with pytest.raises(PageError, match="--resnet_weights"):
         found.check("imagenet", made_index([], 0, directory=tmp_path))
-    assert picture_search.find_weights(weights[0], None).embeddings() == [
+    assert picture_search.find_weights(weights[0], None).usable()[0] == [
         "imagenet",
         "imagenet_early",
     ]

@@ -141,9 +141,15 @@ def test_nothing_to_rename_writes_no_script(world, fast_models, tmp_path):
             ["--dry_run", "--write_renames", "no/a.sh"],
             "--write_renames no/a.sh: there is no such directory.",
         ),
+        (
+            ["--dry_run", "--write_renames", "/proc/a.sh"],
+            "--write_renames /proc/a.sh cannot be written (No such file or directory): name "
+            "another file.",
+        ),
     ],
 )
 def test_a_script_that_cannot_be_written(world, fast_models, options, message):
+    world.put("t/a.jpg", "t/b.JPG", "v/c.jpg")
     result = world.run(*options)
     assert result.exit_code > 0
     assert f"Error: {message}\n" in result.stderr
