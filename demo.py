@@ -234,6 +234,10 @@ def main(serve: bool, port: int | None, screenshots: str | None, generation: str
             page = ["-m", "testing.browser", "page", f"{server}/{NAME}", "--out", screenshots]
             run(page, {})
         if serve:
+            export = [_shown(Path(sys.executable)), "-m", "local_forager", "export"]
+            choice = [_shown(directory / NAME), "--set", "diverse", "--count", "5"]
+            click.secho("\nTo choose images, in another terminal:", bold=True)
+            click.echo(shlex.join([*export, *choice]))
             click.secho("\nThe page is ready; Ctrl-C ends the demo. Look at", bold=True)
             click.secho(f"{server}/{NAME}", bold=True)
             with contextlib.suppress(KeyboardInterrupt):

@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import asyncio
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from common.options import (
     shared_options,
 )
 from common.process import leave, raise_open_file_limit, shortages, until_interrupted
-from common.terminal import printable, say, warn
+from common.terminal import print_result, printable, say, warn
 from dataset.arrays import Arrays
 from dataset.listing import Listing
 from dataset.state import State
@@ -101,7 +102,7 @@ def settle_validation(parameters: dict[str, Any]) -> None:
     except ValueError as error:
         raise IngestError(str(error)) from error
     work_dir = parameters["work_dir"] or Path(parameters["name"])
-    if not parameters["allow_empty_val"] and not (work_dir / STATE).exists():
+    if not parameters["allow_empty_val"] and not os.path.exists(work_dir / STATE):
         step = (
             "name the directory of the validation images as VAL_PATH, or add --allow_empty_val if "
             f"all images in {printable(train)} are training images"
@@ -132,9 +133,11 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
         report.end(error)
         if request.mode.as_json:
             with contextlib.suppress(OSError):  # the message on stderr matters more
-                click.echo(report.text())
+                print(report.text(), flush=True)
         raise
-    print_result(request, report.text() if request.mode.as_json else summarize(report))
+    ends = {RunOutcome.DRY_RUN: "Every check passed.", RunOutcome.TRIED: "The trial has ended."}
+    done = ends.get(report.outcome, f"{request.target.name} is registered.")
+    print_result(report.text() if request.mode.as_json else summarize(report), done)
 
 
 async def ingest_in(
@@ -278,20 +281,6 @@ def page_of(request: Request, state: State | None) -> str:
     target, pages = request.target, state.servers() if state else {}
     viewer_url = target.viewer_url or pages.get(shown_server(target.server_url))
     return dataset_page(target.server_url, viewer_url, target.name)
-
-
-def print_result(request: Request, result: str) -> None:
-    """Print it. Everything else is done by now, whatever happens to the output."""
-    try:
-        print(result, flush=True)
-        sys.stdout.flush()
-    except OSError as error:
-        done = (
-            "Every check passed" if request.mode.dry_run else f"{request.target.name} is registered"
-        )
-        raise IngestError(
-            f"{done}. Only the summary could not be printed ({error.strerror})."
-        ) from error
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ if __name__ == "__main__":
     guard()
 
 import asyncio
+import contextlib
 import hashlib
-import io
 import os
 import re
 import sys
@@ -22,7 +22,7 @@ import click
 
 from common.errors import Findings, IngestError, ServerError
 from common.names import dataset_name_error, text_problem
-from common.options import CONTEXT_SETTINGS, Command, LocalPath, shared_options
+from common.options import CONTEXT_SETTINGS, Command, LocalPath, choice, flag, shared_options
 from common.terminal import count, first_lines, printable, say
 
 if TYPE_CHECKING:  # imported by the functions that use them, so that --help is fast
@@ -42,7 +42,7 @@ class Options:
 
     name: str
     label_file: Path
-    file_format: str
+    format: str
     as_labels: bool
     user: str
     server_url: str
@@ -76,19 +76,12 @@ class Options:
     type=LocalPath(),
     help="The labels, in the format that --format names.",
 )
-@click.option(
+@choice(
     "--format",
-    "file_format",
-    type=click.Choice(FORMATS),
-    default=FORMATS[0],
-    show_default=True,
-    help="forager: {path: [annotation, ...]}; coco: instances; csv: path,category[,mode].",
+    FORMATS,
+    "forager: {path: [annotation, ...]}; coco: instances; csv: path,category[,mode].",
 )
-@click.option(
-    "--as_labels",
-    is_flag=True,
-    help="With --format coco: store categories of whole images instead of boxes.",
-)
+@flag("--as_labels", "With --format coco: store categories of whole images instead of boxes.")
 @click.option("--user", metavar="EMAIL", help="Who made the labels, for the record. Required.")
 @shared_options
 @click.option(
@@ -97,27 +90,21 @@ class Options:
     metavar="MODE",
     help="Accept a mode that is nearly a built-in one, such as positive. May be repeated.",
 )
-@click.option("--skip_unknown", is_flag=True, help="Skip labels of images not in the dataset.")
-@click.option(
-    "--skip_boxes", is_flag=True, help="Skip boxes, which servers of generation A do not store."
-)
-@click.option(
+@flag("--skip_unknown", "Skip labels of images not in the dataset.")
+@flag("--skip_boxes", "Skip boxes, which servers of generation A do not store.")
+@choice(
     "--uncertain",
-    type=click.Choice(["stop", "resend", "assume_stored"]),
-    default="stop",
-    show_default=True,
-    help="What to do if the answer to a request was lost and the server would store it twice.",
+    ["stop", "resend", "assume_stored"],
+    "What to do if the answer to a request was lost and the server would store it twice.",
 )
-@click.option(
+@flag(
     "--restart",
-    is_flag=True,
-    help="Start over after an interrupted run. A server of generation A then stores what that run "
+    "Start over after an interrupted run. A server of generation A then stores what that run "
     "sent a second time.",
 )
-@click.option(
+@flag(
     "--again",
-    is_flag=True,
-    help="Send labels again that an earlier run finished sending. A server of generation A then "
+    "Send labels again that an earlier run finished sending. A server of generation A then "
     "stores them a second time.",
 )
 @click.option(
@@ -145,22 +132,21 @@ def main(**parameters: Any) -> None:
     from common.process import shortages, until_interrupted
     from labels.report import show, stopped
 
-    if parameters["as_labels"] and parameters["file_format"] != "coco":
+    if parameters["as_labels"] and parameters["format"] != "coco":
         raise click.UsageError("--as_labels goes with --format coco.")
     if not parameters["user"]:
         raise click.UsageError(
             "--user is missing: say who made the labels, such as --user you@example.org."
         )
     parameters["user"] = parseaddr(parameters["user"])[1] or parameters["user"]
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a category that the terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
     options = Options(**parameters)
     try:
         with shortages():
             result = asyncio.run(until_interrupted(ingest(options)))
     except IngestError as error:
         if options.as_json:
-            click.echo(stopped(error).json())
+            with contextlib.suppress(OSError):  # the message on stderr matters more
+                print(stopped(error).json(), flush=True)
         raise
     show(result, options.file_beside(f".{options.name}.table.txt"), as_json=options.as_json)
     sys.exit(0 if result.complete else 1)
@@ -232,7 +218,7 @@ def journal_path(options: Options, digest: str) -> Path:
     mark = hashlib.sha256(os.fsencode(directory)).hexdigest()[:8]
     other = options.file_beside(f".{mark}.{options.name}.journal")
     is_other = is_of_another_file(path, options.label_file, digest)
-    return other if other.exists() or is_other else path
+    return other if is_other or os.path.exists(other) else path
 
 
 def check_arguments(options: Options) -> tuple[Labels, str]:
@@ -264,11 +250,12 @@ def check_arguments(options: Options) -> tuple[Labels, str]:
             findings.add(f"--work_dir {shown} cannot be made ({error.strerror}): name another.")
     try:
         labels, digest = read_label_file(
-            options.label_file, options.file_format, options.as_labels, options.allow_mode
+            options.label_file, options.format, options.as_labels, options.allow_mode
         )
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        step = " Correct the path." if isinstance(error, FileNotFoundError) else ""
+        is_wrong_path = isinstance(error, FileNotFoundError | IsADirectoryError)
+        step = " Correct the path." if is_wrong_path else ""
         findings.add(f"Cannot read the label file {options.shown_file}: {reason}.{step}")
     except LabelFileError as error:
         findings.add(problems_of_file(options, error.findings))

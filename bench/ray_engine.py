@@ -18,14 +18,15 @@ import sys
 import tempfile
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from bench.collection.scale import PATHS
-from bench.support.measure import Result, options, ratio, show, storage_server
+from bench.collection.scale import PATHS, embed_by, job_of
+from bench.support.measure import Result, interleave, options, ratio, show, storage_server
 from dataset.arrays import Embedding
 from testing.embedders import CONSTANT, FakeEmbedder
 from testing.photographs import photograph
@@ -85,34 +86,10 @@ def one_run(setting: dict[str, Any]) -> dict[str, float]:
     return found | ({"object store": stored / rows / 1000} if stored else {})
 
 
-def job(state: Any) -> Any:
-    """What both engines need to know."""
-    from engine.threads import Job
-
-    return Job(
-        image_bucket="bench",
-        index_bucket="bench",
-        index_id=state.index_id,
-        max_pixels=FakeEmbedder.max_pixels,
-        with_clip_inputs=False,
-    )
-
-
 def run_here(state: Any, arrays: Any, setting: dict[str, Any]) -> int:
     """The engine of one machine. Returns 0: it has no object store."""
-    from engine.checkpoint import Recorder
-    from engine.pipeline import Pipeline
-
-    async def embed() -> None:
-        embedder = SleepingEmbedder(setting["seconds"], setting["threads"])
-        recorder = Recorder(state, arrays)
-        pipeline = Pipeline(
-            job(state), embedder, recorder.record, decode_workers=2, in_processes=False
-        )
-        async with pipeline:
-            await recorder.during(pipeline.run(state.pending(), state.counts().images))
-
-    asyncio.run(embed())
+    embedder = SleepingEmbedder(setting["seconds"], setting["threads"])
+    asyncio.run(embed_by(embedder, state, arrays, workers=2))
     return 0
 
 
@@ -150,7 +127,7 @@ def run_on_ray(state: Any, arrays: Any, setting: dict[str, Any]) -> int:
             state=state,
             recorder=Recorder(state, arrays),
             load=load,
-            job=job(state),
+            job=job_of(state),
         )
         asyncio.run(pipeline.run())
     return sum(stored_bytes(dataset.stats()) for dataset in datasets)
@@ -250,19 +227,14 @@ def main(rows: int, seconds: float, one: str | None, runs: int, json_file: Path)
     photo, small = photograph(640, 480), photograph(64, 48)
     local = {"engine": "local", "seconds": seconds, "threads": 2}
     on_ray = {**local, "engine": "ray", "embedders": 1, "cpus": 2}
-    ways: dict[str, dict[str, Any]] = {"local": local, "ray": on_ray}
-    values: dict[tuple[str, str], list[float]] = {}
-    for _ in range(runs):
-        for way, setting in ways.items():
-            for quantity, value in in_own_process(rows, photo, **setting).items():
-                values.setdefault((way, quantity), []).append(value)
-        for n in (1, 2, 4):
-            scaled = {**on_ray, "threads": 1, "embedders": n, "cpus": n + 1}
-            rate = in_own_process(rows // 4 * n, small, **scaled)["images"]
-            values.setdefault((f"{n} workers", "images"), []).append(rate)
-    results = [
-        Result(f"{way}: {quantity}", UNITS[quantity], v) for (way, quantity), v in values.items()
-    ]
+    ways = {
+        "local": partial(in_own_process, rows, photo, **local),
+        "ray": partial(in_own_process, rows, photo, **on_ray),
+    }
+    for n in (1, 2, 4):
+        scaled = {**on_ray, "threads": 1, "embedders": n, "cpus": n + 1}
+        ways[f"{n} workers"] = partial(in_own_process, rows // 4 * n, small, **scaled)
+    results = interleave(ways, runs, UNITS)
     results.append(ratio(results, "ray to local", "ray: images", "local: images"))
     for n in (2, 4):
         ideal = ratio(results, "", f"{n} workers: images", "1 workers: images")

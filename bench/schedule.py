@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from bench.support.measure import Result, show
+from bench.support.measure import Result, json_option, show
 from engine.batches import AHEAD, GATHER_S, MAX_WAIT_S, QUIET_S, Groups
 from engine.pipeline import WINDOW_GPU
 from models.resnet import rounded_up
@@ -112,7 +112,7 @@ def simulate(sizes: list[Size], device: Device, arrivals: float) -> dict[str, fl
 
 @click.command()
 @click.option("--images", default=100_000, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
+@json_option
 def main(images: int, json_file: Path | None) -> None:
     """Mean batch, share of the device's time in use, and padding, with COCO's sizes."""
     sizes = coco_sizes(images)

@@ -6,7 +6,6 @@ python -m bench.start
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,9 +34,7 @@ def cpu_s(arguments: list[str]) -> dict[str, float]:
 @options
 def main(runs: int, json_file: Path | None) -> None:
     """Compare the start of both commands with that of click alone."""
-    ways: dict[str, Callable[[], dict[str, float]]] = {
-        way: partial(cpu_s, words) for way, words in WAYS.items()
-    }
+    ways = {way: partial(cpu_s, words) for way, words in WAYS.items()}
     results = interleave(ways, runs, {"CPU time": "s"})
     base, *commands = WAYS
     for command in commands:

@@ -28,8 +28,8 @@ def guard(packages: tuple[str, ...] = PACKAGES, install: str | None = None) -> N
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave_interrupted)
     if problem := _problem(packages):
-        advice = f"`{install}`" if install else f"`{_install()}`, then the same command"
-        sys.stderr.write(f"Error: {problem}: run {advice}.\n")
+        then = "" if install else ", then the same command"
+        sys.stderr.write(f"Error: {problem}: run `{_advice(install)}`{then}.\n")
         sys.exit(1)
 
 
@@ -49,19 +49,22 @@ def _problem(packages: tuple[str, ...]) -> str | None:
     return f"{sys.executable} does not have the package {missing[0]}" if missing else None
 
 
-def _install() -> str:
-    """The commands that make the virtual environment, or that choose the one that is there."""
+def _advice(install: str | None) -> str:
+    """The command that helps; by default it makes a virtual environment, or activates it."""
+    import shlex
     import shutil
     from pathlib import Path
 
     from common.program import ROOT
 
     venv = ROOT / ".venv"
-    inside = "" if Path.cwd() == ROOT else f"cd {ROOT} && "
+    inside = "" if Path.cwd() == ROOT else f"cd {shlex.quote(str(ROOT))} && "
+    if install:
+        return inside + install
     if Path(sys.prefix) == venv:
         return f"{inside}pip install -r requirements.txt"
-    if (venv / "bin" / "python").exists():
-        return f". {os.path.relpath(venv)}/bin/activate"
+    if os.path.exists(venv / "bin" / "python"):  # False where it may not be read
+        return f". {shlex.quote(os.path.relpath(venv))}/bin/activate"
     python = "python3"
     if sys.version_info < OLDEST:
         names = [f"python3.{minor}" for minor in range(NEWEST_MINOR, OLDEST[1] - 1, -1)]

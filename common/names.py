@@ -83,6 +83,8 @@ def dataset_name_error(name: str) -> str | None:
     """One sentence if the server could not open a dataset of this name, else None."""
     if DATASET_NAME.fullmatch(name):
         return None
+    if name.startswith("gs://"):
+        return f"{printable(name)} stands where the dataset name is expected: write NAME first."
     return (
         f"The dataset name {printable(name)!r} is not valid: "
         "use 1 to 50 letters, digits, dashes and underscores."

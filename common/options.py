@@ -1,8 +1,11 @@
 """The options of both commands: their values, defaults and help, and which go together."""
 
 import difflib
+import errno
 import functools
+import io
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,11 +106,16 @@ def web_address(text: str) -> str:
     )
 
 
-def no_address(text: str) -> str:
-    """Anything but an address, of which only the scheme is shown: it may have a password."""
+def local_name(text: str) -> str:
+    """What may name a file. Of an address only the scheme is shown: it may have a password."""
     scheme, is_address, _ = text.partition("://")
     if is_address:
         raise ValueError(f"{printable(scheme)}://... is an address, not a path on this machine.")
+    try:
+        os.lstat(text)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{printable(text)!r} is too long for the name of a file.") from None
     return text
 
 
@@ -119,7 +127,7 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, *where: Any) -> Any:
         try:
-            return super().convert(no_address(str(value)), *where)
+            return super().convert(local_name(str(value)), *where)
         except ValueError as error:
             self.fail(str(error), *where)
 
@@ -145,6 +153,8 @@ class Command(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         imports_are_done()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
+            sys.stdout.reconfigure(errors="backslashreplace")
         return super().main(*args, **kwargs)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -157,7 +167,7 @@ class Command(click.Command):
 
     def _like(self, option: str) -> list[str]:
         """Options that may be meant. click's own suggestions for --version include --json."""
-        names = [name for p in self.params if not getattr(p, "hidden", False) for name in p.opts]
+        names = [name for p in self.params for name in p.opts]
         longer = [name for name in names if name.startswith(option)]
         return longer or difflib.get_close_matches(option, names, cutoff=ALIKE)
 
@@ -189,6 +199,16 @@ class GroupedCommand(Command):
                 formatter.write_dl([record for name in names if (record := shown[name])])
 
 
+def choice(name: str, values: Sequence[str], help: str) -> Callable[..., Any]:
+    """An option with these values; the first is the default."""
+    return click.option(name, type=click.Choice(values), default=values[0], help=help)
+
+
+def flag(name: str, help: str) -> Callable[..., Any]:
+    """An option without a value."""
+    return click.option(name, is_flag=True, help=help)
+
+
 DEFAULT_BUCKET = "foragerml"  # of indexes and thumbnails
 SHARED_OPTIONS = (
     click.option(
@@ -213,7 +233,7 @@ SHARED_OPTIONS = (
         metavar="URL",
         help="The address of Forager's web page.  [default: port 4000 of the server's host]",
     ),
-    click.option("--dry_run", is_flag=True, help="Check everything, say what would be done, stop."),
+    flag("--dry_run", "Check everything, say what would be done, stop."),
 )
 
 
@@ -223,11 +243,6 @@ def _adding(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
 
 
 shared_options = _adding(SHARED_OPTIONS)  # of ingest.py and ingest_labels.py
-
-
-def _choice(name: str, values: Sequence[str], help: str) -> Callable[..., Any]:
-    """An option with these values; the first is the default."""
-    return click.option(name, type=click.Choice(values), default=values[0], help=help)
 
 
 def _gone(context: click.Context, option: click.Parameter, value: bool) -> None:
@@ -279,17 +294,17 @@ INGEST_OPTIONS = (
     click.option(
         "--clip_weights",
         default=CLIP_WEIGHTS,
-        type=no_address,
+        type=local_name,
         metavar="ID_OR_DIR",
         help="CLIP ViT-B/32: a hub id, or a local directory in the hub's layout.",
     ),
-    _choice(
+    choice(
         "--backend",
         ["fused", "original"],
         "Model implementation: built-in, or Detectron2 and CLIP for comparison.",
     ),
     click.option("--device", default="auto", metavar="DEVICE", help="auto, cuda, cuda:1 or cpu."),
-    _choice(
+    choice(
         "--precision",
         ["auto", "float32", "float16", "bfloat16"],
         "Precision of the models. auto: float32 on a CPU; on a GPU the fastest within "
@@ -310,20 +325,18 @@ INGEST_OPTIONS = (
         show_default="1.5 x CPU cores",
         help="Threads or processes that decode images.",
     ),
-    _choice(
+    choice(
         "--decode_in",
         ["auto", "threads", "processes"],
         "auto fetches and decodes in processes where a GPU computes, else in threads.",
     ),
-    click.option(
+    flag(
         "--allow_empty_val",
-        is_flag=True,
-        help="Accept a dataset without validation images. VAL_PATH may be left out then.",
+        "Accept a dataset without validation images. VAL_PATH may be left out then.",
     ),
-    click.option(
+    flag(
         "--skip_bad_images",
-        is_flag=True,
-        help="Continue although some images cannot be embedded. Their rows hold zeros.",
+        "Continue although some images cannot be embedded. Their rows hold zeros.",
     ),
     click.option(
         "--max_bad",
@@ -331,20 +344,18 @@ INGEST_OPTIONS = (
         metavar="N|N%",
         help="With --skip_bad_images: stop if more images than this cannot be embedded.",
     ),
-    click.option(
+    flag(
         "--accept_changes",
-        is_flag=True,
-        help="Go on although more than half of what is computed would be left out, because the "
+        "Go on although more than half of what is computed would be left out, because the "
         "bucket does not have these images any more.",
     ),
     *(
         click.option(f"--{name}", is_flag=True, hidden=True, expose_value=False, callback=_gone)
         for name in ("relist", "as_listed")
     ),
-    click.option(
+    flag(
         "--restart",
-        is_flag=True,
-        help="Start over: delete the earlier run's local files and, unless it was registered, its "
+        "Start over: delete the earlier run's local files and, unless it was registered, its "
         "uploaded objects.",
     ),
     click.option(
@@ -357,11 +368,12 @@ INGEST_OPTIONS = (
     click.option(
         "--reuse",
         multiple=True,
+        type=local_name,
         metavar="NAME|DIR",
         help="Copy what a dataset or a work directory (./birds) has already computed, and embed "
         "only the rest. May be repeated.",
     ),
-    _choice(
+    choice(
         "--engine",
         ["local", "ray"],
         "ray: all GPUs of this machine, or a cluster. See docs/scaling.md.",

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import IngestError
+
 PRINTED_LENGTH = 120  # characters of an untrusted name that go to the terminal
 SHOWN_LINES = 10  # of a list, on the screen
 
@@ -48,25 +50,31 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: in
 
 
 def first_lines(
-    lines: Sequence[str], list_file: Path | None = None, content: str | None = None
+    lines: Sequence[str],
+    list_file: Path | None = None,
+    content: str | None = None,
+    *,
+    most: int | None = None,
+    indent: str = " " * 6,
 ) -> str:
-    """The first SHOWN_LINES lines, indented, and then how many more there are.
+    """The first `most` lines (SHOWN_LINES), indented, and then how many more there are.
 
     If there are more, all go to `list_file`, where one is given, and the text says so. `content` is
     what the file gets instead of the lines. A file that cannot be written is no error.
     """
-    shown = "\n".join(f"      {line}" for line in lines[:SHOWN_LINES])
-    more = len(lines) - SHOWN_LINES
+    most = SHOWN_LINES if most is None else most
+    shown = "\n".join(f"{indent}{line}" for line in lines[:most])
+    more = len(lines) - most
     if more <= 0:
         return shown
     if list_file is None:
-        return f"{shown}\n      ... and {more:,} more"
+        return f"{shown}\n{indent}... and {more:,} more"
     where = f"are in {printable(str(list_file))}"
     try:
         list_file.write_text(content or "".join(f"{line}\n" for line in lines), encoding="utf-8")
     except OSError as error:
         where = f"could not be written to {printable(str(list_file))} ({error.strerror})"
-    return f"{shown}\n      ... and {more:,} more; all {where}"
+    return f"{shown}\n{indent}... and {more:,} more; all {where}"
 
 
 def size(count: float) -> str:
@@ -98,6 +106,20 @@ def say(message: str) -> None:
     from tqdm import tqdm  # takes a tenth of the time of `ingest_labels.py --help`
 
     tqdm.write(escaped(message), file=sys.stderr)
+
+
+def print_result(text: str, done: str) -> None:
+    """Print on stdout what a command was asked for.
+
+    Raises:
+        IngestError: it cannot be written. `done` says what is done all the same.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise IngestError(
+            f"{done}\nOnly the summary cannot be printed ({error.strerror})."
+        ) from error
 
 
 def warn(message: str) -> None:

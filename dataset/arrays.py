@@ -2,8 +2,8 @@
 
 The arrays have no header, in spite of `.npy`: little-endian float32, C order, one row per image.
 The server opens them with numpy.memmap. They are written with pwrite, not through a mapping: pages
-of a mapping would count as this process's memory. While they fill, an image has its slot (state.py)
-in place of its row; `put_in_order` ends that.
+of a mapping would count as this process's memory. While they fill, an image has its slot
+(images.py) in place of its row; `put_in_order` ends that.
 """
 
 from __future__ import annotations
@@ -115,23 +115,21 @@ class Arrays:
 
         Returns the crc32c of what was written, over all arrays in the order of EMBEDDINGS.
         """
-        checksum = 0
-        for (name, file), vector in zip(self._files.items(), vectors, strict=True):
-            data = np.ascontiguousarray(vector, dtype=DTYPE).tobytes()
-            if len(data) != ROW_BYTES[name]:
-                raise ValueError(f"{name}: {len(data)} bytes are no vector of {DIMENSIONS[name]}")
-            if os.pwrite(file, data, row * len(data)) != len(data):  # the disk took only a part
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            checksum = google_crc32c.extend(checksum, data)
-        return int(checksum)
+        blocks = [np.ascontiguousarray(vector, DTYPE).tobytes() for vector in vectors]
+        if [len(block) for block in blocks] != [*ROW_BYTES.values()]:
+            raise ValueError(
+                f"{[len(block) for block in blocks]} bytes are not the vectors of an image"
+            )
+        self.write_block(row, blocks)
+        return row_checksum(blocks, 0)
 
-    def write_block(self, row: int, blocks: Sequence[memoryview]) -> None:
+    def write_block(self, row: int, blocks: Sequence[bytes | memoryview]) -> None:
         """Put the vectors of consecutive rows, as bytes, into their rows; durable after `sync`.
 
         `blocks` has the vectors of these rows for each array, in the order of EMBEDDINGS.
         """
         for (name, file), data in zip(self._files.items(), blocks, strict=True):
-            if os.pwrite(file, data, row * ROW_BYTES[name]) != len(data):
+            if os.pwrite(file, data, row * ROW_BYTES[name]) != len(data):  # a part of it
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:

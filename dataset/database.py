@@ -2,7 +2,7 @@
 
 SQLite keeps a million images out of memory, and its commits survive a power cut. What SQLite does
 not notice, such as a byte that changes inside a value, is found by checksums: one over the options,
-and one per image (state.py).
+and one per image (images.py).
 """
 
 from __future__ import annotations

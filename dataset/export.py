@@ -5,6 +5,11 @@ A name that ends in .csv gets the manifest alone, as CSV.
 
 from __future__ import annotations
 
+from common.guard import guard
+
+if __name__ == "__main__":
+    guard()
+
 import contextlib
 import functools
 import os

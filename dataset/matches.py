@@ -14,8 +14,9 @@ from pathlib import Path
 
 from common.process import close_database
 from dataset.database import remove_database, scratch_database
+from dataset.images import PENDING
 from dataset.quality import COLUMNS, UNKNOWN, Quality
-from dataset.state import PENDING, Found
+from dataset.state import Found
 
 TABLES = f"""
 CREATE TABLE found (
@@ -57,13 +58,14 @@ INSERT INTO matches SELECT slot, identifier, size, found FROM (
 ) WHERE found IS NOT NULL
 """
 OF_KIND = "EXISTS (SELECT 1 FROM found f WHERE f.size = i.size AND f.crc32c = i.crc32c AND f.kind="
+# "changed" where a source has other bytes under this name; what failed there is tried again.
 REASONS = f"""
 SELECT CASE
-    WHEN {OF_KIND} {Use.FAILED_THERE}) THEN 'failed'
-    WHEN {OF_KIND} {Use.COMPUTED_DIFFERENTLY}) THEN 'differently'
+    WHEN {OF_KIND} {Use.FAILED_THERE}) THEN 'failed there'
+    WHEN {OF_KIND} {Use.COMPUTED_DIFFERENTLY}) THEN 'computed differently'
     WHEN EXISTS (SELECT 1 FROM found f WHERE f.object = i.object) THEN 'changed'
     ELSE 'new' END, count(*)
-FROM ingest.images i WHERE {UNMATCHED} GROUP BY 1
+FROM ingest.images i WHERE {UNMATCHED} GROUP BY 1 ORDER BY 2 DESC, 1 DESC
 """
 
 
@@ -90,10 +92,7 @@ class Matched:
 
     reused: dict[int, int]  # images by number of the source
     size: int  # bytes
-    new: int  # of no source
-    changed: int  # a source has other bytes under this name
-    failed: int  # could not be embedded there, and are tried again
-    differently: int  # only in sources that were computed differently
+    left: dict[str, int]  # images that cannot be copied, by reason
 
 
 class Matches:
@@ -136,7 +135,7 @@ class Matches:
             for source in range(self._sources):
                 self._db.execute(MATCH, {"source": source})
             self._db.execute("COMMIT")
-            reasons = dict(self._db.execute(REASONS).fetchall())
+            left = dict(self._db.execute(REASONS).fetchall())
         finally:
             self._db.execute("DETACH ingest")
         self._db.execute("CREATE INDEX by_found ON matches (found)")
@@ -147,7 +146,7 @@ class Matches:
         return Matched(
             reused={source: count for source, count, _ in by_source},
             size=sum(size for *_, size in by_source),
-            **{kind: reasons.get(kind, 0) for kind in ("new", "changed", "failed", "differently")},
+            left=left,
         )
 
     def __iter__(self) -> Iterator[Match]:

@@ -285,6 +285,8 @@ def is_of_another_file(path: Path, label_file: Path, digest: str) -> bool:
 
     False where there is no journal, or none that says this.
     """
+    if not os.path.isfile(path):  # SQLite would wait for the other end of a named pipe
+        return False
     uri = f"file://{quote(os.fsencode(path.absolute()))}?mode=ro&nolock=1"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import IngestError
-from common.terminal import count, first_lines, printable, say, table
+from common.terminal import count, first_lines, print_result, printable, say, table
 from forager.client import Forager
 from forager.generation import Generation, Group, Kind, amount
 from labels.journal import Journal, State
 from labels.plan import Counts, Plan, notes_on_categories, show_notes
 
 TABLE_LINES = 30  # that are shown of a table
+DRY_RUN = "This was a dry run: nothing was sent."
 
 
 class Outcome(str, enum.Enum):
@@ -40,16 +41,11 @@ class Result:
 
     def text(self, table_file: Path) -> str:
         """A table and the message. The whole of a long table goes to a file."""
-        lines = numbers_table(self.columns).splitlines()
-        more = len(lines) - 1 - TABLE_LINES
-        if more > 0:
-            where = f"see {printable(str(table_file))}"
-            try:
-                table_file.write_text("\n".join([*lines, ""]), encoding="utf-8")
-            except OSError as error:
-                where = f"{printable(str(table_file))} cannot be written ({error.strerror})"
-            lines[1 + TABLE_LINES :] = [f"and {more:,} more: {where}"]
-        return "\n".join([*lines, "", self.message])
+        whole = numbers_table(self.columns)
+        lines = first_lines(
+            whole.splitlines(), table_file, f"{whole}\n", most=1 + TABLE_LINES, indent=""
+        )
+        return f"{lines}\n\n{self.message}"
 
     def json(self) -> str:
         """The same for programs: an object for each category and mode."""
@@ -92,28 +88,28 @@ async def dry_run_result(
         )
     labels = amount({kind: counter.total() for kind, counter in asked.items()})
     done = 0 if again else sent_earlier(journal, plan)
+    requests = count(len(plan.requests), "request")
     if done == len(plan.requests):
         said = (
-            f"An earlier run finished sending these {labels} to {server.shown}, so nothing would "
-            f"be sent without --again{plan.skipped()}."
+            f"An earlier run finished sending this file ({labels}) to {server.shown}, so nothing "
+            f"would be sent without --again{plan.skipped()}. {DRY_RUN}"
         )
     else:
-        requests = count(len(plan.requests), "request")
         said = f"{labels} in {requests} would be sent to {server.shown}{plan.skipped()}."
         if done:
             said += f" An interrupted run has stored {done:,} of {requests}: they are not sent."
-    after = consequence(generation, asked) if done < len(plan.requests) else ""
-    said += f" This was a dry run: nothing was sent. {after}"
-    return Result(outcome=Outcome.DRY_RUN, columns=columns, message=said.rstrip())
+        said += f" {DRY_RUN}{consequence(generation, asked)}"
+    return Result(outcome=Outcome.DRY_RUN, columns=columns, message=said)
 
 
 def consequence(generation: Generation, asked: Counts) -> str:
     """What the server does with labels and boxes that it has already."""
-    appended = [kind.value for kind in Kind if asked[kind] and generation.stores_twice(kind)]
-    replaced = asked[Kind.LABELS] and not generation.stores_twice(Kind.LABELS)
-    said = "Where an image has the category already, the server replaces its mode. "
-    second = f"What it has already of the {' and '.join(appended)} is stored a second time."
-    return ((said if replaced else "") + (second if appended else "")).rstrip()
+    said = ""
+    if asked[Kind.LABELS] and not generation.stores_twice(Kind.LABELS):
+        said = " Where an image has the category already, the server replaces its mode."
+    if appended := [kind.value for kind in Kind if asked[kind] and generation.stores_twice(kind)]:
+        said += f" What it has already of the {' and '.join(appended)} is stored a second time."
+    return said
 
 
 def sent_earlier(journal: Journal, plan: Plan) -> int:
@@ -254,17 +250,8 @@ def _columns(asked: Counts, created: Counts) -> dict[str, Counter[Group]]:
 
 
 def show(result: Result, table_file: Path, *, as_json: bool) -> None:
-    """Print a result on stdout; what an earlier run sent is a message, not a result.
-
-    Raises:
-        IngestError: everything is recorded, but standard output cannot be written.
-    """
+    """Print a result on stdout; what an earlier run sent is a message, not a result."""
     if result.outcome == Outcome.SENT_EARLIER and not as_json:
         say(result.message)
         return
-    try:
-        print(result.json() if as_json else result.text(table_file), flush=True)
-    except OSError as error:
-        raise IngestError(
-            f"{result.message}\nOnly the table cannot be printed ({error.strerror})."
-        ) from error
+    print_result(result.json() if as_json else result.text(table_file), result.message)

@@ -1,6 +1,6 @@
 """The command that serves the local Forager, with others that change or export datasets."""
 
-from common.guard import guard
+from common.guard import INTERRUPTED, guard
 
 if __name__ == "__main__":
     guard()
@@ -18,17 +18,16 @@ from typing import Any
 import click
 from aiohttp import web
 
-from common.options import Command
+from common.options import CONTEXT_SETTINGS, Command
 from common.terminal import printable
 from local_forager.analysis.picture_search import find_weights
-from local_forager.columns import add_columns
-from local_forager.deletion import delete_dataset
-from local_forager.export import (
-    SETTINGS,
+from local_forager.commands.columns import add_columns
+from local_forager.commands.delete import delete_dataset
+from local_forager.commands.export import export_set
+from local_forager.commands.options import (
     bucket_option,
     clip_weights_option,
     data_dir_option,
-    export_set,
     resnet_weights_option,
 )
 from local_forager.indexes.vectors import EXACT_ROWS
@@ -37,7 +36,7 @@ from local_forager.page.state import PAGE, PageState
 from local_forager.server import api
 from local_forager.server.api import BUCKETS, DATABASE
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import Database, ServerGeneration
+from local_forager.server.database import DATABASE_FILE, Database, ServerGeneration
 from local_forager.types import PageError
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds for open requests to finish when the server is told to stop
@@ -51,17 +50,18 @@ def make_app(
     clip_weights: Path | None,
     resnet_weights: Path | None,
     exact_rows: int,
+    note: str,
 ) -> web.Application:
     middlewares = [api.refuse_other_sites, api.answer_errors]
     if loopback:
         middlewares.insert(0, api.refuse_other_hosts)
     app = web.Application(middlewares=middlewares, client_max_size=api.CHUNKED_LIMIT)
     data_dir.mkdir(parents=True, exist_ok=True)
-    app[DATABASE] = Database(data_dir / "forager.sqlite3", generation)
+    app[DATABASE] = Database(data_dir / DATABASE_FILE, generation)
     app[BUCKETS] = Buckets()
     api.add_api(app)
     weights = find_weights(resnet_weights, clip_weights)
-    add_page(app, PageState(app, data_dir, bucket, weights, exact_rows))
+    add_page(app, PageState(app, data_dir, bucket, weights, clip_weights, exact_rows, note))
     app.on_cleanup.append(close)
     return app
 
@@ -116,7 +116,7 @@ class Group(Command, click.Group):
     """A group of commands that print an IngestError as one sentence."""
 
 
-@click.group(cls=Group, invoke_without_command=True, context_settings=SETTINGS)
+@click.group(cls=Group, invoke_without_command=True, context_settings=CONTEXT_SETTINGS)
 @click.option(
     "--port", default=8000, type=click.IntRange(0, 65535), help="Port; 0 chooses a free one."
 )
@@ -133,7 +133,6 @@ class Group(Command, click.Group):
 @resnet_weights_option
 @click.option(
     "--exact_rows",
-    "--exact-rows",
     type=click.IntRange(0),
     default=EXACT_ROWS,
     help="Images up to which each search compares all of them; faiss-cpu searches in more.",
@@ -150,24 +149,27 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
     if context.invoked_subcommand:
         return
     imitated, loopback = ServerGeneration(generation), api.is_loopback(host)
-    data_dir, note = printable(str(options["data_dir"])), options.pop("note")
     try:
         app = make_app(generation=imitated, loopback=loopback, **options)
     except (OSError, sqlite3.Error) as error:
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
+        where = printable(str(options["data_dir"]))
         raise PageError(
-            500, f"--data_dir {data_dir} cannot be written ({reason}): name another directory."
+            500, f"--data_dir {where} cannot be written ({reason}): name another directory."
         ) from error
-    app[PAGE].notes = [note] if note else []
     asyncio.run(serve(app, host, port))
     # The database is closed. A thread may still compute a map; do not wait for it.
     sys.stdout.flush()
     os._exit(0)
 
 
-main.add_command(export_set)
-main.add_command(add_columns)
-main.add_command(delete_dataset)
+for command in (export_set, add_columns, delete_dataset):
+    main.add_command(command)
 
 if __name__ == "__main__":
-    main(prog_name="python -m local_forager")
+    try:
+        main(prog_name="python -m local_forager")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            os._exit(INTERRUPTED)  # a thread may still try to read a bucket: do not wait for it
+        raise

@@ -8,8 +8,8 @@ from pathlib import Path
 from common.names import IMAGE_SUFFIXES
 from common.terminal import count, printable, size, table
 from dataset.arrays import BYTES_PER_ROW
+from dataset.images import Changes
 from dataset.listing import Listing, Split
-from dataset.state import Changes
 from preflight.renames import NEW_SUFFIXES
 
 THUMBNAIL_BYTES = 8_000  # of a usual thumbnail
@@ -78,10 +78,9 @@ def describe_skipped(listing: Listing, script: Path | None) -> Iterator[str]:
 def describe_changes(changes: Changes, since: str) -> str:
     """One line, such as "Since the last run: 3 images appeared, 2 were renamed. ..."."""
     parts: list[str] = []
-    for kind, (number, _) in changes.kinds().items():
-        if number:
-            images = count(number, "image") if not parts else f"{number:,}"
-            parts.append(f"{images} {VERBS[kind][number > 1]}")
+    for kind, (number, _) in changes.kinds.items():
+        images = f"{number:,}" if parts else count(number, "image")
+        parts.append(f"{images} {VERBS[kind][number > 1]}")
     lost = changes.lost
     kept = (
         f"{count(lost, 'computed image')} {'is' if lost == 1 else 'are'} computed again."
@@ -96,6 +95,5 @@ def list_changes(changes: Changes) -> str:
     return "".join(
         f"\n  {number:,} {kind}: {', '.join(map(printable, names))}"
         + (", ..." if number > len(names) else "")
-        for kind, (number, names) in changes.kinds().items()
-        if number
+        for kind, (number, names) in changes.kinds.items()
     )

@@ -13,8 +13,8 @@ from common.names import MAX_NAME_LENGTH
 from common.options import CLIP_WEIGHTS, DEFAULT_BUCKET, RESNET_WEIGHTS
 from common.terminal import count, duration, printable, say, warn
 from dataset.arrays import arrays_complete
-from dataset.listing import Split
-from dataset.state import Changes, State
+from dataset.images import Changes
+from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from forager.client import Forager
@@ -43,11 +43,11 @@ def finished(request: Request, state: State | None, loader: ModelLoader) -> str 
         return None
     if not _same_weights(state, loader):
         return None
-    train, val, total = state.counts(Split.TRAIN), state.counts(Split.VAL), state.counts()
+    counts = state.counts()
     return (
-        f"{request.target.name} was registered with {train.images:,} training and {val.images:,} "
-        "validation images"
-        + (f", of which {total.failed:,} failed" if total.failed else "")
+        f"{request.target.name} was registered with {counts.training:,} training and "
+        f"{counts.validation:,} validation images"
+        + (f", of which {counts.failed:,} failed" if counts.failed else "")
         + f" (index {state.index_id})"
     )
 
@@ -211,8 +211,8 @@ async def delete_earlier(earlier: State, *, registered: bool) -> None:
 
 def computed(state: State, images: int) -> str:
     """`images` finished images of an ingest, and about how long computing their vectors took."""
-    progress = state.progress()
-    own = progress.done - progress.reused
+    counts = state.counts()
+    own = counts.done - counts.reused
     seconds = state.embedding_s * images / own if own > 0 else 0.0
     took = f" ({duration(seconds)} of computing)" if seconds >= WORTH_SAYING_S else ""
     return f"the vectors of {count(images, 'image')}{took}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from common.errors import Findings
 from common.names import GsPath
 from common.terminal import say, size, warn
 from dataset.arrays import arrays_complete, put_in_order
+from dataset.images import Changes
 from dataset.listing import Listing, Split
-from dataset.state import Changes, State
+from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
 from forager.client import Forager
@@ -65,7 +65,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     checks.announce_listing(target.paths)
     # Before the others: importing torch keeps the interpreter busy, and nothing takes longer. The
     # imports of the others then run while the models load, which needs no interpreter.
-    machine = await findings.gather_in_thread(_check_machine(request.workers, loader))
+    machine = await findings.gather_in_thread(_check_machine, request.workers, loader)
     unfinished = continued is None or _images_left(continued, mode.skip_bad_images) > 0
     is_local = request.workers.engine == "local"
     load = is_local and not mode.dry_run and unfinished and machine
@@ -160,19 +160,15 @@ def precision_of(asked: str, continued: State | None) -> str:
     return chosen if chosen and asked == "auto" else asked
 
 
-def _check_machine(workers: Workers, loader: ModelLoader) -> Callable[[], bool]:
-    """The check of what is to compute: the device of this machine, or a Ray cluster."""
+def _check_machine(workers: Workers, loader: ModelLoader) -> bool:
+    """Check what is to compute: the device of this machine, or a Ray cluster."""
+    if workers.engine == "ray":
+        from engine.ray import cluster
 
-    def check_machine() -> bool:
-        if workers.engine == "ray":
-            from engine.ray import cluster
-
-            cluster.check(workers.ray_address)
-        else:
-            loader.check_device()
-        return True
-
-    return check_machine
+        cluster.check(workers.ray_address)
+    else:
+        loader.check_device()
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

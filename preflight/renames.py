@@ -6,11 +6,12 @@ These are images whose extension it does not take, and images that share a basen
 from __future__ import annotations
 
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from common.errors import DiskError
 from common.files import write_atomically
 from common.names import (
     IMAGE_SUFFIXES,
@@ -52,71 +53,57 @@ def new_name(name: str) -> str:
     stem, _, extension = name.rpartition(".")
     suffix = NEW_SUFFIXES.get(f".{extension.lower()}", "")
     is_image = name.endswith(IMAGE_SUFFIXES) or not stem.rpartition("/")[2]
-    return "" if is_image or not suffix or not encodable(name) else stem + suffix
+    return "" if is_image or not suffix else stem + suffix
 
 
 def find_renames(names: Iterable[str]) -> Renames:
     """Which of these objects to rename: all that are in both directories, images and others."""
+    new_names = {name: new_name(name) or name for name in names if encodable(name)}
+    wanted = Counter(new for old, new in new_names.items() if old != new)
     groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)  # by future identifier
-    for name in names:
-        new = new_name(name) or name
-        if new.endswith(IMAGE_SUFFIXES):
-            groups[identifier(new)].append((name, new))
-    renames, used = Renames([], []), set(groups)
+    renames = Renames([], [])
+    for old, new in sorted(new_names.items()):
+        if old != new and new in new_names:
+            renames.kept.append((old, f"{printable(new, 1000)} is there already"))
+        elif wanted[new] > 1 and old != new:
+            renames.kept.append((old, "another object would get the same name"))
+        elif new.endswith(IMAGE_SUFFIXES):
+            groups[identifier(new)].append((old, new))
+    used = set(groups)
     for _, group in sorted(groups.items()):
-        group = list(_with_own_names(group, renames))
-        if len(group) > 1:
-            group = _made_unique(group, used, renames)
-        for old, new in group:
-            if old == new:
-                continue
-            if NOT_FOR_GCLOUD & set(old):
+        renamed = _made_unique(group, used) if len(group) > 1 else group
+        if not renamed:
+            why = "its directories give it no short name of its own"
+            renames.kept.extend((old, why) for old, _ in group)
+        for old, new in renamed:
+            if old != new and NOT_FOR_GCLOUD & set(old):
                 renames.kept.append((old, "gcloud takes *, ?, [ and ] in names for patterns"))
-            else:
+            elif old != new:
                 renames.new_names.append((old, new))
     return renames
 
 
-def _with_own_names(group: list[tuple[str, str]], renames: Renames) -> Iterator[tuple[str, str]]:
-    """The objects of a group without those whose new name another has or would get."""
-    by_new_name: defaultdict[str, list[str]] = defaultdict(list)
-    for old, new in group:
-        by_new_name[new].append(old)
-    for new, olds in sorted(by_new_name.items()):
-        if new in olds:
-            yield new, new
-            why = f"{printable(new, 1000)} is there already"
-        elif len(olds) == 1:
-            yield olds[0], new
-            continue
-        else:
-            why = "another object would get the same name"
-        renames.kept.extend((old, why) for old in sorted(olds) if old != new)
-
-
-def _made_unique(
-    group: list[tuple[str, str]], used: set[str], renames: Renames
-) -> list[tuple[str, str]]:
+def _made_unique(group: list[tuple[str, str]], used: set[str]) -> list[tuple[str, str]]:
     """Old and new names of images of one identifier, made unique by their directories.
 
     As few directories are taken as are enough for the group: cat/cat_1.jpg, or train_cat_1.jpg;
     where none are enough, all of them and the extension. `used` are the identifiers of all images,
-    to which the new ones are added.
+    to which the new ones are added. The result is empty where the names would be too long.
     """
     deepest = max(new.count("/") for _, new in group)
     for depth in range(1, deepest + 2):
         names = [_longer_name(new, depth, with_extension=depth > deepest) for _, new in group]
-        identifiers = {identifier(name) for name in names}
-        changed = {
-            identifier(name) for name, (_, new) in zip(names, group, strict=True) if name != new
-        }
-        if len(identifiers) == len(group) and used.isdisjoint(changed):
-            if any(map(_is_too_long, names)):
+        identifiers = [identifier(name) for name in names]
+        found = zip(identifiers, names, group, strict=True)
+        added = {short for short, name, (_, new) in found if name != new}
+        if len(set(identifiers)) == len(group) and used.isdisjoint(added):
+            if (
+                max(map(len, names)) > MAX_OBJECT_NAME_LENGTH
+                or max(map(len, identifiers)) > MAX_IDENTIFIER_LENGTH
+            ):
                 break
-            used |= changed
+            used |= added
             return [(old, name) for (old, _), name in zip(group, names, strict=True)]
-    why = "its directories give it no short name of its own"
-    renames.kept.extend((old, why) for old, _ in group)
     return []
 
 
@@ -127,10 +114,6 @@ def _longer_name(name: str, depth: int, *, with_extension: bool) -> str:
         stem, _, extension = base.rpartition(".")
         base = f"{stem}_{extension}.{extension}"
     return "/".join([*directories, "_".join([*directories[-depth:], base])])
-
-
-def _is_too_long(name: str) -> bool:
-    return len(name) > MAX_OBJECT_NAME_LENGTH or len(identifier(name)) > MAX_IDENTIFIER_LENGTH
 
 
 def script(renames: Renames, bucket: str) -> Iterator[str]:
@@ -179,7 +162,11 @@ def write_renames(path: Path, directories: Sequence[GsPath]) -> str:
     if not renames.new_names:
         why = f": {printable(renames.kept[0][0])}, because {renames.kept[0][1]}" if kept else ""
         return f"{path} was not written: it would rename nothing{why}."
-    write_atomically(path, map(str.encode, script(renames, directories[0].bucket)))
+    try:
+        write_atomically(path, map(str.encode, script(renames, directories[0].bucket)))
+    except OSError as error:
+        reason = f"--write_renames {printable(str(path))} cannot be written ({error.strerror})"
+        raise DiskError(f"{reason}: name another file.") from error
     rest = f" (and names {count(kept, 'other')} that it cannot rename)" if kept else ""
     return (
         f"Wrote a script that renames {count(len(renames.new_names), 'object')}{rest}, which takes "

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import google_crc32c
 
-from common.addresses import shown_address
 from common.errors import DamagedState, Findings, IngestError
 from common.names import DATASET_NAME, INDEX_ID
 from common.precision import Precision, fastest_precision
@@ -79,16 +78,11 @@ def is_dataset(value: str) -> bool:
     return DATASET_NAME.fullmatch(value) is not None
 
 
-def _shown(value: str) -> str:
-    """A value of --reuse as messages show it: an address given by mistake may have a password."""
-    return shown_address(value) if "://" in value else printable(value)
-
-
 def check_reuse(findings: Findings, request: Request) -> None:
     """That no source is the ingest itself, and that directories are work directories."""
     work = request.work_dir.resolve()
     for value in request.mode.reuse:
-        option = f"--reuse {_shown(value)}"
+        option = f"--reuse {printable(value)}"
         if value == request.target.name:
             findings.add(
                 f"{option} names the dataset itself: name an earlier one, whose images are copied "
@@ -223,7 +217,7 @@ class SourceReader:
         Raises:
             IngestError: it cannot be used.
         """
-        directory, name = Path(value), _shown(value)
+        directory, name = Path(value), printable(value)
         option = f"--reuse {name}"
         advice = "Leave it out, or name the dataset, if it was registered."
         try:
@@ -298,14 +292,8 @@ def describe_reuse(reuse: Reuse, matched: Matched, *, would: bool) -> str:
         for number, source in enumerate(reuse.sources)
         if matched.reused.get(number)
     )
-    others = {
-        "new": matched.new,
-        "changed": matched.changed,
-        "failed there": matched.failed,
-        "computed differently": matched.differently,
-    }
-    left = sum(others.values())
-    reasons = ", ".join(f"{number:,} {reason}" for reason, number in others.items() if number)
+    left = sum(matched.left.values())
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in matched.left.items())
     verb = "Would reuse" if would else "Reusing"
     lines = [f"{verb} {count(reused, 'image')}" + (f" ({origins})." if origins else ".")]
     if left:

@@ -165,7 +165,7 @@ class Report:
 
     def count_rows(self, state: State) -> None:
         """Note what became of the rows of a state."""
-        tally, embedded = state.progress(), 0
+        tally, embedded = state.counts(), 0
         if self.done_before is not None:
             embedded = max(0, tally.done - self.done_before)
             for step in self.steps:

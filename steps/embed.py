@@ -149,7 +149,7 @@ async def embed_here(run: Run, recorder: Recorder, index_bucket: str | None) -> 
             warn(sentence)
         with report.step(StepName.EMBEDDING):
             try:
-                await recorder.during(pipeline.run(state.pending(), state.progress().pending))
+                await recorder.during(pipeline.run(state.pending(), state.counts().pending))
             finally:
                 report.stages[:] = pipeline.times()
     for sentence in embedder.exceptions():

@@ -11,7 +11,7 @@ from common.errors import IngestError
 from common.names import GsPath, identifier
 from common.terminal import count, duration, say, size, warn
 from dataset.arrays import put_in_order, verify_arrays
-from dataset.listing import Listing, Split
+from dataset.listing import Listing
 from dataset.lists import index_files, thumbnail_directory, write_lists
 from dataset.state import State
 from forager.client import DatasetInfo, Forager
@@ -134,7 +134,8 @@ async def register(run: Run) -> Listing | None:
         IngestError: the bucket changed meanwhile, or the server did not register the dataset.
     """
     start, target, plan, state = time.monotonic(), run.request.target, run.plan, run.state
-    train, val = (state.counts(split).images for split in Split)
+    counts = state.counts()
+    train, val = counts.training, counts.validation
     wanted = DatasetInfo(state.index_id, train, val)
 
     async def list_again() -> Listing:

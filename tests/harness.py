@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 from urllib.parse import quote
 
+import click
 import numpy as np
 from click.testing import CliRunner
 from pyarrow import parquet
@@ -229,10 +230,7 @@ class World:
         if storage is not None:
             variables["STORAGE_EMULATOR_HOST"] = url_of(storage)
         with mock.patch.dict(os.environ, variables), settings():
-            result = CliRunner().invoke(ingest.main, arguments, obj=loader)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Done(result.exit_code, result.stdout, plain(result.stderr))
+            return invoked(ingest.main, arguments, loader)
 
     def start(
         self,
@@ -488,6 +486,14 @@ class Done(NamedTuple):
         """It, where it failed with these words and printed nothing on stdout."""
         assert self.stdout == "", self.output
         return self.failed(*words)
+
+
+def invoked(main: click.Command, arguments: Sequence[str], obj: Any = None) -> Done:
+    """How a command ended, run in this process, which saves the imports."""
+    result = CliRunner().invoke(main, arguments, obj=obj)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Done(result.exit_code, result.stdout, plain(result.stderr))
 
 
 def start(command: list[str], env: dict[str, str], **options: Any) -> subprocess.Popen[str]:

@@ -17,7 +17,7 @@ SMALL = {
     "model": "--sizes 64x48 --images 2 --runs 1",
     "page.neighbour_libraries": "--rows 2000 --queries 2",
     "page.neighbours": "--rows 2000 --queries 2",
-    "page.frames": "--rows 300 --queries 2",
+    "page.frames": "--rows 300",
     "page.subsets": "--rows 5000 --count 20",
     "pipeline": "--megapixels 2 --runs 1",
     "ray_engine": "--rows 300 --seconds 0.01 --runs 1",

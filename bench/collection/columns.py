@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from common.program import ROOT
 from dataset import manifest
 from dataset.arrays import DIMENSIONS
 from local_forager.indexes.index import NOT_FINITE
-from local_forager.server.database import Database, ServerGeneration
+from local_forager.server.database import DATABASE_FILE, Database, ServerGeneration
 from testing import synthetic
 
 DAYS = 700
@@ -49,7 +48,7 @@ def write_index(data_dir: Path, names: list[str]) -> None:
     (directory / manifest.NAME).write_bytes(synthetic.manifest_of(names, sizes))
     (directory / NOT_FINITE).write_text("[]")
     (directory / "complete").touch()
-    database = Database(data_dir / "forager.sqlite3", ServerGeneration.B)
+    database = Database(data_dir / DATABASE_FILE, ServerGeneration.B)
     asyncio.run(database.create_dataset("bench", "gs://b/train/", "gs://b/val/", index_id))
     database.close()
 
@@ -90,7 +89,7 @@ def main(images: int, runs: int, json_file: Path | None) -> None:
         data_dir, path = Path(directory, "data"), Path(directory, "columns.csv")
         write_index(data_dir, names)
         write_file(path, names)
-        ways: dict[str, Callable[[], dict[str, float]]] = {
+        ways = {
             "columns": partial(add, data_dir, path),
             "reading": partial(read, path),
         }

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -136,9 +136,7 @@ def main(images: int, runs: int, json_file: Path | None) -> None:
         files = {kind: Path(directory, kind) for kind in ("labels", "boxes")}
         for kind, path in files.items():
             write_labels(path, images, boxes=kind == "boxes")
-        ways: dict[str, Callable[[], dict[str, float]]] = {
-            kind: functools.partial(run, server, path) for kind, path in files.items()
-        }
+        ways = {kind: functools.partial(run, server, path) for kind, path in files.items()}
         ways["dry run"] = functools.partial(run, server, files["labels"], "--dry_run")
         results = interleave(ways, runs, UNITS)
     show(f"{images:,} images with 3 annotations each", results, json_file)

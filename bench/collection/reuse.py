@@ -59,7 +59,7 @@ def reuse_run(rows: int) -> dict[str, float]:
         matches = work.keep_open(Matches(work.path / REUSE))
         with Arrays(work.path, rows) as arrays:
             figures = asyncio.run(_run(state, arrays, matches, work.path, index_id, images))
-        assert state.progress().reused == images and state.counts().done == rows
+        assert state.counts().reused == images and state.counts().done == rows
     figures["reuse, resident memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return figures
 

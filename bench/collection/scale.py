@@ -59,6 +59,40 @@ def one_run(rows: int, embed: bool) -> dict[str, float]:
     return figures
 
 
+def job_of(state: State) -> Job:
+    """What every part of an engine needs to know."""
+    return Job(
+        image_bucket=PATHS[0].bucket,
+        index_bucket=PATHS[0].bucket,
+        index_id=state.index_id,
+        max_pixels=FakeEmbedder.max_pixels,
+        with_clip_inputs=False,
+    )
+
+
+async def embed_by(
+    embedder: FakeEmbedder,
+    state: State,
+    arrays: Arrays,
+    workers: int,
+    in_processes: bool = False,
+    window: int = WINDOW_CPU,
+) -> list[StageTime]:
+    """Run the pipeline with this embedder; so many workers decode the images."""
+    recorder = Recorder(state, arrays)
+    pipeline = Pipeline(
+        job_of(state),
+        embedder,
+        recorder.record,
+        decode_workers=workers,
+        in_processes=in_processes,
+        window=window,
+    )
+    async with pipeline:
+        await recorder.during(pipeline.run(state.pending(), state.counts().images))
+    return pipeline.times()
+
+
 async def embed_idly(
     state: State, arrays: Arrays, window: int = WINDOW_CPU, feeders: int = 0
 ) -> list[StageTime]:
@@ -69,25 +103,8 @@ async def embed_idly(
     embedder = FakeEmbedder(constant=True, batch_size=256, makes_clip_inputs=True)
     if feeders:
         embedder.device = "idle"  # batches gather as on a GPU
-    recorder = Recorder(state, arrays)
-    job = Job(
-        image_bucket=PATHS[0].bucket,
-        index_bucket=PATHS[0].bucket,
-        index_id=state.index_id,
-        max_pixels=embedder.max_pixels,
-        with_clip_inputs=False,
-    )
-    pipeline = Pipeline(
-        job,
-        embedder,
-        recorder.record,
-        decode_workers=feeders or default_decode_workers(),
-        in_processes=bool(feeders),
-        window=window,
-    )
-    async with pipeline:
-        await recorder.during(pipeline.run(state.pending(), state.counts().images))
-    return pipeline.times()
+    workers = feeders or default_decode_workers()
+    return await embed_by(embedder, state, arrays, workers, bool(feeders), window)
 
 
 def embed_all(state: State, window: int = WINDOW_CPU, feeders: int = 0) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """How smooth is the page? `python -m bench.page.frames`
 
-Searches for neighbours, and the frames of the page in a headless Chromium, over a made-up dataset.
+The frames of the page in a headless Chromium, over a made-up dataset.
 """
 
 import asyncio
@@ -13,16 +13,13 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.support.measure import Result, show
-from dataset.arrays import DIMENSIONS
-from local_forager.indexes.vectors import Vectors
-from local_forager.server.database import Database, ServerGeneration
+from bench.support.measure import Result, json_option, show
+from local_forager.server.database import DATABASE_FILE, Database, ServerGeneration
 from testing import synthetic
 from testing.browser import chromium
 from testing.servers.processes import local_forager
 
 FRAMES = 240
-NEIGHBOURS = 24  # per search, as the page asks for
 NAME = "made-up"
 
 # Runs an act before each frame; answers with the times between frames and with the work in each:
@@ -93,28 +90,13 @@ def make_dataset(data_dir: Path, rows: int) -> None:
     synthetic.write_thumbnails(data_dir, index_id(rows), names)
 
     async def register() -> None:
-        database = Database(data_dir / "forager.sqlite3", ServerGeneration.B)
+        database = Database(data_dir / DATABASE_FILE, ServerGeneration.B)
         train, val = (f"gs://nowhere/{NAME}/{split}/" for split in ("train", "val"))
         dataset = await database.create_dataset(NAME, train, val, index_id(rows))
         await database.add_items(dataset, names[:num_train], names[num_train:])
         database.close()
 
     asyncio.run(register())
-
-
-def neighbours(directory: Path, rows: int, queries: int) -> list[Result]:
-    """Milliseconds of each search for the neighbours of one image, by each embedding."""
-    results, failed = [], np.zeros(rows, bool)
-    for name, dimensions in DIMENSIONS.items():
-        vectors = Vectors(directory / f"{name}.f32", rows, dimensions)
-        times = []
-        for row in np.random.default_rng(1).integers(0, rows, queries + 1):
-            begin = time.perf_counter()
-            vectors.neighbours(int(row), NEIGHBOURS, failed)
-            times.append(1000 * (time.perf_counter() - begin))
-        results.append(Result(f"neighbours by {name}: first search", "ms", times[:1]))
-        results.append(Result(f"neighbours by {name}: later ones", "ms", times[1:]))
-    return results
 
 
 def frames(page: Any, what: str, act: str) -> list[Result]:
@@ -159,20 +141,18 @@ def in_browser(directory: Path, rows: int) -> list[Result]:
 
 @click.command()
 @click.option("--rows", default=100_000, show_default=True, help="Images in the made-up dataset.")
-@click.option("--queries", default=20, show_default=True, help="Searches by each embedding.")
 @click.option(
     "--work_dir",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where to write the made-up dataset, 14 kB per image.  [default: a temporary directory]",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
-def main(rows: int, queries: int, work_dir: Path | None, json_file: Path | None) -> None:
-    """Time searches for neighbours, and the frames of the page while it scrolls and pans."""
+@json_option
+def main(rows: int, work_dir: Path | None, json_file: Path | None) -> None:
+    """Time the frames of the page while it scrolls and pans."""
     with tempfile.TemporaryDirectory(dir=work_dir) as name:
         directory = Path(name)
         make_dataset(directory, rows)
-        copy = directory / "indexes" / index_id(rows)
-        results = neighbours(copy, rows, queries) + in_browser(directory, rows)
+        results = in_browser(directory, rows)
     show(f"The page over {rows:,} made-up images", results, json_file)
 
 

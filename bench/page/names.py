@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from bench.page.frames import NAME, frames, make_dataset
-from bench.support.measure import Result, show
+from bench.support.measure import Result, json_option, show
 from local_forager.indexes.index import class_name
 from testing.browser import TIMEOUT, chromium
 from testing.servers.processes import local_forager
@@ -90,7 +90,7 @@ def measure(page: Any, url: str, points: int) -> list[Result]:
 
 @click.command()
 @click.option("--points", default=100_000, show_default=True, help="Made-up points on the map.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
+@json_option
 def main(points: int, json_file: Path | None) -> None:
     """Time how the names of clusters are found on a map of many points."""
     with tempfile.TemporaryDirectory() as name:

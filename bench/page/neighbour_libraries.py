@@ -4,7 +4,6 @@ Each of faiss-cpu, usearch and hnswlib that is installed indexes the same made-u
 best candidates are compared exactly, as local_forager does.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +12,22 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.page.neighbours import COUNT, DIMENSIONS, measured
-from bench.support.measure import Result, show
-from local_forager.indexes.vectors import Vectors, nearest
+from bench.page.neighbours import COUNT, measured, written
+from bench.support.measure import Result, json_option, show
+from local_forager.indexes.vectors import (
+    CANDIDATES,
+    ITERATIONS,
+    READ_SHARE,
+    ROWS_A_LIST,
+    TRAINED_ROWS_A_LIST,
+    Vectors,
+    nearest,
+)
 from testing import synthetic
 
+DIMENSIONS = 512  # CLIP
 THREADS = 2
-CANDIDATES = 4 * COUNT
 LINKS, BUILD_EFFORT, EFFORT = 16, 60, 128  # of HNSW: M, efConstruction, efSearch
-ROWS_A_LIST, READ_SHARE = 500, 1 / 32  # of an inverted file
 
 Search = Callable[[np.ndarray], np.ndarray]  # a query to the rows of its candidates
 
@@ -34,7 +40,7 @@ def faiss_inverted_file(vectors: np.ndarray) -> tuple[Search, int]:
     index = faiss.IndexIVFScalarQuantizer(
         quantizer, DIMENSIONS, lists, kind, faiss.METRIC_INNER_PRODUCT, False
     )
-    index.cp.niter, index.cp.max_points_per_centroid = 8, 40
+    index.cp.niter, index.cp.max_points_per_centroid = ITERATIONS, TRAINED_ROWS_A_LIST
     index.nprobe = max(8, round(lists * READ_SHARE))
     return _faiss(index, vectors)
 
@@ -54,7 +60,7 @@ def _faiss(index: Any, vectors: np.ndarray) -> tuple[Search, int]:
     index.train(vectors)
     index.add(vectors)
     size = len(faiss.serialize_index(index))
-    return lambda query: index.search(query[None], CANDIDATES)[1][0], size
+    return lambda query: index.search(query[None], CANDIDATES * COUNT)[1][0], size
 
 
 def usearch_hnsw(vectors: np.ndarray) -> tuple[Search, int]:
@@ -69,7 +75,9 @@ def usearch_hnsw(vectors: np.ndarray) -> tuple[Search, int]:
         expansion_search=EFFORT,
     )
     index.add(np.arange(len(vectors)), vectors, threads=THREADS)
-    return lambda query: index.search(query, CANDIDATES).keys.astype(np.int64), len(index.save())
+    return lambda query: index.search(query, CANDIDATES * COUNT).keys.astype(np.int64), len(
+        index.save()
+    )
 
 
 def hnswlib_hnsw(vectors: np.ndarray) -> tuple[Search, int]:
@@ -79,7 +87,7 @@ def hnswlib_hnsw(vectors: np.ndarray) -> tuple[Search, int]:
     index.init_index(len(vectors), M=LINKS, ef_construction=BUILD_EFFORT)
     index.add_items(vectors, num_threads=THREADS)
     index.set_ef(EFFORT)
-    return lambda query: index.knn_query(query, CANDIDATES)[0][0], index.index_file_size()
+    return lambda query: index.knn_query(query, CANDIDATES * COUNT)[0][0], index.index_file_size()
 
 
 LIBRARIES = {
@@ -112,17 +120,12 @@ def results_of(name: str, vectors: Vectors, queries: list[int]) -> list[Result]:
 @click.command()
 @click.option("--rows", default=100_000, show_default=True, help="Made-up embeddings.")
 @click.option("--queries", default=50, show_default=True, help="Searches by each library.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
+@json_option
 def main(rows: int, queries: int, json_file: Path | None) -> None:
     """Compare libraries that search for neighbours: build, time, recall and size."""
     wanted = np.random.default_rng(1).integers(0, rows, queries).tolist()
     results: list[Result] = []
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "clip.f32"
-        with path.open("wb") as file:
-            for chunk in synthetic.embeddings(rows, DIMENSIONS):
-                chunk.tofile(file)
-        vectors = Vectors(path, rows, DIMENSIONS)
+    with written(synthetic.embeddings(rows, DIMENSIONS), rows, DIMENSIONS) as (vectors, _):
         for library in LIBRARIES:
             try:
                 results += results_of(library, vectors, wanted)

@@ -4,25 +4,25 @@ Neighbours and near duplicates over made-up embeddings, by the inverted file of 
 comparison with all vectors.
 """
 
+import contextlib
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from bench.support.measure import Result, show
-from local_forager.analysis.duplicates import near_groups, near_pairs_in_lists
+from bench.support.measure import Result, json_option, show
+from local_forager.analysis.duplicates import near_groups, near_pairs
 from local_forager.indexes.index import Index
 from local_forager.indexes.vectors import InvertedFile, Vectors, faiss_installed, open_or_build
 from testing import synthetic
 
 COUNT = 20  # neighbours of a search
-DIMENSIONS = 512  # CLIP
 SAMPLE = 2_000  # rows whose near duplicates are also searched for exactly
 
 
@@ -66,11 +66,24 @@ def searches(vectors: Vectors, inverted: InvertedFile, queries: int) -> list[Res
     ]
 
 
-def index_of(path: Path, vectors: Vectors) -> Index:
+@contextlib.contextmanager
+def written(
+    chunks: Iterator[np.ndarray], rows: int, dimensions: int, work_dir: Path | None = None
+) -> Iterator[tuple[Vectors, Path]]:
+    """Made-up vectors in a file, and its temporary directory."""
+    with tempfile.TemporaryDirectory(dir=work_dir) as name:
+        path = Path(name, "clip.f32")
+        with path.open("wb") as file:
+            for chunk in chunks:
+                chunk.tofile(file)
+        yield Vectors(path, rows, dimensions), path.parent
+
+
+def index_of(directory: Path, vectors: Vectors) -> Index:
     """An index of these vectors only."""
     rows = vectors.rows
     return Index(
-        directory=path.parent,
+        directory=directory,
         names=[f"{row:08}.jpg" for row in range(rows)],
         num_train=rows,
         classes=np.zeros(rows, np.int32),
@@ -87,7 +100,7 @@ def duplicates(index: Index, inverted: InvertedFile) -> list[Result]:
     """Time of all near duplicates, and the share of the pairs of SAMPLE rows that are found."""
     vectors = index.embeddings["clip"]
     what = "near duplicates of all"
-    found, results = measured(what, near_pairs_in_lists, index, "clip", inverted, [], ignore)
+    found, results = measured(what, near_pairs, index, "clip", [], ignore, None, inverted)
     groups, grouping = timed(near_groups, found, found.default)
     _, farthest = timed(near_groups, found, found.limit)
     one, other = found.rows[found.one], found.rows[found.other]
@@ -116,34 +129,35 @@ def duplicates(index: Index, inverted: InvertedFile) -> list[Result]:
 @click.command()
 @click.option("--rows", default=100_000, show_default=True, help="Made-up embeddings.")
 @click.option("--queries", default=50, show_default=True, help="Searches for neighbours.")
+@click.option("--dimensions", default=512, show_default=True, help="Numbers of each embedding.")
 @click.option(
     "--work_dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where to write them, 2.6 kB each.  [default: a temporary directory]",
+    help="Where to write them, some 5 bytes for each number.  [default: a temporary directory]",
 )
 @click.option("--evenly", is_flag=True, help="Spread them evenly in 12 balls: the hardest case.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
+@json_option
 def main(
-    rows: int, queries: int, work_dir: Path | None, evenly: bool, json_file: Path | None
+    rows: int,
+    queries: int,
+    dimensions: int,
+    work_dir: Path | None,
+    evenly: bool,
+    json_file: Path | None,
 ) -> None:
     """Time searches for neighbours and near duplicates over made-up embeddings."""
     if not faiss_installed():
         raise click.ClickException("There is no faiss: pip install -r requirements-faiss.txt.")
-    with tempfile.TemporaryDirectory(dir=work_dir) as name:
-        path = Path(name) / "clip.f32"
-        with path.open("wb") as file:
-            made = synthetic.vectors if evenly else synthetic.embeddings
-            for chunk in made(rows, DIMENSIONS):
-                chunk.tofile(file)
-        vectors, failed = Vectors(path, rows, DIMENSIONS), np.zeros(rows, bool)
-        file_path = Path(name) / "neighbours.faiss"
+    made = (synthetic.vectors if evenly else synthetic.embeddings)(rows, dimensions)
+    with written(made, rows, dimensions, work_dir) as (vectors, directory):
+        failed, file_path = np.zeros(rows, bool), directory / "neighbours.faiss"
         what = "build the inverted file"
         inverted, results = measured(what, open_or_build, file_path, vectors, failed, ignore)
         results.append(Result("its size", "MB", [file_path.stat().st_size / 1e6]))
         results += searches(vectors, inverted, queries)
-        results += duplicates(index_of(path, vectors), inverted)
+        results += duplicates(index_of(directory, vectors), inverted)
         results.append(Result("peak memory", "GB", [peak_gb()]))
-    show(f"Searches of {rows:,} made-up embeddings of {DIMENSIONS} numbers", results, json_file)
+    show(f"Searches of {rows:,} made-up embeddings of {dimensions} numbers", results, json_file)
 
 
 if __name__ == "__main__":

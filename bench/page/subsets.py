@@ -4,15 +4,14 @@ Diverse and typical images of made-up embeddings, against random choice. CPU tim
 multiple of that of one pass over all vectors, which depends less on what else the machine does.
 """
 
-import tempfile
 import time
 from pathlib import Path
 
 import click
 import numpy as np
 
-from bench.page.neighbours import ignore, measured, peak_gb
-from bench.support.measure import Result, show
+from bench.page.neighbours import ignore, measured, peak_gb, written
+from bench.support.measure import Result, json_option, show
 from local_forager.analysis import subsets
 from local_forager.analysis.duplicates import near_distance
 from local_forager.indexes.vectors import Vectors
@@ -54,19 +53,15 @@ def results_of(vectors: Vectors, count: int) -> list[Result]:
 @click.option("--rows", default=1_000_000, show_default=True, help="Made-up embeddings.")
 @click.option("--count", default=500, show_default=True, help="Images to choose.")
 @click.option("--dimensions", default=512, show_default=True, help="Numbers of each embedding.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also to FILE.")
+@json_option
 def main(rows: int, count: int, dimensions: int, json_file: Path | None) -> None:
     """Time diverse and typical subsets, and compare how well they cover all images."""
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "vectors.f32"
-        with path.open("wb") as file:
-            for chunk in synthetic.embeddings(rows, dimensions):
-                chunk.tofile(file)
+    with written(synthetic.embeddings(rows, dimensions), rows, dimensions) as (vectors, _):
         before = peak_gb()
-        results = results_of(Vectors(path, rows, dimensions), count)
+        results = results_of(vectors, count)
         results.append(Result("peak memory while the vectors were made", "GB", [before]))
         results.append(Result("peak memory, mapped vectors included", "GB", [peak_gb()]))
-        results.append(Result("the vectors", "GB", [path.stat().st_size / 1e9]))
+        results.append(Result("the vectors", "GB", [vectors.array.nbytes / 1e9]))
     show(f"{count:,} of {rows:,} made-up embeddings of {dimensions} numbers", results, json_file)
 
 

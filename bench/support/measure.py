@@ -8,7 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,19 +32,22 @@ class Result(NamedTuple):
         return statistics.median(self.values)
 
 
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the results to FILE.",
+)
+
+
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --runs and --json to a benchmark's command."""
-    file = click.Path(path_type=Path, dir_okay=False)
-    for option in (
-        click.option("--json", "json_file", type=file, help="Also write the results to FILE."),
-        click.option("--runs", default=3, show_default=True, help="Runs of each way, in turn."),
-    ):
-        command = option(command)
-    return command
+    runs = click.option("--runs", default=3, show_default=True, help="Runs of each way, in turn.")
+    return runs(json_option(command))
 
 
 def interleave(
-    ways: dict[str, Callable[[], dict[str, float]]], runs: int, units: dict[str, str]
+    ways: Mapping[str, Callable[[], dict[str, float]]], runs: int, units: dict[str, str]
 ) -> list[Result]:
     """Run each way in turn, `runs` times, so that a busy machine slows all of them alike.
 

@@ -29,7 +29,8 @@ def disagreeing(
     for column, rows in enumerate(marks.values()):
         member[np.searchsorted(labelled, rows), column] = True
     found: RowGroups = []
-    for block, _, near in nearest_within(vectors, labelled, LABELLED_NEIGHBOURS, progress):
+    for block, _, near in nearest_among(vectors, labelled, labelled, LABELLED_NEIGHBOURS):
+        progress(block[0] / len(labelled))
         shared = (member[near] & member[block][:, None, :]).any(axis=(1, 2))
         found.extend(labelled[block[~shared], None].tolist())
     return found
@@ -45,27 +46,30 @@ def neighbour_distances(vectors: Vectors, failed: np.ndarray, progress: Progress
     if count < 1:
         result[good] = 0
         return result
-    for block, similarity, _ in nearest_within(vectors, good, count, progress):
+    for block, similarity, _ in nearest_among(vectors, good, good, count):
+        progress(block[0] / len(good))
         distances = np.maximum(1 - similarity, 0)
         result[good[block]] = np.stack([distances.min(axis=1), distances.mean(axis=1)], axis=1)
     return result
 
 
-def nearest_within(
-    vectors: Vectors, rows: np.ndarray, count: int, progress: Progress
+def nearest_among(
+    vectors: Vectors, asked: np.ndarray, rows: np.ndarray, count: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For blocks of places in `rows`: the places, and the similarity and place of their nearest.
+    """For blocks of places in `asked`: the places, and the similarity of their nearest rows, and
+    the places of these in `rows`.
 
-    The latter two are float32 and int64 (b, count), in no order; without the row itself.
+    The latter two are float32 and int64 (b, count), in no order. If `asked` is `rows`, a row is not
+    its own neighbour.
     """
-    for start in range(0, len(rows), NEIGHBOUR_ROWS):
-        block = np.arange(start, min(start + NEIGHBOUR_ROWS, len(rows)))
-        queries = vectors.array[rows[block]]
+    for start in range(0, len(asked), NEIGHBOUR_ROWS):
+        block = np.arange(start, min(start + NEIGHBOUR_ROWS, len(asked)))
+        queries = vectors.array[asked[block]]
         best = np.full((len(block), count), -np.inf, np.float32)
         where = np.zeros((len(block), count), np.int64)
         for first in range(0, len(rows), NEIGHBOUR_ROWS):
             similarity = queries @ vectors.array[rows[first : first + NEIGHBOUR_ROWS]].T
-            if first == start:
+            if asked is rows and first == start:
                 np.fill_diagonal(similarity, -np.inf)
             few = min(count, similarity.shape[1])
             top = np.argpartition(similarity, -few, axis=1)[:, -few:]
@@ -75,4 +79,3 @@ def nearest_within(
             best = np.take_along_axis(values, nearest, axis=1)
             where = np.take_along_axis(places, nearest, axis=1)
         yield block, best, where
-        progress((start + len(block)) / len(rows))

@@ -10,7 +10,7 @@ The pairs of near images are searched for once. Groups for any smaller distance 
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -145,73 +145,34 @@ class _Nearest:
         return *np.divmod(self._keys[0], self._rows), self._distances[0]
 
 
+Part = tuple[np.ndarray, np.ndarray, float]  # rows, those to compare them with, share done after it
+
+
 def near_pairs(
-    index: Index, by: str, copies: RowGroups, progress: Progress, wanted: float | None = None
+    index: Index,
+    by: str,
+    copies: RowGroups,
+    progress: Progress,
+    wanted: float | None = None,
+    inverted: InvertedFile | None = None,
 ) -> NearPairs:
     """The pairs of near images, found by comparing all pairs.
 
     copies: as exact_duplicates finds them. wanted: the distance up to which pairs are searched for;
-    by default FAR_SHARE of the median distance.
+    by default FAR_SHARE of the median distance. inverted: compare each image with its NEAR_LISTS
+    lists only.
     """
-    good = _different(index, copies)
-    starts = range(0, len(good), BLOCK_ROWS)
-    parts = ((good[start : start + BLOCK_ROWS], good[start:]) for start in starts)
-
-    def share(part: float) -> None:
-        progress(1 - (1 - part) ** 2)
-
-    return _near_pairs(index, by, copies, parts, len(starts), share, wanted)
-
-
-def near_pairs_in_lists(
-    index: Index,
-    by: str,
-    inverted: InvertedFile,
-    copies: RowGroups,
-    progress: Progress,
-    wanted: float | None = None,
-) -> NearPairs:
-    """Pairs as near_pairs finds them, comparing each image with its NEAR_LISTS lists only."""
-    good = _different(index, copies)
-    near = inverted.nearest_lists(good, min(NEAR_LISTS, inverted.lists))
-    seekers = np.argsort(near, axis=None, kind="stable")  # of the first list, the second, ...
-    starts = np.searchsorted(near.ravel()[seekers], np.arange(inverted.lists + 1))
-
-    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for number in range(inverted.lists):
-            chosen = seekers[starts[number] : starts[number + 1]]
-            places, choice = np.divmod(chosen, near.shape[1])
-            yield good[places], good[places[choice == 0]]
-
-    lists = inverted.lists
-    return _near_pairs(index, by, copies, parts(), lists, progress, wanted, exact=False)
-
-
-def _different(index: Index, copies: RowGroups) -> np.ndarray:
-    """The rows that did not fail; of images with identical vectors, the best."""
-    chosen = ~index.failed
-    chosen[[row for rows in copies for row in rows[1:]]] = False
-    return np.flatnonzero(chosen)
-
-
-def _near_pairs(
-    index: Index,
-    by: str,
-    copies: RowGroups,
-    parts: Iterable[tuple[np.ndarray, np.ndarray]],
-    number_of_parts: int,
-    progress: Progress,
-    wanted: float | None,
-    exact: bool = True,
-) -> NearPairs:
-    """The near pairs among the rows of each part and its other rows."""
+    different = ~index.failed
+    different[[row for rows in copies for row in rows[1:]]] = False
+    good = np.flatnonzero(different)
     vectors = index.embeddings[by]
     default = near_distance(vectors, np.flatnonzero(~index.failed))
     farthest = default * FAR_SHARE / NEAR_SHARE
     found = _Nearest(vectors.rows, farthest if wanted is None else wanted)
-    for number, (rows, others) in enumerate(parts, 1):
+    parts = _blocks(good) if inverted is None else _in_lists(good, inverted)
+    for rows, others, share in parts:
         _compare(vectors.array, rows, others, found)
-        progress(number / number_of_parts)
+        progress(share)
     one, other, distances = found.pairs()
     nearest_first = np.argsort(distances, kind="stable")
     copied = np.array([row for rows in copies for row in rows], np.int64)
@@ -231,8 +192,26 @@ def _near_pairs(
         default=default,
         limit=found.limit,
         is_cut=found.is_cut,
-        exact=exact,
+        exact=inverted is None,
     )
+
+
+def _blocks(good: np.ndarray) -> Iterator[Part]:
+    """All pairs: each block of rows with itself and all after it."""
+    for start in range(0, len(good), BLOCK_ROWS):
+        rest = max(0, len(good) - start - BLOCK_ROWS) / len(good)
+        yield good[start : start + BLOCK_ROWS], good[start:], 1 - rest**2
+
+
+def _in_lists(good: np.ndarray, inverted: InvertedFile) -> Iterator[Part]:
+    """The pairs of a row that seeks in a list and a row that is in it."""
+    near = inverted.nearest_lists(good, min(NEAR_LISTS, inverted.lists))
+    seekers = np.argsort(near, axis=None, kind="stable")  # of the first list, the second, ...
+    starts = np.searchsorted(near.ravel()[seekers], np.arange(inverted.lists + 1))
+    for number in range(inverted.lists):
+        chosen = seekers[starts[number] : starts[number + 1]]
+        places, choice = np.divmod(chosen, near.shape[1])
+        yield good[places], good[places[choice == 0]], (number + 1) / inverted.lists
 
 
 def _compare(array: np.ndarray, rows: np.ndarray, others: np.ndarray, found: _Nearest) -> None:

@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from common.files import written_whole
+from local_forager.analysis.comparisons import nearest_among
 from local_forager.indexes.vectors import Vectors
 from local_forager.types import PageError
 
@@ -25,7 +26,6 @@ UMAP_MISSING = "Install umap-learn beside local_forager for a UMAP layout."
 LEAST_ROWS = 5  # images that are laid out by their vectors; fewer are put in a line
 LEAST_SHARED = 0.5  # of the images of either index, so that one takes the places of the other
 NEAREST = 5  # images that have places, between which UMAP's layout puts a new one
-BLOCK_ROWS = 2_048  # new images whose nearest ones are searched for at once
 KEY_BYTES = 8
 
 
@@ -159,23 +159,10 @@ def grown(
 def between(vectors: Vectors, new: np.ndarray, old: np.ndarray, points: np.ndarray) -> np.ndarray:
     """float32 (new, 2): the weighted mean of the points of the NEAREST old rows of each new one."""
     found = np.zeros((len(new), 2), np.float32)
-    count = min(NEAREST, len(old))
-    for start in range(0, len(new), BLOCK_ROWS):
-        queries = vectors.array[new[start : start + BLOCK_ROWS]]
-        similarity = np.full((len(queries), 0), -np.inf, np.float32)
-        nearest = np.zeros((len(queries), 0), np.int64)
-        for first in range(0, len(old), BLOCK_ROWS):
-            others = np.arange(first, min(first + BLOCK_ROWS, len(old)))
-            block = queries @ vectors.array[old[others]].T
-            similarity = np.hstack([similarity, block])
-            nearest = np.hstack([nearest, np.broadcast_to(others, block.shape)])
-            if similarity.shape[1] > count:
-                top = np.argpartition(similarity, -count, axis=1)[:, -count:]
-                similarity = np.take_along_axis(similarity, top, axis=1)
-                nearest = np.take_along_axis(nearest, top, axis=1)
+    for block, similarity, nearest in nearest_among(vectors, new, old, min(NEAREST, len(old))):
         weights = 1 / np.maximum(1 - similarity, 1e-6)
         weights /= weights.sum(axis=1, keepdims=True)
-        found[start : start + len(queries)] = np.einsum("ij,ijk->ik", weights, points[nearest])
+        found[block] = np.einsum("ij,ijk->ik", weights, points[nearest])
     return found
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from models.resnet import ResNet
 
 MISSING = (
-    "To search by a picture, start local_forager with --clip_weights DIRECTORY (for clip) or "
+    "To search by a picture, local_forager needs --clip_weights DIRECTORY (for clip) or "
     "--resnet_weights R-50.pkl (for the others)."
 )
 RESNET_EMBEDDINGS = ("imagenet", "imagenet_early")  # in the order of what the model returns
@@ -33,12 +33,8 @@ class PictureWeights:
     """The weights to compute vectors with, and for each embedding why it cannot be computed."""
 
     resnet: Path
-    clip: Path | None
+    clip: Path  # if there is none, `problems` says so
     problems: dict[str, str | None]
-
-    def embeddings(self) -> list[str]:
-        """The embeddings that can be computed."""
-        return [by for by, problem in self.problems.items() if problem is None]
 
     def check(self, by: str, index: Index | None = None) -> None:
         """Raise PageError if this embedding cannot be computed, or not with the index's weights."""
@@ -48,7 +44,6 @@ class PictureWeights:
             return
         option = "clip_weights" if by == "clip" else "resnet_weights"
         path = self.clip if by == "clip" else self.resnet
-        assert path is not None
         try:
             made = manifest.read_metadata(index.directory / manifest.NAME)
         except ValueError:  # an index without a manifest does not say
@@ -58,8 +53,8 @@ class PictureWeights:
             sentence = f"The {by} vectors of this dataset were made with other weights than {where}"
             raise PageError(409, f"{sentence}: give those with --{option}.")
 
-    def usable(self, index: Index) -> tuple[list[str], str]:
-        """The embeddings by which a picture can be compared with an index; without any, why."""
+    def usable(self, index: Index | None = None) -> tuple[list[str], str]:
+        """The embeddings by which a picture can be compared, with an index; without any, why."""
         usable, reasons = [], []
         for by in self.problems:
             try:
@@ -90,7 +85,7 @@ def find_weights(resnet: Path | None, clip: Path | None) -> PictureWeights:
         except WeightsError as error:
             of_clip = error.message
     problems = {"clip": of_clip, **dict.fromkeys(RESNET_EMBEDDINGS, of_resnet)}
-    return PictureWeights(resnet=resnet or RESNET_WEIGHTS, clip=clip, problems=problems)
+    return PictureWeights(resnet=resnet or RESNET_WEIGHTS, clip=clip or Path(), problems=problems)
 
 
 def read_picture(data: bytes, what: str = "The picture") -> Decoded:
@@ -149,7 +144,6 @@ def picture_vectors(
     try:
         with torch.inference_mode():
             if "clip" in wanted:
-                assert weights.clip is not None and picture.clip_input is not None
                 inputs = torch.tensor(picture.clip_input)[None]
                 found["clip"] = clip_features(_clip(weights.clip), inputs)[0].numpy()
             if set(wanted) & set(RESNET_EMBEDDINGS):

@@ -1,6 +1,5 @@
 """Text search: CLIP's text tower turns a text into a vector near the images that show it."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from dataset.arrays import DIMENSIONS
 from weights.clip import safetensors_header
 
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+TextTower = tuple[Any, Any]  # transformers' tokenizer and CLIP text model
 
 
 def why_not(directory: Path | None) -> str | None:
@@ -29,9 +29,7 @@ def why_not(directory: Path | None) -> str | None:
     return None
 
 
-@functools.cache
-def text_tower(directory: Path) -> tuple[Any, Any]:
-    """transformers' tokenizer and CLIP text model, loaded when they are first used."""
+def text_tower(directory: Path) -> TextTower:
     from transformers import CLIPTextModelWithProjection as TextModel
     from transformers import CLIPTokenizer
 
@@ -39,11 +37,11 @@ def text_tower(directory: Path) -> tuple[Any, Any]:
     return CLIPTokenizer.from_pretrained(directory, local_files_only=True), model.eval()
 
 
-def text_vector(directory: Path, text: str) -> np.ndarray:
+def text_vector(tower: TextTower, text: str) -> np.ndarray:
     """The text as a unit vector: float32 (512,). Called from one thread at a time."""
     import torch
 
-    tokenizer, model = text_tower(directory)
+    tokenizer, model = tower
     inputs = tokenizer([text], truncation=True, max_length=77, return_tensors="pt")
     with torch.inference_mode():
         (vector,) = model(**inputs).text_embeds.numpy()

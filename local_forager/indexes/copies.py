@@ -24,6 +24,14 @@ MANIFEST_TIMEOUT = 20.0  # seconds; a complete copy opens without a bucket
 RETRY_AFTER = 5.0  # seconds after which a failed copy is tried again
 
 
+def index_directory(data_dir: Path, index_id: str) -> Path:
+    """The directory of an index. Its id comes from elsewhere and is used as a path if safe."""
+    if SAFE_DIRECTORY.fullmatch(index_id):
+        return data_dir / "indexes" / index_id
+    digest = hashlib.sha256(index_id.encode(errors="surrogatepass")).hexdigest()
+    return data_dir / "indexes" / f"_{digest}"  # no safe id begins with an underscore
+
+
 def thumbnail_path(data_dir: Path, index_id: str, identifier: str) -> Path:
     """The file of a thumbnail. It is named by a digest: names from the bucket are no safe paths."""
     text = f"{index_id}\0{identifier}".encode(errors="surrogatepass")
@@ -52,15 +60,8 @@ class IndexCopies:
 
     def __init__(self, buckets: Buckets, bucket: str, data_dir: Path) -> None:
         self._buckets, self._bucket = buckets, bucket
-        self._data_dir = data_dir / "indexes"
+        self._data_dir = data_dir
         self._copies: dict[str, IndexCopy] = {}
-
-    def directory(self, index_id: str) -> Path:
-        """The directory of an index. Its id comes from elsewhere and is used as a path if safe."""
-        if SAFE_DIRECTORY.fullmatch(index_id):
-            return self._data_dir / index_id
-        digest = hashlib.sha256(index_id.encode(errors="surrogatepass")).hexdigest()
-        return self._data_dir / f"_{digest}"  # no safe id begins with an underscore
 
     def get(self, index_id: str) -> IndexCopy:
         """The copy of an index in its present state; starts one if none is there or it failed."""
@@ -71,7 +72,7 @@ class IndexCopies:
             or (copy.problem and loop.time() - copy.ended > RETRY_AFTER)
             or (copy.index and not copy.index.is_whole())
         ):
-            copy = self._copies[index_id] = IndexCopy(self.directory(index_id))
+            copy = self._copies[index_id] = IndexCopy(index_directory(self._data_dir, index_id))
             copy.task = loop.create_task(self._fetch(index_id, copy))
         return copy
 
@@ -91,7 +92,10 @@ class IndexCopies:
             copy.problem = f"The index cannot be downloaded. {error}"
             if error.status == 404:
                 where = f"gs://{self._bucket}/indexes/{printable(index_id)}/"
-                copy.problem = f"There is no complete index in {where}: did its ingest finish?"
+                copy.problem = (
+                    f"There is no complete index in {where}: did its ingest finish, and is this "
+                    "the --bucket that it used?"
+                )
         except OSError as error:
             copy.problem = f"The index cannot be stored here ({error})."
         except Exception as error:
@@ -114,8 +118,7 @@ class IndexCopies:
 
     async def _read(self, index_id: str, directory: Path) -> Index:
         no_manifest = await self._download_manifest(index_id, directory)
-        here = files.IndexFiles.of_copy(directory)
-        return await asyncio.to_thread(files.read_index, here, no_manifest)
+        return await asyncio.to_thread(files.read_copy, directory, no_manifest)
 
     async def _download(self, index_id: str, copy: IndexCopy) -> None:
         await asyncio.to_thread(shutil.rmtree, copy.directory, ignore_errors=True)

@@ -8,8 +8,8 @@ import enum
 import functools
 import math
 import re
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,34 +28,6 @@ class Kind(enum.Enum):
     DATE = "date"  # in seconds since 1970, UTC
 
 
-class About(TypedDict):
-    """What is the same of a field in every index; see Field."""
-
-    title: str
-    unit: str
-    group: str
-    kind: Kind
-    step: float
-    is_logarithmic: bool
-
-
-def _about(title: str, unit: str, group: str, step: float, is_logarithmic: bool) -> About:
-    kind = Kind.WHOLE if step == 1 else Kind.NUMBER
-    return About(
-        title=title, unit=unit, group=group, kind=kind, step=step, is_logarithmic=is_logarithmic
-    )
-
-
-ABOUT = {  # the fields of an index, by name, in the order in which the page shows them
-    "width": _about("Width", "pixels", "size", 1, True),
-    "height": _about("Height", "pixels", "size", 1, True),
-    "aspect": _about("Aspect", "width / height", "size", 0.001, True),
-    "bytes": _about("File size", "bytes", "size", 1, True),
-    "brightness": _about("Brightness", "0 to 255", "quality", 0.1, False),
-    "contrast": _about("Contrast", "0 to 127.5", "quality", 0.1, False),
-    "sharpness": _about("Sharpness", "", "quality", 0.1, True),
-    "colourfulness": _about("Colourfulness", "", "quality", 0.1, False),
-}
 QUALITY = Quality._fields
 
 
@@ -84,7 +56,8 @@ class Field:
     kind: Kind
     step: float  # two values that differ by less are shown as equal
     is_logarithmic: bool = False  # the width of the bins
-    column: Any  # pyarrow.Array (n,), null where the value is not known; dates are timestamp("ms")
+    # pyarrow.Array (n,), null where the value is not known; dates are timestamp("ms")
+    column: Any = None
 
     def values(self) -> np.ndarray:
         """float64 (n,), NaN where it is not known; a date in seconds since 1970."""
@@ -151,6 +124,35 @@ class Field:
         return f"{self.shown(self.steps(value)[None])[0]:,}"
 
 
+def _about(
+    name: str, title: str, unit: str, group: str, step: float, is_logarithmic: bool
+) -> Field:
+    return Field(
+        name=name,
+        title=title,
+        unit=unit,
+        group=group,
+        kind=Kind.WHOLE if step == 1 else Kind.NUMBER,
+        step=step,
+        is_logarithmic=is_logarithmic,
+    )
+
+
+ABOUT = {  # the fields of an index, without values, in the order in which the page shows them
+    field.name: field
+    for field in (
+        _about("width", "Width", "pixels", "size", 1, True),
+        _about("height", "Height", "pixels", "size", 1, True),
+        _about("aspect", "Aspect", "width / height", "size", 0.001, True),
+        _about("bytes", "File size", "bytes", "size", 1, True),
+        _about("brightness", "Brightness", "0 to 255", "quality", 0.1, False),
+        _about("contrast", "Contrast", "0 to 127.5", "quality", 0.1, False),
+        _about("sharpness", "Sharpness", "", "quality", 0.1, True),
+        _about("colourfulness", "Colourfulness", "", "quality", 0.1, False),
+    )
+}
+
+
 def own_field(name: str, column: Any) -> Field | None:
     """The field that a column of one's own is; None if it has no known value.
 
@@ -159,8 +161,8 @@ def own_field(name: str, column: Any) -> Field | None:
     import pyarrow as pa
 
     is_date = pa.types.is_timestamp(column.type)
-    about = {"name": name, "title": name, "unit": "", "group": "column", "column": column}
-    whole = Field(kind=Kind.DATE if is_date else Kind.WHOLE, step=1, **about)
+    kind = Kind.DATE if is_date else Kind.WHOLE
+    whole = Field(name=name, title=name, unit="", group="column", kind=kind, step=1, column=column)
     values = whole.values()
     known = values[~np.isnan(values)]
     if not len(known):
@@ -169,11 +171,10 @@ def own_field(name: str, column: Any) -> Field | None:
     if is_date:
         span = high - low
         days = span >= BINS * DAY_S or not (known % DAY_S).any()
-        step = DAY_S if days else MINUTE_S if span >= BINS * MINUTE_S else 1
-        return Field(kind=Kind.DATE, step=step, **about)
+        return replace(whole, step=DAY_S if days else MINUTE_S if span >= BINS * MINUTE_S else 1)
     skewed = low >= 0 and high > HEAVY_TAIL * median
     if not (known % 1).any() and max(-low, high) < 2**53:
-        return Field(kind=Kind.WHOLE, step=1, is_logarithmic=skewed, **about)
+        return replace(whole, is_logarithmic=skewed)
     spread = (upper - lower) or (high - low) or abs(high)
     digits = math.floor(math.log10(max(spread / STEPS_IN_SPREAD, max(-low, high) / 2**50)))
-    return Field(kind=Kind.NUMBER, step=float(f"1e{digits}"), is_logarithmic=skewed, **about)
+    return replace(whole, kind=Kind.NUMBER, step=float(f"1e{digits}"), is_logarithmic=skewed)

@@ -7,8 +7,8 @@ import contextlib
 import functools
 import json
 import posixpath
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,11 @@ NO_QUALITY = "the index was made by an older version, which did not measure them
 GROUPS = {  # of fields -> their names in a sentence
     "size": "Width, height and aspect",
     "quality": "Brightness, contrast, sharpness and colourfulness",
+}
+NAMED_BY: dict[str, Callable[[str], str]] = {  # what names an image, looked for in this order
+    "object": lambda name: name,
+    "file name": lambda name: name.rpartition("/")[2],
+    "identifier": identifier,
 }
 COLUMNS = {"size": "bytes", "width": "width", "height": "height"}  # of a manifest -> field
 
@@ -89,8 +94,9 @@ class Index:
         return open_or_build(path, self.embeddings[by], self.failed, progress)
 
     def is_whole(self) -> bool:
-        """Whether no array was cut short on the disk since it was opened."""
-        return all(vectors.is_whole() for vectors in self.embeddings.values())
+        """Whether the directory is still there, with every array as long as when it was opened."""
+        is_there = (self.directory / LISTS[0]).exists()  # another process may delete the dataset
+        return is_there and all(vectors.is_whole() for vectors in self.embeddings.values())
 
 
 @functools.cache
@@ -108,28 +114,6 @@ def class_name(number: int) -> str:
 def vectors_path(directory: Path, embedding: str) -> Path:
     """The file with the vectors of one embedding in a copy of an index, headerless."""
     return directory / f"{embedding}.f32"
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexFiles:
-    """Where an index is on this machine: the lists and the manifest are in `directory`."""
-
-    directory: Path
-    classes: Path
-    arrays: dict[str, Path]  # by embedding, headerless
-
-    @classmethod
-    def of_copy(cls, directory: Path) -> "IndexFiles":
-        """Those of a copy from the bucket."""
-        arrays = {name: vectors_path(directory, name) for name in DIMENSIONS}
-        return cls(directory=directory, classes=directory / CLASSES, arrays=arrays)
-
-    @classmethod
-    def of_work_directory(cls, directory: Path) -> "IndexFiles":
-        """Those of an ingest that is finished."""
-        arrays = {name: array_path(directory, name) for name in DIMENSIONS}
-        classes = directory / "aux" / CLASSES
-        return cls(directory=directory / "index", classes=classes, arrays=arrays)
 
 
 def read_classes(path: Path, images: int) -> dict[str, int]:
@@ -155,7 +139,8 @@ def _read_json(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise PageError(409, f"{path.name} of the index cannot be read: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PageError(409, f"{path.name} of the index cannot be read: {reason}.") from error
 
 
 def read_names(directory: Path) -> tuple[list[str], int]:
@@ -174,10 +159,10 @@ def read_names(directory: Path) -> tuple[list[str], int]:
     return names, num_train
 
 
-def _open_vectors(arrays: dict[str, Path], rows: int) -> dict[str, Vectors]:
+def _open_vectors(array_of: Callable[[str], Path], rows: int) -> dict[str, Vectors]:
     embeddings = {}
     for name, dimensions in DIMENSIONS.items():
-        path, expected = arrays[name], rows * dimensions * 4
+        path, expected = array_of(name), rows * dimensions * 4
         size = path.stat().st_size if path.exists() else 0
         if size != expected:
             raise PageError(
@@ -255,22 +240,36 @@ def _fields_of(columns: Any) -> dict[str, Field]:
     }
     found |= {name: column.cast(pa.float32()) for name, column in measured.items()}
     return {
-        name: Field(name=name, column=found[name], **about)
+        name: replace(about, column=found[name])
         for name, about in ABOUT.items()
         if name in found and (name not in measured or found[name].null_count < len(columns))
     }
 
 
-def read_index(files: IndexFiles, no_manifest: str) -> Index:
-    """The index in these files; raises PageError if one is damaged or has the wrong size.
+def read_copy(directory: Path, no_manifest: str) -> Index:
+    """The index in a copy from the bucket; see read_index."""
+    array_of = functools.partial(vectors_path, directory)
+    return read_index(directory, directory / CLASSES, array_of, no_manifest)
 
+
+def read_work_directory(directory: Path) -> Index:
+    """The index in the work directory of an ingest that is finished; see read_index."""
+    array_of = functools.partial(array_path, directory)
+    return read_index(directory / "index", directory / "aux" / CLASSES, array_of, NO_MANIFEST)
+
+
+def read_index(
+    directory: Path, classes_path: Path, array_of: Callable[[str], Path], no_manifest: str
+) -> Index:
+    """An index on this machine; raises PageError if a file is damaged or has the wrong size.
+
+    directory: has the lists and the manifest. array_of: the headerless array of each embedding.
     no_manifest: why there is no manifest, if there is none.
     """
-    directory = files.directory
     names, num_train = read_names(directory)
-    embeddings = _open_vectors(files.arrays, len(names))
+    embeddings = _open_vectors(array_of, len(names))
     not_finite = _not_finite(directory, embeddings)
-    by_name = read_classes(files.classes, len(names))
+    by_name = read_classes(classes_path, len(names))
     classes = np.array([by_name.get(posixpath.basename(name), -1) for name in names], np.int32)
     failed = classes < 0
     for row in np.flatnonzero(failed).tolist():
@@ -341,6 +340,9 @@ class LabelTable(NamedTuple):
             }
             for category, modes in sorted(self.rows.items())
         ]
+
+
+NO_LABELS = LabelTable({}, {}, {})
 
 
 def table_of(

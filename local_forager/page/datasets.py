@@ -12,33 +12,24 @@ from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.duplicates import examples
 from local_forager.analysis.health import CHECKS, Health, reach
+from local_forager.analysis.jobs import result_of
 from local_forager.analysis.maps import METHODS, UMAP_MISSING, default_method, umap_installed
-from local_forager.analysis.quality import LIMITS
 from local_forager.deletion import delete, plan
-from local_forager.indexes.fields import ABOUT, Field
-from local_forager.indexes.index import Index, LabelTable
+from local_forager.indexes.fields import ABOUT
+from local_forager.indexes.index import NO_LABELS, Index, LabelTable
 from local_forager.indexes.own_columns import NO_COLUMNS, OwnColumns
 from local_forager.indexes.vectors import COMPARED_BY
+from local_forager.page import filters
 from local_forager.page.images import summary
-from local_forager.page.ranges import field_of
-from local_forager.page.rows import (
-    WAIT,
-    array_response,
-    choice,
-    distance_choice,
-    embedding_choice,
-    no_neighbour_sorts,
-)
+from local_forager.page.rows import array_response, no_neighbour_sorts
 from local_forager.page.state import PAGE, View
-from local_forager.server.api import dataset_of
+from local_forager.server.api import dataset_named, dataset_of
 from local_forager.server.database import SplitCounts
-from local_forager.types import PageError, StillWorking
+from local_forager.types import PageError
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
 NAMED_ROWS = 10  # that a warning names
 EXAMPLES = 4  # pairs of near duplicates in the health report
-SET_TITLES = {name: check.title for name, check in CHECKS.items()}
-SET_TITLES |= {name: limit.title for name, limit in LIMITS.items()}
 MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 
 
@@ -57,13 +48,12 @@ async def datasets(request: web.Request) -> answers.DatasetList:
 async def deletion(request: web.Request) -> answers.DeletionPlan:
     """What a deletion would mean; as a POST, it is done. In the query, any name is possible."""
     page = request.app[PAGE]
-    dataset, found = await plan(page.database, request.query.get("name", ""), page.bucket)
+    dataset = await dataset_named(request.app, request.query.get("name", ""))
+    found = await plan(page.database, dataset, page.bucket)
     if request.method == "POST":
-        directory = None
         if not found["shared_with"]:
             await page.copies.release(dataset.index_id)
-            directory = page.copies.directory(dataset.index_id)
-        await delete(page.database, dataset, page.data_dir, directory)
+        await delete(page.database, dataset, page.data_dir)
     return found
 
 
@@ -73,9 +63,7 @@ def feature(problem: str | None) -> answers.Feature:
 
 def field_infos(index: Index, table: LabelTable) -> list[answers.FieldInfo]:
     """The fields of an index and of its columns; a listing tells the sizes of files if need be."""
-    listed = Field(name="bytes", column=None, **ABOUT["bytes"])
-    fields = {"bytes": listed, **index.fields}
-    ordered = [fields[name] for name in ABOUT if name in fields]
+    known = [field for field in ABOUT.values() if field.name in {"bytes", *index.fields}]
     return [
         {
             "field": field.name,
@@ -85,7 +73,7 @@ def field_infos(index: Index, table: LabelTable) -> list[answers.FieldInfo]:
             "kind": field.kind.value,
             "step": float(field.step),
         }
-        for field in (*ordered, *table.columns.fields.values())
+        for field in (*known, *table.columns.fields.values())
     ]
 
 
@@ -123,7 +111,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
     copy = page.copies.get(dataset.index_id)
     if copy.index is None and not copy.task.done():
         await asyncio.wait([copy.task], timeout=QUICK_COPY)
-    index, table, version = copy.index, LabelTable({}, {}, {}), 0
+    index, table, version = copy.index, NO_LABELS, 0
     if index is not None:
         table, version = await page.table(dataset, index)
     every = np.ones(len(index.names) if index else 0, bool)
@@ -149,7 +137,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
             {"by": kind.name, "about": f"{kind.compares}, by {kind.model}"}
             for kind in sorted(EMBEDDINGS, key=lambda kind: COMPARED_BY.index(kind.name))
         ],
-        "sets": [{"set": name, "title": title} for name, title in SET_TITLES.items()],
+        "sets": [{"set": name, "title": check.title} for name, check in CHECKS.items()],
         "text_search": feature(page.no_text_search),
         "picture_search": feature(page.questions.why_not()),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
@@ -175,12 +163,10 @@ async def text_model(request: web.Request) -> web.Response:
 
 
 async def health(request: web.Request, view: View) -> answers.HealthReport:
-    by = embedding_choice(request)
-    checks = view.health(by, distance_choice(request))
-    start = choice(request, "start", ("0", "1")) == "1"
-    exact = choice(request, "exact", ("0", "1")) == "1"
-    all_pairs = checks.all_pairs(exact)
-    findings = await view.page.compute(partial(checks.findings, start))
+    by = filters.embedding_choice(request)
+    checks = view.health(by, filters.distance_choice(request))
+    all_pairs = checks.all_pairs(filters.flag(request, "exact"))
+    findings = await view.page.compute(partial(checks.findings, filters.flag(request, "start")))
     return {
         "by": by,
         "all_pairs": all_pairs,
@@ -208,14 +194,12 @@ def near_distances(view: View, checks: Health) -> answers.NearDistances:
 
 async def map_points(request: web.Request, view: View) -> web.Response:
     """x and y of each row within -1 to 1: float32 pairs, little-endian; NaN for failed images."""
-    by, method = embedding_choice(request), choice(request, "method", METHODS)
+    by, method = filters.embedding_choice(request), filters.choice(request, "method", METHODS)
     if method == "umap" and not umap_installed():
         raise PageError(409, UMAP_MISSING)
     future = view.page.map(view.index, by, method)
-    await asyncio.wait([future], timeout=WAIT)
-    if not future.done():
-        raise StillWorking("Computing the map")
-    return web.Response(body=future.result(), headers={"Cache-Control": "no-store"})
+    points = await result_of(future, lambda: "Computing the map")
+    return web.Response(body=points, headers={"Cache-Control": "no-store"})
 
 
 async def column(request: web.Request, view: View) -> web.Response:
@@ -244,6 +228,7 @@ async def column(request: web.Request, view: View) -> web.Response:
 
 async def own_values(name: str, view: View) -> np.ndarray:
     """float64 (n,): a field, or the places of texts in their column; NaN where it is not known."""
-    if column := view.table.columns.texts.get(name):
+    column = view.table.columns.texts.get(name)
+    if column and column.values:
         return np.where(column.codes < 0, np.nan, column.codes).astype("<f8")
-    return (await field_of(name, view)).values().astype("<f8")
+    return (await filters.field_of(name, view)).values().astype("<f8")

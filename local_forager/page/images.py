@@ -7,33 +7,27 @@ from functools import partial
 
 from aiohttp import web
 
+from common.errors import IngestError
 from common.names import identifier
+from local_forager import types as answers
+from local_forager.analysis.picture_search import read_picture
 from local_forager.export import FORMATS, export, label_to_export
 from local_forager.indexes.index import POSITIVE, class_name
 from local_forager.indexes.vectors import NOT_INSTALLED, InvertedFile, faiss_installed
-from local_forager.page.choosing import posted_rows
-from local_forager.page.pictures import decoding_problem, image_facts, image_response
-from local_forager.page.rows import choice, embedding_choice, number, row_in_path
+from local_forager.page import filters
+from local_forager.page.pictures import image_facts, image_response
 from local_forager.page.state import PAGE, View, index_of
 from local_forager.server.api import dataset_of
-from local_forager.types import (
-    ImageDetail,
-    ImageList,
-    ImageSummary,
-    NeighbourList,
-    PageError,
-    PictureQuestion,
-    SearchState,
-    ValueText,
-)
+from local_forager.types import PageError
 
 ROWS_A_REQUEST = 500
 MAX_NEIGHBOURS = 1_000
 COVERS = 4  # thumbnails per dataset in the list of datasets
+REPLACED = "It can be decoded now. Perhaps it has been replaced since the ingest."
 MEDIA_TYPES = {"txt": "text/plain", "csv": "text/csv", "json": "application/json"}
 
 
-def summary(view: View, row: int) -> ImageSummary:
+def summary(view: View, row: int) -> answers.ImageSummary:
     name, number = view.index.names[row], int(view.index.classes[row])
     width, height = view.index.pixels(row) or (None, None)
     return {
@@ -50,7 +44,7 @@ def summary(view: View, row: int) -> ImageSummary:
     }
 
 
-async def images(request: web.Request, view: View) -> ImageList:
+async def images(request: web.Request, view: View) -> answers.ImageList:
     texts = request.query.get("rows", "").split(",")
     wanted = [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) < 12]
     if len(wanted) != len(texts) or len(wanted) > ROWS_A_REQUEST:
@@ -58,7 +52,7 @@ async def images(request: web.Request, view: View) -> ImageList:
     return {"images": [summary(view, row) for row in wanted if row < len(view.index.names)]}
 
 
-def value_texts(view: View, row: int) -> list[ValueText]:
+def value_texts(view: View, row: int) -> list[answers.ValueText]:
     """What is measured of an image, and what columns of one's own say of it."""
     fields = [field for field in view.index.fields.values() if field.group == "quality"]
     values = [(field.title, field.text(row)) for field in fields]
@@ -66,9 +60,9 @@ def value_texts(view: View, row: int) -> list[ValueText]:
     return [{"title": title, "text": text} for title, text in values if text]
 
 
-async def image(request: web.Request, view: View) -> ImageDetail:
-    row, bucket = row_in_path(request, view.index), view.dataset.bucket
-    detail: ImageDetail = {
+async def image(request: web.Request, view: View) -> answers.ImageDetail:
+    row, bucket = filters.row_in_path(request, view.index), view.dataset.bucket
+    detail: answers.ImageDetail = {
         **summary(view, row),
         "bytes": None,
         "orientation": 1,
@@ -81,16 +75,17 @@ async def image(request: web.Request, view: View) -> ImageDetail:
         facts = await asyncio.to_thread(image_facts, data)
         detail["width"], detail["height"], detail["orientation"] = facts
         if view.index.failed[row]:
-            detail["problem"] = await asyncio.to_thread(decoding_problem, data)
-    except (PageError, ValueError) as error:
-        detail["problem"] = str(error)
+            await asyncio.to_thread(read_picture, data, "It")
+            detail["problem"] = REPLACED
+    except IngestError as error:
+        detail["problem"] = error.message
     return detail
 
 
-def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, SearchState]:
+def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, answers.SearchState]:
     """The inverted file of an embedding, None while there is none; building starts when needed."""
     index = view.index
-    exact: SearchState = {"state": "exact", "progress": 1.0, "reason": ""}
+    exact: answers.SearchState = {"state": "exact", "progress": 1.0, "reason": ""}
     if len(index.names) <= view.page.exact_rows:
         return None, exact
     if not faiss_installed():
@@ -105,18 +100,18 @@ def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, SearchState
     return found, {"state": "ready", "progress": 1.0, "reason": ""}
 
 
-async def search(request: web.Request, view: View) -> SearchState:
-    return inverted_file(view, embedding_choice(request))[1]
+async def search(request: web.Request, view: View) -> answers.SearchState:
+    return inverted_file(view, filters.embedding_choice(request))[1]
 
 
-async def neighbours(request: web.Request, view: View) -> NeighbourList:
-    row, by = row_in_path(request, view.index), embedding_choice(request)
+async def neighbours(request: web.Request, view: View) -> answers.NeighbourList:
+    row, by = filters.row_in_path(request, view.index), filters.embedding_choice(request)
     if view.index.failed[row]:
         raise PageError(409, "This image failed at ingest: it has no vector to compare.")
-    count = number(request, "count", 24, 1, MAX_NEIGHBOURS)
+    count = filters.number(request, "count", 24, 1, MAX_NEIGHBOURS)
     begin = time.perf_counter()
     inverted, state = inverted_file(view, by)
-    exact = inverted is None or choice(request, "exact", ("0", "1")) == "1"
+    exact = inverted is None or filters.flag(request, "exact")
     if inverted is None or exact:
         compare = partial(view.index.embeddings[by].neighbours, row, count, view.index.failed)
     else:
@@ -133,19 +128,19 @@ async def neighbours(request: web.Request, view: View) -> NeighbourList:
     }
 
 
-async def give_picture(request: web.Request, view: View) -> PictureQuestion:
+async def give_picture(request: web.Request, view: View) -> answers.PictureQuestion:
     """The body of the request is an image file. It is not stored, and goes nowhere else."""
     questions = view.page.questions
     return await questions.question(await questions.add(request), view.index)
 
 
-async def given_picture(request: web.Request, view: View) -> PictureQuestion:
+async def given_picture(request: web.Request, view: View) -> answers.PictureQuestion:
     return await view.page.questions.question(request.match_info["token"], view.index)
 
 
 async def thumbnail(request: web.Request) -> web.StreamResponse:
     dataset, index = await index_of(request)
-    name = identifier(index.names[row_in_path(request, index)])
+    name = identifier(index.names[filters.row_in_path(request, index)])
     return await thumbnail_response(request, dataset.index_id, name)
 
 
@@ -175,15 +170,15 @@ async def cover(request: web.Request) -> web.StreamResponse:
 
 async def original(request: web.Request) -> web.Response:
     dataset, index = await index_of(request)
-    name = index.names[row_in_path(request, index)]
+    name = index.names[filters.row_in_path(request, index)]
     data = await request.app[PAGE].originals.get(dataset.bucket, name)
     return image_response(data, forever=request.query.get("v") == dataset.index_id)
 
 
 async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
     """The body of the request is the rows, int32; the answer is streamed as a file."""
-    name = choice(request, "format", tuple(FORMATS))
-    rows = posted_rows(await request.read(), view.index)
+    name = filters.choice(request, "format", tuple(FORMATS))
+    rows = await filters.posted_rows(request, view.index)
     label: dict[str, str] = {}
     if name == "labels":
         query = request.query

@@ -1,19 +1,19 @@
 """Thumbnails and full images from the buckets; kept on disk and in memory, respectively."""
 
-import io
 import os
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
-from common.errors import StorageError
+from common.errors import ImageError, StorageError
+from engine.decode import fault_of_image, open_image
 from local_forager.indexes.copies import thumbnail_path
 from local_forager.server.buckets import Buckets
 from local_forager.types import PageError
 
-MAX_PIXELS = 178_956_970  # of an image, as in an ingest
 KEPT_BYTES = 64 * 1024 * 1024  # of full images, in memory
 FOREVER = "private, max-age=31536000, immutable"
 SIGNATURES = {
@@ -22,7 +22,6 @@ SIGNATURES = {
     b"GIF8": "image/gif",
     b"BM": "image/bmp",
 }
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # content of files whatever their names
 
 
 async def fetch(buckets: Buckets, bucket: str, name: str) -> bytes:
@@ -85,46 +84,17 @@ def content_type(data: bytes) -> str:
     return "application/octet-stream"
 
 
-class TooLarge(ValueError):
-    """The image has more than MAX_PIXELS, so its pixels are not decoded."""
-
-
-def opened(data: bytes) -> Image.Image:
-    """The image with its header read. Pillow has no limit of its own in this process."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise TooLarge(f"It has more than {MAX_PIXELS / 1e6:.0f} million pixels, the limit.")
-    return image
-
-
 def image_facts(data: bytes) -> tuple[int, int, int]:
     """Width and height in pixels, before any rotation, and EXIF orientation (1 to 8, 1 is upright).
 
-    Raises ValueError if this is no readable image.
+    Raises PageError if an ingest cannot open the image either.
     """
-    if not data:
-        raise ValueError("The object is empty.")
     try:
-        with opened(data) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            known = isinstance(orientation, int) and 1 <= orientation <= 8
-            return *image.size, orientation if known else 1
-    except TooLarge:
-        raise
-    except Exception as error:  # Pillow raises many types for damaged files
-        raise ValueError("It is not a readable image.") from error
-
-
-def decoding_problem(data: bytes) -> str:
-    """Why the image cannot be decoded, in one sentence."""
-    try:
-        with opened(data) as image:
-            image.load()
-    except TooLarge as error:
-        return str(error)
-    except Exception as error:  # Pillow raises many types for damaged files
-        return f"It cannot be decoded: {error}."
-    return "It can be decoded now. Perhaps it has been replaced since the ingest."
+        with open_image(data) as image, fault_of_image("its EXIF data cannot be read"):
+            orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+            return *image.size, orientation if orientation in range(1, 9) else 1
+    except ImageError as error:
+        raise PageError(409, f"It cannot be read: {error}.") from error
 
 
 def image_response(data: bytes, forever: bool) -> web.Response:

@@ -10,14 +10,14 @@ import numpy as np
 from aiohttp import web
 
 from engine.decode import Decoded
+from local_forager.analysis.jobs import result_of
 from local_forager.analysis.picture_search import PictureWeights, picture_vectors, read_picture
 from local_forager.indexes.index import Index
-from local_forager.types import PageError, PictureQuestion, StillWorking
+from local_forager.types import PageError, PictureQuestion
 
 MAX_BYTES = 1 << 30  # of a picture, as of an object of an ingest
 MAX_WAITING = 4  # pictures that wait for the models, as pixels
 KEPT = 100  # pictures whose vectors are kept: 14 kB each
-WAIT = 1.0  # seconds after which a request is told to ask again
 PREFIX = "picture-"  # of a token, so that it is no row
 GONE = "Your picture is not here any more, because pictures are never stored. Give it again."
 
@@ -34,8 +34,7 @@ class Questions:
 
     def why_not(self) -> str | None:
         """Why no picture can be compared; None if it can be by one embedding at least."""
-        problems = [problem for problem in self.weights.problems.values() if problem]
-        return None if self.weights.embeddings() else " ".join(dict.fromkeys(problems))
+        return self.weights.usable()[1] or None
 
     async def add(self, request: web.Request) -> str:
         """The token of the picture in a request's body; its vectors follow. Raises PageError."""
@@ -53,8 +52,7 @@ class Questions:
         return token
 
     async def _compute(self, picture: Decoded) -> Vectors:
-        wanted = self.weights.embeddings()
-        compute = partial(picture_vectors, self.weights, picture, wanted)
+        compute = partial(picture_vectors, self.weights, picture, self.weights.usable()[0])
         return await asyncio.get_running_loop().run_in_executor(self._executor, compute)
 
     async def question(self, token: str, index: Index) -> PictureQuestion:
@@ -70,10 +68,7 @@ class Questions:
         if future is None:
             raise PageError(404, GONE)
         await asyncio.to_thread(self.weights.check, by, index)
-        await asyncio.wait([future], timeout=WAIT)
-        if not future.done():
-            raise StillWorking("Loading the models to read your picture")
-        return future.result()[by]
+        return (await result_of(future, lambda: "Loading the models to read your picture"))[by]
 
 
 async def read_body(request: web.Request) -> bytes:

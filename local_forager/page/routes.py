@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from local_forager.page import choosing, counts, datasets, images, rows
+from local_forager.page import datasets, images, rows
 from local_forager.page.questions import PREFIX
 from local_forager.page.state import PAGE, PageState, View, view_of
 from local_forager.server.api import SLUG, Endpoint
@@ -94,7 +94,7 @@ def add_page(app: web.Application, page: PageState) -> None:
         f"{name}/dataset": page_view(datasets.dataset_page),
         f"{name}/rows": index_view(rows.rows),
         f"{name}/distances": index_view(rows.distances),
-        f"{name}/counts": index_view(counts.facet_counts),
+        f"{name}/counts": index_view(rows.facet_counts),
         f"{name}/histograms": index_view(rows.histograms),
         f"{name}/images": index_view(images.images),
         f"{name}/image/{row}": index_view(images.image),
@@ -112,7 +112,7 @@ def add_page(app: web.Application, page: PageState) -> None:
         app.router.add_get(path, handler)
     app.router.add_post(f"{name}/picture", index_view(images.give_picture))
     app.router.add_post(f"{name}/export", index_view(images.export_rows))
-    app.router.add_post(f"{name}/choose", index_view(choosing.choose))
+    app.router.add_post(f"{name}/choose", index_view(rows.choose))
     app.router.add_post("/page/text_model", page_view(datasets.text_model))
     app.router.add_post("/page/deletion", page_view(datasets.deletion))
     app.router.add_get("/", shell)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,26 +12,20 @@ import numpy as np
 from aiohttp import web
 
 from common.errors import StorageError
-from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
+from local_forager.analysis.health import PAIRS_ROWS, Health
+from local_forager.analysis.jobs import BackgroundJob, Jobs, result_of
 from local_forager.analysis.maps import saved_projection
 from local_forager.analysis.picture_search import PictureWeights
-from local_forager.analysis.text_search import text_tower, text_vector, why_not
+from local_forager.analysis.text_search import TextTower, text_tower, text_vector, why_not
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.fields import ABOUT, Field
-from local_forager.indexes.index import Index, LabelTable, table_of
-from local_forager.indexes.own_columns import (
-    OwnColumns,
-    columns_path,
-    columns_version,
-    read_columns,
-)
+from local_forager.indexes.index import NO_LABELS, Index, LabelTable, table_of
+from local_forager.indexes.own_columns import columns_path, columns_version, read_columns
 from local_forager.page.pictures import Originals, Thumbnails
 from local_forager.page.questions import Questions
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
-from local_forager.types import PageError, StillWorking
-
-LOADING = 0.3  # seconds after which a search says that the model is being loaded
+from local_forager.types import PageError
 
 Result = TypeVar("Result")
 
@@ -39,35 +33,38 @@ Result = TypeVar("Result")
 class PageState:
     """The parts that the page's handlers share; close() ends their threads."""
 
-    notes: list[str] = []  # sentences above the images of each dataset
-
     def __init__(
         self,
         app: web.Application,
         data_dir: Path,
         bucket: str,
         weights: PictureWeights,
+        clip: Path | None,
         exact_rows: int,
+        note: str,
     ) -> None:
         buckets = self._buckets = app[BUCKETS]
         self.bucket, self.data_dir, self.exact_rows = bucket, data_dir, exact_rows
+        self.notes = [note] if note else []  # above the images of each dataset
         self.database = app[DATABASE]
         self.copies = IndexCopies(buckets, bucket, data_dir)
         self.thumbnails = Thumbnails(buckets, bucket, data_dir)
         self.originals = Originals(buckets)
         self.jobs = Jobs()
-        self.no_text_search = why_not(weights.clip)
-        self._clip = weights.clip
+        self.no_text_search, self._clip = why_not(clip), clip
         self._compute = ThreadPoolExecutor(2, thread_name_prefix="compute")
         self._models = ThreadPoolExecutor(1, thread_name_prefix="models")
         self.questions = Questions(self._models, weights)
         self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
-        self._columns: dict[int, tuple[Index, OwnColumns]] = {}
         self._tasks: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def compute(self, function: Callable[[], Result]) -> Result:
         """Call a function that computes for long in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._compute, function)
+
+    async def result_of(self, job: BackgroundJob) -> Any:
+        """What a job finds; StillWorking if that takes longer."""
+        return await result_of(job.future, lambda: f"Comparing images: {self.jobs.progress():.0%}")
 
     def _once(self, key: Hashable, start: Callable[[], Awaitable[Any]]) -> asyncio.Future[Any]:
         """The task of this key; it is started if it is new, or has failed."""
@@ -81,26 +78,17 @@ class PageState:
 
         Each is read again only when it has changed.
         """
-        version = await self.database.label_version()
-        kept = self._tables.get(dataset.id)
-        if kept is None or kept[0] != version or kept[1] is not index:
+        version, path = await self.database.label_version(), columns_path(self.data_dir, dataset.id)
+        known, of_index, table = self._tables.get(dataset.id, (-1, None, NO_LABELS))
+        if of_index is not index or known != version:
             labels = await self.database.labels(dataset.id)
             boxes = await self.database.boxes(dataset.id)
-            kept = (version, index, await self.compute(partial(table_of, labels, boxes, index)))
-        columns = await self.columns(dataset, index)
-        if kept[2].columns is not columns:
-            kept = (version, index, kept[2]._replace(columns=columns))
-        self._tables[dataset.id] = kept
-        return kept[2], version
-
-    async def columns(self, dataset: Dataset, index: Index) -> OwnColumns:
-        """The columns of one's own that the file of this dataset has now."""
-        path = columns_path(self.data_dir, dataset.id)
-        kept = self._columns.get(dataset.id)
-        if kept is None or kept[0] is not index or kept[1].version != columns_version(path):
+            table = await self.compute(partial(table_of, labels, boxes, index, table.columns))
+        if of_index is not index or table.columns.version != columns_version(path):
             read = partial(read_columns, path, dataset.index_id, len(index.names))
-            kept = self._columns[dataset.id] = (index, await self.compute(read))
-        return kept[1]
+            table = table._replace(columns=await self.compute(read))
+        self._tables[dataset.id] = version, index, table
+        return table, version
 
     async def object_sizes(self, dataset: Dataset, index: Index) -> Field:
         """The size of each image's object, from a listing made once; unknown if it is gone."""
@@ -122,31 +110,23 @@ class PageState:
         sizes = await self._buckets.sizes(dataset.train_path)
         sizes |= await self._buckets.sizes(dataset.val_path)
         column = pa.array([sizes.get(name) for name in index.names], pa.int64())
-        return Field(name="bytes", column=column, **ABOUT["bytes"])
+        return replace(ABOUT["bytes"], column=column)
 
-    def _text_weights(self) -> Path:
-        if self._clip is None or self.no_text_search:
-            raise PageError(409, self.no_text_search or "")
-        return self._clip
-
-    def text_model(self) -> asyncio.Future[Any]:
+    def text_model(self) -> asyncio.Future[TextTower]:
         """The loading of the model for text search, which begins when it is first asked for.
 
         Raises PageError where text search is not possible.
         """
-        clip = self._text_weights()
-        load = partial(asyncio.get_running_loop().run_in_executor, self._models, text_tower, clip)
-        return self._once("text model", load)
+        if self._clip is None or self.no_text_search:
+            raise PageError(409, self.no_text_search or "")
+        run = asyncio.get_running_loop().run_in_executor
+        return self._once("text model", partial(run, self._models, text_tower, self._clip))
 
     async def text_vector(self, text: str) -> np.ndarray:
         """The text as a unit vector of CLIP; StillWorking while its model is being loaded."""
-        model = self.text_model()
-        await asyncio.wait([model], timeout=LOADING)
-        if not model.done():
-            raise StillWorking("Loading the model for text search")
-        model.result()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._models, text_vector, self._text_weights(), text)
+        tower = await result_of(self.text_model(), lambda: "Loading the model for text search")
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self._models, text_vector, tower, text)
 
     def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""
@@ -178,9 +158,19 @@ class View:
         """Those of the index, and one's own."""
         return {**self.index.fields, **self.table.columns.fields}
 
-    def health(self, by: str, distance: float | None = None) -> Health:
-        page, rows = self.page, min(self.page.exact_rows, PAIRS_ROWS)
-        return Health(page.jobs, self.index, by, rows, self.table, self.version, distance)
+    def health(
+        self, by: str, distance: float | None = None, threshold: float | None = None
+    ) -> Health:
+        return Health(
+            jobs=self.page.jobs,
+            index=self.index,
+            by=by,
+            table=self.table,
+            version=self.version,
+            exact_rows=min(self.page.exact_rows, PAIRS_ROWS),
+            distance=distance,
+            threshold=threshold,
+        )
 
 
 async def index_of(request: web.Request) -> tuple[Dataset, Index]:

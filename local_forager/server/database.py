@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from common.names import MAX_IDENTIFIER_LENGTH, MAX_OBJECT_NAME_LENGTH, identifier
 from local_forager.types import BoxText, LabelText
 
+DATABASE_FILE = "forager.sqlite3"  # in a data directory
 MAX_NAME_LENGTH = 50  # characters
 MAX_TEXT_LENGTH = 300  # characters of a category, mode, e-mail address or index_id
 REMOVED_MODE = "TOMBSTONE"  # Forager stores this mode when a label is removed

@@ -203,7 +203,7 @@ def test_a_summary_that_cannot_be_printed_is_said_after_everything_is_done(made,
     command = ["sh", "-c", '"$@" > /dev/full', "sh", *made.command(*options)]
     done = ended(start(command, dict(os.environ))).failed()
     assert done.error.endswith(
-        f"{words} Only the summary could not be printed (No space left on device).\n"
+        f"{words}\nOnly the summary cannot be printed (No space left on device).\n"
     )
     assert (made.registered() is None) == bool(options)
     again = ended(start(command, dict(os.environ)))

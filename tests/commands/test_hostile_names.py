@@ -14,7 +14,7 @@ from common import terminal
 from common.names import identifier
 from engine import checkpoint
 from testing.photographs import picture
-from tests.harness import Index, ask, pictures
+from tests.harness import Index, ask, ended, pictures, start
 from tests.stand_in import Answer, Rule, StandIn
 
 # Without semicolons: the emulator takes what follows one for no part of the name.
@@ -109,6 +109,13 @@ def test_hostile_names_are_printed_escaped(hostile, tmp_path):
     assert r"train/\x1b[31mred\x1b[0m.jpg: not an image" in done.stderr
     assert r"train/two\nlines.jpg" in done.stderr and r"train/\u202egnp.exe.jpg" in done.stderr
     assert list(made.failed()) == sorted(f"train/{name}" for name in IMAGES)
+
+
+def test_a_terminal_that_shows_ascii_alone_is_no_error(make_world):
+    made = make_world({**pictures(1, 1), "train/notes.\u00e9": b"x"})
+    ascii_alone = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = ended(start(made.command("--dry_run"), ascii_alone)).succeeded()
+    assert r"skipped: .\xe9" in done.stdout
 
 
 def also_listed(emulator_url, names):

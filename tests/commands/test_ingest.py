@@ -238,6 +238,9 @@ def test_more_bad_images_than_allowed_stop(with_bad, limit, allowed):
         (["--resnet_weights", "https://u:secret@h/R-50.pkl"], "https://... is an address, not a"),
         (["--clip_weights", "https://u:secret@h/clip"], "https://... is an address, not a"),
         (["--relist"], "--relist is gone: the same command takes today's listing by itself"),
+        (["--reuse", "https://u:secret@h/birds"], "https://... is an address, not a path"),
+        (["--reuse", "./" + "x" * 300], "xxx' is too long for the name of a file."),
+        (["--work_dir", "x" * 300], "xxx' is too long for the name of a file."),
     ],
 )
 def test_wrong_options_are_refused_before_any_work(options, message):

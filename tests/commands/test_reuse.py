@@ -131,7 +131,7 @@ def test_vectors_that_were_computed_otherwise_are_not_taken(grown, options, reas
     Path("other").write_bytes(b"other weights")
     result = grown.ingest("--reuse", grown.old, *options)
     assert embedded(grown) == 4
-    assert "Embedding 4 images: 1 new, 3 computed differently." in result.stderr
+    assert "Embedding 4 images: 3 computed differently, 1 new." in result.stderr
     assert f"Nothing is taken from {grown.old}: it was computed with {reason}." in result.stderr
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -39,6 +40,13 @@ def test_without_the_packages(command, tmp_path):
     helps = "make demo" if command == ["demo.py"] else ".venv"
     done.refused("bin/python does not have the package click: run `", helps)
     assert done.stderr.count("\n") == 1
+
+
+def test_the_advice_leads_to_the_directory_of_the_program(tmp_path):
+    venv.create(tmp_path / "bare", symlinks=True)
+    python = str(tmp_path / "bare" / "bin" / "python")
+    done = run([python, str(ROOT / "demo.py")], cwd=tmp_path)
+    done.refused(f"run `cd {shlex.quote(str(ROOT))} && make demo`.")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -77,6 +77,11 @@ def test_names_of_datasets(name, valid):
     assert valid or ("1 to 50 letters, digits, dashes" in error and error.isprintable())
 
 
+def test_a_path_in_the_place_of_the_name():
+    expected = "gs://b/t stands where the dataset name is expected: write NAME first."
+    assert dataset_name_error("gs://b/t") == expected
+
+
 @given(st.text() | st.text("aé./ #?%"))
 def test_identifier_is_the_stem_that_the_server_takes(name):
     assert identifier(name) == posixpath.splitext(name.rpartition("/")[2])[0]

@@ -63,11 +63,11 @@ def noise(height, width):
 
 
 def test_colourfulness_is_that_of_its_definition():
-    red, green, blue = np.moveaxis(np.asarray(noise(60, 50), float), 2, 0)
+    red, green, blue = np.moveaxis(np.asarray(noise(40, 48), float), 2, 0)
     red_green, yellow_blue = red - green, (red + green) / 2 - blue
     spread = np.hypot(red_green.std(), yellow_blue.std())
     shift = np.hypot(red_green.mean(), yellow_blue.mean())
-    found = measure(noise(60, 50))
+    found = measure(noise(40, 48))
     assert found.colourfulness == pytest.approx(spread + 0.3 * shift, rel=1e-6)
     assert all(value == np.float32(value) for value in found)
 
@@ -77,8 +77,8 @@ def test_brightness_contrast_and_sharpness_are_those_of_luma():
     luma = np.asarray(image.convert("L"), int)
     laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
     laplacian -= 4 * luma[1:-1, 1:-1]
-    rows = luma[1:-1:3]
-    expected = rows.mean(), rows.std(), laplacian[::3].var()
+    rows = luma[1:-1:5]
+    expected = rows.mean(), rows.std(), laplacian[::5].var()
     assert measure(image)[:3] == pytest.approx(expected, rel=1e-6)
     assert measure(image)[:3] == pytest.approx((luma.mean(), luma.std(), laplacian.var()), rel=0.05)
 

@@ -11,8 +11,9 @@ import pytest
 
 from common.errors import DiskError
 from common.program import ROOT
+from dataset.images import DONE, FAILED, PENDING
 from dataset.listing import Split
-from dataset.state import DONE, FAILED, PENDING, Counts, Outcome, State
+from dataset.state import Counts, Outcome, State
 from dataset.work_directory import WorkDirectory
 from gcs import ListedObject
 from tests.dataset.states import INDEX_ID, images, listed, state_of, take
@@ -90,8 +91,9 @@ def test_after_ctrl_c_a_statement_of_another_thread_does_no_harm(
 def test_record_and_counts(make_state):
     state = make_state(["a.jpg", "b.jpg", "c.jpg"], [listed("d.jpg", 5)])
     state.record([Outcome(3, 5, None), Outcome(1, None, "no image")])
-    assert state.counts() == Counts(4, 35, 1, 1)
-    assert state.counts(Split.VAL) == Counts(1, 5, 1, 0)
+    assert state.counts() == Counts(
+        images=4, training=3, validation=1, size=35, done=1, failed=1, pending=2, reused=0
+    )
     assert state.failed() == [("b.jpg", "no image")]
     assert [row.row for row in state.pending()] == [0, 2]
     assert list(state.identifiers(Split.VAL)) == [("d", 3)]
@@ -128,7 +130,7 @@ def done(state, *slots, source=None):
 
 
 def numbers(changes):
-    return {kind: number for kind, (number, _) in changes.kinds().items() if number}
+    return {kind: number for kind, (number, _) in changes.kinds.items()}
 
 
 def test_the_same_bytes_keep_their_slot(make_state):
@@ -158,10 +160,11 @@ def test_what_appears_gets_a_free_slot_and_what_vanishes_is_left_out(make_state)
     done(state, 0)
     changes = take(state, ["c.jpg", listed("d.jpg", crc32c=1), listed("e.jpg", crc32c=2)])
     assert numbers(changes) == {"appeared": 2, "vanished": 2}
-    assert changes.appeared.examples == ["d.jpg", "e.jpg"] and changes.left_out == 0
+    assert changes.kinds["appeared"].examples == ["d.jpg", "e.jpg"] and changes.left_out == 0
     # Slot 0 is kept for a.jpg, which is done; that of b.jpg, which was not, is free.
     assert images(state) == {"c.jpg": (2, PENDING), "d.jpg": (1, PENDING), "e.jpg": (3, PENDING)}
-    assert state.counts() == Counts(3, 30, 0, 0)
+    counts = state.counts()
+    assert (counts.images, counts.size, counts.done, counts.pending) == (3, 30, 0, 3)
     changes = take(state, ["a.jpg", "c.jpg"])
     assert numbers(changes) == {"appeared": 1, "vanished": 2}
     assert images(state) == {"a.jpg": (0, DONE), "c.jpg": (2, PENDING)}

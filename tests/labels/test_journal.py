@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common.errors import IngestError
 from forager.generation import Kind, LabelRequest
-from labels.journal import Journal, State
+from labels.journal import Journal, State, is_of_another_file
 from labels.plan import Plan
 from tests.damage import damaged_in_some_way
 
@@ -36,6 +36,13 @@ LINES = """{"line": 0, "format": 2, "run": "8e", "dataset": "d", "requests": 2, 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "x.journal"
+
+
+def test_a_named_pipe_is_not_waited_for(path):
+    os.mkfifo(path)
+    assert not is_of_another_file(path, path.with_name("labels.json"), "digest")
+    with pytest.raises(IngestError, match="is a FIFO"):
+        Journal(path, OWNER)
 
 
 def states(journal):

@@ -1,6 +1,7 @@
 """Columns of one's own and quality: files, filters, orders, counts, exports, sets."""
 
 import csv
+import dataclasses
 import datetime
 import decimal
 import io
@@ -15,10 +16,10 @@ from pyarrow import parquet
 from common.program import ROOT
 from dataset import quality
 from local_forager import types as page_types
-from local_forager.analysis.quality import LIMITS, beyond
-from local_forager.column_files import read_columns_file
-from local_forager.columns import TAKEN, rows_of_keys
-from local_forager.indexes.fields import ABOUT, Field, own_field
+from local_forager.analysis.health import LIMITS, beyond
+from local_forager.commands.column_files import read_columns_file, rows_of_keys
+from local_forager.commands.columns import TAKEN
+from local_forager.indexes.fields import ABOUT, own_field
 from local_forager.indexes.own_columns import text_column
 from local_forager.types import PageError
 from testing import photographs
@@ -119,7 +120,7 @@ def test_columns_of_parquet(tmp_path):
         ("image," + "c" * 101 + "\n1,2\n", None, "1 to 100 printable characters"),
         ("image," + ",".join(f"c{n}" for n in range(100)) + "\n", None, "more than 100 columns"),
         (b"PAR1x", None, "damaged Parquet file"),
-        (b"\x89PNG\0", None, "neither a CSV nor a Parquet file"),
+        (b"\x89PNG\r\n\x1a\n\0", None, "neither a CSV nor a Parquet file"),
         ({"image": ["1"], "c": [[1, 2]]}, None, "nested column, c"),
         ({"image": ["1"], "c": [datetime.time(1)]}, None, r"time64\[us\] in column c"),
         ({"image": [0.5], "c": [1]}, None, "double in column image, where names"),
@@ -187,7 +188,7 @@ def with_columns(server, dataset_name, tmp_path):
     path.write_text(f"{CAMERAS}9.jpg;;;;\n", "utf-8-sig")
     before = server.dataset(dataset_name)
     done = columns(server, dataset_name, path).succeeded()
-    assert "No image is named by 1 row:\n      9.jpg\n" in done.stderr
+    assert "1 row names no image:\n      9.jpg\nColumns:\n" in done.stderr
     assert "=note: 3 texts" in done.stderr and "Added 4 columns for 4 of 6 images" in done.stderr
     assert server.dataset(dataset_name)["version"] != before["version"]
     return dataset_name
@@ -297,7 +298,6 @@ def test_an_index_without_quality_says_so(server):
     options = "--data_dir", str(server.data_dir), "--bucket", server.index
     command = [sys.executable, "-m", "local_forager", "export", "d", *options]
     run([*command, "--set", "flat"], cwd=ROOT).failed("made by an older version")
-    run([*command, "--threshold", "1"], cwd=ROOT).failed("--threshold is for --set dark, bright")
 
 
 def changed_photographs():
@@ -316,7 +316,7 @@ def test_bad_pictures_are_found_and_photographs_are_not():
     kinds, found = zip(*changed_photographs(), strict=True)
     measured = np.array([quality.measure(image) for image in found])
     fields = {
-        name: Field(name=name, column=pa.array(values), **ABOUT[name])
+        name: dataclasses.replace(ABOUT[name], column=pa.array(values))
         for name, values in zip(quality.Quality._fields, measured.T, strict=True)
     }
     index = made_index(["x"] * len(kinds), 0, fields=fields)

@@ -57,7 +57,7 @@ def test_command_deletes_one_dataset_while_the_server_runs(two):
     status, answer = get(f"{two.url}/page/birds/rows")
     assert (status, answer) == (404, {"error": "There is no dataset named birds here."})
     assert {**two.dataset("cats"), "version": 0} == {**cats, "version": 0}
-    delete_command(two.data_dir, two.index, "birds", "--yes").failed("which has cats")
+    delete_command(two.data_dir, two.index, "birds", "--yes").failed("It has: cats.")
 
 
 def bucket_names(bucket):
@@ -85,6 +85,7 @@ def test_labels_do_not_return_with_a_dataset_of_the_same_name(two):
     delete_command(two.data_dir, two.index, "cats", "--yes").succeeded()
     two.create("cats", index_id, "cats")
     assert two.wait_until_copied("cats")["labelled"] == 0
+    assert len(two.array("cats/map", "<f4")) == 6  # it is stored in the new copy of the index
 
 
 def test_page_deletes_after_a_question(two, tabs):

@@ -1,5 +1,7 @@
 """Groups of duplicates: the rule, which image is kept, the limit of pairs, and leaks."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from local_forager.analysis import duplicates
-from local_forager.indexes.fields import ABOUT, Field
+from local_forager.indexes.fields import ABOUT
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from tests.local_forager.page_server import made_index
@@ -51,7 +53,7 @@ def fields_of(**values):
         name: pa.array([value if value >= 0 else None for value in of_rows])
         for name, of_rows in values.items()
     }
-    return {name: Field(name=name, column=one, **ABOUT[name]) for name, one in columns.items()}
+    return {name: dataclasses.replace(ABOUT[name], column=one) for name, one in columns.items()}
 
 
 def sizes_of(*pixels):

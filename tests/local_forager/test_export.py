@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 from common.program import ROOT
 from local_forager import export as export_formats
+from local_forager.commands.export import export_set
 from local_forager.indexes.index import LabelTable
 from local_forager.types import PageError
-from tests.harness import clean_environment, run
+from tests.harness import clean_environment, invoked, run
 from tests.local_forager.page_server import COPY, FAILED, fetch, made_index
 
 HOSTILE = ["=cmd|' /C calc'!A0.jpg", "@SUM(1).jpg", "+1.jpg", "-1.jpg", 'a",b\n.jpg', "\tx.jpg"]
@@ -80,9 +81,15 @@ def test_export_over_http(server):
     assert fetch(f"{server.url}/page/d/export?format=labels", method="POST")[0] == 400
 
 
-def export_command(server, *arguments):
+def in_a_process(server, *arguments):
+    """The command in a process of its own, for modules in which a browser keeps an event loop."""
     options = "--data_dir", str(server.data_dir), "--bucket", server.index
     return run([sys.executable, "-m", "local_forager", "export", *arguments, *options], cwd=ROOT)
+
+
+def export_command(server, *arguments):
+    options = "--data_dir", str(server.data_dir), "--bucket", server.index
+    return invoked(export_set, [*arguments, *options])
 
 
 @pytest.mark.parametrize(
@@ -146,18 +153,19 @@ def test_export_command_refuses(server, emulator, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--threshold", "1"], "--threshold goes with --set dark or"),
         (["--distance", "0.1"], "--distance goes with --set near-duplicates or"),
         (["--set", "failed", "--keep", "one"], "--keep goes with --set exact-duplicates or"),
         (["--set", "typical", "--count", "5", "--like_image", __file__], "does not go with --set"),
     ],
 )
 def test_export_options_that_do_not_go_together(arguments, message):
-    done = CliRunner().invoke(export_formats.export_set, ["d", *arguments])
+    done = CliRunner().invoke(export_set, ["d", *arguments])
     assert done.exit_code == 2 and message in done.output
 
 
 @pytest.mark.parametrize("distance", ["2.5", "-1", "nan", "x"])
 def test_export_command_refuses_a_distance(tmp_path, distance):
     arguments = ["d", "--set", "leaks", "--distance", distance, "--data_dir", str(tmp_path)]
-    done = CliRunner().invoke(export_formats.export_set, arguments)
+    done = CliRunner().invoke(export_set, arguments)
     assert done.exit_code == 2 and f"{distance}" in done.output and "--distance" in done.output

@@ -17,8 +17,8 @@ import pytest
 
 from common.program import ROOT
 from dataset.arrays import DIMENSIONS
-from local_forager.export import for_terminal
-from local_forager.indexes.copies import IndexCopies
+from local_forager.commands.export import for_terminal
+from local_forager.indexes.copies import index_directory
 from local_forager.indexes.vectors import Vectors
 from local_forager.types import PageError
 from testing.servers.processes import LONGEST_S
@@ -76,12 +76,11 @@ def test_damaged_copy_is_replaced_at_the_next_start(emulator, tmp_path):
 
 @pytest.mark.parametrize("index_id", ["../../escape", "/etc", ".", "a/b", "x" * 300, "A", "_a", ""])
 def test_each_index_id_has_a_safe_directory_of_its_own(tmp_path, index_id):
-    copies = IndexCopies(None, "foragerml", tmp_path)
-    directory = copies.directory(index_id)
+    directory = index_directory(tmp_path, index_id)
     assert directory.parent == tmp_path / "indexes" and ".." not in str(directory)
     digest = hashlib.sha256(index_id.encode()).hexdigest()
     others = {digest, f"_{digest}", index_id.lower()} - {index_id}
-    taken = {str(copies.directory(other)).lower() for other in others}
+    taken = {str(index_directory(tmp_path, other)).lower() for other in others}
     assert str(directory).lower() not in taken  # some disks ignore case
 
 

@@ -1,12 +1,13 @@
 """Exact neighbours, health checks and the map's layout on made-up vectors."""
 
 import sys
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from local_forager.analysis import comparisons, maps
+from local_forager.analysis import comparisons, jobs, maps
 from local_forager.indexes import vectors as vectors_module
 from local_forager.indexes.vectors import Vectors
 from testing import synthetic
@@ -128,3 +129,11 @@ def test_neighbour_distances_agree_with_all_pairs(tmp_path):
     np.testing.assert_allclose(good[:, 0], nearest[:, 0], atol=1e-5)
     np.testing.assert_allclose(good[:, 1], nearest.mean(axis=1), atol=1e-5)
     assert np.isnan(found[7]).all()
+
+
+def test_results_that_were_asked_for_last_are_kept(monkeypatch):
+    monkeypatch.setattr(jobs, "KEPT_JOBS", 2)
+    with closing(jobs.Jobs()) as kept:
+        for key in ("a", "b", "a", "c", "d"):
+            assert kept.start(key, lambda progress, key=key: key).future.result() == key
+        assert [kept.get(key) is not None for key in "abcd"] == [False, False, True, True]

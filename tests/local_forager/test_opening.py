@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 
-from local_forager.export import export_set
+from local_forager.commands.export import export_set
 from tests.harness import Done
 from tests.local_forager.page_server import COPY, FAILED, NAMES
 
@@ -98,6 +98,9 @@ def test_other_sets_take_the_filters_too(dataset):
         (["--set", "typical", "--count", "-3"], "-3 is not in the range"),
         (["--count", "5"], "--count goes with --set diverse or --set typical"),
         (["--set", "leaks", "--like", "some.txt"], "--like goes with"),
+        (["--out", "no/x.txt"], "--out no/x.txt: there is no such directory"),
+        (["--out", "/dev/full"], "/dev/full cannot be written (No space left on device): name"),
+        (["--category", "sky"], "label sky in mode POSITIVE; its modes are: far away."),
         (["--index_id", "x"], "Name a dataset or a work directory, or give --index_id"),
         (
             ["--category", "cat"],
@@ -171,6 +174,10 @@ def test_a_work_directory_has_no_labels(birds, option):
 def test_names_and_indexes_that_do_not_exist(server, dataset, emulator, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export("birdz", *dataset[1:]).failed("There is no dataset named birdz in", "It has: d")
-    export("birdz").failed("There is no local Forager in forager-data with a dataset birdz")
+    export("birdz").failed("A work directory such as ./birds, or --index_id, can be exported too")
+    export("gs://b/birds").failed("gs://b/birds is an address: name a dataset")
+    (tmp_path / "forager.sqlite3").write_bytes(b"damaged" * 100)
+    damaged = "forager.sqlite3 cannot be used (file is not a database): check your rights"
+    export("birds", "--data_dir", ".").failed(damaged)
     missing = "--index_id", "no-such-index", *dataset[3:]
     export(*missing).failed("There is no complete index in gs://", "/indexes/no-such-index/")

@@ -104,7 +104,7 @@ def test_walk_by_keyboard(server, tabs):
 def test_images_that_cannot_be_shown(server, tabs):
     page = tabs(f"{server.url}/d?image={FAILED}")
     for what in ("It failed at ingest", "This image cannot be shown"):
-        expect(page.get_by_text(f"{what}. The object is empty.")).to_be_visible()
+        expect(page.get_by_text(f"{what}. It cannot be read: the file is empty.")).to_be_visible()
     expect(page.locator(".strip")).to_have_count(0)
     for image, message in (("80", "There is no row 80"), ("x", "There is no such image")):
         page.goto(f"{server.url}/d?image={image}")

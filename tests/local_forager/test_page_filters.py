@@ -1,5 +1,6 @@
 """Filters and orders of the page: labels, classes, names, and sizes with their histograms."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from local_forager import types as page_types
 from local_forager.indexes import index as imagenet
-from local_forager.indexes.fields import ABOUT, BINS, Field
+from local_forager.indexes.fields import ABOUT, BINS
 from local_forager.page.rows import histogram
 from testing import synthetic
 from tests.local_forager import screen
@@ -198,7 +199,7 @@ def test_index_whose_sizes_are_not_known(server, tabs, dataset_name, damage):
 
 def field_of(values, name):
     column = pa.array([None if value < 0 else value for value in values], pa.int64())
-    return Field(name=name, column=column, **ABOUT[name])
+    return dataclasses.replace(ABOUT[name], column=column)
 
 
 @pytest.mark.parametrize("name", ["width", "brightness"])  # bins of logarithmic and of equal width

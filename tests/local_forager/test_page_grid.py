@@ -330,7 +330,7 @@ def test_text_search(emulator, tmp_path, tabs):
         screen.total(page, "12 images")
         order = page.evaluate("fetch('/page/d/rows?text=a+dog').then(a => a.arrayBuffer())"
                               ".then(b => [...new Int32Array(b)])")  # fmt: skip
-        vector = text_search.text_vector(weights, "a dog")
+        vector = text_search.text_vector(text_search.text_tower(weights), "a dog")
         vectors = np.concatenate(list(synthetic.vectors(12, 512)))
         assert order == np.argsort(-vectors @ vector).tolist()
         page.close()  # before its server: the page asks for new labels

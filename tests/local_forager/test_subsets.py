@@ -125,7 +125,7 @@ def test_diverse_covers_better_than_random_choice(seed, count):
     every, rng = np.ones(len(array), bool), np.random.default_rng(seed)
     rows = chosen_of("diverse", array, every, count)
     with opened(array) as vectors:
-        random = [rng.choice(len(array), count, replace=False) for _ in range(10)]
+        random = [rng.choice(len(array), count, replace=False) for _ in range(5)]
         radii = [subsets.covering_radius(vectors, every, one) for one in random]
         assert subsets.covering_radius(vectors, every, rows) <= np.mean(radii)
 

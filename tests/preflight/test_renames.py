@@ -26,7 +26,7 @@ set -euo pipefail
     [
         *(("t/a.JPG", "t/a.jpg"), ("A.PNG", "A.png"), ("a.b.JpEg", "a.b.jpeg")),
         *(("a.jpe", "a.jpg"), ("a.JFIF", "a.jpg"), ("a.jpg", ""), ("a.webp", "")),
-        *(("a", ""), ("t.JPG/a", ""), ("t/.JPG", ""), ("a.JPG\udcff.JPG", "")),
+        *(("a", ""), ("t.JPG/a", ""), ("t/.JPG", "")),
     ],
 )
 def test_new_name(name, renamed):
@@ -38,6 +38,10 @@ def test_whole_script():
     assert "".join(script(find_renames(names), "b")) == SCRIPT
 
 
+def test_a_name_that_is_no_valid_text_is_left_out():
+    assert find_renames(["a/\udcff.jpg", "b/\udcff.jpg", "\udcff.JPG"]) == Renames([], [])
+
+
 def test_objects_that_keep_their_names_and_why():
     names = ["a.JPG", "a.Jpg", "b*.JPG", "c[1].PNG", "d.JPG", "d.jpg"]
     assert find_renames(names) == Renames(
@@ -45,9 +49,9 @@ def test_objects_that_keep_their_names_and_why():
         [
             ("a.JPG", "another object would get the same name"),
             ("a.Jpg", "another object would get the same name"),
+            ("d.JPG", "d.jpg is there already"),
             ("b*.JPG", "gcloud takes *, ?, [ and ] in names for patterns"),
             ("c[1].PNG", "gcloud takes *, ?, [ and ] in names for patterns"),
-            ("d.JPG", "d.jpg is there already"),
         ],
     )
 
@@ -137,9 +141,15 @@ def test_nothing_to_rename_writes_no_script(world, fast_models, tmp_path):
             ["--dry_run", "--write_renames", "no/a.sh"],
             "--write_renames no/a.sh: there is no such directory.",
         ),
+        (
+            ["--dry_run", "--write_renames", "/proc/a.sh"],
+            "--write_renames /proc/a.sh cannot be written (No such file or directory): name "
+            "another file.",
+        ),
     ],
 )
 def test_a_script_that_cannot_be_written(world, fast_models, options, message):
+    world.put("t/a.jpg", "t/b.JPG", "v/c.jpg")
     result = world.run(*options)
     assert result.exit_code > 0
     assert f"Error: {message}\n" in result.stderr

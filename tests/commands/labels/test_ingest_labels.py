@@ -40,7 +40,10 @@ def test_a_long_table_is_cut_and_whole_in_json(server_b, run, tmp_path):
     options = "--viewer_url", "https://view.org/"
     done = run(server_b.url, document, *options).succeeded(" at https://view.org/birds\n")
     whole = tmp_path / "labels.json.birds.table.txt"
-    assert f"\ncategory 29  POSITIVE      1        1\nand 2 more: see {whole}\n" in done.stdout
+    assert (
+        f"\ncategory 29  POSITIVE      1        1\n... and 2 more; all are in {whole}\n"
+        in done.stdout
+    )
     assert len(whole.read_text().splitlines()) == 33
     said = json.loads(run(server_b.url, document, "--json").succeeded().stdout)
     assert said["outcome"] == "sent_earlier" and len(said["counts"]) == 32

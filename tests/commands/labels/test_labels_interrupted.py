@@ -141,7 +141,7 @@ def test_a_finished_run_is_not_repeated(server, run):
         assert ("a second time" in err) == twice
     assert server.stored() == STORED
     out = run(server.url, GOOD, "--dry_run").succeeded().stdout
-    assert "An earlier run finished sending these 5 labels" in out
+    assert "An earlier run finished sending this file (5 labels)" in out
     assert "would be sent to" not in out
     assert "earlier run" not in run(server.url, GOOD, "--dry_run", "--user", "bob@x.org")[1]
     err = run(server.url, GOOD, "--again").succeeded("5 of 5 labels created").stderr
@@ -190,7 +190,7 @@ def test_output_that_cannot_be_printed_changes_nothing(server_a, begin, run, end
         os.close(target)
         code, _, err = ended(process)
     assert code == 1
-    assert "Error: 5 of 5 labels created" in err and "Only the table cannot be printed (" in err
+    assert "Error: 5 of 5 labels created" in err and "Only the summary cannot be printed (" in err
     assert "continue" not in err
     assert run(server_a.url, GOOD)[0] == 0
     assert server_a.stored() == STORED

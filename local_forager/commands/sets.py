@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import numpy as np
 from common.terminal import printable
 from local_forager.analysis import subsets
 from local_forager.analysis.duplicates import near_distance
-from local_forager.analysis.health import PAIRS_ROWS, Health, Jobs
-from local_forager.analysis.quality import LIMITS, beyond
-from local_forager.indexes.index import Index
-from local_forager.opening import Opened, first_of
+from local_forager.analysis.health import LIMITS, PAIRS_ROWS, Health
+from local_forager.analysis.jobs import POLL, Jobs
+from local_forager.commands.opening import Opened, first_of
+from local_forager.export import name_line
+from local_forager.indexes.index import NAMED_BY, Index
 from local_forager.types import PageError
 
 SETS = {  # set -> health check
@@ -29,7 +31,6 @@ SETS = {  # set -> health check
 NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
 GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
 SPLITS = ("train", "val")
-POLL = 0.05  # seconds between looks at a comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,6 @@ class Asked:
     keep: str | None  # "one" leaves out the kept image of each group
 
 
-def name_line(name: str) -> str:
-    """An object name in one line: a line break is a backslash and n or r."""
-    return name.replace("\n", "\\n").replace("\r", "\\r")
-
-
 def rows_named(index: Index, path: Path) -> np.ndarray:
     """The rows of the images that a file names, one a line: int64, ascending.
 
@@ -68,22 +64,17 @@ def rows_named(index: Index, path: Path) -> np.ndarray:
         lines = path.read_bytes().decode("utf-8-sig", "surrogatepass").split("\n")
     except UnicodeDecodeError:
         raise PageError(400, f"{shown} is not UTF-8 text: write one name a line.") from None
-    wanted = [line for line in (line.strip("\r") for line in lines) if line.strip()]
-    by_object: dict[str, list[int]] = {}
-    by_file: dict[str, list[int]] = {}
-    for row, name in enumerate(index.names):
-        by_object.setdefault(name_line(name), []).append(row)
-        by_file.setdefault(name_line(name).rpartition("/")[2], []).append(row)
-    rows: set[int] = set()
-    unknown: list[str] = []
-    for line in wanted:
-        found = by_object.get(line) or by_file.get(line) or index.rows_of.get(line)
-        rows.update(found or ())
-        if not found:
-            unknown.append(line)
-    if unknown:
-        what = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
-        raise PageError(400, f"In {shown}, {what} no image: {first_of(unknown)}.")
+    wanted = dict.fromkeys(line.strip("\r") for line in lines if line.strip())
+    rows: list[int] = []
+    for name_of in NAMED_BY.values():
+        named = ((row, name_of(name_line(name))) for row, name in enumerate(index.names))
+        found = {row: key for row, key in named if key in wanted}
+        rows += found
+        for key in set(found.values()):
+            del wanted[key]
+    if wanted:
+        what = "1 line names" if len(wanted) == 1 else f"{len(wanted):,} lines name"
+        raise PageError(400, f"In {shown}, {what} no image: {first_of(list(wanted))}.")
     if not rows:
         raise PageError(400, f"{shown} names no image: write one name a line.")
     return np.array(sorted(rows), np.int64)
@@ -105,8 +96,10 @@ def candidates(opened: Opened, asked: Asked) -> np.ndarray:
         rows, labelled = table.select(asked.category, asked.mode), np.zeros(len(passing), bool)
         if not len(rows):
             label = f"{printable(asked.category)} in mode {printable(asked.mode)}"
-            known = first_of(sorted(table.rows)) or "none"
-            raise PageError(404, f"No image has the label {label}; the categories are: {known}.")
+            modes = table.rows.get(asked.category)
+            what, known = ("its modes", modes) if modes else ("the categories", table.rows)
+            names = first_of(sorted(known)) or "none"
+            raise PageError(404, f"No image has the label {label}; {what} are: {names}.")
         labelled[rows] = True
         passing &= labelled
     return passing
@@ -151,22 +144,22 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
         return [int(row) for row in np.flatnonzero(passing)]
     if which == "contradictions" and opened.no_labels:
         raise PageError(400, f"{opened.no_labels}, or choose another --set.")
-    if which in LIMITS:
-        found = beyond(index, which, asked.threshold)
-        return [int(row) for row in found[passing[found]]]
-    jobs, rows = Jobs(), len(index.names)
-    limit = rows if asked.exact else PAIRS_ROWS
-    health = Health(
-        jobs, index, asked.by, limit, opened.table, 0, asked.distance, farthest=asked.distance
-    )
-    try:
+    with closing(Jobs()) as jobs:
+        health = Health(
+            jobs=jobs,
+            index=index,
+            by=asked.by,
+            table=opened.table,
+            exact_rows=len(index.names) if asked.exact else PAIRS_ROWS,
+            distance=asked.distance,
+            farthest=asked.distance,
+            threshold=asked.threshold,
+        )
         while (groups := health.groups(SETS[which], start=True)) is None:
             show_progress("Comparing images", jobs.progress())
             time.sleep(POLL)
-    finally:
-        jobs.close()
     show_progress("Comparing images", 1)
-    if health.in_lists and SETS[which] in ("near", "leak"):
+    if health.in_lists and which in NEAR_SETS:
         click.echo(
             "Only roughly similar images were compared: a few may be missing. --exact compares all "
             "pairs.",

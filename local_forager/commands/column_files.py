@@ -1,11 +1,18 @@
-"""Reads a CSV or Parquet file with columns of one's own: numbers, dates and texts by image."""
+"""Reads a CSV or Parquet file with columns of one's own, and finds the image of each row.
+
+It imports pyarrow, so it is imported where a command has a file to read.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute, csv, parquet
 
 from common.terminal import printable
+from local_forager.indexes.index import NAMED_BY
 from local_forager.types import PageError
 
 MAX_COLUMNS = 100
@@ -17,6 +24,7 @@ NOT_UTF_8 = "is not UTF-8 text: save it as CSV in UTF-8"
 UNKNOWN = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-")  # among numbers and dates
 ZERO_FIRST = r"^-?0\d"  # 007 is a name, not a number
 YEARS_MS = (-62_135_596_800_000, 253_402_300_799_999)  # 1 to 9999, which Python can write
+BUCKET = r"^gs://[^/]*/"  # before an object name
 
 
 class ColumnFile(NamedTuple):
@@ -32,8 +40,6 @@ def read_columns_file(path: Path, key: str | None, taken: set[str]) -> ColumnFil
     Raises:
         PageError: with one sentence for the user.
     """
-    import pyarrow as pa
-
     where = click.format_filename(path)
     try:
         with path.open("rb") as file:
@@ -57,9 +63,6 @@ def read_columns_file(path: Path, key: str | None, taken: set[str]) -> ColumnFil
 
 
 def _read_parquet(path: Path) -> Any:
-    import pyarrow as pa
-    from pyarrow import parquet
-
     try:
         with parquet.ParquetFile(path) as file:
             nested = [f.name for f in file.schema_arrow if pa.types.is_nested(f.type)]
@@ -74,14 +77,12 @@ def _read_parquet(path: Path) -> Any:
 
 def _read_csv(path: Path) -> Any:
     """All cells as texts, so that one type fits a whole column, not its beginning."""
-    import pyarrow as pa
-    from pyarrow import csv
-
     with path.open("rb") as file:
         first = file.readline(1_000_000)
+        second = file.read(1_000)
     if first.startswith(UTF_16):
         raise ValueError(NOT_UTF_8)
-    if b"\0" in first:
+    if b"\0" in first + second:  # as in a picture
         raise ValueError("is neither a CSV nor a Parquet file")
     separator = max(SEPARATORS, key=lambda one: first.count(one.encode()))
     names = {f"f{place}": pa.string() for place in range(MAX_COLUMNS + 1)}
@@ -125,8 +126,6 @@ def _check_names(names: list[str], key: str, taken: set[str]) -> None:
 
 
 def _keys(name: str, column: Any) -> Any:
-    import pyarrow as pa
-
     column = _plain(column)
     kind = column.type
     if not (
@@ -138,16 +137,11 @@ def _keys(name: str, column: Any) -> Any:
 
 def _plain(column: Any) -> Any:
     """A column without a dictionary."""
-    import pyarrow as pa
-
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _column(read: Any, name: str, column: Any) -> Any:
     """A column as int64, float64, timestamp("ms") or string; what is not known is null."""
-    import pyarrow as pa
-    from pyarrow import compute
-
     try:
         found = read(column)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -165,9 +159,6 @@ def _column(read: Any, name: str, column: Any) -> Any:
 
 def _from_text(column: Any) -> Any:
     """The first type that fits all texts of a column."""
-    import pyarrow as pa
-    from pyarrow import compute
-
     trimmed = compute.utf8_trim_whitespace(column)
     nothing = pa.scalar(None, pa.string())
     known = compute.if_else(compute.is_in(trimmed, pa.array(UNKNOWN)), nothing, trimmed)
@@ -184,9 +175,6 @@ def _from_text(column: Any) -> Any:
 
 def _from_type(column: Any) -> Any:
     """A column of a Parquet file. Whole numbers stay whole where pandas kept them as float."""
-    import pyarrow as pa
-    from pyarrow import compute
-
     column = _plain(column)
     kind = column.type
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
@@ -206,7 +194,73 @@ def _from_type(column: Any) -> Any:
 
 
 def _without_zone(column: Any) -> Any:
-    import pyarrow as pa
-
     is_zoned = pa.types.is_timestamp(column.type) and column.type.tz
     return column.cast(pa.int64()).cast(pa.timestamp("ms")) if is_zoned else column
+
+
+def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:
+    """int64: the row of the image that each key names, -1 where there is none.
+
+    keys: a pyarrow.ChunkedArray of texts. Raises PageError if a key names several images, or
+    several keys the same one.
+    """
+    keys = compute.replace_substring_regex(keys, BUCKET, "").combine_chunks()
+    found = np.full(len(keys), -1, np.int64)
+    for what, name_of in NAMED_BY.items():
+        left = np.flatnonzero(found < 0)
+        if not len(left):
+            break
+        known = _text_array([name_of(name) for name in names]).dictionary_encode()
+        codes = known.indices.to_numpy()
+        first = np.full(len(known.dictionary), -1, np.int64)
+        first[codes[::-1]] = np.arange(len(names))[::-1]
+        places = compute.index_in(keys.take(pa.array(left)), value_set=known.dictionary)
+        places = places.fill_null(-1).to_numpy(zero_copy_only=False)
+        matched, places = left[places >= 0], places[places >= 0]
+        several = np.bincount(codes, minlength=len(first))[places] > 1
+        if several.any():
+            key = printable(keys[int(matched[several][0])].as_py())
+            raise PageError(
+                400,
+                f"{key} is the {what} of several images{_more(int(several.sum()))}: name images by "
+                "object. Nothing is changed.",
+            )
+        found[matched] = first[places]
+    _refuse_repeated(keys, found, names)
+    return found
+
+
+def _text_array(texts: list[str]) -> Any:
+    """A pyarrow.StringArray; what UTF-8 cannot hold, and no file has, becomes question marks."""
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([text.encode(errors="replace").decode() for text in texts], pa.string())
+
+
+def _more(number: int) -> str:
+    return f" (and {number - 1:,} more such rows)" if number > 1 else ""
+
+
+def _refuse_repeated(keys: Any, found: np.ndarray, names: list[str]) -> None:
+    """PageError if two keys name the same image."""
+    matched = np.flatnonzero(found >= 0)
+    rows, firsts, repeats = np.unique(found[matched], return_index=True, return_counts=True)
+    if (repeats == 1).all():
+        return
+    row = found[matched[firsts[repeats > 1].min()]]
+    one, other = (printable(keys[int(place)].as_py()) for place in np.flatnonzero(found == row)[:2])
+    named = f"{one} and {other}" if one != other else f"{one}, twice"
+    raise PageError(
+        400,
+        f"Two rows are of image {printable(names[row])}: {named}"
+        f"{_more(len(matched) - len(rows))}. Keep one row per image. Nothing is changed.",
+    )
+
+
+def in_row_order(file: ColumnFile, found: np.ndarray, images: int) -> Any:
+    """A pyarrow.Table with a row per image of the index, null where the file does not have it."""
+    sources = np.full(images, -1, np.int64)
+    matched = np.flatnonzero(found >= 0)
+    sources[found[matched]] = matched
+    return file.table.take(pa.array(sources, mask=sources < 0))

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +15,10 @@ from common.terminal import printable, say
 from dataset.database import options_on_disk
 from dataset.work_directory import STATE
 from local_forager.indexes.copies import IndexCopies
-from local_forager.indexes.index import (
-    NO_MANIFEST,
-    Index,
-    IndexFiles,
-    LabelTable,
-    read_index,
-    table_of,
-)
+from local_forager.indexes.index import NO_LABELS, Index, LabelTable, read_work_directory, table_of
 from local_forager.indexes.own_columns import columns_path, read_columns
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import Database, Dataset, ServerGeneration
+from local_forager.server.database import DATABASE_FILE, Database, Dataset, ServerGeneration
 from local_forager.types import PageError
 
 NAMED = 10  # names in a message
@@ -35,56 +29,64 @@ class Opened:
     """An index with the labels of its dataset; the table is empty where there is no dataset."""
 
     index: Index
-    table: LabelTable
+    table: LabelTable = NO_LABELS
     no_labels: str = ""  # why it cannot have labels: the first half of a sentence
 
 
 async def open_named(name: str, data_dir: Path, bucket: str) -> Opened:
     """A dataset of the local Forager or, if the name is that of a directory, a work directory."""
     directory = Path(name)
+    if "://" in name:
+        raise PageError(
+            400,
+            f"{printable(name)} is an address: name a dataset of the local Forager, a work "
+            "directory such as ./birds, or an index in the bucket with --index_id.",
+        )
     if os.sep in name or directory.name in ("", ".."):
         return open_work_directory(directory)
     try:
         return await open_dataset(name, data_dir, bucket)
     except PageError as error:
-        if error.status != 404 or not (directory / STATE).exists():
+        if error.status != 404:
             raise
+        if not (directory / STATE).exists():
+            others = "A work directory such as ./birds, or --index_id, can be exported too."
+            raise PageError(404, f"{error.message} {others}") from None
         say(f"There is no dataset named {printable(name)} here: reading the work directory.")
         return open_work_directory(directory)
 
 
-async def find_dataset(name: str, data_dir: Path) -> Dataset:
-    """The dataset of this name of the local Forager in this directory."""
-    path, where = data_dir / "forager.sqlite3", printable(str(data_dir))
+@contextlib.asynccontextmanager
+async def local_dataset(name: str, data_dir: Path) -> AsyncIterator[tuple[Database, Dataset]]:
+    """The database of the local Forager in this directory, and its dataset of this name."""
+    path, where = data_dir / DATABASE_FILE, printable(str(data_dir))
     if not path.exists():
-        raise PageError(
-            404,
-            f"There is no local Forager in {where} with a dataset {printable(name)}: give its "
-            "--data_dir, or a work directory such as ./birds, or --index_id.",
-        )
-    database = Database(path, ServerGeneration.B)
+        raise PageError(404, f"There is no local Forager in {where}: give its --data_dir.")
     try:
-        if dataset := await database.dataset(name):
-            return dataset
-        known = first_of(await database.dataset_names()) or "no datasets"
-        shown = printable(name)
-        raise PageError(404, f"There is no dataset named {shown} in {where}. It has: {known}.")
-    finally:
-        database.close()
+        opened = Database(path, ServerGeneration.B)
+    except sqlite3.Error as error:
+        raise PageError(
+            500,
+            f"{printable(str(path))} cannot be used ({error}): check your rights to it and the "
+            "space on its disk, or give another --data_dir.",
+        ) from error
+    with contextlib.closing(opened) as database:
+        dataset = await database.dataset(name)
+        if dataset is None:
+            known = first_of(await database.dataset_names()) or "no datasets"
+            shown = printable(name)
+            raise PageError(404, f"There is no dataset named {shown} in {where}. It has: {known}.")
+        yield database, dataset
 
 
 async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
     """The index of a dataset, copied from the bucket if it is not here yet; labels and columns."""
-    dataset = await find_dataset(name, data_dir)
-    index = await copied_index(dataset.index_id, data_dir, bucket)
-    path = columns_path(data_dir, dataset.id)
-    columns = read_columns(path, dataset.index_id, len(index.names))
-    database = Database(data_dir / "forager.sqlite3", ServerGeneration.B)
-    try:
+    async with local_dataset(name, data_dir) as (database, dataset):
+        index = await copied_index(dataset.index_id, data_dir, bucket)
+        path = columns_path(data_dir, dataset.id)
+        columns = read_columns(path, dataset.index_id, len(index.names))
         labels, boxes = await database.labels(dataset.id), await database.boxes(dataset.id)
-        return Opened(index=index, table=table_of(labels, boxes, index, columns))
-    finally:
-        database.close()
+    return Opened(index=index, table=table_of(labels, boxes, index, columns))
 
 
 def first_of(names: list[str]) -> str:
@@ -97,20 +99,17 @@ async def open_index(index_id: str, data_dir: Path, bucket: str) -> Opened:
     """An index in the bucket, whether a dataset uses it or not."""
     index = await copied_index(index_id, data_dir, bucket)
     none = "An index in the bucket has no labels: name a dataset of the local Forager"
-    return Opened(index=index, table=LabelTable({}, {}, {}), no_labels=none)
+    return Opened(index=index, no_labels=none)
 
 
 async def copied_index(index_id: str, data_dir: Path, bucket: str) -> Index:
     """The index, copied from the bucket if it is not here yet."""
-    buckets = Buckets()
-    try:
+    with contextlib.closing(Buckets()) as buckets:
         copy = IndexCopies(buckets, bucket, data_dir).get(index_id)
         await copy.task
-        if copy.index is None:
-            raise PageError(409, copy.problem or "")
-        return copy.index
-    finally:
-        buckets.close()
+    if copy.index is None:
+        raise PageError(409, copy.problem or "")
+    return copy.index
 
 
 def open_work_directory(directory: Path) -> Opened:
@@ -142,11 +141,11 @@ def open_work_directory(directory: Path) -> Opened:
     if "registered" not in options or "abandoned" in options:
         raise PageError(409, f"The ingest in {shown} is not finished: run it again, then export.")
     try:
-        index = read_index(IndexFiles.of_work_directory(directory), NO_MANIFEST)
+        index = read_work_directory(directory)
     except PageError as error:
         raise PageError(409, f"The index in {shown} cannot be used. {error}") from None
     none = "A work directory has no labels: name a dataset of the local Forager"
-    return Opened(index=index, table=LabelTable({}, {}, {}), no_labels=none)
+    return Opened(index=index, no_labels=none)
 
 
 def _is_locked(lock: Path) -> bool:

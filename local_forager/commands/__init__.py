@@ -1,0 +1,1 @@
+"""The commands beside the server: export, columns and delete."""
