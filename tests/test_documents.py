@@ -245,7 +245,7 @@ def problem_of_python(words: list[str]) -> str:
     if not (ROOT / f"{name}.py").exists() and not (ROOT / name / "__main__.py").exists():
         return f"there is no {module}"
     shared = "common/options.py", "preflight/options.py", "bench/support/measure.py"
-    paths = [ROOT / f"{name}.py", *(ROOT / name).glob("*.py"), *(ROOT / path for path in shared)]
+    paths = [ROOT / f"{name}.py", *(ROOT / name).rglob("*.py"), *(ROOT / path for path in shared)]
     source = "".join(path.read_text() for path in paths if path.exists())
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
     unknown = [option for option in options if f'"{option}"' not in source and option != "--help"]
