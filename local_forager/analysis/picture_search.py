@@ -1,6 +1,7 @@
 """A picture as the question: its vectors by the code of an ingest, on the CPU in float32."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,20 +71,21 @@ def _digest(path: Path) -> str:
     return digest(path)
 
 
+def _problem(check: Callable[[Path], object], path: Path) -> str | None:
+    """Why these weights cannot be used, if so."""
+    try:
+        check(path)
+    except WeightsError as error:
+        return error.message
+    return None
+
+
 def find_weights(resnet: Path | None, clip: Path | None) -> PictureWeights:
     """The weights in these places; of ResNet-50 by default where an ingest looks for them."""
-    of_clip = of_resnet = None
-    try:
-        require_resnet(resnet or RESNET_WEIGHTS)
-    except WeightsError as error:
-        of_resnet = error.message if resnet else MISSING
-    if clip is None:
-        of_clip = MISSING
-    else:
-        try:
-            check_clip_weights(str(clip))
-        except WeightsError as error:
-            of_clip = error.message
+    of_resnet = _problem(require_resnet, resnet or RESNET_WEIGHTS)
+    if of_resnet and resnet is None:
+        of_resnet = MISSING
+    of_clip = _problem(lambda path: check_clip_weights(str(path)), clip) if clip else MISSING
     problems = {"clip": of_clip, **dict.fromkeys(RESNET_EMBEDDINGS, of_resnet)}
     return PictureWeights(resnet=resnet or RESNET_WEIGHTS, clip=clip or Path(), problems=problems)
 

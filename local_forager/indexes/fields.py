@@ -124,10 +124,8 @@ class Field:
         return f"{self.shown(self.steps(value)[None])[0]:,}"
 
 
-def _about(
-    name: str, title: str, unit: str, group: str, step: float, is_logarithmic: bool
-) -> Field:
-    return Field(
+ABOUT = {  # the fields of an index, without values, in the order in which the page shows them
+    name: Field(
         name=name,
         title=title,
         unit=unit,
@@ -136,19 +134,15 @@ def _about(
         step=step,
         is_logarithmic=is_logarithmic,
     )
-
-
-ABOUT = {  # the fields of an index, without values, in the order in which the page shows them
-    field.name: field
-    for field in (
-        _about("width", "Width", "pixels", "size", 1, True),
-        _about("height", "Height", "pixels", "size", 1, True),
-        _about("aspect", "Aspect", "width / height", "size", 0.001, True),
-        _about("bytes", "File size", "bytes", "size", 1, True),
-        _about("brightness", "Brightness", "0 to 255", "quality", 0.1, False),
-        _about("contrast", "Contrast", "0 to 127.5", "quality", 0.1, False),
-        _about("sharpness", "Sharpness", "", "quality", 0.1, True),
-        _about("colourfulness", "Colourfulness", "", "quality", 0.1, False),
+    for name, title, unit, group, step, is_logarithmic in (
+        ("width", "Width", "pixels", "size", 1, True),
+        ("height", "Height", "pixels", "size", 1, True),
+        ("aspect", "Aspect", "width / height", "size", 0.001, True),
+        ("bytes", "File size", "bytes", "size", 1, True),
+        ("brightness", "Brightness", "0 to 255", "quality", 0.1, False),
+        ("contrast", "Contrast", "0 to 127.5", "quality", 0.1, False),
+        ("sharpness", "Sharpness", "", "quality", 0.1, True),
+        ("colourfulness", "Colourfulness", "", "quality", 0.1, False),
     )
 }
 
