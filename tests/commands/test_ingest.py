@@ -280,6 +280,7 @@ def test_reference_photographs_as_a_user_runs_it(world, weights_dir, photographs
     assert "Warning" not in result.stderr
 
 
+@pytest.mark.soak  # tests/models has the same of the models
 def test_numbers_depend_on_no_batch_size_and_no_order(world, weights_dir, photographs):
     order = np.random.default_rng(4).permutation([0, 2, 5, 6, 7, 8, 9, 10])
     files, rows = {"v/v.jpg": photographs[7][1]}, {"v/v.jpg": 7}

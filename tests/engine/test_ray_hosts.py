@@ -210,6 +210,7 @@ def test_only_the_driver_and_ray_listen_beyond_loopback(lab, ingested):
     assert sum(it.port == HEAD_PORT for it in beyond) == 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("differs", ["version", "package"])
 def test_host_with_another_version_or_without_a_package_is_named(lab, tmp_path, differs):
     host = lab.workers[1]

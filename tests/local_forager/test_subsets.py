@@ -121,7 +121,7 @@ def test_diverse_is_the_farthest_image_each_time(seed, count):
 
 @given(st.integers(0, 2**32), st.integers(10, 40))
 def test_diverse_covers_better_than_random_choice(seed, count):
-    array = np.concatenate(list(synthetic.embeddings(400, 16, seed)))
+    array = np.concatenate(list(synthetic.embeddings(200, 16, seed)))
     every, rng = np.ones(len(array), bool), np.random.default_rng(seed)
     rows = chosen_of("diverse", array, every, count)
     with opened(array) as vectors:

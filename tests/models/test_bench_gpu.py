@@ -18,6 +18,7 @@ def run(tmp_path, parts):
     return result.output, json.loads(path.read_text())
 
 
+@pytest.mark.soak
 def test_every_part_but_the_ingest_runs_on_a_cpu(tmp_path):
     said, written = run(tmp_path, QUICK)
     for part in QUICK:

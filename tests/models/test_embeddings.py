@@ -60,6 +60,7 @@ def test_original_packages_agree(weights, photographs, embedder):
     assert_close(ours, theirs)
 
 
+@pytest.mark.soak
 def test_transformers_modules_agree(weights_dir, photographs, expected):
     """Which stand in the benchmarks for the original packages."""
     clip = weights_dir / "clip-vit-base-patch32" / "model.safetensors"

@@ -39,7 +39,9 @@ def gpu(embedder, monkeypatch):
     return emulated
 
 
-@pytest.mark.parametrize("order", [slice(None, None, -4), slice(0, None, 4)])
+@pytest.mark.parametrize(
+    "order", [slice(None, None, -4), pytest.param(slice(0, None, 4), marks=pytest.mark.soak)]
+)
 def test_photographs_of_all_sizes_in_one_batch(order, gpu, photographs, expected, monkeypatch):
     """Photographs on the same canvas, whatever their size, with and without CLIP's input."""
     monkeypatch.setattr(gpu._runner, "canvas", lambda height, width: (704, 832))
