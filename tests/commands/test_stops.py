@@ -92,6 +92,14 @@ WITH_CHANGES = (
     "Ctrl-C during the downloads",
     "access lost",
 )
+# Left to `make soak`: others stop between the same effects.
+SLOWLY = (
+    "killed after the first file",
+    "killed at the third commit",
+    "killed when the second file gets its name",
+    "Ctrl-C during the upload",
+    "SIGTERM during the downloads",
+)
 ROWS = [
     *((stop, None) for stop in STOPS),
     *zip(itertools.cycle(WITH_CHANGES), CHANGES),
@@ -134,7 +142,10 @@ def ingested(undisturbed, tmp_path_factory):
     return ingest
 
 
-@pytest.mark.parametrize(("stop", "change"), ROWS)
+@pytest.mark.parametrize(
+    ("stop", "change"),
+    [row if row[0] not in SLOWLY else pytest.param(*row, marks=pytest.mark.soak) for row in ROWS],
+)
 def test_the_same_command_ends_with_the_index_of_a_fresh_ingest(
     fresh, make_world, ingested, stop, change
 ):

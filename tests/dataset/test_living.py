@@ -179,7 +179,7 @@ class Living(RuleBasedStateMachine):
             fresh.remove()
 
 
-Living.TestCase.settings = settings(max_examples=80, stateful_step_count=20, deadline=None)
+Living.TestCase.settings = settings(max_examples=50, stateful_step_count=20, deadline=None)
 test_a_bucket_that_lives = Living.TestCase
 
 

@@ -35,6 +35,7 @@ def processes_with(marker):
     return found
 
 
+@pytest.mark.soak
 def test_what_the_local_engine_began_ends_on_ray_with_the_same_index(world, weights_dir):
     """Both with the real models. Half of the images are empty files at first."""
     pictures = world.put(*[f"t/{i}.jpg" for i in range(3)], "t/a.png", "v/val.jpg")
