@@ -157,7 +157,7 @@ def test_keys_work_while_neighbours_are_compared(server, tabs):
 def test_thumbnail_until_the_original_is_here(server, tabs):
     page = tabs(server.url)
     release = screen.hold(page, "**/original/5*")
-    page.goto(f"{server.url}/d?image=5")
+    page.goto(f"{server.url}/d?image=5", wait_until="commit")  # the held image delays "load"
     expect(page.locator(".preview")).to_be_visible()
     expect(page.locator("figcaption")).to_have_text("Loading the original…")
     release[0].continue_()
