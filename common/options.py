@@ -167,7 +167,7 @@ class Command(click.Command):
 
     def _like(self, option: str) -> list[str]:
         """Options that may be meant. click's own suggestions for --version include --json."""
-        names = [name for p in self.params for name in p.opts]
+        names = [name for p in self.params if not getattr(p, "hidden", False) for name in p.opts]
         longer = [name for name in names if name.startswith(option)]
         return longer or difflib.get_close_matches(option, names, cutoff=ALIKE)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from common.options import CONTEXT_SETTINGS, Command
+from common.options import CONTEXT_SETTINGS, Command, LocalPath
 from common.terminal import count, first_lines, printable
 from local_forager.commands.opening import local_dataset, open_dataset
 from local_forager.commands.options import bucket_option, data_dir_option
@@ -46,9 +46,7 @@ def described(columns: OwnColumns) -> list[str]:
 
 @click.command("columns", cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("name")
-@click.argument(
-    "file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("file", required=False, type=LocalPath(exists=True, dir_okay=False))
 @click.option("--key", metavar="COLUMN", help="Column that names the images.  [default: the first]")
 @click.option("--remove", is_flag=True, help="Take the columns of the dataset away.")
 @data_dir_option

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import math
-import re
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
-from common.options import CONTEXT_SETTINGS, Command
-from common.terminal import printable
+from common.options import CONTEXT_SETTINGS, Command, LocalPath
+from common.terminal import escaped, printable
 from local_forager.analysis import subsets
 from local_forager.analysis.health import LIMITS
 from local_forager.analysis.picture_search import find_weights, nearest_to, picture_of_file
@@ -42,7 +41,7 @@ def not_nan(context: click.Context, option: click.Parameter, value: float | None
 
 def for_terminal(text: str) -> str:
     """Lines of text with unprintable characters escaped, as `ls` does: a name could act on it."""
-    return "\n".join(printable(line, 10 * len(line)) for line in re.split("\r?\n", text))
+    return escaped(text.replace("\r\n", "\n"))
 
 
 @click.command("export", cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -89,7 +88,7 @@ def for_terminal(text: str) -> str:
 )
 @click.option(
     "--like",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=LocalPath(exists=True, dir_okay=False),
     metavar="FILE",
     help="With diverse or typical: images chosen before, a name a line, to add to.",
 )
@@ -114,7 +113,7 @@ def for_terminal(text: str) -> str:
 )
 @click.option(
     "--like_image",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=LocalPath(exists=True, dir_okay=False),
     metavar="FILE",
     help="Nearest to this picture first, by --by. It needs the weights of that model.",
 )
@@ -150,8 +149,8 @@ def export_set(
     check_combinations(asked, like_image)
     if not Path(out.name).parent.is_dir():  # known before minutes of computing
         raise PageError(400, f"--out {printable(out.name)}: there is no such directory.")
-    weights, picture = find_weights(resnet_weights, clip_weights), None
     if like_image:
+        weights = find_weights(resnet_weights, clip_weights)
         weights.check(asked.by)
         picture = picture_of_file(like_image)
     if (name is None) == (index_id is None):
@@ -161,7 +160,7 @@ def export_set(
     else:
         opened = asyncio.run(open_index(index_id, data_dir, bucket))
     rows = rows_of(opened, asked)
-    if picture is not None:
+    if like_image:
         rows = nearest_to(weights, picture, opened.index, rows, asked.by)[: asked.count]
         if len(rows) < (asked.count or 0):
             click.echo(f"There are only {len(rows):,} such images.", err=True)

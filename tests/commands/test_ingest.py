@@ -232,6 +232,7 @@ def test_more_bad_images_than_allowed_stop(with_bad, limit, allowed):
         (["--bucket", "My Bucket"], "'My Bucket' is no bucket name: bucket names are 3 to 222"),
         (["--no_such_option"], "No such option"),
         (["--verbose"], "Error: No such option '--verbose'.\n"),
+        (["--relis"], "Error: No such option '--relis'.\n"),  # nor one that is gone
         (["--skip_bad"], "No such option '--skip_bad'. Did you mean '--skip_bad_images'?"),
         (["--viewer_url", "x.org:4000"], "'x.org:4000' is no address of a web page: write it as"),
         (["--viewer_url", "http://x?key=1"], "'http://x?...' is no address of a web page"),

@@ -155,6 +155,7 @@ def test_export_command_refuses(server, emulator, arguments, message):
     [
         (["--threshold", "1"], "--threshold goes with --set dark or"),
         (["--distance", "0.1"], "--distance goes with --set near-duplicates or"),
+        (["--like", "https://u:secret@h/x"], "'--like': https://... is an address, not a path"),
         (["--set", "failed", "--keep", "one"], "--keep goes with --set exact-duplicates or"),
         (["--set", "typical", "--count", "5", "--like_image", __file__], "does not go with --set"),
     ],
