@@ -75,8 +75,9 @@ def choose_weights() -> Weights:
         server += ["--clip_weights", str(check_clip_weights(CLIP_ID))]
         click.echo(f"CLIP: the real weights, {CLIP_ID}.")
     except WeightsError:
-        options += ["--clip_weights", _shown(seeded_clip())]
-        server += ["--clip_weights", str(seeded_clip())]
+        clip = seeded_clip()
+        options += ["--clip_weights", _shown(clip)]
+        server += ["--clip_weights", str(clip)]
         click.echo(f"CLIP: seeded random weights; for the real ones `{CLIP_CACHED}`.")
     if options:
         click.echo("With random weights everything works, but neighbours mean little.")

@@ -24,7 +24,7 @@ from common import retries
 from common.addresses import address_in, proxy_for, shown_address
 from common.errors import IngestError, StorageError, TransientError
 from common.names import GsPath
-from common.terminal import printable
+from common.terminal import first_of, printable
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -333,9 +333,8 @@ def buckets_like(bucket: str) -> str:
         found = []
     if not found:
         return "`gcloud storage ls` lists the buckets of your project."
-    near = difflib.get_close_matches(bucket, found, SHOWN_BUCKETS, cutoff=0) or found
-    more = f" and {len(found) - SHOWN_BUCKETS:,} more" if len(found) > SHOWN_BUCKETS else ""
-    return f"Your project has {', '.join(map(printable, near))}{more}."
+    nearest_first = difflib.get_close_matches(bucket, found, len(found), cutoff=0)
+    return f"Your project has {first_of(nearest_first, SHOWN_BUCKETS)}."
 
 
 def directories_beside(client: storage.Client, path: GsPath) -> list[str]:

@@ -23,7 +23,7 @@ import click
 from common.errors import Findings, IngestError, ServerError
 from common.names import dataset_name_error, text_problem
 from common.options import CONTEXT_SETTINGS, Command, LocalPath, choice, flag, shared_options
-from common.terminal import count, first_lines, printable, say
+from common.terminal import count, first_lines, first_of, printable, say
 
 if TYPE_CHECKING:  # imported by the functions that use them, so that --help is fast
     from forager.client import DatasetInfo, Forager
@@ -280,8 +280,7 @@ async def find_dataset(server: Forager, name: str) -> DatasetInfo:
         return info
     hint = "Ingest the images first (ingest.py), or correct the name."
     if names := await server.dataset_names():
-        more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
-        hint = f"It has {', '.join(map(printable, sorted(names)[:SHOWN_NAMES]))}{more}."
+        hint = f"It has {first_of(sorted(names), SHOWN_NAMES)}."
     raise IngestError(f"There is no dataset {name} on {server.shown}. {hint}")
 
 

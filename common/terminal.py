@@ -77,6 +77,12 @@ def first_lines(
     return f"{shown}\n{indent}... and {more:,} more; all {where}"
 
 
+def first_of(names: Sequence[str], most: int = SHOWN_LINES) -> str:
+    """The first names, in one line, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
+
+
 def size(count: float) -> str:
     """Bytes in the largest fitting decimal unit: 12.3 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -26,6 +26,7 @@ from dataset.database import remove_database
 from dataset.listing import Listing
 from dataset.state import State
 
+LOCK = "lock"
 STATE, LISTING, REUSE = "state.sqlite", "listing.sqlite", "reuse.sqlite"
 NEW_STATE, COPIES = "state.sqlite.new", "copies.sqlite"
 SCRATCH = (LISTING, REUSE, COPIES, NEW_STATE)  # of no use after a run
@@ -33,7 +34,7 @@ DIRECTORIES = ("index", "aux")
 REPORT, TRIAL_REPORT = "report.json", "trial.json"
 TRIAL = "trial"
 # A directory with any of them is one of an ingest.
-OURS = ("lock", STATE, LISTING, REUSE, REPORT, TRIAL)
+OURS = (LOCK, STATE, LISTING, REUSE, REPORT, TRIAL)
 
 
 class Closable(Protocol):
@@ -78,7 +79,7 @@ class WorkDirectory:
                     )
             # Without following links, and without waiting for the other end of a named pipe.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            self._lock = os.open(self.path / "lock", flags, 0o644)
+            self._lock = os.open(self.path / LOCK, flags, 0o644)
         except OSError as error:
             raise DiskError(
                 f"The work directory {self.path} cannot be written ({error.strerror}): "
@@ -102,15 +103,15 @@ class WorkDirectory:
                 database.close()
         for name in SCRATCH:
             remove_database(self.path / name)
-        if self._is_new and set(os.listdir(self.path)) <= {"lock", REPORT, TRIAL_REPORT}:
-            (self.path / "lock").unlink()
+        if self._is_new and set(os.listdir(self.path)) <= {LOCK, REPORT, TRIAL_REPORT}:
+            (self.path / LOCK).unlink()
             # It has a report, or after Ctrl-C a listing is still under way.
             with contextlib.suppress(OSError):
                 self.path.rmdir()
         os.close(self._lock)
 
     def _is_the_lock(self) -> bool:
-        path = self.path / "lock"
+        path = self.path / LOCK
         return path.exists() and os.path.samestat(os.fstat(self._lock), path.stat())
 
     def state(self) -> State | None:

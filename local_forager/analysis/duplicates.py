@@ -91,13 +91,13 @@ def exact_duplicates(index: Index, by: str, progress: Progress) -> RowGroups:
     return sorted(sorted(rows, key=place.__getitem__) for rows in groups)
 
 
-def near_distance(vectors: Vectors, good: np.ndarray) -> float:
+def near_distance(vectors: Vectors, failed: np.ndarray) -> float:
     """The distance up to which images count as near duplicates, if none is named.
 
     It is relative to the dataset's median distance, because some models place all images close
     together.
     """
-    rng = np.random.default_rng(SEED)
+    rng, good = np.random.default_rng(SEED), np.flatnonzero(~failed)
     if len(good) < 2:
         return 0.0
     one, other = rng.choice(good, SAMPLED_PAIRS), rng.choice(good, SAMPLED_PAIRS)
@@ -166,7 +166,7 @@ def near_pairs(
     different[[row for rows in copies for row in rows[1:]]] = False
     good = np.flatnonzero(different)
     vectors = index.embeddings[by]
-    default = near_distance(vectors, np.flatnonzero(~index.failed))
+    default = near_distance(vectors, index.failed)
     farthest = default * FAR_SHARE / NEAR_SHARE
     found = _Nearest(vectors.rows, farthest if wanted is None else wanted)
     parts = _blocks(good) if inverted is None else _in_lists(good, inverted)

@@ -11,17 +11,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.terminal import printable, say
+from common.terminal import first_of, printable, say
 from dataset.database import options_on_disk
-from dataset.work_directory import STATE
+from dataset.work_directory import LOCK, STATE
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import NO_LABELS, Index, LabelTable, read_work_directory, table_of
 from local_forager.indexes.own_columns import columns_path, read_columns
 from local_forager.server.buckets import Buckets
 from local_forager.server.database import DATABASE_FILE, Database, Dataset, ServerGeneration
 from local_forager.types import PageError
-
-NAMED = 10  # names in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +87,6 @@ async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
     return Opened(index=index, table=table_of(labels, boxes, index, columns))
 
 
-def first_of(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(map(printable, names[:NAMED])) + more
-
-
 async def open_index(index_id: str, data_dir: Path, bucket: str) -> Opened:
     """An index in the bucket, whether a dataset uses it or not."""
     index = await copied_index(index_id, data_dir, bucket)
@@ -127,7 +119,7 @@ def open_work_directory(directory: Path) -> Opened:
             f"{shown} is not the work directory of an ingest, as there is no {STATE} in it: name "
             "that of a finished one.",
         )
-    if _is_locked(directory / "lock"):
+    if _is_locked(directory / LOCK):
         raise PageError(409, f"An ingest is running in {shown}: wait until it has ended.")
     try:
         options = options_on_disk(directory / STATE)

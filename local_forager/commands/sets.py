@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from common.terminal import printable
+from common.terminal import first_of, printable
 from local_forager.analysis import subsets
 from local_forager.analysis.duplicates import near_distance
 from local_forager.analysis.health import LIMITS, PAIRS_ROWS, Health
 from local_forager.analysis.jobs import POLL, Jobs
-from local_forager.commands.opening import Opened, first_of
+from local_forager.commands.opening import Opened
 from local_forager.export import name_line
 from local_forager.indexes.index import NAMED_BY, Index
 from local_forager.types import PageError
@@ -83,25 +83,21 @@ def rows_named(index: Index, path: Path) -> np.ndarray:
 def candidates(opened: Opened, asked: Asked) -> np.ndarray:
     """bool (n,): the images that pass --split, --unlabelled and --category."""
     index, table = opened.index, opened.table
-    passing = np.ones(len(index.names), bool)
-    if asked.split:
-        others = slice(index.num_train, None) if asked.split == "train" else slice(index.num_train)
-        passing[others] = False
+    passing = index.in_split(asked.split) if asked.split else np.ones(len(index.names), bool)
     option = "--unlabelled" if asked.unlabelled else "--category"
     if opened.no_labels and (asked.unlabelled or asked.category is not None):
         raise PageError(400, f"{opened.no_labels}, or leave out {option}.")
     if asked.unlabelled:
-        passing[list(table.of_row)] = False
+        passing &= ~table.labelled(len(passing))
     if asked.category is not None:
-        rows, labelled = table.select(asked.category, asked.mode), np.zeros(len(passing), bool)
-        if not len(rows):
+        marked = table.marked(asked.category, asked.mode, len(passing))
+        if not marked.any():
             label = f"{printable(asked.category)} in mode {printable(asked.mode)}"
             modes = table.rows.get(asked.category)
             what, known = ("its modes", modes) if modes else ("the categories", table.rows)
             names = first_of(sorted(known)) or "none"
             raise PageError(404, f"No image has the label {label}; {what} are: {names}.")
-        labelled[rows] = True
-        passing &= labelled
+        passing &= marked
     return passing
 
 
@@ -116,7 +112,7 @@ def subset(opened: Opened, asked: Asked, count: int) -> list[int]:
     """The rows of a subset, the most useful first. Says so if it has fewer than `count`."""
     index, vectors = opened.index, opened.index.embeddings[asked.by]
     given = rows_named(index, asked.like) if asked.like else np.zeros(0, np.int64)
-    least = near_distance(vectors, np.flatnonzero(~index.failed))
+    least = near_distance(vectors, index.failed)
     rows = subsets.choose(
         asked.which,
         vectors,

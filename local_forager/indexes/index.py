@@ -63,6 +63,11 @@ class Index:
     def split(self, row: int) -> str:
         return "train" if row < self.num_train else "val"
 
+    def in_split(self, split: str) -> np.ndarray:
+        """bool (n,): the images of a split, train or val."""
+        is_train: np.ndarray = np.arange(len(self.names)) < self.num_train
+        return is_train if split == "train" else ~is_train
+
     def measure(self, name: str) -> np.ndarray | None:
         """float64 (n,): a field of each image, NaN where it is not known; None without the field.
 
@@ -312,6 +317,12 @@ class LabelTable(NamedTuple):
         if len(chosen) == 1:
             return chosen[0]
         return np.unique(np.concatenate([np.zeros(0, np.int64), *chosen]))
+
+    def marked(self, category: str, mode: str | None, images: int) -> np.ndarray:
+        """bool (images,): those with a label of the category in this mode; None is any mode."""
+        found = np.zeros(images, bool)
+        found[self.select(category, mode)] = True
+        return found
 
     def positive(self) -> dict[str, np.ndarray]:
         return {

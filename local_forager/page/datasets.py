@@ -7,7 +7,7 @@ import numpy as np
 from aiohttp import web
 
 from common.names import DATASET_NAME
-from common.terminal import count
+from common.terminal import count, first_of
 from dataset.arrays import EMBEDDINGS
 from local_forager import types as answers
 from local_forager.analysis.duplicates import examples
@@ -28,7 +28,6 @@ from local_forager.server.database import SplitCounts
 from local_forager.types import PageError
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
-NAMED_ROWS = 10  # that a warning names
 EXAMPLES = 4  # pairs of near duplicates in the health report
 MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 
@@ -96,11 +95,10 @@ def warnings_of(counts: SplitCounts, index: Index, columns: OwnColumns = NO_COLU
             "images."
         )
     if index.not_finite:
-        rows = ", ".join(map(str, index.not_finite[:NAMED_ROWS]))
-        more = len(index.not_finite) - NAMED_ROWS
+        rows = first_of([str(row) for row in index.not_finite])
         warnings.append(
             f"The vectors of {count(len(index.not_finite), 'image')} have NaN or infinity: row "
-            f"{rows}{f' and {more:,} more' if more > 0 else ''}. They are treated as failed images."
+            f"{rows}. They are treated as failed images."
         )
     return warnings + [columns.problem] if columns.problem else warnings
 

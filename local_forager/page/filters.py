@@ -116,7 +116,7 @@ async def masks_of(request: web.Request, view: View) -> dict[str, np.ndarray]:
     query, index = request.query, view.index
     masks = {name: mask for name, mask in _label_masks(request, view) if mask is not None}
     if split := choice(request, "split", ("", "train", "val")):
-        masks["split"] = (np.arange(len(index.names)) < index.num_train) == (split == "train")
+        masks["split"] = index.in_split(split)
     if (wanted := yes(request, "labelled")) is not None:
         masks["labelled"] = view.table.labelled(len(index.names)) == wanted
     if "class" in query:
@@ -139,12 +139,7 @@ def _label_masks(request: web.Request, view: View) -> Iterator[tuple[str, np.nda
     A label of `or`, `with` and `without` is a category, then NUL, which no category has, and a
     mode. Without the two it is a positive label; with an empty mode, a label in any mode.
     """
-    query, rows = request.query, len(view.index.names)
-
-    def marked(category: str, mode: str | None) -> np.ndarray:
-        found = np.zeros(rows, bool)
-        found[view.table.select(category, mode)] = True
-        return found
+    query, images = request.query, len(view.index.names)
 
     def terms(name: str) -> list[np.ndarray]:
         labels = query.getall(name, [])
@@ -152,13 +147,13 @@ def _label_masks(request: web.Request, view: View) -> Iterator[tuple[str, np.nda
             raise PageError(400, f"There are more than {MAX_TERMS} labels in {name}.")
         parts = [label.partition("\0") for label in labels]
         return [
-            marked(category, (mode or None) if given else POSITIVE)
+            view.table.marked(category, (mode or None) if given else POSITIVE, images)
             for category, given, mode in parts
         ]
 
     alternatives = terms("or")
     if "category" in query:
-        alternatives.append(marked(query["category"], query.get("mode")))
+        alternatives.append(view.table.marked(query["category"], query.get("mode"), images))
     yield "labels", np.logical_or.reduce(alternatives) if alternatives else None
     narrowing = [*terms("with"), *(~mask for mask in terms("without"))]
     yield "terms", np.logical_and.reduce(narrowing) if narrowing else None

@@ -110,10 +110,8 @@ async def sort_field(sort: str, view: View) -> tuple[Field, int] | None:
 
 async def listing(request: web.Request, view: View) -> Listing:
     """The images that the request asks for."""
-    chosen, sort = (
-        filters.passing(await filters.masks_of(request, view), view),
-        request.query.get("sort", ""),
-    )
+    chosen = filters.passing(await filters.masks_of(request, view), view)
+    sort = request.query.get("sort", "")
     by_field = None if sort in SORTS else await sort_field(sort, view)
     if (groups := await finding(request, view)) is not None:
         vectors = view.index.embeddings[filters.embedding_choice(request)]
@@ -177,10 +175,8 @@ async def distances(request: web.Request, view: View) -> web.Response:
 async def choose(request: web.Request, view: View) -> web.Response:
     """Rows of the view, int32, the most useful first. The body: the rows chosen before, int32."""
     index, kind = view.index, filters.choice(request, "kind", subsets.KINDS)
-    by, count = (
-        filters.embedding_choice(request, "compare"),
-        filters.number(request, "count", 100, 1, MAX_CHOSEN),
-    )
+    by = filters.embedding_choice(request, "compare")
+    count = filters.number(request, "count", 100, 1, MAX_CHOSEN)
     given = await filters.posted_rows(request, index)
     given = given[~index.failed[given]].astype(np.int64)
     candidates = np.zeros(len(index.names), bool)
@@ -189,7 +185,7 @@ async def choose(request: web.Request, view: View) -> web.Response:
     vectors = index.embeddings[by]
 
     def search(progress: Progress) -> np.ndarray:
-        least = near_distance(vectors, np.flatnonzero(~index.failed))
+        least = near_distance(vectors, index.failed)
         return subsets.choose(kind, vectors, candidates, count, given, least, progress)
 
     asked = hashlib.blake2b(candidates.tobytes() + given.tobytes()).digest()
