@@ -253,10 +253,11 @@ def assert_same(fresh, source, undisturbed):
     [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.soak) for kind in KINDS],
 )
 def test_faults_while_rows_are_copied_change_nothing(undisturbed, fresh, source, kind):
-    rules = [Rule(COPY, kind, times=2, after=1), Rule(RANGE, kind, times=3, after=4)]
+    ranges = 1 if kind == "flip" else 3  # a row is embedded if its vectors are wrong twice
+    rules = [Rule(COPY, kind, times=2, after=1), Rule(RANGE, kind, times=ranges, after=4)]
     with StandIn(fresh.storage.url, *rules) as storage:
         done = fresh.ingest("--reuse", source.name, storage=storage, FAKE_CHUNK_ROWS="4")
-        assert storage.counts[kind] == 5
+        assert storage.counts[kind] == 2 + ranges
         assert storage.requests(IMAGE) == []
     assert "24 reused, 0 embedded now" in done.stdout
     assert_same(fresh, source, undisturbed)
