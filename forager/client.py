@@ -66,10 +66,10 @@ class Forager(Connection):
     async def category_counts(
         self, name: str, categories: Sequence[str]
     ) -> dict[Group, int] | None:
-        """The number of rows that the server has of some categories, by category and mode.
+        """The numbers of labels that the server has of some categories, by category and mode.
 
-        It counts boxes and, on generation A, labels that newer ones replace. None if the server
-        does not tell. Some servers tell all categories by GET, others want a list by POST.
+        None if the server does not tell. Generation A wants a list of categories by POST, and
+        counts custom modes together as CUSTOM. B tells all categories by GET, and counts boxes too.
         """
         route = f"get_category_counts_v2/{quote(name, safe='')}"
         answer = await self.ask("GET", route)

@@ -86,6 +86,9 @@ async def dry_run_result(
         columns["on the server"] = Counter(
             {group: number for group, number in there.items() if number and group[0] in categories}
         )
+        modes = {mode for _, mode in columns["on the server"]}
+        if generation is Generation.A and "CUSTOM" in modes:
+            say("Note: this server counts your own modes together, as CUSTOM.")
     labels = amount({kind: counter.total() for kind, counter in asked.items()})
     done = 0 if again else sent_earlier(journal, plan)
     requests = count(len(plan.requests), "request")

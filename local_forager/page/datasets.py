@@ -24,12 +24,11 @@ from local_forager.page.images import summary
 from local_forager.page.rows import array_response, no_neighbour_sorts
 from local_forager.page.state import PAGE, View
 from local_forager.server.api import dataset_named, dataset_of
-from local_forager.server.database import SplitCounts
+from local_forager.server.database import MODES, SplitCounts
 from local_forager.types import PageError
 
 QUICK_COPY = 0.3  # seconds to wait for an index copy, so that a small one is ready at once
 EXAMPLES = 4  # pairs of near duplicates in the health report
-MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 
 
 async def datasets(request: web.Request) -> answers.DatasetList:

@@ -16,6 +16,7 @@ from local_forager.types import BoxText, LabelText
 DATABASE_FILE = "forager.sqlite3"  # in a data directory
 MAX_NAME_LENGTH = 50  # characters
 MAX_TEXT_LENGTH = 300  # characters of a category, mode, e-mail address or index_id
+MODES = ("POSITIVE", "NEGATIVE", "HARD_NEGATIVE", "UNSURE")  # others are custom modes
 REMOVED_MODE = "TOMBSTONE"  # Forager stores this mode when a label is removed
 
 SCHEMA = """
@@ -288,14 +289,19 @@ class Database:
         ]
 
     async def category_counts(self, dataset: int) -> dict[str, dict[str, int]]:
-        """For each category the number of rows by mode, boxes and replaced labels included."""
-        statement = """
-            SELECT category, mode, count(*) FROM
-                (SELECT item, category, mode FROM label UNION ALL
-                 SELECT item, category, mode FROM box)
-            JOIN item ON item.id = item WHERE dataset = ? GROUP BY category, mode"""
+        """For each category the number of newest labels and boxes by mode.
+
+        Generation A counts all custom modes together, as CUSTOM.
+        """
+        statement = f"""
+            SELECT category, iif(? AND mode NOT IN {(*MODES, REMOVED_MODE)}, 'CUSTOM', mode),
+                count(*) FROM
+                (SELECT item, category, mode, max(id) FROM label GROUP BY item, category UNION ALL
+                 SELECT item, category, mode, id FROM box)
+            JOIN item ON item.id = item WHERE dataset = ? GROUP BY 1, 2"""
         counts: dict[str, dict[str, int]] = {}
-        for category, mode, number in await self._rows(statement, dataset):
+        is_a = self.generation is ServerGeneration.A
+        for category, mode, number in await self._rows(statement, is_a, dataset):
             counts.setdefault(category, {})[mode] = number
         return counts
 
