@@ -19,6 +19,7 @@ import click
 from common.addresses import dataset_page, shown_server
 from common.errors import Findings, ImagesChanged, IngestError
 from common.files import disk_errors
+from common.names import dataset_name_error
 from common.options import (
     CONTEXT_SETTINGS,
     OPTION_GROUPS,
@@ -97,6 +98,8 @@ def settle_validation(parameters: dict[str, Any]) -> None:
         IngestError, UsageError: the user did not.
     """
     train = parameters["train_path"]
+    if problem := dataset_name_error(parameters["name"]):
+        raise IngestError(problem)
     try:
         val_path = without_validation(train)
     except ValueError as error:

@@ -4,6 +4,7 @@ The limits of names are those of the Forager server. Beyond them it answers with
 dataset whose images exceed them stays empty there and blocks its name.
 """
 
+import os
 import re
 from typing import NamedTuple
 
@@ -50,7 +51,8 @@ def parse_gs_path(text: str) -> GsPath:
     """
     shown = printable(text)
     scheme = text.partition("://")[0]
-    if text.startswith(LOCAL) or ("://" in text and scheme in COPIED):
+    is_local = text.startswith(LOCAL) or ("://" not in text and os.path.exists(text))
+    if is_local or ("://" in text and scheme in COPIED):
         raise ValueError(
             f"{shown} is not on Cloud Storage, where Forager reads images: copy it there, such as "
             f"with `gcloud storage rsync --recursive {shown} gs://BUCKET/DIRECTORY`."
@@ -109,7 +111,8 @@ def checked_index_id(text: str) -> str:
     delete what belongs to others.
     """
     if not INDEX_ID.fullmatch(text):
-        raise ValueError(f"{printable(text)!r} is no index id")
+        form = "8-4-4-4-12 hexadecimal digits, as the ingest shows it"
+        raise ValueError(f"{printable(text)!r} is no index id: {form}")
     return text
 
 

@@ -1,5 +1,6 @@
 """The options of both commands: their values, defaults and help, and which go together."""
 
+import contextlib
 import difflib
 import errno
 import functools
@@ -8,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
@@ -95,6 +96,18 @@ def _show_version(context: click.Context, option: click.Parameter, value: bool) 
         context.exit()
 
 
+def _leave_full() -> NoReturn:
+    """End the process, as a disk is full: say so on stderr or, where that is on it, on stdout."""
+    from common.process import leave  # after --help
+
+    for stream in (sys.stderr, sys.stdout):
+        with contextlib.suppress(OSError):
+            advice = "free some, or redirect what is printed to another disk"
+            print(f"Error: {os.strerror(errno.ENOSPC)}: {advice}.", file=stream, flush=True)
+            break
+    leave(1)
+
+
 def web_address(text: str) -> str:
     """An address that a browser can open."""
     from common.addresses import is_address, shown_address  # after --help
@@ -155,7 +168,12 @@ class Command(click.Command):
         imports_are_done()
         if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
             sys.stdout.reconfigure(errors="backslashreplace")
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # of what is printed: most other files have their own sentence
+            if error.errno != errno.ENOSPC:
+                raise
+            _leave_full()
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         try:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import parquet
 
-CSV = ".csv"
+CSV, PARQUET = ".csv", ".parquet"
 ROWS_PER_WRITE = 10_000  # 140 MB with all vectors
 
 
@@ -67,7 +67,10 @@ def main(directory: Path, path: Path, names: tuple[str, ...]) -> None:
     Each embedding becomes a column of fixed-size lists of float32, which pandas, DuckDB, Lance and
     Embedding Atlas read.
     """
-    as_csv = path.suffix.lower() == CSV
+    suffix = path.suffix.lower()
+    if suffix not in (CSV, PARQUET):
+        raise click.UsageError(f"--to {printable(str(path))} must end in {PARQUET} or {CSV}.")
+    as_csv = suffix == CSV
     if as_csv and names:
         raise click.UsageError(
             f"{printable(str(path))} would be CSV, which has no vectors: leave out --embedding, or "

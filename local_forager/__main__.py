@@ -113,7 +113,25 @@ async def serve(app: web.Application, host: str, port: int) -> None:
 
 
 class Group(Command, click.Group):
-    """A group of commands that print an IngestError as one sentence."""
+    """A group of commands; without one of them, `main` itself serves the page."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            for name, command in self.commands.items():
+                if any(error.option_name in option.opts for option in command.params):
+                    way = f"It goes with {name}: {name} NAME {error.option_name} ..."
+                    context.fail(f"{error.message} {way}")
+            raise
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(context, args)
+        except click.NoSuchCommand as error:
+            names = ", ".join(self.commands)
+            way = f"The commands are {names}; without one, the page is served."
+            context.fail(f"{error.format_message()} {way}")
 
 
 @click.group(cls=Group, invoke_without_command=True, context_settings=CONTEXT_SETTINGS)
@@ -146,7 +164,10 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
     Example:
         python -m local_forager --port 8000 --data_dir forager-data
     """
-    if context.invoked_subcommand:
+    if command := context.invoked_subcommand:
+        for name in context.params:
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"Write options of {command} after it, such as --{name}.")
         return
     imitated, loopback = ServerGeneration(generation), api.is_loopback(host)
     try:

@@ -179,10 +179,12 @@ def refuse_failures(run: Run) -> None:
         warn(f"Skipped {count(counts.failed, 'image')} that cannot be embedded: see {path}.")
         return
     lines = [f"{printable(name)}: {printable(reason)}" for name, reason in failed]
-    too_many = f", more than the {allowed:,} allowed" if mode.skip_bad_images else ""
+    too_many, option = "", "--skip_bad_images: their rows then hold zeros"
+    if mode.skip_bad_images:
+        too_many, option = f", more than the {allowed:,} allowed", f"--max_bad {counts.failed}"
     raise IngestError(
         f"{counts.failed:,} of {count(counts.images, 'image')} cannot be embedded{too_many}; "
         f"nothing was registered.\n{first_lines(lines)}\nAll of them are in {path}. Replace or "
         "remove them and run the same command again, or continue without them with "
-        "--skip_bad_images: their rows then hold zeros."
+        f"{option}."
     )

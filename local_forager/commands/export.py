@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 import click
 
+from common.names import checked_index_id
 from common.options import CONTEXT_SETTINGS, Command, LocalPath
 from common.terminal import escaped, printable
 from local_forager.analysis import subsets
@@ -63,8 +64,8 @@ def for_terminal(text: str) -> str:
     "--format",
     "format_",
     type=click.Choice(tuple(FORMATS)),
-    default="names",
-    help="Object names, CSV, or a label file for ingest_labels.py.",
+    help="Object names, CSV, or a label file for ingest_labels.py.  [default: csv or labels where "
+    "--out ends in .csv or .json, or else names]",
 )
 @click.option(
     "--category",
@@ -77,7 +78,9 @@ def for_terminal(text: str) -> str:
     default="-",
     help="File; - is stdout.",
 )
-@click.option("--index_id", metavar="ID", help="An index in the bucket, not NAME.")
+@click.option(
+    "--index_id", type=checked_index_id, metavar="ID", help="An index in the bucket, not NAME."
+)
 @click.option("--split", type=click.Choice(SPLITS), help="Only images of this split.")
 @click.option("--unlabelled", is_flag=True, help="Only images without any label.")
 @click.option(
@@ -123,7 +126,7 @@ def export_set(
     name: str | None,
     data_dir: Path,
     bucket: str,
-    format_: str,
+    format_: str | None,
     category: str | None,
     mode: str,
     out: TextIO,
@@ -142,6 +145,10 @@ def export_set(
             --category leak --out leaks.json
         python ingest_labels.py birds leaks.json --user you@example.org
     """
+    kind = Path(out.name).suffix.removeprefix(".")
+    format_ = format_ or next((name for name, end in FORMATS.items() if end == kind), "names")
+    if mode != POSITIVE and category is None:
+        raise click.UsageError("--mode goes with --category.")
     if format_ == "labels" and not category:
         raise PageError(400, "--format labels needs a category: add --category NAME.")
     label = label_to_export(category or "", mode) if format_ == "labels" else {}
@@ -197,8 +204,8 @@ def check_combinations(asked: Asked, like_image: Path | None) -> None:
         ("keep", asked.keep, GROUPED_SETS),
     ):
         if value is not None and asked.which not in kinds:
-            raise click.UsageError(
-                f"--{option} goes with {' or '.join(f'--set {kind}' for kind in kinds)}."
-            )
+            with_it = [f"--set {kind}" for kind in kinds]
+            with_it += ["--like_image"] if option == "count" else []
+            raise click.UsageError(f"--{option} goes with {' or '.join(with_it)}.")
     if like_image and asked.which in subsets.KINDS:
         raise click.UsageError(f"--like_image does not go with --set {asked.which}.")

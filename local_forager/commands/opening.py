@@ -18,7 +18,13 @@ from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import NO_LABELS, Index, LabelTable, read_work_directory, table_of
 from local_forager.indexes.own_columns import columns_path, read_columns
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import DATABASE_FILE, Database, Dataset, ServerGeneration
+from local_forager.server.database import (
+    DATABASE_FILE,
+    Database,
+    Dataset,
+    ServerGeneration,
+    usable,
+)
 from local_forager.types import PageError
 
 
@@ -60,20 +66,12 @@ async def local_dataset(name: str, data_dir: Path) -> AsyncIterator[tuple[Databa
     path, where = data_dir / DATABASE_FILE, printable(str(data_dir))
     if not path.exists():
         raise PageError(404, f"There is no local Forager in {where}: give its --data_dir.")
-    try:
-        opened = Database(path, ServerGeneration.B)
-    except sqlite3.Error as error:
-        raise PageError(
-            500,
-            f"{printable(str(path))} cannot be used ({error}): check your rights to it and the "
-            "space on its disk, or give another --data_dir.",
-        ) from error
-    with contextlib.closing(opened) as database:
+    with usable(path), contextlib.closing(Database(path, ServerGeneration.B)) as database:
         dataset = await database.dataset(name)
         if dataset is None:
             known = first_of(await database.dataset_names()) or "no datasets"
-            shown = printable(name)
-            raise PageError(404, f"There is no dataset named {shown} in {where}. It has: {known}.")
+            missing = f"There is no dataset named {printable(name)} in --data_dir {where}."
+            raise PageError(404, f"{missing} It has: {known}.")
         yield database, dataset
 
 

@@ -31,6 +31,8 @@ SETS = {  # set -> health check
 NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
 GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
 SPLITS = ("train", "val")
+SHOWN_LINES = 3  # of a file of names, which name no image
+ONE_A_LINE = "Write one name a line, as an export of names has them."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def rows_named(index: Index, path: Path) -> np.ndarray:
     try:
         lines = path.read_bytes().decode("utf-8-sig", "surrogatepass").split("\n")
     except UnicodeDecodeError:
-        raise PageError(400, f"{shown} is not UTF-8 text: write one name a line.") from None
+        raise PageError(400, f"{shown} is not UTF-8 text. {ONE_A_LINE}") from None
     wanted = dict.fromkeys(line.strip("\r") for line in lines if line.strip())
     rows: list[int] = []
     for name_of in NAMED_BY.values():
@@ -74,9 +76,10 @@ def rows_named(index: Index, path: Path) -> np.ndarray:
             del wanted[key]
     if wanted:
         what = "1 line names" if len(wanted) == 1 else f"{len(wanted):,} lines name"
-        raise PageError(400, f"In {shown}, {what} no image: {first_of(list(wanted))}.")
+        some = first_of(list(wanted), SHOWN_LINES)
+        raise PageError(400, f"In {shown}, {what} no image: {some}. {ONE_A_LINE}")
     if not rows:
-        raise PageError(400, f"{shown} names no image: write one name a line.")
+        raise PageError(400, f"{shown} names no image. {ONE_A_LINE}")
     return np.array(sorted(rows), np.int64)
 
 

@@ -12,6 +12,7 @@ from local_forager.page import datasets, images, rows
 from local_forager.page.questions import PREFIX
 from local_forager.page.state import PAGE, PageState, View, view_of
 from local_forager.server.api import SLUG, Endpoint
+from local_forager.server.database import DATABASE_FILE, usable
 from local_forager.types import PageError, StillWorking
 
 Answer = web.StreamResponse | Mapping[str, object]
@@ -34,7 +35,8 @@ def page_view(handler: Callable[[web.Request], Awaitable[Answer]]) -> Endpoint:
 
     async def view(request: web.Request) -> web.StreamResponse:
         try:
-            answer = await handler(request)
+            with usable(request.app[PAGE].data_dir / DATABASE_FILE):
+                answer = await handler(request)
         except PageError as error:
             return answer_json({"error": error.message}, error.status)
         except StillWorking as working:

@@ -1,17 +1,19 @@
 """Datasets, their images and their labels in SQLite, with the limits observed on real servers."""
 
 import asyncio
+import contextlib
 import enum
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from common.names import MAX_IDENTIFIER_LENGTH, MAX_OBJECT_NAME_LENGTH, identifier
-from local_forager.types import BoxText, LabelText
+from common.terminal import printable
+from local_forager.types import BoxText, LabelText, PageError
 
 DATABASE_FILE = "forager.sqlite3"  # in a data directory
 MAX_NAME_LENGTH = 50  # characters
@@ -124,6 +126,19 @@ def item_rows(
             seen.add(key)
             rows.append((dataset, key, name, is_val))
     return rows
+
+
+@contextlib.contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Raise PageError where the database at this path is damaged, locked or on a full disk."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise PageError(
+            500,
+            f"{printable(str(path))} cannot be used ({error}): check your rights to it and the "
+            "space on its disk, restore a copy of it, or give another --data_dir.",
+        ) from error
 
 
 class Database:

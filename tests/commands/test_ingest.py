@@ -149,6 +149,9 @@ def test_without_val_path_all_images_are_for_training(world, fast_models, monkey
     refused = world.invoke(arguments)
     assert refused.exit_code == 2
     assert "VAL_PATH is missing: name the directory of the validation" in refused.stderr
+    world.invoke(world.arguments()[1:]).failed(
+        "stands where the dataset name is expected: write NAME"
+    )
     done = world.invoke([*arguments, "--allow_empty_val"])
     assert done.exit_code == 0 and world.registered()[1:] == (2, 0)
     again = world.invoke(arguments)
@@ -212,6 +215,7 @@ def test_more_bad_images_than_allowed_stop(with_bad, limit, allowed):
     assert result.exit_code == (0 if allowed is None else 1)
     if allowed is not None:
         assert f"cannot be embedded, more than the {allowed} allowed" in result.error
+        assert "continue without them with --max_bad 2." in result.error
     assert (with_bad.registered() is None) == (allowed is not None)
 
 

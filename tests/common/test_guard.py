@@ -70,3 +70,14 @@ def test_a_closed_standard_output_is_no_error(tmp_path):
     command = f"{sys.executable} {ROOT / 'ingest.py'} --version >&- 2>err"
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 0
     assert Path(tmp_path / "err").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "full", "other"), [("--help", 1, 2), ("--version", 1, 2), ("birds", 2, 1)]
+)
+def test_a_full_disk_is_told_on_the_other_stream(arguments, full, other, tmp_path):
+    command = f"{sys.executable} {ROOT / 'ingest.py'} {arguments} {full}>/dev/full {other}>said"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 1
+    assert Path(tmp_path / "said").read_text() == (
+        "Error: No space left on device: free some, or redirect what is printed to another disk.\n"
+    )

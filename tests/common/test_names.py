@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.names import GsPath, dataset_name_error, identifier, parse_gs_path
+from common.program import ROOT
 from common.terminal import printable
 
 
@@ -47,6 +48,7 @@ def test_path_ends_with_one_slash(text, bucket, prefix):
             "such as with `gcloud storage rsync --recursive s3://bucket/train gs:",
         ),
         ("./train", "./train is not on Cloud Storage, where Forager reads images: copy it there"),
+        ("tests", "tests is not on Cloud Storage, where Forager reads images: copy it there"),
         ("GS://bucket/train", "is not a Cloud Storage path"),
         ("gs:///train", "names no bucket"),
         ("gs://", "names no bucket"),
@@ -57,7 +59,8 @@ def test_path_ends_with_one_slash(text, bucket, prefix):
         ("gs://bucket/" + "d" * 600, "is longer than 600 characters"),
     ],
 )
-def test_path_refused(text, message):
+def test_path_refused(text, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match=r"\.$") as error:
         parse_gs_path(text)
     assert message in str(error.value)

@@ -101,8 +101,12 @@ def test_export_as_csv_has_no_vectors(state, tmp_path):
     assert result.exit_code == 0, result.output
     names = parquet.read_schema(manifest.manifest_path(tmp_path)).names
     assert list(pd.read_csv(path).columns) == names
-    result = CliRunner().invoke(main, [str(tmp_path), "--to", str(path), "--embedding", "clip"])
-    assert result.exit_code == 2 and "would be CSV, which has no vectors" in result.stderr
+    for to, option, said in (
+        (path, ["--embedding", "clip"], "would be CSV, which has no vectors"),
+        (tmp_path / "x.txt", [], "x.txt must end in .parquet or .csv."),
+    ):
+        result = CliRunner().invoke(main, [str(tmp_path), "--to", str(to), *option])
+        assert result.exit_code == 2 and said in result.stderr
 
 
 def test_export_of_an_unfinished_ingest_is_refused(state, tmp_path):

@@ -139,6 +139,17 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     assert category["modes"] == [{"mode": "far away", "count": 2}]
 
 
+def test_the_name_of_the_file_chooses_the_format(server, emulator, tmp_path):
+    for name, options, first in (
+        ("a.csv", [], "object,split"),
+        ("a.json", ["--category", "c"], "{"),
+        ("a.txt", [], "d/train/"),
+        ("b.csv", ["--format", "names"], "d/train/"),
+    ):
+        export_command(server, "d", "--out", str(tmp_path / name), *options).succeeded()
+        assert (tmp_path / name).read_text().startswith(first)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -13,6 +13,8 @@ from local_forager.commands.export import export_set
 from tests.harness import Done
 from tests.local_forager.page_server import COPY, FAILED, NAMES
 
+NO_INDEX = "0" * 8 + "-0000" * 3 + "-" + "0" * 12
+
 
 def export(*arguments):
     """`python -m local_forager export` in this process."""
@@ -96,12 +98,14 @@ def test_other_sets_take_the_filters_too(dataset):
         (["--set", "diverse"], "--set diverse needs --count"),
         (["--set", "diverse", "--count", "0"], "0 is not in the range"),
         (["--set", "typical", "--count", "-3"], "-3 is not in the range"),
-        (["--count", "5"], "--count goes with --set diverse or --set typical"),
+        (["--count", "5"], "--count goes with --set diverse or --set typical or --like_image."),
+        (["--mode", "far away"], "--mode goes with --category."),
         (["--set", "leaks", "--like", "some.txt"], "--like goes with"),
         (["--out", "no/x.txt"], "--out no/x.txt: there is no such directory"),
         (["--out", "/dev/full"], "/dev/full cannot be written (No space left on device): name"),
         (["--category", "sky"], "label sky in mode POSITIVE; its modes are: far away."),
-        (["--index_id", "x"], "Name a dataset or a work directory, or give --index_id"),
+        (["--index_id", "../../etc"], "'../../etc' is no index id: 8-4-4-4-12 hexadecimal digits"),
+        (["--index_id", NO_INDEX], "Name a dataset or a work directory, or give --index_id"),
         (
             ["--category", "cat"],
             "no image has the label cat in mode POSITIVE; the categories are: bi",
@@ -114,7 +118,7 @@ def test_other_sets_take_the_filters_too(dataset):
         ),
         (
             ["--set", "diverse", "--count", "5", "--like", "some.txt"],
-            r"12 lines name no image: n0\x1b, n1, n2, n3, n4, n5, n6, n7, n8, n9 and 2 more.",
+            r"12 lines name no image: n0\x1b, n1, n2 and 9 more. Write one name a line",
         ),
     ],
 )
@@ -179,5 +183,5 @@ def test_names_and_indexes_that_do_not_exist(server, dataset, emulator, tmp_path
     (tmp_path / "forager.sqlite3").write_bytes(b"damaged" * 100)
     damaged = "forager.sqlite3 cannot be used (file is not a database): check your rights"
     export("birds", "--data_dir", ".").failed(damaged)
-    missing = "--index_id", "no-such-index", *dataset[3:]
-    export(*missing).failed("There is no complete index in gs://", "/indexes/no-such-index/")
+    missing = "--index_id", NO_INDEX, *dataset[3:]
+    export(*missing).failed("There is no complete index in gs://", f"/indexes/{NO_INDEX}/")

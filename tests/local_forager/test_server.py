@@ -11,8 +11,10 @@ import pytest
 
 import gcs
 from common.program import ROOT
+from local_forager.__main__ import main
+from local_forager.server.database import DATABASE_FILE, Database, ServerGeneration
 from testing.servers.processes import LONGEST_S, local_forager
-from tests.harness import run
+from tests.harness import invoked, run
 from tests.local_forager.page_server import ask
 
 LABELS = "api/add_annotations_by_internal_identifiers_v2"
@@ -275,3 +277,31 @@ def test_a_server_that_cannot_start(tmp_path, options, words):
     data_dir = ["--data_dir", str(tmp_path / "data")]
     command = [sys.executable, "-m", "local_forager", "--port", "0", *data_dir, *options]
     run(command, cwd=ROOT).refused(words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["birds"], "'birds'. The commands are export, columns, delete; without one, the page is"),
+        (["exprot"], "Did you mean 'export'? The commands are"),
+        (["--set", "dark"], "No such option '--set'. It goes with export: export NAME --set ..."),
+        (["--port", "1", "export", "birds"], "Write options of export after it, such as --port."),
+    ],
+)
+def test_what_goes_with_a_command(arguments, words):
+    done = invoked(main, arguments)
+    assert done.exit_code == 2 and words in done.error
+
+
+def test_a_database_that_is_damaged_within(emulator, tmp_path):
+    """The server starts; the page and the commands say so."""
+    Database(tmp_path / DATABASE_FILE, ServerGeneration.B).close()
+    with open(tmp_path / DATABASE_FILE, "r+b") as file:
+        file.seek(4096)  # the second page has the datasets
+        file.write(b"\xff" * 4096)
+    damaged = f"{DATABASE_FILE} cannot be used (database disk image is malformed): check your"
+    with local_forager(tmp_path, tmp_path / "log") as service:
+        status, _, answer = ask(f"{service.url}/page/datasets")
+        assert status == 500 and damaged in answer["error"]
+    for command in ("export", "delete"):
+        invoked(main, [command, "birds", "--data_dir", str(tmp_path)]).failed(damaged)
