@@ -151,17 +151,16 @@ Part = tuple[np.ndarray, np.ndarray, float]  # rows, those to compare them with,
 def near_pairs(
     index: Index,
     by: str,
-    copies: RowGroups,
     progress: Progress,
     wanted: float | None = None,
     inverted: InvertedFile | None = None,
 ) -> NearPairs:
     """The pairs of near images, found by comparing all pairs.
 
-    copies: as exact_duplicates finds them. wanted: the distance up to which pairs are searched for;
-    by default FAR_SHARE of the median distance. inverted: compare each image with its NEAR_LISTS
-    lists only.
+    wanted: the distance up to which pairs are searched for; by default FAR_SHARE of the median
+    distance. inverted: compare each image with its NEAR_LISTS lists only.
     """
+    copies = exact_duplicates(index, by, lambda share: progress(0))
     different = ~index.failed
     different[[row for rows in copies for row in rows[1:]]] = False
     good = np.flatnonzero(different)

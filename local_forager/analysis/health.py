@@ -1,9 +1,8 @@
 """The checks of a health report: title, explanation, state and findings of each."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from local_forager.analysis import comparisons, duplicates
 from local_forager.analysis.duplicates import NearPairs, RowGroups
 from local_forager.analysis.jobs import BackgroundJob, Jobs
 from local_forager.indexes.index import Index, LabelTable
-from local_forager.indexes.vectors import InvertedFile, Progress, faiss_installed
+from local_forager.indexes.vectors import Progress, faiss_installed, part
 from local_forager.types import AllPairs, Finding, PageError
 
 PAIRS_ROWS = 20_000  # images up to which all pairs are compared; in more, lists are faster
@@ -26,7 +25,6 @@ class Limit(NamedTuple):
     field: str
     value: float  # the threshold unless another is asked for
     is_most: bool
-    title: str
 
 
 # Crops of scikit-image's photographs, without the one of stars, have a brightness of 53 to 129, a
@@ -34,10 +32,10 @@ class Limit(NamedTuple):
 # blurred by 2 pixels in 200, sharpness is below 21; with 10% of the contrast, contrast is below 8.
 # A photograph of the moon has a contrast of 13, and one of a page of text a brightness of 172.
 LIMITS = {
-    "dark": Limit("brightness", 40.0, True, "Dark images"),
-    "bright": Limit("brightness", 215.0, False, "Bright images"),
-    "blurred": Limit("sharpness", 25.0, True, "Blurred images"),
-    "flat": Limit("contrast", 10.0, True, "Flat images"),
+    "dark": Limit("brightness", 40.0, True),
+    "bright": Limit("brightness", 215.0, False),
+    "blurred": Limit("sharpness", 25.0, True),
+    "flat": Limit("contrast", 10.0, True),
 }
 
 
@@ -74,7 +72,7 @@ CHECKS = {
     ),
     **{
         name: Check(
-            limit.title,
+            f"{name.capitalize()} images",
             f"Their {limit.field} is at {'most' if limit.is_most else 'least'} {limit.value:g}. "
             "The range beside the images sets another limit.",
             limit=limit,
@@ -119,51 +117,34 @@ class Health:
         """Whether only similar images are compared for near duplicates, by an inverted file."""
         return len(self.index.names) > self.exact_rows and faiss_installed()
 
-    def _job(
-        self, kind: str, start: bool, function: Callable[[Progress], Any], version: int = 0
-    ) -> BackgroundJob | None:
-        key = kind, self.index, self.by, version
-        return self.jobs.start(key, function) if start else self.jobs.get(key)
+    def _search(self, kind: str, progress: Progress) -> NearPairs | RowGroups:
+        """What the job of this kind finds."""
+        if kind == "exact":
+            return duplicates.exact_duplicates(self.index, self.by, progress)
+        if kind == "disagree":
+            vectors, positive = self.index.embeddings[self.by], self.table.positive()
+            return comparisons.disagreeing(vectors, self.index.failed, positive, progress)
+        if kind == "all pairs":
+            return duplicates.near_pairs(self.index, self.by, progress, self.farthest)
+        inverted = self.index.inverted_file(self.by, part(progress, 0, 0.5))
+        rest = part(progress, 0.5, 1)
+        return duplicates.near_pairs(self.index, self.by, rest, self.farthest, inverted)
 
-    def _exact(self) -> BackgroundJob:
-        key = "exact", self.index, self.by, 0
-        return self.jobs.start(key, partial(duplicates.exact_duplicates, self.index, self.by))
+    def _job(self, kind: str, start: bool) -> BackgroundJob | None:
+        key = kind, self.index, self.by, self.version if kind == "disagree" else 0
+        return self.jobs.start(key, partial(self._search, kind)) if start else self.jobs.get(key)
 
-    def _every_pair(self, start: bool) -> BackgroundJob | None:
-        return self._job("near", start, partial(self._search_pairs, self._exact()))
-
-    def _search_pairs(
-        self, exact: BackgroundJob, progress: Progress, inverted: InvertedFile | None = None
-    ) -> NearPairs:
-        """Near pairs; `exact` is the job of exact duplicates, which was started before this one."""
-        copies: RowGroups = exact.future.result()  # jobs run one by one: it has ended
-        return duplicates.near_pairs(self.index, self.by, copies, progress, self.farthest, inverted)
-
-    def _search_lists(self, exact: BackgroundJob, progress: Progress) -> NearPairs:
-        """Near pairs by the inverted file of an embedding, which is built first if needed."""
-        inverted = self.index.inverted_file(self.by, lambda share: progress(share / 2))
-        return self._search_pairs(exact, lambda share: progress((1 + share) / 2), inverted)
-
-    def _job_of(self, name: str, start: bool) -> BackgroundJob | None:
+    def job(self, name: str, start: bool) -> BackgroundJob | None:
         """The job behind a check; None if it needs none, or was not started."""
         start = start or len(self.index.names) <= AUTOMATIC_ROWS
         if name == "failed" or name in LIMITS:
             return None
-        exact = self._exact()
-        if name == "exact":
-            return exact
-        if name == "disagree":
-            check = partial(
-                comparisons.disagreeing,
-                self.index.embeddings[self.by],
-                self.index.failed,
-                self.table.positive(),
-            )
-            return self._job("disagree", start, check, self.version)
-        every = self._every_pair(start and not self.in_lists)  # else only a person starts it
+        if name not in NEAR:
+            return self._job(name, start or name == "exact")
+        every = self._job("all pairs", start and not self.in_lists)  # else only a person starts it
         if not self.in_lists or (every and every.result()):
             return every
-        return self._job("near in lists", start, partial(self._search_lists, exact))
+        return self._job("in lists", start)
 
     def _time_of_all_pairs(self) -> str:
         pairs = len(self.index.names) ** 2 / 2
@@ -173,7 +154,7 @@ class Health:
         """The comparison of all pairs of a large index."""
         if not self.in_lists:
             return {"state": "none", "progress": 1.0, "duration": ""}
-        job = self._every_pair(start)
+        job = self._job("all pairs", start)
         state = "waiting" if job is None else "ready" if job.result() else "working"
         progress = job.progress if job else 0.0
         return {"state": state, "progress": progress, "duration": self._time_of_all_pairs()}
@@ -188,7 +169,7 @@ class Health:
             return [[row] for row in self.index.failed.nonzero()[0].tolist()]
         if name in LIMITS:
             return [[row] for row in beyond(self.index, name, self.threshold).tolist()]
-        job = self._job_of(name, start)
+        job = self.job(name, start)
         found: NearPairs | RowGroups | None = job.result() if job else None
         if isinstance(found, NearPairs):
             distance = self.distance_in(found)
@@ -197,13 +178,9 @@ class Health:
             return duplicates.leaks(found, distance, self.index.num_train)
         return found
 
-    def start(self, name: str) -> BackgroundJob | None:
-        """Start the job behind a finding; None if it needs none."""
-        return self._job_of(name, start=True)
-
     def pairs(self) -> NearPairs | None:
         """The pairs of near duplicates; None until they are known."""
-        job = self._job_of("near", start=False)
+        job = self.job("near", start=False)
         pairs: NearPairs | None = job.result() if job else None
         return pairs
 
@@ -226,7 +203,7 @@ class Health:
             limit = check.limit
             if limit and limit.field not in self.index.fields:
                 continue
-            groups, job = self.groups(name, start), self._job_of(name, start)
+            groups, job = self.groups(name, start), self.job(name, start)
             state = "ready" if groups is not None else "working" if job else "waiting"
             found.append(
                 {

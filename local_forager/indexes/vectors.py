@@ -35,6 +35,11 @@ SEED = 0
 Progress = Callable[[float], None]  # called with the share of the work that is done, 0 to 1
 
 
+def part(progress: Progress, begin: float, end: float) -> Progress:
+    """Reports the progress of a part of the work."""
+    return lambda share: progress(begin + (end - begin) * share)
+
+
 class Neighbours(NamedTuple):
     rows: np.ndarray  # int64, nearest first
     distances: np.ndarray  # float32, 1 - cosine, from 0 (same direction) to 2

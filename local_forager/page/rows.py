@@ -86,7 +86,7 @@ async def finding(request: web.Request, view: View) -> RowGroups | None:
     health = view.health(
         filters.embedding_choice(request), filters.distance_choice(request), threshold
     )
-    if job := health.start(name):
+    if job := health.job(name, start=True):
         await view.page.result_of(job)
     return await view.page.compute(partial(health.groups, name))
 

@@ -82,9 +82,8 @@ def test_the_file_is_built_once_unless_damaged(vectors, failed, inverted, tmp_pa
 
 def test_near_duplicates_agree_with_all_pairs(inverted, vectors, failed):
     index = made_index(list(map(str, range(ROWS))), 0, failed=failed, embeddings={"clip": vectors})
-    copies = duplicates.exact_duplicates(index, "clip", ignore)
-    found = duplicates.near_pairs(index, "clip", copies, ignore, inverted=inverted)
-    expected = duplicates.near_pairs(index, "clip", copies, ignore)
+    found = duplicates.near_pairs(index, "clip", ignore, inverted=inverted)
+    expected = duplicates.near_pairs(index, "clip", ignore)
     assert not found.exact and found.default == expected.default
     every = duplicates.near_groups(expected, expected.default)
     assert len(every) > 50
