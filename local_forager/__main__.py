@@ -6,10 +6,8 @@ if __name__ == "__main__":
     guard()
 
 import asyncio
-import errno
 import os
 import signal
-import socket
 import sqlite3
 import sys
 from pathlib import Path
@@ -92,16 +90,14 @@ async def serve(app: web.Application, host: str, port: int) -> None:
     try:
         try:
             await web.TCPSite(runner, host, port).start()
-        except (socket.gaierror, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or "no name of a machine"
-            reason = f"Cannot listen on {printable(host)} ({why}): choose another --host."
-            raise PageError(500, reason) from None
-        except OSError as error:
-            reason = f"Cannot listen on {printable(host)}:{port} ({os.strerror(error.errno or 0)})"
-            advice = "choose another --port"
-            if error.errno == errno.EADDRNOTAVAIL:
-                advice = "--host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all"
-            raise PageError(500, f"{reason}: {advice}.") from None
+        except (OSError, UnicodeError) as error:
+            code = getattr(error, "errno", 0)  # of a name that is not known it is negative
+            reason = os.strerror(code) if code > 0 else "no name of a machine"
+            raise PageError(
+                500,
+                f"Cannot listen on {printable(host)}:{port} ({reason}): choose another --port. "
+                "--host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all.",
+            ) from None
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{runner.addresses[0][1]}"
         generation = app[DATABASE].generation.value

@@ -6,7 +6,7 @@ the index that shares most images with it.
 
 import hashlib
 import importlib.util
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
@@ -52,13 +52,8 @@ def default_method(rows: int) -> str:
 def principal_axes(sample: np.ndarray) -> np.ndarray:
     """The two directions of largest variance: float32 (d, 2), their largest entries positive."""
     centred = sample - sample.mean(axis=0)
-    if len(centred) < centred.shape[1]:  # a smaller matrix has the same directions
-        _, weights = np.linalg.eigh(centred @ centred.T)
-        axes = centred.T @ weights[:, -1:-3:-1]
-        axes /= np.maximum(np.linalg.norm(axes, axis=0), 1e-12)
-    else:
-        _, directions = np.linalg.eigh(centred.T @ centred)
-        axes = directions[:, -1:-3:-1]
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    axes = directions[:, -1:-3:-1]
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])
     return (axes * signs).astype(np.float32)
 
@@ -151,9 +146,7 @@ def grown(
     if method == "umap":
         old, new = np.flatnonzero(shared), np.flatnonzero(~shared & ~failed)
         points[new] = between(vectors, new, old, points[old])
-    return Layout(
-        points=points, keys=keys, axes=source.axes, middle=source.middle, scale=source.scale
-    )
+    return replace(source, points=points, keys=keys)
 
 
 def between(vectors: Vectors, new: np.ndarray, old: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from common.terminal import printable
 from dataset import manifest
 from engine.decode import Decoded, open_image, prepare
 from local_forager.indexes.index import Index
+from local_forager.indexes.vectors import in_order
 from local_forager.types import PageError
 from weights.clip import check_clip_weights, digest
 from weights.resnet50 import read_resnet_weights, require_resnet
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from models.clip import VisionTower
     from models.resnet import ResNet
 
+_digest = functools.cache(digest)
 MISSING = (
     "To search by a picture, local_forager needs --clip_weights DIRECTORY (for clip) or "
     "--resnet_weights R-50.pkl (for the others)."
@@ -64,11 +66,6 @@ class PictureWeights:
             except PageError as error:
                 reasons.append(error.message)
         return usable, "" if usable else " ".join(dict.fromkeys(reasons))
-
-
-@functools.cache
-def _digest(path: Path) -> str:
-    return digest(path)
 
 
 def _problem(check: Callable[[Path], object], path: Path) -> str | None:
@@ -174,7 +171,6 @@ def nearest_to(
     """The rows of images that did not fail, nearest to the picture first. Raises PageError."""
     weights.check(by, index)
     similarity = index.embeddings[by].similarities(picture_vectors(weights, picture, [by])[by])
-    good = np.array(rows, np.int64)
-    good = good[~index.failed[good]]
-    nearest: list[int] = good[np.argsort(-similarity[good], kind="stable")].tolist()
+    good = np.array([row for row in rows if not index.failed[row]], np.int64)
+    nearest: list[int] = in_order(good, -similarity).tolist()
     return nearest

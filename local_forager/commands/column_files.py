@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
 from common.terminal import printable
-from local_forager.indexes.index import NAMED_BY
+from local_forager.indexes.index import images_named
 from local_forager.types import PageError
 
 MAX_COLUMNS = 100
@@ -204,58 +204,32 @@ def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:
     keys: a pyarrow.ChunkedArray of texts. Raises PageError if a key names several images, or
     several keys the same one.
     """
-    keys = compute.replace_substring_regex(keys, BUCKET, "").combine_chunks()
-    found = np.full(len(keys), -1, np.int64)
-    for what, name_of in NAMED_BY.items():
-        left = np.flatnonzero(found < 0)
-        if not len(left):
-            break
-        known = _text_array([name_of(name) for name in names]).dictionary_encode()
-        codes = known.indices.to_numpy()
-        first = np.full(len(known.dictionary), -1, np.int64)
-        first[codes[::-1]] = np.arange(len(names))[::-1]
-        places = compute.index_in(keys.take(pa.array(left)), value_set=known.dictionary)
-        places = places.fill_null(-1).to_numpy(zero_copy_only=False)
-        matched, places = left[places >= 0], places[places >= 0]
-        several = np.bincount(codes, minlength=len(first))[places] > 1
-        if several.any():
-            key = printable(keys[int(matched[several][0])].as_py())
-            raise PageError(
-                400,
-                f"{key} is the {what} of several images{_more(int(several.sum()))}: name images by "
-                "object. Nothing is changed.",
-            )
-        found[matched] = first[places]
-    _refuse_repeated(keys, found, names)
+    texts = compute.replace_substring_regex(keys, BUCKET, "").to_pylist()
+    named = images_named(texts, names)
+    several = [text for text in texts if text in named and len(named[text].rows) > 1]
+    if several:
+        raise PageError(
+            400,
+            f"{printable(several[0])} is the {named[several[0]].what} of several images"
+            f"{_more(len(several))}: name images by object. Nothing is changed.",
+        )
+    found = np.array([named[text].rows[0] if text in named else -1 for text in texts], np.int64)
+    matched = np.flatnonzero(found >= 0)
+    rows, firsts, repeats = np.unique(found[matched], return_index=True, return_counts=True)
+    if (repeats > 1).any():
+        row = found[matched[firsts[repeats > 1].min()]]
+        one, other = (printable(texts[place]) for place in np.flatnonzero(found == row)[:2])
+        same = f"{one} and {other}" if one != other else f"{one}, twice"
+        raise PageError(
+            400,
+            f"Two rows are of image {printable(names[row])}: {same}"
+            f"{_more(len(matched) - len(rows))}. Keep one row per image. Nothing is changed.",
+        )
     return found
-
-
-def _text_array(texts: list[str]) -> Any:
-    """A pyarrow.StringArray; what UTF-8 cannot hold, and no file has, becomes question marks."""
-    try:
-        return pa.array(texts, pa.string())
-    except UnicodeEncodeError:
-        return pa.array([text.encode(errors="replace").decode() for text in texts], pa.string())
 
 
 def _more(number: int) -> str:
     return f" (and {number - 1:,} more such rows)" if number > 1 else ""
-
-
-def _refuse_repeated(keys: Any, found: np.ndarray, names: list[str]) -> None:
-    """PageError if two keys name the same image."""
-    matched = np.flatnonzero(found >= 0)
-    rows, firsts, repeats = np.unique(found[matched], return_index=True, return_counts=True)
-    if (repeats == 1).all():
-        return
-    row = found[matched[firsts[repeats > 1].min()]]
-    one, other = (printable(keys[int(place)].as_py()) for place in np.flatnonzero(found == row)[:2])
-    named = f"{one} and {other}" if one != other else f"{one}, twice"
-    raise PageError(
-        400,
-        f"Two rows are of image {printable(names[row])}: {named}"
-        f"{_more(len(matched) - len(rows))}. Keep one row per image. Nothing is changed.",
-    )
 
 
 def in_row_order(file: ColumnFile, found: np.ndarray, images: int) -> Any:

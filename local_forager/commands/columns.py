@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from common.options import CONTEXT_SETTINGS, Command, LocalPath
+from common.options import CONTEXT_SETTINGS, Command, LocalPath, flag
 from common.terminal import count, first_lines, printable
 from local_forager.commands.opening import local_dataset, open_dataset
 from local_forager.commands.options import bucket_option, data_dir_option
@@ -48,7 +48,7 @@ def described(columns: OwnColumns) -> list[str]:
 @click.argument("name")
 @click.argument("file", required=False, type=LocalPath(exists=True, dir_okay=False))
 @click.option("--key", metavar="COLUMN", help="Column that names the images.  [default: the first]")
-@click.option("--remove", is_flag=True, help="Take the columns of the dataset away.")
+@flag("--remove", "Take the columns of the dataset away.")
 @data_dir_option
 @bucket_option
 def add_columns(

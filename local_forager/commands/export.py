@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import click
 
-from common.options import CONTEXT_SETTINGS, Command, LocalPath
+from common.options import CONTEXT_SETTINGS, Command, LocalPath, choice, flag
 from common.terminal import escaped, printable
 from local_forager.analysis import subsets
 from local_forager.analysis.health import LIMITS
@@ -55,10 +55,8 @@ def for_terminal(text: str) -> str:
     default="all",
     help="Images to export. diverse and typical choose --count of them, the most useful first.",
 )
-@click.option(
-    "--by", type=click.Choice(COMPARED_BY), default=COMPARED_BY[0], help="Compare by this."
-)
-@click.option("--exact", is_flag=True, help="Compare all pairs of more than 20,000 images too.")
+@choice("--by", COMPARED_BY, "Compare by this.")
+@flag("--exact", "Compare all pairs of more than 20,000 images too.")
 @click.option(
     "--format",
     "format_",
@@ -79,7 +77,7 @@ def for_terminal(text: str) -> str:
 )
 @click.option("--index_id", metavar="ID", help="An index in the bucket, not NAME.")
 @click.option("--split", type=click.Choice(SPLITS), help="Only images of this split.")
-@click.option("--unlabelled", is_flag=True, help="Only images without any label.")
+@flag("--unlabelled", "Only images without any label.")
 @click.option(
     "--count",
     type=click.IntRange(1),

@@ -111,16 +111,18 @@ def open_work_directory(directory: Path) -> Opened:
         PageError: it is none, its ingest is running or unfinished, or a file is damaged.
     """
     shown = printable(str(directory))
-    if not directory.is_dir():
-        raise PageError(404, f"There is no directory {shown}: name the one of a finished ingest.")
     if not (directory / STATE).is_file():
         raise PageError(
             404,
             f"{shown} is not the work directory of an ingest, as there is no {STATE} in it: name "
             "that of a finished one.",
         )
-    if _is_locked(directory / LOCK):
-        raise PageError(409, f"An ingest is running in {shown}: wait until it has ended.")
+    with contextlib.suppress(FileNotFoundError), (directory / LOCK).open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an ingest holds it while it runs
+        except BlockingIOError:
+            reason = f"An ingest is running in {shown}: wait until it has ended."
+            raise PageError(409, reason) from None
     try:
         options = options_on_disk(directory / STATE)
     except (ValueError, sqlite3.Error, OSError) as error:
@@ -138,13 +140,3 @@ def open_work_directory(directory: Path) -> Opened:
         raise PageError(409, f"The index in {shown} cannot be used. {error}") from None
     none = "A work directory has no labels: name a dataset of the local Forager"
     return Opened(index=index, no_labels=none)
-
-
-def _is_locked(lock: Path) -> bool:
-    """Whether an ingest is running: it holds the lock of its work directory."""
-    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

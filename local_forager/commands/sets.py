@@ -16,7 +16,7 @@ from local_forager.analysis.health import LIMITS, PAIRS_ROWS, Health
 from local_forager.analysis.jobs import POLL, Jobs
 from local_forager.commands.opening import Opened
 from local_forager.export import name_line
-from local_forager.indexes.index import NAMED_BY, Index
+from local_forager.indexes.index import Index, images_named
 from local_forager.types import PageError
 
 SETS = {  # set -> health check
@@ -65,19 +65,13 @@ def rows_named(index: Index, path: Path) -> np.ndarray:
     except UnicodeDecodeError:
         raise PageError(400, f"{shown} is not UTF-8 text: write one name a line.") from None
     wanted = dict.fromkeys(line.strip("\r") for line in lines if line.strip())
-    rows: list[int] = []
-    for name_of in NAMED_BY.values():
-        named = ((row, name_of(name_line(name))) for row, name in enumerate(index.names))
-        found = {row: key for row, key in named if key in wanted}
-        rows += found
-        for key in set(found.values()):
-            del wanted[key]
-    if wanted:
-        what = "1 line names" if len(wanted) == 1 else f"{len(wanted):,} lines name"
-        raise PageError(400, f"In {shown}, {what} no image: {first_of(list(wanted))}.")
-    if not rows:
+    named = images_named(wanted, list(map(name_line, index.names)))
+    if unknown := [line for line in wanted if line not in named]:
+        what = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
+        raise PageError(400, f"In {shown}, {what} no image: {first_of(unknown)}.")
+    if not named:
         raise PageError(400, f"{shown} names no image: write one name a line.")
-    return np.array(sorted(rows), np.int64)
+    return np.unique(np.concatenate([one.rows for one in named.values()]))
 
 
 def candidates(opened: Opened, asked: Asked) -> np.ndarray:

@@ -104,14 +104,19 @@ class Vectors:
         return nearest(similarity, count)
 
 
+def in_order(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The rows, those with the smallest values first; equal ones stay in their order."""
+    ordered: np.ndarray = rows[np.argsort(values[rows], kind="stable")]
+    return ordered
+
+
 def nearest(similarity: np.ndarray, count: int) -> Neighbours:
     """The rows with the largest finite similarities; ties in row order."""
     count = min(count, int(np.isfinite(similarity).sum()))
     if count == 0:
         return Neighbours(np.zeros(0, np.int64), np.zeros(0, np.float32))
     least = np.partition(similarity, len(similarity) - count)[len(similarity) - count]
-    rows = np.flatnonzero(similarity >= least)
-    rows = rows[np.argsort(-similarity[rows], kind="stable")][:count]
+    rows = in_order(np.flatnonzero(similarity >= least), -similarity)[:count]
     return Neighbours(rows, np.maximum(1 - similarity[rows], 0).astype(np.float32))
 
 

@@ -82,17 +82,13 @@ def warnings_of(counts: SplitCounts, index: Index, columns: OwnColumns = NO_COLU
     An image that vanished before the registration has a row that failed, and the server lacks it.
     """
     warnings = []
-    index_val = len(index.names) - index.num_train
-    failed_train = int(index.failed[: index.num_train].sum())
-    failed_val = int(index.failed[index.num_train :].sum())
-    if not (
-        0 <= index.num_train - counts.num_train <= failed_train
-        and 0 <= index_val - counts.num_val <= failed_val
-    ):
+    splits = [index.in_split(split) for split in ("train", "val")]
+    train, val = (int(split.sum()) for split in splits)
+    failed = [int(index.failed[split].sum()) for split in splits]
+    if not (0 <= train - counts.num_train <= failed[0] and 0 <= val - counts.num_val <= failed[1]):
         warnings.append(
             f"The server has {counts.num_train:,} training and {counts.num_val:,} validation "
-            f"images, but the index has {index.num_train:,} and {index_val:,}: it belongs to other "
-            "images."
+            f"images, but the index has {train:,} and {val:,}: it belongs to other images."
         )
     if index.not_finite:
         rows = first_of([str(row) for row in index.not_finite])
@@ -207,8 +203,7 @@ async def column(request: web.Request, view: View) -> web.Response:
     if kind == "field":
         return array_response(await own_values(request.query.get("field", ""), view))
     if kind == "split":
-        values[:] = 1
-        values[: view.index.num_train] = 0
+        values[:] = view.index.in_split("val")
     elif kind == "class":
         values[:] = view.index.classes
     elif kind == "category":

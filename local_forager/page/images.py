@@ -185,12 +185,13 @@ async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
         label = label_to_export(query.get("category", ""), query.get("mode", POSITIVE))
     pieces = export(name, view.index, view.table, rows.tolist(), label)
     suffix = FORMATS[name]
-    response = web.StreamResponse(headers={"Cache-Control": "no-store"})
-    response.content_type, response.charset = MEDIA_TYPES[suffix], "utf-8"
-    file = f"{view.dataset.name}-{name}.{suffix}"
-    response.headers["Content-Disposition"] = f'attachment; filename="{file}"'
+    headers = {
+        "Cache-Control": "no-store",
+        "Content-Disposition": f'attachment; filename="{view.dataset.name}-{name}.{suffix}"',
+        "Content-Type": f"{MEDIA_TYPES[suffix]}; charset=utf-8",
+    }
+    response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     while piece := await view.page.compute(lambda: "".join(itertools.islice(pieces, 1))):
         await response.write(piece.encode(errors="surrogatepass"))
-    await response.write_eof()
     return response

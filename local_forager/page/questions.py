@@ -1,6 +1,7 @@
 """Pictures that people search by: each is read once, and only its vectors are kept, in memory."""
 
 import asyncio
+import contextlib
 import secrets
 from collections import OrderedDict
 from concurrent.futures import Executor
@@ -73,13 +74,7 @@ class Questions:
 
 async def read_body(request: web.Request) -> bytes:
     """The body of a request, of up to MAX_BYTES."""
-    parts, size = [], request.content_length or 0
-    if size <= MAX_BYTES:
-        size = 0
-        async for part in request.content.iter_chunked(1 << 20):
-            parts.append(part)
-            if (size := size + len(part)) > MAX_BYTES:
-                break
-    if size > MAX_BYTES:
-        raise PageError(413, f"The picture is larger than {MAX_BYTES / 1e9:.1f} GB.")
-    return b"".join(parts)
+    if (request.content_length or 0) <= MAX_BYTES:
+        with contextlib.suppress(web.HTTPRequestEntityTooLarge):
+            return await request.clone(client_max_size=MAX_BYTES).read()
+    raise PageError(413, f"The picture is larger than {MAX_BYTES / 1e9:.1f} GB.")

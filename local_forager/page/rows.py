@@ -13,7 +13,7 @@ from local_forager.analysis.duplicates import BLOCK_ROWS, RowGroups, near_distan
 from local_forager.analysis.health import CHECKS, LIMITS
 from local_forager.indexes.fields import Field
 from local_forager.indexes.own_columns import TextColumn
-from local_forager.indexes.vectors import Progress, Vectors
+from local_forager.indexes.vectors import Progress, Vectors, in_order
 from local_forager.page import filters
 from local_forager.page.questions import PREFIX
 from local_forager.page.state import View
@@ -119,19 +119,18 @@ async def listing(request: web.Request, view: View) -> Listing:
     good = np.flatnonzero(chosen & ~view.index.failed)
     cosine = await likeness(request, view)
     if cosine is not None:
-        order = good[np.argsort(-cosine[good], kind="stable")]
+        order = in_order(good, -cosine)
         return Listing(order, distances=np.maximum(1 - cosine[order], 0))
     if sort in BY_NEIGHBOURS:
-        found = await distances_to_neighbours(request, view)
         column, sign = BY_NEIGHBOURS[sort]
-        order = good[np.argsort(sign * found[good, column], kind="stable")]
-        return Listing(order, distances=found[order, column])
+        values = (await distances_to_neighbours(request, view))[:, column]
+        order = in_order(good, sign * values)
+        return Listing(order, distances=values[order])
     order = np.flatnonzero(chosen)
     if by_field:
         field, sign = by_field
         values = field.values()
-        order = order[~np.isnan(values[order])]
-        order = order[np.argsort(sign * values[order], kind="stable")]
+        order = in_order(order[~np.isnan(values[order])], sign * values)
         return Listing(order, distances=values[order])
     if sort:
         by_name, backwards = view.index.names.__getitem__, sort != "name"

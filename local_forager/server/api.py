@@ -108,6 +108,12 @@ async def answer_errors(request: web.Request, handler: Endpoint) -> web.StreamRe
         return await handler(request)
     except web.HTTPNotFound:
         return html_page(404, f"Page not found at {request.path}", "There is no such address here.")
+    except web.HTTPMethodNotAllowed as error:
+        allow = {"Allow": ", ".join(sorted({"OPTIONS", *error.allowed_methods}))}
+        if request.method == "OPTIONS":
+            return web.json_response({}, headers=allow)
+        detail = f'Method "{request.method}" not allowed.'
+        return web.json_response({"detail": detail}, status=405, headers=allow)
     except web.HTTPException:
         raise
     except NoSuchDataset:
@@ -118,21 +124,6 @@ async def answer_errors(request: web.Request, handler: Endpoint) -> web.StreamRe
         if status == 500:
             print(f"{request.method} {request.path!a} 500 {name}: {error!a}", file=sys.stderr)
         return html_page(status, f"{name} at {request.path}", str(error))
-
-
-def api_view(method: str, handler: Endpoint) -> Endpoint:
-    """Answer one method with handler, OPTIONS with 200, and other methods with 405."""
-
-    async def view(request: web.Request) -> web.StreamResponse:
-        if request.method == method:
-            return await handler(request)
-        allow = {"Allow": ", ".join(sorted(("OPTIONS", method)))}
-        if request.method == "OPTIONS":
-            return web.json_response({}, headers=allow)
-        detail = f'Method "{request.method}" not allowed.'
-        return web.json_response({"detail": detail}, status=405, headers=allow)
-
-    return view
 
 
 async def read_body(request: web.Request) -> Any:
@@ -258,14 +249,12 @@ def add_api(app: web.Application) -> None:
     """Let the application answer the calls of its generation, below /api/."""
     is_a = app[DATABASE].generation is ServerGeneration.A
     name = f"{{name:{SLUG}}}"
-    views: list[tuple[str, str, Endpoint]] = [
-        ("GET", "get_datasets_v2", get_datasets),
-        ("GET", f"get_dataset_info_v2/{name}", get_dataset_info),
-        ("POST", "create_dataset_v2", create_dataset),
-        ("POST", f"add_annotations_by_internal_identifiers_v2/{name}", add_annotations),
-        ("POST" if is_a else "GET", f"get_category_counts_v2/{name}", get_category_counts),
-    ]
+    add = app.router.add_route
+    add("GET", "/api/get_datasets_v2", get_datasets)
+    add("GET", f"/api/get_dataset_info_v2/{name}", get_dataset_info)
+    add("POST", "/api/create_dataset_v2", create_dataset)
+    add("POST", f"/api/add_annotations_by_internal_identifiers_v2/{name}", add_annotations)
+    counts = f"/api/get_category_counts_v2/{name}"
+    add("POST" if is_a else "GET", counts, get_category_counts)
     if not is_a:
-        views.append(("POST", "add_annotations_multi_v2", add_annotations_multi))
-    for method, path, handler in views:
-        app.router.add_route("*", f"/api/{path}", api_view(method, handler))
+        add("POST", "/api/add_annotations_multi_v2", add_annotations_multi)

@@ -306,13 +306,10 @@ class Database:
 
     async def sample(self, dataset: int, count: int) -> list[str]:
         """Identifiers of up to count images, evenly spaced over the dataset."""
-        bounds = "SELECT min(id), max(id) FROM item WHERE dataset = ?"
-        ((first, last),) = await self._rows(bounds, dataset)
-        if first is None:
-            return []
         # The images of a dataset are inserted in one transaction, so their ids are consecutive.
-        steps = max(1, min(count - 1, last - first))
-        ids = sorted({first + (last - first) * step // steps for step in range(steps + 1)})
-        marks = ", ".join("?" * len(ids))
-        statement = f"SELECT identifier FROM item WHERE id IN ({marks}) ORDER BY id"
-        return [known for (known,) in await self._rows(statement, *ids)]
+        statement = """
+            SELECT DISTINCT item.id, identifier FROM json_each(?) AS step,
+                (SELECT min(id) AS first, max(id) - min(id) AS span FROM item WHERE dataset = ?)
+            JOIN item ON item.id = first + span * step.value / ? ORDER BY item.id"""
+        steps = json.dumps(list(range(count)))
+        return [known for _, known in await self._rows(statement, steps, dataset, count - 1)]

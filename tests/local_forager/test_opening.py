@@ -145,7 +145,7 @@ def unregister(birds):
 
 DAMAGE = {
     "do not match their checksum": unregister,
-    "There is no directory birds": shutil.rmtree,
+    "birds is not the work directory of an ingest": shutil.rmtree,
     "as there is no state.sqlite in it": lambda birds: (birds / "state.sqlite").unlink(),
     "or its state.sqlite is damaged": lambda birds: (birds / "state.sqlite").write_bytes(b"x" * 99),
     "has 4 bytes": lambda birds: (birds / "index/local/clip/embeddings.npy").write_bytes(b"1234"),
