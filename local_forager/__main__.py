@@ -10,7 +10,6 @@ import os
 import signal
 import sqlite3
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,7 +17,6 @@ from aiohttp import web
 
 from common.options import CONTEXT_SETTINGS, Command
 from common.terminal import printable
-from local_forager.analysis.picture_search import find_weights
 from local_forager.commands.columns import add_columns
 from local_forager.commands.delete import delete_dataset
 from local_forager.commands.export import export_set
@@ -30,7 +28,7 @@ from local_forager.commands.options import (
 )
 from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
-from local_forager.page.state import PAGE, PageState
+from local_forager.page.state import PAGE, PageOptions, PageState
 from local_forager.server import api
 from local_forager.server.api import BUCKETS, DATABASE
 from local_forager.server.buckets import Buckets
@@ -40,26 +38,16 @@ from local_forager.types import PageError
 SHUTDOWN_TIMEOUT = 2.0  # seconds for open requests to finish when the server is told to stop
 
 
-def make_app(
-    data_dir: Path,
-    generation: ServerGeneration,
-    bucket: str,
-    loopback: bool,
-    clip_weights: Path | None,
-    resnet_weights: Path | None,
-    exact_rows: int,
-    note: str,
-) -> web.Application:
+def make_app(generation: ServerGeneration, loopback: bool, options: PageOptions) -> web.Application:
     middlewares = [api.refuse_other_sites, api.answer_errors]
     if loopback:
         middlewares.insert(0, api.refuse_other_hosts)
     app = web.Application(middlewares=middlewares, client_max_size=api.CHUNKED_LIMIT)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    app[DATABASE] = Database(data_dir / DATABASE_FILE, generation)
+    options.data_dir.mkdir(parents=True, exist_ok=True)
+    app[DATABASE] = Database(options.data_dir / DATABASE_FILE, generation)
     app[BUCKETS] = Buckets()
     api.add_api(app)
-    weights = find_weights(resnet_weights, clip_weights)
-    add_page(app, PageState(app, data_dir, bucket, weights, clip_weights, exact_rows, note))
+    add_page(app, PageState(app, options))
     app.on_cleanup.append(close)
     return app
 
@@ -144,9 +132,8 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
     """
     if context.invoked_subcommand:
         return
-    imitated, loopback = ServerGeneration(generation), api.is_loopback(host)
     try:
-        app = make_app(generation=imitated, loopback=loopback, **options)
+        app = make_app(ServerGeneration(generation), api.is_loopback(host), PageOptions(**options))
     except (OSError, sqlite3.Error) as error:
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
         where = printable(str(options["data_dir"]))

@@ -93,11 +93,6 @@ def beyond(index: Index, name: str, threshold: float | None = None) -> np.ndarra
     return np.flatnonzero(steps <= end if limit.is_most else steps >= end)
 
 
-def duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "about a minute"
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Health:
     """The findings for one index and embedding, with one version of the labels."""
@@ -146,9 +141,12 @@ class Health:
             return every
         return self._job("in lists", start)
 
-    def _time_of_all_pairs(self) -> str:
-        pairs = len(self.index.names) ** 2 / 2
-        return duration(pairs * self.index.embeddings[self.by].dimensions / 512 / PAIRS_A_SECOND)
+    def _duration(self, in_lists: bool) -> str:
+        """About how long the comparison for near duplicates takes."""
+        rows, dimensions = len(self.index.names), self.index.embeddings[self.by].dimensions
+        of_all = rows**2 / 2 * dimensions / 512 / PAIRS_A_SECOND
+        minutes = (rows / ROWS_A_SECOND if in_lists else of_all) / 60
+        return f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "about a minute"
 
     def all_pairs(self, start: bool) -> AllPairs:
         """The comparison of all pairs of a large index."""
@@ -157,7 +155,7 @@ class Health:
         job = self._job("all pairs", start)
         state = "waiting" if job is None else "ready" if job.result() else "working"
         progress = job.progress if job else 0.0
-        return {"state": state, "progress": progress, "duration": self._time_of_all_pairs()}
+        return {"state": state, "progress": progress, "duration": self._duration(False)}
 
     def groups(self, name: str, start: bool = False) -> RowGroups | None:
         """The images of a finding, single images as groups of one; None until they are known.
@@ -226,9 +224,7 @@ class Health:
         if name not in NEAR:
             return ""
         if job is None:
-            rows = len(self.index.names)
-            takes = duration(rows / ROWS_A_SECOND) if self.in_lists else self._time_of_all_pairs()
-            return f" The comparison takes {takes}."
+            return f" The comparison takes {self._duration(self.in_lists)}."
         pairs: NearPairs | None = job.result()
         if pairs is None:
             return ""

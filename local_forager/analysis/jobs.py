@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from local_forager.indexes.vectors import Progress
 from local_forager.types import StillWorking
 
-KEPT_JOBS = 100  # that have ended
+KEPT_JOBS = 100  # that have ended; of a picture, 14 kB are kept
 WAIT = 1.0  # seconds after which a request is told to ask again
 POLL = 0.05  # seconds between looks at a computation
 
@@ -81,6 +81,11 @@ class Jobs:
         if found := self._jobs.pop(key, None):
             self._jobs[key] = found
         return found
+
+    def waiting(self) -> int:
+        """How many jobs have not ended."""
+        with self._lock:
+            return sum(not job.future.done() for job in self._jobs.values())
 
     def progress(self) -> float:
         """The progress of the job that is running, 0 to 1."""

@@ -11,7 +11,6 @@ import numpy as np
 from common.errors import ImageError, ShortageError, WeightsError
 from common.options import RESNET_WEIGHTS
 from common.terminal import printable
-from dataset import manifest
 from engine.decode import Decoded, open_image, prepare
 from local_forager.indexes.index import Index
 from local_forager.indexes.vectors import in_order
@@ -39,33 +38,27 @@ class PictureWeights:
     clip: Path  # if there is none, `problems` says so
     problems: dict[str, str | None]
 
+    def problem(self, by: str, index: Index | None = None) -> str | None:
+        """Why this embedding cannot be computed, or not with the weights of the index, if so."""
+        option, path = "resnet_weights", self.resnet
+        if by == "clip":
+            option, path = "clip_weights", self.clip
+        made_with = index.metadata.get(f"{option}_sha256") if index else None
+        if self.problems[by] or made_with is None or made_with == _digest(path):
+            return self.problems[by]
+        sentence = f"The {by} vectors of this dataset were made with other weights than"
+        return f"{sentence} {printable(str(path))}: give those with --{option}."
+
     def check(self, by: str, index: Index | None = None) -> None:
-        """Raise PageError if this embedding cannot be computed, or not with the index's weights."""
-        if problem := self.problems[by]:
+        """Raise PageError if there is a problem."""
+        if problem := self.problem(by, index):
             raise PageError(409, problem)
-        if index is None:
-            return
-        option = "clip_weights" if by == "clip" else "resnet_weights"
-        path = self.clip if by == "clip" else self.resnet
-        try:
-            made = manifest.read_metadata(index.directory / manifest.NAME)
-        except ValueError:  # an index without a manifest does not say
-            return
-        if _digest(path) != made.get(f"{option}_sha256", _digest(path)):
-            where = printable(str(path))
-            sentence = f"The {by} vectors of this dataset were made with other weights than {where}"
-            raise PageError(409, f"{sentence}: give those with --{option}.")
 
     def usable(self, index: Index | None = None) -> tuple[list[str], str]:
         """The embeddings by which a picture can be compared, with an index; without any, why."""
-        usable, reasons = [], []
-        for by in self.problems:
-            try:
-                self.check(by, index)
-                usable.append(by)
-            except PageError as error:
-                reasons.append(error.message)
-        return usable, "" if usable else " ".join(dict.fromkeys(reasons))
+        problems = {by: self.problem(by, index) for by in self.problems}
+        usable = [by for by, problem in problems.items() if not problem]
+        return usable, "" if usable else " ".join(dict.fromkeys(filter(None, problems.values())))
 
 
 def _problem(check: Callable[[Path], object], path: Path) -> str | None:

@@ -67,9 +67,7 @@ def _read_parquet(path: Path) -> Any:
         with parquet.ParquetFile(path) as file:
             nested = [f.name for f in file.schema_arrow if pa.types.is_nested(f.type)]
             if nested:
-                raise ValueError(
-                    f"has a nested column, {printable(nested[0])}: only plain values can be shown"
-                )
+                raise ValueError(f"has a nested column, {printable(nested[0])}: use plain values")
             return file.read()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError("is a damaged Parquet file") from error
@@ -120,18 +118,13 @@ def _check_names(names: list[str], key: str, taken: set[str]) -> None:
                 "printable characters, not beginning with a dash"
             )
         if name in taken:
-            raise ValueError(
-                f"has a column {printable(name)}, as every image has already: rename it"
-            )
+            raise ValueError(f"has a column {printable(name)}, as every image has: rename it")
 
 
 def _keys(name: str, column: Any) -> Any:
-    column = _plain(column)
-    kind = column.type
-    if not (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
-    ):
-        raise ValueError(f"has {kind} in column {printable(name)}, where names of images should be")
+    if pa.types.is_floating(column.type):
+        what = f"has {column.type} in column {printable(name)}"
+        raise ValueError(f"{what}, where names of images should be")
     return column.cast(pa.string())
 
 

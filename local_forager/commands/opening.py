@@ -63,11 +63,9 @@ async def local_dataset(name: str, data_dir: Path) -> AsyncIterator[tuple[Databa
     try:
         opened = Database(path, ServerGeneration.B)
     except sqlite3.Error as error:
-        raise PageError(
-            500,
-            f"{printable(str(path))} cannot be used ({error}): check your rights to it and the "
-            "space on its disk, or give another --data_dir.",
-        ) from error
+        advice = "check your rights to it and the space on its disk, or give another --data_dir"
+        reason = f"{printable(str(path))} cannot be used ({error}): {advice}."
+        raise PageError(500, reason) from error
     with contextlib.closing(opened) as database:
         dataset = await database.dataset(name)
         if dataset is None:
@@ -112,11 +110,7 @@ def open_work_directory(directory: Path) -> Opened:
     """
     shown = printable(str(directory))
     if not (directory / STATE).is_file():
-        raise PageError(
-            404,
-            f"{shown} is not the work directory of an ingest, as there is no {STATE} in it: name "
-            "that of a finished one.",
-        )
+        raise PageError(404, f"{shown} has no {STATE}: name the directory of a finished ingest.")
     with contextlib.suppress(FileNotFoundError), (directory / LOCK).open("rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an ingest holds it while it runs
@@ -126,12 +120,8 @@ def open_work_directory(directory: Path) -> Opened:
     try:
         options = options_on_disk(directory / STATE)
     except (ValueError, sqlite3.Error, OSError) as error:
-        reason = printable(str(error))
-        raise PageError(
-            409,
-            f"The ingest in {shown} is not finished, or its {STATE} is damaged ({reason}): run the "
-            "same ingest again.",
-        ) from None
+        reason = f"is not finished, or its {STATE} is damaged ({printable(str(error))})"
+        raise PageError(409, f"The ingest in {shown} {reason}: run it again.") from None
     if "registered" not in options or "abandoned" in options:
         raise PageError(409, f"The ingest in {shown} is not finished: run it again, then export.")
     try:

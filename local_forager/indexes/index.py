@@ -75,6 +75,14 @@ class Index:
         field = self.fields.get(name)
         return None if field is None else field.values()
 
+    @functools.cached_property
+    def metadata(self) -> dict[str, str]:
+        """How the vectors were computed; {} if there is no manifest that says so."""
+        try:
+            return manifest.read_metadata(self.directory / manifest.NAME)
+        except ValueError:
+            return {}
+
     def pixels(self, row: int) -> tuple[int, int] | None:
         """Width and height of an image; None where they are not known."""
         if "width" not in self.fields:
@@ -145,11 +153,9 @@ def read_classes(path: Path, images: int) -> dict[str, int]:
         classes = read_pickle(path, MAX_READS + READS_PER_CLASS * images)
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
-        raise PageError(409, f"The ImageNet classes of the index {reason}.") from error
-    except UnsafePickleError as error:
-        raise PageError(409, f"The file of ImageNet classes of the index {error}.") from error
+    except (OSError, UnsafePickleError) as error:
+        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+        raise PageError(409, f"The file of ImageNet classes of the index {reason}.") from error
     if not isinstance(classes, dict) or not all(
         type(name) is str and type(number) is int and 0 <= number <= MAX_CLASS
         for name, number in classes.items()
@@ -188,11 +194,8 @@ def _open_vectors(array_of: Callable[[str], Path], rows: int) -> dict[str, Vecto
         path, expected = array_of(name), rows * dimensions * 4
         size = path.stat().st_size if path.exists() else 0
         if size != expected:
-            raise PageError(
-                409,
-                f"The {name} array of the index has {size:,} bytes; {rows:,} images with "
-                f"{dimensions:,} numbers each need {expected:,}.",
-            )
+            reason = f"has {size:,} bytes, but those of {rows:,} images are {expected:,}"
+            raise PageError(409, f"The {name} array of the index {reason}.")
         embeddings[name] = Vectors(path, rows, dimensions)
     return embeddings
 

@@ -41,18 +41,18 @@ async def datasets(request: web.Request) -> answers.DatasetList:
             opens = DATASET_NAME.fullmatch(name) is not None
             cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
     generation = page.database.generation.value
-    return {"generation": generation, "bucket": page.bucket, "datasets": cards}
+    return {"generation": generation, "bucket": page.options.bucket, "datasets": cards}
 
 
 async def deletion(request: web.Request) -> answers.DeletionPlan:
     """What a deletion would mean; as a POST, it is done. In the query, any name is possible."""
     page = request.app[PAGE]
     dataset = await dataset_named(request.app, request.query.get("name", ""))
-    found = await plan(page.database, dataset, page.bucket)
+    found = await plan(page.database, dataset, page.options.bucket)
     if request.method == "POST":
         if not found["shared_with"]:
             await page.copies.release(dataset.index_id)
-        await delete(page.database, dataset, page.data_dir)
+        await delete(page.database, dataset, page.options.data_dir)
     return found
 
 
@@ -145,14 +145,16 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "sizes": feature(index.lacks.get("size") if index else None),
         "quality": feature(index.lacks.get("quality") if index else None),
         "version": f"{version}.{table.columns.version}",
-        "warnings": page.notes + (warnings_of(counts, index, table.columns) if index else []),
+        "warnings": [
+            *filter(None, [page.options.note]),
+            *(warnings_of(counts, index, table.columns) if index else []),
+        ],
     }
 
 
 async def text_model(request: web.Request) -> web.Response:
     """Load the model for text search, so that the first search does not wait for it."""
-    model = request.app[PAGE].text_model()
-    model.add_done_callback(lambda done: done.cancelled() or done.exception())  # told by a search
+    request.app[PAGE].text_model()
     return web.Response(status=204)
 
 

@@ -86,7 +86,7 @@ def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, answers.Sea
     """The inverted file of an embedding, None while there is none; building starts when needed."""
     index = view.index
     exact: answers.SearchState = {"state": "exact", "progress": 1.0, "reason": ""}
-    if len(index.names) <= view.page.exact_rows:
+    if len(index.names) <= view.page.options.exact_rows:
         return None, exact
     if not faiss_installed():
         return None, {**exact, "reason": NOT_INSTALLED}

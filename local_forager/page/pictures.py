@@ -1,7 +1,6 @@
 """Thumbnails and full images from the buckets; kept on disk and in memory, respectively."""
 
 import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +60,13 @@ class Originals:
 
     def __init__(self, buckets: Buckets) -> None:
         self._buckets = buckets
-        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._kept: dict[tuple[str, str], bytes] = {}
 
     async def get(self, bucket: str, name: str) -> bytes:
-        key = (bucket, name)
-        if key not in self._kept:
-            self._kept[key] = await fetch(self._buckets, bucket, name)
-        self._kept.move_to_end(key)
-        data = self._kept[key]
+        data = self._kept.pop((bucket, name), b"") or await fetch(self._buckets, bucket, name)
+        self._kept[bucket, name] = data  # the last to be left out
         while len(self._kept) > 1 and sum(map(len, self._kept.values())) > KEPT_BYTES:
-            self._kept.popitem(last=False)
+            del self._kept[next(iter(self._kept))]
         return data
 
 

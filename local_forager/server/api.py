@@ -185,16 +185,12 @@ def read_annotation(payload: Any, is_a: bool, images: int) -> tuple[str, str, st
     A reads the label's mode from "value", and "mode" as created_by. B reads "mode" and
     "created_by". So B accepts A's payload, but stores the mode "ingest".
     """
-    created_by = "tag" if images == 1 else "tag-bulk"
-    if is_a:
-        mode, created_by = payload["value"], payload.get("mode", created_by)
-    else:
-        mode, created_by = payload["mode"], payload.get("created_by", created_by)
+    mode, created_by = ("value", "mode") if is_a else ("mode", "created_by")
     return (
         fit("user", payload["user"], MAX_TEXT_LENGTH),
         fit("category", payload["category"], MAX_TEXT_LENGTH),
-        fit("mode", mode, MAX_TEXT_LENGTH),
-        str(created_by),
+        fit("mode", payload[mode], MAX_TEXT_LENGTH),
+        str(payload.get(created_by, "tag" if images == 1 else "tag-bulk")),
     )
 
 

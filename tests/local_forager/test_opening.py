@@ -145,8 +145,8 @@ def unregister(birds):
 
 DAMAGE = {
     "do not match their checksum": unregister,
-    "birds is not the work directory of an ingest": shutil.rmtree,
-    "as there is no state.sqlite in it": lambda birds: (birds / "state.sqlite").unlink(),
+    "birds has no state.sqlite: name the directory of a finished ingest": shutil.rmtree,
+    "birds has no state.sqlite": lambda birds: (birds / "state.sqlite").unlink(),
     "or its state.sqlite is damaged": lambda birds: (birds / "state.sqlite").write_bytes(b"x" * 99),
     "has 4 bytes": lambda birds: (birds / "index/local/clip/embeddings.npy").write_bytes(b"1234"),
     "labels.json of the index cannot be read": lambda birds: (birds / "index/labels.json").unlink(),
