@@ -15,13 +15,12 @@ from typing import Any
 import click
 from aiohttp import web
 
-from common.options import CONTEXT_SETTINGS, Command
+from common.options import CONTEXT_SETTINGS, Command, bucket_option, choice
 from common.terminal import printable
 from local_forager.commands.columns import add_columns
 from local_forager.commands.delete import delete_dataset
 from local_forager.commands.export import export_set
 from local_forager.commands.options import (
-    bucket_option,
     clip_weights_option,
     data_dir_option,
     resnet_weights_option,
@@ -105,12 +104,7 @@ class Group(Command, click.Group):
     "--port", default=8000, type=click.IntRange(0, 65535), help="Port; 0 chooses a free one."
 )
 @data_dir_option
-@click.option(
-    "--generation",
-    type=click.Choice([one.value for one in ServerGeneration]),
-    default=ServerGeneration.B.value,
-    help="Generation of Forager servers to imitate.",
-)
+@choice("--generation", ("B", "A"), "Generation of Forager servers to imitate.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @bucket_option
 @clip_weights_option

@@ -42,28 +42,25 @@ LIMITS = {
 class Check(NamedTuple):
     title: str
     about: str
-    is_grouped: bool = False
-    limit: Limit | None = None  # the set is the images beyond it
 
 
 NEAR = ("near", "leak")  # which a distance changes
+GROUPED = ("exact", *NEAR)
 CHECKS = {
     "failed": Check(
         "Failed images",
         "Images that could not be read at ingest. They have no vectors and no thumbnail.",
     ),
-    "exact": Check("Exact duplicates", "Groups of images with identical vectors.", True),
+    "exact": Check("Exact duplicates", "Groups of images with identical vectors."),
     "near": Check(
         "Near duplicates",
         "Groups of almost identical images, exact duplicates included: a kept image, with the most "
         "pixels of its group, and the images within the distance of it.",
-        True,
     ),
     "leak": Check(
         "In train and validation",
         "Groups of almost identical images with images of both splits. They make validation "
         "results look better than they are.",
-        True,
     ),
     "disagree": Check(
         "Labels that contradict neighbours",
@@ -75,7 +72,6 @@ CHECKS = {
             f"{name.capitalize()} images",
             f"Their {limit.field} is at {'most' if limit.is_most else 'least'} {limit.value:g}. "
             "The range beside the images sets another limit.",
-            limit=limit,
         )
         for name, limit in LIMITS.items()
     },
@@ -198,7 +194,7 @@ class Health:
     def findings(self, start: bool) -> list[Finding]:
         found: list[Finding] = []
         for name, check in CHECKS.items():
-            limit = check.limit
+            limit = LIMITS.get(name)
             if limit and limit.field not in self.index.fields:
                 continue
             groups, job = self.groups(name, start), self.job(name, start)
@@ -211,7 +207,7 @@ class Health:
                     "state": state,
                     "progress": 1.0 if state == "ready" else job.progress if job else 0.0,
                     "images": sum(map(len, groups or ())),
-                    "groups": len(groups or ()) if check.is_grouped else 0,
+                    "groups": len(groups or ()) if name in GROUPED else 0,
                     "field": limit.field if limit else "",
                     "least": limit.value if limit and not limit.is_most else None,
                     "most": limit.value if limit and limit.is_most else None,

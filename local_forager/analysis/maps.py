@@ -69,9 +69,7 @@ def umap(vectors: Vectors, failed: np.ndarray) -> np.ndarray:
     try:
         from umap import UMAP
     except ImportError as error:
-        reason = (
-            f"UMAP cannot be loaded ({error}): install umap-learn anew, or choose pca."
-        )
+        reason = f"UMAP cannot be loaded ({error}): install umap-learn anew, or choose pca."
         raise PageError(409, reason) from error
     points = np.empty((vectors.rows, 2), np.float32)
     good = ~failed

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from common.options import CONTEXT_SETTINGS, Command, LocalPath, flag
+from common.options import CONTEXT_SETTINGS, Command, LocalPath, bucket_option, flag
 from common.terminal import count, first_lines, printable
 from local_forager.commands.opening import local_dataset, open_dataset
-from local_forager.commands.options import bucket_option, data_dir_option
+from local_forager.commands.options import data_dir_option
 from local_forager.export import CSV_HEADER
 from local_forager.indexes.fields import ABOUT
 from local_forager.indexes.own_columns import (

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from common.options import CONTEXT_SETTINGS, Command, flag
+from common.options import CONTEXT_SETTINGS, Command, bucket_option, flag
 from common.terminal import count, printable
 from local_forager.commands.opening import local_dataset
-from local_forager.commands.options import bucket_option, data_dir_option
+from local_forager.commands.options import data_dir_option
 from local_forager.deletion import delete, plan
 from local_forager.types import DeletionPlan, PageError
 

@@ -8,14 +8,13 @@ from typing import Any, TextIO
 
 import click
 
-from common.options import CONTEXT_SETTINGS, Command, LocalPath, choice, flag
+from common.options import CONTEXT_SETTINGS, Command, LocalPath, bucket_option, choice, flag
 from common.terminal import escaped, printable
 from local_forager.analysis import subsets
 from local_forager.analysis.health import LIMITS
 from local_forager.analysis.picture_search import find_weights, nearest_to, picture_of_file
 from local_forager.commands.opening import open_index, open_named
 from local_forager.commands.options import (
-    bucket_option,
     clip_weights_option,
     data_dir_option,
     resnet_weights_option,

@@ -56,7 +56,7 @@ class Index:
     not_finite: list[int]  # rows; of these images nothing can be computed
     embeddings: dict[str, Vectors]
     rows_of: dict[str, list[int]]  # identifier -> rows; several only where identifiers collide
-    fields: dict[str, Field]  # those that are known, by name
+    fields: dict[str, Field]  # those that are known, by name; a listing of the bucket adds bytes
     lacks: dict[str, str]  # of the GROUPS of fields that are not known: why, in one sentence
 
     def split(self, row: int) -> str:

@@ -238,11 +238,8 @@ def text_counts(name: str, column: TextColumn, chosen: np.ndarray) -> TextCounts
 async def histograms(request: web.Request, view: View) -> HistogramList:
     """Of each field and column that is known; the chosen images pass all filters but its own."""
     masks = await all_masks(request, view)
-    fields = view.fields
-    if "bytes" not in fields and view.page.has_sizes(view.dataset):
-        fields["bytes"] = await filters.field_of("bytes", view)
     answer: HistogramList = {"histograms": [], "texts": []}
-    for field in fields.values():
+    for field in view.fields.values():
         others = filters.passing(masks, view, filters.ENDS[0] + field.name)
         if one := await view.page.compute(partial(histogram, field, others)):
             answer["histograms"].append(one)

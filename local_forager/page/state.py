@@ -21,7 +21,7 @@ from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.fields import ABOUT, Field
 from local_forager.indexes.index import NO_LABELS, Index, LabelTable, table_of
 from local_forager.indexes.own_columns import columns_path, columns_version, read_columns
-from local_forager.page.pictures import Originals, Thumbnails
+from local_forager.page.pictures import Pictures
 from local_forager.page.questions import Questions
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
@@ -49,8 +49,7 @@ class PageState:
         buckets = self._buckets = app[BUCKETS]
         self.options, self.database = options, app[DATABASE]
         self.copies = IndexCopies(buckets, options.bucket, options.data_dir)
-        self.thumbnails = Thumbnails(buckets, options.bucket, options.data_dir)
-        self.originals = Originals(buckets)
+        self.pictures = Pictures(buckets, options.bucket, options.data_dir)
         self.jobs = Jobs()
         self.no_text_search = why_not(options.clip_weights)
         self._compute = ThreadPoolExecutor(2, thread_name_prefix="compute")
@@ -95,25 +94,20 @@ class PageState:
 
     async def object_sizes(self, dataset: Dataset, index: Index) -> Field:
         """The size of each image's object, from a listing made once; unknown if it is gone."""
-        task = self._once(dataset.index_id, partial(self._list_sizes, dataset, index))
         try:
-            sizes: Field = await asyncio.shield(task)
-            return sizes
+            list_sizes = partial(self._list_sizes, dataset, index)
+            await asyncio.shield(self._once(("sizes", index), list_sizes))
+            return index.fields["bytes"]
         except StorageError as error:
             raise PageError(502, f"The file sizes are not known. {error}") from error
 
-    def has_sizes(self, dataset: Dataset) -> bool:
-        """Whether a listing has answered object_sizes already."""
-        task = self._tasks.get(dataset.index_id)
-        return task is not None and task.done() and not task.exception()
-
-    async def _list_sizes(self, dataset: Dataset, index: Index) -> Field:
+    async def _list_sizes(self, dataset: Dataset, index: Index) -> None:
         import pyarrow as pa
 
         sizes = await self._buckets.sizes(dataset.train_path)
         sizes |= await self._buckets.sizes(dataset.val_path)
         column = pa.array([sizes.get(name) for name in index.names], pa.int64())
-        return replace(ABOUT["bytes"], column=column)
+        index.fields["bytes"] = replace(ABOUT["bytes"], column=column)
 
     def text_model(self) -> Future[TextTower]:
         """The loading of the model for text search, which begins when it is first asked for.

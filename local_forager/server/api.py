@@ -16,9 +16,15 @@ from aiohttp import web
 
 from common.names import IMAGE_SUFFIXES
 from common.terminal import printable
-from local_forager.server import database
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import MAX_TEXT_LENGTH, Database, Dataset, ServerGeneration, fit
+from local_forager.server.database import (
+    MAX_TEXT_LENGTH,
+    Database,
+    Dataset,
+    NewAnnotation,
+    ServerGeneration,
+    fit,
+)
 from local_forager.types import PageError
 
 BODY_LIMIT = 2_621_440  # bytes of a request with a Content-Length; real servers refuse more
@@ -201,7 +207,9 @@ async def add_annotations(request: web.Request) -> web.Response:
     items = await database.items(dataset.id, payload["identifiers"])
     if items:  # real servers read the rest of the payload only then
         label = read_annotation(payload, imitates_a(request), len(items))
-        await database.add_labels(items, *label)
+        user, category, mode, created_by = label
+        annotations = [NewAnnotation(item, category, mode) for item, _ in items]
+        await database.add_annotations(user, created_by, annotations)
     return web.json_response({"created": len(items)})
 
 
@@ -215,10 +223,12 @@ def corner(value: str | float) -> float:
 async def add_annotations_multi(request: web.Request) -> web.Response:
     """Several annotations of one dataset at once, boxes among them; generation B only."""
     payload = await read_body(request)
-    dataset = await dataset_named(request.app, payload["dataset"])
+    database, dataset = request.app[DATABASE], await dataset_named(request.app, payload["dataset"])
+    found = await database.items(dataset.id, [one["identifier"] for one in payload["annotations"]])
+    item_of = {known: item for item, known in found}
     annotations = [
-        database.NewAnnotation(
-            identifier=one["identifier"],
+        NewAnnotation(
+            item=item_of[str(one["identifier"])],
             category=fit("category", one["category"], MAX_TEXT_LENGTH),
             mode=fit("mode", one["mode"], MAX_TEXT_LENGTH),
             box=tuple(corner(one[name]) for name in CORNERS) if one.get("is_box") else None,
@@ -227,8 +237,8 @@ async def add_annotations_multi(request: web.Request) -> web.Response:
     ]
     user = fit("user", payload["user"], MAX_TEXT_LENGTH)
     created_by = str(payload.get("created_by", "tag-bulk"))
-    created = await request.app[DATABASE].add_annotations(dataset.id, user, created_by, annotations)
-    return web.json_response({"created": created})
+    await database.add_annotations(user, created_by, annotations)
+    return web.json_response({"created": len(annotations)})
 
 
 async def get_category_counts(request: web.Request) -> web.Response:
