@@ -47,22 +47,21 @@ def default_method(rows: int) -> str:
     return "umap" if umap_installed() and rows <= UMAP_ROWS else "pca"
 
 
-def principal_axes(sample: np.ndarray) -> np.ndarray:
-    """The two directions of largest variance: float32 (d, 2), their largest entries positive."""
+def axes_of(vectors: Vectors, failed: np.ndarray) -> np.ndarray:
+    """The two directions of largest variance of a sample: float32 (d, 2).
+
+    Their largest entries are positive.
+    """
+    good = np.flatnonzero(~failed)
+    if len(good) > SAMPLE_ROWS:
+        chosen = np.random.default_rng(SEED).choice(good, SAMPLE_ROWS, replace=False)
+        good = np.sort(chosen)
+    sample = vectors.array[good]
     centred = sample - sample.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)
     axes = directions[:, -1:-3:-1]
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])
     return (axes * signs).astype(np.float32)
-
-
-def axes_of(vectors: Vectors, failed: np.ndarray) -> np.ndarray:
-    """The principal axes of a sample of the images."""
-    good = np.flatnonzero(~failed)
-    if len(good) > SAMPLE_ROWS:
-        chosen = np.random.default_rng(SEED).choice(good, SAMPLE_ROWS, replace=False)
-        good = np.sort(chosen)
-    return principal_axes(vectors.array[good])
 
 
 def umap(vectors: Vectors, failed: np.ndarray) -> np.ndarray:

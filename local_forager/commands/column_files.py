@@ -122,15 +122,11 @@ def _check_names(names: list[str], key: str, taken: set[str]) -> None:
 
 
 def _keys(name: str, column: Any) -> Any:
-    if pa.types.is_floating(column.type):
-        what = f"has {column.type} in column {printable(name)}"
+    keys = _column(_from_type, name, column)
+    if pa.types.is_floating(keys.type):
+        what = f"has {keys.type} in column {printable(name)}"
         raise ValueError(f"{what}, where names of images should be")
-    return column.cast(pa.string())
-
-
-def _plain(column: Any) -> Any:
-    """A column without a dictionary."""
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    return keys.cast(pa.string())
 
 
 def _column(read: Any, name: str, column: Any) -> Any:
@@ -138,12 +134,12 @@ def _column(read: Any, name: str, column: Any) -> Any:
     try:
         found = read(column)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(
-            f"has {column.type} in column {printable(name)}: use numbers, dates or texts"
-        ) from error
+        what = f"has {column.type} in column {printable(name)}"
+        raise ValueError(f"{what}: use numbers, dates or texts") from error
     if pa.types.is_floating(found.type):
-        found = compute.if_else(compute.is_finite(found), found, pa.scalar(None, found.type))
+        found = compute.if_else(compute.is_finite(found), found, None)
     if pa.types.is_timestamp(found.type):
+        found = found.cast(pa.timestamp("ms"), safe=False)  # in UTC
         ends = compute.min_max(found.cast(pa.int64())).as_py()
         if ends["min"] is not None and not YEARS_MS[0] <= ends["min"] <= ends["max"] <= YEARS_MS[1]:
             raise ValueError(f"has dates beyond the years 1 to 9999 in column {printable(name)}")
@@ -153,26 +149,25 @@ def _column(read: Any, name: str, column: Any) -> Any:
 def _from_text(column: Any) -> Any:
     """The first type that fits all texts of a column."""
     trimmed = compute.utf8_trim_whitespace(column)
-    nothing = pa.scalar(None, pa.string())
-    known = compute.if_else(compute.is_in(trimmed, pa.array(UNKNOWN)), nothing, trimmed)
+    known = compute.if_else(compute.is_in(trimmed, pa.array(UNKNOWN)), None, trimmed)
     types = [pa.int64(), pa.float64(), pa.timestamp("ms"), pa.timestamp("ms", "UTC")]
     if compute.any(compute.match_substring_regex(known, ZERO_FIRST)).as_py():
         types = types[2:]
     for kind in types if known.null_count < len(known) else ():
         try:
-            return _without_zone(known.cast(kind))
+            return known.cast(kind)
         except pa.ArrowInvalid:
             continue
-    return compute.if_else(compute.equal(trimmed, ""), nothing, column)
+    return compute.if_else(compute.equal(trimmed, ""), None, column)
 
 
 def _from_type(column: Any) -> Any:
     """A column of a Parquet file. Whole numbers stay whole where pandas kept them as float."""
-    column = _plain(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     kind = column.type
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        zone = getattr(kind, "tz", None) and "UTC"
-        return _without_zone(column.cast(pa.timestamp("ms", zone), safe=False))
+        return column.cast(pa.timestamp("ms"), safe=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         try:
             return column.cast(pa.int64())
@@ -183,12 +178,7 @@ def _from_type(column: Any) -> Any:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise pa.ArrowNotImplementedError(str(kind))
     texts = column.cast(pa.string())
-    return compute.if_else(compute.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-
-
-def _without_zone(column: Any) -> Any:
-    is_zoned = pa.types.is_timestamp(column.type) and column.type.tz
-    return column.cast(pa.int64()).cast(pa.timestamp("ms")) if is_zoned else column
+    return compute.if_else(compute.equal(texts, ""), None, texts)
 
 
 def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:

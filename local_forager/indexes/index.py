@@ -252,7 +252,7 @@ def _fields_of(table: Any) -> dict[str, Field]:
     found = {}
     for column, name in COLUMNS.items():
         known = table[column].combine_chunks().cast(pa.int64())
-        found[name] = compute.if_else(compute.less(known, 0), pa.scalar(None, pa.int64()), known)
+        found[name] = compute.if_else(compute.less(known, 0), None, known)
     found["aspect"] = compute.divide(found["width"].cast(pa.float64()), found["height"])
     for name in QUALITY:
         if name in table.column_names and table[name].null_count < len(table):

@@ -36,13 +36,6 @@ BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class NoSuchDataset(PageError):
-    """Real servers answer this 404 in JSON, that of an unknown address in HTML."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(404, f"There is no dataset named {printable(str(name))} here.")
-
-
 class RequestDataTooBig(Exception):
     """The body is larger than real servers accept: they answer 400 without reading it."""
 
@@ -122,7 +115,7 @@ async def answer_errors(request: web.Request, handler: Endpoint) -> web.StreamRe
         return web.json_response({"detail": detail}, status=405, headers=allow)
     except web.HTTPException:
         raise
-    except NoSuchDataset:
+    except PageError:  # there is no such dataset
         return web.json_response({"detail": "Not found."}, status=404)
     except Exception as error:
         name = type(error).__name__
@@ -142,7 +135,7 @@ async def read_body(request: web.Request) -> Any:
 async def dataset_named(app: web.Application, name: str) -> Dataset:
     dataset = await app[DATABASE].dataset(name)
     if dataset is None:
-        raise NoSuchDataset(name)
+        raise PageError(404, f"There is no dataset named {printable(str(name))} here.")
     return dataset
 
 
