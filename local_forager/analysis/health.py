@@ -91,13 +91,12 @@ def beyond(index: Index, name: str, threshold: float | None = None) -> np.ndarra
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Health:
-    """The findings for one index and embedding, with one version of the labels."""
+    """The findings for one index, embedding and table."""
 
     jobs: Jobs
     index: Index
     by: str
     table: LabelTable
-    version: int = 0  # of the table
     exact_rows: int = PAIRS_ROWS  # in more, near duplicates are searched for in lists
     distance: float | None = None  # of near duplicates; None is the default
     farthest: float | None = None  # the one up to which pairs are searched for
@@ -122,7 +121,7 @@ class Health:
         return duplicates.near_pairs(self.index, self.by, rest, self.farthest, inverted)
 
     def _job(self, kind: str, start: bool) -> BackgroundJob | None:
-        key = kind, self.index, self.by, self.version if kind == "disagree" else 0
+        key = kind, self.index, self.by, self.table.version if kind == "disagree" else 0
         return self.jobs.start(key, partial(self._search, kind)) if start else self.jobs.get(key)
 
     def job(self, name: str, start: bool) -> BackgroundJob | None:

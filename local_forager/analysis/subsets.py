@@ -53,9 +53,11 @@ def choose(
     """
     allowed = candidates.copy()
     allowed[given] = False
-    left = candidates_among(vectors, allowed, max(least, SAME))
-    if not len(left.rows):
-        return left.rows
+    rows = np.flatnonzero(allowed)
+    if not len(rows):
+        return rows
+    distances = np.full(len(rows), np.inf, np.float32)
+    left = Candidates(vectors=vectors, rows=rows, distances=distances, least=max(least, SAME))
     begin = end = GIVEN_SHARE if len(given) else 0.0
     left.approach(given, part(progress, 0, begin))
     if kind == "typical":
@@ -64,17 +66,10 @@ def choose(
     else:
         chosen = [] if len(given) else [left.nearest_to_mean()]
     if len(chosen) < count:
-        left.approach(left.rows[chosen])
+        left.approach(rows[chosen])
         chosen += left.farthest(count - len(chosen), part(progress, end, 1))
     progress(1.0)
-    return left.rows[chosen]
-
-
-def covering_radius(vectors: Vectors, candidates: np.ndarray, chosen: np.ndarray) -> float:
-    """The largest distance of a candidate from its nearest chosen image."""
-    covered = candidates_among(vectors, candidates)
-    covered.approach(chosen)
-    return float(covered.distances.max(initial=0))
+    return rows[chosen]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,13 +185,6 @@ class Candidates:
                 kept[len(chosen)] = vector
                 chosen.append(place)
         return chosen
-
-
-def candidates_among(vectors: Vectors, candidates: np.ndarray, least: float = 0) -> Candidates:
-    """The images that are candidates, bool (n,), while none is chosen."""
-    rows = np.flatnonzero(candidates)
-    distances = np.full(len(rows), np.inf, np.float32)
-    return Candidates(vectors=vectors, rows=rows, distances=distances, least=least)
 
 
 def _evenly(length: int, most: int) -> np.ndarray:

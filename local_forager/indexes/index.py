@@ -313,6 +313,7 @@ class LabelTable(NamedTuple):
     rows: dict[str, dict[str, np.ndarray]]  # category -> mode -> rows, int64 ascending
     boxes: dict[int, list[BoxText]]
     columns: OwnColumns = NO_COLUMNS
+    version: int = 0  # of labels and boxes in the database
 
     def marked(self, category: str, mode: str | None, images: int) -> np.ndarray:
         """bool (images,): those with a label of the category in this mode; None is any mode."""
@@ -359,6 +360,7 @@ def table_of(
     boxes: list[tuple[str, BoxText]],
     index: Index,
     columns: OwnColumns = NO_COLUMNS,
+    version: int = 0,
 ) -> LabelTable:
     """The labels of the images in the index, as the database has them; others have no row."""
     of_row: dict[int, list[LabelText]] = {}
@@ -378,4 +380,4 @@ def table_of(
         category: {mode: np.array(sorted(places), np.int64) for mode, places in modes.items()}
         for category, modes in found.items()
     }
-    return LabelTable(of_row, rows, boxes_of, columns)
+    return LabelTable(of_row, rows, boxes_of, columns, version)

@@ -105,10 +105,9 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
     copy = page.copies.get(dataset.index_id)
     if copy.index is None and not copy.task.done():
         await asyncio.wait([copy.task], timeout=QUICK_COPY)
-    index, table, version = copy.index, NO_LABELS, 0
-    if index is not None:
-        table, version = await page.table(dataset, index)
-    every = np.ones(len(index.names) if index else 0, bool)
+    index = copy.index
+    table, rows = (await page.table(dataset, index), len(index.names)) if index else (NO_LABELS, 0)
+    every = np.ones(rows, bool)
     return {
         "name": dataset.name,
         "index_id": dataset.index_id,
@@ -121,7 +120,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
             "done": copy.total if index else copy.done(),
             "total": copy.total,
         },
-        "rows": len(index.names) if index else 0,
+        "rows": rows,
         "rows_train": index.num_train if index else 0,
         "labelled": len(table.of_row),
         "boxed": len(table.boxes),
@@ -135,8 +134,8 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "text_search": feature(page.no_text_search),
         "picture_search": feature(page.questions.why_not()),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
-        "neighbour_sorts": feature(no_neighbour_sorts(len(index.names)) if index else None),
-        "layout": default_method(len(index.names) if index else 0),
+        "neighbour_sorts": feature(no_neighbour_sorts(rows)),
+        "layout": default_method(rows),
         "fields": field_infos(index, table) if index else [],
         "columns": [
             {"column": name, "values": column.values}
@@ -144,7 +143,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         ],
         "sizes": feature(index.lacks.get("size") if index else None),
         "quality": feature(index.lacks.get("quality") if index else None),
-        "version": f"{version}.{table.columns.version}",
+        "version": f"{table.version}.{table.columns.version}",
         "warnings": [
             *filter(None, [page.options.note]),
             *(warnings_of(counts, index, table.columns) if index else []),

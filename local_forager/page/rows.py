@@ -44,20 +44,17 @@ def array_response(array: np.ndarray) -> web.Response:
 
 async def likeness(request: web.Request, view: View) -> np.ndarray | None:
     """float32 (n,): the cosine to sort by; None if the request names nothing to compare with."""
-    index = view.index
+    index, by = view.index, filters.embedding_choice(request)
     if text := request.query.get("text"):
-        vector = await view.page.text_vector(text[:MAX_TEXT])
-        return await view.page.compute(partial(index.embeddings["clip"].similarities, vector))
-    if "like" in request.query and index.names:
-        by = filters.embedding_choice(request)
-        vectors = index.embeddings[by]
-        if (token := request.query["like"]).startswith(PREFIX):
-            vector = await view.page.questions.vector(token, by, index)
-        else:
-            row = filters.number(request, "like", 0, 0, len(index.names) - 1)
-            vector = np.array(vectors.array[row])
-        return await view.page.compute(partial(vectors.similarities, vector))
-    return None
+        by, vector = "clip", await view.page.text_vector(text[:MAX_TEXT])
+    elif (like := request.query.get("like", "")).startswith(PREFIX):
+        vector = await view.page.questions.vector(like, by, index)
+    elif "like" in request.query and index.names:
+        row = filters.number(request, "like", 0, 0, len(index.names) - 1)
+        vector = np.array(index.embeddings[by].array[row])
+    else:
+        return None
+    return await view.page.compute(partial(index.embeddings[by].similarities, vector))
 
 
 def no_neighbour_sorts(images: int) -> str | None:
@@ -100,19 +97,12 @@ async def all_masks(request: web.Request, view: View) -> dict[str, np.ndarray]:
     return masks
 
 
-async def sort_field(sort: str, view: View) -> tuple[Field, int] | None:
-    """The field that an order is by, and 1 for the smallest first; None for the order of rows."""
-    if not sort:
-        return None
-    name = FIELD_SORTS.get(sort, sort)
-    return await filters.field_of(name.removeprefix("-"), view), -1 if name.startswith("-") else 1
-
-
 async def listing(request: web.Request, view: View) -> Listing:
     """The images that the request asks for."""
     chosen = filters.passing(await filters.masks_of(request, view), view)
     sort = request.query.get("sort", "")
-    by_field = None if sort in SORTS else await sort_field(sort, view)
+    by_field = FIELD_SORTS.get(sort, sort) if sort not in ("", *SORTS) else ""
+    field = await filters.field_of(by_field.removeprefix("-"), view) if by_field else None
     if (groups := await finding(request, view)) is not None:
         vectors = view.index.embeddings[filters.embedding_choice(request)]
         return await view.page.compute(partial(grouped, groups, chosen, vectors))
@@ -127,10 +117,10 @@ async def listing(request: web.Request, view: View) -> Listing:
         order = in_order(good, sign * values)
         return Listing(order, distances=values[order])
     order = np.flatnonzero(chosen)
-    if by_field:
-        field, sign = by_field
+    if field:
         values = field.values()
-        order = in_order(order[~np.isnan(values[order])], sign * values)
+        known = order[~np.isnan(values[order])]
+        order = in_order(known, -values if by_field.startswith("-") else values)
         return Listing(order, distances=values[order])
     if sort:
         by_name, backwards = view.index.names.__getitem__, sort != "name"

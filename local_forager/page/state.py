@@ -56,7 +56,7 @@ class PageState:
         self._models = Jobs()
         weights = find_weights(options.resnet_weights, options.clip_weights)
         self.questions = Questions(self._models, weights)
-        self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
+        self._tables: dict[int, tuple[Index | None, LabelTable]] = {}
         self._tasks: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def compute(self, function: Callable[[], Result]) -> Result:
@@ -74,23 +74,21 @@ class PageState:
             task = self._tasks[key] = asyncio.ensure_future(start())
         return task
 
-    async def table(self, dataset: Dataset, index: Index) -> tuple[LabelTable, int]:
-        """The current labels and columns, and the version of the labels.
-
-        Each is read again only when it has changed.
-        """
+    async def table(self, dataset: Dataset, index: Index) -> LabelTable:
+        """The current labels and columns; each are read again only when they have changed."""
         version = await self.database.label_version()
         path = columns_path(self.options.data_dir, dataset.id)
-        known, of_index, table = self._tables.get(dataset.id, (-1, None, NO_LABELS))
-        if of_index is not index or known != version:
+        of_index, table = self._tables.get(dataset.id, (None, NO_LABELS))
+        if of_index is not index or table.version != version:
             labels = await self.database.labels(dataset.id)
             boxes = await self.database.boxes(dataset.id)
-            table = await self.compute(partial(table_of, labels, boxes, index, table.columns))
+            read_labels = partial(table_of, labels, boxes, index, table.columns, version)
+            table = await self.compute(read_labels)
         if of_index is not index or table.columns.version != columns_version(path):
             read = partial(read_columns, path, dataset.index_id, len(index.names))
             table = table._replace(columns=await self.compute(read))
-        self._tables[dataset.id] = version, index, table
-        return table, version
+        self._tables[dataset.id] = index, table
+        return table
 
     async def object_sizes(self, dataset: Dataset, index: Index) -> Field:
         """The size of each image's object, from a listing made once; unknown if it is gone."""
@@ -149,7 +147,6 @@ class View:
     dataset: Dataset
     index: Index
     table: LabelTable
-    version: int  # of the labels
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -164,7 +161,6 @@ class View:
             index=self.index,
             by=by,
             table=self.table,
-            version=self.version,
             exact_rows=min(self.page.options.exact_rows, PAIRS_ROWS),
             distance=distance,
             threshold=threshold,
@@ -184,5 +180,5 @@ async def view_of(request: web.Request) -> View:
     """The dataset in the address with its index and labels."""
     page = request.app[PAGE]
     dataset, index = await index_of(request)
-    table, version = await page.table(dataset, index)
-    return View(page=page, dataset=dataset, index=index, table=table, version=version)
+    table = await page.table(dataset, index)
+    return View(page=page, dataset=dataset, index=index, table=table)

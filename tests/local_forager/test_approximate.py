@@ -111,7 +111,7 @@ def test_near_duplicates_of_many_images_are_searched_for_in_lists(rows, exact_ro
     pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
     index = made_index(["x"] * rows, rows, embeddings={"clip": None})
     page = SimpleNamespace(jobs=None, options=SimpleNamespace(exact_rows=exact_rows))
-    view = View(page=page, dataset=None, index=index, table=None, version=0)
+    view = View(page=page, dataset=None, index=index, table=None)
     assert view.health("clip").in_lists == in_lists
 
 
