@@ -128,10 +128,9 @@ def picture_vectors(
 
     fitting, size = pixels_that_fit(torch.device("cpu"), torch.float32), picture.pixels.size // 3
     if size > fitting:
-        megapixels = (
-            f"{size / 1e6:,.1f} megapixels; at most {fitting / 1e6:,.1f} fit in memory here"
-        )
-        raise PageError(400, f"The picture cannot be used: it has {megapixels}.")
+        limit = f"at most {fitting / 1e6:,.1f} fit in memory here"
+        has = f"it has {size / 1e6:,.1f} megapixels; {limit}"
+        raise PageError(400, f"The picture cannot be used: {has}.")
     found: dict[str, np.ndarray] = {}
     try:
         with torch.inference_mode():

@@ -56,13 +56,7 @@ def for_terminal(text: str) -> str:
 )
 @choice("--by", COMPARED_BY, "Compare by this.")
 @flag("--exact", "Compare all pairs of more than 20,000 images too.")
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(tuple(FORMATS)),
-    default="names",
-    help="Object names, CSV, or a label file for ingest_labels.py.",
-)
+@choice("--format", tuple(FORMATS), "Object names, CSV, or a label file for ingest_labels.py.")
 @click.option(
     "--category",
     help="Only images with this label; with --format labels, the label that the file gives.",
@@ -120,7 +114,7 @@ def export_set(
     name: str | None,
     data_dir: Path,
     bucket: str,
-    format_: str,
+    format: str,
     category: str | None,
     mode: str,
     out: TextIO,
@@ -139,9 +133,9 @@ def export_set(
             --category leak --out leaks.json
         python ingest_labels.py birds leaks.json --user you@example.org
     """
-    if format_ == "labels" and not category:
+    if format == "labels" and not category:
         raise PageError(400, "--format labels needs a category: add --category NAME.")
-    label = label_to_export(category or "", mode) if format_ == "labels" else {}
+    label = label_to_export(category or "", mode) if format == "labels" else {}
     asked = Asked(category=None if label else category, mode=mode, **options)
     check_combinations(asked, like_image)
     if not Path(out.name).parent.is_dir():  # known before minutes of computing
@@ -161,7 +155,7 @@ def export_set(
         rows = nearest_to(weights, picture, opened.index, rows, asked.by)[: asked.count]
         if len(rows) < (asked.count or 0):
             click.echo(f"There are only {len(rows):,} such images.", err=True)
-    pieces = export(format_, opened.index, opened.table, rows, label)
+    pieces = export(format, opened.index, opened.table, rows, label)
     try:
         shown = for_terminal if out.isatty() else str
         out.writelines(map(shown, pieces))

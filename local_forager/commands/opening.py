@@ -24,11 +24,10 @@ from local_forager.types import PageError
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An index with the labels of its dataset; the table is empty where there is no dataset."""
+    """An index with the labels of its dataset; NO_LABELS where there is no dataset."""
 
     index: Index
     table: LabelTable = NO_LABELS
-    no_labels: str = ""  # why it cannot have labels: the first half of a sentence
 
 
 async def open_named(name: str, data_dir: Path, bucket: str) -> Opened:
@@ -87,9 +86,7 @@ async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
 
 async def open_index(index_id: str, data_dir: Path, bucket: str) -> Opened:
     """An index in the bucket, whether a dataset uses it or not."""
-    index = await copied_index(index_id, data_dir, bucket)
-    none = "An index in the bucket has no labels: name a dataset of the local Forager"
-    return Opened(index=index, no_labels=none)
+    return Opened(index=await copied_index(index_id, data_dir, bucket))
 
 
 async def copied_index(index_id: str, data_dir: Path, bucket: str) -> Index:
@@ -125,8 +122,6 @@ def open_work_directory(directory: Path) -> Opened:
     if "registered" not in options or "abandoned" in options:
         raise PageError(409, f"The ingest in {shown} is not finished: run it again, then export.")
     try:
-        index = read_work_directory(directory)
+        return Opened(index=read_work_directory(directory))
     except PageError as error:
         raise PageError(409, f"The index in {shown} cannot be used. {error}") from None
-    none = "A work directory has no labels: name a dataset of the local Forager"
-    return Opened(index=index, no_labels=none)

@@ -16,7 +16,7 @@ from local_forager.analysis.health import LIMITS, PAIRS_ROWS, Health
 from local_forager.analysis.jobs import POLL, Jobs
 from local_forager.commands.opening import Opened
 from local_forager.export import name_line
-from local_forager.indexes.index import Index, images_named
+from local_forager.indexes.index import NO_LABELS, Index, images_named
 from local_forager.types import PageError
 
 SETS = {  # set -> health check
@@ -31,6 +31,7 @@ SETS = {  # set -> health check
 NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
 GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
 SPLITS = ("train", "val")
+LABELS_ONLY = "Only a dataset of the local Forager has labels: name one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,9 @@ def candidates(opened: Opened, asked: Asked) -> np.ndarray:
     """bool (n,): the images that pass --split, --unlabelled and --category."""
     index, table = opened.index, opened.table
     passing = index.in_split(asked.split) if asked.split else np.ones(len(index.names), bool)
-    option = "--unlabelled" if asked.unlabelled else "--category"
-    if opened.no_labels and (asked.unlabelled or asked.category is not None):
-        raise PageError(400, f"{opened.no_labels}, or leave out {option}.")
+    if table is NO_LABELS and (asked.unlabelled or asked.category is not None):
+        option = "--unlabelled" if asked.unlabelled else "--category"
+        raise PageError(400, f"{LABELS_ONLY}, or leave out {option}.")
     if asked.unlabelled:
         passing &= ~table.labelled(len(passing))
     if asked.category is not None:
@@ -132,8 +133,8 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
     index, which, passing = opened.index, asked.which, candidates(opened, asked)
     if which == "all":
         return [int(row) for row in np.flatnonzero(passing)]
-    if which == "contradictions" and opened.no_labels:
-        raise PageError(400, f"{opened.no_labels}, or choose another --set.")
+    if which == "contradictions" and opened.table is NO_LABELS:
+        raise PageError(400, f"{LABELS_ONLY}, or choose another --set.")
     with closing(Jobs()) as jobs:
         health = Health(
             jobs=jobs,

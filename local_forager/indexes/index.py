@@ -364,20 +364,20 @@ def table_of(
 ) -> LabelTable:
     """The labels of the images in the index, as the database has them; others have no row."""
     of_row: dict[int, list[LabelText]] = {}
-    found: dict[str, dict[str, set[int]]] = {}
+    found: dict[str, dict[str, list[int]]] = {}
     for known, label in labels:
         for row in index.rows_of.get(known, ()):
             texts = of_row.setdefault(row, [])
             if label not in texts:  # on A, images that share an identifier have each label twice
                 texts.append(label)
             modes = found.setdefault(label["category"], {})
-            modes.setdefault(label["mode"], set()).add(row)
+            modes.setdefault(label["mode"], []).append(row)
     boxes_of: dict[int, list[BoxText]] = {}
     for known, box in boxes:
         for row in index.rows_of.get(known, ()):
             boxes_of.setdefault(row, []).append(box)
     rows = {
-        category: {mode: np.array(sorted(places), np.int64) for mode, places in modes.items()}
+        category: {mode: np.unique(places) for mode, places in modes.items()}
         for category, modes in found.items()
     }
     return LabelTable(of_row, rows, boxes_of, columns, version)

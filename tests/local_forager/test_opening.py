@@ -168,7 +168,7 @@ def test_an_ingest_that_is_not_finished(make_world):
 
 @pytest.mark.parametrize("option", ["--unlabelled", "--category=x", "--set=contradictions"])
 def test_a_work_directory_has_no_labels(birds, option):
-    export("./birds", option).failed("A work directory has no labels: name a dataset of the local")
+    export("./birds", option).failed("Only a dataset of the local Forager has labels: name one, or")
 
 
 def test_names_and_indexes_that_do_not_exist(server, dataset, emulator, tmp_path, monkeypatch):
