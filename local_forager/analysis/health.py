@@ -232,11 +232,7 @@ class Health:
 def reach(pairs: NearPairs) -> str:
     """Why pairs are known up to a distance, in one sentence."""
     if pairs.is_cut:
-        return (
-            f"only the {duplicates.PAIR_LIMIT:,} nearest pairs of images are known, and their "
-            f"distance is up to {pairs.limit:.3g}."
-        )
-    return (
-        f"pairs are searched for up to {pairs.limit:.3g}, {duplicates.FAR_SHARE:.0%} of the median "
-        "distance between two images."
-    )
+        known = f"only the {duplicates.PAIR_LIMIT:,} nearest pairs are known"
+        return f"{known}, up to a distance of {pairs.limit:.3g}."
+    share = f"{duplicates.FAR_SHARE:.0%} of the median distance between two images"
+    return f"pairs are searched for up to {pairs.limit:.3g}, {share}."

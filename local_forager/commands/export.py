@@ -19,7 +19,7 @@ from local_forager.commands.options import (
     data_dir_option,
     resnet_weights_option,
 )
-from local_forager.commands.sets import GROUPED_SETS, NEAR_SETS, SETS, SPLITS, Asked, rows_of
+from local_forager.commands.sets import GROUPED_SETS, NEAR_SETS, SETS, Asked, rows_of
 from local_forager.export import FORMATS, export, label_to_export
 from local_forager.indexes.index import POSITIVE
 from local_forager.indexes.vectors import COMPARED_BY
@@ -69,7 +69,7 @@ def for_terminal(text: str) -> str:
     help="File; - is stdout.",
 )
 @click.option("--index_id", metavar="ID", help="An index in the bucket, not NAME.")
-@click.option("--split", type=click.Choice(SPLITS), help="Only images of this split.")
+@click.option("--split", type=click.Choice(("train", "val")), help="Only images of this split.")
 @flag("--unlabelled", "Only images without any label.")
 @click.option(
     "--count",

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from common.terminal import first_of, printable
+from common.terminal import first_of, printable, say
 from local_forager.analysis import subsets
 from local_forager.analysis.duplicates import near_distance
 from local_forager.analysis.health import LIMITS, PAIRS_ROWS, Health
@@ -30,7 +30,6 @@ SETS = {  # set -> health check
 }
 NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
 GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
-SPLITS = ("train", "val")
 LABELS_ONLY = "Only a dataset of the local Forager has labels: name one"
 
 
@@ -118,10 +117,9 @@ def subset(opened: Opened, asked: Asked, count: int) -> list[int]:
         progress=lambda share: show_progress("Choosing images", share),
     )
     if len(rows) < count:
-        click.echo(
+        say(
             f"Only {len(rows):,} of {count:,} were left to choose from: failed images and near "
-            f"duplicates (a distance of up to {least:.3g} by {asked.by}) are left out.",
-            err=True,
+            f"duplicates (a distance of up to {least:.3g} by {asked.by}) are left out."
         )
     return [int(row) for row in rows]
 
@@ -151,10 +149,7 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
             time.sleep(POLL)
     show_progress("Comparing images", 1)
     if health.in_lists and which in NEAR_SETS:
-        click.echo(
-            "Only roughly similar images were compared: a few may be missing. --exact compares all "
-            "pairs.",
-            err=True,
-        )
+        missing = "a few may be missing. --exact compares all pairs."
+        say(f"Only roughly similar images were compared: {missing}")
     first = 1 if asked.keep else 0
     return sorted(row for group in groups for row in group[first:] if passing[row])

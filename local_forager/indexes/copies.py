@@ -91,10 +91,8 @@ class IndexCopies:
             copy.problem = f"The index cannot be downloaded. {error}"
             if error.status == 404:
                 where = f"gs://{self._bucket}/indexes/{printable(index_id)}/"
-                copy.problem = (
-                    f"There is no complete index in {where}: did its ingest finish, and is this "
-                    "the --bucket that it used?"
-                )
+                advice = "did its ingest finish, with this --bucket?"
+                copy.problem = f"There is no complete index in {where}: {advice}"
         except OSError as error:
             copy.problem = f"The index cannot be stored here ({error})."
         except Exception as error:

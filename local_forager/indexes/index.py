@@ -72,8 +72,7 @@ class Index:
 
         name: bytes, width, height or aspect, or one of QUALITY.
         """
-        field = self.fields.get(name)
-        return None if field is None else field.values()
+        return self.fields[name].values() if name in self.fields else None
 
     @functools.cached_property
     def metadata(self) -> dict[str, str]:

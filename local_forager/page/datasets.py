@@ -160,12 +160,11 @@ async def text_model(request: web.Request) -> web.Response:
 async def health(request: web.Request, view: View) -> answers.HealthReport:
     by = filters.embedding_choice(request)
     checks = view.health(by, filters.distance_choice(request))
-    all_pairs = checks.all_pairs(filters.flag(request, "exact"))
-    findings = await view.page.compute(partial(checks.findings, filters.flag(request, "start")))
+    start = filters.flag(request, "start")
     return {
         "by": by,
-        "all_pairs": all_pairs,
-        "findings": findings,
+        "all_pairs": checks.all_pairs(filters.flag(request, "exact")),
+        "findings": await view.page.compute(partial(checks.findings, start)),
         "near": near_distances(view, checks),
     }
 
@@ -208,8 +207,7 @@ async def column(request: web.Request, view: View) -> web.Response:
     elif kind == "class":
         values[:] = view.index.classes
     elif kind == "category":
-        modes = view.table.rows.get(request.query.get("category", ""), {})
-        for mode, rows in modes.items():
+        for mode, rows in view.table.rows.get(request.query.get("category", ""), {}).items():
             values[rows] = MODES.index(mode) if mode in MODES else len(MODES)
     else:
         positive = view.table.positive()

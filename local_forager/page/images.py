@@ -177,10 +177,8 @@ async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
     """The body of the request is the rows, int32; the answer is streamed as a file."""
     name = filters.choice(request, "format", tuple(FORMATS))
     rows = await filters.posted_rows(request, view.index)
-    label: dict[str, str] = {}
-    if name == "labels":
-        query = request.query
-        label = label_to_export(query.get("category", ""), query.get("mode", POSITIVE))
+    category, mode = request.query.get("category", ""), request.query.get("mode", POSITIVE)
+    label = label_to_export(category, mode) if name == "labels" else {}
     pieces = export(name, view.index, view.table, rows.tolist(), label)
     suffix = FORMATS[name]
     headers = {

@@ -10,7 +10,7 @@ from aiohttp import web
 from local_forager.analysis import subsets
 from local_forager.analysis.comparisons import neighbour_distances
 from local_forager.analysis.duplicates import BLOCK_ROWS, RowGroups, near_distance
-from local_forager.analysis.health import CHECKS, LIMITS
+from local_forager.analysis.health import CHECKS
 from local_forager.indexes.fields import Field
 from local_forager.indexes.own_columns import TextColumn
 from local_forager.indexes.vectors import Progress, Vectors, in_order
@@ -79,10 +79,8 @@ async def finding(request: web.Request, view: View) -> RowGroups | None:
     """What the health check that the request names found; None if it names none."""
     if not (name := filters.choice(request, "set", ("", *CHECKS))):
         return None
-    threshold = filters.limit_of(request, "threshold") if name in LIMITS else None
-    health = view.health(
-        filters.embedding_choice(request), filters.distance_choice(request), threshold
-    )
+    by, distance = filters.embedding_choice(request), filters.distance_choice(request)
+    health = view.health(by, distance, filters.limit_of(request, "threshold"))
     if job := health.job(name, start=True):
         await view.page.result_of(job)
     return await view.page.compute(partial(health.groups, name))

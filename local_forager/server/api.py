@@ -253,7 +253,6 @@ def add_api(app: web.Application) -> None:
     add("GET", f"/api/get_dataset_info_v2/{name}", get_dataset_info)
     add("POST", "/api/create_dataset_v2", create_dataset)
     add("POST", f"/api/add_annotations_by_internal_identifiers_v2/{name}", add_annotations)
-    counts = f"/api/get_category_counts_v2/{name}"
-    add("POST" if is_a else "GET", counts, get_category_counts)
+    add("POST" if is_a else "GET", f"/api/get_category_counts_v2/{name}", get_category_counts)
     if not is_a:
         add("POST", "/api/add_annotations_multi_v2", add_annotations_multi)
