@@ -6,6 +6,7 @@ if __name__ == "__main__":
     guard()
 
 import asyncio
+import errno
 import os
 import signal
 import sqlite3
@@ -80,11 +81,10 @@ async def serve(app: web.Application, host: str, port: int) -> None:
         except (OSError, UnicodeError) as error:
             code = getattr(error, "errno", 0)  # of a name that is not known it is negative
             reason = os.strerror(code) if code > 0 else "no name of a machine"
-            raise PageError(
-                500,
-                f"Cannot listen on {printable(host)}:{port} ({reason}): choose another --port. "
-                "--host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all.",
-            ) from None
+            where, advice = f"{printable(host)}:{port} ({reason})", "choose another --port"
+            if code <= 0 or code == errno.EADDRNOTAVAIL:
+                advice = "--host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all"
+            raise PageError(500, f"Cannot listen on {where}: {advice}.") from None
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{runner.addresses[0][1]}"
         generation = app[DATABASE].generation.value
