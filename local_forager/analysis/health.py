@@ -186,8 +186,7 @@ class Health:
         if self.distance is None:
             return min(pairs.default, pairs.limit)
         if self.distance > pairs.limit:
-            asked = f"The distance {self.distance:g} is too large"
-            raise PageError(400, f"{asked}: {reach(pairs)}")
+            raise PageError(400, f"The distance {self.distance:g} is too large: {reach(pairs)}")
         return self.distance
 
     def findings(self, start: bool) -> list[Finding]:

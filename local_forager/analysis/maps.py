@@ -58,8 +58,10 @@ def axes_of(vectors: Vectors, failed: np.ndarray) -> np.ndarray:
         good = np.sort(chosen)
     sample = vectors.array[good]
     centred = sample - sample.mean(axis=0)
-    _, directions = np.linalg.eigh(centred.T @ centred)
-    axes = directions[:, -1:-3:-1]
+    if len(good) < vectors.dimensions:  # 2,048 numbers: this takes 0.6 s for 60 images, eigh 8 s
+        axes = np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    else:
+        axes = np.linalg.eigh(centred.T @ centred)[1][:, -1:-3:-1]
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])
     return (axes * signs).astype(np.float32)
 

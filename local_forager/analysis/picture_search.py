@@ -40,9 +40,8 @@ class PictureWeights:
 
     def problem(self, by: str, index: Index | None = None) -> str | None:
         """Why this embedding cannot be computed, or not with the weights of the index, if so."""
-        option, path = "resnet_weights", self.resnet
-        if by == "clip":
-            option, path = "clip_weights", self.clip
+        is_clip = by == "clip"
+        option, path = ("clip_weights", self.clip) if is_clip else ("resnet_weights", self.resnet)
         made_with = index.metadata.get(f"{option}_sha256") if index else None
         if self.problems[by] or made_with is None or made_with == _digest(path):
             return self.problems[by]
@@ -128,9 +127,8 @@ def picture_vectors(
 
     fitting, size = pixels_that_fit(torch.device("cpu"), torch.float32), picture.pixels.size // 3
     if size > fitting:
-        limit = f"at most {fitting / 1e6:,.1f} fit in memory here"
-        has = f"it has {size / 1e6:,.1f} megapixels; {limit}"
-        raise PageError(400, f"The picture cannot be used: {has}.")
+        fits = f"{size / 1e6:,.1f} megapixels; at most {fitting / 1e6:,.1f} fit in memory here"
+        raise PageError(400, f"The picture cannot be used: it has {fits}.")
     found: dict[str, np.ndarray] = {}
     try:
         with torch.inference_mode():

@@ -148,7 +148,8 @@ class Candidates:
             if not found:  # too many for the pool are as far
                 found = [self.first_copy(np.arange(len(self.rows)), self.distances)]
             chosen += found
-            self.approach(self.rows[found])
+            if len(chosen) < count:
+                self.approach(self.rows[found])
         return chosen
 
     def typical(self, count: int, progress: Progress) -> list[int]:
