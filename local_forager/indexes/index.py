@@ -38,7 +38,7 @@ GROUPS = {  # of fields -> their names in a sentence
 }
 NAMED_BY: dict[str, Callable[[str], str]] = {  # what names an image, looked for in this order
     "object": lambda name: name,
-    "file name": posixpath.basename,
+    "file name": lambda name: name.rpartition("/")[2],
     "identifier": identifier,
 }
 COLUMNS = {"size": "bytes", "width": "width", "height": "height"}  # of a manifest -> field
@@ -121,7 +121,7 @@ def images_named(texts: Iterable[str], names: list[str]) -> dict[str, Named]:
     """The images that these texts name among those with these object names; others are left out."""
     wanted, found = set(texts), dict[str, Named]()
     for what, name_of in NAMED_BY.items():
-        for row, name in enumerate(names):
+        for row, name in enumerate(names if len(found) < len(wanted) else ()):
             if (text := name_of(name)) in wanted:
                 named = found.setdefault(text, Named(what, []))
                 if named.what == what:
