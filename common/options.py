@@ -228,6 +228,14 @@ def flag(name: str, help: str) -> Callable[..., Any]:
 
 
 DEFAULT_BUCKET = "foragerml"  # of indexes and thumbnails
+bucket_option = click.option(
+    "--bucket",
+    envvar="FORAGER_BUCKET",
+    default=DEFAULT_BUCKET,
+    type=bucket_name,
+    metavar="NAME",
+    help="The bucket of indexes and thumbnails; also FORAGER_BUCKET in the environment.",
+)
 SHARED_OPTIONS = (
     click.option(
         "--server_url",
@@ -237,14 +245,7 @@ SHARED_OPTIONS = (
         metavar="URL",
         help="The Forager server, as http://HOST:PORT; also SERVER_URL in the environment.",
     ),
-    click.option(
-        "--bucket",
-        envvar="FORAGER_BUCKET",
-        default=DEFAULT_BUCKET,
-        type=bucket_name,
-        metavar="NAME",
-        help="The bucket of indexes and thumbnails; also FORAGER_BUCKET in the environment.",
-    ),
+    bucket_option,
     click.option(
         "--viewer_url",
         type=web_address,

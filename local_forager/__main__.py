@@ -9,30 +9,26 @@ import asyncio
 import errno
 import os
 import signal
-import socket
 import sqlite3
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 from aiohttp import web
 
-from common.options import CONTEXT_SETTINGS, Command
+from common.options import CONTEXT_SETTINGS, Command, bucket_option, choice
 from common.terminal import printable
-from local_forager.analysis.picture_search import find_weights
 from local_forager.commands.columns import add_columns
 from local_forager.commands.delete import delete_dataset
 from local_forager.commands.export import export_set
 from local_forager.commands.options import (
-    bucket_option,
     clip_weights_option,
     data_dir_option,
     resnet_weights_option,
 )
 from local_forager.indexes.vectors import EXACT_ROWS
 from local_forager.page.routes import add_page
-from local_forager.page.state import PAGE, PageState
+from local_forager.page.state import PAGE, PageOptions, PageState
 from local_forager.server import api
 from local_forager.server.api import BUCKETS, DATABASE
 from local_forager.server.buckets import Buckets
@@ -42,26 +38,16 @@ from local_forager.types import PageError
 SHUTDOWN_TIMEOUT = 2.0  # seconds for open requests to finish when the server is told to stop
 
 
-def make_app(
-    data_dir: Path,
-    generation: ServerGeneration,
-    bucket: str,
-    loopback: bool,
-    clip_weights: Path | None,
-    resnet_weights: Path | None,
-    exact_rows: int,
-    note: str,
-) -> web.Application:
+def make_app(generation: ServerGeneration, loopback: bool, options: PageOptions) -> web.Application:
     middlewares = [api.refuse_other_sites, api.answer_errors]
     if loopback:
         middlewares.insert(0, api.refuse_other_hosts)
     app = web.Application(middlewares=middlewares, client_max_size=api.CHUNKED_LIMIT)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    app[DATABASE] = Database(data_dir / DATABASE_FILE, generation)
+    options.data_dir.mkdir(parents=True, exist_ok=True)
+    app[DATABASE] = Database(options.data_dir / DATABASE_FILE, generation)
     app[BUCKETS] = Buckets()
     api.add_api(app)
-    weights = find_weights(resnet_weights, clip_weights)
-    add_page(app, PageState(app, data_dir, bucket, weights, clip_weights, exact_rows, note))
+    add_page(app, PageState(app, options))
     app.on_cleanup.append(close)
     return app
 
@@ -92,16 +78,13 @@ async def serve(app: web.Application, host: str, port: int) -> None:
     try:
         try:
             await web.TCPSite(runner, host, port).start()
-        except (socket.gaierror, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or "no name of a machine"
-            reason = f"Cannot listen on {printable(host)} ({why}): choose another --host."
-            raise PageError(500, reason) from None
-        except OSError as error:
-            reason = f"Cannot listen on {printable(host)}:{port} ({os.strerror(error.errno or 0)})"
-            advice = "choose another --port"
-            if error.errno == errno.EADDRNOTAVAIL:
+        except (OSError, UnicodeError) as error:
+            code = getattr(error, "errno", 0)  # of a name that is not known it is negative
+            reason = os.strerror(code) if code > 0 else "no name of a machine"
+            where, advice = f"{printable(host)}:{port} ({reason})", "choose another --port"
+            if code <= 0 or code == errno.EADDRNOTAVAIL:
                 advice = "--host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all"
-            raise PageError(500, f"{reason}: {advice}.") from None
+            raise PageError(500, f"Cannot listen on {where}: {advice}.") from None
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{runner.addresses[0][1]}"
         generation = app[DATABASE].generation.value
@@ -139,12 +122,7 @@ class Group(Command, click.Group):
     "--port", default=8000, type=click.IntRange(0, 65535), help="Port; 0 chooses a free one."
 )
 @data_dir_option
-@click.option(
-    "--generation",
-    type=click.Choice([one.value for one in ServerGeneration]),
-    default=ServerGeneration.B.value,
-    help="Generation of Forager servers to imitate.",
-)
+@choice("--generation", ("B", "A"), "Generation of Forager servers to imitate.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @bucket_option
 @clip_weights_option
@@ -169,9 +147,8 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
             if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"Write options of {command} after it, such as --{name}.")
         return
-    imitated, loopback = ServerGeneration(generation), api.is_loopback(host)
     try:
-        app = make_app(generation=imitated, loopback=loopback, **options)
+        app = make_app(ServerGeneration(generation), api.is_loopback(host), PageOptions(**options))
     except (OSError, sqlite3.Error) as error:
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
         where = printable(str(options["data_dir"]))

@@ -58,12 +58,11 @@ async def delete(database: Database, dataset: Dataset, data_dir: Path) -> None:
             await asyncio.to_thread(delete_thumbnails, data_dir, dataset.index_id, identifiers)
             if directory.exists():
                 await asyncio.to_thread(shutil.rmtree, directory)
+        await database.delete_dataset(dataset.id)
     except OSError as error:
         where = printable(str(error.filename))
         reason = f"{where} cannot be deleted ({error.strerror}). The dataset is still there."
         raise PageError(500, reason) from None
-    try:
-        await database.delete_dataset(dataset.id)
     except sqlite3.OperationalError as error:
         if "locked" not in str(error):
             raise

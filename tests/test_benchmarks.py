@@ -15,7 +15,6 @@ SMALL = {
     "collection.labels": "--images 1000 --runs 1",
     "collection.listing": "--names 3000 --page_ms 1 --runs 1",
     "model": "--sizes 64x48 --images 2 --runs 1",
-    "page.neighbour_libraries": "--rows 2000 --queries 2",
     "page.neighbours": "--rows 2000 --queries 2",
     "page.frames": "--rows 300",
     "page.subsets": "--rows 5000 --count 20",

@@ -100,7 +100,7 @@ def duplicates(index: Index, inverted: InvertedFile) -> list[Result]:
     """Time of all near duplicates, and the share of the pairs of SAMPLE rows that are found."""
     vectors = index.embeddings["clip"]
     what = "near duplicates of all"
-    found, results = measured(what, near_pairs, index, "clip", [], ignore, None, inverted)
+    found, results = measured(what, near_pairs, index, "clip", ignore, None, inverted)
     groups, grouping = timed(near_groups, found, found.default)
     _, farthest = timed(near_groups, found, found.limit)
     one, other = found.rows[found.one], found.rows[found.other]

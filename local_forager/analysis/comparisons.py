@@ -65,17 +65,15 @@ def nearest_among(
     for start in range(0, len(asked), NEIGHBOUR_ROWS):
         block = np.arange(start, min(start + NEIGHBOUR_ROWS, len(asked)))
         queries = vectors.array[asked[block]]
-        best = np.full((len(block), count), -np.inf, np.float32)
-        where = np.zeros((len(block), count), np.int64)
+        similarities, places = [], []
         for first in range(0, len(rows), NEIGHBOUR_ROWS):
             similarity = queries @ vectors.array[rows[first : first + NEIGHBOUR_ROWS]].T
             if asked is rows and first == start:
                 np.fill_diagonal(similarity, -np.inf)
             few = min(count, similarity.shape[1])
             top = np.argpartition(similarity, -few, axis=1)[:, -few:]
-            values = np.hstack([best, np.take_along_axis(similarity, top, axis=1)])
-            places = np.hstack([where, first + top])
-            nearest = np.argpartition(values, -count, axis=1)[:, -count:]
-            best = np.take_along_axis(values, nearest, axis=1)
-            where = np.take_along_axis(places, nearest, axis=1)
-        yield block, best, where
+            similarities.append(np.take_along_axis(similarity, top, axis=1))
+            places.append(first + top)
+        best, where = np.hstack(similarities), np.hstack(places)
+        chosen = np.arange(len(block))[:, None], np.argpartition(best, -count, axis=1)[:, -count:]
+        yield block, best[chosen], where[chosen]

@@ -9,7 +9,6 @@ The pairs of near images are searched for once. Groups for any smaller distance 
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from local_forager.indexes.index import Index
-from local_forager.indexes.vectors import InvertedFile, Progress, Vectors
+from local_forager.indexes.vectors import InvertedFile, Progress, Vectors, keys_of
 
 NEAR_SHARE = 0.05  # of the median distance: the default distance of near duplicates
 FAR_SHARE = 0.5  # of the median distance: up to here pairs are searched for
@@ -77,18 +76,15 @@ def best_first(index: Index, rows: np.ndarray) -> np.ndarray:
 
 def exact_duplicates(index: Index, by: str, progress: Progress) -> RowGroups:
     """Groups of images with bit-identical vectors: the best first, sorted by their first row."""
-    vectors = index.embeddings[by]
-    rows_of: dict[bytes, list[int]] = {}
-    for start, block in vectors.blocks():
-        for row, vector in enumerate(block, start):
-            if not index.failed[row]:
-                digest = hashlib.blake2b(vector.tobytes(), digest_size=16).digest()
-                rows_of.setdefault(digest, []).append(row)
-        progress((start + len(block)) / vectors.rows)
-    groups = [rows for rows in rows_of.values() if len(rows) > 1]
-    best = best_first(index, np.array([row for rows in groups for row in rows], np.int64))
-    place = dict(zip(best.tolist(), range(len(best)), strict=True))
-    return sorted(sorted(rows, key=place.__getitem__) for rows in groups)
+    good = np.flatnonzero(~index.failed)
+    keys = keys_of(index.embeddings[by], progress)[good]
+    _, numbers, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    several = counts[numbers] > 1
+    key_of = dict(zip(good[several].tolist(), keys[several].tolist(), strict=True))
+    groups: dict[int, list[int]] = {}
+    for row in best_first(index, good[several]).tolist():
+        groups.setdefault(key_of[row], []).append(row)
+    return sorted(groups.values())
 
 
 def near_distance(vectors: Vectors, failed: np.ndarray) -> float:
@@ -151,17 +147,16 @@ Part = tuple[np.ndarray, np.ndarray, float]  # rows, those to compare them with,
 def near_pairs(
     index: Index,
     by: str,
-    copies: RowGroups,
     progress: Progress,
     wanted: float | None = None,
     inverted: InvertedFile | None = None,
 ) -> NearPairs:
     """The pairs of near images, found by comparing all pairs.
 
-    copies: as exact_duplicates finds them. wanted: the distance up to which pairs are searched for;
-    by default FAR_SHARE of the median distance. inverted: compare each image with its NEAR_LISTS
-    lists only.
+    wanted: the distance up to which pairs are searched for; by default FAR_SHARE of the median
+    distance. inverted: compare each image with its NEAR_LISTS lists only.
     """
+    copies = exact_duplicates(index, by, lambda share: progress(0.0))
     different = ~index.failed
     different[[row for rows in copies for row in rows[1:]]] = False
     good = np.flatnonzero(different)

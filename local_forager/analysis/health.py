@@ -1,9 +1,8 @@
 """The checks of a health report: title, explanation, state and findings of each."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from local_forager.analysis import comparisons, duplicates
 from local_forager.analysis.duplicates import NearPairs, RowGroups
 from local_forager.analysis.jobs import BackgroundJob, Jobs
 from local_forager.indexes.index import Index, LabelTable
-from local_forager.indexes.vectors import InvertedFile, Progress, faiss_installed
+from local_forager.indexes.vectors import Progress, faiss_installed, part
 from local_forager.types import AllPairs, Finding, PageError
 
 PAIRS_ROWS = 20_000  # images up to which all pairs are compared; in more, lists are faster
@@ -26,7 +25,6 @@ class Limit(NamedTuple):
     field: str
     value: float  # the threshold unless another is asked for
     is_most: bool
-    title: str
 
 
 # Crops of scikit-image's photographs, without the one of stars, have a brightness of 53 to 129, a
@@ -34,38 +32,35 @@ class Limit(NamedTuple):
 # blurred by 2 pixels in 200, sharpness is below 21; with 10% of the contrast, contrast is below 8.
 # A photograph of the moon has a contrast of 13, and one of a page of text a brightness of 172.
 LIMITS = {
-    "dark": Limit("brightness", 40.0, True, "Dark images"),
-    "bright": Limit("brightness", 215.0, False, "Bright images"),
-    "blurred": Limit("sharpness", 25.0, True, "Blurred images"),
-    "flat": Limit("contrast", 10.0, True, "Flat images"),
+    "dark": Limit("brightness", 40.0, True),
+    "bright": Limit("brightness", 215.0, False),
+    "blurred": Limit("sharpness", 25.0, True),
+    "flat": Limit("contrast", 10.0, True),
 }
 
 
 class Check(NamedTuple):
     title: str
     about: str
-    is_grouped: bool = False
-    limit: Limit | None = None  # the set is the images beyond it
 
 
 NEAR = ("near", "leak")  # which a distance changes
+GROUPED = ("exact", *NEAR)
 CHECKS = {
     "failed": Check(
         "Failed images",
         "Images that could not be read at ingest. They have no vectors and no thumbnail.",
     ),
-    "exact": Check("Exact duplicates", "Groups of images with identical vectors.", True),
+    "exact": Check("Exact duplicates", "Groups of images with identical vectors."),
     "near": Check(
         "Near duplicates",
         "Groups of almost identical images, exact duplicates included: a kept image, with the most "
         "pixels of its group, and the images within the distance of it.",
-        True,
     ),
     "leak": Check(
         "In train and validation",
         "Groups of almost identical images with images of both splits. They make validation "
         "results look better than they are.",
-        True,
     ),
     "disagree": Check(
         "Labels that contradict neighbours",
@@ -74,10 +69,9 @@ CHECKS = {
     ),
     **{
         name: Check(
-            limit.title,
+            f"{name.capitalize()} images",
             f"Their {limit.field} is at {'most' if limit.is_most else 'least'} {limit.value:g}. "
             "The range beside the images sets another limit.",
-            limit=limit,
         )
         for name, limit in LIMITS.items()
     },
@@ -95,20 +89,14 @@ def beyond(index: Index, name: str, threshold: float | None = None) -> np.ndarra
     return np.flatnonzero(steps <= end if limit.is_most else steps >= end)
 
 
-def duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "about a minute"
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Health:
-    """The findings for one index and embedding, with one version of the labels."""
+    """The findings for one index, embedding and table."""
 
     jobs: Jobs
     index: Index
     by: str
     table: LabelTable
-    version: int = 0  # of the table
     exact_rows: int = PAIRS_ROWS  # in more, near duplicates are searched for in lists
     distance: float | None = None  # of near duplicates; None is the default
     farthest: float | None = None  # the one up to which pairs are searched for
@@ -119,64 +107,50 @@ class Health:
         """Whether only similar images are compared for near duplicates, by an inverted file."""
         return len(self.index.names) > self.exact_rows and faiss_installed()
 
-    def _job(
-        self, kind: str, start: bool, function: Callable[[Progress], Any], version: int = 0
-    ) -> BackgroundJob | None:
-        key = kind, self.index, self.by, version
-        return self.jobs.start(key, function) if start else self.jobs.get(key)
+    def _search(self, kind: str, progress: Progress) -> NearPairs | RowGroups:
+        """What the job of this kind finds."""
+        if kind == "exact":
+            return duplicates.exact_duplicates(self.index, self.by, progress)
+        if kind == "disagree":
+            vectors, positive = self.index.embeddings[self.by], self.table.positive()
+            return comparisons.disagreeing(vectors, self.index.failed, positive, progress)
+        if kind == "all pairs":
+            return duplicates.near_pairs(self.index, self.by, progress, self.farthest)
+        inverted = self.index.inverted_file(self.by, part(progress, 0, 0.5))
+        rest = part(progress, 0.5, 1)
+        return duplicates.near_pairs(self.index, self.by, rest, self.farthest, inverted)
 
-    def _exact(self) -> BackgroundJob:
-        key = "exact", self.index, self.by, 0
-        return self.jobs.start(key, partial(duplicates.exact_duplicates, self.index, self.by))
+    def _job(self, kind: str, start: bool) -> BackgroundJob | None:
+        key = kind, self.index, self.by, self.table.version if kind == "disagree" else 0
+        return self.jobs.start(key, partial(self._search, kind)) if start else self.jobs.get(key)
 
-    def _every_pair(self, start: bool) -> BackgroundJob | None:
-        return self._job("near", start, partial(self._search_pairs, self._exact()))
-
-    def _search_pairs(
-        self, exact: BackgroundJob, progress: Progress, inverted: InvertedFile | None = None
-    ) -> NearPairs:
-        """Near pairs; `exact` is the job of exact duplicates, which was started before this one."""
-        copies: RowGroups = exact.future.result()  # jobs run one by one: it has ended
-        return duplicates.near_pairs(self.index, self.by, copies, progress, self.farthest, inverted)
-
-    def _search_lists(self, exact: BackgroundJob, progress: Progress) -> NearPairs:
-        """Near pairs by the inverted file of an embedding, which is built first if needed."""
-        inverted = self.index.inverted_file(self.by, lambda share: progress(share / 2))
-        return self._search_pairs(exact, lambda share: progress((1 + share) / 2), inverted)
-
-    def _job_of(self, name: str, start: bool) -> BackgroundJob | None:
+    def job(self, name: str, start: bool) -> BackgroundJob | None:
         """The job behind a check; None if it needs none, or was not started."""
         start = start or len(self.index.names) <= AUTOMATIC_ROWS
         if name == "failed" or name in LIMITS:
             return None
-        exact = self._exact()
-        if name == "exact":
-            return exact
-        if name == "disagree":
-            check = partial(
-                comparisons.disagreeing,
-                self.index.embeddings[self.by],
-                self.index.failed,
-                self.table.positive(),
-            )
-            return self._job("disagree", start, check, self.version)
-        every = self._every_pair(start and not self.in_lists)  # else only a person starts it
+        if name not in NEAR:
+            return self._job(name, start or name == "exact")
+        every = self._job("all pairs", start and not self.in_lists)  # else only a person starts it
         if not self.in_lists or (every and every.result()):
             return every
-        return self._job("near in lists", start, partial(self._search_lists, exact))
+        return self._job("in lists", start)
 
-    def _time_of_all_pairs(self) -> str:
-        pairs = len(self.index.names) ** 2 / 2
-        return duration(pairs * self.index.embeddings[self.by].dimensions / 512 / PAIRS_A_SECOND)
+    def _duration(self, in_lists: bool) -> str:
+        """About how long the comparison for near duplicates takes."""
+        rows, dimensions = len(self.index.names), self.index.embeddings[self.by].dimensions
+        of_all = rows**2 / 2 * dimensions / 512 / PAIRS_A_SECOND
+        minutes = (rows / ROWS_A_SECOND if in_lists else of_all) / 60
+        return f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "about a minute"
 
     def all_pairs(self, start: bool) -> AllPairs:
         """The comparison of all pairs of a large index."""
         if not self.in_lists:
             return {"state": "none", "progress": 1.0, "duration": ""}
-        job = self._every_pair(start)
+        job = self._job("all pairs", start)
         state = "waiting" if job is None else "ready" if job.result() else "working"
         progress = job.progress if job else 0.0
-        return {"state": state, "progress": progress, "duration": self._time_of_all_pairs()}
+        return {"state": state, "progress": progress, "duration": self._duration(False)}
 
     def groups(self, name: str, start: bool = False) -> RowGroups | None:
         """The images of a finding, single images as groups of one; None until they are known.
@@ -188,7 +162,7 @@ class Health:
             return [[row] for row in self.index.failed.nonzero()[0].tolist()]
         if name in LIMITS:
             return [[row] for row in beyond(self.index, name, self.threshold).tolist()]
-        job = self._job_of(name, start)
+        job = self.job(name, start)
         found: NearPairs | RowGroups | None = job.result() if job else None
         if isinstance(found, NearPairs):
             distance = self.distance_in(found)
@@ -197,13 +171,9 @@ class Health:
             return duplicates.leaks(found, distance, self.index.num_train)
         return found
 
-    def start(self, name: str) -> BackgroundJob | None:
-        """Start the job behind a finding; None if it needs none."""
-        return self._job_of(name, start=True)
-
     def pairs(self) -> NearPairs | None:
         """The pairs of near duplicates; None until they are known."""
-        job = self._job_of("near", start=False)
+        job = self.job("near", start=False)
         pairs: NearPairs | None = job.result() if job else None
         return pairs
 
@@ -216,17 +186,16 @@ class Health:
         if self.distance is None:
             return min(pairs.default, pairs.limit)
         if self.distance > pairs.limit:
-            asked = f"The distance {self.distance:g} is too large"
-            raise PageError(400, f"{asked}: {reach(pairs)}")
+            raise PageError(400, f"The distance {self.distance:g} is too large: {reach(pairs)}")
         return self.distance
 
     def findings(self, start: bool) -> list[Finding]:
         found: list[Finding] = []
         for name, check in CHECKS.items():
-            limit = check.limit
+            limit = LIMITS.get(name)
             if limit and limit.field not in self.index.fields:
                 continue
-            groups, job = self.groups(name, start), self._job_of(name, start)
+            groups, job = self.groups(name, start), self.job(name, start)
             state = "ready" if groups is not None else "working" if job else "waiting"
             found.append(
                 {
@@ -236,7 +205,7 @@ class Health:
                     "state": state,
                     "progress": 1.0 if state == "ready" else job.progress if job else 0.0,
                     "images": sum(map(len, groups or ())),
-                    "groups": len(groups or ()) if check.is_grouped else 0,
+                    "groups": len(groups or ()) if name in GROUPED else 0,
                     "field": limit.field if limit else "",
                     "least": limit.value if limit and not limit.is_most else None,
                     "most": limit.value if limit and limit.is_most else None,
@@ -249,9 +218,7 @@ class Health:
         if name not in NEAR:
             return ""
         if job is None:
-            rows = len(self.index.names)
-            takes = duration(rows / ROWS_A_SECOND) if self.in_lists else self._time_of_all_pairs()
-            return f" The comparison takes {takes}."
+            return f" The comparison takes {self._duration(self.in_lists)}."
         pairs: NearPairs | None = job.result()
         if pairs is None:
             return ""
@@ -264,11 +231,7 @@ class Health:
 def reach(pairs: NearPairs) -> str:
     """Why pairs are known up to a distance, in one sentence."""
     if pairs.is_cut:
-        return (
-            f"only the {duplicates.PAIR_LIMIT:,} nearest pairs of images are known, and their "
-            f"distance is up to {pairs.limit:.3g}."
-        )
-    return (
-        f"pairs are searched for up to {pairs.limit:.3g}, {duplicates.FAR_SHARE:.0%} of the median "
-        "distance between two images."
-    )
+        known = f"only the {duplicates.PAIR_LIMIT:,} nearest pairs are known"
+        return f"{known}, up to a distance of {pairs.limit:.3g}."
+    share = f"{duplicates.FAR_SHARE:.0%} of the median distance between two images"
+    return f"pairs are searched for up to {pairs.limit:.3g}, {share}."

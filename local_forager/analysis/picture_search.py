@@ -11,9 +11,9 @@ import numpy as np
 from common.errors import ImageError, ShortageError, WeightsError
 from common.options import RESNET_WEIGHTS
 from common.terminal import printable
-from dataset import manifest
 from engine.decode import Decoded, open_image, prepare
 from local_forager.indexes.index import Index
+from local_forager.indexes.vectors import in_order
 from local_forager.types import PageError
 from weights.clip import check_clip_weights, digest
 from weights.resnet50 import read_resnet_weights, require_resnet
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from models.clip import VisionTower
     from models.resnet import ResNet
 
+_digest = functools.cache(digest)
 MISSING = (
     "To search by a picture, local_forager needs --clip_weights DIRECTORY (for clip) or "
     "--resnet_weights R-50.pkl (for the others)."
@@ -37,38 +38,26 @@ class PictureWeights:
     clip: Path  # if there is none, `problems` says so
     problems: dict[str, str | None]
 
+    def problem(self, by: str, index: Index | None = None) -> str | None:
+        """Why this embedding cannot be computed, or not with the weights of the index, if so."""
+        is_clip = by == "clip"
+        option, path = ("clip_weights", self.clip) if is_clip else ("resnet_weights", self.resnet)
+        made_with = index.metadata.get(f"{option}_sha256") if index else None
+        if self.problems[by] or made_with is None or made_with == _digest(path):
+            return self.problems[by]
+        sentence = f"The {by} vectors of this dataset were made with other weights than"
+        return f"{sentence} {printable(str(path))}: give those with --{option}."
+
     def check(self, by: str, index: Index | None = None) -> None:
-        """Raise PageError if this embedding cannot be computed, or not with the index's weights."""
-        if problem := self.problems[by]:
+        """Raise PageError if there is a problem."""
+        if problem := self.problem(by, index):
             raise PageError(409, problem)
-        if index is None:
-            return
-        option = "clip_weights" if by == "clip" else "resnet_weights"
-        path = self.clip if by == "clip" else self.resnet
-        try:
-            made = manifest.read_metadata(index.directory / manifest.NAME)
-        except ValueError:  # an index without a manifest does not say
-            return
-        if _digest(path) != made.get(f"{option}_sha256", _digest(path)):
-            where = printable(str(path))
-            sentence = f"The {by} vectors of this dataset were made with other weights than {where}"
-            raise PageError(409, f"{sentence}: give those with --{option}.")
 
     def usable(self, index: Index | None = None) -> tuple[list[str], str]:
         """The embeddings by which a picture can be compared, with an index; without any, why."""
-        usable, reasons = [], []
-        for by in self.problems:
-            try:
-                self.check(by, index)
-                usable.append(by)
-            except PageError as error:
-                reasons.append(error.message)
-        return usable, "" if usable else " ".join(dict.fromkeys(reasons))
-
-
-@functools.cache
-def _digest(path: Path) -> str:
-    return digest(path)
+        problems = {by: self.problem(by, index) for by in self.problems}
+        usable = [by for by, problem in problems.items() if not problem]
+        return usable, "" if usable else " ".join(dict.fromkeys(filter(None, problems.values())))
 
 
 def _problem(check: Callable[[Path], object], path: Path) -> str | None:
@@ -138,10 +127,8 @@ def picture_vectors(
 
     fitting, size = pixels_that_fit(torch.device("cpu"), torch.float32), picture.pixels.size // 3
     if size > fitting:
-        megapixels = (
-            f"{size / 1e6:,.1f} megapixels; at most {fitting / 1e6:,.1f} fit in memory here"
-        )
-        raise PageError(400, f"The picture cannot be used: it has {megapixels}.")
+        fits = f"{size / 1e6:,.1f} megapixels; at most {fitting / 1e6:,.1f} fit in memory here"
+        raise PageError(400, f"The picture cannot be used: it has {fits}.")
     found: dict[str, np.ndarray] = {}
     try:
         with torch.inference_mode():
@@ -174,7 +161,6 @@ def nearest_to(
     """The rows of images that did not fail, nearest to the picture first. Raises PageError."""
     weights.check(by, index)
     similarity = index.embeddings[by].similarities(picture_vectors(weights, picture, [by])[by])
-    good = np.array(rows, np.int64)
-    good = good[~index.failed[good]]
-    nearest: list[int] = good[np.argsort(-similarity[good], kind="stable")].tolist()
+    good = np.array([row for row in rows if not index.failed[row]], np.int64)
+    nearest: list[int] = in_order(good, -similarity).tolist()
     return nearest

@@ -11,15 +11,17 @@ products are summed in another order, as on another processor.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from local_forager.indexes.vectors import Progress, Vectors
+from local_forager.indexes.vectors import Progress, Vectors, part
 
 KINDS = ("diverse", "typical")
 SAME = 1e-5  # images are the same up to this distance; float32 is exact to about 1e-6
 POOL_ROWS = 4_096  # images farthest from all chosen, among which the next ones are found
-CENTRES_AT_ONCE = 1_024  # in one matrix product: 64 MiB of similarities
+CENTRES_AT_ONCE = 1_024  # chosen images that are compared with all at once
+SIMILARITIES = 16 * 1024 * 1024  # in one matrix product: 64 MiB
 SAMPLE_A_CENTRE = 100  # images that k-means uses
 SAMPLE_BYTES = 256 * 1024 * 1024  # of all of them, at most
 FIRST_A_CENTRE, FIRST_ROWS = 20, 10_000  # of these, images that give the first centres, at least
@@ -49,175 +51,146 @@ def choose(
         given: rows of images that are chosen already, without failed ones.
         least: distance up to which two images count as near duplicates.
     """
-    allowed, least = candidates.copy(), max(least, SAME)
+    allowed = candidates.copy()
     allowed[given] = False
     rows = np.flatnonzero(allowed)
     if not len(rows):
         return rows
-    distances = np.full(len(rows), np.inf, np.float32)  # to the nearest image that is chosen
-    begin = GIVEN_SHARE if len(given) else 0.0
-    approach(vectors, rows, distances, given, _part(progress, 0, begin))
-    end = 0.9 if kind == "typical" else begin
+    distances = np.full(len(rows), np.inf, np.float32)
+    left = Candidates(vectors=vectors, rows=rows, distances=distances, least=max(least, SAME))
+    begin = end = GIVEN_SHARE if len(given) else 0.0
+    left.approach(given, part(progress, 0, begin))
     if kind == "typical":
-        chosen = _typical(vectors, rows, distances, count, least, _part(progress, begin, end))
+        end = 0.9
+        chosen = left.typical(count, part(progress, begin, end))
     else:
-        chosen = [] if len(given) else [_nearest_to_mean(vectors, rows)]
+        chosen = [] if len(given) else [left.nearest_to_mean()]
     if len(chosen) < count:
-        left, rest = count - len(chosen), _part(progress, end, 1)
-        approach(vectors, rows, distances, rows[chosen])
-        chosen += _farthest(vectors, rows, distances, left, least, rest)
+        left.approach(rows[chosen])
+        chosen += left.farthest(count - len(chosen), part(progress, end, 1))
     progress(1.0)
     return rows[chosen]
 
 
-def _part(progress: Progress, begin: float, end: float) -> Progress:
-    """Reports the progress of a part of the work."""
-    return lambda share: progress(begin + (end - begin) * share)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidates:
+    """Images to choose from, with their distances to the nearest image that is chosen.
 
-
-def _ignore(progress: float) -> None:
-    pass
-
-
-def covering_radius(vectors: Vectors, candidates: np.ndarray, chosen: np.ndarray) -> float:
-    """The largest distance of a candidate from its nearest chosen image."""
-    rows = np.flatnonzero(candidates)
-    distances = np.full(len(rows), np.inf, np.float32)
-    approach(vectors, rows, distances, chosen)
-    return float(distances.max(initial=0))
-
-
-def blocks_of(vectors: Vectors, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """The vectors of ascending rows in blocks: the places in `rows`, and float32 (b, d)."""
-    place = 0
-    for start, block in vectors.blocks():
-        end = int(np.searchsorted(rows, start + len(block)))
-        if end - place == len(block):
-            yield slice(place, end), block
-        elif end > place:
-            yield slice(place, end), block[rows[place:end] - start]
-        place = end
-
-
-def approach(
-    vectors: Vectors,
-    rows: np.ndarray,
-    distances: np.ndarray,
-    chosen: np.ndarray,
-    progress: Progress = _ignore,
-) -> None:
-    """Lower the distances of these rows, in place, to those from the chosen rows."""
-    for first in range(0, len(chosen), CENTRES_AT_ONCE):
-        centres = vectors.array[chosen[first : first + CENTRES_AT_ONCE]]
-        for part, block in blocks_of(vectors, rows):
-            similarity = (centres @ block.T).max(axis=0)
-            np.minimum(distances[part], 1 - similarity, out=distances[part])
-            progress((first + len(centres) * part.stop / len(rows)) / len(chosen))
-
-
-def _first_copy(vectors: Vectors, rows: np.ndarray, values: np.ndarray) -> int:
-    """The place of the largest value; of images with the same vector, the first one.
-
-    Their values differ by rounding, depending on where in a matrix product they are.
+    A place is one in `rows`.
     """
-    best = int(values.argmax())
-    near = np.flatnonzero(values >= values[best] - SAME)[:POOL_ROWS]
-    same = (vectors.array[rows[near]] == vectors.array[rows[best]]).all(axis=1)
-    return int(near[same.argmax()]) if same.any() else best
+
+    vectors: Vectors
+    rows: np.ndarray  # int64 (m,), ascending
+    distances: np.ndarray  # float32 (m,), infinite while none is chosen; `approach` lowers them
+    least: float  # an image that is not farther than this from a chosen one is not chosen
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """The vectors in blocks: their places, and float32 (b, d)."""
+        place = 0
+        for start, block in self.vectors.blocks():
+            end = int(np.searchsorted(self.rows, start + len(block)))
+            if end - place == len(block):
+                yield slice(place, end), block
+            elif end > place:
+                yield slice(place, end), block[self.rows[place:end] - start]
+            place = end
+
+    def approach(self, chosen: np.ndarray, progress: Progress = lambda share: None) -> None:
+        """Lower the distances to those from the chosen rows."""
+        for first in range(0, len(chosen), CENTRES_AT_ONCE):
+            centres = self.vectors.array[chosen[first : first + CENTRES_AT_ONCE]]
+            for places, block in self.blocks():
+                distances = self.distances[places]
+                _, similarity = _assign(block, distances, centres)
+                np.minimum(distances, 1 - similarity, out=distances)
+                progress((first + len(centres) * places.stop / len(self.rows)) / len(chosen))
+
+    def first_copy(self, places: np.ndarray, values: np.ndarray) -> int:
+        """The place with the largest value; of images with the same vector, the first one.
+
+        Their values differ by rounding, depending on where in a matrix product they are.
+        """
+        best = values.argmax()
+        near = places[np.flatnonzero(values >= values[best] - SAME)[:POOL_ROWS]]
+        vector = self.vectors.array[self.rows[places[best]]]
+        same = (self.vectors.array[self.rows[near]] == vector).all(axis=1)
+        return int(near[same.argmax()] if same.any() else places[best])
+
+    def nearest_to_mean(self) -> int:
+        """The place of the image nearest to the mean of all."""
+        total, similarity = np.zeros(self.vectors.dimensions), np.empty(len(self.rows))
+        for _, block in self.blocks():
+            total += block.sum(axis=0, dtype=np.float64)
+        for places, block in self.blocks():
+            similarity[places] = block @ total
+        return self.first_copy(np.arange(len(self.rows)), similarity / len(self.rows))
+
+    def farthest(self, count: int, progress: Progress) -> list[int]:
+        """Places, each of the image farthest from the chosen ones and from those before it.
+
+        It ends when no image is farther than `least`. Exact without a pass over all vectors per
+        image, as distances only decrease: the next ones are found in a pool of the farthest images,
+        until these are as near as the images outside of the pool were. Then all images get the new
+        distances. 500 of 300,000 made-up vectors take three passes.
+        """
+        chosen: list[int] = []
+        while len(chosen) < count and self.distances.max() > self.least:
+            progress(len(chosen) / count)
+            order = np.argsort(self.distances)
+            pool = np.sort(order[-POOL_ROWS:])
+            outside = self.distances[order[:-POOL_ROWS]].max(initial=-np.inf)
+            near, array = self.distances[pool], self.vectors.array[self.rows[pool]]
+            found: list[int] = []
+            while len(chosen) + len(found) < count and near.max() > max(outside + SAME, self.least):
+                found.append(self.first_copy(pool, near))
+                vector = self.vectors.array[self.rows[found[-1]]]
+                np.minimum(near, 1 - array @ vector, out=near)
+            if not found:  # too many for the pool are as far
+                found = [self.first_copy(np.arange(len(self.rows)), self.distances)]
+            chosen += found
+            if len(chosen) < count:
+                self.approach(self.rows[found])
+        return chosen
+
+    def typical(self, count: int, progress: Progress) -> list[int]:
+        """Places of the image nearest to each centre, that of the largest cluster first.
+
+        The centres of k-means come from a sample, evenly spaced over the rows. An image nearer to a
+        chosen one than to every centre is in no cluster. An image within `least` of a chosen one,
+        or of that of a larger cluster, is left out.
+        """
+        limit = min(SAMPLE_A_CENTRE * count, SAMPLE_BYTES // (4 * self.vectors.dimensions))
+        sample = _evenly(len(self.rows), limit)
+        array, near = self.vectors.array[self.rows[sample]], self.distances[sample]
+        few = _evenly(len(array), max(FIRST_ROWS, FIRST_A_CENTRE * count))
+        centres = _first_centres(array[few], near[few], count, part(progress, 0, 0.4))
+        for number in range(ITERATIONS):
+            progress(0.4 + 0.3 * number / ITERATIONS)
+            centres = _moved(array, near, centres)
+        clusters, similarity = np.empty(len(self.rows), np.int64), np.empty_like(self.distances)
+        for places, block in self.blocks():
+            found = _assign(block, self.distances[places], centres)
+            clusters[places], similarity[places] = found
+            progress(0.7 + 0.3 * places.stop / len(self.rows))
+        order = np.argsort(clusters, kind="stable")
+        order = order[clusters[order] >= 0]
+        _, first, sizes = np.unique(clusters[order], return_index=True, return_counts=True)
+        members = [places for places in np.split(order, first[1:]) if len(places)]
+        nearest = [self.first_copy(places, similarity[places]) for places in members]
+        chosen: list[int] = []
+        kept = np.empty((len(nearest), self.vectors.dimensions), np.float32)
+        for _, place in sorted(zip((-sizes).tolist(), nearest, strict=True)):
+            vector = self.vectors.array[self.rows[place]]
+            distances = 1 - kept[: len(chosen)] @ vector
+            if distances.min(initial=self.distances[place]) > self.least:
+                kept[len(chosen)] = vector
+                chosen.append(place)
+        return chosen
 
 
-def _nearest_to_mean(vectors: Vectors, rows: np.ndarray) -> int:
-    """The place in `rows` of the image nearest to the mean of all."""
-    total, similarity = np.zeros(vectors.dimensions), np.empty(len(rows))
-    for _, block in blocks_of(vectors, rows):
-        total += block.sum(axis=0, dtype=np.float64)
-    for part, block in blocks_of(vectors, rows):
-        similarity[part] = block @ total
-    return _first_copy(vectors, rows, similarity / len(rows))
-
-
-def _farthest(
-    vectors: Vectors,
-    rows: np.ndarray,
-    distances: np.ndarray,
-    count: int,
-    least: float,
-    progress: Progress,
-) -> list[int]:
-    """Places in `rows`, each the farthest from the chosen images and from those before it.
-
-    It ends when no image is farther than `least`. Exact without a pass over all vectors per image,
-    as distances only decrease: the next ones are found in a pool of the farthest images, until
-    these are as near as the images outside of the pool were. Then all images get the new distances.
-    500 of 300,000 made-up vectors take three passes.
-    """
-    chosen: list[int] = []
-    while len(chosen) < count:
-        progress(len(chosen) / count)
-        pool, outside = np.arange(len(rows)), -np.inf
-        if len(rows) > POOL_ROWS:
-            order = np.argpartition(distances, -POOL_ROWS - 1)
-            pool, outside = np.sort(order[-POOL_ROWS:]), float(distances[order[-POOL_ROWS - 1]])
-        near, array = distances[pool], vectors.array[rows[pool]]
-        found: list[int] = []
-        while len(chosen) + len(found) < count and near.max() > max(outside + SAME, least):
-            place = _first_copy(vectors, rows[pool], near)
-            found.append(int(pool[place]))
-            np.minimum(near, 1 - array @ array[place], out=near)
-        if not found:
-            if distances.max() <= least:
-                break
-            found = [_first_copy(vectors, rows, distances)]  # too many for the pool are as far
-        chosen += found
-        if len(chosen) < count:
-            approach(vectors, rows, distances, rows[found])
-    return chosen
-
-
-def _typical(
-    vectors: Vectors,
-    rows: np.ndarray,
-    distances: np.ndarray,
-    count: int,
-    least: float,
-    progress: Progress,
-) -> list[int]:
-    """Places in `rows` of the image nearest to each centre, that of the largest cluster first.
-
-    The centres of k-means come from a sample, evenly spaced over the rows. An image nearer to a
-    chosen one than to every centre is in no cluster. An image within `least` of a chosen one, or of
-    that of a larger cluster, is left out.
-    """
-    limit = min(SAMPLE_A_CENTRE * count, SAMPLE_BYTES // (4 * vectors.dimensions))
-    sample = np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(np.int64)
-    array, near = vectors.array[rows[sample]], distances[sample]
-    few = np.linspace(0, len(array) - 1, min(len(array), max(FIRST_ROWS, FIRST_A_CENTRE * count)))
-    few = few.astype(np.int64)
-    centres = _first_centres(array[few], near[few], count, lambda p: progress(0.4 * p))
-    for number in range(ITERATIONS if len(centres) else 0):
-        progress(0.4 + 0.3 * number / ITERATIONS)
-        centres = _moved(array, near, centres)
-    clusters, similarity = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
-    for part, block in blocks_of(vectors, rows):
-        clusters[part], similarity[part] = _assign(block, distances[part], centres)
-        progress(0.7 + 0.3 * part.stop / len(rows))
-    order = np.argsort(clusters, kind="stable")
-    order = order[clusters[order] >= 0]
-    _, first, sizes = np.unique(clusters[order], return_index=True, return_counts=True)
-    members = np.split(order, first[1:])
-    nearest = np.array(
-        [part[_first_copy(vectors, rows[part], similarity[part])] for part in members if len(part)],
-        np.int64,
-    )
-    chosen: list[int] = []
-    kept = np.empty((len(nearest), vectors.dimensions), np.float32)
-    for place in nearest[np.lexsort((nearest, -sizes))].tolist():
-        vector = vectors.array[rows[place]]
-        others = (1 - kept[: len(chosen)] @ vector).min(initial=np.inf)
-        if min(others, distances[place]) > least:
-            kept[len(chosen)] = vector
-            chosen.append(place)
-    return chosen
+def _evenly(length: int, most: int) -> np.ndarray:
+    """Up to `most` places, evenly spaced."""
+    return np.linspace(0, length - 1, min(length, most)).astype(np.int64)
 
 
 def _first_centres(
@@ -246,33 +219,26 @@ def _first_centres(
 
 
 def _assign(
-    block: np.ndarray, distances: np.ndarray, centres: np.ndarray
+    array: np.ndarray, distances: np.ndarray, centres: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The centre nearest to each vector, -1 if a chosen image is as near; and its similarity."""
-    if not len(centres):
-        return np.full(len(block), -1), np.zeros(len(block), np.float32)
-    clusters = np.zeros(len(block), np.int64)
-    best = np.full(len(block), -np.inf, np.float32)
-    for first in range(0, len(centres), CENTRES_AT_ONCE):
-        similarity = block @ centres[first : first + CENTRES_AT_ONCE].T
-        nearest = similarity.argmax(axis=1)
-        values = np.take_along_axis(similarity, nearest[:, None], axis=1)[:, 0]
-        nearer = values > best
-        clusters[nearer], best[nearer] = first + nearest[nearer], values[nearer]
+    clusters, best = np.zeros(len(array), np.int64), np.full(len(array), -np.inf, np.float32)
+    rows = SIMILARITIES // max(1, len(centres))
+    for start in range(0, len(array) if len(centres) else 0, rows):
+        similarity = array[start : start + rows] @ centres.T
+        clusters[start : start + rows] = similarity.argmax(axis=1)
+        best[start : start + rows] = similarity.max(axis=1)
     clusters[1 - best >= distances] = -1
     return clusters, best
 
 
 def _moved(array: np.ndarray, distances: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """The direction of the mean of each cluster; a centre without images stays where it is."""
-    sums, rows = np.zeros(centres.shape), CENTRES_AT_ONCE * 8
-    for start in range(0, len(array), rows):
-        block = array[start : start + rows]
-        clusters, _ = _assign(block, distances[start : start + rows], centres)
-        order = np.argsort(clusters, kind="stable")
-        order = order[clusters[order] >= 0]
-        found, first = np.unique(clusters[order], return_index=True)
-        if len(found):
-            sums[found] += np.add.reduceat(block[order], first, axis=0)
+    clusters, _ = _assign(array, distances, centres)
+    order = np.argsort(clusters, kind="stable")
+    order = order[clusters[order] >= 0]
+    found, first = np.unique(clusters[order], return_index=True)
+    sums = np.zeros(centres.shape)
+    sums[found] = np.add.reduceat(array[order], first, axis=0)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     return np.where(lengths > 0, sums / np.maximum(lengths, SAME), centres).astype(np.float32)

@@ -17,9 +17,8 @@ def why_not(directory: Path | None) -> str | None:
     """Why text search is not possible with these weights, in one sentence; None if it is."""
     if directory is None:
         return "Start local_forager with --clip_weights DIRECTORY to search by text."
-    path = directory / "model.safetensors"
     try:
-        names = safetensors_header(path)
+        names = safetensors_header(directory / "model.safetensors")
     except WeightsError as error:
         return error.message
     if not any(name.startswith("text_model.") for name in names):

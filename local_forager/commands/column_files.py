@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
 from common.terminal import printable
-from local_forager.indexes.index import NAMED_BY
+from local_forager.indexes.index import images_named
 from local_forager.types import PageError
 
 MAX_COLUMNS = 100
@@ -67,9 +67,7 @@ def _read_parquet(path: Path) -> Any:
         with parquet.ParquetFile(path) as file:
             nested = [f.name for f in file.schema_arrow if pa.types.is_nested(f.type)]
             if nested:
-                raise ValueError(
-                    f"has a nested column, {printable(nested[0])}: only plain values can be shown"
-                )
+                raise ValueError(f"has a nested column, {printable(nested[0])}: use plain values")
             return file.read()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError("is a damaged Parquet file") from error
@@ -120,24 +118,15 @@ def _check_names(names: list[str], key: str, taken: set[str]) -> None:
                 "printable characters, not beginning with a dash"
             )
         if name in taken:
-            raise ValueError(
-                f"has a column {printable(name)}, as every image has already: rename it"
-            )
+            raise ValueError(f"has a column {printable(name)}, as every image has: rename it")
 
 
 def _keys(name: str, column: Any) -> Any:
-    column = _plain(column)
-    kind = column.type
-    if not (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
-    ):
-        raise ValueError(f"has {kind} in column {printable(name)}, where names of images should be")
-    return column.cast(pa.string())
-
-
-def _plain(column: Any) -> Any:
-    """A column without a dictionary."""
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    keys = _column(_from_type, name, column)
+    if pa.types.is_floating(keys.type):
+        what = f"has {keys.type} in column {printable(name)}"
+        raise ValueError(f"{what}, where names of images should be")
+    return keys.cast(pa.string())
 
 
 def _column(read: Any, name: str, column: Any) -> Any:
@@ -145,12 +134,12 @@ def _column(read: Any, name: str, column: Any) -> Any:
     try:
         found = read(column)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(
-            f"has {column.type} in column {printable(name)}: use numbers, dates or texts"
-        ) from error
+        what = f"has {column.type} in column {printable(name)}"
+        raise ValueError(f"{what}: use numbers, dates or texts") from error
     if pa.types.is_floating(found.type):
-        found = compute.if_else(compute.is_finite(found), found, pa.scalar(None, found.type))
+        found = compute.if_else(compute.is_finite(found), found, None)
     if pa.types.is_timestamp(found.type):
+        found = found.cast(pa.timestamp("ms"), safe=False)  # in UTC
         ends = compute.min_max(found.cast(pa.int64())).as_py()
         if ends["min"] is not None and not YEARS_MS[0] <= ends["min"] <= ends["max"] <= YEARS_MS[1]:
             raise ValueError(f"has dates beyond the years 1 to 9999 in column {printable(name)}")
@@ -160,26 +149,25 @@ def _column(read: Any, name: str, column: Any) -> Any:
 def _from_text(column: Any) -> Any:
     """The first type that fits all texts of a column."""
     trimmed = compute.utf8_trim_whitespace(column)
-    nothing = pa.scalar(None, pa.string())
-    known = compute.if_else(compute.is_in(trimmed, pa.array(UNKNOWN)), nothing, trimmed)
+    known = compute.if_else(compute.is_in(trimmed, pa.array(UNKNOWN)), None, trimmed)
     types = [pa.int64(), pa.float64(), pa.timestamp("ms"), pa.timestamp("ms", "UTC")]
     if compute.any(compute.match_substring_regex(known, ZERO_FIRST)).as_py():
         types = types[2:]
     for kind in types if known.null_count < len(known) else ():
         try:
-            return _without_zone(known.cast(kind))
+            return known.cast(kind)
         except pa.ArrowInvalid:
             continue
-    return compute.if_else(compute.equal(trimmed, ""), nothing, column)
+    return compute.if_else(compute.equal(trimmed, ""), None, column)
 
 
 def _from_type(column: Any) -> Any:
     """A column of a Parquet file. Whole numbers stay whole where pandas kept them as float."""
-    column = _plain(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     kind = column.type
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        zone = getattr(kind, "tz", None) and "UTC"
-        return _without_zone(column.cast(pa.timestamp("ms", zone), safe=False))
+        return column.cast(pa.timestamp("ms"), safe=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         try:
             return column.cast(pa.int64())
@@ -190,12 +178,7 @@ def _from_type(column: Any) -> Any:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise pa.ArrowNotImplementedError(str(kind))
     texts = column.cast(pa.string())
-    return compute.if_else(compute.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-
-
-def _without_zone(column: Any) -> Any:
-    is_zoned = pa.types.is_timestamp(column.type) and column.type.tz
-    return column.cast(pa.int64()).cast(pa.timestamp("ms")) if is_zoned else column
+    return compute.if_else(compute.equal(texts, ""), None, texts)
 
 
 def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:
@@ -204,58 +187,32 @@ def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:
     keys: a pyarrow.ChunkedArray of texts. Raises PageError if a key names several images, or
     several keys the same one.
     """
-    keys = compute.replace_substring_regex(keys, BUCKET, "").combine_chunks()
-    found = np.full(len(keys), -1, np.int64)
-    for what, name_of in NAMED_BY.items():
-        left = np.flatnonzero(found < 0)
-        if not len(left):
-            break
-        known = _text_array([name_of(name) for name in names]).dictionary_encode()
-        codes = known.indices.to_numpy()
-        first = np.full(len(known.dictionary), -1, np.int64)
-        first[codes[::-1]] = np.arange(len(names))[::-1]
-        places = compute.index_in(keys.take(pa.array(left)), value_set=known.dictionary)
-        places = places.fill_null(-1).to_numpy(zero_copy_only=False)
-        matched, places = left[places >= 0], places[places >= 0]
-        several = np.bincount(codes, minlength=len(first))[places] > 1
-        if several.any():
-            key = printable(keys[int(matched[several][0])].as_py())
-            raise PageError(
-                400,
-                f"{key} is the {what} of several images{_more(int(several.sum()))}: name images by "
-                "object. Nothing is changed.",
-            )
-        found[matched] = first[places]
-    _refuse_repeated(keys, found, names)
+    texts = compute.replace_substring_regex(keys, BUCKET, "").to_pylist()
+    named = images_named(texts, names)
+    several = [text for text in texts if text in named and len(named[text].rows) > 1]
+    if several:
+        raise PageError(
+            400,
+            f"{printable(several[0])} is the {named[several[0]].what} of several images"
+            f"{_more(len(several))}: name images by object. Nothing is changed.",
+        )
+    found = np.array([named[text].rows[0] if text in named else -1 for text in texts], np.int64)
+    matched = np.flatnonzero(found >= 0)
+    rows, firsts, repeats = np.unique(found[matched], return_index=True, return_counts=True)
+    if (repeats > 1).any():
+        row = found[matched[firsts[repeats > 1].min()]]
+        one, other = (printable(texts[place]) for place in np.flatnonzero(found == row)[:2])
+        same = f"{one} and {other}" if one != other else f"{one}, twice"
+        raise PageError(
+            400,
+            f"Two rows are of image {printable(names[row])}: {same}"
+            f"{_more(len(matched) - len(rows))}. Keep one row per image. Nothing is changed.",
+        )
     return found
-
-
-def _text_array(texts: list[str]) -> Any:
-    """A pyarrow.StringArray; what UTF-8 cannot hold, and no file has, becomes question marks."""
-    try:
-        return pa.array(texts, pa.string())
-    except UnicodeEncodeError:
-        return pa.array([text.encode(errors="replace").decode() for text in texts], pa.string())
 
 
 def _more(number: int) -> str:
     return f" (and {number - 1:,} more such rows)" if number > 1 else ""
-
-
-def _refuse_repeated(keys: Any, found: np.ndarray, names: list[str]) -> None:
-    """PageError if two keys name the same image."""
-    matched = np.flatnonzero(found >= 0)
-    rows, firsts, repeats = np.unique(found[matched], return_index=True, return_counts=True)
-    if (repeats == 1).all():
-        return
-    row = found[matched[firsts[repeats > 1].min()]]
-    one, other = (printable(keys[int(place)].as_py()) for place in np.flatnonzero(found == row)[:2])
-    named = f"{one} and {other}" if one != other else f"{one}, twice"
-    raise PageError(
-        400,
-        f"Two rows are of image {printable(names[row])}: {named}"
-        f"{_more(len(matched) - len(rows))}. Keep one row per image. Nothing is changed.",
-    )
 
 
 def in_row_order(file: ColumnFile, found: np.ndarray, images: int) -> Any:

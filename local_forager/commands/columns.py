@@ -4,15 +4,16 @@ On the page, numbers and dates become ranges and texts become filters. A CSV exp
 """
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import numpy as np
 
-from common.options import CONTEXT_SETTINGS, Command, LocalPath
+from common.options import CONTEXT_SETTINGS, Command, LocalPath, bucket_option, flag
 from common.terminal import count, first_lines, printable
 from local_forager.commands.opening import local_dataset, open_dataset
-from local_forager.commands.options import bucket_option, data_dir_option
+from local_forager.commands.options import data_dir_option
 from local_forager.export import CSV_HEADER
 from local_forager.indexes.fields import ABOUT
 from local_forager.indexes.own_columns import (
@@ -28,9 +29,8 @@ from local_forager.types import PageError
 TAKEN = {*CSV_HEADER, *ABOUT, *FIELD_SORTS, *SORTS}  # no names for columns of one's own
 
 
-def described(columns: OwnColumns) -> list[str]:
+def described(columns: OwnColumns) -> Iterator[str]:
     """What became of each column, a line each."""
-    lines = []
     for name in columns.names:
         if name in columns.fields:
             what = columns.fields[name].kind.value.replace("whole", "number")
@@ -40,15 +40,14 @@ def described(columns: OwnColumns) -> list[str]:
             what = count(len(values), "text")
         else:
             what = f"more than {MAX_TEXTS} texts: for the CSV export only"
-        lines.append(f"{printable(name)}: {what}")
-    return lines
+        yield f"{printable(name)}: {what}"
 
 
 @click.command("columns", cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("name")
 @click.argument("file", required=False, type=LocalPath(exists=True, dir_okay=False))
 @click.option("--key", metavar="COLUMN", help="Column that names the images.  [default: the first]")
-@click.option("--remove", is_flag=True, help="Take the columns of the dataset away.")
+@flag("--remove", "Take the columns of the dataset away.")
 @data_dir_option
 @bucket_option
 def add_columns(
@@ -103,9 +102,7 @@ async def change_columns(
         click.echo(f"{count(len(unmatched), 'row')} {verb} no image:", err=True)
         shown = [printable(key or "") for key in keys]
         click.echo(first_lines(shown + [""] * (len(unmatched) - len(shown))), err=True)
-    click.echo(f"Columns:\n{first_lines(described(columns))}", err=True)
-    click.echo(
-        f"Added {count(len(columns.names), 'column')} for {len(found) - len(unmatched):,} of "
-        f"{count(len(index.names), 'image')}. A page that is open shows them.",
-        err=True,
-    )
+    click.echo(f"Columns:\n{first_lines(list(described(columns)))}", err=True)
+    added = f"{count(len(columns.names), 'column')} for {len(found) - len(unmatched):,}"
+    images = count(len(index.names), "image")
+    click.echo(f"Added {added} of {images}. A page that is open shows them.", err=True)

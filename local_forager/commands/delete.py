@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from common.options import CONTEXT_SETTINGS, Command
+from common.options import CONTEXT_SETTINGS, Command, bucket_option, flag
 from common.terminal import count, printable
 from local_forager.commands.opening import local_dataset
-from local_forager.commands.options import bucket_option, data_dir_option
+from local_forager.commands.options import data_dir_option
 from local_forager.deletion import delete, plan
 from local_forager.types import DeletionPlan, PageError
 
@@ -55,7 +55,7 @@ async def ask_and_delete(name: str, data_dir: Path, bucket: str, yes: bool) -> N
 @click.argument("name")
 @data_dir_option
 @bucket_option
-@click.option("--yes", is_flag=True, help="Delete without a question.")
+@flag("--yes", "Delete without a question.")
 def delete_dataset(name: str, data_dir: Path, bucket: str, yes: bool) -> None:
     """Delete dataset NAME from the local Forager, with its labels; buckets keep what they have.
 

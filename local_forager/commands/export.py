@@ -9,19 +9,18 @@ from typing import Any, TextIO
 import click
 
 from common.names import checked_index_id
-from common.options import CONTEXT_SETTINGS, Command, LocalPath
+from common.options import CONTEXT_SETTINGS, Command, LocalPath, bucket_option, choice, flag
 from common.terminal import escaped, printable
 from local_forager.analysis import subsets
 from local_forager.analysis.health import LIMITS
 from local_forager.analysis.picture_search import find_weights, nearest_to, picture_of_file
 from local_forager.commands.opening import open_index, open_named
 from local_forager.commands.options import (
-    bucket_option,
     clip_weights_option,
     data_dir_option,
     resnet_weights_option,
 )
-from local_forager.commands.sets import GROUPED_SETS, NEAR_SETS, SETS, SPLITS, Asked, rows_of
+from local_forager.commands.sets import GROUPED_SETS, NEAR_SETS, SETS, Asked, rows_of
 from local_forager.export import FORMATS, export, label_to_export
 from local_forager.indexes.index import POSITIVE
 from local_forager.indexes.vectors import COMPARED_BY
@@ -56,13 +55,10 @@ def for_terminal(text: str) -> str:
     default="all",
     help="Images to export. diverse and typical choose --count of them, the most useful first.",
 )
-@click.option(
-    "--by", type=click.Choice(COMPARED_BY), default=COMPARED_BY[0], help="Compare by this."
-)
-@click.option("--exact", is_flag=True, help="Compare all pairs of more than 20,000 images too.")
+@choice("--by", COMPARED_BY, "Compare by this.")
+@flag("--exact", "Compare all pairs of more than 20,000 images too.")
 @click.option(
     "--format",
-    "format_",
     type=click.Choice(tuple(FORMATS)),
     help="Object names, CSV, or a label file for ingest_labels.py.  [default: csv or labels where "
     "--out ends in .csv or .json, or else names]",
@@ -81,8 +77,8 @@ def for_terminal(text: str) -> str:
 @click.option(
     "--index_id", type=checked_index_id, metavar="ID", help="An index in the bucket, not NAME."
 )
-@click.option("--split", type=click.Choice(SPLITS), help="Only images of this split.")
-@click.option("--unlabelled", is_flag=True, help="Only images without any label.")
+@click.option("--split", type=click.Choice(("train", "val")), help="Only images of this split.")
+@flag("--unlabelled", "Only images without any label.")
 @click.option(
     "--count",
     type=click.IntRange(1),
@@ -126,7 +122,7 @@ def export_set(
     name: str | None,
     data_dir: Path,
     bucket: str,
-    format_: str | None,
+    format: str | None,
     category: str | None,
     mode: str,
     out: TextIO,
@@ -146,12 +142,12 @@ def export_set(
         python ingest_labels.py birds leaks.json --user you@example.org
     """
     kind = Path(out.name).suffix.removeprefix(".")
-    format_ = format_ or next((name for name, end in FORMATS.items() if end == kind), "names")
+    format = format or next((name for name, end in FORMATS.items() if end == kind), "names")
     if mode != POSITIVE and category is None:
         raise click.UsageError("--mode goes with --category.")
-    if format_ == "labels" and not category:
+    if format == "labels" and not category:
         raise PageError(400, "--format labels needs a category: add --category NAME.")
-    label = label_to_export(category or "", mode) if format_ == "labels" else {}
+    label = label_to_export(category or "", mode) if format == "labels" else {}
     asked = Asked(category=None if label else category, mode=mode, **options)
     check_combinations(asked, like_image)
     if not Path(out.name).parent.is_dir():  # known before minutes of computing
@@ -171,7 +167,7 @@ def export_set(
         rows = nearest_to(weights, picture, opened.index, rows, asked.by)[: asked.count]
         if len(rows) < (asked.count or 0):
             click.echo(f"There are only {len(rows):,} such images.", err=True)
-    pieces = export(format_, opened.index, opened.table, rows, label)
+    pieces = export(format, opened.index, opened.table, rows, label)
     try:
         shown = for_terminal if out.isatty() else str
         out.writelines(map(shown, pieces))

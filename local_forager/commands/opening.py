@@ -30,11 +30,10 @@ from local_forager.types import PageError
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An index with the labels of its dataset; the table is empty where there is no dataset."""
+    """An index with the labels of its dataset; NO_LABELS where there is no dataset."""
 
     index: Index
     table: LabelTable = NO_LABELS
-    no_labels: str = ""  # why it cannot have labels: the first half of a sentence
 
 
 async def open_named(name: str, data_dir: Path, bucket: str) -> Opened:
@@ -87,9 +86,7 @@ async def open_dataset(name: str, data_dir: Path, bucket: str) -> Opened:
 
 async def open_index(index_id: str, data_dir: Path, bucket: str) -> Opened:
     """An index in the bucket, whether a dataset uses it or not."""
-    index = await copied_index(index_id, data_dir, bucket)
-    none = "An index in the bucket has no labels: name a dataset of the local Forager"
-    return Opened(index=index, no_labels=none)
+    return Opened(index=await copied_index(index_id, data_dir, bucket))
 
 
 async def copied_index(index_id: str, data_dir: Path, bucket: str) -> Index:
@@ -109,40 +106,22 @@ def open_work_directory(directory: Path) -> Opened:
         PageError: it is none, its ingest is running or unfinished, or a file is damaged.
     """
     shown = printable(str(directory))
-    if not directory.is_dir():
-        raise PageError(404, f"There is no directory {shown}: name the one of a finished ingest.")
     if not (directory / STATE).is_file():
-        raise PageError(
-            404,
-            f"{shown} is not the work directory of an ingest, as there is no {STATE} in it: name "
-            "that of a finished one.",
-        )
-    if _is_locked(directory / LOCK):
-        raise PageError(409, f"An ingest is running in {shown}: wait until it has ended.")
+        raise PageError(404, f"{shown} has no {STATE}: name the directory of a finished ingest.")
+    with contextlib.suppress(FileNotFoundError), (directory / LOCK).open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an ingest holds it while it runs
+        except BlockingIOError:
+            reason = f"An ingest is running in {shown}: wait until it has ended."
+            raise PageError(409, reason) from None
     try:
         options = options_on_disk(directory / STATE)
     except (ValueError, sqlite3.Error, OSError) as error:
-        reason = printable(str(error))
-        raise PageError(
-            409,
-            f"The ingest in {shown} is not finished, or its {STATE} is damaged ({reason}): run the "
-            "same ingest again.",
-        ) from None
+        reason = f"is not finished, or its {STATE} is damaged ({printable(str(error))})"
+        raise PageError(409, f"The ingest in {shown} {reason}: run it again.") from None
     if "registered" not in options or "abandoned" in options:
         raise PageError(409, f"The ingest in {shown} is not finished: run it again, then export.")
     try:
-        index = read_work_directory(directory)
+        return Opened(index=read_work_directory(directory))
     except PageError as error:
         raise PageError(409, f"The index in {shown} cannot be used. {error}") from None
-    none = "A work directory has no labels: name a dataset of the local Forager"
-    return Opened(index=index, no_labels=none)
-
-
-def _is_locked(lock: Path) -> bool:
-    """Whether an ingest is running: it holds the lock of its work directory."""
-    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

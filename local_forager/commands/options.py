@@ -2,21 +2,13 @@
 
 import click
 
-from common.options import DEFAULT_BUCKET, LocalPath, bucket_name
+from common.options import LocalPath
 
 data_dir_option = click.option(
     "--data_dir",
     type=LocalPath(file_okay=False),
     default="forager-data",
     help="Directory for the database and for copies of indexes and thumbnails.",
-)
-bucket_option = click.option(
-    "--bucket",
-    default=DEFAULT_BUCKET,
-    envvar="FORAGER_BUCKET",
-    type=bucket_name,
-    metavar="NAME",
-    help="Index bucket.",
 )
 clip_weights_option = click.option(
     "--clip_weights",

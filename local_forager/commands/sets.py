@@ -9,14 +9,14 @@ from pathlib import Path
 import click
 import numpy as np
 
-from common.terminal import first_of, printable
+from common.terminal import first_of, printable, say
 from local_forager.analysis import subsets
 from local_forager.analysis.duplicates import near_distance
 from local_forager.analysis.health import LIMITS, PAIRS_ROWS, Health
 from local_forager.analysis.jobs import POLL, Jobs
 from local_forager.commands.opening import Opened
 from local_forager.export import name_line
-from local_forager.indexes.index import NAMED_BY, Index
+from local_forager.indexes.index import NO_LABELS, Index, images_named
 from local_forager.types import PageError
 
 SETS = {  # set -> health check
@@ -30,9 +30,9 @@ SETS = {  # set -> health check
 }
 NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
 GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
-SPLITS = ("train", "val")
 SHOWN_LINES = 3  # of a file of names, which name no image
 ONE_A_LINE = "Write one name a line, as an export of names has them."
+LABELS_ONLY = "Only a dataset of the local Forager has labels: name one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +67,23 @@ def rows_named(index: Index, path: Path) -> np.ndarray:
     except UnicodeDecodeError:
         raise PageError(400, f"{shown} is not UTF-8 text. {ONE_A_LINE}") from None
     wanted = dict.fromkeys(line.strip("\r") for line in lines if line.strip())
-    rows: list[int] = []
-    for name_of in NAMED_BY.values():
-        named = ((row, name_of(name_line(name))) for row, name in enumerate(index.names))
-        found = {row: key for row, key in named if key in wanted}
-        rows += found
-        for key in set(found.values()):
-            del wanted[key]
-    if wanted:
-        what = "1 line names" if len(wanted) == 1 else f"{len(wanted):,} lines name"
-        some = first_of(list(wanted), SHOWN_LINES)
+    named = images_named(wanted, list(map(name_line, index.names)))
+    if unknown := [line for line in wanted if line not in named]:
+        what = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
+        some = first_of(unknown, SHOWN_LINES)
         raise PageError(400, f"In {shown}, {what} no image: {some}. {ONE_A_LINE}")
-    if not rows:
+    if not named:
         raise PageError(400, f"{shown} names no image. {ONE_A_LINE}")
-    return np.array(sorted(rows), np.int64)
+    return np.unique(np.concatenate([one.rows for one in named.values()]))
 
 
 def candidates(opened: Opened, asked: Asked) -> np.ndarray:
     """bool (n,): the images that pass --split, --unlabelled and --category."""
     index, table = opened.index, opened.table
     passing = index.in_split(asked.split) if asked.split else np.ones(len(index.names), bool)
-    option = "--unlabelled" if asked.unlabelled else "--category"
-    if opened.no_labels and (asked.unlabelled or asked.category is not None):
-        raise PageError(400, f"{opened.no_labels}, or leave out {option}.")
+    if table is NO_LABELS and (asked.unlabelled or asked.category is not None):
+        option = "--unlabelled" if asked.unlabelled else "--category"
+        raise PageError(400, f"{LABELS_ONLY}, or leave out {option}.")
     if asked.unlabelled:
         passing &= ~table.labelled(len(passing))
     if asked.category is not None:
@@ -126,10 +120,9 @@ def subset(opened: Opened, asked: Asked, count: int) -> list[int]:
         progress=lambda share: show_progress("Choosing images", share),
     )
     if len(rows) < count:
-        click.echo(
+        say(
             f"Only {len(rows):,} of {count:,} were left to choose from: failed images and near "
-            f"duplicates (a distance of up to {least:.3g} by {asked.by}) are left out.",
-            err=True,
+            f"duplicates (a distance of up to {least:.3g} by {asked.by}) are left out."
         )
     return [int(row) for row in rows]
 
@@ -141,8 +134,8 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
     index, which, passing = opened.index, asked.which, candidates(opened, asked)
     if which == "all":
         return [int(row) for row in np.flatnonzero(passing)]
-    if which == "contradictions" and opened.no_labels:
-        raise PageError(400, f"{opened.no_labels}, or choose another --set.")
+    if which == "contradictions" and opened.table is NO_LABELS:
+        raise PageError(400, f"{LABELS_ONLY}, or choose another --set.")
     with closing(Jobs()) as jobs:
         health = Health(
             jobs=jobs,
@@ -159,10 +152,7 @@ def rows_of(opened: Opened, asked: Asked) -> list[int]:
             time.sleep(POLL)
     show_progress("Comparing images", 1)
     if health.in_lists and which in NEAR_SETS:
-        click.echo(
-            "Only roughly similar images were compared: a few may be missing. --exact compares all "
-            "pairs.",
-            err=True,
-        )
+        missing = "a few may be missing. --exact compares all pairs."
+        say(f"Only roughly similar images were compared: {missing}")
     first = 1 if asked.keep else 0
     return sorted(row for group in groups for row in group[first:] if passing[row])

@@ -1,6 +1,7 @@
 """Copies of indexes on this machine: each is downloaded from the bucket once, then checked."""
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import shutil
@@ -13,14 +14,12 @@ from common.terminal import printable
 from dataset import manifest
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from local_forager.indexes import index as files
-from local_forager.indexes.index import NO_MANIFEST, Index
+from local_forager.indexes.index import Index
 from local_forager.server.buckets import Buckets
 from local_forager.types import PageError
 
 SAFE_DIRECTORY = re.compile(r"[a-z0-9][-_a-z0-9]{0,99}")  # on disks that ignore case too
 COMPLETE = "complete"  # the file that marks a directory as a whole, checked copy
-HAS_NO_MANIFEST = "no-manifest"  # the file that says that the bucket has none
-MANIFEST_TIMEOUT = 20.0  # seconds; a complete copy opens without a bucket
 RETRY_AFTER = 5.0  # seconds after which a failed copy is tried again
 
 
@@ -92,10 +91,8 @@ class IndexCopies:
             copy.problem = f"The index cannot be downloaded. {error}"
             if error.status == 404:
                 where = f"gs://{self._bucket}/indexes/{printable(index_id)}/"
-                copy.problem = (
-                    f"There is no complete index in {where}: did its ingest finish, and is this "
-                    "the --bucket that it used?"
-                )
+                advice = "did its ingest finish, with this --bucket?"
+                copy.problem = f"There is no complete index in {where}: {advice}"
         except OSError as error:
             copy.problem = f"The index cannot be stored here ({error})."
         except Exception as error:
@@ -107,18 +104,12 @@ class IndexCopies:
         """The index, from the complete copy; without one, or if it was damaged, from the bucket."""
         complete = copy.directory / COMPLETE
         if complete.exists():
-            try:
-                return await self._read(index_id, copy.directory)
-            except PageError:
-                pass
+            with contextlib.suppress(PageError):
+                return await asyncio.to_thread(files.read_copy, copy.directory)
         await self._download(index_id, copy)
-        index = await self._read(index_id, copy.directory)
+        index = await asyncio.to_thread(files.read_copy, copy.directory)
         complete.touch()
         return index
-
-    async def _read(self, index_id: str, directory: Path) -> Index:
-        no_manifest = await self._download_manifest(index_id, directory)
-        return await asyncio.to_thread(files.read_copy, directory, no_manifest)
 
     async def _download(self, index_id: str, copy: IndexCopy) -> None:
         await asyncio.to_thread(shutil.rmtree, copy.directory, ignore_errors=True)
@@ -131,27 +122,10 @@ class IndexCopies:
             array = f"indexes/{index_id}/local/{name}/embeddings.npy"
             path = files.vectors_path(copy.directory, name)
             await self._buckets.download(self._bucket, array, path)
-        classes = f"aux_labels/{index_id}/{files.CLASSES}"
-        try:
-            await self._buckets.download(self._bucket, classes, copy.directory / files.CLASSES)
-        except StorageError as error:
-            if error.status != 404:
-                raise
-
-    async def _download_manifest(self, index_id: str, directory: Path) -> str:
-        """Why the manifest is missing, if it is. An index can do without it."""
-        path, none = directory / manifest.NAME, directory / HAS_NO_MANIFEST
-        if path.exists() or none.exists():
-            return NO_MANIFEST
-        try:
-            name = f"indexes/{index_id}/{manifest.NAME}"
-            download = self._buckets.download(self._bucket, name, path)
-            await asyncio.wait_for(download, MANIFEST_TIMEOUT)
-        except asyncio.TimeoutError:
-            seconds = f"{MANIFEST_TIMEOUT:g} seconds"
-            return f"{manifest.NAME} was not downloaded within {seconds}."
-        except StorageError as error:
-            if error.status != 404:
-                return f"{manifest.NAME} cannot be downloaded. {error}"
-            none.touch()
-        return NO_MANIFEST
+        for kind, name in (("indexes", manifest.NAME), ("aux_labels", files.CLASSES)):
+            path = copy.directory / name
+            try:
+                await self._buckets.download(self._bucket, f"{kind}/{index_id}/{name}", path)
+            except StorageError as error:
+                if error.status != 404:  # an index can do without these
+                    raise

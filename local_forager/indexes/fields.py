@@ -98,13 +98,12 @@ class Field:
         if self.is_logarithmic:
             inner = np.rint(np.geomspace(max(low, 1), after, BINS + 1))
         else:
-            width = math.ceil((after - low) / BINS)
+            first, width = low, math.ceil((after - low) / BINS)
             if self.kind is not Kind.DATE:
                 power = 10 ** math.floor(math.log10(width))
                 width = next(m * power for m in (1, 2, 5, 10) if m * power >= width)
-                inner = np.arange(math.floor(low / width) * width, after, width)
-            else:
-                inner = np.arange(low, after, width)
+                first = math.floor(low / width) * width
+            inner = np.arange(first, after, width)
         return np.unique([low, *inner[(inner > low) & (inner < after)], after])
 
     def shown(self, steps: np.ndarray) -> list[float]:

@@ -31,7 +31,6 @@ MAX_CLASS = 2**31 - 1
 READS_PER_CLASS = 10  # limit for the pickle; Python writes up to 8 parts per entry
 NOT_FINITE = "not-finite.json"  # the rows whose vectors hold NaN or infinity, once looked for
 NO_MANIFEST = f"the index has no {manifest.NAME}, as those of older versions have none."
-OTHER_IMAGES = f"the {manifest.NAME} of the index is of other images."
 NO_QUALITY = "the index was made by an older version, which did not measure them."
 GROUPS = {  # of fields -> their names in a sentence
     "size": "Width, height and aspect",
@@ -57,7 +56,7 @@ class Index:
     not_finite: list[int]  # rows; of these images nothing can be computed
     embeddings: dict[str, Vectors]
     rows_of: dict[str, list[int]]  # identifier -> rows; several only where identifiers collide
-    fields: dict[str, Field]  # those that are known, by name
+    fields: dict[str, Field]  # those that are known, by name; a listing of the bucket adds bytes
     lacks: dict[str, str]  # of the GROUPS of fields that are not known: why, in one sentence
 
     def split(self, row: int) -> str:
@@ -73,8 +72,15 @@ class Index:
 
         name: bytes, width, height or aspect, or one of QUALITY.
         """
-        field = self.fields.get(name)
-        return None if field is None else field.values()
+        return self.fields[name].values() if name in self.fields else None
+
+    @functools.cached_property
+    def metadata(self) -> dict[str, str]:
+        """How the vectors were computed; {} if there is no manifest that says so."""
+        try:
+            return manifest.read_metadata(self.directory / manifest.NAME)
+        except ValueError:
+            return {}
 
     def pixels(self, row: int) -> tuple[int, int] | None:
         """Width and height of an image; None where they are not known."""
@@ -104,6 +110,25 @@ class Index:
         return is_there and all(vectors.is_whole() for vectors in self.embeddings.values())
 
 
+class Named(NamedTuple):
+    """The images that a text names."""
+
+    what: str  # of NAMED_BY
+    rows: list[int]
+
+
+def images_named(texts: Iterable[str], names: list[str]) -> dict[str, Named]:
+    """The images that these texts name among those with these object names; others are left out."""
+    wanted, found = set(texts), dict[str, Named]()
+    for what, name_of in NAMED_BY.items():
+        for row, name in enumerate(names if len(found) < len(wanted) else ()):
+            if (text := name_of(name)) in wanted:
+                named = found.setdefault(text, Named(what, []))
+                if named.what == what:
+                    named.rows.append(row)
+    return found
+
+
 @functools.cache
 def class_names() -> tuple[str, ...]:
     """The names of the 1,000 ImageNet classes, in the order of ResNet-50's outputs."""
@@ -127,11 +152,9 @@ def read_classes(path: Path, images: int) -> dict[str, int]:
         classes = read_pickle(path, MAX_READS + READS_PER_CLASS * images)
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
-        raise PageError(409, f"The ImageNet classes of the index {reason}.") from error
-    except UnsafePickleError as error:
-        raise PageError(409, f"The file of ImageNet classes of the index {error}.") from error
+    except (OSError, UnsafePickleError) as error:
+        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+        raise PageError(409, f"The file of ImageNet classes of the index {reason}.") from error
     if not isinstance(classes, dict) or not all(
         type(name) is str and type(number) is int and 0 <= number <= MAX_CLASS
         for name, number in classes.items()
@@ -170,11 +193,8 @@ def _open_vectors(array_of: Callable[[str], Path], rows: int) -> dict[str, Vecto
         path, expected = array_of(name), rows * dimensions * 4
         size = path.stat().st_size if path.exists() else 0
         if size != expected:
-            raise PageError(
-                409,
-                f"The {name} array of the index has {size:,} bytes; {rows:,} images with "
-                f"{dimensions:,} numbers each need {expected:,}.",
-            )
+            reason = f"has {size:,} bytes, but those of {rows:,} images are {expected:,}"
+            raise PageError(409, f"The {name} array of the index {reason}.")
         embeddings[name] = Vectors(path, rows, dimensions)
     return embeddings
 
@@ -204,72 +224,59 @@ def lacking(reason: str, groups: Iterable[str] = GROUPS) -> dict[str, str]:
 def read_fields(path: Path, names: list[str]) -> tuple[dict[str, Field], dict[str, str]]:
     """The fields of the images with these object names, and why others are not known.
 
-    path: a manifest, perhaps damaged or of other images.
+    path: a manifest, perhaps missing, damaged or of other images.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    row, batches = 0, []
+    columns = ["object", *COLUMNS, *QUALITY]  # those of QUALITY only if they are there
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            measured = [name for name in QUALITY if name in file.schema_arrow.names]
-            if file.metadata.num_rows != len(names):
-                return {}, lacking(OTHER_IMAGES)
-            wanted = [*COLUMNS, *measured]
-            schema = pa.schema([file.schema_arrow.field(name) for name in wanted])
-            for batch in file.iter_batches(manifest.BATCH_ROWS, columns=["object", *wanted]):
-                if batch["object"].to_pylist() != names[row : row + len(batch)]:
-                    return {}, lacking(OTHER_IMAGES)
-                row += len(batch)
-                batches.append(batch.select(wanted))
-        fields = _fields_of(pa.Table.from_batches(batches, schema))
+            table = file.read(columns) if file.metadata.num_rows == len(names) else None
+        if table is None or table["object"].to_pylist() != names:
+            return {}, lacking(f"the {manifest.NAME} of the index is of other images.")
+        fields = _fields_of(table)
+    except FileNotFoundError:
+        return {}, lacking(NO_MANIFEST)
     except (pa.ArrowException, OSError, KeyError):
         return {}, lacking(f"the {manifest.NAME} of the index is damaged.")
     return fields, {} if fields.keys() >= set(QUALITY) else lacking(NO_QUALITY, ["quality"])
 
 
-def _fields_of(columns: Any) -> dict[str, Field]:
+def _fields_of(table: Any) -> dict[str, Field]:
     """The fields in the columns of a manifest, a pyarrow.Table; negative sizes are not known."""
     import pyarrow as pa
     from pyarrow import compute
 
     found = {}
     for column, name in COLUMNS.items():
-        known = columns[column].combine_chunks().cast(pa.int64())
-        known = compute.if_else(compute.less(known, 0), pa.scalar(None, pa.int64()), known)
-        found[name] = known if name == "bytes" else known.cast(pa.int32())
-    sides = (found[name].cast(pa.float64()) for name in ("width", "height"))
-    found["aspect"] = compute.divide(*sides)
-    measured = {
-        name: columns[name].combine_chunks() for name in columns.column_names[len(COLUMNS) :]
-    }
-    found |= {name: column.cast(pa.float32()) for name, column in measured.items()}
+        known = table[column].combine_chunks().cast(pa.int64())
+        found[name] = compute.if_else(compute.less(known, 0), None, known)
+    found["aspect"] = compute.divide(found["width"].cast(pa.float64()), found["height"])
+    for name in QUALITY:
+        if name in table.column_names and table[name].null_count < len(table):
+            found[name] = table[name].combine_chunks().cast(pa.float32())
     return {
-        name: replace(about, column=found[name])
-        for name, about in ABOUT.items()
-        if name in found and (name not in measured or found[name].null_count < len(columns))
+        name: replace(about, column=found[name]) for name, about in ABOUT.items() if name in found
     }
 
 
-def read_copy(directory: Path, no_manifest: str) -> Index:
+def read_copy(directory: Path) -> Index:
     """The index in a copy from the bucket; see read_index."""
     array_of = functools.partial(vectors_path, directory)
-    return read_index(directory, directory / CLASSES, array_of, no_manifest)
+    return read_index(directory, directory / CLASSES, array_of)
 
 
 def read_work_directory(directory: Path) -> Index:
     """The index in the work directory of an ingest that is finished; see read_index."""
     array_of = functools.partial(array_path, directory)
-    return read_index(directory / "index", directory / "aux" / CLASSES, array_of, NO_MANIFEST)
+    return read_index(directory / "index", directory / "aux" / CLASSES, array_of)
 
 
-def read_index(
-    directory: Path, classes_path: Path, array_of: Callable[[str], Path], no_manifest: str
-) -> Index:
+def read_index(directory: Path, classes_path: Path, array_of: Callable[[str], Path]) -> Index:
     """An index on this machine; raises PageError if a file is damaged or has the wrong size.
 
     directory: has the lists and the manifest. array_of: the headerless array of each embedding.
-    no_manifest: why there is no manifest, if there is none.
     """
     names, num_train = read_names(directory)
     embeddings = _open_vectors(array_of, len(names))
@@ -283,11 +290,7 @@ def read_index(
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows_of.setdefault(identifier(name), []).append(row)
-    path = directory / manifest.NAME
-    if path.exists():
-        fields, lacks = read_fields(path, names)
-    else:
-        fields, lacks = {}, lacking(no_manifest)
+    fields, lacks = read_fields(directory / manifest.NAME, names)
     return Index(
         directory=directory,
         names=names,
@@ -309,19 +312,14 @@ class LabelTable(NamedTuple):
     rows: dict[str, dict[str, np.ndarray]]  # category -> mode -> rows, int64 ascending
     boxes: dict[int, list[BoxText]]
     columns: OwnColumns = NO_COLUMNS
-
-    def select(self, category: str, mode: str | None) -> np.ndarray:
-        """Rows with a label of the category in this mode; None is any mode."""
-        modes = self.rows.get(category, {})
-        chosen = [rows for name, rows in modes.items() if mode is None or name == mode]
-        if len(chosen) == 1:
-            return chosen[0]
-        return np.unique(np.concatenate([np.zeros(0, np.int64), *chosen]))
+    version: int = 0  # of labels and boxes in the database
 
     def marked(self, category: str, mode: str | None, images: int) -> np.ndarray:
         """bool (images,): those with a label of the category in this mode; None is any mode."""
         found = np.zeros(images, bool)
-        found[self.select(category, mode)] = True
+        for name, rows in self.rows.get(category, {}).items():
+            if mode in (name, None):
+                found[rows] = True
         return found
 
     def positive(self) -> dict[str, np.ndarray]:
@@ -343,7 +341,7 @@ class LabelTable(NamedTuple):
         return [
             {
                 "category": category,
-                "count": int(chosen[self.select(category, None)].sum()),
+                "count": int((chosen & self.marked(category, None, len(chosen))).sum()),
                 "modes": [
                     {"mode": mode, "count": int(chosen[modes[mode]].sum())}
                     for mode in sorted(modes, key=lambda mode: (mode != POSITIVE, mode))
@@ -361,23 +359,24 @@ def table_of(
     boxes: list[tuple[str, BoxText]],
     index: Index,
     columns: OwnColumns = NO_COLUMNS,
+    version: int = 0,
 ) -> LabelTable:
     """The labels of the images in the index, as the database has them; others have no row."""
     of_row: dict[int, list[LabelText]] = {}
-    found: dict[str, dict[str, set[int]]] = {}
+    found: dict[str, dict[str, list[int]]] = {}
     for known, label in labels:
         for row in index.rows_of.get(known, ()):
             texts = of_row.setdefault(row, [])
             if label not in texts:  # on A, images that share an identifier have each label twice
                 texts.append(label)
             modes = found.setdefault(label["category"], {})
-            modes.setdefault(label["mode"], set()).add(row)
+            modes.setdefault(label["mode"], []).append(row)
     boxes_of: dict[int, list[BoxText]] = {}
     for known, box in boxes:
         for row in index.rows_of.get(known, ()):
             boxes_of.setdefault(row, []).append(box)
     rows = {
-        category: {mode: np.array(sorted(places), np.int64) for mode, places in modes.items()}
+        category: {mode: np.unique(places) for mode, places in modes.items()}
         for category, modes in found.items()
     }
-    return LabelTable(of_row, rows, boxes_of, columns)
+    return LabelTable(of_row, rows, boxes_of, columns, version)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,12 +40,10 @@ class OwnColumns:
         """Each row with the values of its columns as text, "" where there is none."""
         left = iter(rows)
         while part := list(itertools.islice(left, ROWS_AT_ONCE)):
-            taken = (
-                [_as_text(column.take(part)) for column in self.table.columns] if self.table else []
-            )
-            yield from zip(
-                part, zip(*taken, strict=True) if taken else [()] * len(part), strict=True
-            )
+            columns = self.table.columns if self.table else []
+            texts = [_as_text(column.take(part)) for column in columns]
+            for place, row in enumerate(part):
+                yield row, [column[place] for column in texts]
 
     def of_row(self, row: int) -> Iterator[tuple[str, str]]:
         """Name and value of each column that has one for this image."""
@@ -60,10 +59,9 @@ NO_COLUMNS = OwnColumns()
 def _as_text(column: Any) -> list[str]:
     import pyarrow as pa
 
-    if pa.types.is_timestamp(column.type):
-        dates = [value and value.isoformat(sep=" ") for value in column.to_pylist()]
-        return [date.removesuffix(" 00:00:00") if date else "" for date in dates]
-    return ["" if value is None else str(value) for value in column.to_pylist()]
+    texts = ["" if value is None else str(value) for value in column.to_pylist()]
+    is_date = pa.types.is_timestamp(column.type)
+    return [text.removesuffix(" 00:00:00") for text in texts] if is_date else texts
 
 
 def columns_path(data_dir: Path, dataset_id: int) -> Path:
@@ -118,13 +116,12 @@ def read_columns(path: Path, index_id: str, rows: int | None) -> OwnColumns:
 
 def text_column(column: Any) -> TextColumn:
     """The different texts of a column, a pyarrow.StringArray, if they are few enough to choose."""
-    encoded = column.dictionary_encode()
-    values = encoded.dictionary.to_pylist()
-    if len(values) > MAX_TEXTS:
+    import pyarrow as pa
+    from pyarrow import compute
+
+    counts = Counter(column.drop_null().to_pylist())
+    if len(counts) > MAX_TEXTS:
         return TextColumn([], np.zeros(0, np.int8))
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    counts = np.bincount(codes[codes >= 0], minlength=len(values))
-    order = sorted(range(len(values)), key=lambda code: (-counts[code], values[code]))
-    places = np.full(len(values) + 1, -1, np.int8)  # the last one for -1
-    places[order] = np.arange(len(order))
-    return TextColumn([values[code] for code in order], places[codes])
+    values = sorted(counts, key=lambda value: (-counts[value], value))
+    codes = compute.index_in(column, pa.array(values, pa.string())).fill_null(-1)
+    return TextColumn(values, codes.to_numpy().astype(np.int8))

@@ -6,6 +6,7 @@ the best candidates exactly: distances are exact, but an image in a list that wa
 missing.
 """
 
+import hashlib
 import importlib.util
 import mmap
 from collections.abc import Callable, Iterator
@@ -31,8 +32,14 @@ READ_SHARE = 1 / 32  # of the lists that a search reads
 CANDIDATES = 4  # times as many as neighbours are wanted, compared exactly
 TRAINING_SHARE = 0.4  # of the time of building
 SEED = 0
+KEY_BYTES = 8  # of a million different vectors, two have one key once in 40 million cases
 
 Progress = Callable[[float], None]  # called with the share of the work that is done, 0 to 1
+
+
+def part(progress: Progress, begin: float, end: float) -> Progress:
+    """Reports the progress of a part of the work."""
+    return lambda share: progress(begin + (end - begin) * share)
 
 
 class Neighbours(NamedTuple):
@@ -84,8 +91,11 @@ class Vectors:
                 self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
     def similarities(self, query: np.ndarray) -> np.ndarray:
-        """Cosine of the query, a unit vector, with each row: float32 (n,); not of failed images."""
-        result = np.empty(self.rows, np.float32)
+        """Products of each row with the query, or with each column of it; not of failed images.
+
+        float32 (n,) or (n, k); with a unit vector, the cosine.
+        """
+        result = np.empty((self.rows, *query.shape[1:]), np.float32)
         with np.errstate(invalid="ignore", over="ignore"):  # of failed rows that are not finite
             for start, block in self.blocks():
                 np.matmul(block, query, out=result[start : start + len(block)])
@@ -99,14 +109,28 @@ class Vectors:
         return nearest(similarity, count)
 
 
+def keys_of(vectors: Vectors, progress: Progress = lambda share: None) -> np.ndarray:
+    """uint64 (n,): a hash of each row, equal for identical vectors only."""
+    keys = bytearray()
+    for start, block in vectors.blocks():
+        keys += b"".join(hashlib.blake2b(row, digest_size=KEY_BYTES).digest() for row in block)
+        progress((start + len(block)) / vectors.rows)
+    return np.frombuffer(bytes(keys), np.uint64)
+
+
+def in_order(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The rows, those with the smallest values first; equal ones stay in their order."""
+    ordered: np.ndarray = rows[np.argsort(values[rows], kind="stable")]
+    return ordered
+
+
 def nearest(similarity: np.ndarray, count: int) -> Neighbours:
     """The rows with the largest finite similarities; ties in row order."""
     count = min(count, int(np.isfinite(similarity).sum()))
     if count == 0:
         return Neighbours(np.zeros(0, np.int64), np.zeros(0, np.float32))
     least = np.partition(similarity, len(similarity) - count)[len(similarity) - count]
-    rows = np.flatnonzero(similarity >= least)
-    rows = rows[np.argsort(-similarity[rows], kind="stable")][:count]
+    rows = in_order(np.flatnonzero(similarity >= least), -similarity)[:count]
     return Neighbours(rows, np.maximum(1 - similarity[rows], 0).astype(np.float32))
 
 

@@ -40,18 +40,18 @@ async def datasets(request: web.Request) -> answers.DatasetList:
             opens = DATASET_NAME.fullmatch(name) is not None
             cards.append({"name": name, "num_train": num_train, "num_val": num_val, "opens": opens})
     generation = page.database.generation.value
-    return {"generation": generation, "bucket": page.bucket, "datasets": cards}
+    return {"generation": generation, "bucket": page.options.bucket, "datasets": cards}
 
 
 async def deletion(request: web.Request) -> answers.DeletionPlan:
     """What a deletion would mean; as a POST, it is done. In the query, any name is possible."""
     page = request.app[PAGE]
     dataset = await dataset_named(request.app, request.query.get("name", ""))
-    found = await plan(page.database, dataset, page.bucket)
+    found = await plan(page.database, dataset, page.options.bucket)
     if request.method == "POST":
         if not found["shared_with"]:
             await page.copies.release(dataset.index_id)
-        await delete(page.database, dataset, page.data_dir)
+        await delete(page.database, dataset, page.options.data_dir)
     return found
 
 
@@ -81,17 +81,13 @@ def warnings_of(counts: SplitCounts, index: Index, columns: OwnColumns = NO_COLU
     An image that vanished before the registration has a row that failed, and the server lacks it.
     """
     warnings = []
-    index_val = len(index.names) - index.num_train
-    failed_train = int(index.failed[: index.num_train].sum())
-    failed_val = int(index.failed[index.num_train :].sum())
-    if not (
-        0 <= index.num_train - counts.num_train <= failed_train
-        and 0 <= index_val - counts.num_val <= failed_val
-    ):
+    splits = [index.in_split(split) for split in ("train", "val")]
+    train, val = (int(split.sum()) for split in splits)
+    failed = [int(index.failed[split].sum()) for split in splits]
+    if not (0 <= train - counts.num_train <= failed[0] and 0 <= val - counts.num_val <= failed[1]):
         warnings.append(
             f"The server has {counts.num_train:,} training and {counts.num_val:,} validation "
-            f"images, but the index has {index.num_train:,} and {index_val:,}: it belongs to other "
-            "images."
+            f"images, but the index has {train:,} and {val:,}: it belongs to other images."
         )
     if index.not_finite:
         rows = first_of([str(row) for row in index.not_finite])
@@ -108,10 +104,9 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
     copy = page.copies.get(dataset.index_id)
     if copy.index is None and not copy.task.done():
         await asyncio.wait([copy.task], timeout=QUICK_COPY)
-    index, table, version = copy.index, NO_LABELS, 0
-    if index is not None:
-        table, version = await page.table(dataset, index)
-    every = np.ones(len(index.names) if index else 0, bool)
+    index = copy.index
+    table, rows = (await page.table(dataset, index), len(index.names)) if index else (NO_LABELS, 0)
+    every = np.ones(rows, bool)
     return {
         "name": dataset.name,
         "index_id": dataset.index_id,
@@ -124,7 +119,7 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
             "done": copy.total if index else copy.done(),
             "total": copy.total,
         },
-        "rows": len(index.names) if index else 0,
+        "rows": rows,
         "rows_train": index.num_train if index else 0,
         "labelled": len(table.of_row),
         "boxed": len(table.boxes),
@@ -138,8 +133,8 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         "text_search": feature(page.no_text_search),
         "picture_search": feature(page.questions.why_not()),
         "umap": feature(None if umap_installed() else UMAP_MISSING),
-        "neighbour_sorts": feature(no_neighbour_sorts(len(index.names)) if index else None),
-        "layout": default_method(len(index.names) if index else 0),
+        "neighbour_sorts": feature(no_neighbour_sorts(rows)),
+        "layout": default_method(rows),
         "fields": field_infos(index, table) if index else [],
         "columns": [
             {"column": name, "values": column.values}
@@ -147,27 +142,28 @@ async def dataset_page(request: web.Request) -> answers.DatasetPage:
         ],
         "sizes": feature(index.lacks.get("size") if index else None),
         "quality": feature(index.lacks.get("quality") if index else None),
-        "version": f"{version}.{table.columns.version}",
-        "warnings": page.notes + (warnings_of(counts, index, table.columns) if index else []),
+        "version": f"{table.version}.{table.columns.version}",
+        "warnings": [
+            *filter(None, [page.options.note]),
+            *(warnings_of(counts, index, table.columns) if index else []),
+        ],
     }
 
 
 async def text_model(request: web.Request) -> web.Response:
     """Load the model for text search, so that the first search does not wait for it."""
-    model = request.app[PAGE].text_model()
-    model.add_done_callback(lambda done: done.cancelled() or done.exception())  # told by a search
+    request.app[PAGE].text_model()
     return web.Response(status=204)
 
 
 async def health(request: web.Request, view: View) -> answers.HealthReport:
     by = filters.embedding_choice(request)
     checks = view.health(by, filters.distance_choice(request))
-    all_pairs = checks.all_pairs(filters.flag(request, "exact"))
-    findings = await view.page.compute(partial(checks.findings, filters.flag(request, "start")))
+    start = filters.flag(request, "start")
     return {
         "by": by,
-        "all_pairs": all_pairs,
-        "findings": findings,
+        "all_pairs": checks.all_pairs(filters.flag(request, "exact")),
+        "findings": await view.page.compute(partial(checks.findings, start)),
         "near": near_distances(view, checks),
     }
 
@@ -206,13 +202,11 @@ async def column(request: web.Request, view: View) -> web.Response:
     if kind == "field":
         return array_response(await own_values(request.query.get("field", ""), view))
     if kind == "split":
-        values[:] = 1
-        values[: view.index.num_train] = 0
+        values[:] = view.index.in_split("val")
     elif kind == "class":
         values[:] = view.index.classes
     elif kind == "category":
-        modes = view.table.rows.get(request.query.get("category", ""), {})
-        for mode, rows in modes.items():
+        for mode, rows in view.table.rows.get(request.query.get("category", ""), {}).items():
             values[rows] = MODES.index(mode) if mode in MODES else len(MODES)
     else:
         positive = view.table.positive()

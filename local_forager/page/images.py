@@ -1,7 +1,6 @@
 """One or more images: what is known about them, their neighbours, their pictures, their export."""
 
 import asyncio
-import itertools
 import time
 from functools import partial
 
@@ -70,7 +69,7 @@ async def image(request: web.Request, view: View) -> answers.ImageDetail:
         "problem": "",
     }
     try:
-        data = await view.page.originals.get(bucket, view.index.names[row])
+        data = await view.page.pictures.original(bucket, view.index.names[row])
         detail["bytes"] = len(data)
         facts = await asyncio.to_thread(image_facts, data)
         detail["width"], detail["height"], detail["orientation"] = facts
@@ -86,7 +85,7 @@ def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, answers.Sea
     """The inverted file of an embedding, None while there is none; building starts when needed."""
     index = view.index
     exact: answers.SearchState = {"state": "exact", "progress": 1.0, "reason": ""}
-    if len(index.names) <= view.page.exact_rows:
+    if len(index.names) <= view.page.options.exact_rows:
         return None, exact
     if not faiss_installed():
         return None, {**exact, "reason": NOT_INSTALLED}
@@ -95,9 +94,8 @@ def inverted_file(view: View, by: str) -> tuple[InvertedFile | None, answers.Sea
         found: InvertedFile | None = job.result()
     except (OSError, RuntimeError, MemoryError) as error:
         return None, {**exact, "reason": f"A faster search cannot be prepared ({error})."}
-    if found is None:
-        return None, {"state": "building", "progress": job.progress, "reason": ""}
-    return found, {"state": "ready", "progress": 1.0, "reason": ""}
+    state = "building" if found is None else "ready"
+    return found, {"state": state, "progress": job.progress, "reason": ""}
 
 
 async def search(request: web.Request, view: View) -> answers.SearchState:
@@ -149,7 +147,7 @@ async def thumbnail_response(request: web.Request, index_id: str, name: str) -> 
     if request.transport is None or request.transport.is_closing():
         raise PageError(499, "The browser no longer needs the thumbnail.")
     try:
-        path = await request.app[PAGE].thumbnails.get(index_id, name)
+        path = await request.app[PAGE].pictures.thumbnail(index_id, name)
     except PageError as error:
         if error.status != 404:
             raise
@@ -171,7 +169,7 @@ async def cover(request: web.Request) -> web.StreamResponse:
 async def original(request: web.Request) -> web.Response:
     dataset, index = await index_of(request)
     name = index.names[filters.row_in_path(request, index)]
-    data = await request.app[PAGE].originals.get(dataset.bucket, name)
+    data = await request.app[PAGE].pictures.original(dataset.bucket, name)
     return image_response(data, forever=request.query.get("v") == dataset.index_id)
 
 
@@ -179,18 +177,17 @@ async def export_rows(request: web.Request, view: View) -> web.StreamResponse:
     """The body of the request is the rows, int32; the answer is streamed as a file."""
     name = filters.choice(request, "format", tuple(FORMATS))
     rows = await filters.posted_rows(request, view.index)
-    label: dict[str, str] = {}
-    if name == "labels":
-        query = request.query
-        label = label_to_export(query.get("category", ""), query.get("mode", POSITIVE))
+    category, mode = request.query.get("category", ""), request.query.get("mode", POSITIVE)
+    label = label_to_export(category, mode) if name == "labels" else {}
     pieces = export(name, view.index, view.table, rows.tolist(), label)
     suffix = FORMATS[name]
-    response = web.StreamResponse(headers={"Cache-Control": "no-store"})
-    response.content_type, response.charset = MEDIA_TYPES[suffix], "utf-8"
-    file = f"{view.dataset.name}-{name}.{suffix}"
-    response.headers["Content-Disposition"] = f'attachment; filename="{file}"'
+    headers = {
+        "Cache-Control": "no-store",
+        "Content-Disposition": f'attachment; filename="{view.dataset.name}-{name}.{suffix}"',
+        "Content-Type": f"{MEDIA_TYPES[suffix]}; charset=utf-8",
+    }
+    response = web.StreamResponse(headers=headers)
     await response.prepare(request)
-    while piece := await view.page.compute(lambda: "".join(itertools.islice(pieces, 1))):
+    while piece := await view.page.compute(partial(next, pieces, "")):
         await response.write(piece.encode(errors="surrogatepass"))
-    await response.write_eof()
     return response

@@ -1,7 +1,6 @@
 """Thumbnails and full images from the buckets; kept on disk and in memory, respectively."""
 
 import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -24,53 +23,44 @@ SIGNATURES = {
 }
 
 
-async def fetch(buckets: Buckets, bucket: str, name: str) -> bytes:
-    """The object; PageError with status 404 if there is none, 502 if it cannot be had."""
-    try:
-        return await buckets.read(bucket, name)
-    except StorageError as error:
-        if error.status == 404:
-            raise PageError(404, "It is not in the bucket.") from None
-        raise PageError(502, f"It cannot be downloaded. {error}") from error
-    except ValueError as error:  # an object name that no request can hold
-        raise PageError(502, f"It cannot be downloaded: {error}.") from error
+class Pictures:
+    """Thumbnails, each kept as a file under data_dir after its first use, and full images.
 
-
-class Thumbnails:
-    """The index bucket's thumbnails; each is kept as a file under data_dir after its first use."""
+    The most recent full images are kept in memory.
+    """
 
     def __init__(self, buckets: Buckets, bucket: str, data_dir: Path) -> None:
-        self._buckets, self._bucket = buckets, bucket
-        self._data_dir = data_dir
+        self._buckets, self._bucket, self._data_dir = buckets, bucket, data_dir
+        self._kept: dict[tuple[str, str], bytes] = {}
 
-    async def get(self, index_id: str, identifier: str) -> Path:
+    async def _fetch(self, bucket: str, name: str) -> bytes:
+        """The object; PageError with status 404 if there is none, 502 if it cannot be had."""
+        try:
+            return await self._buckets.read(bucket, name)
+        except StorageError as error:
+            if error.status == 404:
+                raise PageError(404, "It is not in the bucket.") from None
+            raise PageError(502, f"It cannot be downloaded. {error}") from error
+        except ValueError as error:  # an object name that no request can hold
+            raise PageError(502, f"It cannot be downloaded: {error}.") from error
+
+    async def thumbnail(self, index_id: str, identifier: str) -> Path:
         """The file with a thumbnail, downloaded if needed; PageError if there is none."""
         path = thumbnail_path(self._data_dir, index_id, identifier)
         if not path.exists():
-            name = f"thumbnails/{index_id}/{identifier}.jpg"
-            data = await fetch(self._buckets, self._bucket, name)
+            data = await self._fetch(self._bucket, f"thumbnails/{index_id}/{identifier}.jpg")
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{id(data)}")
             partial.write_bytes(data)
             os.replace(partial, path)
         return path
 
-
-class Originals:
-    """Full images of the training bucket; the most recent ones are kept in memory."""
-
-    def __init__(self, buckets: Buckets) -> None:
-        self._buckets = buckets
-        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-
-    async def get(self, bucket: str, name: str) -> bytes:
-        key = (bucket, name)
-        if key not in self._kept:
-            self._kept[key] = await fetch(self._buckets, bucket, name)
-        self._kept.move_to_end(key)
-        data = self._kept[key]
+    async def original(self, bucket: str, name: str) -> bytes:
+        """The full image in a training bucket; PageError if it cannot be had."""
+        data = self._kept.pop((bucket, name), b"") or await self._fetch(bucket, name)
+        self._kept[bucket, name] = data  # the last to be left out
         while len(self._kept) > 1 and sum(map(len, self._kept.values())) > KEPT_BYTES:
-            self._kept.popitem(last=False)
+            del self._kept[next(iter(self._kept))]
         return data
 
 

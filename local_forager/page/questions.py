@@ -1,35 +1,28 @@
 """Pictures that people search by: each is read once, and only its vectors are kept, in memory."""
 
 import asyncio
+import contextlib
 import secrets
-from collections import OrderedDict
-from concurrent.futures import Executor
-from functools import partial
 
 import numpy as np
 from aiohttp import web
 
-from engine.decode import Decoded
-from local_forager.analysis.jobs import result_of
+from local_forager.analysis.jobs import Jobs, result_of
 from local_forager.analysis.picture_search import PictureWeights, picture_vectors, read_picture
 from local_forager.indexes.index import Index
 from local_forager.types import PageError, PictureQuestion
 
 MAX_BYTES = 1 << 30  # of a picture, as of an object of an ingest
 MAX_WAITING = 4  # pictures that wait for the models, as pixels
-KEPT = 100  # pictures whose vectors are kept: 14 kB each
 PREFIX = "picture-"  # of a token, so that it is no row
 GONE = "Your picture is not here any more, because pictures are never stored. Give it again."
-
-Vectors = dict[str, np.ndarray]
 
 
 class Questions:
     """The vectors of the latest pictures by random tokens, computed one after the other."""
 
-    def __init__(self, executor: Executor, weights: PictureWeights) -> None:
-        self._executor, self.weights = executor, weights
-        self._kept: OrderedDict[str, asyncio.Future[Vectors]] = OrderedDict()
+    def __init__(self, models: Jobs, weights: PictureWeights) -> None:
+        self._models, self.weights = models, weights
         self._reading = asyncio.Semaphore(1)
 
     def why_not(self) -> str | None:
@@ -41,45 +34,36 @@ class Questions:
         if problem := self.why_not():
             raise PageError(409, problem)
         async with self._reading:
-            if sum(not future.done() for future in self._kept.values()) >= MAX_WAITING:
+            if self._models.waiting() >= MAX_WAITING:
                 raise PageError(503, "Other pictures are being read: try again in a moment.")
             data = await read_body(request)
             picture = await asyncio.to_thread(read_picture, data)
         token = PREFIX + secrets.token_hex(16)
-        self._kept[token] = asyncio.ensure_future(self._compute(picture))
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        wanted = self.weights.usable()[0]
+        self._models.start(token, lambda _: picture_vectors(self.weights, picture, wanted))
         return token
-
-    async def _compute(self, picture: Decoded) -> Vectors:
-        compute = partial(picture_vectors, self.weights, picture, self.weights.usable()[0])
-        return await asyncio.get_running_loop().run_in_executor(self._executor, compute)
 
     async def question(self, token: str, index: Index) -> PictureQuestion:
         """Whether a picture can be compared with an index."""
         by, reason = await asyncio.to_thread(self.weights.usable, index)
-        if token not in self._kept:
+        if self._models.get(token) is None:
             by, reason = [], GONE
         return {"like": token, "by": by, "reason": reason}
 
     async def vector(self, token: str, by: str, index: Index) -> np.ndarray:
         """A unit vector; raises PageError, and StillWorking while it is computed."""
-        future = self._kept.get(token)
-        if future is None:
+        job = self._models.get(token)
+        if job is None:
             raise PageError(404, GONE)
         await asyncio.to_thread(self.weights.check, by, index)
-        return (await result_of(future, lambda: "Loading the models to read your picture"))[by]
+        found = await result_of(job.future, lambda: "Loading the models to read your picture")
+        vector: np.ndarray = found[by]
+        return vector
 
 
 async def read_body(request: web.Request) -> bytes:
     """The body of a request, of up to MAX_BYTES."""
-    parts, size = [], request.content_length or 0
-    if size <= MAX_BYTES:
-        size = 0
-        async for part in request.content.iter_chunked(1 << 20):
-            parts.append(part)
-            if (size := size + len(part)) > MAX_BYTES:
-                break
-    if size > MAX_BYTES:
-        raise PageError(413, f"The picture is larger than {MAX_BYTES / 1e9:.1f} GB.")
-    return b"".join(parts)
+    if (request.content_length or 0) <= MAX_BYTES:
+        with contextlib.suppress(web.HTTPRequestEntityTooLarge):
+            return await request.clone(client_max_size=MAX_BYTES).read()
+    raise PageError(413, f"The picture is larger than {MAX_BYTES / 1e9:.1f} GB.")

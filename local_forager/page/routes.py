@@ -35,7 +35,7 @@ def page_view(handler: Callable[[web.Request], Awaitable[Answer]]) -> Endpoint:
 
     async def view(request: web.Request) -> web.StreamResponse:
         try:
-            with usable(request.app[PAGE].data_dir / DATABASE_FILE):
+            with usable(request.app[PAGE].options.data_dir / DATABASE_FILE):
                 answer = await handler(request)
         except PageError as error:
             return answer_json({"error": error.message}, error.status)

@@ -10,10 +10,10 @@ from aiohttp import web
 from local_forager.analysis import subsets
 from local_forager.analysis.comparisons import neighbour_distances
 from local_forager.analysis.duplicates import BLOCK_ROWS, RowGroups, near_distance
-from local_forager.analysis.health import CHECKS, LIMITS
+from local_forager.analysis.health import CHECKS
 from local_forager.indexes.fields import Field
 from local_forager.indexes.own_columns import TextColumn
-from local_forager.indexes.vectors import Progress, Vectors
+from local_forager.indexes.vectors import Progress, Vectors, in_order
 from local_forager.page import filters
 from local_forager.page.questions import PREFIX
 from local_forager.page.state import View
@@ -44,20 +44,17 @@ def array_response(array: np.ndarray) -> web.Response:
 
 async def likeness(request: web.Request, view: View) -> np.ndarray | None:
     """float32 (n,): the cosine to sort by; None if the request names nothing to compare with."""
-    index = view.index
+    index, by = view.index, filters.embedding_choice(request)
     if text := request.query.get("text"):
-        vector = await view.page.text_vector(text[:MAX_TEXT])
-        return await view.page.compute(partial(index.embeddings["clip"].similarities, vector))
-    if "like" in request.query and index.names:
-        by = filters.embedding_choice(request)
-        vectors = index.embeddings[by]
-        if (token := request.query["like"]).startswith(PREFIX):
-            vector = await view.page.questions.vector(token, by, index)
-        else:
-            row = filters.number(request, "like", 0, 0, len(index.names) - 1)
-            vector = np.array(vectors.array[row])
-        return await view.page.compute(partial(vectors.similarities, vector))
-    return None
+        by, vector = "clip", await view.page.text_vector(text[:MAX_TEXT])
+    elif (like := request.query.get("like", "")).startswith(PREFIX):
+        vector = await view.page.questions.vector(like, by, index)
+    elif "like" in request.query and index.names:
+        row = filters.number(request, "like", 0, 0, len(index.names) - 1)
+        vector = np.array(index.embeddings[by].array[row])
+    else:
+        return None
+    return await view.page.compute(partial(index.embeddings[by].similarities, vector))
 
 
 def no_neighbour_sorts(images: int) -> str | None:
@@ -82,11 +79,9 @@ async def finding(request: web.Request, view: View) -> RowGroups | None:
     """What the health check that the request names found; None if it names none."""
     if not (name := filters.choice(request, "set", ("", *CHECKS))):
         return None
-    threshold = filters.limit_of(request, "threshold") if name in LIMITS else None
-    health = view.health(
-        filters.embedding_choice(request), filters.distance_choice(request), threshold
-    )
-    if job := health.start(name):
+    by, distance = filters.embedding_choice(request), filters.distance_choice(request)
+    health = view.health(by, distance, filters.limit_of(request, "threshold"))
+    if job := health.job(name, start=True):
         await view.page.result_of(job)
     return await view.page.compute(partial(health.groups, name))
 
@@ -100,38 +95,30 @@ async def all_masks(request: web.Request, view: View) -> dict[str, np.ndarray]:
     return masks
 
 
-async def sort_field(sort: str, view: View) -> tuple[Field, int] | None:
-    """The field that an order is by, and 1 for the smallest first; None for the order of rows."""
-    if not sort:
-        return None
-    name = FIELD_SORTS.get(sort, sort)
-    return await filters.field_of(name.removeprefix("-"), view), -1 if name.startswith("-") else 1
-
-
 async def listing(request: web.Request, view: View) -> Listing:
     """The images that the request asks for."""
     chosen = filters.passing(await filters.masks_of(request, view), view)
     sort = request.query.get("sort", "")
-    by_field = None if sort in SORTS else await sort_field(sort, view)
+    by_field = FIELD_SORTS.get(sort, sort) if sort not in ("", *SORTS) else ""
+    field = await filters.field_of(by_field.removeprefix("-"), view) if by_field else None
     if (groups := await finding(request, view)) is not None:
         vectors = view.index.embeddings[filters.embedding_choice(request)]
         return await view.page.compute(partial(grouped, groups, chosen, vectors))
     good = np.flatnonzero(chosen & ~view.index.failed)
     cosine = await likeness(request, view)
     if cosine is not None:
-        order = good[np.argsort(-cosine[good], kind="stable")]
+        order = in_order(good, -cosine)
         return Listing(order, distances=np.maximum(1 - cosine[order], 0))
     if sort in BY_NEIGHBOURS:
-        found = await distances_to_neighbours(request, view)
         column, sign = BY_NEIGHBOURS[sort]
-        order = good[np.argsort(sign * found[good, column], kind="stable")]
-        return Listing(order, distances=found[order, column])
+        values = (await distances_to_neighbours(request, view))[:, column]
+        order = in_order(good, sign * values)
+        return Listing(order, distances=values[order])
     order = np.flatnonzero(chosen)
-    if by_field:
-        field, sign = by_field
+    if field:
         values = field.values()
-        order = order[~np.isnan(values[order])]
-        order = order[np.argsort(sign * values[order], kind="stable")]
+        known = order[~np.isnan(values[order])]
+        order = in_order(known, -values if by_field.startswith("-") else values)
         return Listing(order, distances=values[order])
     if sort:
         by_name, backwards = view.index.names.__getitem__, sort != "name"
@@ -239,11 +226,8 @@ def text_counts(name: str, column: TextColumn, chosen: np.ndarray) -> TextCounts
 async def histograms(request: web.Request, view: View) -> HistogramList:
     """Of each field and column that is known; the chosen images pass all filters but its own."""
     masks = await all_masks(request, view)
-    fields = view.fields
-    if "bytes" not in fields and view.page.has_sizes(view.dataset):
-        fields["bytes"] = await filters.field_of("bytes", view)
     answer: HistogramList = {"histograms": [], "texts": []}
-    for field in fields.values():
+    for field in view.fields.values():
         others = filters.passing(masks, view, filters.ENDS[0] + field.name)
         if one := await view.page.compute(partial(histogram, field, others)):
             answer["histograms"].append(one)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,13 @@ from common.errors import StorageError
 from local_forager.analysis.health import PAIRS_ROWS, Health
 from local_forager.analysis.jobs import BackgroundJob, Jobs, result_of
 from local_forager.analysis.maps import saved_projection
-from local_forager.analysis.picture_search import PictureWeights
+from local_forager.analysis.picture_search import find_weights
 from local_forager.analysis.text_search import TextTower, text_tower, text_vector, why_not
 from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.fields import ABOUT, Field
 from local_forager.indexes.index import NO_LABELS, Index, LabelTable, table_of
 from local_forager.indexes.own_columns import columns_path, columns_version, read_columns
-from local_forager.page.pictures import Originals, Thumbnails
+from local_forager.page.pictures import Pictures
 from local_forager.page.questions import Questions
 from local_forager.server.api import BUCKETS, DATABASE, dataset_of
 from local_forager.server.database import Dataset
@@ -30,32 +30,33 @@ from local_forager.types import PageError
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """The options of the command that concern the page."""
+
+    data_dir: Path
+    bucket: str
+    clip_weights: Path | None
+    resnet_weights: Path | None
+    exact_rows: int
+    note: str  # above the images of each dataset
+
+
 class PageState:
     """The parts that the page's handlers share; close() ends their threads."""
 
-    def __init__(
-        self,
-        app: web.Application,
-        data_dir: Path,
-        bucket: str,
-        weights: PictureWeights,
-        clip: Path | None,
-        exact_rows: int,
-        note: str,
-    ) -> None:
+    def __init__(self, app: web.Application, options: PageOptions) -> None:
         buckets = self._buckets = app[BUCKETS]
-        self.bucket, self.data_dir, self.exact_rows = bucket, data_dir, exact_rows
-        self.notes = [note] if note else []  # above the images of each dataset
-        self.database = app[DATABASE]
-        self.copies = IndexCopies(buckets, bucket, data_dir)
-        self.thumbnails = Thumbnails(buckets, bucket, data_dir)
-        self.originals = Originals(buckets)
+        self.options, self.database = options, app[DATABASE]
+        self.copies = IndexCopies(buckets, options.bucket, options.data_dir)
+        self.pictures = Pictures(buckets, options.bucket, options.data_dir)
         self.jobs = Jobs()
-        self.no_text_search, self._clip = why_not(clip), clip
+        self.no_text_search = why_not(options.clip_weights)
         self._compute = ThreadPoolExecutor(2, thread_name_prefix="compute")
-        self._models = ThreadPoolExecutor(1, thread_name_prefix="models")
+        self._models = Jobs()
+        weights = find_weights(options.resnet_weights, options.clip_weights)
         self.questions = Questions(self._models, weights)
-        self._tables: dict[int, tuple[int, Index, LabelTable]] = {}
+        self._tables: dict[int, tuple[Index | None, LabelTable]] = {}
         self._tasks: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def compute(self, function: Callable[[], Result]) -> Result:
@@ -73,60 +74,55 @@ class PageState:
             task = self._tasks[key] = asyncio.ensure_future(start())
         return task
 
-    async def table(self, dataset: Dataset, index: Index) -> tuple[LabelTable, int]:
-        """The current labels and columns, and the version of the labels.
-
-        Each is read again only when it has changed.
-        """
-        version, path = await self.database.label_version(), columns_path(self.data_dir, dataset.id)
-        known, of_index, table = self._tables.get(dataset.id, (-1, None, NO_LABELS))
-        if of_index is not index or known != version:
+    async def table(self, dataset: Dataset, index: Index) -> LabelTable:
+        """The current labels and columns; each are read again only when they have changed."""
+        version = await self.database.label_version()
+        path = columns_path(self.options.data_dir, dataset.id)
+        of_index, table = self._tables.get(dataset.id, (None, NO_LABELS))
+        if of_index is not index or table.version != version:
             labels = await self.database.labels(dataset.id)
             boxes = await self.database.boxes(dataset.id)
-            table = await self.compute(partial(table_of, labels, boxes, index, table.columns))
+            read_labels = partial(table_of, labels, boxes, index, table.columns, version)
+            table = await self.compute(read_labels)
         if of_index is not index or table.columns.version != columns_version(path):
             read = partial(read_columns, path, dataset.index_id, len(index.names))
             table = table._replace(columns=await self.compute(read))
-        self._tables[dataset.id] = version, index, table
-        return table, version
+        self._tables[dataset.id] = index, table
+        return table
 
     async def object_sizes(self, dataset: Dataset, index: Index) -> Field:
         """The size of each image's object, from a listing made once; unknown if it is gone."""
-        task = self._once(dataset.index_id, partial(self._list_sizes, dataset, index))
         try:
-            sizes: Field = await asyncio.shield(task)
-            return sizes
+            list_sizes = partial(self._list_sizes, dataset, index)
+            await asyncio.shield(self._once(("sizes", index), list_sizes))
+            return index.fields["bytes"]
         except StorageError as error:
             raise PageError(502, f"The file sizes are not known. {error}") from error
 
-    def has_sizes(self, dataset: Dataset) -> bool:
-        """Whether a listing has answered object_sizes already."""
-        task = self._tasks.get(dataset.index_id)
-        return task is not None and task.done() and not task.exception()
-
-    async def _list_sizes(self, dataset: Dataset, index: Index) -> Field:
+    async def _list_sizes(self, dataset: Dataset, index: Index) -> None:
         import pyarrow as pa
 
         sizes = await self._buckets.sizes(dataset.train_path)
         sizes |= await self._buckets.sizes(dataset.val_path)
         column = pa.array([sizes.get(name) for name in index.names], pa.int64())
-        return replace(ABOUT["bytes"], column=column)
+        index.fields["bytes"] = replace(ABOUT["bytes"], column=column)
 
-    def text_model(self) -> asyncio.Future[TextTower]:
+    def text_model(self) -> Future[TextTower]:
         """The loading of the model for text search, which begins when it is first asked for.
 
         Raises PageError where text search is not possible.
         """
-        if self._clip is None or self.no_text_search:
+        clip = self.options.clip_weights
+        if clip is None or self.no_text_search:
             raise PageError(409, self.no_text_search or "")
-        run = asyncio.get_running_loop().run_in_executor
-        return self._once("text model", partial(run, self._models, text_tower, self._clip))
+        return self._models.start("text model", lambda _: text_tower(clip)).future
 
     async def text_vector(self, text: str) -> np.ndarray:
         """The text as a unit vector of CLIP; StillWorking while its model is being loaded."""
         tower = await result_of(self.text_model(), lambda: "Loading the model for text search")
-        run = asyncio.get_running_loop().run_in_executor
-        return await run(self._models, text_vector, tower, text)
+        job = self._models.start(("text", text), lambda _: text_vector(tower, text))
+        vector: np.ndarray = await result_of(job.future, lambda: "Reading the text")
+        return vector
 
     def map(self, index: Index, by: str, method: str) -> asyncio.Future[bytes]:
         """The map of an index; its computation starts when it is first asked for."""
@@ -136,8 +132,8 @@ class PageState:
 
     def close(self) -> None:
         self.jobs.close()
-        for executor in (self._compute, self._models):
-            executor.shutdown(wait=False, cancel_futures=True)
+        self._models.close()
+        self._compute.shutdown(wait=False, cancel_futures=True)
 
 
 PAGE: web.AppKey[PageState] = web.AppKey("page", PageState)
@@ -151,7 +147,6 @@ class View:
     dataset: Dataset
     index: Index
     table: LabelTable
-    version: int  # of the labels
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -166,8 +161,7 @@ class View:
             index=self.index,
             by=by,
             table=self.table,
-            version=self.version,
-            exact_rows=min(self.page.exact_rows, PAIRS_ROWS),
+            exact_rows=min(self.page.options.exact_rows, PAIRS_ROWS),
             distance=distance,
             threshold=threshold,
         )
@@ -186,5 +180,5 @@ async def view_of(request: web.Request) -> View:
     """The dataset in the address with its index and labels."""
     page = request.app[PAGE]
     dataset, index = await index_of(request)
-    table, version = await page.table(dataset, index)
-    return View(page=page, dataset=dataset, index=index, table=table, version=version)
+    table = await page.table(dataset, index)
+    return View(page=page, dataset=dataset, index=index, table=table)

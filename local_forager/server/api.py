@@ -16,9 +16,15 @@ from aiohttp import web
 
 from common.names import IMAGE_SUFFIXES
 from common.terminal import printable
-from local_forager.server import database
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import MAX_TEXT_LENGTH, Database, Dataset, ServerGeneration, fit
+from local_forager.server.database import (
+    MAX_TEXT_LENGTH,
+    Database,
+    Dataset,
+    NewAnnotation,
+    ServerGeneration,
+    fit,
+)
 from local_forager.types import PageError
 
 BODY_LIMIT = 2_621_440  # bytes of a request with a Content-Length; real servers refuse more
@@ -28,13 +34,6 @@ CORNERS = ("x1", "y1", "x2", "y2")
 DATABASE: web.AppKey[Database] = web.AppKey("database", Database)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class NoSuchDataset(PageError):
-    """Real servers answer this 404 in JSON, that of an unknown address in HTML."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(404, f"There is no dataset named {printable(str(name))} here.")
 
 
 class RequestDataTooBig(Exception):
@@ -108,9 +107,15 @@ async def answer_errors(request: web.Request, handler: Endpoint) -> web.StreamRe
         return await handler(request)
     except web.HTTPNotFound:
         return html_page(404, f"Page not found at {request.path}", "There is no such address here.")
+    except web.HTTPMethodNotAllowed as error:
+        allow = {"Allow": ", ".join(sorted({"OPTIONS", *error.allowed_methods}))}
+        if request.method == "OPTIONS":
+            return web.json_response({}, headers=allow)
+        detail = f'Method "{request.method}" not allowed.'
+        return web.json_response({"detail": detail}, status=405, headers=allow)
     except web.HTTPException:
         raise
-    except NoSuchDataset:
+    except PageError:  # there is no such dataset
         return web.json_response({"detail": "Not found."}, status=404)
     except Exception as error:
         name = type(error).__name__
@@ -118,21 +123,6 @@ async def answer_errors(request: web.Request, handler: Endpoint) -> web.StreamRe
         if status == 500:
             print(f"{request.method} {request.path!a} 500 {name}: {error!a}", file=sys.stderr)
         return html_page(status, f"{name} at {request.path}", str(error))
-
-
-def api_view(method: str, handler: Endpoint) -> Endpoint:
-    """Answer one method with handler, OPTIONS with 200, and other methods with 405."""
-
-    async def view(request: web.Request) -> web.StreamResponse:
-        if request.method == method:
-            return await handler(request)
-        allow = {"Allow": ", ".join(sorted(("OPTIONS", method)))}
-        if request.method == "OPTIONS":
-            return web.json_response({}, headers=allow)
-        detail = f'Method "{request.method}" not allowed.'
-        return web.json_response({"detail": detail}, status=405, headers=allow)
-
-    return view
 
 
 async def read_body(request: web.Request) -> Any:
@@ -145,7 +135,7 @@ async def read_body(request: web.Request) -> Any:
 async def dataset_named(app: web.Application, name: str) -> Dataset:
     dataset = await app[DATABASE].dataset(name)
     if dataset is None:
-        raise NoSuchDataset(name)
+        raise PageError(404, f"There is no dataset named {printable(str(name))} here.")
     return dataset
 
 
@@ -194,16 +184,12 @@ def read_annotation(payload: Any, is_a: bool, images: int) -> tuple[str, str, st
     A reads the label's mode from "value", and "mode" as created_by. B reads "mode" and
     "created_by". So B accepts A's payload, but stores the mode "ingest".
     """
-    created_by = "tag" if images == 1 else "tag-bulk"
-    if is_a:
-        mode, created_by = payload["value"], payload.get("mode", created_by)
-    else:
-        mode, created_by = payload["mode"], payload.get("created_by", created_by)
+    mode, created_by = ("value", "mode") if is_a else ("mode", "created_by")
     return (
         fit("user", payload["user"], MAX_TEXT_LENGTH),
         fit("category", payload["category"], MAX_TEXT_LENGTH),
-        fit("mode", mode, MAX_TEXT_LENGTH),
-        str(created_by),
+        fit("mode", payload[mode], MAX_TEXT_LENGTH),
+        str(payload.get(created_by, "tag" if images == 1 else "tag-bulk")),
     )
 
 
@@ -214,7 +200,9 @@ async def add_annotations(request: web.Request) -> web.Response:
     items = await database.items(dataset.id, payload["identifiers"])
     if items:  # real servers read the rest of the payload only then
         label = read_annotation(payload, imitates_a(request), len(items))
-        await database.add_labels(items, *label)
+        user, category, mode, created_by = label
+        annotations = [NewAnnotation(item, category, mode) for item, _ in items]
+        await database.add_annotations(user, created_by, annotations)
     return web.json_response({"created": len(items)})
 
 
@@ -228,10 +216,12 @@ def corner(value: str | float) -> float:
 async def add_annotations_multi(request: web.Request) -> web.Response:
     """Several annotations of one dataset at once, boxes among them; generation B only."""
     payload = await read_body(request)
-    dataset = await dataset_named(request.app, payload["dataset"])
+    database, dataset = request.app[DATABASE], await dataset_named(request.app, payload["dataset"])
+    found = await database.items(dataset.id, [one["identifier"] for one in payload["annotations"]])
+    item_of = {known: item for item, known in found}
     annotations = [
-        database.NewAnnotation(
-            identifier=one["identifier"],
+        NewAnnotation(
+            item=item_of[str(one["identifier"])],
             category=fit("category", one["category"], MAX_TEXT_LENGTH),
             mode=fit("mode", one["mode"], MAX_TEXT_LENGTH),
             box=tuple(corner(one[name]) for name in CORNERS) if one.get("is_box") else None,
@@ -240,8 +230,8 @@ async def add_annotations_multi(request: web.Request) -> web.Response:
     ]
     user = fit("user", payload["user"], MAX_TEXT_LENGTH)
     created_by = str(payload.get("created_by", "tag-bulk"))
-    created = await request.app[DATABASE].add_annotations(dataset.id, user, created_by, annotations)
-    return web.json_response({"created": created})
+    await database.add_annotations(user, created_by, annotations)
+    return web.json_response({"created": len(annotations)})
 
 
 async def get_category_counts(request: web.Request) -> web.Response:
@@ -258,14 +248,11 @@ def add_api(app: web.Application) -> None:
     """Let the application answer the calls of its generation, below /api/."""
     is_a = app[DATABASE].generation is ServerGeneration.A
     name = f"{{name:{SLUG}}}"
-    views: list[tuple[str, str, Endpoint]] = [
-        ("GET", "get_datasets_v2", get_datasets),
-        ("GET", f"get_dataset_info_v2/{name}", get_dataset_info),
-        ("POST", "create_dataset_v2", create_dataset),
-        ("POST", f"add_annotations_by_internal_identifiers_v2/{name}", add_annotations),
-        ("POST" if is_a else "GET", f"get_category_counts_v2/{name}", get_category_counts),
-    ]
+    add = app.router.add_route
+    add("GET", "/api/get_datasets_v2", get_datasets)
+    add("GET", f"/api/get_dataset_info_v2/{name}", get_dataset_info)
+    add("POST", "/api/create_dataset_v2", create_dataset)
+    add("POST", f"/api/add_annotations_by_internal_identifiers_v2/{name}", add_annotations)
+    add("POST" if is_a else "GET", f"/api/get_category_counts_v2/{name}", get_category_counts)
     if not is_a:
-        views.append(("POST", "add_annotations_multi_v2", add_annotations_multi))
-    for method, path, handler in views:
-        app.router.add_route("*", f"/api/{path}", api_view(method, handler))
+        add("POST", "/api/add_annotations_multi_v2", add_annotations_multi)

@@ -85,14 +85,11 @@ class SplitCounts(NamedTuple):
     num_val: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewAnnotation:
-    """One annotation of a request that stores several; `box` is x1, y1, x2, y2 in pixels."""
-
-    identifier: str
+class NewAnnotation(NamedTuple):
+    item: int  # the id of its image
     category: str
     mode: str
-    box: tuple[float, ...] | None
+    box: tuple[float, ...] | None = None  # x1, y1, x2, y2 in pixels; None for the whole image
 
 
 def fit(what: str, value: object, length: int) -> str:
@@ -234,50 +231,30 @@ class Database:
         found = {is_val: images for is_val, images in await self._rows(statement, dataset)}
         return SplitCounts(found.get(0, 0), found.get(1, 0))
 
-    async def items(self, dataset: int, identifiers: Iterable[str]) -> list[int]:
-        """The ids of the images with these identifiers, of those that are known."""
+    async def items(self, dataset: int, identifiers: Iterable[str]) -> list[tuple[int, str]]:
+        """Id and identifier of the images with these identifiers, of those that are known."""
         wanted = json.dumps([str(text) for text in identifiers])
         statement = """
-            SELECT id FROM item
+            SELECT id, identifier FROM item
             WHERE dataset = ? AND identifier IN (SELECT value FROM json_each(?))"""
-        return [item for (item,) in await self._rows(statement, dataset, wanted)]
-
-    async def add_labels(
-        self, items: list[int], user: str, category: str, mode: str, created_by: str
-    ) -> None:
-        """Label these images."""
-
-        def insert(db: sqlite3.Connection) -> None:
-            if self.generation is ServerGeneration.B:
-                db.executemany(REMOVE_LABEL, [(item, category) for item in items])
-            label = user, category, mode, created_by
-            db.executemany(ADD_LABEL, [(item, *label) for item in items])
-
-        await self._call(insert)
+        return [(item, known) for item, known in await self._rows(statement, dataset, wanted)]
 
     async def add_annotations(
-        self, dataset: int, user: str, created_by: str, annotations: Sequence[NewAnnotation]
-    ) -> int:
-        """Store all annotations, or none of them if an identifier is unknown (KeyError).
+        self, user: str, created_by: str, annotations: Sequence[NewAnnotation]
+    ) -> None:
+        """Store all annotations, or none. On B, a label replaces earlier ones of its category."""
 
-        Labels of whole images replace earlier ones of the category; boxes are added.
-        """
-        statement = "SELECT id FROM item WHERE dataset = ? AND identifier = ?"
+        def insert(db: sqlite3.Connection) -> None:
+            for item, category, mode, box in annotations:
+                values = item, user, category, mode, created_by
+                if box is not None:
+                    db.execute(ADD_BOX, (*values, *box))
+                    continue
+                if self.generation is ServerGeneration.B:
+                    db.execute(REMOVE_LABEL, (item, category))
+                db.execute(ADD_LABEL, values)
 
-        def insert(db: sqlite3.Connection) -> int:
-            for one in annotations:
-                found = db.execute(statement, (dataset, one.identifier)).fetchone()
-                if found is None:
-                    raise KeyError(one.identifier)
-                values = (found[0], user, one.category, one.mode, created_by)
-                if one.box is not None:
-                    db.execute(ADD_BOX, (*values, *one.box))
-                else:
-                    db.execute(REMOVE_LABEL, (found[0], one.category))
-                    db.execute(ADD_LABEL, values)
-            return len(annotations)
-
-        return await self._call(insert)
+        await self._call(insert)
 
     async def labels(self, dataset: int) -> list[tuple[str, LabelText]]:
         """(identifier, label): per image and category the newest one, unless it was removed."""
@@ -327,13 +304,10 @@ class Database:
 
     async def sample(self, dataset: int, count: int) -> list[str]:
         """Identifiers of up to count images, evenly spaced over the dataset."""
-        bounds = "SELECT min(id), max(id) FROM item WHERE dataset = ?"
-        ((first, last),) = await self._rows(bounds, dataset)
-        if first is None:
-            return []
         # The images of a dataset are inserted in one transaction, so their ids are consecutive.
-        steps = max(1, min(count - 1, last - first))
-        ids = sorted({first + (last - first) * step // steps for step in range(steps + 1)})
-        marks = ", ".join("?" * len(ids))
-        statement = f"SELECT identifier FROM item WHERE id IN ({marks}) ORDER BY id"
-        return [known for (known,) in await self._rows(statement, *ids)]
+        statement = """
+            SELECT DISTINCT item.id, identifier FROM json_each(?) AS step,
+                (SELECT min(id) AS first, max(id) - min(id) AS span FROM item WHERE dataset = ?)
+            JOIN item ON item.id = first + span * step.value / ? ORDER BY item.id"""
+        steps = json.dumps(list(range(count)))
+        return [known for _, known in await self._rows(statement, steps, dataset, count - 1)]

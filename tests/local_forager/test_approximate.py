@@ -82,9 +82,8 @@ def test_the_file_is_built_once_unless_damaged(vectors, failed, inverted, tmp_pa
 
 def test_near_duplicates_agree_with_all_pairs(inverted, vectors, failed):
     index = made_index(list(map(str, range(ROWS))), 0, failed=failed, embeddings={"clip": vectors})
-    copies = duplicates.exact_duplicates(index, "clip", ignore)
-    found = duplicates.near_pairs(index, "clip", copies, ignore, inverted=inverted)
-    expected = duplicates.near_pairs(index, "clip", copies, ignore)
+    found = duplicates.near_pairs(index, "clip", ignore, inverted=inverted)
+    expected = duplicates.near_pairs(index, "clip", ignore)
     assert not found.exact and found.default == expected.default
     every = duplicates.near_groups(expected, expected.default)
     assert len(every) > 50
@@ -111,8 +110,8 @@ def test_a_search_of_100_000_reads_few_of_them(tmp_path):
 def test_near_duplicates_of_many_images_are_searched_for_in_lists(rows, exact_rows, in_lists):
     pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
     index = made_index(["x"] * rows, rows, embeddings={"clip": None})
-    page = SimpleNamespace(jobs=None, exact_rows=exact_rows)
-    view = View(page=page, dataset=None, index=index, table=None, version=0)
+    page = SimpleNamespace(jobs=None, options=SimpleNamespace(exact_rows=exact_rows))
+    view = View(page=page, dataset=None, index=index, table=None)
     assert view.health("clip").in_lists == in_lists
 
 

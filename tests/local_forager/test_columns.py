@@ -112,7 +112,7 @@ def test_columns_of_parquet(tmp_path):
         ("image,c\n1\n", None, "Expected 2 columns, got 1"),
         ("image,c\n1,ü\n".encode("latin-1"), None, "not UTF-8"),
         ("image,c\n1,ü\n".encode("utf-16"), None, "not UTF-8"),
-        ("image,width\n1,2\n", None, "has a column width, as every image has already"),
+        ("image,width\n1,2\n", None, "has a column width, as every image has"),
         ("image,outliers\n1,2\n", None, "has a column outliers"),
         ("image,c,c\n1,2,3\n", None, "several columns named c"),
         ("image,\n1,2\n", None, "a name for column 2 that no address can have"),

@@ -32,8 +32,7 @@ def index_of(directory, vectors, num_train=0, **more):
 
 
 def pairs_of(index, wanted=None):
-    copies = duplicates.exact_duplicates(index, "clip", ignore)
-    return duplicates.near_pairs(index, "clip", copies, ignore, wanted)
+    return duplicates.near_pairs(index, "clip", ignore, wanted)
 
 
 def on_circle(*degrees):

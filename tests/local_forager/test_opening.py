@@ -149,8 +149,8 @@ def unregister(birds):
 
 DAMAGE = {
     "do not match their checksum": unregister,
-    "There is no directory birds": shutil.rmtree,
-    "as there is no state.sqlite in it": lambda birds: (birds / "state.sqlite").unlink(),
+    "birds has no state.sqlite: name the directory of a finished ingest": shutil.rmtree,
+    "birds has no state.sqlite": lambda birds: (birds / "state.sqlite").unlink(),
     "or its state.sqlite is damaged": lambda birds: (birds / "state.sqlite").write_bytes(b"x" * 99),
     "has 4 bytes": lambda birds: (birds / "index/local/clip/embeddings.npy").write_bytes(b"1234"),
     "labels.json of the index cannot be read": lambda birds: (birds / "index/labels.json").unlink(),
@@ -172,7 +172,7 @@ def test_an_ingest_that_is_not_finished(make_world):
 
 @pytest.mark.parametrize("option", ["--unlabelled", "--category=x", "--set=contradictions"])
 def test_a_work_directory_has_no_labels(birds, option):
-    export("./birds", option).failed("A work directory has no labels: name a dataset of the local")
+    export("./birds", option).failed("Only a dataset of the local Forager has labels: name one, or")
 
 
 def test_names_and_indexes_that_do_not_exist(server, dataset, emulator, tmp_path, monkeypatch):

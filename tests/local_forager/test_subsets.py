@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.page.subsets import covering_radius
 from local_forager.analysis import subsets
 from local_forager.indexes import vectors as vectors_module
 from local_forager.indexes.vectors import Vectors
@@ -126,8 +127,8 @@ def test_diverse_covers_better_than_random_choice(seed, count):
     rows = chosen_of("diverse", array, every, count)
     with opened(array) as vectors:
         random = [rng.choice(len(array), count, replace=False) for _ in range(5)]
-        radii = [subsets.covering_radius(vectors, every, one) for one in random]
-        assert subsets.covering_radius(vectors, every, rows) <= np.mean(radii)
+        radii = [covering_radius(vectors, one) for one in random]
+        assert covering_radius(vectors, rows) <= np.mean(radii)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 9))
