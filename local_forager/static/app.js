@@ -4,6 +4,7 @@ import { link } from "./base/controls.js";
 import { button, count, fill, h, notice, own } from "./base/dom.js";
 import { watchPictures } from "./base/missing.js";
 import { askArray, askJson, pause, post, Problem, problemOf } from "./base/requests.js";
+import { rove } from "./base/rove.js";
 import { watchServer } from "./base/server.js";
 import { current, onChange, onLink } from "./base/state.js";
 import { byNeighbours, Filters } from "./filters/filters.js";
@@ -141,7 +142,8 @@ class Session {
   // What the server refuses takes the place of the view only: filters and selection stay.
   refuse(problem) {
     this.dropView();
-    fill(this.stage, refusal(problem, button("Back", () => history.back()), this.name));
+    fill(this.stage, refusal(problem, button("Back", () => history.back()), " · ",
+      h("a", { href: `/${this.name}` }, "All images")));
   }
 
   dropView() {
@@ -225,15 +227,15 @@ function missing(info) {
 }
 
 // Why something cannot be shown, and where one can go from there.
-const refusal = ({ message }, back, name) => h("div", { role: "alert" },
-  notice("This cannot be shown", h("p", {}, message),
-    h("p", {}, back, name && [" · ", h("a", { href: `/${name}` }, "All images")])));
+const refusal = ({ message }, ...links) => h("div", { role: "alert" },
+  notice("This cannot be shown", h("p", {}, message), h("p", {}, ...links)));
 
 function showTabs(kind) {
   tabs.hidden = false;
   fill(tabs, Object.entries(VIEWS).map(([view, [title]]) => link(
     { view: view === "grid" ? null : view, image: null },
     { id: `tab-${view}`, "aria-current": view === kind ? "page" : null }, title)));
+  rove(tabs);
 }
 
 let shows = 0;
@@ -264,12 +266,11 @@ function begin({ name }) {
 
 // Says why nothing of a dataset, or no list of datasets, can be shown.
 function endWith(error) {
-  const { name } = current();
   session?.end();
   session = null;
   closeDetail();
   tabs.hidden = true;
-  fill(main, refusal(error, h("a", { href: "/" }, "All datasets"), name));
+  fill(main, refusal(error, h("a", { href: "/" }, "All datasets")));
 }
 
 // Shows everything again once the server answers again.

@@ -29,7 +29,7 @@ export class Filters {
     this.splits = h("ul", { class: "choices", role: "list" });
     this.rest = h("div", { class: "filters-body" });
     this.more = h("details", { class: "more-filters", open: kept(MORE) === "yes" },
-      h("summary", {}, "ImageNet class, sizes, quality"), this.rest);
+      h("summary"), this.rest);
     this.more.addEventListener("toggle", () => this.showRanges());
     this.more.firstChild.addEventListener("click", () => keep(MORE, this.more.open ? "no" : "yes"));
     this.findClass = "";
@@ -54,6 +54,8 @@ export class Filters {
   draw() {
     const { info, state } = this;
     fill(this.rest, this.classes(), this.ranges.element);
+    const own = info.fields.some(({ group }) => group === "column") || info.columns.length > 0;
+    this.more.firstChild.textContent = `ImageNet class, sizes, quality${own ? ", columns" : ""}`;
     if (["class", ...ofField(state)].some((field) => state[field] !== null)) this.more.open = true;
     fill(this.body,
       search(info, state),

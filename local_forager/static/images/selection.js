@@ -137,10 +137,7 @@ export class Selection {
       ],
       saved.length > 0 && this.choosing(saved),
       this.undo && h("p", { class: "inline", role: "status" }, this.undo.text,
-        button("Undo", () => {
-          this.undo.act();
-          this.element.querySelector("button")?.focus();
-        }, { id: "undo" })),
+        button("Undo", () => this.undo.act(), { id: "undo" })),
       problem !== "" && h("p", { class: "warning", role: "alert" }, problem));
   }
 
