@@ -64,6 +64,7 @@ def choose(
         chosen = [] if len(given) else [_nearest_to_mean(vectors, rows)]
     if len(chosen) < count:
         left, rest = count - len(chosen), _part(progress, end, 1)
+        distances[chosen] = 0  # of vectors without a length too
         approach(vectors, rows, distances, rows[chosen])
         chosen += _farthest(vectors, rows, distances, left, least, rest)
     progress(1.0)
@@ -164,11 +165,13 @@ def _farthest(
             place = _first_copy(vectors, rows[pool], near)
             found.append(int(pool[place]))
             np.minimum(near, 1 - array @ array[place], out=near)
+            near[place] = 0
         if not found:
             if distances.max() <= least:
                 break
             found = [_first_copy(vectors, rows, distances)]  # too many for the pool are as far
         chosen += found
+        distances[found] = 0
         if len(chosen) < count:
             approach(vectors, rows, distances, rows[found])
     return chosen
