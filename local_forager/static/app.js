@@ -21,7 +21,6 @@ import { watchShortcuts } from "./shortcuts.js";
 
 const POLL = 3000; // milliseconds between checks for new labels
 const COPY_POLL = 500; // milliseconds between looks at the copy of the index
-const COUNT_POLL = 700; // milliseconds until counts are asked for again while the server computes
 const VIEWS = { grid: ["Images", Grid], map: ["Map", PointMap], health: ["Health", Health] };
 const idle = globalThis.requestIdleCallback ?? setTimeout;
 const main = document.getElementById("main");
@@ -52,16 +51,10 @@ class Session {
     return askArray(Type, `/page/${this.name}/${path}`, parameters, { signal: this.ended.signal });
   }
 
-  // What the server counts of a state, when it is there; null if it is late by then, or a problem: the
-  // view itself says what is wrong.
-  async counts(path, state, late) {
+  // What the server counts of a state; null if there is a problem: the view itself says what is wrong.
+  async counts(path, state) {
     try {
-      for (;;) {
-        const answer = await this.ask(path, this.rows.parameters(state));
-        if (late()) return null;
-        if (!answer.working) return answer;
-        await pause(COUNT_POLL);
-      }
+      return await this.ask(path, this.rows.parameters(state));
     } catch (error) {
       if (error.name !== "AbortError") problemOf(error);
       return null;

@@ -85,8 +85,7 @@ export class Filters {
   // Counts the images that pass the other filters; the earlier counts are shown until then.
   async recount() {
     const turn = (this.turn += 1);
-    const counted = this.filtered()
-      ? await this.session.counts("counts", this.state, () => turn !== this.turn) : null;
+    const counted = this.filtered() ? await this.session.counts("counts", this.state) : null;
     if (turn !== this.turn) return;
     this.counted = counted;
     if (!counted) return;
@@ -144,7 +143,8 @@ function search(info, state) {
   const input = h("input", {
     type: "search", id: "search-text", name: "text", value: state.text ?? "", disabled: !available,
     placeholder: available ? "a dog in the snow" : "not available", autocomplete: "off",
-    maxlength: "1000", "aria-describedby": "search-about",
+    maxlength: "800", // each may take 9 of the 8,190 bytes of an address
+    "aria-describedby": "search-about",
   });
   const act = () => go({ text: input.value.trim() || null, like: null, set: null, image: null, view: null });
   return form(act, { role: "search" },

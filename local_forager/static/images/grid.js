@@ -203,7 +203,7 @@ export class Grid {
     if (fetchNow && !tile.loaded) {
       tile.loaded = true;
       tile.link.href = changed({ image: row });
-      if (!this.session.rows.known(row)?.failed) tile.image.src = this.session.rows.thumbnail(row);
+      if (!this.session.rows.known(row)?.failed) tile.image.src = this.session.rows.address("thumbnail", row);
     }
   }
 

@@ -25,7 +25,7 @@ export class Tip {
       text.replaceChildren(h("bdi", {}, basename(known.name)), h("span", { class: "quiet" },
         [splitName(known.split), ...known.labels.map(labelText)].join(" · ")));
     };
-    this.element.replaceChildren(h("img", { src: rows.thumbnail(row), alt: "" }), text);
+    this.element.replaceChildren(h("img", { src: rows.address("thumbnail", row), alt: "" }), text);
     tell();
     rows.learn([row], tell);
   }
