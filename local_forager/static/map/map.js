@@ -13,7 +13,7 @@ import { askColumn, chosenColor, columnColors, css, dark, legend, pixel } from "
 import { drawControls } from "./controls.js";
 import { listenTo, ZOOM_STEP } from "./map_input.js";
 import { Names } from "./names.js";
-import { drawRing, drawShape, limits, rectangle, rowsWithin } from "./shapes.js";
+import { drawShape, limits, rectangle, rowsWithin } from "./shapes.js";
 import { Tip } from "./tip.js";
 
 const NOTE_AFTER = 300; // milliseconds after the last move until the address has the place
@@ -36,7 +36,7 @@ export class PointMap {
     this.context = this.canvas.getContext("2d");
     this.tip = new Tip(session);
     this.names = new Names(this);
-    this.box = h("div", { class: "map-box" }, this.canvas, this.names.element, this.tip.element, h("span", { class: "zoom" },
+    this.box = h("div", { class: "map-box" }, this.canvas, this.names.element, this.tip.ring, this.tip.element, h("span", { class: "zoom" },
       button("+", () => this.zoomBy(ZOOM_STEP), { "aria-label": "Zoom in" }),
       button("−", () => this.zoomBy(1 / ZOOM_STEP), { "aria-label": "Zoom out" }),
       button("⤢", () => this.all(), { "aria-label": "Show all" })));
@@ -227,10 +227,6 @@ export class PointMap {
     const { color: ink } = getComputedStyle(this.canvas);
     if (this.withPictures) this.drawPictures();
     this.names.draw();
-    if (this.hovered >= 0) {
-      const place = this.toScreen(this.hovered).map((one) => one * this.ratio);
-      drawRing(this.context, place, this.radius() + 4 * this.ratio, ink, this.ratio);
-    }
     if (this.shape) {
       const corners = this.shape.path.map((point) => this.toCanvas(...point));
       drawShape(this.context, corners, ink, this.ratio);
@@ -346,9 +342,8 @@ export class PointMap {
       this.hovered = row;
       this.canvas.classList.toggle("over", row >= 0);
       this.tip.show(row);
-      this.request();
     }
-    if (row >= 0) this.tip.place(...this.toScreen(row), this.width, this.height);
+    if (row >= 0) this.tip.place(...this.toScreen(row), this.radius() / this.ratio, this.box);
   }
 }
 

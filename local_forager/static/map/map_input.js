@@ -44,6 +44,7 @@ function onDown(map, event) {
   map.canvas.setPointerCapture(event.pointerId);
   map.pointers.set(event.pointerId, at(map, event));
   map.dragged = false;
+  map.hover(-1); // the picture would hide what is drawn
   map.start = at(map, event);
   const kind = event.shiftKey && map.tool === "move" ? "rectangle" : map.tool;
   if (kind === "move" || map.pointers.size > 1) map.shape = null;

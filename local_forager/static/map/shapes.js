@@ -41,11 +41,3 @@ export function drawShape(context, corners, color, ratio) {
   context.lineWidth = 1.5 * ratio;
   context.stroke();
 }
-
-export function drawRing(context, [x, y], radius, color, ratio) {
-  context.lineWidth = 2 * ratio;
-  context.strokeStyle = color;
-  context.beginPath();
-  context.arc(x, y, radius, 0, 7);
-  context.stroke();
-}
