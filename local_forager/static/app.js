@@ -246,23 +246,25 @@ async function show(state, how) {
   }
 }
 
+function leave() {
+  session?.end();
+  session = null;
+  closeDetail();
+  tabs.hidden = true;
+}
+
 // Opens another dataset, or the list of them.
 function begin({ name }) {
-  session?.end();
+  leave();
   session = name ? new Session(name) : null;
-  closeDetail();
   document.title = name ? `${name} · Forager` : "Forager";
   fill(where, name && h("bdi", {}, name));
-  tabs.hidden = true;
   return session ? session.start() : home(main);
 }
 
 // Says why nothing of a dataset, or no list of datasets, can be shown.
 function endWith(error) {
-  session?.end();
-  session = null;
-  closeDetail();
-  tabs.hidden = true;
+  leave();
   fill(main, refusal(error, h("a", { href: "/" }, "All datasets")));
 }
 

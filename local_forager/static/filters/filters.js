@@ -92,7 +92,8 @@ export class Filters {
     this.facets = counted;
     this.fillSplits();
     this.fillClasses();
-    this.labels.count(this.facets);
+    this.labels.facets = counted;
+    this.labels.fill();
   }
 
   fillSplits() {

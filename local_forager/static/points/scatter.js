@@ -55,8 +55,8 @@ export function scatter(buffer, width, height, points, order, pixels, { reach, o
   }
 }
 
-// Mixes two pixels, two channels at a time; share is from 0 (under) to 256 (over).
-function mix(under, over, share) {
+// Mixes two pixels, two channels at a time; share is a whole number from 0 (under) to 256 (over).
+export function mix(under, over, share) {
   const rest = 256 - share;
   const even = (((under & 0xff00ff) * rest + (over & 0xff00ff) * share) >>> 8) & 0xff00ff;
   const odd = (((under >>> 8) & 0xff00ff) * rest + ((over >>> 8) & 0xff00ff) * share) & 0xff00ff00;
