@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from common.options import CONTEXT_SETTINGS, Command, bucket_option, choice
 from common.terminal import printable
@@ -67,10 +69,16 @@ def report_problem(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
         loop.default_exception_handler(context)
 
 
+def is_no_bad_request(record: logging.LogRecord) -> bool:
+    """False for requests that are no HTTP: they are answered with 400, and need no traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 async def serve(app: web.Application, host: str, port: int) -> None:
     """Print one line with the address, then serve until SIGINT or SIGTERM."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     loop.set_exception_handler(report_problem)
+    logging.getLogger("aiohttp.server").addFilter(is_no_bad_request)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)

@@ -66,6 +66,7 @@ def choose(
     else:
         chosen = [] if len(given) else [left.nearest_to_mean()]
     if len(chosen) < count:
+        distances[chosen] = 0  # of vectors without a length too
         left.approach(rows[chosen])
         chosen += left.farthest(count - len(chosen), part(progress, end, 1))
     progress(1.0)
@@ -145,9 +146,11 @@ class Candidates:
                 found.append(self.first_copy(pool, near))
                 vector = self.vectors.array[self.rows[found[-1]]]
                 np.minimum(near, 1 - array @ vector, out=near)
+                near[pool == found[-1]] = 0
             if not found:  # too many for the pool are as far
                 found = [self.first_copy(np.arange(len(self.rows)), self.distances)]
             chosen += found
+            self.distances[found] = 0
             if len(chosen) < count:
                 self.approach(self.rows[found])
         return chosen

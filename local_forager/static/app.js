@@ -4,6 +4,7 @@ import { link } from "./base/controls.js";
 import { button, count, fill, h, notice, own } from "./base/dom.js";
 import { watchPictures } from "./base/missing.js";
 import { askArray, askJson, pause, post, Problem, problemOf } from "./base/requests.js";
+import { rove } from "./base/rove.js";
 import { watchServer } from "./base/server.js";
 import { current, onChange, onLink } from "./base/state.js";
 import { byNeighbours, Filters } from "./filters/filters.js";
@@ -20,7 +21,6 @@ import { watchShortcuts } from "./shortcuts.js";
 
 const POLL = 3000; // milliseconds between checks for new labels
 const COPY_POLL = 500; // milliseconds between looks at the copy of the index
-const COUNT_POLL = 700; // milliseconds until counts are asked for again while the server computes
 const VIEWS = { grid: ["Images", Grid], map: ["Map", PointMap], health: ["Health", Health] };
 const idle = globalThis.requestIdleCallback ?? setTimeout;
 const main = document.getElementById("main");
@@ -51,16 +51,10 @@ class Session {
     return askArray(Type, `/page/${this.name}/${path}`, parameters, { signal: this.ended.signal });
   }
 
-  // What the server counts of a state, when it is there; null if it is late by then, or a problem: the
-  // view itself says what is wrong.
-  async counts(path, state, late) {
+  // What the server counts of a state; null if there is a problem: the view itself says what is wrong.
+  async counts(path, state) {
     try {
-      for (;;) {
-        const answer = await this.ask(path, this.rows.parameters(state));
-        if (late()) return null;
-        if (!answer.working) return answer;
-        await pause(COUNT_POLL);
-      }
+      return await this.ask(path, this.rows.parameters(state));
     } catch (error) {
       if (error.name !== "AbortError") problemOf(error);
       return null;
@@ -141,7 +135,8 @@ class Session {
   // What the server refuses takes the place of the view only: filters and selection stay.
   refuse(problem) {
     this.dropView();
-    fill(this.stage, refusal(problem, button("Back", () => history.back()), this.name));
+    fill(this.stage, refusal(problem, button("Back", () => history.back()), " · ",
+      h("a", { href: `/${this.name}` }, "All images")));
   }
 
   dropView() {
@@ -225,15 +220,15 @@ function missing(info) {
 }
 
 // Why something cannot be shown, and where one can go from there.
-const refusal = ({ message }, back, name) => h("div", { role: "alert" },
-  notice("This cannot be shown", h("p", {}, message),
-    h("p", {}, back, name && [" · ", h("a", { href: `/${name}` }, "All images")])));
+const refusal = ({ message }, ...links) => h("div", { role: "alert" },
+  notice("This cannot be shown", h("p", {}, message), h("p", {}, ...links)));
 
 function showTabs(kind) {
   tabs.hidden = false;
   fill(tabs, Object.entries(VIEWS).map(([view, [title]]) => link(
     { view: view === "grid" ? null : view, image: null },
     { id: `tab-${view}`, "aria-current": view === kind ? "page" : null }, title)));
+  rove(tabs);
 }
 
 let shows = 0;
@@ -251,25 +246,26 @@ async function show(state, how) {
   }
 }
 
+function leave() {
+  session?.end();
+  session = null;
+  closeDetail();
+  tabs.hidden = true;
+}
+
 // Opens another dataset, or the list of them.
 function begin({ name }) {
-  session?.end();
+  leave();
   session = name ? new Session(name) : null;
-  closeDetail();
   document.title = name ? `${name} · Forager` : "Forager";
   fill(where, name && h("bdi", {}, name));
-  tabs.hidden = true;
   return session ? session.start() : home(main);
 }
 
 // Says why nothing of a dataset, or no list of datasets, can be shown.
 function endWith(error) {
-  const { name } = current();
-  session?.end();
-  session = null;
-  closeDetail();
-  tabs.hidden = true;
-  fill(main, refusal(error, h("a", { href: "/" }, "All datasets"), name));
+  leave();
+  fill(main, refusal(error, h("a", { href: "/" }, "All datasets")));
 }
 
 // Shows everything again once the server answers again.

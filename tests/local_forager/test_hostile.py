@@ -112,7 +112,7 @@ def ask_raw(server, head):
 @pytest.mark.parametrize(
     "host",
     [b"", b":80", b"localhost:x", b"localhost:99999", b"[::1", b"a b", b"[v1.x]", b"\xff", b"@",
-     b"evil.example"],
+     b"evil.example", b"a\0b"],
 )  # fmt: skip
 def test_other_hosts_are_refused_without_a_traceback(server, host):
     for path in (b"page/datasets", b"api/get_datasets_v2"):

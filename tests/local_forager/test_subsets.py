@@ -160,3 +160,9 @@ def test_a_subset_of_images_that_are_all_alike(kind):
     assert chosen_of(kind, array, np.ones(50, bool), 10).tolist() == [0]
     assert not len(chosen_of(kind, array, np.ones(50, bool), 10, np.array([7])))
     assert not len(chosen_of(kind, array, np.zeros(50, bool), 10))
+
+
+@pytest.mark.parametrize("kind", subsets.KINDS)
+def test_no_image_is_chosen_twice_if_vectors_have_no_length(kind):
+    rows = chosen_of(kind, np.zeros((6, 8), np.float32), np.ones(6, bool), 9, pool=2)
+    assert len(set(rows)) == len(rows)

@@ -23,11 +23,14 @@ export function svg(tag, attributes, ...children) {
   return made;
 }
 
-// Changes what is in an element. The control that has the focus keeps it, by its id.
+// Changes what is in an element. The control that has the focus keeps it, by its id; where it is gone,
+// the first one has it.
 export function keepFocus(element, change) {
-  const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
+  const focused = element.contains(document.activeElement) && document.activeElement;
   change();
-  document.getElementById(focused)?.focus({ preventScroll: true });
+  if (!focused || document.activeElement === focused) return;
+  const same = focused.isConnected ? focused : document.getElementById(focused.id);
+  (same ?? element.querySelector("a, button"))?.focus({ preventScroll: true });
 }
 
 export const fill = (element, ...children) =>

@@ -1,6 +1,6 @@
 // Requests to the page's API.
 
-const POLL = 400; // milliseconds until an array is asked for again while the server computes it
+const POLL = 400; // milliseconds until something is asked for again while the server computes it
 const COMPUTING = 202; // status
 const working = document.getElementById("working"); // says what the server is computing
 
@@ -46,24 +46,26 @@ async function ask(path, parameters, options) {
     response.status);
 }
 
-export const askJson = async (path, parameters = {}, options = {}) =>
-  (await ask(path, parameters, options)).json();
-
 // Posts a file, or rows as 32-bit numbers; the answer is a Response.
 export const post = (path, parameters = {}, body = null) =>
   ask(path, parameters, { method: "POST", body });
 
-// An array. While the server is computing it, the request is repeated; tell gets how far it is.
-export async function askArray(
-  Type, path, parameters, options, tell = (text) => { working.textContent = text; },
-) {
+// A response. While the server is computing it, the request is repeated; tell gets how far it is.
+async function askUntilReady(path, parameters, options, tell) {
   for (;;) {
     const response = await ask(path, parameters, options);
     if (response.status !== COMPUTING) {
       tell("");
-      return new Type(await response.arrayBuffer());
+      return response;
     }
     tell((await response.json()).working);
     await pause(POLL);
   }
 }
+
+export const askJson = async (path, parameters = {}, options = {}) =>
+  (await askUntilReady(path, parameters, options, () => {})).json();
+
+export const askArray = async (
+  Type, path, parameters, options, tell = (text) => { working.textContent = text; },
+) => new Type(await (await askUntilReady(path, parameters, options, tell)).arrayBuffer());

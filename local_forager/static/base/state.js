@@ -65,12 +65,12 @@ export const leaveHealth = (state) => (state.view === "health" ? { view: null } 
 export const changed = (changes) => address({ ...current(), ...changes });
 
 // For a link that can be copied or opened in a new tab; a plain click stays on the page.
-export function onLink(event) {
+export function onLink(event, how) {
   if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) {
     return;
   }
   event.preventDefault();
-  moveTo(event.currentTarget.getAttribute("href"));
+  moveTo(event.currentTarget.getAttribute("href"), how);
 }
 
 // Each history entry keeps its scroll position and, as depth, the number of entries back to the

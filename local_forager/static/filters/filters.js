@@ -29,7 +29,7 @@ export class Filters {
     this.splits = h("ul", { class: "choices", role: "list" });
     this.rest = h("div", { class: "filters-body" });
     this.more = h("details", { class: "more-filters", open: kept(MORE) === "yes" },
-      h("summary", {}, "ImageNet class, sizes, quality"), this.rest);
+      h("summary"), this.rest);
     this.more.addEventListener("toggle", () => this.showRanges());
     this.more.firstChild.addEventListener("click", () => keep(MORE, this.more.open ? "no" : "yes"));
     this.findClass = "";
@@ -54,6 +54,8 @@ export class Filters {
   draw() {
     const { info, state } = this;
     fill(this.rest, this.classes(), this.ranges.element);
+    const own = info.fields.some(({ group }) => group === "column") || info.columns.length > 0;
+    this.more.firstChild.textContent = `ImageNet class, sizes, quality${own ? ", columns" : ""}`;
     if (["class", ...ofField(state)].some((field) => state[field] !== null)) this.more.open = true;
     fill(this.body,
       search(info, state),
@@ -83,15 +85,15 @@ export class Filters {
   // Counts the images that pass the other filters; the earlier counts are shown until then.
   async recount() {
     const turn = (this.turn += 1);
-    const counted = this.filtered()
-      ? await this.session.counts("counts", this.state, () => turn !== this.turn) : null;
+    const counted = this.filtered() ? await this.session.counts("counts", this.state) : null;
     if (turn !== this.turn) return;
     this.counted = counted;
     if (!counted) return;
     this.facets = counted;
     this.fillSplits();
     this.fillClasses();
-    this.labels.count(this.facets);
+    this.labels.facets = counted;
+    this.labels.fill();
   }
 
   fillSplits() {
@@ -142,7 +144,8 @@ function search(info, state) {
   const input = h("input", {
     type: "search", id: "search-text", name: "text", value: state.text ?? "", disabled: !available,
     placeholder: available ? "a dog in the snow" : "not available", autocomplete: "off",
-    maxlength: "1000", "aria-describedby": "search-about",
+    maxlength: "800", // each may take 9 of the 8,190 bytes of an address
+    "aria-describedby": "search-about",
   });
   const act = () => go({ text: input.value.trim() || null, like: null, set: null, image: null, view: null });
   return form(act, { role: "search" },

@@ -37,11 +37,6 @@ export class LabelList {
         "None yet. Labels written by ingest_labels.py appear here by themselves."));
   }
 
-  count(facets) {
-    this.facets = facets;
-    this.fill();
-  }
-
   fill() {
     const { info, state, facets } = this;
     const wanted = this.find.toLowerCase();

@@ -4,7 +4,7 @@ import { button, embeddingOf, fill, h } from "../base/dom.js";
 import { post, Problem, problemOf } from "../base/requests.js";
 import { current, go } from "../base/state.js";
 
-export const isPicture = (like) => like !== null && like.startsWith("picture-");
+export const isPicture = (like) => /^picture-[0-9a-f]+$/.test(like);
 
 export class PictureSearch {
   constructor(session) {

@@ -153,8 +153,8 @@ export class Ranges {
   // The same distributions are shown until those of the new filters are there.
   async refresh() {
     const turn = (this.turn += 1);
-    const answer = await this.session.counts("histograms", this.state, () => turn !== this.turn);
-    if (!answer) return;
+    const answer = await this.session.counts("histograms", this.state);
+    if (!answer || turn !== this.turn) return;
     for (const field of this.info.fields) {
       const found = answer.histograms.find((one) => one.field === field.field);
       this.histograms.get(field.field).show(found, ...this.limitsOf(field));

@@ -3,9 +3,8 @@
 import { basename, button, fill, h, plural, splitName } from "../base/dom.js";
 import { tile } from "../images/picture.js";
 
-const STEPS = 200; // of the slider
 const DECIMALS = 8; // of a distance in the address; others are cut off
-const DIGITS = 4; // of the largest distance that the slider gives
+const DIGITS = 3; // of the distances that the slider gives
 
 const text = (distance) => distance.toFixed(DECIMALS).replace(/\.?0+$/, "");
 
@@ -15,9 +14,8 @@ export class Distance {
   constructor(session, chosen) {
     this.session = session;
     this.chosen = chosen;
-    this.limit = 0;
     this.slider = h("input", {
-      type: "range", id: "near-slider", min: "0", max: String(STEPS), step: "1",
+      type: "range", id: "near-slider", min: "0",
       "aria-label": "Distance of near duplicates", "aria-describedby": "near-found",
       oninput: () => this.slide(false), onchange: () => this.slide(true),
     });
@@ -37,10 +35,9 @@ export class Distance {
   }
 
   slide(done) {
-    const scale = 10 ** (DIGITS - Math.ceil(Math.log10(this.limit)));
-    const distance = Math.floor((this.limit * this.slider.valueAsNumber * scale) / STEPS) / scale;
-    this.number.value = this.slider.ariaValueText = text(distance);
-    this.chosen(text(distance), done);
+    const distance = text(this.slider.valueAsNumber);
+    this.number.value = this.slider.ariaValueText = distance;
+    this.chosen(distance, done);
   }
 
   // A report of the page's API. What the person is moving stays as it is.
@@ -48,12 +45,11 @@ export class Distance {
     const { distance, default: usual, limit, reach, examples } = near;
     this.element.hidden = limit === 0;
     if (!limit) return;
-    this.limit = limit;
+    this.slider.step = 10 ** (Math.ceil(Math.log10(limit)) - DIGITS);
+    this.slider.max = limit;
     const short = distance === usual ? String(Number(usual.toPrecision(3))) : text(distance);
     if (document.activeElement !== this.number) this.number.value = short;
-    if (document.activeElement !== this.slider) {
-      this.slider.value = String(Math.round((STEPS * distance) / limit));
-    }
+    if (document.activeElement !== this.slider) this.slider.value = distance;
     this.slider.ariaValueText = short;
     this.reset.textContent = `Default: ${Number(usual.toPrecision(3))}`;
     const [close, leak] = ["near", "leak"].map((name) => findings.find(({ set }) => set === name));

@@ -6,7 +6,7 @@ import {
   basename, button, bytes, count, dot, embeddingOf, fill, h, labelText, percent, splitName,
 } from "../base/dom.js";
 import { pause, Problem, problemOf } from "../base/requests.js";
-import { closeImage, go } from "../base/state.js";
+import { closeImage, go, onLink } from "../base/state.js";
 import { boxSwitch } from "./boxes.js";
 import { picture, splitBadge, tile } from "./picture.js";
 
@@ -88,7 +88,10 @@ export async function showDetail(session, state) {
     neighbourhood(session, image, by, near)));
   measure(session, image, size, problem, figure);
   const shows = { near, pictures, beside: state.beside, key };
-  if (/^\d{1,10}$/.test(state.beside ?? "")) await showBeside(session, Number(state.beside), shows);
+  if (/^\d{1,9}$/.test(state.beside ?? "")) {
+    const { images: [other] } = await session.ask("images", { rows: state.beside });
+    showBeside(session, other, shows);
+  }
   if (!image.failed) await neighbours(session, image, by, shows);
 }
 
@@ -117,16 +120,11 @@ function compareSwitch(image, state) {
 }
 
 // A second image beside the one that is shown.
-async function showBeside(session, row, { pictures, key }) {
-  try {
-    const { images: [image] } = await session.ask("images", { rows: row });
-    if (shown !== key || !image) return;
-    const { element } = picture(session, image, true);
-    element.classList.add("beside");
-    pictures.append(element);
-  } catch (error) {
-    problemOf(error);
-  }
+function showBeside(session, image, { pictures, key }) {
+  if (shown !== key || !image) return;
+  const { element } = picture(session, image, true);
+  element.classList.add("beside");
+  pictures.append(element);
 }
 
 function steps(rows, place, state) {
@@ -134,7 +132,7 @@ function steps(rows, place, state) {
   const beside = state.beside === NEAREST ? NEAREST : null; // another image has other neighbours
   const step = (to, text, id) => (to in rows ? link({ image: rows[to], beside }, {
     id, class: "button", "aria-label": `${id === "next" ? "Next" : "Previous"} image`,
-    onclick: (event) => { event.preventDefault(); go({ image: rows[to], beside }, { replace: true }); },
+    onclick: (event) => onLink(event, { replace: true }),
   }, text) : h("span", { class: "button off" }, text));
   return h("nav", { class: "steps", "aria-label": "Images in this view" },
     step(place - 1, "‹ Previous", "previous"),
@@ -212,7 +210,7 @@ async function neighbours(session, image, by, shows, exact = null) {
       h("ol", { class: "strip", role: "list" }, found.map((one) => neighbour(session, one, shows.beside))),
       how, select);
     if (shows.beside === NEAREST && found.length && shows.pictures.childElementCount < 2) {
-      await showBeside(session, found[0].image.row, shows);
+      showBeside(session, found[0].image, shows);
     }
     await tellPreparation(session, answer.search, by, key, how);
   } catch (error) {

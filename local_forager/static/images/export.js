@@ -53,12 +53,10 @@ export function openExport(session) {
 
 // DATASET-CATEGORY-DATE-TIME: only letters, digits and . _ -, so that a shell reads it as one word.
 function fileName({ name }, format, category, now) {
-  const two = (number) => String(number).padStart(2, "0");
-  const date = [now.getFullYear(), two(now.getMonth() + 1), two(now.getDate())].join("-");
-  const time = [now.getHours(), now.getMinutes(), now.getSeconds()].map(two).join("");
+  const time = now.toLocaleString("sv").replace(" ", "-").replaceAll(":", ""); // Sweden's dates are ISO 8601
   const what = format === "labels"
     ? [...category.replace(/[^\p{L}\p{N}._-]+/gu, "_")].slice(0, CATEGORY_LENGTH).join("") || "labels" : format;
-  return `${name}-${what}-${date}-${time}.${SUFFIXES[format]}`;
+  return `${name}-${what}-${time}.${SUFFIXES[format]}`;
 }
 
 // A text to type, and the texts that the browser offers.

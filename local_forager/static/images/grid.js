@@ -203,7 +203,7 @@ export class Grid {
     if (fetchNow && !tile.loaded) {
       tile.loaded = true;
       tile.link.href = changed({ image: row });
-      if (!this.session.rows.known(row)?.failed) tile.image.src = this.session.rows.thumbnail(row);
+      if (!this.session.rows.known(row)?.failed) tile.image.src = this.session.rows.address("thumbnail", row);
     }
   }
 
@@ -339,7 +339,7 @@ function makeTile() {
   const dots = h("span", { class: "dots" });
   const text = h("span", { class: "tile-text" });
   const far = h("span", { class: "badge far", hidden: true, title: "What the images are sorted by" });
-  const link = h("a", { class: "tile", tabIndex: -1 }, image, text, dots, far);
+  const link = h("a", { class: "tile", tabIndex: -1 }, image, text, far, dots);
   const item = h("li", { class: "cell" }, link, badge, check);
   image.addEventListener("load", () => link.classList.add("here"));
   return { item, link, image, badge, check, far, dots, text, place: -1, row: -1, offset: 0 };

@@ -9,7 +9,7 @@ export const splitBadge = (split) => h("span", { class: `split ${split}` }, spli
 // A small picture of a row that opens it; properties: of the link; more: what is written over it.
 export const tile = (session, row, about, properties = {}, ...more) =>
   link({ image: row, beside: null }, { class: "tile here", title: about, ...properties },
-    h("img", { src: session.rows.thumbnail(row), alt: about, decoding: "async" }), ...more);
+    h("img", { src: session.rows.address("thumbnail", row), alt: about, decoding: "async" }), ...more);
 
 // The thumbnail at once, the original in its place when it has come; or why it cannot be shown. With
 // its name and split below, if it is named.
@@ -18,16 +18,15 @@ export function picture(session, image, named) {
   const name = basename(image.name);
   const words = named && h("p", {}, h("bdi", {}, name), " ", splitBadge(image.split));
   const full = h("img", { class: "full", alt: name, src: session.rows.address("original", image.row) });
-  const small = h("img", { class: "full preview", alt: "", src: session.rows.thumbnail(image.row) });
+  const small = h("img", { class: "full preview", alt: "", src: session.rows.address("thumbnail", image.row) });
   const frame = h("div", { class: "frame" });
   if (!image.failed) {
     small.addEventListener("load", () => { if (!frame.childElementCount) frame.append(small); });
   }
-  let draw = null; // once the size of the original is known
+  let boxes = null; // once the size of the original is known
   full.addEventListener("load", () => {
-    frame.replaceChildren(full);
+    frame.replaceChildren(full, ...(boxes ? [boxes] : []));
     caption.hidden = true;
-    draw?.();
   });
   let reason = "";
   const fail = (why) => {
@@ -42,12 +41,9 @@ export function picture(session, image, named) {
   return {
     element: h("figure", { class: "picture" }, frame, h("div", {}, words, caption)),
     fail,
-    draw: (boxes, width, height) => {
-      draw = () => {
-        frame.querySelector(".boxes")?.remove();
-        frame.append(drawBoxes(boxes, full, width, height));
-      };
-      if (full.isConnected) draw();
+    draw: (drawn, width, height) => {
+      boxes = drawBoxes(drawn, full, width, height);
+      if (full.isConnected) frame.append(boxes);
     },
   };
 }

@@ -96,10 +96,6 @@ export class Rows {
     const { name, info } = this.session;
     return `/page/${name}/${kind}/${row}?v=${encodeURIComponent(info.index_id)}`;
   }
-
-  thumbnail(row) {
-    return this.address("thumbnail", row);
-  }
 }
 
 function decode(coded) {

@@ -137,10 +137,7 @@ export class Selection {
       ],
       saved.length > 0 && this.choosing(saved),
       this.undo && h("p", { class: "inline", role: "status" }, this.undo.text,
-        button("Undo", () => {
-          this.undo.act();
-          this.element.querySelector("button")?.focus();
-        }, { id: "undo" })),
+        button("Undo", () => this.undo.act(), { id: "undo" })),
       problem !== "" && h("p", { class: "warning", role: "alert" }, problem));
   }
 
@@ -177,12 +174,8 @@ export class Selection {
 
 function encode(marks) {
   const bytes = new Uint8Array(Math.ceil(marks.length / 8));
-  for (let row = 0; row < marks.length; row += 1) if (marks[row]) bytes[row >> 3] |= 1 << (row & 7);
-  let text = "";
-  for (let start = 0; start < bytes.length; start += 4096) {
-    text += String.fromCharCode(...bytes.subarray(start, start + 4096));
-  }
-  return btoa(text);
+  for (let row = 0; row < marks.length; row += 1) bytes[row >> 3] |= marks[row] << (row & 7);
+  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }
 
 function decode(text) {

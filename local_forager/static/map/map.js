@@ -8,12 +8,12 @@ import { tile } from "../images/picture.js";
 import { Density } from "../points/density.js";
 import { FEW, Pictures } from "../points/pictures.js";
 import { pointIndex } from "../points/points.js";
-import { disc, drawingOrder, scatter, scatterSmooth } from "../points/scatter.js";
+import { disc, drawingOrder, scatter } from "../points/scatter.js";
 import { askColumn, chosenColor, columnColors, css, dark, legend, pixel } from "./colors.js";
 import { drawControls } from "./controls.js";
 import { listenTo, ZOOM_STEP } from "./map_input.js";
 import { Names } from "./names.js";
-import { drawCross, drawRing, drawShape, limits, rowsWithin } from "./shapes.js";
+import { drawShape, limits, rectangle, rowsWithin } from "./shapes.js";
 import { Tip } from "./tip.js";
 
 const NOTE_AFTER = 300; // milliseconds after the last move until the address has the place
@@ -36,7 +36,7 @@ export class PointMap {
     this.context = this.canvas.getContext("2d");
     this.tip = new Tip(session);
     this.names = new Names(this);
-    this.box = h("div", { class: "map-box" }, this.canvas, this.names.element, this.tip.element, h("span", { class: "zoom" },
+    this.box = h("div", { class: "map-box" }, this.canvas, this.names.element, this.tip.ring, this.tip.element, h("span", { class: "zoom" },
       button("+", () => this.zoomBy(ZOOM_STEP), { "aria-label": "Zoom in" }),
       button("−", () => this.zoomBy(1 / ZOOM_STEP), { "aria-label": "Zoom out" }),
       button("⤢", () => this.all(), { "aria-label": "Show all" })));
@@ -55,7 +55,7 @@ export class PointMap {
     this.pointer = null; // where the mouse is, for the tooltip
     this.pointers = new Map();
     this.hovered = -1;
-    this.pictures = new Pictures((row) => session.rows.thumbnail(row), () => this.request());
+    this.pictures = new Pictures((row) => session.rows.address("thumbnail", row), () => this.request());
     this.stop = listenTo(this);
   }
 
@@ -212,29 +212,24 @@ export class PointMap {
     const { width, height } = this.canvas;
     const view = this.onCanvas();
     const order = this.visible();
-    const draw = order.length > SMOOTH ? scatter : scatterSmooth;
+    const smooth = order.length <= SMOOTH;
     if (order.length > DENSE) {
       const { paper, faint } = this;
       const moving = performance.now() < this.movingUntil;
       this.density.draw(this.buffer, width, height, { ...view, paper, faint, moving });
     } else {
       this.buffer.fill(this.paper);
-      const size = disc(this.radius(order.length), width);
-      draw(this.buffer, width, height, this.points, order, this.pixels, size, view);
+      const size = disc(this.radius(order.length), width, smooth);
+      scatter(this.buffer, width, height, this.points, order, this.pixels, size, view);
     }
-    this.drawSelected(draw, view);
+    this.drawSelected(smooth, view);
     this.context.putImageData(this.image, 0, 0);
     const { color: ink } = getComputedStyle(this.canvas);
     if (this.withPictures) this.drawPictures();
     this.names.draw();
-    if (this.hovered >= 0) {
-      const place = this.toScreen(this.hovered).map((one) => one * this.ratio);
-      drawRing(this.context, place, this.radius() + 4 * this.ratio, ink, this.ratio);
-    }
-    if (document.activeElement === this.canvas) drawCross(this.context, ink, this.ratio);
     if (this.shape) {
       const corners = this.shape.path.map((point) => this.toCanvas(...point));
-      drawShape(this.context, this.shape.kind, corners, ink, this.ratio);
+      drawShape(this.context, corners, ink, this.ratio);
     }
   }
 
@@ -248,18 +243,18 @@ export class PointMap {
   }
 
   // The selected points once more, over the others and with two edges around them. Few are large.
-  drawSelected(draw, view) {
+  drawSelected(smooth, view) {
     if (!this.selected.length) return;
     const { width, height } = this.canvas;
     const radius = Math.max(this.radius(), (this.selected.length > FEW ? 1 : 3) * this.ratio);
     for (const [pixels, edge] of [[this.papers, 2.5], [this.inks, 1.5], [this.pixels, 0]]) {
-      const size = disc(radius + edge * this.ratio, width);
-      draw(this.buffer, width, height, this.points, this.selected, pixels, size, view);
+      const size = disc(radius + edge * this.ratio, width, smooth);
+      scatter(this.buffer, width, height, this.points, this.selected, pixels, size, view);
     }
   }
 
   drawPictures() {
-    const rows = rowsWithin(this, this.visible(), "rectangle", this.corners(), FEW);
+    const rows = rowsWithin(this, this.visible(), rectangle(...this.corners()), FEW);
     if (rows.length > FEW) return;
     const { selection } = this.session;
     const place = (row) => this.toScreen(row).map((one) => one * this.ratio);
@@ -347,9 +342,8 @@ export class PointMap {
       this.hovered = row;
       this.canvas.classList.toggle("over", row >= 0);
       this.tip.show(row);
-      this.request();
     }
-    if (row >= 0) this.tip.place(...this.toScreen(row), this.width, this.height);
+    if (row >= 0) this.tip.place(...this.toScreen(row), this.radius() / this.ratio, this.box);
   }
 }
 

@@ -3,7 +3,7 @@
 import { own } from "../base/dom.js";
 import { go } from "../base/state.js";
 import { dark } from "./colors.js";
-import { limits, rowsWithin } from "./shapes.js";
+import { limits, rectangle, rowsWithin } from "./shapes.js";
 
 const STEP = 60; // CSS pixels that an arrow key moves the map
 export const ZOOM_STEP = 1.5; // of a key or a button
@@ -18,8 +18,6 @@ export function listenTo(map) {
   on("pointercancel", onUp);
   on("pointerleave", () => { map.pointer = null; map.hover(-1); });
   on("keydown", onKey);
-  on("focus", () => map.request());
-  on("blur", () => map.request());
   map.canvas.addEventListener("wheel", (event) => onWheel(map, event), { passive: false });
   const observer = new ResizeObserver(() => map.resize());
   observer.observe(map.box);
@@ -46,6 +44,7 @@ function onDown(map, event) {
   map.canvas.setPointerCapture(event.pointerId);
   map.pointers.set(event.pointerId, at(map, event));
   map.dragged = false;
+  map.hover(-1); // the picture would hide what is drawn
   map.start = at(map, event);
   const kind = event.shiftKey && map.tool === "move" ? "rectangle" : map.tool;
   if (kind === "move" || map.pointers.size > 1) map.shape = null;
@@ -68,8 +67,10 @@ function onMove(map, event) {
   }
   if (Math.hypot(place[0] - map.start[0], place[1] - map.start[1]) > CLICK) map.dragged = true;
   if (map.shape && map.dragged) {
-    map.shape.path.push(map.toMap(...place));
-    if (map.shape.kind === "rectangle") map.shape.path.splice(1, map.shape.path.length - 2);
+    const corner = map.toMap(...place);
+    const { kind, path } = map.shape;
+    if (kind === "rectangle") map.shape.path = rectangle(path[0], corner);
+    else path.push(corner);
     map.request();
     return;
   }
@@ -90,7 +91,7 @@ function onUp(map, event) {
   map.shape = null;
   if (shape && map.dragged && event.type !== "pointercancel") {
     const near = map.index.within(limits(shape.path));
-    map.session.selection.set(rowsWithin(map, near, shape.kind, shape.path), !shape.removes);
+    map.session.selection.set(rowsWithin(map, near, shape.path), !shape.removes);
   }
   if (shape) map.request();
   if (!known || map.dragged || event.type === "pointercancel") return;

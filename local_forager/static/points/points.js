@@ -24,25 +24,17 @@ export function pointIndex(points) {
   function nearest(x, y, distance, chosen) {
     let found = -1;
     let best = distance * distance;
-    for (let line = cell(y - distance); line <= cell(y + distance); line += 1) {
-      for (let at = cell(x - distance); at <= cell(x + distance); at += 1) {
-        const place = line * side + at;
-        for (let member = starts[place]; member < starts[place + 1]; member += 1) {
-          const row = members[member];
-          if (!chosen[row]) continue;
-          const away = (points[2 * row] - x) ** 2 + (points[2 * row + 1] - y) ** 2;
-          if (away < best) {
-            best = away;
-            found = row;
-          }
-        }
+    const area = { left: x - distance, right: x + distance, bottom: y - distance, top: y + distance };
+    for (const row of within(area)) {
+      if (!chosen[row]) continue;
+      const away = (points[2 * row] - x) ** 2 + (points[2 * row + 1] - y) ** 2;
+      if (away < best) {
+        best = away;
+        found = row;
       }
     }
     return found;
   }
-
-  // All rows with a place, those of a cell one after the other.
-  const rows = members;
 
   // The rows of the cells that a rectangle touches.
   function within({ left, right, bottom, top }) {
@@ -60,5 +52,5 @@ export function pointIndex(points) {
     return found;
   }
 
-  return { nearest, within, rows };
+  return { nearest, within, rows: members }; // rows: all with a place, those of a cell one after the other
 }

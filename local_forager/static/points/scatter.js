@@ -21,55 +21,42 @@ export function drawingOrder(points, chosen) {
   return Int32Array.from([...parts[0], ...parts[1]]);
 }
 
-// A filled circle: offsets of its pixels in a buffer of this width, and how much of each it covers.
-export function disc(radius, width) {
+// A filled circle: offsets of its pixels in a buffer of this width, and how much of each it covers; null
+// with hard edges.
+export function disc(radius, width, smooth) {
   const reach = Math.ceil(radius);
   const offsets = [];
   const cover = [];
   for (let y = -reach; y <= reach; y += 1) {
     for (let x = -reach; x <= reach; x += 1) {
       const covered = Math.max(0, Math.min(1, radius + 0.5 - Math.hypot(x, y)));
-      if (covered < 0.05) continue;
+      if (covered < (smooth ? 0.05 : 0.5)) continue;
       offsets.push(y * width + x);
       cover.push(Math.round(covered * OPACITY * 256));
     }
   }
-  return { reach, offsets: Int32Array.from(offsets), cover: Int32Array.from(cover) };
+  return { reach, offsets: Int32Array.from(offsets), cover: smooth ? Int32Array.from(cover) : null };
 }
 
-// Draws each point as a disc of its colour. The inner loop only writes pixels.
+// Draws each point as a disc of its colour, mixed with what is there where the disc has smooth edges.
 export function scatter(buffer, width, height, points, order, pixels, { reach, offsets, cover }, { scale, left, top }) {
-  const solid = offsets.filter((_, part) => cover[part] >= 0.5 * OPACITY * 256);
   const right = width - reach;
   const bottom = height - reach;
-  const size = solid.length;
-  for (let place = 0; place < order.length; place += 1) {
-    const row = order[place];
+  for (const row of order) {
     const x = (points[2 * row] * scale + left) | 0;
     const y = (top - points[2 * row + 1] * scale) | 0;
     if (x < reach || y < reach || x >= right || y >= bottom) continue;
     const start = y * width + x;
     const color = pixels[row];
-    for (let part = 0; part < size; part += 1) buffer[start + solid[part]] = color;
-  }
-}
-
-// The same with smooth edges: each pixel is mixed according to how much the disc covers.
-export function scatterSmooth(buffer, width, height, points, order, pixels, { reach, offsets, cover }, { scale, left, top }) {
-  for (const row of order) {
-    const x = (points[2 * row] * scale + left) | 0;
-    const y = (top - points[2 * row + 1] * scale) | 0;
-    if (x < reach || y < reach || x >= width - reach || y >= height - reach) continue;
-    const start = y * width + x;
     for (let part = 0; part < offsets.length; part += 1) {
       const at = start + offsets[part];
-      buffer[at] = mix(buffer[at], pixels[row], cover[part]);
+      buffer[at] = cover ? mix(buffer[at], color, cover[part]) : color;
     }
   }
 }
 
-// Mixes two pixels, two channels at a time; share is from 0 (under) to 256 (over).
-function mix(under, over, share) {
+// Mixes two pixels, two channels at a time; share is a whole number from 0 (under) to 256 (over).
+export function mix(under, over, share) {
   const rest = 256 - share;
   const even = (((under & 0xff00ff) * rest + (over & 0xff00ff) * share) >>> 8) & 0xff00ff;
   const odd = (((under >>> 8) & 0xff00ff) * rest + ((over >>> 8) & 0xff00ff) * share) & 0xff00ff00;
