@@ -19,6 +19,7 @@ import json
 import os
 import pickle
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -26,10 +27,10 @@ import time
 import urllib.request
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 from urllib.parse import quote
 
@@ -60,6 +61,8 @@ JSON = "application/json"
 DONE = 1  # the status of a row
 TRAIN, VAL = 18, 6  # pictures of the dataset that most tests of stops and faults use
 CLEAN = ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+
+T = TypeVar("T")
 
 
 def pictures(train: int, val: int, size: tuple[int, int] = (40, 30)) -> dict[str, bytes]:
@@ -410,7 +413,36 @@ def with_objects(function: str, *args: Any) -> Any:
     return asyncio.run(run())
 
 
+class VirtualTime(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer when nothing else is to be done."""
+
+    now = 0.0
+    _ready: Any
+    _scheduled: Any
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:
+            self.now = max(self.now, self._scheduled[0].when())
+        super()._run_once()  # type: ignore[misc]
+
+
+def in_virtual_time(coroutine: Coroutine[Any, Any, T]) -> T:
+    with contextlib.closing(VirtualTime()) as loop:
+        return loop.run_until_complete(coroutine)
+
+
 # Processes
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[str]:
+    """The address of a port that refuses connections, and that no other program gets meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from dataset.listing import Split
 from engine.decode import open_image, prepare
 from engine.stages import Budget
 from storage.async_client import unzipped, unzipped_size
+from testing.servers.processes import LONGEST_S
 from tests.dataset.states import state_of
 
 ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates and control characters too
@@ -65,7 +66,7 @@ def test_budget_is_never_exceeded_and_never_leaks(holders):
             await asyncio.sleep(0)
             if cancelled:
                 tasks[len(tasks) // 2].cancel()
-        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LONGEST_S)
         assert most <= 100 and held == 0
         async with budget.hold(100):
             pass

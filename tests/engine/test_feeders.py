@@ -6,7 +6,6 @@ import io
 import os
 import re
 import signal
-import time
 from collections import Counter
 
 import numpy as np
@@ -133,20 +132,26 @@ def test_a_killed_feeder_is_replaced(undisturbed, fresh, storage, servers):
 
 
 def test_images_in_the_models_keep_their_memory_when_their_feeder_ends(
-    undisturbed, fresh, monkeypatch
+    undisturbed, fresh, storage, monkeypatch
 ):
     """The next feeder has other memory."""
     killed, start = [], FakeEmbedder.start
+    decoded, views = [], feeders.views
+    monkeypatch.setattr(feeders, "views", lambda *image: decoded.append(1) or views(*image))
+    storage.rules = [Rule(DOWNLOAD, "hold", after=8)]
 
     def kill_first(self, images, clip_inputs):
         if not killed:
             killed.extend(feeders_of(os.getpid()))
             os.kill(killed[0], signal.SIGKILL)
-            time.sleep(3)  # in which another feeder would decode other images
+            wait_for(lambda: set(feeders_of(os.getpid())) - set(killed))
+            before = len(decoded)
+            storage.release()
+            wait_for(lambda: len(decoded) > before)  # other images, by the other feeder
         return start(self, images, clip_inputs)
 
     monkeypatch.setattr(FakeEmbedder, "start", kill_first)
-    done = fresh.ingest(*IN_PROCESSES)
+    done = fresh.ingest(*IN_PROCESSES, storage=storage)
     assert "was ended by SIGKILL" in done.stderr
     fresh.assert_same(undisturbed)
 

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import socket
 
 import pytest
 
@@ -13,6 +12,7 @@ from forager.client import CREATE_ATTEMPTS as ATTEMPTS
 from forager.client import DatasetInfo, Forager
 from forager.connection import Timeouts, page_title, parsed
 from forager.generation import Box, Generation, LabelRequest
+from tests.harness import refusing
 from tests.stand_in import Answer, Rule, StandIn, in_order
 
 INFO = {"index_id": "i", "num_train": 2, "num_val": 1}
@@ -130,11 +130,10 @@ def test_dataset_other_answers(answer, words):
 
 
 def test_nobody_listens():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}/"
-    with pytest.raises(ServerError, match="Cannot reach .*.Connection refused.") as caught:
+    with refusing() as url, pytest.raises(ServerError, match="refused") as caught:
+        url = url.replace("//", "//user:secret@") + "/"
         asyncio.run(asked(url, "dataset", "d"))
+    assert caught.value.message.startswith("Cannot reach ")
     assert "secret" not in caught.value.message
 
 

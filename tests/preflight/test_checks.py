@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -12,7 +11,7 @@ import pytest
 import gcs
 from engine.loading import ModelLoader
 from testing.embedders import FakeEmbedder
-from tests.harness import has_only_a_report
+from tests.harness import has_only_a_report, refusing
 from tests.stand_in import Answer, Rule, StandIn
 from weights import resnet50
 
@@ -51,10 +50,9 @@ def test_server_url_is_no_address(ready, url):
 
 
 def test_nobody_listens(ready):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    ready.server = f"http://127.0.0.1:{port}"
-    assert refusal(ready.run()) == (
+    with refusing() as ready.server:
+        message = refusal(ready.run())
+    assert message == (
         f"Cannot reach the Forager server at {ready.server} (Connection refused): check "
         "SERVER_URL, and that the server is running."
     )
