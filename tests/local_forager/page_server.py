@@ -3,6 +3,7 @@
 import json
 import typing
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -12,10 +13,11 @@ import numpy as np
 
 import gcs
 from local_forager import types as page_types
+from local_forager.__main__ import main
 from local_forager.indexes.index import Index, class_name
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
-from tests.harness import wait_for
+from tests.harness import invoked, wait_for
 
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
     f"d/val/v{row:02}.jpg" for row in range(20)
@@ -183,6 +185,16 @@ class PageServer:
         annotation |= dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True))
         payload = {"dataset": name, "user": "a@b.c", "annotations": [annotation]}
         return ask(f"{self.url}/api/add_annotations_multi_v2", payload)[0]
+
+    def command(self, *words):
+        """A command on the data of this server, such as "export", in this process.
+
+        In a thread, as a browser may keep an event loop running in this one.
+        """
+        name, *more = map(str, words)
+        here = "--data_dir", str(self.data_dir), "--bucket", self.index
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(invoked, main, [name, *here, *more]).result()
 
 
 @contextmanager

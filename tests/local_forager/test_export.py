@@ -15,7 +15,7 @@ from local_forager import export as export_formats
 from local_forager.commands.export import export_set
 from local_forager.indexes.index import LabelTable
 from local_forager.types import PageError
-from tests.harness import clean_environment, invoked, run
+from tests.harness import clean_environment, run
 from tests.local_forager.page_server import COPY, FAILED, fetch, made_index
 
 HOSTILE = ["=cmd|' /C calc'!A0.jpg", "@SUM(1).jpg", "+1.jpg", "-1.jpg", 'a",b\n.jpg', "\tx.jpg"]
@@ -81,17 +81,6 @@ def test_export_over_http(server):
     assert fetch(f"{server.url}/page/d/export?format=labels", method="POST")[0] == 400
 
 
-def in_a_process(server, *arguments):
-    """The command in a process of its own, for modules in which a browser keeps an event loop."""
-    options = "--data_dir", str(server.data_dir), "--bucket", server.index
-    return run([sys.executable, "-m", "local_forager", "export", *arguments, *options], cwd=ROOT)
-
-
-def export_command(server, *arguments):
-    options = "--data_dir", str(server.data_dir), "--bucket", server.index
-    return invoked(export_set, [*arguments, *options])
-
-
 @pytest.mark.parametrize(
     ("which", "rows"),
     [
@@ -103,17 +92,17 @@ def export_command(server, *arguments):
     ],
 )
 def test_export_command(server, emulator, which, rows):
-    done = export_command(server, "d", "--set", which, "--by", "imagenet").succeeded()
+    done = server.command("export", "d", "--set", which, "--by", "imagenet").succeeded()
     names = [f"d/train/t{row:02}.jpg" if row < 60 else f"d/val/v{row - 60:02}.jpg" for row in rows]
     assert done.stdout.split() == names
 
 
 def test_export_all_but_the_kept_image(server, emulator):
     near = "d", "--set", "near-duplicates"
-    assert export_command(server, *near, "--keep", "one").succeeded().stdout == "d/val/v05.jpg\n"
+    assert server.command("export", *near, "--keep", "one").succeeded().stdout == "d/val/v05.jpg\n"
     far = *near, "--distance", "0.3"
-    every = export_command(server, *far).succeeded().stdout.split()
-    dropped = export_command(server, *far, "--keep", "one").succeeded().stdout.split()
+    every = server.command("export", *far).succeeded().stdout.split()
+    dropped = server.command("export", *far, "--keep", "one").succeeded().stdout.split()
     sent = server.rows("set=near&distance=0.3")
     names = [f"d/train/t{row:02}.jpg" if row < 60 else f"d/val/v{row - 60:02}.jpg"
              for row in sorted(row for row in sent if row >= 0)]  # fmt: skip
@@ -125,7 +114,7 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     out = tmp_path / "twins.json"
     label = "--format", "labels", "--category", "twin", "--mode", "far away"
     copies = dataset_name, "--set", "exact-duplicates"
-    done = export_command(server, *copies, *label, "--out", str(out)).succeeded()
+    done = server.command("export", *copies, *label, "--out", str(out)).succeeded()
     assert "Exported 2 images." in done.stderr
     value = [{"category": "twin", "mode": "far away"}]
     assert json.loads(out.read_text()) == {
@@ -147,7 +136,7 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     ],
 )
 def test_export_command_refuses(server, emulator, arguments, message):
-    export_command(server, *arguments).failed(message)
+    server.command("export", *arguments).failed(message)
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,15 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from click.testing import CliRunner
 
 from local_forager.commands.export import export_set
-from tests.harness import Done
+from tests.harness import invoked
 from tests.local_forager.page_server import COPY, FAILED, NAMES
 
 
 def export(*arguments):
     """`python -m local_forager export` in this process."""
-    result = CliRunner().invoke(export_set, [str(one) for one in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Done(result.exit_code, result.stdout, result.stderr)
+    return invoked(export_set, [str(one) for one in arguments])
 
 
 def names(done):

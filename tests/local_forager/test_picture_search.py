@@ -24,7 +24,6 @@ from testing import synthetic
 from tests.local_forager import screen
 from tests.local_forager.page_server import conforms, fetch, get, made_index, page_server
 from tests.local_forager.screen import expect
-from tests.local_forager.test_export import in_a_process
 
 ROWS = 6
 TOLERANCE = 1e-6  # of elements of unit vectors, as in tests/models
@@ -171,14 +170,14 @@ def test_export_like_an_image(asked, emulator, weights, computed, tmp_path):
     picture = tmp_path / "question.jpg"
     picture.write_bytes(synthetic.landscape(4))
     like = "real", "--like_image", str(picture), "--clip_weights", str(weights[1])
-    done = in_a_process(asked, *like, "--count", "7").succeeded()
+    done = asked.command("export", *like, "--count", "7").succeeded()
     order = np.argsort(-computed["clip"] @ computed["clip"][4], kind="stable")
     assert done.stdout.split() == [f"real/train/{row}.jpg" for row in order]
     assert "Exported 6 images." in done.stderr
     picture.write_bytes(b"no picture")
-    in_a_process(asked, *like).failed("question.jpg cannot be used: not an image in")
+    asked.command("export", *like).failed("question.jpg cannot be used: not an image in")
     without = "real", "--like_image", str(picture), "--by", "clip"
-    in_a_process(asked, *without).failed("--clip_weights")
+    asked.command("export", *without).failed("--clip_weights")
 
 
 DROP = """([name, bytes, kind]) => {
