@@ -152,6 +152,7 @@ def test_missing_thumbnails_look_the_same_everywhere(server, tabs, dataset_name)
     expect(page.locator(f".strip img{missing}")).to_have_count(2)
     page.goto(server.url)
     card = page.locator(".card", has_text=dataset_name)
+    card.scroll_into_view_if_needed()  # it may be one of many
     expect(card.locator(f".covers img{missing}")).to_have_count(3)
 
 
