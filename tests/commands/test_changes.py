@@ -206,5 +206,3 @@ def test_a_summary_that_cannot_be_printed_is_said_after_everything_is_done(made,
         f"{words}\nOnly the summary cannot be printed (No space left on device).\n"
     )
     assert (made.registered() is None) == bool(options)
-    again = ended(start(command, dict(os.environ)))
-    assert (again.exit_code, again.error) == (1, done.error)

@@ -116,21 +116,6 @@ def test_a_stop_leaves_no_process_and_the_same_command_continues(
     fresh.assert_same(undisturbed)
 
 
-def test_a_killed_feeder_is_replaced(undisturbed, fresh, storage, servers):
-    storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
-    process = fresh.start(*IN_PROCESSES, storage=storage)
-    wait_for(lambda: storage.counts["hold"])
-    (feeder,) = feeders_of(process.pid)
-    os.kill(feeder, signal.SIGKILL)
-    storage.release()
-    done = ended(process)
-    assert done.exit_code == 0, done.stderr
-    # Whether it was at an image just then is chance.
-    said = re.findall(r"was ended by SIGKILL; (it is replaced|the image is tried)", done.stderr)
-    assert len(said) == 1, done.stderr
-    fresh.assert_same(undisturbed)
-
-
 def test_images_in_the_models_keep_their_memory_when_their_feeder_ends(
     undisturbed, fresh, storage, monkeypatch
 ):

@@ -56,19 +56,20 @@ def test_category_that_forager_cannot_store(category):
 
 @pytest.mark.parametrize("format_", ["names", "csv", "labels"])
 def test_many_images_are_streamed(format_):
-    index = made_index([f"d/{row:07}.jpg" for row in range(50_000)] * 2, 100_000)
+    rows = 40_000
+    index = made_index([f"d/{row:07}.jpg" for row in range(rows // 2)] * 2, rows)
     label = export_formats.label_to_export("c", "POSITIVE")
     tracemalloc.start()
     try:
         pieces = export_formats.export(
-            format_, index, LabelTable({}, {}, {}), range(100_000), label
+            format_, index, LabelTable({}, {}, {}), range(rows), label
         )
         size = sum(map(len, pieces))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert size > 1_000_000
-    assert peak < (30_000_000 if format_ == "labels" else 1_000_000)  # the names written so far
+    assert size > 500_000
+    assert peak < (12_000_000 if format_ == "labels" else 400_000)  # the names written so far
 
 
 def test_export_over_http(server):

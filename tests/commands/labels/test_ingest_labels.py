@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import sys
+from pathlib import Path
 
 import pytest
 
-from common.program import ROOT
 from tests.commands.labels.label_command import GOOD, STORED
 from tests.harness import ended
-from tests.harness import run as harness_run
 
 
 def test_labels_are_stored(server, begin, tmp_path):
@@ -184,10 +182,10 @@ def test_wrong_argument(run, url, options, words):
     run(url, GOOD, *options).refused(words)
 
 
-def test_label_file_that_is_not_there(tmp_path):
-    command = [str(ROOT / "ingest_labels.py"), "birds", "no\x1b.json", "--user", "a@b"]
-    done = harness_run([sys.executable, *command], cwd=tmp_path)
-    done.failed(r"Cannot read the label file no\x1b.json: No such file or directory.")
+def test_label_file_that_is_not_there(run):
+    run("http://h", Path("no\x1b.json")).failed(
+        r"Cannot read the label file no\x1b.json: No such file or directory."
+    )
 
 
 def test_user_may_be_written_with_a_name(server_b, run):
