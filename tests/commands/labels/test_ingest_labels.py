@@ -9,6 +9,7 @@ import pytest
 
 from tests.commands.labels.label_command import GOOD, STORED
 from tests.harness import ended
+from tests.stand_in import Answer, Rule, StandIn
 
 
 def test_labels_are_stored(server, begin, tmp_path):
@@ -152,9 +153,11 @@ def test_a_shared_request_for_an_image_that_the_server_lacks(server_b, run, monk
 
 
 def test_missing_dataset(server_b, run):
-    run(server_b.url, GOOD, name="brids").refused(
-        f"There is no dataset brids on {server_b.url}. It has birds, noindex."
-    )
+    names = Rule("GET /api/get_datasets_v2", Answer(200, {"dataset_names": ["noindex", "birds"]}))
+    with StandIn(server_b.url, names) as front:
+        run(front.url, GOOD, name="brids").refused(
+            f"There is no dataset brids on {front.url}. It has birds, noindex."
+        )
 
 
 def test_all_wrong_arguments_at_once(run, tmp_path):
