@@ -268,7 +268,9 @@ def assert_expected(index, rows):
 
 def test_reference_photographs_as_a_user_runs_it(world, weights_dir, photographs):
     """With both real models, in a process of its own. tests/models has all photographs."""
-    rows = {f"{split}/{photographs[row][0]}": row for split, row in zip("ttv", (1, 5, 9))}
+    rows = {
+        f"{split}/{photographs[row][0]}": row for row, split in {1: "t", 5: "t", 9: "v"}.items()
+    }
     world.put(**{name: photographs[row][1] for name, row in rows.items()})
     server = {"SERVER_URL": world.server, "FORAGER_BUCKET": world.index}
     command = [*REAL, world.name]

@@ -1,5 +1,6 @@
 """A local Forager with buckets of its own, and requests to it."""
 
+import dataclasses
 import json
 import typing
 import uuid
@@ -10,11 +11,14 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
+import pyarrow as pa
 
 import gcs
 from local_forager import types as page_types
 from local_forager.__main__ import main
+from local_forager.indexes.fields import ABOUT
 from local_forager.indexes.index import Index, class_name
+from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
 from tests.harness import invoked, wait_for
@@ -76,6 +80,29 @@ def made_index(names, num_train, **more):
     fields |= {"directory": None, "not_finite": [], "embeddings": {}, "rows_of": {}}
     fields |= {"fields": {}, "lacks": {}}
     return Index(names=names, num_train=num_train, **(fields | more))
+
+
+def made_vectors(directory, array):
+    """An array as the vectors of an index in this directory."""
+    path, array = directory / "array.f32", np.asarray(array, "<f4")
+    array.tofile(path)
+    return Vectors(path, *array.shape)
+
+
+def made_fields(**values):
+    """Fields of an index; a value below 0 is not known."""
+    return {
+        name: dataclasses.replace(
+            ABOUT[name],
+            column=pa.array([one if one >= 0 else None for one in of_rows], pa.float64()),
+        )
+        for name, of_rows in values.items()
+    }
+
+
+def ignore(progress):
+    """A report of progress that nobody reads."""
+    assert 0 <= progress <= 1
 
 
 def serve_map(page, server, points, classes, labels=None, val=None):
@@ -155,9 +182,9 @@ class PageServer:
         conforms(answer, kind)
         return answer
 
-    def array(self, path, kind):
+    def array(self, path, kind, body=None):
         """An array from the page's API, asked for again while it is being computed."""
-        while (answer := fetch(f"{self.url}/page/{path}"))[0] == 202:
+        while (answer := fetch(f"{self.url}/page/{path}", body=body))[0] == 202:
             conforms(json.loads(answer[2]), page_types.Working)
         assert answer[0] == 200, answer[2]
         return np.frombuffer(answer[2], kind)

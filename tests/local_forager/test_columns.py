@@ -1,7 +1,6 @@
 """Columns of one's own and quality: files, filters, orders, counts, exports, sets."""
 
 import csv
-import dataclasses
 import datetime
 import decimal
 import io
@@ -17,11 +16,11 @@ from local_forager import types as page_types
 from local_forager.analysis.health import LIMITS, beyond
 from local_forager.commands.column_files import read_columns_file, rows_of_keys
 from local_forager.commands.columns import TAKEN
-from local_forager.indexes.fields import ABOUT, own_field
+from local_forager.indexes.fields import own_field
 from local_forager.indexes.own_columns import text_column
 from local_forager.types import PageError
 from testing import photographs
-from tests.local_forager.page_server import fetch, get, made_index
+from tests.local_forager.page_server import fetch, get, made_fields, made_index
 
 UTC = datetime.timezone.utc
 ROWS = 6
@@ -235,7 +234,10 @@ def test_columns_are_replaced_removed_and_left_alone_by_a_wrong_file(
     assert len(server.dataset(with_columns)["columns"]) == 2
     assert server.command("columns", with_columns).exit_code == 2  # neither a file nor --remove
     path.write_text("a,size\n0.jpg,1\n")
-    assert "Replaced 4 earlier columns." in server.command("columns", with_columns, path).succeeded().stderr
+    assert (
+        "Replaced 4 earlier columns."
+        in server.command("columns", with_columns, path).succeeded().stderr
+    )
     assert [one["field"] for one in server.dataset(with_columns)["fields"]][-1] == "size"
     assert get(f"{server.url}/page/{with_columns}/rows?min_weight=1")[0] == 400
     done = server.command("columns", with_columns, "--remove").succeeded()
@@ -301,11 +303,8 @@ def changed_photographs():
 
 def test_bad_pictures_are_found_and_photographs_are_not():
     kinds, found = zip(*changed_photographs(), strict=True)
-    measured = np.array([quality.measure(image) for image in found])
-    fields = {
-        name: dataclasses.replace(ABOUT[name], column=pa.array(values))
-        for name, values in zip(quality.Quality._fields, measured.T, strict=True)
-    }
+    measured = zip(*map(quality.measure, found), strict=True)
+    fields = made_fields(**dict(zip(quality.Quality._fields, measured, strict=True)))
     index = made_index(["x"] * len(kinds), 0, fields=fields)
     for name in LIMITS:
         rows = set(beyond(index, name).tolist())

@@ -114,10 +114,3 @@ def test_page_of_a_dataset_that_is_deleted_meanwhile(two, tabs):
     expect(page.get_by_role("alert")).to_contain_text("There is no dataset named birds here.")
     assert len(page.problems) == 1 and "404" in page.problems.pop()
     page.close()
-
-
-def test_another_site_cannot_delete(two):
-    address = f"{two.url}/page/deletion?name=birds"
-    assert ask(address, b"x", headers={"Origin": "http://evil.example"})[0] == 403
-    assert ask(address)[0] == 200  # only says what a deletion means
-    assert rows_left(two.data_dir)[0] == 2

@@ -8,11 +8,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from common.program import ROOT
 from local_forager import export as export_formats
-from local_forager.commands.export import export_set
 from local_forager.indexes.index import LabelTable
 from local_forager.types import PageError
 from tests.harness import clean_environment, run
@@ -61,9 +59,7 @@ def test_many_images_are_streamed(format_):
     label = export_formats.label_to_export("c", "POSITIVE")
     tracemalloc.start()
     try:
-        pieces = export_formats.export(
-            format_, index, LabelTable({}, {}, {}), range(rows), label
-        )
+        pieces = export_formats.export(format_, index, LabelTable({}, {}, {}), range(rows), label)
         size = sum(map(len, pieces))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -127,36 +123,3 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     (category,) = server.dataset(dataset_name)["categories"]
     assert category["category"] == "twin"
     assert category["modes"] == [{"mode": "far away", "count": 2}]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["d", "--format", "labels"], "needs a category"),
-        (["nothing"], "no dataset named nothing"),
-    ],
-)
-def test_export_command_refuses(server, emulator, arguments, message):
-    server.command("export", *arguments).failed(message)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--threshold", "1"], "--threshold goes with --set dark or"),
-        (["--distance", "0.1"], "--distance goes with --set near-duplicates or"),
-        (["--like", "https://u:secret@h/x"], "'--like': https://... is an address, not a path"),
-        (["--set", "failed", "--keep", "one"], "--keep goes with --set exact-duplicates or"),
-        (["--set", "typical", "--count", "5", "--like_image", __file__], "does not go with --set"),
-    ],
-)
-def test_export_options_that_do_not_go_together(arguments, message):
-    done = CliRunner().invoke(export_set, ["d", *arguments])
-    assert done.exit_code == 2 and message in done.output
-
-
-@pytest.mark.parametrize("distance", ["2.5", "-1", "nan", "x"])
-def test_export_command_refuses_a_distance(tmp_path, distance):
-    arguments = ["d", "--set", "leaks", "--distance", distance, "--data_dir", str(tmp_path)]
-    done = CliRunner().invoke(export_set, arguments)
-    assert done.exit_code == 2 and f"{distance}" in done.output and "--distance" in done.output

@@ -98,6 +98,16 @@ def test_other_sets_take_the_filters_too(dataset):
         (["--out", "/dev/full"], "/dev/full cannot be written (No space left on device): name"),
         (["--category", "sky"], "label sky in mode POSITIVE; its modes are: far away."),
         (["--index_id", "x"], "Name a dataset or a work directory, or give --index_id"),
+        (["--format", "labels"], "needs a category"),
+        (["--threshold", "1"], "--threshold goes with --set dark or"),
+        (["--distance", "0.1"], "--distance goes with --set near-duplicates or"),
+        *((["--set", "leaks", "--distance", d], "'--distance': ") for d in ("2.5", "nan", "x")),
+        (["--like", "https://u:secret@h/x"], "'--like': https://... is an address, not a path"),
+        (["--set", "failed", "--keep", "one"], "--keep goes with --set exact-duplicates or"),
+        (
+            ["--set", "typical", "--count", "5", "--like_image", __file__],
+            "--like_image does not go with --set",
+        ),
         (
             ["--category", "cat"],
             "no image has the label cat in mode POSITIVE; the categories are: bi",

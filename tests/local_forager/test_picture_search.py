@@ -111,13 +111,6 @@ def test_a_picture_that_cannot_be_decoded(asked, data, reason):
     assert status == 400 and reason in answer["error"]
 
 
-def test_a_picture_of_another_site_is_refused(asked):
-    status, _ = give(asked, synthetic.landscape(0), headers={"Origin": "http://example.org"})
-    assert status == 403
-    status, _ = give(asked, synthetic.landscape(0), headers={"Host": "example.org"})
-    assert status == 400
-
-
 def test_a_picture_that_is_too_large_is_not_read(asked):
     address = urlsplit(asked.url)
     connection = http.client.HTTPConnection(address.hostname, address.port)

@@ -234,8 +234,8 @@ def test_posts_of_other_sites_are_refused(start, images, origin):
     assert server.create(bucket, headers={"Origin": server.url})[0] == 200
 
 
-@both
-def test_data_outlives_the_process(images, tmp_path, generation):
+@pytest.mark.parametrize(("generation", "number"), [("A", signal.SIGTERM), ("B", signal.SIGINT)])
+def test_a_signal_ends_it_cleanly_and_its_data_outlive_it(images, tmp_path, generation, number):
     bucket = images("train/a.jpg")
     options = tmp_path, tmp_path / "log", "--generation", generation
     with local_forager(*options) as service:
@@ -243,17 +243,12 @@ def test_data_outlives_the_process(images, tmp_path, generation):
         server = ApiServer(service.url, generation, tmp_path, "birds")
         server.create(bucket)
         server.label(["a"])
+        service.process.send_signal(number)
+        assert service.process.wait(LONGEST_S) == 0
     with local_forager(*options) as service:
         server = ApiServer(service.url, generation, tmp_path, "birds")
         assert server.counts() == (1, 0)
         assert len(server.stored_labels()) == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_it_cleanly(emulator, tmp_path, number):
-    with local_forager(tmp_path, tmp_path / "log") as service:
-        service.process.send_signal(number)
-        assert service.process.wait(LONGEST_S) == 0
 
 
 def test_port_in_use_is_one_sentence(start, tmp_path):
