@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -15,7 +14,6 @@ from common.errors import ImageError, TransientError
 from common.files import disk_errors
 from common.names import GsPath, identifier, parse_gs_path
 from common.retries import BASE_S, CAP_IN_BASES, RETRY_AFTER_CAP_S, Retries, retry_after_s
-from dataset import lists
 from dataset.listing import Split
 from engine.decode import open_image, prepare
 from engine.stages import Budget
@@ -84,13 +82,6 @@ def test_gs_paths_end_with_one_slash(directory, slashes):
         return
     assert isinstance(path, GsPath) and parse_gs_path(str(path)) == path
     assert path.prefix == (f"{directory.rstrip('/')}/" if directory.rstrip("/") else "")
-
-
-@given(st.lists(st.tuples(NAMES, st.integers(0, 10**9)), unique_by=lambda pair: pair[0]))
-def test_lists_are_what_json_makes_of_them(pairs):
-    names = [name for name, _ in pairs]
-    assert b"".join(lists._json_list(names)) == json.dumps(names).encode()
-    assert b"".join(lists._json_object(pairs)) == json.dumps(dict(pairs)).encode()
 
 
 @given(st.integers(1, 50), st.one_of(st.none(), ANY_TEXT, st.integers().map(str)))

@@ -90,17 +90,12 @@ def test_dry_run_leaves_nothing_behind(world, fast_models, tmp_path):
     assert world.objects() == {} and world.registered() is None and list(tmp_path.iterdir()) == []
 
 
-def test_viewer_url(world, fast_models):
-    world.put("t/a.jpg", "v/c.jpg")
-    result = world.run("--viewer-url", "https://forager.example/")
-    assert result.stdout.endswith(f"Look at https://forager.example/{world.name}\n")
-
-
 @pytest.mark.parametrize("generation", ["A", "B"])
 def test_allow_empty_val(world, servers, fast_models, generation):
     world.server = servers[generation]
     world.put("t/a.jpg", "t/b.jpg")
-    world.ingest("--allow_empty_val")
+    done = world.ingest("--allow_empty_val", "--viewer-url", "https://forager.example/")
+    assert done.stdout.endswith(f"Look at https://forager.example/{world.name}\n")
     index = Index(world.objects())
     assert (index.labels, index.val) == (["t/a.jpg", "t/b.jpg"], {})
     assert world.registered()[2] == 0
@@ -142,14 +137,16 @@ def test_a_finished_ingest_whose_bucket_changed(world, fast_models):
     assert "Whether the bucket has changed since then is not known: Listing" in down.stderr
 
 
-def test_without_val_path_all_images_are_for_training(world, fast_models, monkeypatch):
+def test_without_val_path_all_images_are_for_training(world, fast_models, tmp_path):
     world.put("t/a.jpg", "t/b.jpg")
-    arguments = [word for word in world.arguments() if not word.endswith("/v")]
+    left_out = "/v", "--work_dir", "work"
+    arguments = [word for word in world.arguments() if not word.endswith(left_out)]
     refused = world.invoke(arguments)
     assert refused.exit_code == 2
     assert "VAL_PATH is missing: name the directory of the validation" in refused.stderr
     done = world.invoke([*arguments, "--allow_empty_val"])
     assert done.exit_code == 0 and world.registered()[1:] == (2, 0)
+    assert [path.name for path in tmp_path.iterdir()] == [world.name]  # the work directory
     again = world.invoke(arguments)
     assert again.stdout.startswith("This ingest is finished: ")
 
@@ -176,13 +173,6 @@ def test_a_dataset_that_was_deleted_is_registered_again(world, fast_models):
     assert world.registered() is None
     assert "Embedded" not in world.ingest().stderr
     assert world.registered()[0] == index_id
-
-
-def test_work_directory_is_named_after_the_dataset(world, fast_models, tmp_path):
-    world.put("t/a.jpg", "v/c.jpg")
-    arguments = [text for text in world.arguments() if text not in ("--work_dir", "work")]
-    assert world.invoke(arguments).exit_code == 0
-    assert [path.name for path in tmp_path.iterdir()] == [world.name]
 
 
 @pytest.fixture

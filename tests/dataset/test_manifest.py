@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset
 import pytest
-from click.testing import CliRunner
 from pyarrow import parquet
 
 from dataset import manifest
@@ -18,6 +17,7 @@ from dataset.quality import Quality
 from dataset.state import Outcome
 from gcs import ListedObject
 from tests.dataset.states import INDEX_ID, vectors
+from tests.harness import invoked
 
 QUALITY = Quality(brightness=100.5, contrast=50.25, sharpness=1234.5, colourfulness=0.0)
 OPTIONS = {
@@ -81,10 +81,8 @@ def test_rows_are_written_in_groups(state, tmp_path, monkeypatch):
 def test_export_of_some_vectors(state, tmp_path):
     manifest.write_manifest(state)
     path = tmp_path / "birds.parquet"
-    arguments = [str(tmp_path), "--to", str(path), "--embedding", "clip"]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    assert result.stderr == f"Wrote 3 rows to {path}.\n"
+    done = invoked(main, [str(tmp_path), "--to", str(path), "--embedding", "clip"]).succeeded()
+    assert done.stderr == f"Wrote 3 rows to {path}.\n"
     exported = pyarrow.dataset.dataset(path)
     assert str(exported.schema.field("clip").type) == "fixed_size_list<element: float>[512]"
     assert "imagenet" not in exported.schema.names
@@ -97,22 +95,19 @@ def test_export_of_some_vectors(state, tmp_path):
 def test_export_as_csv_has_no_vectors(state, tmp_path):
     manifest.write_manifest(state)
     path = tmp_path / "birds.csv"
-    result = CliRunner().invoke(main, [str(tmp_path), "--to", str(path)])
-    assert result.exit_code == 0, result.output
+    invoked(main, [str(tmp_path), "--to", str(path)]).succeeded()
     names = parquet.read_schema(manifest.manifest_path(tmp_path)).names
     assert list(pd.read_csv(path).columns) == names
-    result = CliRunner().invoke(main, [str(tmp_path), "--to", str(path), "--embedding", "clip"])
+    result = invoked(main, [str(tmp_path), "--to", str(path), "--embedding", "clip"])
     assert result.exit_code == 2 and "would be CSV, which has no vectors" in result.stderr
 
 
 def test_export_of_an_unfinished_ingest_is_refused(state, tmp_path):
     arguments = [str(tmp_path), "--to", str(tmp_path / "x.parquet")]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 1 and "has no readable index/manifest.parquet" in result.stderr
+    invoked(main, arguments).failed("has no readable index/manifest.parquet")
     manifest.write_manifest(state)
     array_path(tmp_path, "clip").unlink()
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 1 and "do not have the 3 rows of the manifest" in result.stderr
+    invoked(main, arguments).failed("do not have the 3 rows of the manifest")
 
 
 def test_export_of_a_damaged_manifest_leaves_no_file(state, tmp_path):
@@ -121,8 +116,8 @@ def test_export_of_a_damaged_manifest_leaves_no_file(state, tmp_path):
     content = bytearray(source.read_bytes())
     content[4:40] = bytes(36)  # of the first page
     source.write_bytes(content)
-    result = CliRunner().invoke(main, [str(tmp_path), "--to", str(tmp_path / "x.parquet")])
-    assert result.exit_code == 1 and f"{source} is damaged" in result.stderr
+    arguments = [str(tmp_path), "--to", str(tmp_path / "x.parquet")]
+    invoked(main, arguments).failed(f"{source} is damaged")
     assert not list(tmp_path.glob("x.parquet*"))
 
 

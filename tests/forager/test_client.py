@@ -193,7 +193,8 @@ LOST_ANSWERS = [reset, truncated, *((status, "x") for status in (500, 502, 503, 
 
 @pytest.mark.parametrize("answer", [CREATED, *LOST_ANSWERS])
 def test_create_also_where_asking_settles_a_lost_answer(answer):
-    server = script({CREATE: [answer], DATASET: [(200, INFO)]})
+    """Though asking fails too, at first."""
+    server = script({CREATE: [answer], DATASET: [reset, reset, (200, INFO)]})
     create(server, talk)
     assert [json.loads(asked.body) for asked in server.requests(CREATE)] == [
         {"dataset": "d", "train_path": "gs://b/t/", "val_path": "gs://b/v/", "index_id": "i"}
