@@ -60,7 +60,8 @@ REAL = [sys.executable, str(ROOT / "ingest.py")]
 JSON = "application/json"
 DONE = 1  # the status of a row
 TRAIN, VAL = 18, 6  # pictures of the dataset that most tests of stops and faults use
-CLEAN = ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+CLEAN = ("SERVER_URL", "FORAGER_BUCKET", *PROXIES)  # variables of whoever runs the tests
 
 T = TypeVar("T")
 
@@ -520,9 +521,14 @@ class Done(NamedTuple):
         return self.failed(*words)
 
 
-def invoked(main: click.Command, arguments: Sequence[str], obj: Any = None) -> Done:
+def invoked(
+    main: click.Command,
+    arguments: Sequence[str],
+    obj: Any = None,
+    env: dict[str, str] | None = None,
+) -> Done:
     """How a command ended, run in this process, which saves the imports."""
-    result = CliRunner().invoke(main, arguments, obj=obj)
+    result = CliRunner().invoke(main, arguments, obj=obj, env=env)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Done(result.exit_code, result.stdout, plain(result.stderr))

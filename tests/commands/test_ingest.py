@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import ExifTags, Image
 
 import gcs
@@ -23,7 +22,7 @@ from common.terminal import size
 from dataset.arrays import BYTES_PER_ROW, DIMENSIONS
 from engine.loading import ModelLoader, ModelOptions
 from testing.embedders import LoaderWithoutModels, embedding_of
-from tests.harness import REAL, Index, ended, run, wait_for, weight_options
+from tests.harness import REAL, Index, ended, invoked, run, wait_for, weight_options
 from tests.local_forager.page_server import ask
 from tests.stand_in import Rule, StandIn
 from weights.resnet50 import resnet_shapes
@@ -235,7 +234,7 @@ def test_more_bad_images_than_allowed_stop(with_bad, limit, allowed):
 )
 def test_wrong_options_are_refused_before_any_work(options, message):
     arguments = ["name", "gs://bucket/t", "gs://bucket/v", *options]
-    result = CliRunner().invoke(ingest.main, arguments)
+    result = invoked(ingest.main, arguments)
     assert result.exit_code == 2
     assert message in result.stderr and "secret" not in result.output
     assert "Usage: " in result.stderr

@@ -31,12 +31,6 @@ IS_B = {OPTIONS: [(200, {"name": "x"})]}
 TIMEOUTS = Timeouts(settle=0.3)
 
 
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-
-
 CREATED = (200, {"status": "success"})
 reset, never = "reset", "hold"
 truncated = [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"]

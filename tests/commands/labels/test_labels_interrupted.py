@@ -276,7 +276,7 @@ def test_many_kills(server, begin, tmp_path):
         kill_until_finished(server, begin, seed)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_damage_of_the_journal_never_doubles_a_label(server, run, tmp_path, seed):
     damage_and_repeat(server, run, tmp_path, seed)
 
