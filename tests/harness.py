@@ -278,12 +278,6 @@ class World:
         names = self.storage.contents(self.index)
         return {name: self.storage.get(self.index, name) for name in names}
 
-    def array(self, name: str) -> np.ndarray:
-        """An array of the uploaded index, float32 (n, dimension)."""
-        path = f"indexes/{self.index_id()}/local/{name}/embeddings.npy"
-        data = self.storage.get(self.index, path)
-        return np.frombuffer(data, "<f4").reshape(-1, arrays.DIMENSIONS[name])
-
     def report(self, name: str = "report.json") -> dict[str, Any]:
         return json.loads((self.work / name).read_text())
 

@@ -112,5 +112,5 @@ def test_page_of_a_dataset_that_is_deleted_meanwhile(two, tabs):
     screen.total(page, "2 images")
     two.command("delete", "birds", "--yes").succeeded()
     expect(page.get_by_role("alert")).to_contain_text("There is no dataset named birds here.")
-    assert len(page.problems) == 1 and "404" in page.problems.pop()
+    screen.reported(page, "404")
     page.close()
