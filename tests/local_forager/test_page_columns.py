@@ -1,6 +1,7 @@
 """On the page: quality and columns of one's own as ranges, filters, colours and findings."""
 
 import re
+from functools import partial
 
 import pytest
 
@@ -10,15 +11,9 @@ from tests.local_forager.test_columns import with_columns  # noqa: F401
 
 
 @pytest.fixture
-def columned(server, tabs, with_columns):  # noqa: F811
+def columned(opened, with_columns):  # noqa: F811
     """Open a page of a dataset with columns: columned(query, **options)."""
-
-    def open_page(query="", **options):
-        page = tabs(f"{server.url}/{with_columns}{query}", **options)
-        screen.complete(page)
-        return page
-
-    return open_page
+    return partial(opened, dataset=with_columns)
 
 
 def test_texts_and_dates_by_the_keyboard(columned):
