@@ -64,10 +64,10 @@ def test_ctrl_c_while_libraries_are_imported(command, tmp_path):
     assert (process.returncode, out, said) == (130, "", "Interrupted: nothing was begun.\n")
 
 
-@pytest.mark.parametrize("streams", [">&- 2>err", ">err 2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("streams", [">&- 2>err", ">&- 2>&-"])
 def test_closed_streams_are_no_error(tmp_path, streams):
     """Nor does a file that is opened later get the number of one."""
     (tmp_path / "err").touch()
     command = f"{sys.executable} {ROOT / 'ingest.py'} --version {streams}"
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 0
-    assert "Error" not in (tmp_path / "err").read_text()
+    assert (tmp_path / "err").read_text() == ""

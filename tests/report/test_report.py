@@ -111,9 +111,8 @@ def test_report_of_a_run_whose_checks_fail(fresh):
 
 def test_report_of_an_interrupted_run(fresh, emulator_url):
     with StandIn(emulator_url, Rule(DOWNLOAD, "hold", after=12)) as storage:
-        settings = {"FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
-        env = {"storage": storage, **settings}
-        process = fresh.start("--json", **env)
+        small = {"FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
+        process = fresh.start("--json", storage=storage, **small)
         wait_for(lambda: len(fresh.done()) >= 4)
         running = fresh.report()
         process.send_signal(signal.SIGHUP)
