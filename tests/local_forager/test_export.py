@@ -1,19 +1,18 @@
-"""Exports over HTTP and by the command, with hostile names and a million rows."""
+"""Exports over HTTP and by the command, with hostile names and many rows."""
 
 import csv
 import io
 import json
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from common.program import ROOT
+import ingest_labels
 from local_forager import export as export_formats
 from local_forager.indexes.index import LabelTable
 from local_forager.types import PageError
-from tests.harness import clean_environment, run
+from tests.harness import invoked
 from tests.local_forager.page_server import COPY, FAILED, fetch, made_index
 
 HOSTILE = ["=cmd|' /C calc'!A0.jpg", "@SUM(1).jpg", "+1.jpg", "-1.jpg", 'a",b\n.jpg', "\tx.jpg"]
@@ -117,9 +116,8 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     assert json.loads(out.read_text()) == {
         f"{dataset_name}/train/{row}.jpg": value for row in (1, 3)
     }
-    labels = str(ROOT / "ingest_labels.py"), dataset_name, str(out), "--user", "a@b.c"
-    address = {"SERVER_URL": server.url}
-    run([sys.executable, *labels], clean_environment() | address, cwd=tmp_path).succeeded()
+    labels = dataset_name, str(out), "--user", "a@b.c"
+    invoked(ingest_labels.main, labels, env={"SERVER_URL": server.url}).succeeded()
     (category,) = server.dataset(dataset_name)["categories"]
     assert category["category"] == "twin"
     assert category["modes"] == [{"mode": "far away", "count": 2}]
