@@ -23,7 +23,7 @@ from tests.stand_in import StandIn
 
 MAX_WORKERS = 4  # of `make test`
 
-for variable in CLEAN:  # of whoever runs the tests
+for variable in CLEAN:
     os.environ.pop(variable, None)
 
 # The same examples every time: a run of CI fails for the change it tests. `make soak` tries others.

@@ -9,14 +9,12 @@ weights are any two files. Settings in the environment:
     FAKE_CHECKPOINT_S  seconds between two checkpoints
     FAKE_CHUNK_ROWS    rows of another index that are copied at once
     FAKE_OBJECT_BYTES  size of the largest object that is fetched
-    FAKE_DISK_BYTES    size that no file can exceed (RLIMIT_FSIZE)
     FAKE_KILL          "rename 2": the process kills itself instead of its second os.rename; so for
                        "replace 2" (os.replace) and "commit 2" (of a transaction of SQLite)
 """
 
 import contextlib
 import os
-import resource
 import signal
 import sqlite3
 import sys
@@ -68,9 +66,6 @@ def settings() -> Iterator[None]:
 
 
 def main() -> None:
-    if "FAKE_DISK_BYTES" in os.environ:
-        limit = int(os.environ["FAKE_DISK_BYTES"])
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if "FAKE_KILL" in os.environ:
         kind, number = os.environ["FAKE_KILL"].split()
         kill_at(kind, int(number))
@@ -114,10 +109,8 @@ def peak_bytes() -> int:
 
     Not by getrusage: there a process inherits the peak of the one that started it.
     """
-    status = Path("/proc/self/status")
-    if not status.exists():  # not on Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) << 10
 
 

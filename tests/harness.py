@@ -19,6 +19,7 @@ import json
 import os
 import pickle
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -26,10 +27,10 @@ import time
 import urllib.request
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 from urllib.parse import quote
 
@@ -59,7 +60,10 @@ REAL = [sys.executable, str(ROOT / "ingest.py")]
 JSON = "application/json"
 DONE = 1  # the status of a row
 TRAIN, VAL = 18, 6  # pictures of the dataset that most tests of stops and faults use
-CLEAN = ("SERVER_URL", "FORAGER_BUCKET", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+CLEAN = ("SERVER_URL", "FORAGER_BUCKET", *PROXIES)  # variables of whoever runs the tests
+
+T = TypeVar("T")
 
 
 def pictures(train: int, val: int, size: tuple[int, int] = (40, 30)) -> dict[str, bytes]:
@@ -274,12 +278,6 @@ class World:
         names = self.storage.contents(self.index)
         return {name: self.storage.get(self.index, name) for name in names}
 
-    def array(self, name: str) -> np.ndarray:
-        """An array of the uploaded index, float32 (n, dimension)."""
-        path = f"indexes/{self.index_id()}/local/{name}/embeddings.npy"
-        data = self.storage.get(self.index, path)
-        return np.frombuffer(data, "<f4").reshape(-1, arrays.DIMENSIONS[name])
-
     def report(self, name: str = "report.json") -> dict[str, Any]:
         return json.loads((self.work / name).read_text())
 
@@ -410,7 +408,36 @@ def with_objects(function: str, *args: Any) -> Any:
     return asyncio.run(run())
 
 
+class VirtualTime(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer when nothing else is to be done."""
+
+    now = 0.0
+    _ready: Any
+    _scheduled: Any
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:
+            self.now = max(self.now, self._scheduled[0].when())
+        super()._run_once()  # type: ignore[misc]
+
+
+def in_virtual_time(coroutine: Coroutine[Any, Any, T]) -> T:
+    with contextlib.closing(VirtualTime()) as loop:
+        return loop.run_until_complete(coroutine)
+
+
 # Processes
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[str]:
+    """The address of a port that refuses connections, and that no other program gets meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 @contextlib.contextmanager
@@ -488,9 +515,14 @@ class Done(NamedTuple):
         return self.failed(*words)
 
 
-def invoked(main: click.Command, arguments: Sequence[str], obj: Any = None) -> Done:
+def invoked(
+    main: click.Command,
+    arguments: Sequence[str],
+    obj: Any = None,
+    env: dict[str, str] | None = None,
+) -> Done:
     """How a command ended, run in this process, which saves the imports."""
-    result = CliRunner().invoke(main, arguments, obj=obj)
+    result = CliRunner().invoke(main, arguments, obj=obj, env=env)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Done(result.exit_code, result.stdout, plain(result.stderr))

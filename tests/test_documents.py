@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import ingest
 import ingest_labels
@@ -20,6 +19,7 @@ from dataset.arrays import EMBEDDINGS
 from testing.embedders import LoaderWithoutModels
 from testing.photographs import picture
 from testing.servers.processes import local_forager
+from tests.harness import invoked
 
 DOCUMENTS = [
     *ROOT.glob("*.md"),
@@ -232,8 +232,8 @@ def test_commands_of_the_documents_run(birds):
         module = words[0].replace("local_forager", "local_forager.__main__")
         main = mains.get(words[0]) or importlib.import_module(module).main
         loader = LoaderWithoutModels if main is ingest.main else None
-        result = CliRunner().invoke(main, words[1:], obj=loader, catch_exceptions=False)
-        assert result.exit_code == 0, f"{command}:\n{result.output}"
+        done = invoked(main, words[1:], loader)
+        assert done.exit_code == 0, f"{command}:\n{done.output}"
 
 
 def problem_of_python(words: list[str]) -> str:

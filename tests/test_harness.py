@@ -70,7 +70,7 @@ def is_served(url):
     return True
 
 
-@pytest.mark.parametrize(("end", "options"), [(signal.SIGINT, ["-n", "2"]), (signal.SIGKILL, [])])
+@pytest.mark.parametrize(("end", "options"), [(signal.SIGINT, ["-n", "1"]), (signal.SIGKILL, [])])
 def test_nothing_is_left_of_a_run_that_was_stopped(small_run, options, end):
     run, server, pid = small_run(*options)
     assert is_served(server) and is_running(pid)

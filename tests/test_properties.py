@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -15,11 +14,11 @@ from common.errors import ImageError, TransientError
 from common.files import disk_errors
 from common.names import GsPath, identifier, parse_gs_path
 from common.retries import BASE_S, CAP_IN_BASES, RETRY_AFTER_CAP_S, Retries, retry_after_s
-from dataset import lists
 from dataset.listing import Split
 from engine.decode import open_image, prepare
 from engine.stages import Budget
 from storage.async_client import unzipped, unzipped_size
+from testing.servers.processes import LONGEST_S
 from tests.dataset.states import state_of
 
 ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates and control characters too
@@ -65,7 +64,7 @@ def test_budget_is_never_exceeded_and_never_leaks(holders):
             await asyncio.sleep(0)
             if cancelled:
                 tasks[len(tasks) // 2].cancel()
-        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LONGEST_S)
         assert most <= 100 and held == 0
         async with budget.hold(100):
             pass
@@ -83,13 +82,6 @@ def test_gs_paths_end_with_one_slash(directory, slashes):
         return
     assert isinstance(path, GsPath) and parse_gs_path(str(path)) == path
     assert path.prefix == (f"{directory.rstrip('/')}/" if directory.rstrip("/") else "")
-
-
-@given(st.lists(st.tuples(NAMES, st.integers(0, 10**9)), unique_by=lambda pair: pair[0]))
-def test_lists_are_what_json_makes_of_them(pairs):
-    names = [name for name, _ in pairs]
-    assert b"".join(lists._json_list(names)) == json.dumps(names).encode()
-    assert b"".join(lists._json_object(pairs)) == json.dumps(dict(pairs)).encode()
 
 
 @given(st.integers(1, 50), st.one_of(st.none(), ANY_TEXT, st.integers().map(str)))

@@ -3,14 +3,12 @@
 import asyncio
 import os
 import re
-import time
 
 import pytest
 
 import gcs
 from common.errors import ImageError, StorageError
 from common.files import FileToUpload
-from forager.client import DatasetInfo, Forager
 from storage import uploads
 from testing.photographs import picture
 from tests.commands.test_stops import CREATE, DOWNLOAD, FILE, THUMBNAIL
@@ -150,19 +148,3 @@ def test_parts_survive_faults_and_leave_nothing_beside_the_file(store, tmp_path,
     proxy.share = 0
     assert Emulated(proxy.url).get(bucket, "array.npy") == data
     assert sorted(Emulated(proxy.url).contents(bucket)) == ["a.jpg", "array.npy"]
-
-
-def test_lost_answer_is_settled_though_asking_fails_too(servers, emulator, make_bucket):
-    bucket, name = make_bucket(), f"lost-{time.time_ns()}"
-    Emulated(emulator).put(bucket, "t/a.jpg", b"x")
-    rules = Rule(CREATE, "lost", times=1), Rule("get_dataset_info", "reset", times=3)
-
-    async def create():
-        async with Forager(server.url) as forager:
-            paths = f"gs://{bucket}/t/", f"gs://{bucket}/v/"
-            await forager.create_dataset(name, *paths, DatasetInfo("some-id", 1, 0))
-            return await forager.dataset(name)
-
-    with StandIn(servers["A"], *rules) as server:
-        assert asyncio.run(create()) == DatasetInfo("some-id", 1, 0)
-        assert len(server.requests(CREATE)) == 1

@@ -11,9 +11,8 @@ import os
 import re
 from pathlib import Path
 
-from click.testing import CliRunner
-
 import ingest_labels
+from tests.harness import invoked
 
 TRANSCRIPTS = Path(__file__).with_name("transcripts")
 PLACEHOLDERS = (
@@ -70,7 +69,7 @@ def test_ingest_labels(world, fast_models):
     ):
         arguments = [world.name, file, "--user", "ann@example.org", *options]
         env = {"SERVER_URL": world.server, "FORAGER_BUCKET": world.index}
-        result = CliRunner().invoke(ingest_labels.main, arguments, env=env)
+        result = invoked(ingest_labels.main, arguments, env=env)
         said.append(shown(" ".join(["ingest_labels.py", file, *options]), result))
     names = {"images": world.images, "bucket": world.index, "dataset": world.name}
     compare("ingest_labels", "".join(said), **names, server=world.server)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import venv
-from pathlib import Path
 
 import pytest
 
@@ -61,15 +60,17 @@ def test_ctrl_c_while_libraries_are_imported(command, tmp_path):
     process = start([sys.executable, *command], environment, cwd=ROOT)
     wait_for((tmp_path / "importing").exists)
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate()
     assert (process.returncode, out, said) == (130, "", "Interrupted: nothing was begun.\n")
 
 
-def test_a_closed_standard_output_is_no_error(tmp_path):
-    """Nor does a file that is opened later get its number."""
-    command = f"{sys.executable} {ROOT / 'ingest.py'} --version >&- 2>err"
+@pytest.mark.parametrize("streams", [">&- 2>err", ">&- 2>&-"])
+def test_closed_streams_are_no_error(tmp_path, streams):
+    """Nor does a file that is opened later get the number of one."""
+    (tmp_path / "err").touch()
+    command = f"{sys.executable} {ROOT / 'ingest.py'} --version {streams}"
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 0
-    assert Path(tmp_path / "err").read_text() == ""
+    assert (tmp_path / "err").read_text() == ""
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,6 @@ def test_a_closed_standard_output_is_no_error(tmp_path):
 def test_a_full_disk_is_told_on_the_other_stream(arguments, full, other, tmp_path):
     command = f"{sys.executable} {ROOT / 'ingest.py'} {arguments} {full}>/dev/full {other}>said"
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 1
-    assert Path(tmp_path / "said").read_text() == (
+    assert (tmp_path / "said").read_text() == (
         "Error: No space left on device: free some, or redirect what is printed to another disk.\n"
     )

@@ -1,14 +1,11 @@
 """The index on disk: the bytes that the server opens."""
 
 import errno
-import json
 import os
 import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.errors import DiskError
 from common.files import crc32c_of_file
@@ -21,7 +18,7 @@ from dataset.arrays import (
     put_in_order,
     verify_arrays,
 )
-from dataset.lists import index_files, pickled_dict, thumbnail_name, write_lists
+from dataset.lists import index_files, pickled_dict, thumbnail_name
 from dataset.state import Outcome
 from tests.dataset.states import INDEX_ID, images, listed, take, vectors
 
@@ -77,45 +74,9 @@ def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
         Arrays(tmp_path, 100_000)
 
 
-def test_lists(make_state, tmp_path):
-    state = make_state(["t/b.v1.jpg", "t/a.png"], ["v/é.jpeg"])
-    state.record([Outcome(0, 7, None), Outcome(1, None, "bad"), Outcome(2, 999, None)])
-    write_lists(state, tmp_path)
-    read = {
-        name: json.loads((tmp_path / "index" / f"{name}.json").read_bytes())
-        for name in ("labels", "identifiers", "val_identifiers")
-    }
-    assert read["labels"] == ["t/a.png", "t/b.v1.jpg", "v/é.jpeg"]
-    assert read["identifiers"] == {"a": 0, "b.v1": 1}
-    assert read["val_identifiers"] == {"é": 2}
-    classes = pickle.loads((tmp_path / "aux" / "imagenet.pickle").read_bytes())
-    assert classes == {"a.png": 7, "é.jpeg": 999}
-
-
-def test_files_become_the_objects_of_the_specification(tmp_path):
-    files = {file.object_name: file.path for file in index_files(tmp_path, INDEX_ID)}
-    assert files == {
-        **{
-            f"indexes/{INDEX_ID}/local/{name}/embeddings.npy": array_path(tmp_path, name)
-            for name in DIMENSIONS
-        },
-        f"indexes/{INDEX_ID}/manifest.parquet": tmp_path / "index" / "manifest.parquet",
-        f"indexes/{INDEX_ID}/labels.json": tmp_path / "index" / "labels.json",
-        f"indexes/{INDEX_ID}/identifiers.json": tmp_path / "index" / "identifiers.json",
-        f"indexes/{INDEX_ID}/val_identifiers.json": tmp_path / "index" / "val_identifiers.json",
-        f"aux_labels/{INDEX_ID}/imagenet.pickle": tmp_path / "aux" / "imagenet.pickle",
-    }
-    assert thumbnail_name(INDEX_ID, "t/x/b.v1.jpg") == f"thumbnails/{INDEX_ID}/b.v1.jpg"
-
-
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
 def test_pickle_of_any_length(count):
     expected = {f"{number}.jpg": number for number in range(count)}
-    assert pickle.loads(b"".join(pickled_dict(expected.items()))) == expected
-
-
-@given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(0, 999)))
-def test_pickle_of_any_names(expected):
     assert pickle.loads(b"".join(pickled_dict(expected.items()))) == expected
 
 

@@ -2,21 +2,18 @@
 
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from common.errors import DiskError
-from common.program import ROOT
 from dataset.images import DONE, FAILED, PENDING
 from dataset.listing import Split
 from dataset.state import Counts, Outcome, State
 from dataset.work_directory import WorkDirectory
 from gcs import ListedObject
-from tests.dataset.states import INDEX_ID, images, listed, state_of, take
+from tests.dataset.states import images, listed, state_of, take
 
 
 def test_a_row_keeps_what_was_listed(make_state):
@@ -51,14 +48,6 @@ def test_all_duplicates_are_found_in_one_query(make_listing):
     listing._db.set_trace_callback(queries.append)
     assert len(dict(listing.duplicates())) == 50
     assert len(queries) == 1
-
-
-def test_lengths_are_counted_in_characters(make_listing):
-    fits, too_long = "é" * 300 + ".jpg", "é" * 301 + ".jpg"
-    deep, too_deep = "d/" * 297 + "ab.jpg", "d/" * 297 + "abc.jpg"
-    listing = make_listing([fits, too_long, deep, too_deep])
-    assert (len(deep), len(too_deep)) == (600, 601)
-    assert listing.longer_than(300, 600) == sorted([too_long, too_deep])
 
 
 def test_after_ctrl_c_a_statement_of_another_thread_does_no_harm(
@@ -109,20 +98,6 @@ def test_pending_goes_on_while_rows_are_recorded(make_state):
         state.record([Outcome(row.row, 0, None)] if row.row % 500 == 0 else [])
     assert seen == list(range(2500))
     assert not make_state().has_pending()
-
-
-def test_an_outcome_survives_the_process(make_state, tmp_path):
-    make_state(["a.jpg", "b.jpg"])
-    code = (
-        "import os, sys; from pathlib import Path; from dataset.state import Outcome, State\n"
-        "state = State(Path(sys.argv[1])); state.set_options({'index_id': sys.argv[2]})\n"
-        "state.record([Outcome(1, 42, None)]); os._exit(9)"
-    )
-    path = str(tmp_path / "state.sqlite")
-    assert subprocess.run([sys.executable, "-c", code, path, INDEX_ID], cwd=ROOT).returncode == 9
-    state = State(tmp_path / "state.sqlite")
-    assert (state.index_id, list(state.imagenet_classes())) == (INDEX_ID, [("b.jpg", 42)])
-    state.close()
 
 
 def done(state, *slots, source=None):
@@ -207,17 +182,6 @@ def test_move_takes_everything_along(tmp_path):
     assert moved.directory == tmp_path
     moved.close()
     assert [path.name for path in tmp_path.iterdir()] == ["state.sqlite"]
-
-
-def test_second_ingest_in_a_work_directory_is_refused(tmp_path):
-    with WorkDirectory(tmp_path / "work"), pytest.raises(DiskError) as refused:
-        WorkDirectory(tmp_path / "work").__enter__()
-    assert refused.value.message == (
-        f"Another ingest is running in {tmp_path / 'work'}: wait for it, end it, or choose another "
-        "directory with --work_dir."
-    )
-    with WorkDirectory(tmp_path / "work") as work:
-        assert work.state() is None
 
 
 def test_a_directory_of_other_files_is_refused(tmp_path):

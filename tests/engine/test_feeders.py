@@ -6,7 +6,6 @@ import io
 import os
 import re
 import signal
-import time
 from collections import Counter
 
 import numpy as np
@@ -117,36 +116,27 @@ def test_a_stop_leaves_no_process_and_the_same_command_continues(
     fresh.assert_same(undisturbed)
 
 
-def test_a_killed_feeder_is_replaced(undisturbed, fresh, storage, servers):
-    storage.rules = [Rule(DOWNLOAD, "hold", after=12)]
-    process = fresh.start(*IN_PROCESSES, storage=storage)
-    wait_for(lambda: storage.counts["hold"])
-    (feeder,) = feeders_of(process.pid)
-    os.kill(feeder, signal.SIGKILL)
-    storage.release()
-    done = ended(process)
-    assert done.exit_code == 0, done.stderr
-    # Whether it was at an image just then is chance.
-    said = re.findall(r"was ended by SIGKILL; (it is replaced|the image is tried)", done.stderr)
-    assert len(said) == 1, done.stderr
-    fresh.assert_same(undisturbed)
-
-
 def test_images_in_the_models_keep_their_memory_when_their_feeder_ends(
-    undisturbed, fresh, monkeypatch
+    undisturbed, fresh, storage, monkeypatch
 ):
     """The next feeder has other memory."""
     killed, start = [], FakeEmbedder.start
+    decoded, views = [], feeders.views
+    monkeypatch.setattr(feeders, "views", lambda *image: decoded.append(1) or views(*image))
+    storage.rules = [Rule(DOWNLOAD, "hold", after=8)]
 
     def kill_first(self, images, clip_inputs):
         if not killed:
             killed.extend(feeders_of(os.getpid()))
             os.kill(killed[0], signal.SIGKILL)
-            time.sleep(3)  # in which another feeder would decode other images
+            wait_for(lambda: set(feeders_of(os.getpid())) - set(killed))
+            before = len(decoded)
+            storage.release()
+            wait_for(lambda: len(decoded) > before)  # other images, by the other feeder
         return start(self, images, clip_inputs)
 
     monkeypatch.setattr(FakeEmbedder, "start", kill_first)
-    done = fresh.ingest(*IN_PROCESSES)
+    done = fresh.ingest(*IN_PROCESSES, storage=storage)
     assert "was ended by SIGKILL" in done.stderr
     fresh.assert_same(undisturbed)
 

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import socket
 
 import pytest
 
@@ -13,6 +12,7 @@ from forager.client import CREATE_ATTEMPTS as ATTEMPTS
 from forager.client import DatasetInfo, Forager
 from forager.connection import Timeouts, page_title, parsed
 from forager.generation import Box, Generation, LabelRequest
+from tests.harness import refusing
 from tests.stand_in import Answer, Rule, StandIn, in_order
 
 INFO = {"index_id": "i", "num_train": 2, "num_val": 1}
@@ -29,12 +29,6 @@ MULTI = "POST /api/add_annotations_multi_v2"
 IS_B = {OPTIONS: [(200, {"name": "x"})]}
 
 TIMEOUTS = Timeouts(settle=0.3)
-
-
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 CREATED = (200, {"status": "success"})
@@ -130,11 +124,10 @@ def test_dataset_other_answers(answer, words):
 
 
 def test_nobody_listens():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}/"
-    with pytest.raises(ServerError, match="Cannot reach .*.Connection refused.") as caught:
+    with refusing() as url, pytest.raises(ServerError, match="refused") as caught:
+        url = url.replace("//", "//user:secret@") + "/"
         asyncio.run(asked(url, "dataset", "d"))
+    assert caught.value.message.startswith("Cannot reach ")
     assert "secret" not in caught.value.message
 
 
@@ -194,7 +187,8 @@ LOST_ANSWERS = [reset, truncated, *((status, "x") for status in (500, 502, 503, 
 
 @pytest.mark.parametrize("answer", [CREATED, *LOST_ANSWERS])
 def test_create_also_where_asking_settles_a_lost_answer(answer):
-    server = script({CREATE: [answer], DATASET: [(200, INFO)]})
+    """Though asking fails too, at first."""
+    server = script({CREATE: [answer], DATASET: [reset, reset, (200, INFO)]})
     create(server, talk)
     assert [json.loads(asked.body) for asked in server.requests(CREATE)] == [
         {"dataset": "d", "train_path": "gs://b/t/", "val_path": "gs://b/v/", "index_id": "i"}

@@ -237,7 +237,7 @@ def with_other_values(data, source):
 @pytest.mark.parametrize(
     ("base", "file_format", "files"),
     [
-        (json.dumps({f"d/{i}.jpg": ANNOTATIONS for i in range(5)}), "forager", 10_000),
+        (json.dumps({f"d/{i}.jpg": ANNOTATIONS for i in range(5)}), "forager", 5_000),
         (coco(), "coco", 2_000),
         ("path,category\n" + "a.jpg,cat,P\n" * 5, "csv", 2_000),
     ],

@@ -14,15 +14,11 @@ from labels.plan import (
     MAX_LABELS,
     MIN_SAVED_REQUESTS,
     Plan,
-    check_boxes,
     chunk,
     inversion,
     known_images,
     make_requests,
-    notes_on_categories,
     notes_on_names,
-    similar_image,
-    split_unknown,
 )
 
 CAT = "cat", "POSITIVE"
@@ -133,24 +129,6 @@ def test_a_request_in_words(request_, text):
     assert str(request_) == text
 
 
-def test_split_unknown():
-    all_labels = labels({("a", "P"): ["x", "y"], ("b", "P"): ["z"]}, [box("x"), box("v")])
-    assert split_unknown(all_labels, {"x", "y", "z", "w", "v"}) == (all_labels, [])
-    known, unknown = split_unknown(all_labels, {"x"})
-    assert known == labels({("a", "P"): ["x"]}, [box("x")])
-    assert unknown == ["v", "y", "z"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "problems"),
-    [({}, 0), ({"x2": 100}, 0), ({"x2": 100.4}, 0), ({"x2": 101}, 1), ({"y2": 51, "x2": 900}, 1)],
-)
-def test_boxes_outside_their_images(fields, problems):
-    found = check_boxes([box("a", **fields), box("b", x2=1e9)], {"a": (100, 50)})
-    assert len(found) == problems
-    assert all("on a is not inside the image of 100 x 50 pixels." in line for line in found)
-
-
 @pytest.mark.parametrize("index_id", ["", "a/b", "..\n", "x" * 301])
 def test_an_index_id_that_is_no_name(index_id, capsys):
     assert known_images("bucket", index_id) is None
@@ -186,16 +164,3 @@ def test_categories_that_are_image_files_where_the_index_is_not_known():
 )
 def test_notes_on_names(categories, notes):
     assert notes_on_names(categories) == notes
-
-
-def test_notes_on_categories():
-    assert notes_on_categories(["Cat", "dog", "Dog"], {"cat", "dog", "Dog", "x"}) == [
-        "'Cat' is not the category 'cat', which the server has."
-    ]
-
-
-def test_similar_image():
-    known = {"a", "Straße"}
-    said = "The dataset has Straße, and the file STRASSE: the case of letters counts."
-    assert similar_image(["b", "STRASSE"], known) == said
-    assert similar_image(["b"], known) is None

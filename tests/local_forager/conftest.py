@@ -98,10 +98,10 @@ def tabs(browser):
 
 @pytest.fixture
 def opened(server, tabs):
-    """Open a page of dataset "d" and wait until it is complete: opened(query, **options)."""
+    """Open a page of a dataset and wait until it is complete: opened(query, **options)."""
 
-    def open_page(query="", **options):
-        page = tabs(f"{server.url}/d{query}", **options)
+    def open_page(query="", dataset="d", **options):
+        page = tabs(f"{server.url}/{dataset}{query}", **options)
         screen.complete(page)
         return page
 

@@ -1,21 +1,27 @@
 """A local Forager with buckets of its own, and requests to it."""
 
+import dataclasses
 import json
 import typing
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
+import pyarrow as pa
 
 import gcs
 from local_forager import types as page_types
+from local_forager.__main__ import main
+from local_forager.indexes.fields import ABOUT
 from local_forager.indexes.index import Index, class_name
+from local_forager.indexes.vectors import Vectors
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
-from tests.harness import wait_for
+from tests.harness import invoked, wait_for
 
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
     f"d/val/v{row:02}.jpg" for row in range(20)
@@ -74,6 +80,29 @@ def made_index(names, num_train, **more):
     fields |= {"directory": None, "not_finite": [], "embeddings": {}, "rows_of": {}}
     fields |= {"fields": {}, "lacks": {}}
     return Index(names=names, num_train=num_train, **(fields | more))
+
+
+def made_vectors(directory, array):
+    """An array as the vectors of an index in this directory."""
+    path, array = directory / "array.f32", np.asarray(array, "<f4")
+    array.tofile(path)
+    return Vectors(path, *array.shape)
+
+
+def made_fields(**values):
+    """Fields of an index; a value below 0 is not known."""
+    return {
+        name: dataclasses.replace(
+            ABOUT[name],
+            column=pa.array([one if one >= 0 else None for one in of_rows], pa.float64()),
+        )
+        for name, of_rows in values.items()
+    }
+
+
+def ignore(progress):
+    """A report of progress that nobody reads."""
+    assert 0 <= progress <= 1
 
 
 def serve_map(page, server, points, classes, labels=None, val=None):
@@ -153,9 +182,9 @@ class PageServer:
         conforms(answer, kind)
         return answer
 
-    def array(self, path, kind):
+    def array(self, path, kind, body=None):
         """An array from the page's API, asked for again while it is being computed."""
-        while (answer := fetch(f"{self.url}/page/{path}"))[0] == 202:
+        while (answer := fetch(f"{self.url}/page/{path}", body=body))[0] == 202:
             conforms(json.loads(answer[2]), page_types.Working)
         assert answer[0] == 200, answer[2]
         return np.frombuffer(answer[2], kind)
@@ -183,6 +212,16 @@ class PageServer:
         annotation |= dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True))
         payload = {"dataset": name, "user": "a@b.c", "annotations": [annotation]}
         return ask(f"{self.url}/api/add_annotations_multi_v2", payload)[0]
+
+    def command(self, *words):
+        """A command on the data of this server, such as "export", in this process.
+
+        In a thread, as a browser may keep an event loop running in this one.
+        """
+        name, *more = map(str, words)
+        here = "--data_dir", str(self.data_dir), "--bucket", self.index
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(invoked, main, [name, *here, *more]).result()
 
 
 @contextmanager

@@ -73,6 +73,15 @@ def hold(page, pattern):
     return held
 
 
+def reported(page, *texts):
+    """Wait until the browser has reported just these problems, such as a status; forget them."""
+    # It may report a picture that is missing later; its messages arrive while it is asked.
+    wait_for(lambda: page.evaluate("1") and len(page.problems) >= len(texts))
+    assert len(page.problems) == len(texts), page.problems
+    assert all(map(str.__contains__, page.problems, texts)), page.problems
+    page.problems.clear()
+
+
 def drag(page, *places, key=None):
     """Press the button at the first place of the screen, release it at the last one."""
     page.mouse.move(*places[0])

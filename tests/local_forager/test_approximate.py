@@ -9,27 +9,28 @@ from local_forager import types as page_types
 from local_forager.analysis import duplicates
 from local_forager.analysis.health import PAIRS_ROWS
 from local_forager.indexes import vectors as approximate
-from local_forager.indexes.vectors import Vectors
 from local_forager.page.state import View
 from testing import synthetic
 from tests.harness import wait_for
 from tests.local_forager import screen
-from tests.local_forager.page_server import COPY, FAILED, NAMES, made_index, page_server
+from tests.local_forager.page_server import (
+    COPY,
+    FAILED,
+    NAMES,
+    ignore,
+    made_index,
+    made_vectors,
+    page_server,
+)
 
 ROWS, DIMENSIONS, FAILED_ROW = 6_000, 32, 17
 
 
-def ignore(progress):
-    assert 0 <= progress <= 1
-
-
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vectors") / "clip.f32"
     array = np.concatenate(list(synthetic.embeddings(ROWS, DIMENSIONS)))
     array[FAILED_ROW] = 0
-    array.tofile(path)
-    return Vectors(path, ROWS, DIMENSIONS)
+    return made_vectors(tmp_path_factory.mktemp("vectors"), array)
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +94,8 @@ def test_near_duplicates_agree_with_all_pairs(inverted, vectors, failed):
 
 def test_a_search_of_100_000_reads_few_of_them(tmp_path):
     pytest.importorskip("faiss", reason="no faiss: pip install -r requirements-faiss.txt")
-    rows, dimensions, path = 100_000, 64, tmp_path / "clip.f32"
-    with path.open("wb") as file:
-        for chunk in synthetic.embeddings(rows, dimensions):
-            chunk.tofile(file)
-    vectors, failed = Vectors(path, rows, dimensions), np.zeros(rows, bool)
+    vectors = made_vectors(tmp_path, np.concatenate(list(synthetic.embeddings(100_000, 64))))
+    failed = np.zeros(100_000, bool)
     inverted = approximate.open_or_build(tmp_path / "file", vectors, failed, ignore)
     assert inverted.lists == 200
     assert recall(inverted, vectors, failed, range(30)) >= 0.95

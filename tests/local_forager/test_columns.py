@@ -1,11 +1,9 @@
 """Columns of one's own and quality: files, filters, orders, counts, exports, sets."""
 
 import csv
-import dataclasses
 import datetime
 import decimal
 import io
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -13,18 +11,16 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 from pyarrow import parquet
 
-from common.program import ROOT
 from dataset import quality
 from local_forager import types as page_types
 from local_forager.analysis.health import LIMITS, beyond
 from local_forager.commands.column_files import read_columns_file, rows_of_keys
 from local_forager.commands.columns import TAKEN
-from local_forager.indexes.fields import ABOUT, own_field
+from local_forager.indexes.fields import own_field
 from local_forager.indexes.own_columns import text_column
 from local_forager.types import PageError
 from testing import photographs
-from tests.harness import run
-from tests.local_forager.page_server import fetch, get, made_index
+from tests.local_forager.page_server import fetch, get, made_fields, made_index
 
 UTC = datetime.timezone.utc
 ROWS = 6
@@ -174,12 +170,6 @@ def test_texts_to_choose_from():
     assert text_column(pa.array([str(row) for row in range(51)])).values == []
 
 
-def columns(server, name, *arguments):
-    options = "--data_dir", str(server.data_dir), "--bucket", server.index
-    command = sys.executable, "-m", "local_forager", "columns", name, *map(str, arguments)
-    return run([*command, *options], cwd=ROOT)
-
-
 @pytest.fixture
 def with_columns(server, dataset_name, tmp_path):
     """A dataset of ROWS measured images with the columns of CAMERAS."""
@@ -187,7 +177,7 @@ def with_columns(server, dataset_name, tmp_path):
     path = tmp_path / "cameras.csv"
     path.write_text(f"{CAMERAS}9.jpg;;;;\n", "utf-8-sig")
     before = server.dataset(dataset_name)
-    done = columns(server, dataset_name, path).succeeded()
+    done = server.command("columns", dataset_name, path).succeeded()
     assert "1 row names no image:\n      9.jpg\nColumns:\n" in done.stderr
     assert "=note: 3 texts" in done.stderr and "Added 4 columns for 4 of 6 images" in done.stderr
     assert server.dataset(dataset_name)["version"] != before["version"]
@@ -240,14 +230,17 @@ def test_columns_are_replaced_removed_and_left_alone_by_a_wrong_file(
         "a,b\n0.jpg,1\n0,2\n": "Two rows",
     }.items():
         path.write_text(content)
-        columns(server, with_columns, path).failed(message)
+        server.command("columns", with_columns, path).failed(message)
     assert len(server.dataset(with_columns)["columns"]) == 2
-    assert columns(server, with_columns).exit_code == 2  # neither a file nor --remove
+    assert server.command("columns", with_columns).exit_code == 2  # neither a file nor --remove
     path.write_text("a,size\n0.jpg,1\n")
-    assert "Replaced 4 earlier columns." in columns(server, with_columns, path).succeeded().stderr
+    assert (
+        "Replaced 4 earlier columns."
+        in server.command("columns", with_columns, path).succeeded().stderr
+    )
     assert [one["field"] for one in server.dataset(with_columns)["fields"]][-1] == "size"
     assert get(f"{server.url}/page/{with_columns}/rows?min_weight=1")[0] == 400
-    done = columns(server, with_columns, "--remove").succeeded()
+    done = server.command("columns", with_columns, "--remove").succeeded()
     assert "Removed 1 column." in done.stderr
     assert server.dataset(with_columns)["columns"] == []
 
@@ -277,9 +270,7 @@ def test_columns_of_another_index_or_damaged_are_not_shown(server, with_columns)
 )
 def test_sets_of_images_that_look_bad(server, dataset_name, arguments, rows):
     server.publish(dataset_name, ROWS, failed={ROWS - 1}, measured=MEASURED)
-    options = "--data_dir", str(server.data_dir), "--bucket", server.index, "--set", *arguments
-    command = sys.executable, "-m", "local_forager", "export", dataset_name, *options
-    done = run(command, cwd=ROOT).succeeded()
+    done = server.command("export", dataset_name, "--set", *arguments).succeeded()
     assert done.stdout.split() == [f"{dataset_name}/train/{row}.jpg" for row in rows]
     if len(arguments) == 1:
         assert server.rows(f"set={arguments[0]}", dataset_name) == rows
@@ -295,9 +286,7 @@ def test_an_index_without_quality_says_so(server):
     for query in ("min_brightness=1", "sort=-sharpness", "set=blurred"):
         assert get(f"{server.url}/page/d/rows?{query}") == (409, {"error": reason})
     assert "dark" not in {one["set"] for one in get(f"{server.url}/page/d/health")[1]["findings"]}
-    options = "--data_dir", str(server.data_dir), "--bucket", server.index
-    command = [sys.executable, "-m", "local_forager", "export", "d", *options]
-    run([*command, "--set", "flat"], cwd=ROOT).failed("made by an older version")
+    server.command("export", "d", "--set", "flat").failed("made by an older version")
 
 
 def changed_photographs():
@@ -314,11 +303,8 @@ def changed_photographs():
 
 def test_bad_pictures_are_found_and_photographs_are_not():
     kinds, found = zip(*changed_photographs(), strict=True)
-    measured = np.array([quality.measure(image) for image in found])
-    fields = {
-        name: dataclasses.replace(ABOUT[name], column=pa.array(values))
-        for name, values in zip(quality.Quality._fields, measured.T, strict=True)
-    }
+    measured = zip(*map(quality.measure, found), strict=True)
+    fields = made_fields(**dict(zip(quality.Quality._fields, measured, strict=True)))
     index = made_index(["x"] * len(kinds), 0, fields=fields)
     for name in LIMITS:
         rows = set(beyond(index, name).tolist())

@@ -1,33 +1,21 @@
 """Groups of duplicates: the rule, which image is kept, the limit of pairs, and leaks."""
 
-import dataclasses
-
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from local_forager.analysis import duplicates
-from local_forager.indexes.fields import ABOUT
-from local_forager.indexes.vectors import Vectors
 from testing import synthetic
-from tests.local_forager.page_server import made_index
+from tests.local_forager.page_server import ignore, made_fields, made_index, made_vectors
 
 SLACK = 1e-6  # of distances in float32
 
 
-def ignore(progress):
-    assert 0 <= progress <= 1
-
-
 def index_of(directory, vectors, num_train=0, **more):
-    path = directory / "array.f32"
-    vectors = np.asarray(vectors, "<f4")
-    vectors.tofile(path)
     names = more.pop("names", [f"{row:05}.jpg" for row in range(len(vectors))])
-    failed = ~vectors.any(axis=1)
-    embeddings = {"clip": Vectors(path, *vectors.shape)}
+    failed = ~np.asarray(vectors).any(axis=1)
+    embeddings = {"clip": made_vectors(directory, vectors)}
     return made_index(names, num_train, failed=failed, embeddings=embeddings, **more)
 
 
@@ -46,17 +34,8 @@ def apart(degrees):
     return float(1 - np.cos(np.deg2rad(degrees)))
 
 
-def fields_of(**values):
-    """Fields of an index; a value below 0 is not known."""
-    columns = {
-        name: pa.array([value if value >= 0 else None for value in of_rows])
-        for name, of_rows in values.items()
-    }
-    return {name: dataclasses.replace(ABOUT[name], column=one) for name, one in columns.items()}
-
-
 def sizes_of(*pixels):
-    return fields_of(width=pixels, height=[1] * len(pixels))
+    return made_fields(width=pixels, height=[1] * len(pixels))
 
 
 def test_exact_and_near_duplicates(tmp_path):
@@ -97,7 +76,7 @@ def test_kept_has_the_most_pixels_then_the_first_name(tmp_path, pixels, names, k
 
 
 def test_of_equal_pixels_the_sharpest_is_kept(tmp_path):
-    fields = sizes_of(9, 9, 9, 9) | fields_of(sharpness=[5.0, -1, 7.0, 7.0])
+    fields = sizes_of(9, 9, 9, 9) | made_fields(sharpness=[5.0, -1, 7.0, 7.0])
     index = index_of(tmp_path, on_circle(0, 1, 2, 3), fields=fields)
     assert duplicates.best_first(index, np.arange(4)).tolist() == [2, 3, 0, 1]
 

@@ -1,24 +1,16 @@
 """Exact neighbours, health checks and the map's layout on made-up vectors."""
 
-import sys
 from contextlib import closing
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from local_forager.analysis import comparisons, jobs, maps
 from local_forager.indexes import vectors as vectors_module
-from local_forager.indexes.vectors import Vectors
 from testing import synthetic
+from tests.local_forager.page_server import ignore, made_vectors
 
 ROWS, DIMENSIONS = 500, 64
-
-
-def write(tmp_path, vectors):
-    path = tmp_path / "array.f32"
-    vectors.astype("<f4").tofile(path)
-    return Vectors(path, *vectors.shape)
 
 
 @pytest.fixture
@@ -30,16 +22,12 @@ def none_failed(rows=ROWS):
     return np.zeros(rows, bool)
 
 
-def ignore(progress):
-    assert 0 <= progress <= 1
-
-
 @pytest.mark.parametrize("block_bytes", [1, 5_000, 10**9])
 @pytest.mark.parametrize("keep_mapped", [0, 10**12])
 def test_neighbours_are_exact(tmp_path, vectors, monkeypatch, block_bytes, keep_mapped):
     monkeypatch.setattr(vectors_module, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(vectors_module, "KEEP_MAPPED_BYTES", keep_mapped)
-    found = write(tmp_path, vectors).neighbours(7, 10, none_failed())
+    found = made_vectors(tmp_path, vectors).neighbours(7, 10, none_failed())
     distance = 1 - vectors.astype(float) @ vectors[7].astype(float)
     distance[7] = np.inf
     expected = np.argsort(distance)[:10]
@@ -51,13 +39,13 @@ def test_neighbours_leave_out_failed_images(tmp_path, vectors):
     failed = none_failed()
     failed[::2] = True
     vectors[failed] = 0
-    found = write(tmp_path, vectors).neighbours(7, ROWS, failed)
+    found = made_vectors(tmp_path, vectors).neighbours(7, ROWS, failed)
     assert sorted(found.rows) == [row for row in range(1, ROWS, 2) if row != 7]
 
 
 def test_neighbours_of_the_only_image_and_of_none(tmp_path, vectors):
-    assert len(write(tmp_path, vectors[:1]).neighbours(0, 5, none_failed(1)).rows) == 0
-    empty = write(tmp_path, np.zeros((0, 8)))
+    assert len(made_vectors(tmp_path, vectors[:1]).neighbours(0, 5, none_failed(1)).rows) == 0
+    empty = made_vectors(tmp_path, np.zeros((0, 8)))
     assert len(empty.similarities(np.zeros(8, np.float32))) == 0
 
 
@@ -67,12 +55,12 @@ def test_disagreeing_finds_the_swapped_label(tmp_path, vectors, monkeypatch, blo
     kinds = synthetic.kind_of(np.arange(ROWS))
     one, other = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
     positive = {"one": np.append(one, other[0]), "other": other[1:]}
-    embedding = write(tmp_path, vectors)
+    embedding = made_vectors(tmp_path, vectors)
     assert comparisons.disagreeing(embedding, none_failed(), positive, ignore) == [[other[0]]]
 
 
 def test_disagreeing_needs_two_categories_and_enough_labels(tmp_path, vectors):
-    embedding = write(tmp_path, vectors)
+    embedding = made_vectors(tmp_path, vectors)
     assert comparisons.disagreeing(embedding, none_failed(), {"a": np.arange(50)}, ignore) == []
     few = {"a": np.arange(3), "b": np.arange(3, 5)}
     assert comparisons.disagreeing(embedding, none_failed(), few, ignore) == []
@@ -84,7 +72,7 @@ def laid_out(vectors, failed, method):
 
 def test_map_is_the_principal_components_without_failed_images(tmp_path, vectors):
     vectors[5] = 0
-    points = laid_out(write(tmp_path, vectors), ~vectors.any(axis=1), "pca")
+    points = laid_out(made_vectors(tmp_path, vectors), ~vectors.any(axis=1), "pca")
     assert points.dtype == np.dtype("<f4") and points.shape == (ROWS, 2)
     assert np.isnan(points[5]).all()
     points, good = (np.delete(array, 5, axis=0) for array in (points, vectors))
@@ -95,24 +83,9 @@ def test_map_is_the_principal_components_without_failed_images(tmp_path, vectors
         assert abs(np.corrcoef(points[:, column], centred @ axes[column])[0, 1]) > 0.9999
 
 
-def test_map_by_umap_where_it_is_installed(tmp_path, vectors, monkeypatch):
-    class UMAP:
-        def __init__(self, **options):
-            assert options["metric"] == "cosine" and options["random_state"] == maps.SEED
-
-        def fit_transform(self, good):
-            assert good.any(axis=1).all()  # no failed image
-            return good[:, :2] * 100
-
-    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
-    vectors[5] = 0
-    points = laid_out(write(tmp_path, vectors), ~vectors.any(axis=1), "umap")
-    assert np.isnan(points[5]).all() and np.nanmax(np.abs(points)) == pytest.approx(1, abs=1e-5)
-
-
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_map_of_few_images(tmp_path, vectors, rows):
-    points = laid_out(write(tmp_path, vectors[:rows]), none_failed(rows), "pca")
+    points = laid_out(made_vectors(tmp_path, vectors[:rows]), none_failed(rows), "pca")
     assert points.shape == (rows, 2) and np.isfinite(points).all()
 
 
@@ -120,7 +93,7 @@ def test_neighbour_distances_agree_with_all_pairs(tmp_path):
     vectors = np.concatenate(list(synthetic.vectors(1_500, 16)))
     vectors[7] = 0
     failed = ~vectors.any(axis=1)
-    found = comparisons.neighbour_distances(write(tmp_path, vectors), failed, ignore)
+    found = comparisons.neighbour_distances(made_vectors(tmp_path, vectors), failed, ignore)
     distance = 1 - vectors.astype(float) @ vectors.T
     np.fill_diagonal(distance, np.inf)
     distance[:, 7] = np.inf

@@ -7,10 +7,9 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from click.testing import CliRunner
 
 from local_forager.commands.export import export_set
-from tests.harness import Done
+from tests.harness import invoked
 from tests.local_forager.page_server import COPY, FAILED, NAMES
 
 NO_INDEX = "0" * 8 + "-0000" * 3 + "-" + "0" * 12
@@ -18,10 +17,7 @@ NO_INDEX = "0" * 8 + "-0000" * 3 + "-" + "0" * 12
 
 def export(*arguments):
     """`python -m local_forager export` in this process."""
-    result = CliRunner().invoke(export_set, [str(one) for one in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Done(result.exit_code, result.stdout, result.stderr)
+    return invoked(export_set, [str(one) for one in arguments])
 
 
 def names(done):
@@ -106,6 +102,16 @@ def test_other_sets_take_the_filters_too(dataset):
         (["--category", "sky"], "label sky in mode POSITIVE; its modes are: far away."),
         (["--index_id", "../../etc"], "'../../etc' is no index id: 8-4-4-4-12 hexadecimal digits"),
         (["--index_id", NO_INDEX], "Name a dataset or a work directory, or give --index_id"),
+        (["--format", "labels"], "needs a category"),
+        (["--threshold", "1"], "--threshold goes with --set dark or"),
+        (["--distance", "0.1"], "--distance goes with --set near-duplicates or"),
+        *((["--set", "leaks", "--distance", d], "'--distance': ") for d in ("2.5", "nan", "x")),
+        (["--like", "https://u:secret@h/x"], "'--like': https://... is an address, not a path"),
+        (["--set", "failed", "--keep", "one"], "--keep goes with --set exact-duplicates or"),
+        (
+            ["--set", "typical", "--count", "5", "--like_image", __file__],
+            "--like_image does not go with --set",
+        ),
         (
             ["--category", "cat"],
             "no image has the label cat in mode POSITIVE; the categories are: bi",

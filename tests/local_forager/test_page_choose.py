@@ -12,24 +12,19 @@ from tests.local_forager.screen import expect
 from tests.local_forager.test_page_selection import selected
 
 
-def chosen(server, query, given=()):
-    """The rows that the server chooses, asked for again while it works."""
-    url, body = f"{server.url}/page/d/choose?{query}", np.array(given, "<i4").tobytes()
-    while (answer := fetch(url, body=body, method="POST"))[0] == 202:
-        conforms(json.loads(answer[2]), page_types.Working)
-    assert answer[0] == 200, answer[2]
-    return np.frombuffer(answer[2], "<i4").tolist()
-
-
 @pytest.mark.parametrize("kind", ["diverse", "typical"])
 def test_choose_by_the_api(server, kind):
-    rows = chosen(server, f"kind={kind}&count=12")
+    def chosen(query, given=()):
+        body = np.array(given, "<i4").tobytes()
+        return server.array(f"d/choose?kind={kind}&{query}", "<i4", body).tolist()
+
+    rows = chosen("count=12")
     assert len(set(rows)) == 12 and FAILED not in rows
-    assert rows == chosen(server, f"kind={kind}&count=12")
-    more = chosen(server, f"kind={kind}&count=12&compare=imagenet", rows)
+    assert rows == chosen("count=12")
+    more = chosen("count=12&compare=imagenet", rows)
     assert len(set(more)) == 12 and not set(more) & set(rows)
     of_view = "split=val&max_width=200&labelled=no"
-    left = set(chosen(server, f"kind={kind}&count=50&{of_view}"))
+    left = set(chosen(f"count=50&{of_view}"))
     assert left <= set(server.rows(of_view)) and len(left) == 19
 
 

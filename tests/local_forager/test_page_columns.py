@@ -1,24 +1,19 @@
 """On the page: quality and columns of one's own as ranges, filters, colours and findings."""
 
 import re
+from functools import partial
 
 import pytest
 
 from tests.local_forager import screen
 from tests.local_forager.screen import expect
-from tests.local_forager.test_columns import columns, with_columns  # noqa: F401
+from tests.local_forager.test_columns import with_columns  # noqa: F401
 
 
 @pytest.fixture
-def columned(server, tabs, with_columns):  # noqa: F811
+def columned(opened, with_columns):  # noqa: F811
     """Open a page of a dataset with columns: columned(query, **options)."""
-
-    def open_page(query="", **options):
-        page = tabs(f"{server.url}/{with_columns}{query}", **options)
-        screen.complete(page)
-        return page
-
-    return open_page
+    return partial(opened, dataset=with_columns)
 
 
 def test_texts_and_dates_by_the_keyboard(columned):
@@ -87,7 +82,7 @@ def test_columns_come_and_go_while_the_page_is_open(server, columned, with_colum
     page.get_by_text("Search and filters").click()
     page.locator("#group-column").scroll_into_view_if_needed()
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    columns(server, with_columns, "--remove").succeeded()
+    server.command("columns", with_columns, "--remove").succeeded()
     screen.total(page, "6 images")
     expect(page.locator("#group-column")).to_be_hidden()
     note = "They are not filtered by weight, camera. The dataset has no column weight."

@@ -8,7 +8,6 @@ from PIL import ExifTags, Image
 
 import gcs
 from testing import synthetic
-from tests.harness import wait_for
 from tests.local_forager import screen
 from tests.local_forager.page_server import COPY, FAILED
 from tests.local_forager.screen import expect
@@ -171,9 +170,7 @@ def test_reason_if_the_original_cannot_be_had(server, tabs, dataset_name):
     gcs.make_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg").delete()
     page = tabs(f"{server.url}/{dataset_name}?image=0")
     expect(page.locator("figcaption")).to_contain_text("It is not in the bucket.")
-    # The browser may report the missing picture later; its messages arrive while it is asked.
-    wait_for(lambda: page.evaluate("1") and page.problems)
-    assert len(page.problems) == 1 and "404" in page.problems.pop()
+    screen.reported(page, "404")
 
 
 def test_rotated_photograph_is_shown_as_the_models_see_it(server, tabs, dataset_name):

@@ -92,12 +92,6 @@ def test_a_distance_that_cannot_be_shown(server, opened, distance):
     page.problems[:] = [one for one in page.problems if "status of 400" not in one]
 
 
-def test_distance_at_400_pixels(opened):
-    page = opened("?view=health", viewport={"width": 400, "height": 800})
-    expect(page.locator(".pairs img")).to_have_count(2)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-
-
 def test_a_group_begins_with_the_image_that_is_kept(server):
     """Rows 10 and 11 have more pixels than the others, and 12 has less, as far as they are near."""
     kept, others = near_rows(server, 0.3)

@@ -1,19 +1,17 @@
 """Filters and orders of the page: labels, classes, names, and sizes with their histograms."""
 
-import dataclasses
 import re
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from local_forager import types as page_types
 from local_forager.indexes import index as imagenet
-from local_forager.indexes.fields import ABOUT, BINS
+from local_forager.indexes.fields import BINS
 from local_forager.page.rows import histogram
 from testing import synthetic
 from tests.local_forager import screen
-from tests.local_forager.page_server import COPY, FAILED, fetch, get
+from tests.local_forager.page_server import COPY, FAILED, fetch, get, made_fields
 from tests.local_forager.screen import expect
 
 
@@ -197,18 +195,13 @@ def test_index_whose_sizes_are_not_known(server, tabs, dataset_name, damage):
     expect(page.locator("#sort option", has_text="widest")).to_be_disabled()
 
 
-def field_of(values, name):
-    column = pa.array([None if value < 0 else value for value in values], pa.int64())
-    return dataclasses.replace(ABOUT[name], column=column)
-
-
 @pytest.mark.parametrize("name", ["width", "brightness"])  # bins of logarithmic and of equal width
 @pytest.mark.parametrize(
     "values",
     [[5], [0], [0, 0, 7], [1, 2, 3], [640] * 9 + [10**12], list(range(5000)), [-1, 3, -1, 900]],
 )
 def test_bins_hold_all_known_values(values, name):
-    field = field_of(values, name)
+    field = made_fields(**{name: values})[name]
     known = np.array([value for value in values if value >= 0])
     chosen = np.array(values) > np.median(known)
     found = histogram(field, chosen)
@@ -220,8 +213,9 @@ def test_bins_hold_all_known_values(values, name):
 
 
 def test_no_bins_without_values():
-    assert histogram(field_of([-1] * 3, "width"), np.ones(3, bool)) is None
-    assert histogram(field_of([], "width"), np.ones(0, bool)) is None
+    for values in ([-1] * 3, []):
+        field = made_fields(width=values)["width"]
+        assert histogram(field, np.ones(len(values), bool)) is None
 
 
 def histograms(server, query=""):

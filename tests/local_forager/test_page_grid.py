@@ -72,9 +72,7 @@ def test_datasets_that_cannot_be_shown(server, tabs, dataset_name):
     expect(page.get_by_text("60 training and 20 validation images")).to_be_visible()
     page.goto(f"{server.url}/nothing")
     expect(page.get_by_text("There is no dataset named nothing here.")).to_be_visible()
-    # The browser itself reports the two answers with status 404.
-    assert len(page.problems) == 2 and all("404" in problem for problem in page.problems)
-    page.problems.clear()
+    screen.reported(page, "404", "404")
     page.get_by_role("link", name="All datasets").click()
     expect(page.get_by_role("heading", name="Datasets")).to_be_visible()
 

@@ -24,7 +24,6 @@ from testing import synthetic
 from tests.local_forager import screen
 from tests.local_forager.page_server import conforms, fetch, get, made_index, page_server
 from tests.local_forager.screen import expect
-from tests.local_forager.test_export import in_a_process
 
 ROWS = 6
 TOLERANCE = 1e-6  # of elements of unit vectors, as in tests/models
@@ -112,13 +111,6 @@ def test_a_picture_that_cannot_be_decoded(asked, data, reason):
     assert status == 400 and reason in answer["error"]
 
 
-def test_a_picture_of_another_site_is_refused(asked):
-    status, _ = give(asked, synthetic.landscape(0), headers={"Origin": "http://example.org"})
-    assert status == 403
-    status, _ = give(asked, synthetic.landscape(0), headers={"Host": "example.org"})
-    assert status == 400
-
-
 def test_a_picture_that_is_too_large_is_not_read(asked):
     address = urlsplit(asked.url)
     connection = http.client.HTTPConnection(address.hostname, address.port)
@@ -171,14 +163,14 @@ def test_export_like_an_image(asked, emulator, weights, computed, tmp_path):
     picture = tmp_path / "question.jpg"
     picture.write_bytes(synthetic.landscape(4))
     like = "real", "--like_image", str(picture), "--clip_weights", str(weights[1])
-    done = in_a_process(asked, *like, "--count", "7").succeeded()
+    done = asked.command("export", *like, "--count", "7").succeeded()
     order = np.argsort(-computed["clip"] @ computed["clip"][4], kind="stable")
     assert done.stdout.split() == [f"real/train/{row}.jpg" for row in order]
     assert "Exported 6 images." in done.stderr
     picture.write_bytes(b"no picture")
-    in_a_process(asked, *like).failed("question.jpg cannot be used: not an image in")
+    asked.command("export", *like).failed("question.jpg cannot be used: not an image in")
     without = "real", "--like_image", str(picture), "--by", "clip"
-    in_a_process(asked, *without).failed("--clip_weights")
+    asked.command("export", *without).failed("--clip_weights")
 
 
 DROP = """([name, bytes, kind]) => {

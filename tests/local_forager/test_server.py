@@ -3,18 +3,16 @@
 import json
 import signal
 import sqlite3
-import sys
 import uuid
 from contextlib import closing
 
 import pytest
 
 import gcs
-from common.program import ROOT
 from local_forager.__main__ import main
 from local_forager.server.database import DATABASE_FILE, Database, ServerGeneration
 from testing.servers.processes import LONGEST_S, local_forager
-from tests.harness import invoked, run
+from tests.harness import invoked
 from tests.local_forager.page_server import ask
 
 LABELS = "api/add_annotations_by_internal_identifiers_v2"
@@ -236,8 +234,8 @@ def test_posts_of_other_sites_are_refused(start, images, origin):
     assert server.create(bucket, headers={"Origin": server.url})[0] == 200
 
 
-@both
-def test_data_outlives_the_process(images, tmp_path, generation):
+@pytest.mark.parametrize(("generation", "number"), [("A", signal.SIGTERM), ("B", signal.SIGINT)])
+def test_a_signal_ends_it_cleanly_and_its_data_outlive_it(images, tmp_path, generation, number):
     bucket = images("train/a.jpg")
     options = tmp_path, tmp_path / "log", "--generation", generation
     with local_forager(*options) as service:
@@ -245,38 +243,27 @@ def test_data_outlives_the_process(images, tmp_path, generation):
         server = ApiServer(service.url, generation, tmp_path, "birds")
         server.create(bucket)
         server.label(["a"])
+        service.process.send_signal(number)
+        assert service.process.wait(LONGEST_S) == 0
     with local_forager(*options) as service:
         server = ApiServer(service.url, generation, tmp_path, "birds")
         assert server.counts() == (1, 0)
         assert len(server.stored_labels()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_it_cleanly(emulator, tmp_path, number):
-    with local_forager(tmp_path, tmp_path / "log") as service:
-        service.process.send_signal(number)
-        assert service.process.wait(LONGEST_S) == 0
-
-
-def test_port_in_use_is_one_sentence(start, tmp_path):
-    port = start("B").url.rpartition(":")[2]
-    command = [sys.executable, "-m", "local_forager", "--port", port, "--data_dir", str(tmp_path)]
-    run(command, cwd=ROOT).failed("choose another --port")
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--port", "{taken}"], "choose another --port"),
         (["--data_dir", "{file}/data"], "/data cannot be written (Not a directory): name another"),
         (["--host", "192.0.2.1"], "--host is an address of this machine: 127.0.0.1, or 0.0.0.0"),
     ],
 )
-def test_a_server_that_cannot_start(tmp_path, options, words):
+def test_a_server_that_cannot_start(start, tmp_path, options, words):
     (tmp_path / "file").touch()
-    options = [option.format(file=tmp_path / "file") for option in options]
-    data_dir = ["--data_dir", str(tmp_path / "data")]
-    command = [sys.executable, "-m", "local_forager", "--port", "0", *data_dir, *options]
-    run(command, cwd=ROOT).refused(words)
+    places = {"file": tmp_path / "file", "taken": start("B").url.rpartition(":")[2]}
+    usual = ["--port", "0", "--data_dir", str(tmp_path / "data")]
+    invoked(main, [*usual, *(option.format(**places) for option in options)]).refused(words)
 
 
 @pytest.mark.parametrize(

@@ -13,24 +13,18 @@ from hypothesis import strategies as st
 from bench.page.subsets import covering_radius
 from local_forager.analysis import subsets
 from local_forager.indexes import vectors as vectors_module
-from local_forager.indexes.vectors import Vectors
 from testing import synthetic
+from tests.local_forager.page_server import ignore, made_vectors
 
 LEAST = 0.02
 NONE = np.zeros(0, np.int64)
 TOLERANCE = 1e-5  # of float32
 
 
-def ignore(progress):
-    assert 0 <= progress <= 1
-
-
 @contextmanager
 def opened(array):
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "clip.f32")
-        array.astype("<f4").tofile(path)
-        yield Vectors(path, *array.shape)
+        yield made_vectors(Path(directory), array)
 
 
 def unit(array):

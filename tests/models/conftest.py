@@ -7,6 +7,7 @@ from dataset.arrays import DIMENSIONS
 from embeddings import Embedder
 from engine.decode import open_image, prepare
 from tests.models.helpers import NAMES, REFERENCE
+from weights.resnet50 import read_resnet_weights
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,19 @@ def weights(weights_dir):
     return weights_dir / "R-50.pkl", weights_dir / "clip-vit-base-patch32"
 
 
+@pytest.fixture(scope="session")
+def arrays(weights_dir):
+    """The arrays of R-50.pkl, which are read once; nobody changes them."""
+    return read_resnet_weights(weights_dir / "R-50.pkl")
+
+
 @pytest.fixture(scope="module")
-def embedder(weights):
-    return Embedder(*weights, device="cpu", precision="float32")
+def make_embedder(weights, arrays):
+    """Makes an embedder of float32 on the CPU, or with other options."""
+    usual = {"device": "cpu", "precision": "float32", "resnet_arrays": arrays}
+    return lambda **options: Embedder(*weights, **(usual | options))
+
+
+@pytest.fixture(scope="module")
+def embedder(make_embedder):
+    return make_embedder()

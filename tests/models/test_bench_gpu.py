@@ -4,18 +4,17 @@ import json
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from bench import gpu
+from tests.harness import invoked
 
 QUICK = [name for name in gpu.PARTS if name != "ingest"]
 
 
 def run(tmp_path, parts):
     path = tmp_path / "cpu.json"
-    result = CliRunner().invoke(gpu.main, ["--device", "cpu", "--json", str(path), *parts])
-    assert result.exit_code == 0, result.output
-    return result.output, json.loads(path.read_text())
+    done = invoked(gpu.main, ["--device", "cpu", "--json", str(path), *parts]).succeeded()
+    return done.output, json.loads(path.read_text())
 
 
 @pytest.mark.soak
@@ -37,11 +36,9 @@ def test_the_ingest_runs_on_a_cpu(tmp_path):
 def test_a_missed_limit_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu.PARTS, "shapes", lambda bench: [gpu.Line("too low", 0.5, "", ">= 0.9")])
     arguments = ["--device", "cpu", "--json", str(tmp_path / "cpu.json"), "shapes"]
-    result = CliRunner().invoke(gpu.main, arguments)
-    assert result.exit_code == 1 and "1 limits missed: too low" in result.output
+    invoked(gpu.main, arguments).failed("1 limits missed: too low")
 
 
 def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = CliRunner().invoke(gpu.main, [])
-    assert result.exit_code == 1 and "`--device cpu` runs a small version" in result.output
+    invoked(gpu.main, []).failed("`--device cpu` runs a small version")

@@ -7,15 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.resnet import Region, build_resnet, onednn, resnet_features, with_operator
-from weights.resnet50 import read_resnet_weights
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def plain(weights_dir):
+def plain(arrays):
     with torch.inference_mode():
-        return build_resnet(read_resnet_weights(weights_dir / "R-50.pkl"), CPU, torch.float32)
+        return build_resnet(arrays, CPU, torch.float32)
 
 
 @pytest.fixture(scope="module")

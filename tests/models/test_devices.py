@@ -7,6 +7,7 @@ import torch
 
 from common.errors import DeviceError
 from models import devices
+from testing.servers.processes import LONGEST_S
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 11040)."
@@ -111,7 +112,7 @@ def test_pixel_budget_lets_a_large_image_go_alone():
         thread.start()
         with budget.spend(40):
             order.append("small")
-    thread.join(10)
+    thread.join(LONGEST_S)
     assert order == ["small", "large"] and not thread.is_alive()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import socket
 
 import google.cloud.storage.exceptions as storage_errors
 import pytest
@@ -17,6 +16,7 @@ from common.names import GsPath
 from forager.client import Forager
 from gcs import Refused
 from storage.listing import listed
+from tests.harness import refusing
 from tests.stand_in import Answer, StandIn
 
 
@@ -122,10 +122,9 @@ LIBRARIES = ["google-cloud-storage", "aiohttp"]
     [("http", "Connection refused"), ("https", r"no TLS connection \([a-z ]+\)")],
 )
 def test_a_failed_connection_is_explained_in_few_words(monkeypatch, library, scheme, words):
-    with socket.socket() as free, StandIn() as server:
-        free.bind(("127.0.0.1", 0))
-        refusing = f"http://127.0.0.1:{free.getsockname()[1]}"
-        address = refusing if scheme == "http" else server.url.replace("http:", "https:")
+    with refusing() as address, StandIn() as server:
+        if scheme == "https":
+            address = server.url.replace("http:", "https:")
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         with pytest.raises(StorageError) as caught:
             ask(library)

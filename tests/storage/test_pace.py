@@ -8,30 +8,9 @@ import pytest
 from common.errors import TransientError
 from common.retries import Retries
 from storage.pace import DOUBLING_S, WritePace
+from tests.harness import in_virtual_time
 
 UPLOADS = 64  # at once, as in the ingest
-
-
-class VirtualTime(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer when nothing else is to be done."""
-
-    now = 0.0
-
-    def time(self):
-        return self.now
-
-    def _run_once(self):
-        if not self._ready and self._scheduled:
-            self.now = max(self.now, self._scheduled[0].when())
-        super()._run_once()
-
-
-def in_virtual_time(coroutine):
-    loop = VirtualTime()
-    try:
-        return loop.run_until_complete(coroutine)
-    finally:
-        loop.close()
 
 
 class Bucket:

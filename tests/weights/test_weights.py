@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import socket
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import pytest
 
 from common.errors import WeightsError
 from common.program import ROOT
+from tests.harness import refusing
 from weights import clip, resnet50
 from weights.clip import check_clip_weights
 from weights.resnet50 import read_resnet_weights
@@ -245,9 +245,7 @@ except WeightsError as error:
 
 
 def hub_run(tmp_path, script=HUB_SCRIPT, **environment):
-    with socket.socket() as closed:  # bound but not listening: connections are refused
-        closed.bind(("127.0.0.1", 0))
-        hub = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    with refusing() as hub:
         environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "PATH": "", **environment}
         return run(script, env=environment)
 

@@ -15,7 +15,7 @@ from tests import harness
 from tests.commands.labels.label_command import IMAGES, Server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(emulator_url):
     """A bucket that is both the image bucket and the index bucket, with index "i"."""
     emulated = harness.Emulated(emulator_url)
@@ -34,18 +34,11 @@ async def create_datasets(url, bucket):
         await client.create_dataset("noindex", *paths, DatasetInfo("none", 3, 2))
 
 
-@pytest.fixture(scope="module")
-def label_servers(bucket, emulator_url, tmp_path_factory):
-    paths = {generation: tmp_path_factory.mktemp(generation) for generation in "AB"}
-    with harness.foragers(paths, emulator_url) as addresses:
-        for url in addresses.values():
-            asyncio.run(create_datasets(url, bucket))
-        yield {name: Server(name, addresses[name], paths[name]) for name in "AB"}
-
-
-@pytest.fixture(params=["A", "B"])
-def server(request, label_servers):
-    return label_servers[request.param].emptied()
+@pytest.fixture(scope="session")
+def label_servers(bucket, servers, server_directories):
+    for url in servers.values():
+        asyncio.run(create_datasets(url, bucket))
+    return {name: Server(name, servers[name], server_directories[name]) for name in "AB"}
 
 
 @pytest.fixture
@@ -56,6 +49,11 @@ def server_a(label_servers):
 @pytest.fixture
 def server_b(label_servers):
     return label_servers["B"].emptied()
+
+
+@pytest.fixture(params=["server_a", "server_b"], ids=["A", "B"])
+def server(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import sys
+from pathlib import Path
 
 import pytest
 
-from common.program import ROOT
 from tests.commands.labels.label_command import GOOD, STORED
 from tests.harness import ended
-from tests.harness import run as harness_run
+from tests.stand_in import Answer, Rule, StandIn
 
 
 def test_labels_are_stored(server, begin, tmp_path):
@@ -169,9 +168,11 @@ def test_a_shared_request_for_an_image_that_the_server_lacks(server_b, run, monk
 
 
 def test_missing_dataset(server_b, run):
-    run(server_b.url, GOOD, name="brids").refused(
-        f"There is no dataset brids on {server_b.url}. It has birds, noindex."
-    )
+    names = Rule("GET /api/get_datasets_v2", Answer(200, {"dataset_names": ["noindex", "birds"]}))
+    with StandIn(server_b.url, names) as front:
+        run(front.url, GOOD, name="brids").refused(
+            f"There is no dataset brids on {front.url}. It has birds, noindex."
+        )
 
 
 def test_all_wrong_arguments_at_once(run, tmp_path):
@@ -199,10 +200,10 @@ def test_wrong_argument(run, url, options, words):
     run(url, GOOD, *options).refused(words)
 
 
-def test_label_file_that_is_not_there(tmp_path):
-    command = [str(ROOT / "ingest_labels.py"), "birds", "no\x1b.json", "--user", "a@b"]
-    done = harness_run([sys.executable, *command], cwd=tmp_path)
-    done.failed(r"Cannot read the label file no\x1b.json: No such file or directory.")
+def test_label_file_that_is_not_there(run):
+    run("http://h", Path("no\x1b.json")).failed(
+        r"Cannot read the label file no\x1b.json: No such file or directory."
+    )
 
 
 def test_user_may_be_written_with_a_name(server_b, run):

@@ -112,7 +112,7 @@ def test_boxes_outside_their_images(server_b, run, bucket, emulator):
             "The box 10, 20, 900, 60 of 'cat' on a is not inside the image of 99 x 99",
             "labels.json has 1 problem:",
         )
-        assert run(server_b.url, {"c.jpeg": [box(x2=41)]}).succeeded().stderr == ""
+        assert run(server_b.url, {"c.jpeg": [box(x2=41.4)]}).succeeded().stderr == ""
     finally:
         Emulated(emulator).delete(*manifest)
 

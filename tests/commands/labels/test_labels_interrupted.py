@@ -76,10 +76,7 @@ def test_all_requests_fail(server, run):
     assert server.stored() == STORED
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)],
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_continues(server_b, begin, run, number, code):
     with failing(server_b, None, "hold") as proxy:
         with begin(proxy.url, GOOD) as process:
@@ -279,7 +276,7 @@ def test_many_kills(server, begin, tmp_path):
         kill_until_finished(server, begin, seed)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_damage_of_the_journal_never_doubles_a_label(server, run, tmp_path, seed):
     damage_and_repeat(server, run, tmp_path, seed)
 
