@@ -9,12 +9,12 @@ is embedded.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.files import read_part
 from common.precision import Precision
 from dataset.arrays import DIMENSIONS, ROW_BYTES, Arrays, array_path, row_checksum
 from dataset.lists import thumbnail_directory, thumbnail_name
@@ -114,7 +114,7 @@ class Copier:
         size = ROW_BYTES[name]
         if source.directory:
             path = array_path(source.directory, name)
-            return await asyncio.to_thread(_read_file, path, first * size, count * size)
+            return await asyncio.to_thread(read_part, path, first * size, count * size)
         listed = source.arrays[name]
         return await self._objects.fetch_range(source.bucket, listed, first * size, count * size)
 
@@ -183,9 +183,3 @@ def _runs(matches: list[Match]) -> Iterator[list[Match]]:
         run.append(match)
     if run:
         yield run
-
-
-def _read_file(path: Path, start: int, size: int) -> bytes:
-    """A part of a file; shorter where the file ends before."""
-    with open(path, "rb") as file:
-        return os.pread(file.fileno(), size, start)

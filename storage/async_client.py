@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import zlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
 
 import gcs
 from common import retries
 from common.errors import ImageChanged, ImageError, StorageError, TransientError
-from common.files import crc32c_of_bytes
+from common.files import FilePart, crc32c_of_bytes
 from common.names import GsPath
 from common.terminal import printable
 from gcs import DamagedContent, ListedObject, Refused
@@ -156,31 +157,52 @@ class AsyncStorage:
         part = f"bytes={start}-{start + size - 1}"
         return await self._call(what, self._read, bucket, listed, size, part)
 
-    async def put(self, bucket: str, name: str, data: bytes, content_type: str) -> None:
+    async def put(self, bucket: str, name: str, data: bytes | FilePart, content_type: str) -> None:
         """Write one object and check what storage says it stored. Repeating it is harmless.
 
         Raises:
             StorageError: no access, other bytes are held there, or storage cannot be reached.
         """
         what = f"Writing gs://{bucket}/{printable(name)}"
-        content = len(data), crc32c_of_bytes(data)
+        if isinstance(data, FilePart):
+            content = data.size, await asyncio.to_thread(data.crc32c)
+        else:
+            content = len(data), crc32c_of_bytes(data)
         try:
-            await self._call(what, self._put, bucket, name, data, content_type, content)
+            body = session.upload_body(data, content_type, content[1])
+            await self._call(what, self._put, bucket, name, body, content)
         except StorageError as error:
-            await self.accept_held(error, bucket, name, content)
+            await self._accept_held(error, bucket, name, content)
 
     async def _put(
-        self, bucket: str, name: str, data: bytes, content_type: str, content: tuple[int, int]
+        self, bucket: str, name: str, body: bytes | FilePart, content: tuple[int, int]
     ) -> None:
-        query = f"uploadType=media&name={quote(name, safe='')}"
+        query = f"uploadType=multipart&name={quote(name, safe='')}"
         address = f"{self._api}/upload/storage/v1/b/{bucket}/o?{query}"
         async with self._pace.turn():
-            headers = {"Content-Type": content_type}
-            answer = await self._session.request("POST", address, headers, data=data)
+            headers = {"Content-Type": session.UPLOAD_TYPE}
+            answer = await self._session.request("POST", address, headers, data=body)
             if gcs.listed_object(session.parsed(answer)).content != content:
                 raise DamagedContent("storage holds other bytes than were sent")
 
-    async def accept_held(
+    async def compose(
+        self, bucket: str, name: str, sources: Sequence[str], content_type: str
+    ) -> None:
+        """Join up to 32 objects to another one of the same bucket.
+
+        Raises:
+            StorageError: no access, or storage cannot do it, or cannot be reached.
+        """
+        what = f"Composing gs://{bucket}/{printable(name)}"
+        joined = {
+            "destination": {"contentType": content_type},
+            "sourceObjects": [{"name": source} for source in sources],
+        }
+        address, data = f"{self._object(bucket, name)}/compose", json.dumps(joined).encode()
+        headers = {"Content-Type": "application/json"}
+        await self._call(what, self._session.request, "POST", address, headers, data=data)
+
+    async def _accept_held(
         self, error: StorageError, bucket: str, name: str, content: tuple[int, int]
     ) -> None:
         """Return if a write was refused because it had been done: the object has this content.

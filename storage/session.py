@@ -6,9 +6,12 @@ A batch is several calls in one request: https://cloud.google.com/storage/docs/b
 from __future__ import annotations
 
 import asyncio
+import binascii
 import json
 import re
+import secrets
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -18,6 +21,7 @@ from yarl import URL
 import gcs
 from common import retries
 from common.errors import TransientError
+from common.files import FilePart
 from common.process import shortage
 from common.terminal import duration
 from gcs import Refused
@@ -29,8 +33,9 @@ MIN_BYTES_PER_S = 2_000  # of a transfer
 SLOW_ATTEMPTS = 2  # a slow transfer is long: eight would take hours
 MAX_ANSWER_BYTES = 8 << 20  # of JSON: a page of a listing has up to 1,000 long names
 MAX_CALLS = 100  # in one batch, Google's limit
-BOUNDARY = "===forager==="
+BOUNDARY = secrets.token_hex(16)  # no file has it
 BATCH_TYPE = f'multipart/mixed; boundary="{BOUNDARY}"'
+UPLOAD_TYPE = f'multipart/related; boundary="{BOUNDARY}"'
 DELIMITER = re.compile(rb"^--\S+", re.M)
 STATUS_LINE = re.compile(rb"^HTTP/\d\S* (\d{3})", re.M)
 CONTENT_ID = re.compile(rb"^Content-ID:\s*<response-(\d+)>", re.M | re.I)
@@ -82,7 +87,7 @@ class Session:
         address: str,
         headers: dict[str, str] | None = None,
         *,
-        data: bytes | None = None,
+        data: bytes | FilePart | None = None,
         expected: int | None = None,
         public: bool = False,
     ) -> bytes:
@@ -97,6 +102,8 @@ class Session:
         headers = dict(headers or {})
         if not self._is_emulated and not public:
             headers["Authorization"] = f"Bearer {await self.token()}"
+        if data is not None:
+            headers["Content-Length"] = str(len(data))
         size = len(data or b"") + (expected or 0)
         total_s = TOTAL_S + size / MIN_BYTES_PER_S
         timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_S, sock_read=SILENCE_S)
@@ -144,6 +151,20 @@ def parsed(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise TransientError("the answer is not JSON") from error
+
+
+def upload_body(data: bytes | FilePart, content_type: str, crc32c: int) -> bytes | FilePart:
+    """The body that makes an object of data, which storage compares with their crc32c."""
+    checksum = binascii.b2a_base64(crc32c.to_bytes(4, "big"), newline=False).decode()
+    about = json.dumps({"contentType": content_type, "crc32c": checksum})
+    before = (
+        f"--{BOUNDARY}\r\nContent-Type: application/json\r\n\r\n{about}\r\n"
+        f"--{BOUNDARY}\r\nContent-Type: {content_type}\r\n\r\n"
+    ).encode()
+    after = f"\r\n--{BOUNDARY}--\r\n".encode()
+    if isinstance(data, bytes):
+        return before + data + after
+    return replace(data, before=before, after=after)
 
 
 def batch_body(paths: Iterable[str]) -> bytes:
