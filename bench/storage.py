@@ -30,6 +30,7 @@ from storage.async_client import AsyncStorage
 from storage.listing import listed
 from storage.pace import WritePace
 from testing.photographs import photograph
+from testing.storage import emulated_client
 
 THREADS = 16
 CONNECTIONS = 64
@@ -73,13 +74,13 @@ def put(count: int, data: bytes) -> None:
 
 
 def fetch_in_threads(images: list[gcs.ListedObject]) -> None:
-    bucket = gcs.make_client().bucket("bench")
+    bucket = emulated_client().bucket("bench")
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(lambda o: bucket.blob(o.name).download_as_bytes(checksum=None), images))
 
 
 def put_in_threads(count: int, data: bytes) -> None:
-    bucket = gcs.make_client().bucket("bench")
+    bucket = emulated_client().bucket("bench")
     with ThreadPoolExecutor(THREADS) as threads:
         list(
             threads.map(

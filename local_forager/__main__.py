@@ -68,7 +68,7 @@ def make_app(
 
 async def close(app: web.Application) -> None:
     app[PAGE].close()
-    app[BUCKETS].close()
+    await app[BUCKETS].close()
     app[DATABASE].close()
 
 

@@ -24,6 +24,7 @@ from engine.loading import ModelLoader
 from forager.client import DatasetInfo, Forager
 from preflight.request import Request, without_validation
 from preflight.sources import check_reuse
+from storage import access
 from storage.async_client import AsyncStorage
 from storage.listing import listed
 
@@ -140,7 +141,7 @@ def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> Listing:
 
 def no_bucket(bucket: str, named_by: str) -> str:
     """That there is no such bucket, and which ones there are."""
-    return f"There is no bucket gs://{bucket}: correct {named_by}. {gcs.buckets_like(bucket)}"
+    return f"There is no bucket gs://{bucket}: correct {named_by}. {access.buckets_like(bucket)}"
 
 
 def check_listing(
@@ -155,7 +156,7 @@ def check_listing(
     """
     for split, path in zip(Split, paths, strict=True):
         if listing.counts(split).images == 0 and not (split == Split.VAL and allow_empty_val):
-            beside = gcs.directories_beside(gcs.make_client(), path)
+            beside = access.directories_beside(path)
             near = difflib.get_close_matches(str(path), beside, SHOWN_DIRECTORIES) or beside
             others = ", ".join(map(printable, near[:SHOWN_DIRECTORIES]))
             hint = "; --allow_empty_val continues without them" if split == Split.VAL else ""
@@ -227,7 +228,7 @@ def check_write_access(bucket: str) -> None:
         StorageError: it cannot, and who can change that.
     """
     try:
-        missing = gcs.missing_write_permissions(gcs.make_client(), bucket)
+        missing = access.missing_write_permissions(bucket)
     except StorageError as error:
         if error.status != 404:
             raise

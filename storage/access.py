@@ -55,7 +55,8 @@ def buckets_like(bucket: str) -> str:
     """
     found = []
     with contextlib.suppress(StorageError):  # credentials for objects alone may not list buckets
-        if project := gcs.project():
+        project = "emulator" if gcs.emulator_host() else gcs.credentials()[1]
+        if project:
             answer = ask("Listing the buckets", "/b", project=project, fields="items(name)")
             found = [item["name"] for item in answer.get("items", ())]
     if not found:

@@ -12,8 +12,11 @@ import itertools
 import json
 import zlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
+
+import google_crc32c
 
 import gcs
 from common import retries
@@ -28,6 +31,7 @@ from storage.session import Session
 
 MISSING = 404  # HTTP status
 EMPTY = 416  # HTTP status of any range of an object without bytes
+RANGE_BYTES = 8 << 20  # of a large object, read in one request
 HELD = (403, 412)  # HTTP statuses of a write to an object that must not be replaced
 MAX_UNZIPPED_BYTES = 1 << 30
 GZIP = b"\x1f\x8b"  # how gzip files begin (RFC 1952); no image does
@@ -51,8 +55,11 @@ class AsyncStorage:
     method calls a private one until it succeeds, or raises the StorageError for its last failure.
     """
 
-    def __init__(self, connections: int, *, pace: WritePace | None = None) -> None:
-        self._session, self._pace = Session(connections), pace or WritePace()
+    def __init__(
+        self, connections: int, *, pace: WritePace | None = None, anonymous_allowed: bool = False
+    ) -> None:
+        """With `anonymous_allowed`, public buckets are read where no credentials are found."""
+        self._session, self._pace = Session(connections, anonymous_allowed), pace or WritePace()
         self._api, self._retries = gcs.api_address(), retries.from_environment()
 
     async def __aenter__(self) -> AsyncStorage:
@@ -79,19 +86,36 @@ class AsyncStorage:
             "endOffset": end,
             "pageToken": token,
         }
-        given = urlencode({key: value for key, value in query.items() if value}, quote_via=quote)
-        address = f"{self._api}/storage/v1/b/{path.bucket}/o?{given}"
+        address = self._question(f"/b/{path.bucket}/o", query)
         return await self._call(f"Listing {printable(str(path))}", self._list, address)
 
     async def _list(self, address: str) -> ListingPage:
-        content = session.parsed(await self._session.request("GET", address))
-        items = content.get("items", []) if isinstance(content, dict) else None
+        content = await self._ask(address)
+        items = content.get("items", [])
         if not isinstance(items, list):
             raise TransientError("the answer is not a listing")
         token = content.get("nextPageToken")
         return ListingPage(
             [gcs.listed_object(item) for item in items], str(token) if token else None
         )
+
+    async def ask(self, what: str, path: str, query: Mapping[str, object]) -> dict[str, Any]:
+        """The JSON object that storage answers to a GET.
+
+        Raises:
+            StorageError: `what` failed: it is not there, no access, or storage cannot be reached.
+        """
+        return await self._call(what, self._ask, self._question(path, query))
+
+    def _question(self, path: str, query: Mapping[str, object]) -> str:
+        given = {key: value for key, value in query.items() if value}
+        return f"{self._api}/storage/v1{path}?{urlencode(given, doseq=True, quote_via=quote)}"
+
+    async def _ask(self, address: str) -> dict[str, Any]:
+        content = session.parsed(await self._session.request("GET", address))
+        if not isinstance(content, dict):
+            raise TransientError("the answer is no JSON object")
+        return content
 
     async def fetch(self, bucket: str, listed: ListedObject) -> bytes:
         """The bytes of the object as listed: what is stored gzip-compressed is not unpacked.
@@ -144,6 +168,38 @@ class AsyncStorage:
         if len(data) < size:
             raise DamagedContent(f"{len(data):,} bytes came instead of {size:,}")
         return data
+
+    async def read(self, bucket: str, name: str) -> bytes:
+        """One object, whole, in its newest version.
+
+        Raises:
+            StorageError: it is not there (status 404), no access, or storage cannot be reached.
+        """
+        what = f"Reading gs://{bucket}/{printable(name)}"
+        return await self._call(what, self._read_newest, bucket, name)
+
+    async def _read_newest(self, bucket: str, name: str) -> bytes:
+        found = await self._describe(bucket, name)
+        if found is None:
+            raise Refused("", MISSING)
+        return await self._download(bucket, found)
+
+    async def download(self, bucket: str, listed: ListedObject, path: Path) -> None:
+        """Write an object, of the version that is listed, to a file.
+
+        Raises:
+            StorageError: no such version, no access, or storage cannot be reached.
+            ValueError: other bytes arrived.
+        """
+        checksum = 0
+        with open(path, "wb") as file:
+            for start in range(0, listed.size, RANGE_BYTES):
+                size = min(RANGE_BYTES, listed.size - start)
+                data = await self.fetch_range(bucket, listed, start, size)
+                checksum = google_crc32c.extend(checksum, data)
+                file.write(data)
+        if checksum != listed.crc32c:
+            raise ValueError("is not what storage has (its crc32c differs)")
 
     async def fetch_range(self, bucket: str, listed: ListedObject, start: int, size: int) -> bytes:
         """The bytes start..start+size of an object, of the version that is listed.

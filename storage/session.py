@@ -20,7 +20,7 @@ from yarl import URL
 
 import gcs
 from common import retries
-from common.errors import TransientError
+from common.errors import StorageError, TransientError
 from common.files import FilePart
 from common.process import shortage
 from common.terminal import duration
@@ -48,12 +48,18 @@ class Session:
         StorageError: the emulator or the proxy that the environment names is no address.
     """
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, anonymous_allowed: bool = False) -> None:
         self._connections, self._proxy = connections, gcs.proxy()
-        self._is_emulated = gcs.emulator_host() is not None
+        self._anonymous_allowed = anonymous_allowed
+        self._needs_no_token = gcs.emulator_host() is not None
         self._renewing = asyncio.Lock()
 
     async def __aenter__(self) -> Session:
+        if self._anonymous_allowed and not self._needs_no_token:
+            try:
+                await asyncio.to_thread(gcs.credentials)
+            except StorageError:
+                self._needs_no_token = True
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300),
             proxy=self._proxy,
@@ -71,12 +77,12 @@ class Session:
             TransientError, Refused: it could not be renewed.
             StorageError: no credentials.
         """
-        credentials = gcs.credentials()
+        credentials, _ = gcs.credentials()
         async with self._renewing:
             if credentials.token_state is not TokenState.FRESH:
                 from google.auth.transport.requests import Request
 
-                with gcs.translated_errors():
+                with gcs.token_errors():
                     await asyncio.to_thread(credentials.refresh, Request())
         token: str = credentials.token
         return token
@@ -100,7 +106,7 @@ class Session:
             ShortageError: too many open files, or too little memory.
         """
         headers = dict(headers or {})
-        if not self._is_emulated and not public:
+        if not self._needs_no_token and not public:
             headers["Authorization"] = f"Bearer {await self.token()}"
         if data is not None:
             headers["Content-Length"] = str(len(data))

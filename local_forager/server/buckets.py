@@ -1,68 +1,69 @@
-"""Reads buckets for the local Forager: object names and contents, in threads."""
+"""Reads buckets for the local Forager: object names and contents."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 import gcs
+from common.errors import StorageError
 from common.files import written_whole
 from common.names import GsPath
-
-if TYPE_CHECKING:
-    from google.cloud import storage
+from common.terminal import printable
+from storage.async_client import AsyncStorage
+from storage.listing import list_directory
 
 READERS = 6  # concurrent requests; gcp-storage-emulator answers one at a time anyway
-
-Result = TypeVar("Result")
+MISSING = 404  # HTTP status
 
 
 class Buckets:
-    """Reads buckets with up to READERS requests at a time; the first one makes the client.
+    """Reads buckets with up to READERS requests at a time; an async context manager.
 
     Every method raises StorageError, with status 404 if the bucket or object does not exist.
     """
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(READERS, thread_name_prefix="storage")
-        self._client: storage.Client | None = None
+        self._opened = contextlib.AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._objects: AsyncStorage | None = None  # until the first request
 
-    async def _call(self, function: Callable[[storage.Client], Result]) -> Result:
-        def call() -> Result:
-            if self._client is None:
-                self._client = gcs.make_client(anonymous_allowed=True)
-            return function(self._client)
+    async def __aenter__(self) -> Buckets:
+        return self
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _storage(self) -> AsyncStorage:
+        async with self._opening:
+            if self._objects is None:
+                objects = AsyncStorage(READERS, anonymous_allowed=True)
+                self._objects = await self._opened.enter_async_context(objects)
+        return self._objects
 
     async def sizes(self, path: str) -> dict[str, int]:
         """The size in bytes of all objects under a gs:// path, a plain prefix, in name order."""
         bucket, _, prefix = path.removeprefix("gs://").partition("/")
-
-        def listing(client: storage.Client) -> dict[str, int]:
-            pages = gcs.list_pages(client, GsPath(bucket, prefix), "name,size")
-            return {item["name"]: int(item.get("size", 0)) for page in pages for item in page}
-
-        return await self._call(listing)
+        pages = list_directory(await self._storage(), GsPath(bucket, prefix), workers=READERS)
+        return dict(sorted([(o.name, o.size) async for page in pages for o in page]))
 
     async def read(self, bucket: str, name: str) -> bytes:
         """The content of one object."""
-        return await self._call(lambda client: gcs.read_bytes(bucket, name, client))
+        return await (await self._storage()).read(bucket, name)
 
     async def download(self, bucket: str, name: str, path: Path) -> None:
         """Write one object to path. The file appears there only once it is complete."""
-
-        def fetch(client: storage.Client) -> None:
-            download = client.bucket(bucket).blob(name).download_to_filename
-            what = f"Reading gs://{bucket}/{name}"
-            with written_whole(path) as partial:
-                gcs.call(what, download, str(partial), timeout=gcs.TIMEOUT, retry=None)
-
+        objects, shown = await self._storage(), f"gs://{bucket}/{printable(name)}"
+        found = await objects.find(bucket, name)
+        if found is None:
+            raise gcs.storage_error(f"Reading {shown}", gcs.Refused("", MISSING))
         path.parent.mkdir(parents=True, exist_ok=True)
-        await self._call(fetch)
+        with written_whole(path) as partial:
+            try:
+                await objects.download(bucket, found, partial)
+            except ValueError as error:
+                raise StorageError(f"{shown} {error}.") from error
 
-    def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
+    async def close(self) -> None:
+        await self._opened.aclose()

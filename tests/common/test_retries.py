@@ -32,34 +32,24 @@ def test_is_transient(error):
 
 
 class Fails:
-    """A function that raises the errors in turn and then returns "done"; its calls are counted."""
+    """Raises the errors in turn when it is awaited, then returns "done"; its calls are counted."""
 
     def __init__(self, *errors):
         self.errors, self.calls = list(errors), 0
 
-    def __call__(self):
+    async def __call__(self):
         self.calls += 1
         if self.errors:
             raise self.errors.pop(0)
         return "done"
 
-    async def asynchronous(self):
-        return self()
+
+def call(function, policy=QUICK):
+    """Call a function with retries."""
+    return asyncio.run(policy.call("GET x", function))
 
 
-@pytest.fixture(params=["async", "blocking"])
-def call(request):
-    """Call a function with retries, in both ways that they have."""
-
-    def run(function, policy=QUICK):
-        if request.param == "blocking":
-            return policy.call_blocking("GET x", function)
-        return asyncio.run(policy.call("GET x", function.asynchronous))
-
-    return run
-
-
-def test_call_prints_which_attempt_comes_next(call, capsys):
+def test_call_prints_which_attempt_comes_next(capsys):
     assert call(Fails(ConnectionResetError("re\x1b[2Jset"), TimeoutError())) == "done"
     said = capsys.readouterr()
     assert said.out == ""
@@ -77,7 +67,7 @@ def test_call_prints_which_attempt_comes_next(call, capsys):
         ([TransientError("x", attempts=2)] * 9, 8, 2),  # an error can limit its attempts
     ],
 )
-def test_call_raises_what_the_last_attempt_raised(call, capsys, errors, attempts, calls):
+def test_call_raises_what_the_last_attempt_raised(capsys, errors, attempts, calls):
     function, last = Fails(*errors), errors[calls - 1]
     with pytest.raises(type(last)) as caught:
         call(function, QUICK._replace(attempts=attempts))

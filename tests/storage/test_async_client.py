@@ -8,11 +8,11 @@ from urllib.request import urlopen
 
 import pytest
 
-import gcs
 from common import retries
 from common.errors import ImageChanged, StorageError, TransientError
 from gcs import ListedObject
 from storage import session
+from testing.storage import emulated_client
 from tests.harness import listing, put, with_objects
 from tests.stand_in import Answer, StandIn
 
@@ -34,8 +34,8 @@ def test_any_name_is_written_listed_and_read(make_bucket, name):
     assert listed.name == name
     assert with_objects("fetch", bucket, listed) == b"content"
     assert with_objects("public_refusal", bucket, name) is None
-    assert gcs.read_bytes(bucket, name) == b"content"
-    assert gcs.make_client().bucket(bucket).get_blob(name).content_type == "image/jpeg"
+    assert with_objects("read", bucket, name) == b"content"
+    assert emulated_client().bucket(bucket).get_blob(name).content_type == "image/jpeg"
 
 
 @pytest.mark.parametrize("change", [{"name": "b.jpg"}, {"size": 5}, {"size": 3}, {"crc32c": 1}])

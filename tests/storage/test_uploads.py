@@ -8,10 +8,10 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-import gcs
 from common.errors import StorageError
 from common.files import FileToUpload
 from storage import uploads
+from testing.storage import emulated_client
 from tests.stand_in import Answer, Rule
 from tests.storage.test_async_client import RETAINED
 
@@ -22,7 +22,7 @@ NAME = "indexes/ID/local/clip/embeddings.npy"
 @pytest.fixture
 def bucket(make_bucket, monkeypatch):
     monkeypatch.setattr(uploads, "MIN_PART_BYTES", PART)
-    return gcs.make_client().bucket(make_bucket())
+    return emulated_client().bucket(make_bucket())
 
 
 @pytest.fixture
