@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import sqlite3
@@ -98,6 +99,28 @@ def refuse_irregular(path: Path) -> None:
             f"{printable(str(path))} is {kind}, not a regular file: remove it, or choose another "
             "directory."
         )
+
+
+def locked(path: Path, flags: int = 0) -> int:
+    """A descriptor of the file, locked until it is closed; with the flag O_CREAT it is made.
+
+    Raises:
+        BlockingIOError: another process has locked it, or has replaced it meanwhile.
+        DiskError: something else than a regular file has this name.
+        OSError: it cannot be opened or locked.
+    """
+    refuse_irregular(path)
+    # Without following links, and without waiting for the other end of a named pipe.
+    flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (path.exists() and os.path.samestat(os.fstat(file), path.stat())):
+            raise BlockingIOError
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 @contextlib.contextmanager

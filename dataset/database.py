@@ -224,13 +224,22 @@ def _schema_made_by(tables: str) -> list[tuple[str, str]]:
         return _schema_of(db)
 
 
-def scratch_database(path: Path) -> sqlite3.Connection:
-    """A new database for one run: quick, and of no use after a crash. See remove_database."""
-    remove_database(path)
-    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    db.execute("PRAGMA journal_mode = OFF")
-    db.execute("PRAGMA synchronous = OFF")
-    return db
+class Scratch:
+    """A new database for one run: quick, of no use after a crash, and removed by `close`."""
+
+    TABLES: str  # SQL that makes them
+
+    def __init__(self, path: Path) -> None:
+        remove_database(path)
+        self.path = path
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.executescript(self.TABLES)
+
+    def close(self) -> None:
+        close_database(self._db)
+        remove_database(self.path)
 
 
 def remove_database(path: Path) -> None:

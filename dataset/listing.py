@@ -9,13 +9,11 @@ import enum
 import itertools
 import operator
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from common.names import IMAGE_SUFFIXES, encodable, identifier
-from common.process import close_database
 from common.terminal import printable
-from dataset.database import remove_database, scratch_database
+from dataset.database import Scratch
 from gcs import NO_CRC32C, ListedObject
 
 TABLES = """
@@ -53,17 +51,10 @@ class Listed(NamedTuple):
     size: int
 
 
-class Listing:
-    """What is in both directories now; a file of its own, removed by `close`."""
+class Listing(Scratch):
+    """What is in both directories now."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._db = scratch_database(path)
-        self._db.executescript(TABLES)
-
-    def close(self) -> None:
-        close_database(self._db)
-        remove_database(self.path)
+    TABLES = TABLES
 
     def add(self, split: Split, objects: Iterable[ListedObject]) -> None:
         """Add a page of a listing: images are listed, everything else is counted by kind."""

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.process import close_database
-from dataset.database import remove_database, scratch_database
+from dataset.database import Scratch
 from dataset.images import PENDING
 from dataset.quality import COLUMNS, UNKNOWN, Quality
 from dataset.state import Found
@@ -95,18 +94,11 @@ class Matched:
     left: dict[str, int]  # images that cannot be copied, by reason
 
 
-class Matches:
-    """The images of all sources, and after `match` those that are to be copied; see `close`."""
+class Matches(Scratch):
+    """The images of all sources, and after `match` those that are to be copied."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._db = scratch_database(path)
-        self._db.executescript(TABLES)
-        self._sources = 0
-
-    def close(self) -> None:
-        close_database(self._db)
-        remove_database(self._path)
+    TABLES = TABLES
+    _sources = 0
 
     def add(self, images: Iterable[Found], *, usable: bool) -> None:
         """Add the images of the next source; `usable` is false if it was computed differently."""

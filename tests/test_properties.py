@@ -88,8 +88,9 @@ def test_gs_paths_end_with_one_slash(directory, slashes):
 @given(st.lists(st.tuples(NAMES, st.integers(0, 10**9)), unique_by=lambda pair: pair[0]))
 def test_lists_are_what_json_makes_of_them(pairs):
     names = [name for name, _ in pairs]
-    assert b"".join(lists._json_list(names)) == json.dumps(names).encode()
-    assert b"".join(lists._json_object(pairs)) == json.dumps(dict(pairs)).encode()
+    items = (f"{json.dumps(name)}: {number}" for name, number in pairs)
+    assert b"".join(lists._json("[]", map(json.dumps, names))) == json.dumps(names).encode()
+    assert b"".join(lists._json("{}", items)) == json.dumps(dict(pairs)).encode()
 
 
 @given(st.integers(1, 50), st.one_of(st.none(), ANY_TEXT, st.integers().map(str)))

@@ -56,7 +56,7 @@ def reuse_run(rows: int) -> dict[str, float]:
         images = make_source(listing, Path(directory), index_id)
         state = work.draft(listing)
         state.set_options({"index_id": str(uuid.uuid4())})
-        matches = work.keep_open(Matches(work.path / REUSE))
+        matches = work.new_matches(REUSE)
         with Arrays(work.path, rows) as arrays:
             figures = asyncio.run(_run(state, arrays, matches, work.path, index_id, images))
         assert state.counts().reused == images and state.counts().done == rows
