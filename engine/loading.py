@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import WeightsError
+from common.process import in_daemon_thread
 from weights.clip import check_clip_weights, digest, require_clip
 from weights.resnet50 import read_resnet_weights, require_resnet
 
@@ -58,18 +58,16 @@ class ModelLoader:
                 sentences.append(error.message)
         return sentences
 
-    def check_device(self) -> None:
-        """Raises DeviceError unless this machine has the device and computes in the precision."""
+    def check_device(self) -> str:
+        """Where the models will compute: cpu or cuda.
+
+        Raises DeviceError unless this machine has the device and computes in the precision.
+        """
         from models import devices
 
         device = devices.choose_device(self._options.device)
         devices.choose_precision(self._options.precision, device)
-
-    def is_on_gpu(self) -> bool:
-        """Whether the models will compute on a GPU. Raises DeviceError."""
-        from models import devices
-
-        return devices.choose_device(self._options.device).type != "cpu"
+        return str(device.type)
 
     def find_clip(self) -> Path:
         """The local directory of the CLIP weights. Raises WeightsError."""
@@ -91,18 +89,8 @@ class ModelLoader:
 
         The thread is a daemon: a check that fails meanwhile ends the command without waiting.
         """
-        if self._loading is not None:
-            return
-        loading = self._loading = Future()
-
-        def load() -> None:
-            loading.set_running_or_notify_cancel()  # nobody can cancel it then
-            try:
-                loading.set_result(self.load(precision))
-            except Exception as error:
-                loading.set_exception(error)
-
-        threading.Thread(target=load, name="load-models", daemon=True).start()
+        if self._loading is None:
+            self._loading = in_daemon_thread("load-models", partial(self.load, precision))
 
     async def embedder(self, precision: str) -> Embedder:
         """Both models, once they are loaded.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.files import read_part
 from common.precision import Precision
-from dataset.arrays import DIMENSIONS, ROW_BYTES, Arrays, array_path, row_checksum
+from dataset.arrays import DIMENSIONS, ROW_BYTES, Arrays, array_path, grouped, row_checksum
 from dataset.lists import thumbnail_directory, thumbnail_name
 from dataset.matches import Match
 from dataset.state import Outcome, State
@@ -134,7 +134,7 @@ class Copier:
 
     def _write(self, blocks: list[memoryview], first: int, matches: list[Match]) -> None:
         """Write the vectors of these rows, those of consecutive rows at once."""
-        for run in _runs(matches):
+        for run in grouped(matches, _follows):
             start, count = run[0].source_row - first, len(run)
             vectors = [
                 block[start * size : (start + count) * size]
@@ -158,28 +158,18 @@ class Copier:
 
 def chunked(matches: Iterable[Match], rows: int, gap: int = GAP_ROWS) -> Iterator[list[Match]]:
     """Matches that are near each other in one source, within `rows` rows of it."""
-    chunk: list[Match] = []
-    for match in matches:
-        if chunk and (
-            match.source != chunk[0].source
-            or match.source_row - chunk[0].source_row >= rows
-            or match.source_row - chunk[-1].source_row > gap
-            or len(chunk) >= rows
-        ):
-            yield chunk
-            chunk = []
-        chunk.append(match)
-    if chunk:
-        yield chunk
+
+    def is_near(chunk: list[Match], match: Match) -> bool:
+        return (
+            match.source == chunk[0].source
+            and match.source_row - chunk[0].source_row < rows
+            and match.source_row - chunk[-1].source_row <= gap
+            and len(chunk) < rows
+        )
+
+    return grouped(matches, is_near)
 
 
-def _runs(matches: list[Match]) -> Iterator[list[Match]]:
-    """Matches whose vectors follow each other, both in the source and here."""
-    run: list[Match] = []
-    for match in matches:
-        if run and (match.source_row, match.slot) != (run[-1].source_row + 1, run[-1].slot + 1):
-            yield run
-            run = []
-        run.append(match)
-    if run:
-        yield run
+def _follows(run: list[Match], match: Match) -> bool:
+    """Whether the vectors of a match follow those of a run, both in the source and here."""
+    return (match.source_row, match.slot) == (run[-1].source_row + 1, run[-1].slot + 1)

@@ -28,7 +28,7 @@ from preflight.earlier import (
 )
 from preflight.renames import write_renames
 from preflight.request import Mode, Request, Target, Workers, identity_of
-from preflight.sources import Computed, Reuse, accepted_precisions, find_sources
+from preflight.sources import Reuse, accepted_precisions, find_sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,6 @@ class Plan:
     changes: Changes | None  # in the bucket, if it is continued
     identity: dict[str, str]  # what the numbers and the index depend on
     precision: str  # to load the models in
-    clip_directory: Path  # of the CLIP weights
     reuse: Reuse | None  # what --reuse names
 
 
@@ -67,9 +66,8 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     # imports of the others then run while the models load, which needs no interpreter.
     machine = await findings.gather_in_thread(_check_machine, request.workers, loader)
     unfinished = continued is None or _images_left(continued, mode.skip_bad_images) > 0
-    is_local = request.workers.engine == "local"
-    load = is_local and not mode.dry_run and unfinished and machine
-    listed, weights, on_server = await asyncio.gather(
+    load = machine in ("cpu", "cuda") and not mode.dry_run and unfinished
+    listed, digests, on_server = await asyncio.gather(
         _list_and_check(findings, work, target.paths, mode, continued),
         _check_weights(findings, loader, precision if load else None),
         _check_targets(findings, target, ours) if not mode.trial else _nothing(),
@@ -79,18 +77,20 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     if other is not None and earlier and same_name and not earlier.is_registered:
         delete = start_over and not mode.dry_run
         await settle_taken_name(findings, earlier, work, other, delete=delete)
-    if not listed or not weights:
+    if not listed or not digests:
         findings.raise_if_any()
         raise AssertionError("a check failed without a finding")
     listing, changes = listed
-    identity = identity_of(target, request.models, (weights.resnet_digest, weights.clip_digest))
+    identity = identity_of(target, request.models, digests)
     if continued and changes is not None and check_same(findings, continued, identity):
         is_there = on_server is not None and other is None
         if is_there or continued.is_registered:
             check_registered(findings, target.name, continued, changes)
         else:
             check_left_out(findings, changes, mode.accept_changes)
-    reuse = await _find_sources(findings, request, work, loader, weights, precision)
+    # What auto means on the machines of a Ray cluster is known only later.
+    accepted = accepted_precisions(precision, machine == "cuda")
+    reuse = await find_sources(findings, request, work, digests, accepted) if mode.reuse else None
     findings.raise_if_any()
     return Plan(
         train=target.paths[0],
@@ -101,7 +101,6 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
         changes=changes,
         identity=identity,
         precision=precision,
-        clip_directory=weights.clip_directory,
         reuse=reuse,
     )
 
@@ -160,29 +159,19 @@ def precision_of(asked: str, continued: State | None) -> str:
     return chosen if chosen and asked == "auto" else asked
 
 
-def _check_machine(workers: Workers, loader: ModelLoader) -> bool:
-    """Check what is to compute: the device of this machine, or a Ray cluster."""
-    if workers.engine == "ray":
-        from engine.ray import cluster
+def _check_machine(workers: Workers, loader: ModelLoader) -> str:
+    """What is to compute, checked: cpu or cuda of this machine, or ray."""
+    if workers.engine == "local":
+        return loader.check_device()
+    from engine.ray import cluster
 
-        cluster.check(workers.ray_address)
-    else:
-        loader.check_device()
-    return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """The weights of both models that the checks found."""
-
-    resnet_digest: str  # SHA-256 of the file, in hexadecimal
-    clip_digest: str
-    clip_directory: Path
+    cluster.check(workers.ray_address)
+    return "ray"
 
 
 async def _check_weights(
     findings: Findings, loader: ModelLoader, load_in: str | None
-) -> Weights | None:
+) -> tuple[str, str] | None:
     """Check both weights, begin to load the models in a precision if one is given, take digests.
 
     Returns None after a finding.
@@ -193,31 +182,7 @@ async def _check_weights(
         return None
     if load_in:
         loader.start(load_in)
-    resnet_digest, clip_digest = await asyncio.to_thread(loader.digests)
-    return Weights(resnet_digest=resnet_digest, clip_digest=clip_digest, clip_directory=clip)
-
-
-async def _find_sources(
-    findings: Findings,
-    request: Request,
-    work: WorkDirectory,
-    loader: ModelLoader,
-    weights: Weights,
-    precision: str,
-) -> Reuse | None:
-    """What --reuse names, if anything."""
-    if not request.mode.reuse:
-        return None
-    # What auto means on the machines of a Ray cluster is known only later.
-    is_local = request.workers.engine == "local"
-    on_gpu = is_local and await findings.gather_in_thread(loader.is_on_gpu)
-    wanted = Computed(
-        resnet_weights=weights.resnet_digest,
-        clip_weights=weights.clip_digest,
-        backend=request.models.backend,
-        precisions=accepted_precisions(precision, bool(on_gpu)),
-    )
-    return await find_sources(findings, request, work, wanted)
+    return await asyncio.to_thread(loader.digests)
 
 
 async def _check_targets(findings: Findings, target: Target, ours: str | None) -> str | None:

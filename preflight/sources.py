@@ -98,10 +98,24 @@ def check_reuse(findings: Findings, request: Request) -> None:
 
 
 async def find_sources(
-    findings: Findings, request: Request, work: WorkDirectory, wanted: Computed
+    findings: Findings,
+    request: Request,
+    work: WorkDirectory,
+    digests: tuple[str, str],
+    precisions: frozenset[Precision],
 ) -> Reuse:
-    """Check the sources and read their images. What is wrong with them becomes findings."""
-    matches = work.keep_open(Matches(work.path / REUSE))
+    """Check the sources and read their images. What is wrong with them becomes findings.
+
+    `digests` are those of both weights files, `precisions` those that are accepted.
+    """
+    resnet, clip = digests
+    wanted = Computed(
+        resnet_weights=resnet,
+        clip_weights=clip,
+        backend=request.models.backend,
+        precisions=precisions,
+    )
+    matches = work.new_matches(REUSE)
     sources = []
     async with AsyncStorage(1) as objects:
         bucket = request.target.bucket

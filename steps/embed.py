@@ -49,7 +49,7 @@ async def copy_computed(run: Run) -> None:
     """Copy what pending images need and other images have: here, or in what --reuse names."""
     plan, state, report = run.plan, run.state, run.report
     if await asyncio.to_thread(state.has_copies):
-        matches = run.work.keep_open(Matches(run.work.path / COPIES))
+        matches = run.work.new_matches(COPIES)
         await asyncio.to_thread(matches.add, state.found(), usable=True)
         await asyncio.to_thread(matches.match, state.path)
         own = Source(
@@ -98,12 +98,13 @@ async def embed(run: Run) -> None:
         if request.workers.engine == "ray":
             from engine.ray.driver import embed_on_ray  # Ray takes seconds, and few have it
 
+            clip = str(await asyncio.to_thread(run.loader.find_clip))
+            models = replace(request.models, precision=plan.precision, clip_weights=clip)
             with report.step(StepName.EMBEDDING):
                 await embed_on_ray(
                     state,
                     arrays,
-                    replace(request.models, precision=plan.precision),
-                    plan.clip_directory,
+                    models,
                     address=request.workers.ray_address,
                     image_bucket=plan.train.bucket,
                     index_bucket=request.target.bucket,

@@ -99,11 +99,8 @@ class LoaderWithoutModels(ModelLoader):
     def missing_files(self) -> list[str]:
         return []
 
-    def check_device(self) -> None:
-        pass
-
-    def is_on_gpu(self) -> bool:
-        return False
+    def check_device(self) -> str:
+        return "cpu"
 
     def find_clip(self) -> Path:
         return Path(self._options.clip_weights)
