@@ -89,7 +89,7 @@ class Copier:
             self.damaged += len(chunk) - len(good)
             whole = await self._with_thumbnail(source, good)
             self.without_thumbnail += len(good) - len(whole)
-            self._write(blocks, chunk[0].source_row, whole)
+            self._write(blocks, chunk[0].image.row, whole)
             self._recorder.copied([self._outcome(source, match) for match in whole])
             self.copied += len(whole)
 
@@ -99,12 +99,14 @@ class Copier:
         """The vectors from the first to the last row of a chunk for each array, and the matches
         whose vectors are those that were written.
         """
-        first, count = chunk[0].source_row, chunk[-1].source_row - chunk[0].source_row + 1
+        first, count = chunk[0].image.row, chunk[-1].image.row - chunk[0].image.row + 1
         for _ in range(READS):
             data = await together(*(self._range(source, name, first, count) for name in ROW_BYTES))
             blocks = [memoryview(block) for block in data]
             good = [
-                m for m in chunk if row_checksum(blocks, m.source_row - first) == m.vectors_crc32c
+                m
+                for m in chunk
+                if row_checksum(blocks, m.image.row - first) == m.image.vectors_crc32c
             ]
             if len(good) == len(chunk):
                 break
@@ -126,7 +128,7 @@ class Copier:
             name: copied
             for match in matches
             for name in [f"{target}{match.identifier}.jpg"]
-            for copied in [thumbnail_name(source.index_id, match.source_object)]
+            for copied in [thumbnail_name(source.index_id, match.image.object)]
             if name != copied
         }
         missing = await self._objects.copy(source.bucket, self._bucket, left)
@@ -135,7 +137,7 @@ class Copier:
     def _write(self, blocks: list[memoryview], first: int, matches: list[Match]) -> None:
         """Write the vectors of these rows, those of consecutive rows at once."""
         for run in grouped(matches, _follows):
-            start, count = run[0].source_row - first, len(run)
+            start, count = run[0].image.row - first, len(run)
             vectors = [
                 block[start * size : (start + count) * size]
                 for block, size in zip(blocks, ROW_BYTES.values(), strict=True)
@@ -143,16 +145,16 @@ class Copier:
             self._arrays.write_block(run[0].slot, vectors)
 
     def _outcome(self, source: Source, match: Match) -> Outcome:
-        is_own = source.index_id == self._index_id
+        image, is_own = match.image, source.index_id == self._index_id
         return Outcome(
             match.slot,
-            match.imagenet_class,
+            image.imagenet_class,
             None,
-            match.vectors_crc32c,
-            match.width,
-            match.height,
-            match.origin if is_own else f"{source.index_id}/{match.source_row}",
-            match.quality,
+            image.vectors_crc32c,
+            image.width,
+            image.height,
+            image.origin if is_own else f"{source.index_id}/{image.row}",
+            image.quality,
         )
 
 
@@ -162,8 +164,8 @@ def chunked(matches: Iterable[Match], rows: int, gap: int = GAP_ROWS) -> Iterato
     def is_near(chunk: list[Match], match: Match) -> bool:
         return (
             match.source == chunk[0].source
-            and match.source_row - chunk[0].source_row < rows
-            and match.source_row - chunk[-1].source_row <= gap
+            and match.image.row - chunk[0].image.row < rows
+            and match.image.row - chunk[-1].image.row <= gap
             and len(chunk) < rows
         )
 
@@ -172,4 +174,4 @@ def chunked(matches: Iterable[Match], rows: int, gap: int = GAP_ROWS) -> Iterato
 
 def _follows(run: list[Match], match: Match) -> bool:
     """Whether the vectors of a match follow those of a run, both in the source and here."""
-    return (match.source_row, match.slot) == (run[-1].source_row + 1, run[-1].slot + 1)
+    return (match.image.row, match.slot) == (run[-1].image.row + 1, run[-1].slot + 1)

@@ -35,8 +35,6 @@ from preflight.sources import Reuse, accepted_precisions, find_sources
 class Plan:
     """What the checks found: all that an ingest needs to know."""
 
-    train: GsPath
-    val: GsPath
     listing: Listing
     earlier: State | None  # of a run in the same work directory
     start_over: bool  # instead of continuing it
@@ -93,8 +91,6 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     reuse = await find_sources(findings, request, work, digests, accepted) if mode.reuse else None
     findings.raise_if_any()
     return Plan(
-        train=target.paths[0],
-        val=target.paths[1],
         listing=listing,
         earlier=earlier,
         start_over=start_over,

@@ -106,7 +106,7 @@ async def embed(run: Run) -> None:
                     arrays,
                     models,
                     address=request.workers.ray_address,
-                    image_bucket=plan.train.bucket,
+                    image_bucket=request.target.paths[0].bucket,
                     index_bucket=request.target.bucket,
                     make_loader=type(run.loader),
                     times=report.stages,
@@ -126,7 +126,7 @@ async def embed_here(run: Run, recorder: Recorder, index_bucket: str | None) -> 
         embedder = await run.loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
     job = Job(
-        image_bucket=plan.train.bucket,
+        image_bucket=request.target.paths[0].bucket,
         index_bucket=index_bucket,
         index_id=state.index_id,
         max_pixels=embedder.max_pixels,

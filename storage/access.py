@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import gcs
 from common.errors import StorageError
@@ -20,25 +21,27 @@ from storage.async_client import AsyncStorage
 WRITE_PERMISSIONS = ("storage.objects.create", "storage.objects.delete", "storage.objects.get")
 SHOWN_BUCKETS = 5  # of a project
 
+T = TypeVar("T")
+
+
+def with_storage(work: Callable[[AsyncStorage], Awaitable[T]]) -> T:
+    """The result of some work with storage."""
+
+    async def run() -> T:
+        async with AsyncStorage(1) as objects:
+            return await work(objects)
+
+    return asyncio.run(run())
+
 
 def read(bucket: str, name: str) -> bytes:
     """One object, whole."""
-
-    async def once() -> bytes:
-        async with AsyncStorage(1) as objects:
-            return await objects.read(bucket, name)
-
-    return asyncio.run(once())
+    return with_storage(lambda objects: objects.read(bucket, name))
 
 
 def ask(what: str, path: str, **query: object) -> dict[str, Any]:
     """The JSON that storage answers to a GET."""
-
-    async def once() -> dict[str, Any]:
-        async with AsyncStorage(1) as objects:
-            return await objects.ask(what, path, query)
-
-    return asyncio.run(once())
+    return with_storage(lambda objects: objects.ask(what, path, query))
 
 
 def missing_write_permissions(bucket: str) -> list[str]:
