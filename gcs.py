@@ -109,11 +109,6 @@ def api_address() -> str:
     return emulator_host() or API_ADDRESS
 
 
-def batch_address() -> str:
-    """Where the JSON API takes several calls in one request."""
-    return emulator_host() or PUBLIC_ADDRESS
-
-
 def public_address(bucket: str, name: str) -> str:
     """Where a browser finds the object without credentials."""
     return f"{emulator_host() or PUBLIC_ADDRESS}/{bucket}/{quote(name, safe='/')}"
@@ -135,22 +130,6 @@ def credentials() -> tuple[Any, str | None]:
         path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
         what = f"No Google credentials are in {printable(path)}" if path else NO_CREDENTIALS
         raise StorageError(f"{what}: {CREDENTIALS_ADVICE}.") from error
-
-
-@contextlib.contextmanager
-def token_errors() -> Iterator[None]:
-    """Raise errors of google-auth within a `with` block as TransientError or Refused."""
-    from google.auth.exceptions import GoogleAuthError, TransportError
-
-    try:
-        yield
-    except TransportError as error:
-        reason = retries.connection_reason(error) or retries.CLOSED
-        raise TransientError(f"Google's token server: {reason}") from error
-    except GoogleAuthError as error:
-        if error.retryable:
-            raise TransientError(str(error)) from error
-        raise Refused(str(error), 401) from error
 
 
 def failed_answer(status: int, body: bytes, retry_after: str | None = None) -> Exception:

@@ -1,21 +1,18 @@
-"""One request to Cloud Storage by aiohttp: access token, proxy, time limits, errors, batches.
-
-A batch is several calls in one request: https://cloud.google.com/storage/docs/batch
-"""
+"""One request to Cloud Storage by aiohttp: access token, proxy, time limits, errors."""
 
 from __future__ import annotations
 
 import asyncio
 import binascii
 import json
-import re
 import secrets
-from collections.abc import Iterable
+import socket
 from dataclasses import replace
 from typing import Any
 
 import aiohttp
 from google.auth.credentials import TokenState
+from google.auth.exceptions import GoogleAuthError, TransportError
 from yarl import URL
 
 import gcs
@@ -32,13 +29,8 @@ TOTAL_S = 120.0  # the longest time for an object of no bytes; the others get mo
 MIN_BYTES_PER_S = 2_000  # of a transfer
 SLOW_ATTEMPTS = 2  # a slow transfer is long: eight would take hours
 MAX_ANSWER_BYTES = 8 << 20  # of JSON: a page of a listing has up to 1,000 long names
-MAX_CALLS = 100  # in one batch, Google's limit
 BOUNDARY = secrets.token_hex(16)  # no file has it
-BATCH_TYPE = f'multipart/mixed; boundary="{BOUNDARY}"'
 UPLOAD_TYPE = f'multipart/related; boundary="{BOUNDARY}"'
-DELIMITER = re.compile(rb"^--\S+", re.M)
-STATUS_LINE = re.compile(rb"^HTTP/\d\S* (\d{3})", re.M)
-CONTENT_ID = re.compile(rb"^Content-ID:\s*<response-(\d+)>", re.M | re.I)
 
 
 class Session:
@@ -61,7 +53,9 @@ class Session:
             except StorageError:
                 self._needs_no_token = True
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300),
+            connector=aiohttp.TCPConnector(
+                limit=self._connections, ttl_dns_cache=300, socket_factory=_socket
+            ),
             proxy=self._proxy,
             auto_decompress=False,
         )
@@ -82,8 +76,15 @@ class Session:
             if credentials.token_state is not TokenState.FRESH:
                 from google.auth.transport.requests import Request
 
-                with gcs.token_errors():
+                try:
                     await asyncio.to_thread(credentials.refresh, Request())
+                except TransportError as error:
+                    reason = retries.connection_reason(error) or retries.CLOSED
+                    raise TransientError(f"Google's token server: {reason}") from error
+                except GoogleAuthError as error:
+                    if error.retryable:
+                        raise TransientError(str(error)) from error
+                    raise Refused(str(error), 401) from error
         token: str = credentials.token
         return token
 
@@ -140,6 +141,17 @@ class Session:
             raise kind(retries.reason(error)) from error
 
 
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket whose connection ends when the other side takes nothing for SILENCE_S.
+
+    aiohttp's own limit of silence begins when a request is sent whole.
+    """
+    made = socket.socket(*address[:3])
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * SILENCE_S))
+    return made
+
+
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
@@ -171,35 +183,3 @@ def upload_body(data: bytes | FilePart, content_type: str, crc32c: int) -> bytes
     if isinstance(data, bytes):
         return before + data + after
     return replace(data, before=before, after=after)
-
-
-def batch_body(paths: Iterable[str]) -> bytes:
-    """The body that calls POST on each of the paths, which begin with /b/ and are encoded.
-
-    A call of its own costs 0.2 ms of processor time, one in a batch a tenth of that.
-    """
-    parts = [
-        f"--{BOUNDARY}\r\nContent-Type: application/http\r\nContent-ID: <{number}>\r\n\r\n"
-        f"POST /storage/v1{path} HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
-        for number, path in enumerate(paths)
-    ]
-    return ("\r\n".join(parts) + f"\r\n--{BOUNDARY}--\r\n").encode()
-
-
-def batch_answers(body: bytes, calls: int) -> list[tuple[int, bytes]]:
-    """The HTTP status and the body of each call's answer, in the order of the calls.
-
-    Raises:
-        TransientError: the body does not answer every call.
-    """
-    delimiter = DELIMITER.search(body)
-    found: dict[int, tuple[int, bytes]] = {}
-    for place, part in enumerate(body.split(delimiter[0])[1:-1] if delimiter else []):
-        if status := STATUS_LINE.search(part):
-            number = CONTENT_ID.search(part, 0, status.start())
-            content = part[status.end() :].partition(b"\r\n\r\n")[2]
-            # A part without a number has that of its place.
-            found[int(number[1]) if number else place] = int(status[1]), content
-    if sorted(found) != list(range(calls)):
-        raise TransientError(f"the answer to a batch of {calls} calls is incomplete")
-    return [found[number] for number in range(calls)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from common.errors import StorageError
 from common.files import FilePart, FileToUpload
@@ -46,27 +47,24 @@ def part_count(size: int) -> int:
     return sum(1 + part_count(len(part)) for part in split(size))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Object:
+class Object(NamedTuple):
     """A file, or a part of one, and the object that it becomes."""
 
-    name: str
-    content_type: str
+    file: FileToUpload
     data: FilePart
-    crc32c: int | None = None  # where it is known already
+
+    @property
+    def name(self) -> str:
+        return self.file.object_name
 
     def parts(self) -> list[Object]:
         """The parts that it is composed of; [] if it is sent whole."""
-        ranges = split(self.data.size)
-        return [
-            replace(
-                self,
-                name=f"{self.name}.part-{number:02}-of-{len(ranges):02}",
-                data=replace(self.data, start=self.data.start + part.start, size=len(part)),
-                crc32c=None,
-            )
-            for number, part in enumerate(ranges, start=1)
-        ]
+        found, ranges = [], split(self.data.size)
+        for number, part in enumerate(ranges, start=1):
+            name = f"{self.name}.part-{number:02}-of-{len(ranges):02}"
+            data = FilePart(self.data.path, self.data.start + part.start, len(part))
+            found.append(Object(self.file._replace(object_name=name, crc32c=None), data))
+        return found
 
     def all_parts(self) -> Iterator[Object]:
         """The same, with their parts."""
@@ -86,12 +84,7 @@ class Upload:
     async def file(self, file: FileToUpload) -> int:
         """Upload and verify one file; returns its size."""
         size = file.path.stat().st_size
-        whole = Object(
-            name=file.object_name,
-            content_type=file.content_type,
-            data=FilePart(file.path, 0, size),
-            crc32c=file.crc32c,
-        )
+        whole = Object(file, FilePart(file.path, 0, size))
         await self._put(whole)
         if not await self._holds(whole):
             raise StorageError(
@@ -108,7 +101,7 @@ class Upload:
             found = await self.objects.find(self.bucket, wanted.name)
         if found is None or found.size != wanted.data.size:
             return False
-        return found.crc32c == (wanted.crc32c or await asyncio.to_thread(wanted.data.crc32c))
+        return found.crc32c == (wanted.file.crc32c or await asyncio.to_thread(wanted.data.crc32c))
 
     async def _put(self, wanted: Object) -> None:
         """Send an object, or compose it of its parts, unless it is there."""
@@ -119,14 +112,16 @@ class Upload:
             if await self._compose(wanted, parts):
                 return
         async with self.free:
-            await self.objects.put(self.bucket, wanted.name, wanted.data, wanted.content_type)
+            await self.objects.put(self.bucket, wanted.name, wanted.data, wanted.file.content_type)
 
     async def _compose(self, wanted: Object, parts: list[Object]) -> bool:
         """Join parts to an object; returns whether that is there then."""
         names = [part.name for part in parts]
         try:
             async with self.free:
-                await self.objects.compose(self.bucket, wanted.name, names, wanted.content_type)
+                await self.objects.compose(
+                    self.bucket, wanted.name, names, wanted.file.content_type
+                )
         except StorageError as error:
             if error.status not in CANNOT_COMPOSE:
                 raise

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 from google.auth import exceptions as auth
+from google.auth.credentials import TokenState
 
 import gcs
 from common.errors import IngestError, StorageError, TransientError
@@ -14,6 +15,7 @@ from common.names import GsPath
 from forager.client import Forager
 from gcs import Refused
 from storage.listing import listed
+from storage.session import Session
 from tests.stand_in import Answer, StandIn
 
 
@@ -27,9 +29,16 @@ from tests.stand_in import Answer, StandIn
     ],
     ids=repr,
 )
-def test_errors_of_google_auth_are_told_apart(error, kind):
-    with pytest.raises(kind), gcs.token_errors():
-        raise error
+def test_errors_of_google_auth_are_told_apart(monkeypatch, error, kind):
+    class Credentials:
+        token_state = TokenState.INVALID
+
+        def refresh(self, request):
+            raise error
+
+    monkeypatch.setattr(gcs, "credentials", lambda: (Credentials(), None))
+    with pytest.raises(kind):
+        asyncio.run(Session(1).token())
 
 
 @pytest.mark.parametrize(
