@@ -134,8 +134,16 @@ class Findings:
         if sentence not in self.sentences:
             self.sentences.append(sentence)
 
-    async def gather(self, check: Awaitable[Any]) -> Any:
+    def collect(self, check: Callable[..., Any], *args: Any) -> Any:
         """The result of one check, or None after adding the message of its IngestError."""
+        try:
+            return check(*args)
+        except IngestError as error:
+            self.add(error.message)
+            return None
+
+    async def gather(self, check: Awaitable[Any]) -> Any:
+        """The same for a check that is awaited."""
         try:
             return await check
         except IngestError as error:

@@ -28,14 +28,9 @@ DISK_ERRNOS = {
 # SQLite's messages about the disk; Python 3.10 does not give its error codes.
 DAMAGE_WORDS = ("malformed", "not a database", "no such table")
 DISK_WORDS = ("disk is full", "disk I/O error", "readonly database", "unable to open database")
-KINDS = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISLNK, "a symbolic link"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+# By the letter that `ls -l` shows.
+KINDS = {"d": "a directory", "l": "a symbolic link", "p": "a FIFO", "s": "a socket"}
+KINDS |= dict.fromkeys("bc", "a device")
 BLOCK_BYTES = 4 << 20  # of a file, read at once
 
 
@@ -85,7 +80,7 @@ def file_kind(mode: int) -> str | None:
 
     `mode` comes from os.stat, or from os.lstat to tell symbolic links.
     """
-    return next((kind for is_kind, kind in KINDS if is_kind(mode)), None)
+    return KINDS.get(stat.filemode(mode)[0])
 
 
 def refuse_irregular(path: Path) -> None:

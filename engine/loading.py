@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import WeightsError
+from common.errors import Findings
 from common.process import in_daemon_thread
 from weights.clip import check_clip_weights, digest, require_clip
 from weights.resnet50 import read_resnet_weights, require_resnet
@@ -45,18 +45,10 @@ class ModelLoader:
         self._arrays: dict[str, np.ndarray] | None = None
         self._loading: Future[Embedder] | None = None
 
-    def missing_files(self) -> list[str]:
-        """A sentence per weights file that is not there, as far as the disk alone tells."""
-        sentences = []
-        for require in (
-            partial(require_resnet, self._options.resnet_weights),
-            partial(require_clip, self._options.clip_weights),
-        ):
-            try:
-                require()
-            except WeightsError as error:
-                sentences.append(error.message)
-        return sentences
+    def check_files(self, findings: Findings) -> None:
+        """That the weights files are there, as far as the disk alone tells."""
+        findings.collect(require_resnet, self._options.resnet_weights)
+        findings.collect(require_clip, self._options.clip_weights)
 
     def check_device(self) -> str:
         """Where the models will compute: cpu or cuda.

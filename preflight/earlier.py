@@ -17,7 +17,7 @@ from dataset.images import Changes
 from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
-from forager.client import Forager
+from forager.client import ask_for_dataset
 from preflight.checks import announce_listing, list_images
 from preflight.describe import list_changes
 from preflight.renames import write_renames
@@ -55,8 +55,7 @@ def finished(request: Request, state: State | None, loader: ModelLoader) -> str 
 async def is_still_there(request: Request, state: State) -> bool:
     """Whether the server still has the dataset of a finished ingest, as far as it answers."""
     try:
-        async with Forager(request.target.server_url) as forager:
-            found = await forager.dataset(request.target.name)
+        found = await ask_for_dataset(request.target.server_url, request.target.name)
     except ServerError:
         return True
     return found is not None and found.index_id == state.index_id

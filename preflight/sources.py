@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import DamagedState, Findings, IngestError
 from common.names import DATASET_NAME, INDEX_ID
@@ -21,7 +22,7 @@ from dataset.matches import Found, Matched, Matches
 from dataset.state import State
 from dataset.work_directory import REUSE, STATE, WorkDirectory
 from engine.reuse import Source
-from forager.client import Forager
+from forager.client import ask_for_dataset
 from gcs import ListedObject
 from preflight.request import Request
 from storage.async_client import AsyncStorage
@@ -42,25 +43,24 @@ class Reuse:
     matches: Matches
 
 
-@dataclass(frozen=True, kw_only=True)
-class Computed:
-    """How the vectors of an ingest are computed, and those of a source were."""
+class Computed(NamedTuple):
+    """How the vectors of an ingest are computed."""
 
     resnet_weights: str  # SHA-256 of the file, in hexadecimal
     clip_weights: str
     backend: str
-    precisions: frozenset[Precision]  # that are accepted; of a source, the least exact of its rows
+    precisions: frozenset[Precision]  # that are accepted of a source
 
-    def differs_from(self, wanted: Computed) -> str | None:
-        """What keeps these vectors from being used for an ingest, if anything."""
-        if self.resnet_weights != wanted.resnet_weights:
+    def difference(self, made: Mapping[str, str]) -> str | None:
+        """What keeps vectors from being used that were made with these options, if anything."""
+        if made["resnet_weights"] != self.resnet_weights:
             return "other ResNet-50 weights"
-        if self.clip_weights != wanted.clip_weights:
+        if made["clip_weights"] != self.clip_weights:
             return "other CLIP weights"
-        if self.backend != wanted.backend:
-            return f"--backend {printable(self.backend)}"
-        if not self.precisions <= wanted.precisions:
-            return f"--precision {', '.join(self.precisions)}, which is less exact"
+        if (backend := made.get("backend", "")) != self.backend:
+            return f"--backend {printable(backend)}"
+        if (precision := made["precision"]) not in self.precisions:
+            return f"--precision {precision}, which is less exact"
         return None
 
 
@@ -108,13 +108,7 @@ async def find_sources(
 
     `digests` are those of both weights files, `precisions` those that are accepted.
     """
-    resnet, clip = digests
-    wanted = Computed(
-        resnet_weights=resnet,
-        clip_weights=clip,
-        backend=request.models.backend,
-        precisions=precisions,
-    )
+    wanted = Computed(*digests, request.models.backend, precisions)
     matches = work.new_matches(REUSE)
     sources = []
     async with AsyncStorage(1) as objects:
@@ -148,8 +142,7 @@ class SourceReader:
         Raises:
             IngestError: it cannot be used.
         """
-        async with Forager(server_url) as forager:
-            info = await forager.dataset(name)
+        info = await ask_for_dataset(server_url, name)
         if info is None:
             hint = f" For the work directory, write ./{name}." if Path(name, STATE).exists() else ""
             raise IngestError(
@@ -172,15 +165,15 @@ class SourceReader:
         path, object_name = self.work / "reuse.parquet", f"indexes/{index_id}/{manifest.NAME}"
         try:
             await self._download(name, object_name, path)
-            made = await asyncio.to_thread(manifest.read_metadata, path)
+            metadata = await asyncio.to_thread(manifest.read_metadata, path)
+            # The digests get the names that the options of a state have.
+            made = {name.removesuffix("_sha256"): value for name, value in metadata.items()}
             rows = await asyncio.to_thread(manifest.row_count, path)
             if made.get("index_id") != index_id:
                 raise ValueError(f"is that of index {printable(made.get('index_id', 'unknown'))}")
             if rows != images:
                 raise ValueError(f"has {rows:,} rows, and the dataset {images:,} images")
-            source = self._source(
-                name, index_id, self.bucket, rows, {**made, **_without_suffix(made)}
-            )
+            source = self._source(name, index_id, self.bucket, rows, made)
             for array, row_bytes in ROW_BYTES.items():
                 source.arrays[array] = await self._array(index_id, array, rows * row_bytes)
             await asyncio.to_thread(self._add, source, manifest.read_images(path))
@@ -258,30 +251,17 @@ class SourceReader:
             raise ValueError("has no digests of the weights")
         if options.get("precision") not in list(Precision):
             raise ValueError("names no precision")
-        precision = Precision(options["precision"])
-        computed = Computed(
-            resnet_weights=digests[0],
-            clip_weights=digests[1],
-            backend=options.get("backend", ""),
-            precisions=frozenset({precision}),
-        )
         return Source(
             name=name,
             index_id=index_id,
             bucket=bucket,
             rows=rows,
-            precision=precision,
-            difference=computed.differs_from(self.wanted),
+            precision=Precision(options["precision"]),
+            difference=self.wanted.difference(options),
         )
 
     def _add(self, source: Source, images: Iterable[Found]) -> None:
         self.matches.add(images, usable=source.difference is None)
-
-
-def _without_suffix(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The digests of a manifest under the names that options have."""
-    end = "_sha256"
-    return {n.removesuffix(end): value for n, value in metadata.items() if n.endswith(end)}
 
 
 def describe_reuse(reuse: Reuse, matched: Matched, *, would: bool) -> str:

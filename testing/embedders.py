@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import Findings
 from common.precision import Precision
 from dataset.arrays import DIMENSIONS, Embedding
 from engine.loading import ModelLoader, ModelOptions
@@ -96,8 +97,8 @@ class LoaderWithoutModels(ModelLoader):
         super().__init__(options)
         self._embedder = embedder or FakeEmbedder()
 
-    def missing_files(self) -> list[str]:
-        return []
+    def check_files(self, findings: Findings) -> None:
+        pass
 
     def check_device(self) -> str:
         return "cpu"

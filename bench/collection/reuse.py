@@ -36,12 +36,7 @@ from testing.embedders import CONSTANT
 
 BUCKET = PATHS[0].bucket
 PAGE = 10_000  # rows that are recorded at once
-COMPUTED = Computed(
-    resnet_weights="1" * 64,
-    clip_weights="2" * 64,
-    backend="fused",
-    precisions=frozenset({Precision.FLOAT32}),
-)
+COMPUTED = Computed("1" * 64, "2" * 64, "fused", frozenset({Precision.FLOAT32}))
 UNLIMITED = 1e6  # writes per second: what is measured is this program
 
 
