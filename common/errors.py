@@ -8,8 +8,7 @@
     ├── DeviceError             the device or precision is not there
     ├── ClusterError            the Ray cluster cannot be used
     ├── DiskError               a disk is full or fails, or something else has a file's name
-    │   └── DamagedState        a state.sqlite is not as it was written
-    │       └── OtherVersion    another version of this program wrote it
+    │   └── DamagedState        a state.sqlite is not as it was written, or not by this version
     ├── ShortageError           the process ran out of open files, memory or threads
     └── ImagesChanged           images were replaced in the bucket after they were listed
 
@@ -79,10 +78,6 @@ class DamagedState(DiskError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-class OtherVersion(DamagedState):
-    """Another version of this program wrote a state, with other tables."""
 
 
 class ShortageError(IngestError):

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import DamagedState, OtherVersion
+from common.errors import DamagedState
 from common.files import checksum, is_disk_error, sync_directory
 from common.names import checked_index_id
 from common.process import close_database
@@ -257,7 +257,7 @@ def damaged_state(path: Path, reason: str, *, other_version: bool = False) -> Da
     if other_version:
         what = "was written by another version of this program"
         ways_out = f"continue it with that version, or start over: {ways_out}"
-    return (OtherVersion if other_version else DamagedState)(
+    return DamagedState(
         f"The state in {path.parent} {what} ({shown}): {ways_out}. What it uploaded stays in the "
         f"index bucket; {uploaded}.",
         shown,

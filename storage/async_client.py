@@ -42,7 +42,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class AsyncStorage:
+class AsyncStorage(Session):
     """Reads and writes many small objects at once; an async context manager.
 
     Every byte read is checked against the listing's size and crc32c, every byte written against
@@ -54,15 +54,9 @@ class AsyncStorage:
         self, connections: int, *, pace: WritePace | None = None, anonymous_allowed: bool = False
     ) -> None:
         """With `anonymous_allowed`, public buckets are read where no credentials are found."""
-        self._session, self._pace = Session(connections, anonymous_allowed), pace or WritePace()
+        super().__init__(connections, anonymous_allowed)
+        self._pace = pace or WritePace()
         self._api, self._retries = gcs.api_address(), retries.from_environment()
-
-    async def __aenter__(self) -> AsyncStorage:
-        await self._session.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.__aexit__()
 
     async def list_page(
         self, path: GsPath, *, start: str = "", end: str | None = None, token: str | None = None
@@ -106,7 +100,7 @@ class AsyncStorage:
         return f"{self._api}/storage/v1{path}?{urlencode(given, doseq=True, quote_via=quote)}"
 
     async def _ask(self, address: str) -> dict[str, Any]:
-        content = session.parsed(await self._session.request("GET", address))
+        content = session.parsed(await self.request("GET", address))
         if not isinstance(content, dict):
             raise TransientError("the answer is no JSON object")
         return content
@@ -156,7 +150,7 @@ class AsyncStorage:
         # With this header storage sends gzip-compressed objects as they are stored. Size and crc32c
         # of the listing are those of the stored bytes.
         headers = {"Accept-Encoding": "gzip", **({"Range": part} if part else {})}
-        data = await self._session.request("GET", address, headers, expected=size)
+        data = await self.request("GET", address, headers, expected=size)
         if len(data) > size:
             raise DamagedContent(f"more than {size:,} bytes came")
         if len(data) < size:
@@ -231,7 +225,7 @@ class AsyncStorage:
         address = f"{self._api}/upload/storage/v1/b/{bucket}/o?{query}"
         async with self._pace.turn():
             headers = {"Content-Type": session.UPLOAD_TYPE}
-            answer = await self._session.request("POST", address, headers, data=body)
+            answer = await self.request("POST", address, headers, data=body)
             if gcs.listed_object(session.parsed(answer)).content != content:
                 raise DamagedContent("storage holds other bytes than were sent")
 
@@ -250,7 +244,7 @@ class AsyncStorage:
         }
         address, data = f"{self._object(bucket, name)}/compose", json.dumps(joined).encode()
         headers = {"Content-Type": "application/json"}
-        await self._call(what, self._session.request, "POST", address, headers, data=data)
+        await self._call(what, self.request, "POST", address, headers, data=data)
 
     async def _accept_held(
         self, error: StorageError, bucket: str, name: str, content: tuple[int, int]
@@ -289,7 +283,7 @@ class AsyncStorage:
     async def _describe(self, bucket: str, name: str) -> ListedObject | None:
         address = f"{self._object(bucket, name)}?fields={gcs.LISTED_FIELDS}"
         try:
-            answer = await self._session.request("GET", address)
+            answer = await self.request("GET", address)
         except Refused as error:
             if error.status != MISSING:
                 raise
@@ -312,7 +306,7 @@ class AsyncStorage:
     async def _delete(self, bucket: str, name: str) -> str | None:
         what = f"Deleting gs://{bucket}/{printable(name)}"
         try:
-            await self._call(what, self._session.request, "DELETE", self._object(bucket, name))
+            await self._call(what, self.request, "DELETE", self._object(bucket, name))
         except StorageError as error:
             if error.status in HELD:
                 return error.message
@@ -341,7 +335,7 @@ class AsyncStorage:
 
     async def _copy(self, address: str) -> None:
         async with self._pace.turn():
-            await self._session.request("POST", address, data=b"")
+            await self.request("POST", address, data=b"")
 
     async def public_refusal(self, bucket: str, name: str) -> Refused | None:
         """Why a browser without credentials cannot read the object; None if it can.
@@ -351,7 +345,7 @@ class AsyncStorage:
         """
         address = gcs.public_address(bucket, name)
         what, first_byte = f"Reading {address} without credentials", {"Range": "bytes=0-0"}
-        ask = partial(self._session.request, "GET", address, first_byte, expected=1, public=True)
+        ask = partial(self.request, "GET", address, first_byte, expected=1, public=True)
         try:
             await self._call(what, ask)
         except StorageError as error:

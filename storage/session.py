@@ -8,7 +8,7 @@ import json
 import secrets
 import socket
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from google.auth.credentials import TokenState
@@ -33,6 +33,9 @@ BOUNDARY = secrets.token_hex(16)  # no file has it
 UPLOAD_TYPE = f'multipart/related; boundary="{BOUNDARY}"'
 
 
+SessionT = TypeVar("SessionT", bound="Session")
+
+
 class Session:
     """Connections to storage; an async context manager.
 
@@ -46,7 +49,7 @@ class Session:
         self._needs_no_token = gcs.emulator_host() is not None
         self._renewing = asyncio.Lock()
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self: SessionT) -> SessionT:
         if self._anonymous_allowed and not self._needs_no_token:
             try:
                 await asyncio.to_thread(gcs.credentials)
@@ -153,14 +156,11 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        pieces.append(piece)
-        size += len(piece)
-        if size > limit:
-            break
-    return b"".join(pieces)
+    """The body, or so much of it that it is longer than the limit."""
+    try:
+        return await response.content.readexactly(limit + 1)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
 
 
 def parsed(body: bytes) -> Any:
