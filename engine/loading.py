@@ -76,13 +76,14 @@ class ModelLoader:
         assert self._clip_directory is not None
         return digest(self._options.resnet_weights), digest(self._clip_directory)
 
-    def start(self, precision: str) -> None:
+    def start(self, precision: str) -> Future[Embedder]:
         """Begin to load both models in a thread, unless that has begun already.
 
         The thread is a daemon: a check that fails meanwhile ends the command without waiting.
         """
         if self._loading is None:
             self._loading = in_daemon_thread("load-models", partial(self.load, precision))
+        return self._loading
 
     async def embedder(self, precision: str) -> Embedder:
         """Both models, once they are loaded.
@@ -90,9 +91,7 @@ class ModelLoader:
         Raises:
             WeightsError, DeviceError: they cannot be loaded.
         """
-        self.start(precision)
-        assert self._loading is not None
-        return await asyncio.wrap_future(self._loading)
+        return await asyncio.wrap_future(self.start(precision))
 
     def load(self, precision: str) -> Embedder:
         """Load both models, which blocks. Raises WeightsError or DeviceError."""

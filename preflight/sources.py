@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from common.terminal import count, printable
 from dataset import manifest
 from dataset.arrays import ROW_BYTES, arrays_complete
 from dataset.lists import thumbnail_name
-from dataset.matches import Found, Matched, Matches
+from dataset.matches import Matched, Matches
 from dataset.state import State
 from dataset.work_directory import REUSE, STATE, WorkDirectory
 from engine.reuse import Source
@@ -176,7 +176,8 @@ class SourceReader:
             source = self._source(name, index_id, self.bucket, rows, made)
             for array, row_bytes in ROW_BYTES.items():
                 source.arrays[array] = await self._array(index_id, array, rows * row_bytes)
-            await asyncio.to_thread(self._add, source, manifest.read_images(path))
+            usable = source.difference is None
+            await asyncio.to_thread(self.matches.add, manifest.read_images(path), usable=usable)
         except ValueError as error:
             raise IngestError(
                 f"--reuse {name}: gs://{self.bucket}/{object_name} {error}. It cannot be used for "
@@ -234,7 +235,8 @@ class SourceReader:
                 first = next(iter(state.found())).object
                 # Can the thumbnails be read? One that is gone is made again.
                 await self.objects.find(source.bucket, thumbnail_name(source.index_id, first))
-                await asyncio.to_thread(self._add, source, state.found())
+                usable = source.difference is None
+                await asyncio.to_thread(self.matches.add, state.found(), usable=usable)
                 return source
         except DamagedState as error:
             reason = error.reason
@@ -259,9 +261,6 @@ class SourceReader:
             precision=Precision(options["precision"]),
             difference=self.wanted.difference(options),
         )
-
-    def _add(self, source: Source, images: Iterable[Found]) -> None:
-        self.matches.add(images, usable=source.difference is None)
 
 
 def describe_reuse(reuse: Reuse, matched: Matched, *, would: bool) -> str:

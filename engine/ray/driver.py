@@ -113,12 +113,7 @@ class RayPipeline:
 
     async def _pass_in_thread(self, numbers: np.ndarray) -> None:
         """As asyncio.to_thread(self._pass), but the end of the process does not wait for it."""
-
-        def work() -> None:
-            with errors_of_workers():
-                self._pass(numbers)
-
-        self.cluster.reader = in_daemon_thread("ray results", work)
+        self.cluster.reader = in_daemon_thread("ray results", partial(self._pass, numbers))
         waiting = asyncio.wrap_future(self.cluster.reader)
         try:
             await waiting
@@ -128,12 +123,13 @@ class RayPipeline:
                     self._stopped = True
 
     def _pass(self, numbers: np.ndarray) -> None:
-        for done in self._results(numbers):
-            with self._recording:
-                if self._stopped:
-                    return
-                if done.block not in self._recorded:
-                    self._record(done)
+        with errors_of_workers():
+            for done in self._results(numbers):
+                with self._recording:
+                    if self._stopped:
+                        return
+                    if done.block not in self._recorded:
+                        self._record(done)
 
     def _results(self, numbers: np.ndarray) -> Iterator[worker.BlockResult]:
         """What becomes of the rows, in blocks, in the order in which they arrive."""
