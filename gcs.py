@@ -190,11 +190,6 @@ def _again(error: TransientError | Refused) -> str:
     return "Check the network of this machine, then run the same command again."
 
 
-def crc32c_of_listing(text: str) -> int:
-    """The checksum that the JSON API writes as base64 of four big-endian bytes."""
-    return int.from_bytes(binascii.a2b_base64(text), "big")
-
-
 def listed_object(item: Any) -> ListedObject:
     """An object as the JSON API describes it. Without "size" it is empty, as Google documents.
 
@@ -202,7 +197,9 @@ def listed_object(item: Any) -> ListedObject:
         TransientError: it is no such description.
     """
     try:
-        crc32c = crc32c_of_listing(item["crc32c"]) if "crc32c" in item else NO_CRC32C
+        crc32c = NO_CRC32C
+        if "crc32c" in item:  # base64 of four big-endian bytes
+            crc32c = int.from_bytes(binascii.a2b_base64(item["crc32c"]), "big")
         return ListedObject(
             item["name"], int(item.get("size", 0)), crc32c, int(item.get("generation", 0))
         )

@@ -17,7 +17,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from common.errors import DamagedState
 from common.files import checksum, is_disk_error, sync_directory
@@ -28,6 +28,11 @@ from common.terminal import printable
 VERSION = 6  # of the tables, as SQLite's user_version
 OPTIONS = "CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 OPTIONS_CHECKSUM = "checksum"  # the option that holds the checksum over all others
+SKIPPED = """
+CREATE TABLE skipped (
+    kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL
+) WITHOUT ROWID;
+"""
 EMBEDDING_S = "embedding_s"  # the option of Database.embedding_s
 INDEX_ID_ON_DISK = re.compile(rb"index_id([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
@@ -126,6 +131,10 @@ class Database:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
+
+    def _column(self, query: str, *values: object) -> Iterator[Any]:
+        """The one column of the rows that a query finds."""
+        return (value for (value,) in self._db.execute(query, values))
 
     def option(self, name: str) -> str | None:
         """A recorded option, or None."""

@@ -13,17 +13,15 @@ from typing import NamedTuple
 
 from common.names import IMAGE_SUFFIXES, encodable, identifier
 from common.terminal import printable
-from dataset.database import Scratch
+from dataset.database import SKIPPED, Scratch
 from gcs import NO_CRC32C, ListedObject
 
-TABLES = """
+TABLES = f"""
+{SKIPPED}
 CREATE TABLE listed (
     split INTEGER NOT NULL, object TEXT NOT NULL, identifier TEXT NOT NULL,
     size INTEGER NOT NULL, crc32c INTEGER NOT NULL, generation INTEGER NOT NULL
 );
-CREATE TABLE skipped (
-    kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL
-) WITHOUT ROWID;
 """
 
 

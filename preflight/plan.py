@@ -16,7 +16,6 @@ from dataset.listing import Listing, Split
 from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
-from forager.client import Forager
 from preflight import checks
 from preflight.describe import describe_changes, describe_skipped
 from preflight.earlier import (
@@ -24,6 +23,7 @@ from preflight.earlier import (
     check_registered,
     check_same,
     delete_earlier,
+    has_index_of,
     settle_taken_name,
 )
 from preflight.renames import write_renames
@@ -68,7 +68,7 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     listed, digests, on_server = await asyncio.gather(
         _list_and_check(findings, work, target.paths, mode, continued),
         _check_weights(findings, loader, precision if load else None),
-        _check_targets(findings, target, ours) if not mode.trial else _nothing(),
+        _check_targets(findings, target, ours) if not mode.trial else asyncio.sleep(0),
     )
     same_name = earlier is not None and earlier.option("dataset") == target.name
     other = None if on_server == ours else on_server
@@ -101,10 +101,6 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     )
 
 
-async def _nothing() -> None:
-    return None
-
-
 async def begin_or_continue(
     plan: Plan, work: WorkDirectory, server_url: str, *, retry_failed: bool
 ) -> State:
@@ -112,7 +108,8 @@ async def begin_or_continue(
     earlier = plan.earlier
     if earlier is None or plan.start_over:
         if earlier:
-            registered = await _is_registered(earlier, server_url)
+            # That run may have ended between the registration and the record of it.
+            registered = earlier.is_registered or await has_index_of(earlier, server_url)
             await delete_earlier(earlier, registered=registered)
         options = {**plan.identity, "index_id": str(uuid.uuid4())}
         return await asyncio.to_thread(work.begin, plan.listing, options)
@@ -129,18 +126,6 @@ async def begin_or_continue(
     counts = earlier.counts()
     say(f"Continuing in {earlier.directory}: {counts.done:,} of {counts.images:,} images are done.")
     return earlier
-
-
-async def _is_registered(earlier: State, server_url: str) -> bool:
-    """Whether the server was told of the index of an earlier run.
-
-    That run may have ended between the registration and the record of it.
-    """
-    if earlier.is_registered:
-        return True
-    async with Forager(server_url) as forager:
-        found = await forager.dataset(earlier.recorded("dataset"))
-    return found is not None and found.index_id == earlier.index_id
 
 
 def _images_left(state: State, skip_bad_images: bool) -> int:

@@ -69,7 +69,8 @@ async def verify(state: State) -> dict[str, int]:
 
 async def _check_thumbnails(state: State) -> None:
     path = GsPath(state.bucket, thumbnail_directory(state.index_id))
-    missing, unused = await asyncio.to_thread(_compare_thumbnails, state, path)
+    pages = ((identifier(o.name) for o in page) for page in listed(path))
+    missing, unused = await asyncio.to_thread(state.compare_thumbnails, pages)
     if missing:
         state.reopen(missing)
         warn(
@@ -87,11 +88,6 @@ async def _check_thumbnails(state: State) -> None:
         else:
             thumbnails = count(len(unused), "thumbnail")
             say(f"Deleted from {path}: {thumbnails} of images that are not listed.")
-
-
-def _compare_thumbnails(state: State, path: GsPath) -> tuple[list[int], list[str]]:
-    pages = ((identifier(o.name) for o in page) for page in listed(path))
-    return state.compare_thumbnails(pages)
 
 
 def _check_vectors(state: State) -> dict[str, int]:

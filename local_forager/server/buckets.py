@@ -19,7 +19,7 @@ MISSING = 404  # HTTP status
 
 
 class Buckets:
-    """Reads buckets with up to READERS requests at a time; an async context manager.
+    """Reads buckets with up to READERS requests at a time; see `aclose`.
 
     Every method raises StorageError, with status 404 if the bucket or object does not exist.
     """
@@ -28,12 +28,6 @@ class Buckets:
         self._opened = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         self._objects: AsyncStorage | None = None  # until the first request
-
-    async def __aenter__(self) -> Buckets:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def _storage(self) -> AsyncStorage:
         async with self._opening:
@@ -65,5 +59,5 @@ class Buckets:
             except ValueError as error:
                 raise StorageError(f"{shown} {error}.") from error
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self._opened.aclose()
