@@ -223,9 +223,9 @@ def main(serve: bool, port: int | None, screenshots: str | None, generation: str
         os.environ["STORAGE_EMULATOR_HOST"] = emulator
         options = "--generation", generation, *weights.server
         server = stack.enter_context(start_server(directory, port, *options)).url
-        from testing.storage import emulated_client
+        import gcs
 
-        client = emulated_client()
+        client = gcs.make_client()
         click.echo(f"Uploaded {fill_bucket(client)} sample photographs to gs://{BUCKET}/.")
         run_commands(directory, weights, emulator, server)
         show_results(client, server)

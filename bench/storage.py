@@ -30,7 +30,6 @@ from storage.async_client import AsyncStorage
 from storage.listing import listed
 from storage.pace import WritePace
 from testing.photographs import photograph
-from testing.storage import emulated_client
 
 THREADS = 16
 CONNECTIONS = 64
@@ -74,13 +73,13 @@ def put(count: int, data: bytes) -> None:
 
 
 def fetch_in_threads(images: list[gcs.ListedObject]) -> None:
-    bucket = emulated_client().bucket("bench")
+    bucket = gcs.make_client().bucket("bench")
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(lambda o: bucket.blob(o.name).download_as_bytes(checksum=None), images))
 
 
 def put_in_threads(count: int, data: bytes) -> None:
-    bucket = emulated_client().bucket("bench")
+    bucket = gcs.make_client().bucket("bench")
     with ThreadPoolExecutor(THREADS) as threads:
         list(
             threads.map(
@@ -119,8 +118,9 @@ def upload_array(path: Path, in_parts: bool) -> dict[str, float]:
     file = FileToUpload(path, f"arrays/{uuid.uuid4()}", "application/octet-stream")
     part = uploads.MIN_PART_BYTES if in_parts else size
     start = time.perf_counter()
+    client = gcs.make_client()
     with mock.patch.object(uploads, "MIN_PART_BYTES", part):
-        asyncio.run(uploads.upload_files("bench", [file]))
+        asyncio.run(uploads.upload_files(client, "bench", [file]))
     return {"speed": size / (time.perf_counter() - start) / 1e6}
 
 

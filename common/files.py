@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
-import functools
 import os
 import sqlite3
 import stat
 import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +28,7 @@ DISK_WORDS = ("disk is full", "disk I/O error", "readonly database", "unable to 
 # By the letter that `ls -l` shows.
 KINDS = {"d": "a directory", "l": "a symbolic link", "p": "a FIFO", "s": "a socket"}
 KINDS |= dict.fromkeys("bc", "a device")
-BLOCK_BYTES = 4 << 20  # of a file, read at once
+BLOCK_BYTES = 4 << 20  # read at once for a checksum
 
 
 class FileToUpload(NamedTuple):
@@ -174,29 +171,13 @@ def read_part(path: Path, start: int, size: int) -> bytes:
         return os.pread(file.fileno(), size, start)
 
 
-@dataclass(frozen=True)
-class FilePart:
-    """The bytes start..start+size of a file, between others; `async for` reads them in blocks."""
-
-    path: Path
-    start: int
-    size: int
-    before: bytes = b""
-    after: bytes = b""
-
-    def __len__(self) -> int:
-        return len(self.before) + self.size + len(self.after)
-
-    def _block(self, place: int) -> bytes:
-        return read_part(self.path, self.start + place, min(BLOCK_BYTES, self.size - place))
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self.before
-        for place in range(0, self.size, BLOCK_BYTES):
-            yield await asyncio.to_thread(self._block, place)
-        yield self.after
-
-    def crc32c(self) -> int:
-        """CRC-32C of the bytes of the file. This blocks."""
-        blocks = map(self._block, range(0, self.size, BLOCK_BYTES))
-        return functools.reduce(google_crc32c.extend, blocks, 0)
+def crc32c_of_file(path: os.PathLike[str], start: int = 0, size: int | None = None) -> int:
+    """CRC-32C of `size` bytes of a file from `start` (by default all), read in blocks."""
+    checksum = 0
+    with open(path, "rb") as file:
+        file.seek(start)
+        left = os.path.getsize(path) - start if size is None else size
+        while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
+            checksum = google_crc32c.extend(checksum, block)
+            left -= len(block)
+    return int(checksum)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import itertools
 import math
 import os
 import random
@@ -60,17 +59,40 @@ class Retries(NamedTuple):
         Raises:
             Exception: what the last attempt raised.
         """
-        for attempt in itertools.count(1):
+        attempt = 1
+        while True:
             try:
                 return await function(*args, **kwargs)
             except Exception as error:
-                attempts = self.attempts_for(error)
-                if attempt >= attempts or not is_transient(error):
-                    raise
-                wait_s, why = self.wait_s(attempt, error), reason(error)
-            say(f"{what}: {why}; attempt {attempt + 1} of {attempts} in {wait_s:.1f} s")
+                wait_s = self._wait_or_raise(what, attempt, error)
             await asyncio.sleep(wait_s)
-        raise AssertionError
+            attempt += 1
+
+    def call_blocking(
+        self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The same for a function that blocks. It sleeps between attempts: call it in a thread."""
+        attempt = 1
+        while True:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                wait_s = self._wait_or_raise(what, attempt, error)
+            time.sleep(wait_s)
+            attempt += 1
+
+    def _wait_or_raise(self, what: str, attempt: int, error: Exception) -> float:
+        """Seconds until the next attempt, which a line on stderr announces.
+
+        Raises:
+            Exception: `error`, if there is no next attempt.
+        """
+        attempts = self.attempts_for(error)
+        if attempt >= attempts or not is_transient(error):
+            raise error
+        wait_s = self.wait_s(attempt, error)
+        say(f"{what}: {reason(error)}; attempt {attempt + 1} of {attempts} in {wait_s:.1f} s")
+        return wait_s
 
     def wait_s(self, attempt: int, error: BaseException | None) -> float:
         """Seconds to wait after attempt number `attempt`.

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import gcs
 from common.errors import StorageError
 from common.names import identifier
 from common.terminal import count, first_lines, printable, say
 from forager.generation import Box, Generation, Group, Kind, LabelRequest, box_fields, label_fields
 from forager.generation import quoted as json_string
 from labels.file.checks import Labels, inverted, is_image_name
-from storage import access
 
 # Django refuses bodies over 2,621,440 bytes. nginx, which often stands in front of it, by default
 # refuses bodies over 1,048,576.
@@ -88,7 +88,7 @@ def known_images(bucket: str, index_id: str) -> set[str] | None:
         if not INDEX_ID.fullmatch(index_id):
             raise ValueError(f"the server names no valid index ({index_id!r})")
         for file in ("identifiers.json", "val_identifiers.json"):
-            rows = json.loads(access.read(bucket, f"indexes/{index_id}/{file}"))
+            rows = json.loads(gcs.read_bytes(bucket, f"indexes/{index_id}/{file}"))
             if not isinstance(rows, dict):
                 raise ValueError(f"{file} is not a JSON object")
             known.update(rows)
@@ -152,7 +152,7 @@ def image_sizes(bucket: str, index_id: str) -> dict[str, tuple[int, int]]:
 
     columns = ["identifier", "width", "height"]
     try:
-        data = access.read(bucket, f"indexes/{index_id}/manifest.parquet")
+        data = gcs.read_bytes(bucket, f"indexes/{index_id}/manifest.parquet")
         table = parquet.read_table(io.BytesIO(data), columns=columns)
     except (StorageError, pyarrow.ArrowException, OSError):
         return {}

@@ -68,7 +68,7 @@ def make_app(
 
 async def close(app: web.Application) -> None:
     app[PAGE].close()
-    await app[BUCKETS].aclose()
+    app[BUCKETS].close()
     app[DATABASE].close()
 
 

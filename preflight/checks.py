@@ -24,7 +24,6 @@ from engine.loading import ModelLoader
 from forager.client import DatasetInfo, ask_for_dataset
 from preflight.request import Request, without_validation
 from preflight.sources import check_reuse
-from storage import access
 from storage.async_client import AsyncStorage
 from storage.listing import listed
 
@@ -132,7 +131,7 @@ def list_images(paths: tuple[GsPath, GsPath], work: WorkDirectory) -> Listing:
 
 def no_bucket(bucket: str, named_by: str) -> str:
     """That there is no such bucket, and which ones there are."""
-    return f"There is no bucket gs://{bucket}: correct {named_by}. {access.buckets_like(bucket)}"
+    return f"There is no bucket gs://{bucket}: correct {named_by}. {gcs.buckets_like(bucket)}"
 
 
 def check_listing(
@@ -147,7 +146,7 @@ def check_listing(
     """
     for split, path in zip(Split, paths, strict=True):
         if listing.counts(split).images == 0 and not (split == Split.VAL and allow_empty_val):
-            beside = access.directories_beside(path)
+            beside = gcs.directories_beside(gcs.make_client(), path)
             near = difflib.get_close_matches(str(path), beside, SHOWN_DIRECTORIES) or beside
             others = ", ".join(map(printable, near[:SHOWN_DIRECTORIES]))
             hint = "; --allow_empty_val continues without them" if split == Split.VAL else ""
@@ -219,7 +218,7 @@ def check_write_access(bucket: str) -> None:
         StorageError: it cannot, and who can change that.
     """
     try:
-        missing = access.missing_write_permissions(bucket)
+        missing = gcs.missing_write_permissions(gcs.make_client(), bucket)
     except StorageError as error:
         if error.status != 404:
             raise

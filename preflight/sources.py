@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import google_crc32c
+
 from common.errors import DamagedState, Findings, IngestError
 from common.names import DATASET_NAME, INDEX_ID
 from common.precision import Precision, fastest_precision
@@ -28,6 +30,7 @@ from preflight.request import Request
 from storage.async_client import AsyncStorage
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
+RANGE_BYTES = 8 << 20  # of a manifest in one request
 NEEDS_MANIFEST = (
     "a manifest tells which images and weights its vectors belong to. Indexes of older versions "
     "and of the original scripts have none: ingest these images once with this version, and reuse "
@@ -195,7 +198,15 @@ class SourceReader:
                 f"--reuse {name}: there is no gs://{self.bucket}/{object_name}, and "
                 f"{NEEDS_MANIFEST}."
             )
-        await self.objects.download(self.bucket, listed, path)
+        checksum = 0
+        with open(path, "wb") as file:
+            for start in range(0, listed.size, RANGE_BYTES):
+                size = min(RANGE_BYTES, listed.size - start)
+                data = await self.objects.fetch_range(self.bucket, listed, start, size)
+                checksum = google_crc32c.extend(checksum, data)
+                file.write(data)
+        if checksum != listed.crc32c:
+            raise ValueError("is not what storage has (its crc32c differs)")
 
     async def _array(self, index_id: str, array: str, size: int) -> ListedObject:
         """The version of an array in the bucket, which has this size."""

@@ -129,9 +129,9 @@ def index_requests(arrays: Sequence[int]) -> tuple[int, int]:
 
     Each part is looked for and written; a file is looked for before and after.
     """
-    parts = sum(map(part_count, arrays))
+    parts = [count for size in arrays if (count := part_count(size)) > 1]
     files = len(arrays) + INDEX_FILES  # one write each: sent whole, or composed
-    return files + parts, 2 * files + parts
+    return files + sum(parts), 2 * files + sum(parts)
 
 
 def cost(found: Forecast, prices: Prices) -> dict[str, float]:

@@ -42,7 +42,7 @@ BEGINS_AGAIN = (
 )
 REASONS = 100  # in the report; failed.json has all failures
 ADDRESSES = ("server_url", "viewer_url", "ray_address")  # options that may hold a password
-PACKAGES = ("torch", "numpy", "Pillow", "aiohttp", "google-auth")
+PACKAGES = ("torch", "numpy", "Pillow", "aiohttp", "google-cloud-storage")
 NUMBER = re.compile(r"\d[\d,.]*")
 
 

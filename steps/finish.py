@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 
+import gcs
 from common.errors import IngestError
 from common.names import GsPath, identifier
 from common.terminal import count, duration, say, size, warn
@@ -110,8 +111,9 @@ async def upload(run: Run, checksums: dict[str, int]) -> None:
     """
     start, state, bucket = time.monotonic(), run.state, run.request.target.bucket
     await asyncio.to_thread(write_lists, state, state.directory)
+    client = await asyncio.to_thread(gcs.make_client)
     files = index_files(state.directory, state.index_id, checksums)
-    volume = await upload_files(bucket, files)
+    volume = await upload_files(client, bucket, files)
     say(
         f"Uploaded the index to gs://{bucket}/indexes/{state.index_id}/ and verified it: "
         f"{size(volume)} in {duration(time.monotonic() - start)}."

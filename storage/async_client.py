@@ -9,20 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
-
-import google_crc32c
 
 import gcs
 from common import retries
 from common.errors import ImageChanged, ImageError, StorageError, TransientError
-from common.files import FilePart, crc32c_of_bytes
+from common.files import crc32c_of_bytes
 from common.names import GsPath
 from common.terminal import printable
 from gcs import DamagedContent, ListedObject, Refused
@@ -33,7 +29,6 @@ from storage.session import Session
 MISSING = 404  # HTTP status
 EMPTY = 416  # HTTP status of any range of an object without bytes
 DELETIONS_AT_ONCE = 1000  # that wait for a connection, which a time limit includes
-RANGE_BYTES = 8 << 20  # of a large object, read in one request
 HELD = (403, 412)  # HTTP statuses of a write to an object that must not be replaced
 MAX_UNZIPPED_BYTES = 1 << 30
 GZIP = b"\x1f\x8b"  # how gzip files begin (RFC 1952); no image does
@@ -50,11 +45,8 @@ class AsyncStorage(Session):
     method calls a private one until it succeeds, or raises the StorageError for its last failure.
     """
 
-    def __init__(
-        self, connections: int, *, pace: WritePace | None = None, anonymous_allowed: bool = False
-    ) -> None:
-        """With `anonymous_allowed`, public buckets are read where no credentials are found."""
-        super().__init__(connections, anonymous_allowed)
+    def __init__(self, connections: int, *, pace: WritePace | None = None) -> None:
+        super().__init__(connections)
         self._pace = pace or WritePace()
         self._api, self._retries = gcs.api_address(), retries.from_environment()
 
@@ -76,34 +68,17 @@ class AsyncStorage(Session):
             "endOffset": end,
             "pageToken": token,
         }
-        address = self._question(f"/b/{path.bucket}/o", query)
+        given = urlencode({key: value for key, value in query.items() if value}, quote_via=quote)
+        address = f"{self._api}/storage/v1/b/{path.bucket}/o?{given}"
         return await self._call(f"Listing {printable(str(path))}", self._list, address)
 
     async def _list(self, address: str) -> tuple[list[ListedObject], str | None]:
-        content = await self._ask(address)
-        items = content.get("items", [])
+        content = session.parsed(await self.request("GET", address))
+        items = content.get("items", []) if isinstance(content, dict) else None
         if not isinstance(items, list):
             raise TransientError("the answer is not a listing")
         token = content.get("nextPageToken")
         return [gcs.listed_object(item) for item in items], str(token) if token else None
-
-    async def ask(self, what: str, path: str, query: Mapping[str, object]) -> dict[str, Any]:
-        """The JSON object that storage answers to a GET.
-
-        Raises:
-            StorageError: `what` failed: it is not there, no access, or storage cannot be reached.
-        """
-        return await self._call(what, self._ask, self._question(path, query))
-
-    def _question(self, path: str, query: Mapping[str, object]) -> str:
-        given = {key: value for key, value in query.items() if value}
-        return f"{self._api}/storage/v1{path}?{urlencode(given, doseq=True, quote_via=quote)}"
-
-    async def _ask(self, address: str) -> dict[str, Any]:
-        content = session.parsed(await self.request("GET", address))
-        if not isinstance(content, dict):
-            raise TransientError("the answer is no JSON object")
-        return content
 
     async def fetch(self, bucket: str, listed: ListedObject) -> bytes:
         """The bytes of the object as listed: what is stored gzip-compressed is not unpacked.
@@ -157,38 +132,6 @@ class AsyncStorage(Session):
             raise DamagedContent(f"{len(data):,} bytes came instead of {size:,}")
         return data
 
-    async def read(self, bucket: str, name: str) -> bytes:
-        """One object, whole, in its newest version.
-
-        Raises:
-            StorageError: it is not there (status 404), no access, or storage cannot be reached.
-        """
-        what = f"Reading gs://{bucket}/{printable(name)}"
-        return await self._call(what, self._read_newest, bucket, name)
-
-    async def _read_newest(self, bucket: str, name: str) -> bytes:
-        found = await self._describe(bucket, name)
-        if found is None:
-            raise Refused("", MISSING)
-        return await self._download(bucket, found)
-
-    async def download(self, bucket: str, listed: ListedObject, path: Path) -> None:
-        """Write an object, of the version that is listed, to a file.
-
-        Raises:
-            StorageError: no such version, no access, or storage cannot be reached.
-            ValueError: other bytes arrived.
-        """
-        checksum = 0
-        with open(path, "wb") as file:
-            for start in range(0, listed.size, RANGE_BYTES):
-                size = min(RANGE_BYTES, listed.size - start)
-                data = await self.fetch_range(bucket, listed, start, size)
-                checksum = google_crc32c.extend(checksum, data)
-                file.write(data)
-        if checksum != listed.crc32c:
-            raise ValueError("is not what storage has (its crc32c differs)")
-
     async def fetch_range(self, bucket: str, listed: ListedObject, start: int, size: int) -> bytes:
         """The bytes start..start+size of an object, of the version that is listed.
 
@@ -201,52 +144,31 @@ class AsyncStorage(Session):
         part = f"bytes={start}-{start + size - 1}"
         return await self._call(what, self._read, bucket, listed, size, part)
 
-    async def put(self, bucket: str, name: str, data: bytes | FilePart, content_type: str) -> None:
+    async def put(self, bucket: str, name: str, data: bytes, content_type: str) -> None:
         """Write one object and check what storage says it stored. Repeating it is harmless.
 
         Raises:
             StorageError: no access, other bytes are held there, or storage cannot be reached.
         """
         what = f"Writing gs://{bucket}/{printable(name)}"
-        if isinstance(data, FilePart):
-            content = data.size, await asyncio.to_thread(data.crc32c)
-        else:
-            content = len(data), crc32c_of_bytes(data)
+        content = len(data), crc32c_of_bytes(data)
         try:
-            body = session.upload_body(data, content_type, content[1])
-            await self._call(what, self._put, bucket, name, body, content)
+            await self._call(what, self._put, bucket, name, data, content_type, content)
         except StorageError as error:
-            await self._accept_held(error, bucket, name, content)
+            await self.accept_held(error, bucket, name, content)
 
     async def _put(
-        self, bucket: str, name: str, body: bytes | FilePart, content: tuple[int, int]
+        self, bucket: str, name: str, data: bytes, content_type: str, content: tuple[int, int]
     ) -> None:
-        query = f"uploadType=multipart&name={quote(name, safe='')}"
+        query = f"uploadType=media&name={quote(name, safe='')}"
         address = f"{self._api}/upload/storage/v1/b/{bucket}/o?{query}"
         async with self._pace.turn():
-            headers = {"Content-Type": session.UPLOAD_TYPE}
-            answer = await self.request("POST", address, headers, data=body)
+            headers = {"Content-Type": content_type}
+            answer = await self.request("POST", address, headers, data=data)
             if gcs.listed_object(session.parsed(answer)).content != content:
                 raise DamagedContent("storage holds other bytes than were sent")
 
-    async def compose(
-        self, bucket: str, name: str, sources: Sequence[str], content_type: str
-    ) -> None:
-        """Join up to 32 objects to another one of the same bucket.
-
-        Raises:
-            StorageError: no access, or storage cannot do it, or cannot be reached.
-        """
-        what = f"Composing gs://{bucket}/{printable(name)}"
-        joined = {
-            "destination": {"contentType": content_type},
-            "sourceObjects": [{"name": source} for source in sources],
-        }
-        address, data = f"{self._object(bucket, name)}/compose", json.dumps(joined).encode()
-        headers = {"Content-Type": "application/json"}
-        await self._call(what, self.request, "POST", address, headers, data=data)
-
-    async def _accept_held(
+    async def accept_held(
         self, error: StorageError, bucket: str, name: str, content: tuple[int, int]
     ) -> None:
         """Return if a write was refused because it had been done: the object has this content.
@@ -330,7 +252,7 @@ class AsyncStorage(Session):
             wanted = await self.find(source_bucket, source) if error.status in HELD else None
             if wanted is None:
                 raise
-            await self._accept_held(error, bucket, name, wanted.content)
+            await self.accept_held(error, bucket, name, wanted.content)
         return True
 
     async def _copy(self, address: str) -> None:

@@ -37,15 +37,10 @@ def listed(path: GsPath, *, workers: int = WORKERS) -> Iterator[list[ListedObjec
 
     Call it in a thread without an event loop.
     """
-
-    async def pages() -> AsyncIterator[list[ListedObject]]:
-        async with AsyncStorage(workers) as objects:
-            async for page in list_directory(objects, path, workers=workers):
-                yield page
-
-    loop, found = asyncio.new_event_loop(), pages()
+    loop = asyncio.new_event_loop()
+    pages = list_directory(path, workers=workers)
     try:
-        while (page := loop.run_until_complete(anext(found, None))) is not None:
+        while (page := loop.run_until_complete(anext(pages, None))) is not None:
             yield page
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
@@ -53,23 +48,24 @@ def listed(path: GsPath, *, workers: int = WORKERS) -> Iterator[list[ListedObjec
 
 
 async def list_directory(
-    objects: AsyncStorage, path: GsPath, *, workers: int = WORKERS
+    path: GsPath, *, workers: int = WORKERS
 ) -> AsyncIterator[list[ListedObject]]:
     """Every object under a directory once, a page at a time, the pages in any order.
 
     Raises:
         StorageError: no such bucket, no access, or storage cannot be reached.
     """
-    listing = _Listing(objects, path, workers)
-    run = asyncio.create_task(listing.run())
-    try:
-        while (page := await listing.pages.get()) is not None:
-            if isinstance(page, Exception):
-                raise page
-            yield page
-    finally:
-        run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
+    async with AsyncStorage(workers) as objects:
+        listing = _Listing(objects, path, workers)
+        run = asyncio.create_task(listing.run())
+        try:
+            while (page := await listing.pages.get()) is not None:
+                if isinstance(page, Exception):
+                    raise page
+                yield page
+        finally:
+            run.cancel()
+            await asyncio.gather(run, return_exceptions=True)
 
 
 async def delete_index(bucket: str, index_id: str) -> int:
@@ -86,7 +82,7 @@ async def delete_index(bucket: str, index_id: str) -> int:
     held: list[str] = []
     async with AsyncStorage(WORKERS) as objects:
         for directory in INDEX_DIRECTORIES:
-            async for page in list_directory(objects, GsPath(bucket, f"{directory}/{index_id}/")):
+            async for page in list_directory(GsPath(bucket, f"{directory}/{index_id}/")):
                 held += await objects.delete(bucket, (listed.name for listed in page))
                 deleted += len(page)
     if held:

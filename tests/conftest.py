@@ -17,7 +17,6 @@ os.environ["FORAGER_RETRY_BASE_S"] = "0.01"  # short waits
 
 from testing.embedders import FakeEmbedder
 from testing.servers.processes import storage_emulator
-from testing.storage import emulated_client
 from testing.weights import seeded_weights
 from tests.harness import CLEAN, TRAIN, VAL, World, foragers, pictures
 from tests.stand_in import StandIn
@@ -104,9 +103,10 @@ def storage(emulator_url: str) -> Iterator[StandIn]:
 @pytest.fixture
 def make_bucket(emulator: str) -> Callable[[], str]:
     """Makes a fresh bucket and returns its name."""
+    import gcs
 
     def make() -> str:
-        return emulated_client().create_bucket(f"bucket-{uuid.uuid4().hex[:12]}").name
+        return gcs.make_client().create_bucket(f"bucket-{uuid.uuid4().hex[:12]}").name
 
     return make
 

@@ -38,6 +38,7 @@ import numpy as np
 from click.testing import CliRunner
 from pyarrow import parquet
 
+import gcs
 import ingest
 from common.names import GsPath, identifier
 from common.program import ROOT
@@ -49,7 +50,6 @@ from testing.embedders import FakeEmbedder, LoaderWithoutModels
 from testing.photographs import picture
 from testing.servers.guarded import guarded
 from testing.servers.processes import LONGEST_S, local_forager
-from testing.storage import emulated_client
 from tests.fake_ingest import make_loader, settings
 from tests.listeners import below, command_of
 from tests.stand_in import Rule, StandIn
@@ -153,7 +153,7 @@ class World:
     @property
     def client(self) -> Any:
         """google-cloud-storage's, for the emulator of the test."""
-        return emulated_client()
+        return gcs.make_client()
 
     def again(self, directory: Path) -> World:
         """The same images under another name, with nothing done."""
@@ -393,7 +393,7 @@ class Index:
 
 def put(bucket: str, *names: str, data: bytes = b"data") -> None:
     for name in names:
-        emulated_client().bucket(bucket).blob(name).upload_from_string(data)
+        gcs.make_client().bucket(bucket).blob(name).upload_from_string(data)
 
 
 def listing(bucket: str, prefix: str = "") -> list[Any]:

@@ -66,11 +66,14 @@ class Asked:
         return f"{self.method} {self.path}"
 
     def is_file(self) -> bool:
-        """Whether the body has a file on its way into a bucket."""
-        return "uploadType=multipart" in self.path
+        """Whether the body is (a chunk of) a file on its way into a bucket."""
+        whole = "uploadType=media" in self.path or "uploadType=multipart" in self.path
+        return whole or (self.method == "PUT" and "upload_id=" in self.path)
 
     def file(self) -> tuple[int, int]:
-        """Where in the body the file is: in its second part."""
+        """Where in the body the file is: of a multipart body in its second part."""
+        if "uploadType=multipart" not in self.path:
+            return 0, len(self.body)
         first_part = self.body.index(b"\r\n\r\n") + 4
         return self.body.index(b"\r\n\r\n", first_part) + 4, self.body.rindex(b"\r\n--")
 

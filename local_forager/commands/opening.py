@@ -96,7 +96,7 @@ async def open_index(index_id: str, data_dir: Path, bucket: str) -> Opened:
 
 async def copied_index(index_id: str, data_dir: Path, bucket: str) -> Index:
     """The index, copied from the bucket if it is not here yet."""
-    async with contextlib.aclosing(Buckets()) as buckets:
+    with contextlib.closing(Buckets()) as buckets:
         copy = IndexCopies(buckets, bucket, data_dir).get(index_id)
         await copy.task
     if copy.index is None:

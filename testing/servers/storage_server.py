@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
         if method == "GET" and url.path.endswith("/o"):
             return _json(self.objects.listing(query))
         if url.path.startswith("/upload/"):
-            return self.upload(query, headers, body)
+            return self.upload(method, url.path, query, headers, body)
         if url.path.endswith("/compose"):
             target_name = name.removesuffix("/compose")
             sources = [source["name"] for source in json.loads(body)["sourceObjects"]]
@@ -175,12 +175,29 @@ class Connection(asyncio.Protocol):
             return _http(self.objects.image(url.path), "image/jpeg")
         return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
-    def upload(self, query: dict[str, str], headers: dict[str, str], body: bytes) -> bytes:
-        boundary = headers["content-type"].partition("boundary=")[2].strip("\"'").encode()
-        about, content = (
-            part.partition(b"\r\n\r\n")[2] for part in body.split(b"--" + boundary)[1:3]
-        )
-        return self.stored(query.get("name") or json.loads(about)["name"], content[:-2])
+    def upload(
+        self, method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes
+    ) -> bytes:
+        if query["uploadType"] == "media":
+            return self.stored(query["name"], body)
+        if query["uploadType"] == "multipart":
+            boundary = headers["content-type"].partition("boundary=")[2].strip("\"'").encode()
+            parts = body.split(b"--" + boundary)
+            name = json.loads(parts[1].partition(b"\r\n\r\n")[2])["name"]
+            return self.stored(name, parts[2].partition(b"\r\n\r\n")[2][:-2])
+        if method == "POST":
+            name = json.loads(body)["name"]
+            self.objects.parts[name] = bytearray()
+            location = f"http://{headers['host']}{path}?uploadType=resumable&name={name}"
+            return f"HTTP/1.1 200 OK\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+        name = query["name"]
+        part = self.objects.parts[name]
+        part += body
+        if len(part) < int(headers["content-range"].rpartition("/")[2]):
+            last = len(part) - 1
+            head = f"HTTP/1.1 308 Incomplete\r\nRange: bytes=0-{last}\r\nContent-Length: 0\r\n\r\n"
+            return head.encode()
+        return self.stored(name, bytes(part))
 
     def stored(self, name: str, data: bytes) -> bytes:
         """Remember an object's size and checksum, and a part's bytes until it is composed."""

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import gcs
 from common.errors import ImageError, StorageError
 from common.files import FileToUpload
 from forager.client import DatasetInfo, Forager
@@ -16,6 +17,8 @@ from tests.commands.test_stops import CREATE, DOWNLOAD, FILE, THUMBNAIL
 from tests.harness import TRAIN, VAL, Emulated, ended, has_only_a_report, listing, start
 from tests.harness import with_objects as objects
 from tests.stand_in import KINDS, Rule, StandIn
+
+CHUNK = r"PUT /upload/.*upload_id"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,7 +48,7 @@ def test_create_is_not_repeated_when_its_answer_is_lost(fresh, servers, generati
         (DOWNLOAD, "truncate", r"Reading gs://bucket-\w+/\w+/\w+\.\w+: the connection was closed"),
         (DOWNLOAD, "flip", r"24 of 24 images cannot be embedded(.|\n)*crc32c is not the listed"),
         (THUMBNAIL, "lost", r"Writing gs://bucket-\w+/thumbnails/\S+\.jpg: "),
-        (THUMBNAIL, "flip", r"Writing gs://\S+\.jpg: storage received other bytes than were sent"),
+        (THUMBNAIL, "flip", r"Writing gs://\S+\.jpg: storage holds other bytes than were sent"),
         (FILE, "429", r"Writing gs://bucket-\w+/indexes/\S+/embeddings\.npy: .*429"),
         (FILE, "flip", r"Writing gs://bucket-\w+/indexes/\S+/embeddings\.npy: storage received"),
     ],
@@ -91,14 +94,14 @@ def store(emulator, make_bucket, monkeypatch):
 
 def upload_file(bucket, path):
     file = FileToUpload(path, "array.npy", "application/octet-stream")
-    return asyncio.run(uploads.upload_files(bucket, [file]))
+    return asyncio.run(uploads.upload_files(gcs.make_client(), bucket, [file]))
 
 
 @pytest.mark.parametrize("status", ["401", "403", "404", "412"])
 @pytest.mark.parametrize("what", ["fetch", "put", "list", "upload"])
 def test_refusals_are_not_repeated(store, tmp_path, what, status):
     proxy, bucket, listed = store
-    proxy.rules.append(Rule(r"a\.jpg|/o\?|array\.npy", status))
+    proxy.rules.append(Rule(r"a\.jpg|/o\?|array\.npy|upload_id", status))
     (tmp_path / "array").write_bytes(b"content")
     calls = {
         "fetch": lambda: objects("fetch", bucket, listed),
@@ -125,14 +128,14 @@ def test_retry_after_is_waited_for(store, what):
     assert first.fault == "429" and second.at - first.at >= 1
 
 
-@pytest.mark.parametrize("size", [256_000, 9 << 20])
-def test_flipped_bits_in_an_array_are_found_and_sent_again(store, tmp_path, size):
+@pytest.mark.parametrize(("size", "requests"), [(256_000, FILE), (9 << 20, CHUNK)])
+def test_flipped_bits_in_an_array_are_found_and_sent_again(store, tmp_path, size, requests):
     proxy, bucket, _ = store
-    proxy.rules.append(Rule(FILE, "flip", times=2))
+    proxy.rules.append(Rule(requests, "flip", times=2))
     data = bytes(range(256)) * (size // 256)
     (tmp_path / "array").write_bytes(data)
     assert upload_file(bucket, tmp_path / "array") == size
-    assert proxy.counts["flip"] == 2 and len(proxy.requests(FILE)) > 2
+    assert proxy.counts["flip"] == 2 and len(proxy.requests(requests)) > 2
     assert Emulated(proxy.url).get(bucket, "array.npy") == data
 
 
@@ -141,7 +144,8 @@ def test_parts_survive_faults_and_leave_nothing_beside_the_file(store, tmp_path,
     data = bytes(range(256)) * 4000
     (tmp_path / "array").write_bytes(data)
     proxy.share = 0.2
-    monkeypatch.setattr(uploads, "MIN_PART_BYTES", 1 << 18)
+    for constant in ("MIN_PART_BYTES", "CHUNK_BYTES"):
+        monkeypatch.setattr(uploads, constant, 1 << 18)
     upload_file(bucket, tmp_path / "array")
     proxy.share = 0
     assert Emulated(proxy.url).get(bucket, "array.npy") == data

@@ -339,7 +339,7 @@ finally:
     ],
 )
 def test_help_has_an_example_and_loads_no_large_library(command, libraries):
-    """torch alone takes a second; bench.start measures the whole."""
+    """google-cloud-storage alone takes half a second; bench.start measures the whole."""
     code = [sys.executable, "-c", HELP_CODE, str(ROOT / command)]
     result = run(code, {**os.environ, "PYTHONPATH": str(ROOT)})
     result.succeeded(f"SERVER_URL=http://host:8000 python {command} ")
@@ -412,7 +412,7 @@ def test_a_proxy_from_the_environment_sees_every_request(world, fast_models, mon
     for part in ("/o?prefix", "/t%2Fa.jpg?alt=media", "/upload/", "testPermissions"):
         assert any(path.startswith(storage) and part in path for path in paths), part
     assert any("create_dataset_v2" in path for path in paths)
-    # Only what was asked for: not the buckets' metadata too.
+    # Only what was asked for: google-cloud-storage would ask for the buckets' metadata too.
     assert not [path for path in paths if re.search(r"/b/[^/]+(\?|$)", path)]
 
 

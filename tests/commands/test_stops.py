@@ -14,7 +14,7 @@ from tests.harness import TRAIN, VAL, World, ended, pictures, wait_for
 from tests.stand_in import Rule, StandIn
 
 DOWNLOAD, THUMBNAIL = r"GET /storage/.*alt=media", r"POST /upload/.*name=thumbnails"
-FILE, CREATE = r"POST /upload/.*name=(?!thumbnails)", r"POST /api/create_dataset_v2"
+FILE, CREATE = r"POST /upload/.*uploadType=multipart", r"POST /api/create_dataset_v2"
 LIST_TRAIN, LIST_VAL = (rf"GET /storage/.*prefix={split}" for split in ("train", "val"))
 SMALL_STEPS = {"FAKE_WINDOW": "4", "FAKE_CHECKPOINT_S": "0.05"}
 INTERRUPTED = "Interrupted: the same command continues where this one stopped.\n"

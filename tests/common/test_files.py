@@ -1,6 +1,5 @@
 """Durable writes, checksums, and the errors of disks."""
 
-import asyncio
 import errno
 import os
 import sqlite3
@@ -8,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from common import files
 from common.errors import DiskError
 from common.files import (
-    FilePart,
     crc32c_of_bytes,
+    crc32c_of_file,
     disk_errors,
     write_atomically,
     written_whole,
@@ -46,21 +44,8 @@ def test_what_is_no_regular_file_is_refused(tmp_path, name):
 def test_crc32c_of_a_part_of_a_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before123456789after")
-    assert FilePart(path, 6, 9).crc32c() == 0xE3069283  # RFC 3720's check value
-
-
-@pytest.mark.parametrize("block", [1, 7, 8, 9, 100])
-def test_a_part_of_a_file_is_read_in_blocks(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(files, "BLOCK_BYTES", block)
-    path = tmp_path / "file"
-    path.write_bytes(b"before123456789after")
-    part = FilePart(path, 4, 15)
-
-    async def read():
-        return [piece async for piece in part]
-
-    assert b"".join(asyncio.run(read())) == b"re123456789afte"
-    assert part.crc32c() == crc32c_of_bytes(b"re123456789afte")
+    assert crc32c_of_file(path, 6, 9) == 0xE3069283  # RFC 3720's check value
+    assert crc32c_of_file(path) == crc32c_of_bytes(path.read_bytes())
 
 
 CONTINUES = "free space or repair the disk; the same command then continues where this one stopped."

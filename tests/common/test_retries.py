@@ -32,24 +32,34 @@ def test_is_transient(error):
 
 
 class Fails:
-    """Raises the errors in turn when it is awaited, then returns "done"; its calls are counted."""
+    """A function that raises the errors in turn and then returns "done"; its calls are counted."""
 
     def __init__(self, *errors):
         self.errors, self.calls = list(errors), 0
 
-    async def __call__(self):
+    def __call__(self):
         self.calls += 1
         if self.errors:
             raise self.errors.pop(0)
         return "done"
 
-
-def call(function, policy=QUICK):
-    """Call a function with retries."""
-    return asyncio.run(policy.call("GET x", function))
+    async def asynchronous(self):
+        return self()
 
 
-def test_call_prints_which_attempt_comes_next(capsys):
+@pytest.fixture(params=["async", "blocking"])
+def call(request):
+    """Call a function with retries, in both ways that they have."""
+
+    def run(function, policy=QUICK):
+        if request.param == "blocking":
+            return policy.call_blocking("GET x", function)
+        return asyncio.run(policy.call("GET x", function.asynchronous))
+
+    return run
+
+
+def test_call_prints_which_attempt_comes_next(call, capsys):
     assert call(Fails(ConnectionResetError("re\x1b[2Jset"), TimeoutError())) == "done"
     said = capsys.readouterr()
     assert said.out == ""
@@ -67,7 +77,7 @@ def test_call_prints_which_attempt_comes_next(capsys):
         ([TransientError("x", attempts=2)] * 9, 8, 2),  # an error can limit its attempts
     ],
 )
-def test_call_raises_what_the_last_attempt_raised(capsys, errors, attempts, calls):
+def test_call_raises_what_the_last_attempt_raised(call, capsys, errors, attempts, calls):
     function, last = Fails(*errors), errors[calls - 1]
     with pytest.raises(type(last)) as caught:
         call(function, QUICK._replace(attempts=attempts))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DiskError
-from common.files import crc32c_of_bytes
+from common.files import crc32c_of_file
 from dataset.arrays import (
     BYTES_PER_ROW,
     DIMENSIONS,
@@ -128,9 +128,7 @@ def test_every_row_that_differs_is_found(tmp_path):
         file.write(b"\1")
     found = verify_arrays(tmp_path, 2100, iter(written.items()))
     assert found.damaged == [1000]
-    assert found.checksums == {
-        n: crc32c_of_bytes(array_path(tmp_path, n).read_bytes()) for n in DIMENSIONS
-    }
+    assert found.checksums == {n: crc32c_of_file(array_path(tmp_path, n)) for n in DIMENSIONS}
     assert verify_arrays(tmp_path, 2100, iter([(3, 1), (2099, None)])).damaged == [3, 2099]
 
 

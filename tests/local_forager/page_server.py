@@ -10,11 +10,11 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
+import gcs
 from local_forager import types as page_types
 from local_forager.indexes.index import Index, class_name
 from testing import synthetic
 from testing.servers.processes import LONGEST_S, local_forager
-from testing.storage import emulated_client
 from tests.harness import wait_for
 
 NAMES = [f"d/train/t{row:02}.jpg" for row in range(60)] + [
@@ -128,7 +128,7 @@ class PageServer:
         change: called with a function from the name of a file of the index to its blob.
         """
         names = [f"{name}/train/{row}.jpg" for row in range(names)] if type(names) is int else names
-        index_id, client = str(uuid.uuid4()), emulated_client()
+        index_id, client = str(uuid.uuid4()), gcs.make_client()
         num_train = len(names) if num_train is None else num_train
         synthetic.publish(client, self.images, self.index, index_id, names, num_train, **more)
         if change:
@@ -188,7 +188,7 @@ class PageServer:
 @contextmanager
 def page_server(directory, *options):
     """A PageServer of generation B; STORAGE_EMULATOR_HOST must be set."""
-    client = emulated_client()
+    client = gcs.make_client()
     images, index = (client.create_bucket(f"page-{uuid.uuid4()}").name for _ in range(2))
     service = local_forager(directory, directory / "log", "--bucket", index, *options)
     with service:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from testing.storage import emulated_client
+import gcs
 from tests.harness import run
 from tests.local_forager import screen
 from tests.local_forager.page_server import ask, fetch, get, page_server
@@ -61,7 +61,7 @@ def test_command_deletes_one_dataset_while_the_server_runs(two):
 
 
 def bucket_names(bucket):
-    return sorted(blob.name for blob in emulated_client().list_blobs(bucket))
+    return sorted(blob.name for blob in gcs.make_client().list_blobs(bucket))
 
 
 def test_command_asks_first(two):

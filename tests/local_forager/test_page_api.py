@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
+import gcs
 from common.program import ROOT
 from local_forager import types as page_types
 from local_forager.analysis import text_search
@@ -20,7 +21,6 @@ from local_forager.page.datasets import warnings_of
 from local_forager.server.database import SplitCounts
 from local_forager.types import PageError
 from testing import synthetic
-from testing.storage import emulated_client
 from tests.harness import wait_for
 from tests.local_forager.page_server import COPY, FAILED, SHAPES, conforms, fetch, get, made_index
 
@@ -219,7 +219,7 @@ def test_sort_by_outliers_and_typical(server, url):
 
 def test_file_sizes_when_the_image_is_gone(server, dataset_name):
     server.publish(dataset_name, 1, with_manifest=False)
-    emulated_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg").delete()
+    gcs.make_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg").delete()
     assert server.rows("sort=largest", dataset_name) == []
 
 
@@ -345,7 +345,7 @@ def test_index_that_cannot_be_copied(server, dataset_name):
 
 def test_server_and_index_disagree(server, dataset_name):
     late = f"{dataset_name}/train/late.jpg"
-    emulated_client().bucket(server.images).blob(late).upload_from_string(b"")
+    gcs.make_client().bucket(server.images).blob(late).upload_from_string(b"")
     server.publish(dataset_name, 1)
     (warning,) = server.dataset(dataset_name)["warnings"]
     assert "2 training" in warning

@@ -6,8 +6,8 @@ import re
 import pytest
 from PIL import ExifTags, Image
 
+import gcs
 from testing import synthetic
-from testing.storage import emulated_client
 from tests.harness import wait_for
 from tests.local_forager import screen
 from tests.local_forager.page_server import COPY, FAILED
@@ -168,7 +168,7 @@ def test_thumbnail_until_the_original_is_here(server, tabs):
 
 def test_reason_if_the_original_cannot_be_had(server, tabs, dataset_name):
     server.publish(dataset_name, 1)
-    emulated_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg").delete()
+    gcs.make_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg").delete()
     page = tabs(f"{server.url}/{dataset_name}?image=0")
     expect(page.locator("figcaption")).to_contain_text("It is not in the bucket.")
     # The browser may report the missing picture later; its messages arrive while it is asked.
@@ -182,7 +182,7 @@ def test_rotated_photograph_is_shown_as_the_models_see_it(server, tabs, dataset_
         exif, file = Image.Exif(), io.BytesIO()
         exif[ExifTags.Base.Orientation] = 6
         image.save(file, "JPEG", exif=exif)
-    blob = emulated_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg")
+    blob = gcs.make_client().bucket(server.images).blob(f"{dataset_name}/train/0.jpg")
     blob.upload_from_string(file.getvalue())
     page = tabs(f"{server.url}/{dataset_name}?image=0")
     expect(page.locator("#detail dl")).to_contain_text("200 × 150 pixels")

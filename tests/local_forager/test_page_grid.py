@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
+import gcs
 from local_forager.analysis import text_search
 from testing import synthetic
-from testing.storage import emulated_client
 from testing.weights import write_text_tower
 from tests.harness import wait_for
 from tests.local_forager import screen
@@ -144,7 +144,7 @@ def test_missing_thumbnails_look_the_same_everywhere(server, tabs, dataset_name)
     index_id = server.publish(dataset_name, 3)
     for row in range(3):
         blob = f"thumbnails/{index_id}/{row}.jpg"
-        emulated_client().bucket(server.index).blob(blob).delete()
+        gcs.make_client().bucket(server.index).blob(blob).delete()
     page = tabs(f"{server.url}/{dataset_name}")
     missing = '[src="/static/missing.svg"]'
     expect(page.locator(f".grid img{missing}")).to_have_count(3)

@@ -9,9 +9,9 @@ from contextlib import closing
 
 import pytest
 
+import gcs
 from common.program import ROOT
 from testing.servers.processes import LONGEST_S, local_forager
-from testing.storage import emulated_client
 from tests.harness import run
 from tests.local_forager.page_server import ask
 
@@ -68,7 +68,7 @@ def start(servers, server_directories, dataset_name):
 @pytest.fixture
 def images(emulator):
     """A function that puts empty objects of these names in a new bucket and returns its name."""
-    client = emulated_client()
+    client = gcs.make_client()
 
     def put(*names):
         bucket = client.create_bucket(f"images-{uuid.uuid4()}")

@@ -171,7 +171,7 @@ def test_a_forecast_follows_from_images_pages_and_arrays():
     assert found.startup_s == 30
     assert found.seconds == pytest.approx(20 + 10 + images / 500 + found.upload_s)
     assert index_requests([1000] * 3) == (8, 16)
-    assert index_requests([1 << 30, 33 << 20, 1000]) == (8 + 32 * 3 + 3, 16 + 32 * 3 + 3)
+    assert index_requests([1 << 30, 33 << 20, 1000]) == (8 + 32 + 3, 16 + 32 + 3)
     stored = (found.thumbnail_bytes + found.index_bytes) / 1e9
     assert cost(found, read_prices(None)) == pytest.approx(
         {

@@ -5,9 +5,11 @@ import json
 import re
 import socket
 
+import google.cloud.storage.exceptions as storage_errors
 import pytest
+import requests
+from google.api_core import exceptions as api
 from google.auth import exceptions as auth
-from google.auth.credentials import TokenState
 
 import gcs
 from common.errors import IngestError, StorageError, TransientError
@@ -15,30 +17,43 @@ from common.names import GsPath
 from forager.client import Forager
 from gcs import Refused
 from storage.listing import listed
-from storage.session import Session
 from tests.stand_in import Answer, StandIn
+
+
+def answered(status, body=b"", headers=None):
+    """requests' answer with this status, and google-cloud-storage's error for it."""
+    response = requests.Response()
+    response.status_code, response._content = status, body
+    response.headers.update(headers or {})
+    return api.from_http_status(status, "x", response=response)
+
+
+TRANSIENT = [
+    *(requests.ConnectionError(), requests.Timeout(), requests.exceptions.ChunkedEncodingError()),
+    requests.exceptions.JSONDecodeError("Unterminated string starting at", "{", 1),
+    *(answered(503), answered(429), ConnectionResetError()),
+    *(auth.TransportError("x"), auth.RefreshError("x", retryable=True)),
+    storage_errors.DataCorruption(None, "x"),
+]
+REFUSALS = [
+    *(requests.exceptions.SSLError(), answered(404), answered(403), answered(412)),
+    auth.RefreshError("x"),
+]
+OTHERS = [ValueError(), KeyError("status"), FileNotFoundError()]
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (auth.TransportError("x"), TransientError),
-        (auth.RefreshError("x", retryable=True), TransientError),
-        (auth.RefreshError("x"), Refused),
-        (ValueError(), ValueError),  # it passes unchanged
+        *((error, TransientError) for error in TRANSIENT),
+        *((error, Refused) for error in REFUSALS),
+        *((error, type(error)) for error in OTHERS),  # they pass unchanged
     ],
     ids=repr,
 )
-def test_errors_of_google_auth_are_told_apart(monkeypatch, error, kind):
-    class Credentials:
-        token_state = TokenState.INVALID
-
-        def refresh(self, request):
-            raise error
-
-    monkeypatch.setattr(gcs, "credentials", lambda: (Credentials(), None))
-    with pytest.raises(kind):
-        asyncio.run(Session(1).token())
+def test_errors_of_libraries_are_told_apart(error, kind):
+    assert isinstance(gcs.translated(error), kind)
+    assert (gcs.translated(error) is error) == (error in OTHERS)
 
 
 @pytest.mark.parametrize(
@@ -83,24 +98,37 @@ def test_refusals_give_storages_own_reason(status, message, sentence, serve):
     body = json.dumps({"error": {"code": status, "message": message}}).encode()
     storage = serve(lambda asked: Answer(status, body))
     with pytest.raises(StorageError) as caught:
-        list(listed(GsPath("bucket", "t/")))
+        list(gcs.list_pages(gcs.make_client(), GsPath("bucket", "t/"), "name"))
     assert len(storage.asked) == 1
     assert caught.value.status == status
     assert caught.value.message.startswith(f"Listing gs://bucket/t/: {sentence}")
 
 
+def ask(library):
+    """List a directory by one of the libraries."""
+    path = GsPath("bucket", "t/")
+    if library == "aiohttp":
+        list(listed(path))
+    else:
+        list(gcs.list_pages(gcs.make_client(), path, "name"))
+
+
+LIBRARIES = ["google-cloud-storage", "aiohttp"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize(
     ("scheme", "words"),
     [("http", "Connection refused"), ("https", r"no TLS connection \([a-z ]+\)")],
 )
-def test_a_failed_connection_is_explained_in_few_words(monkeypatch, scheme, words):
+def test_a_failed_connection_is_explained_in_few_words(monkeypatch, library, scheme, words):
     with socket.socket() as free, StandIn() as server:
         free.bind(("127.0.0.1", 0))
         refusing = f"http://127.0.0.1:{free.getsockname()[1]}"
         address = refusing if scheme == "http" else server.url.replace("http:", "https:")
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         with pytest.raises(StorageError) as caught:
-            list(listed(GsPath("bucket", "t/")))
+            ask(library)
     assert re.fullmatch(
         rf"Listing gs://bucket/t/: {words}\. Is the emulator running that STORAGE_.* Storage\.",
         caught.value.message,
@@ -111,8 +139,8 @@ WRONG_PROXIES = ["not an address", "::::", "http://[x", "http://u:s3cret@:port",
 
 
 @pytest.mark.parametrize("proxy", WRONG_PROXIES)
-@pytest.mark.parametrize("of_server", [False, True])
-def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, of_server):
+@pytest.mark.parametrize("library", [*LIBRARIES, "server"])
+def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, library):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://storage.example")
     monkeypatch.setenv("http_proxy", proxy)
 
@@ -121,6 +149,6 @@ def test_a_proxy_that_is_no_address_is_one_sentence(monkeypatch, proxy, of_serve
             await server.dataset("birds")
 
     with pytest.raises(IngestError, match="^http_proxy=.* is not an address: write it") as caught:
-        asyncio.run(find_dataset()) if of_server else list(listed(GsPath("bucket", "t/")))
+        asyncio.run(find_dataset()) if library == "server" else ask(library)
     assert "s3cret" not in caught.value.message
-    assert isinstance(caught.value, StorageError) == (not of_server)
+    assert isinstance(caught.value, StorageError) == (library != "server")

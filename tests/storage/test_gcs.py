@@ -12,8 +12,8 @@ from google.auth.exceptions import TransportError
 
 import gcs
 from common.errors import StorageError
+from common.names import GsPath
 from gcs import ListedObject
-from storage.async_client import AsyncStorage
 from storage.session import Session
 from tests.harness import listing, with_objects
 from tests.stand_in import Answer, StandIn
@@ -48,7 +48,7 @@ def test_the_public_address_follows_the_emulator(monkeypatch, host, address):
 def test_a_wrong_emulator_host_is_refused_with_the_form(monkeypatch, host):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
     with pytest.raises(StorageError) as caught:
-        AsyncStorage(1)
+        gcs.make_client()
     assert caught.value.message.isprintable() and "s3cret" not in caught.value.message
     assert "is not an address: write it as http://HOST:PORT, or unset it" in caught.value.message
 
@@ -112,7 +112,18 @@ def test_a_wrong_key_file_is_named(no_credentials, monkeypatch, tmp_path, conten
         path.write_text(content)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
     with pytest.raises(StorageError, match=r"credentials are in .*key\.json: run `gcloud"):
-        gcs.credentials()
+        gcs.make_client()
+
+
+def test_a_token_is_fetched_once_for_both_libraries(tokens, monkeypatch):
+    with StandIn(None, lambda asked: Answer(200, b"{}")) as storage:
+        client = gcs.make_client()
+        client._connection.API_BASE_URL = storage.url
+        assert list(gcs.list_pages(client, GsPath("bucket", ""), "name")) == [[]]
+        assert {o.headers["authorization"][:13] for o in storage.asked} == {"Bearer token-"}
+    assert b"jwt-bearer" in tokens.asked[0].body
+    assert tokens_of(1) == [client._credentials.token]
+    assert len(tokens.asked) == 1
 
 
 def tokens_of(requests):
@@ -125,25 +136,9 @@ def tokens_of(requests):
     return asyncio.run(get())
 
 
-def test_public_buckets_are_read_without_credentials(no_credentials, monkeypatch):
-    async def read(anonymous_allowed):
-        objects = AsyncStorage(1, anonymous_allowed=anonymous_allowed)
-        async with objects:
-            return await objects.ask("x", "/b/bucket/o", {})
-
-    with StandIn(None, lambda asked: Answer(200, {"items": []})) as storage:
-        monkeypatch.setattr(gcs, "api_address", lambda: storage.url)
-        assert asyncio.run(read(True)) == {"items": []}
-        assert "authorization" not in storage.asked[0].headers
-        with pytest.raises(StorageError, match="No Google credentials were found: run `gcloud"):
-            asyncio.run(read(False))
-        assert len(storage.asked) == 1
-
-
 def test_a_token_is_renewed_once_and_when_it_is_about_to_expire(tokens):
     assert set(tokens_of(20)) == {"token-1"}
-    assert b"jwt-bearer" in tokens.asked[0].body
-    gcs.credentials()[0].token = None
+    gcs.credentials().token = None
     tokens.life_s = 200  # google-auth renews 225 s before the end
     assert tokens_of(2) == ["token-2", "token-3"]
 
@@ -159,7 +154,7 @@ def test_renewing_a_token_survives_a_lost_network(monkeypatch, serve):
             self.token, self.token_state = "new", TokenState.FRESH
 
     credentials = Credentials()
-    monkeypatch.setattr(gcs, "credentials", lambda: (credentials, None))
+    monkeypatch.setattr(gcs, "credentials", lambda: credentials)
     storage = serve(lambda asked: Answer(200, b"{}"))
     monkeypatch.setattr(gcs, "emulator_host", lambda: None)
     monkeypatch.setattr(gcs, "api_address", lambda: storage.url)

@@ -3,15 +3,14 @@
 import asyncio
 import json
 import re
-from urllib.parse import quote
 
 import numpy as np
 import pytest
 
+import gcs
 from common.errors import StorageError
 from common.files import FileToUpload
 from storage import uploads
-from testing.storage import emulated_client
 from tests.stand_in import Answer, Rule
 from tests.storage.test_async_client import RETAINED
 
@@ -22,7 +21,7 @@ NAME = "indexes/ID/local/clip/embeddings.npy"
 @pytest.fixture
 def bucket(make_bucket, monkeypatch):
     monkeypatch.setattr(uploads, "MIN_PART_BYTES", PART)
-    return emulated_client().bucket(make_bucket())
+    return gcs.make_client().bucket(make_bucket())
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def make_file(tmp_path, size, name=NAME, content_type="application/octet-stream"
 
 
 def upload(bucket, *files):
-    return asyncio.run(uploads.upload_files(bucket.name, files))
+    return asyncio.run(uploads.upload_files(gcs.make_client(), bucket.name, files))
 
 
 def names(bucket):
@@ -46,9 +45,10 @@ def names(bucket):
 
 
 def sent(front):
-    """How many bytes of content came."""
-    places = [asked.file() for asked in front.requests("POST .*uploadType=multipart")]
-    return sum(end - start for start, end in places)
+    """How many bytes of content came in multipart uploads, which files up to 8 MB are."""
+    uploaded = [asked.body for asked in front.asked if "uploadType=multipart" in asked.path]
+    contents = [body.split(b"\r\n\r\n", 2)[2].rpartition(b"\r\n--")[0] for body in uploaded]
+    return sum(map(len, contents))
 
 
 def assert_arrived(bucket, file):
@@ -58,12 +58,12 @@ def assert_arrived(bucket, file):
 
 
 def composed(front):
-    return [asked for asked in front.asked if "/compose" in asked.path]
+    return [asked for asked in front.asked if "/compose?" in asked.path]
 
 
 @pytest.mark.parametrize(
     ("size", "parts"),
-    [(0, 0), (1, 0), (2 * PART - 1, 0), (2 * PART, 2), (3 * PART + 1, 4), (32 * PART, 32)],
+    [(0, 0), (1, 0), (2 * PART - 1, 0), (2 * PART, 2), (3 * PART + 1, 4), (40 * PART, 32)],
 )
 def test_a_file_arrives_whole_and_leaves_no_parts(bucket, front, tmp_path, size, parts):
     file = make_file(tmp_path, size)
@@ -106,7 +106,7 @@ def test_parts_of_an_interrupted_run_are_used(bucket, front, tmp_path):
 
 @pytest.mark.parametrize("status", [403, 405, 501])
 def test_without_compose_the_file_goes_in_one_stream(bucket, front, tmp_path, status):
-    front.rules = [lambda asked: Answer(status) if "/compose" in asked.path else None]
+    front.rules = [lambda asked: Answer(status) if "/compose?" in asked.path else None]
     file = make_file(tmp_path, 3 * PART)
     upload(bucket, file)
     assert len(composed(front)) == 1
@@ -133,9 +133,10 @@ def lost_then_held(front, pattern):
     def rule(asked):
         if not re.search(pattern, f"{asked.method} {asked.path}"):
             return None
-        if asked.path in made:
+        name = re.search(rb'"name": ?"([^"]+)"', asked.body)
+        if (asked.path, name and name[1]) in made:
             return Answer(403, RETAINED)
-        made.add(asked.path)
+        made.add((asked.path, name and name[1]))
         return "lost"
 
     front.rules = [rule]
@@ -159,7 +160,7 @@ def test_a_held_object_with_other_bytes_is_named(bucket, front, tmp_path, held):
     bucket.blob(held).upload_from_string(b"other")
 
     def rule(asked):
-        writes = asked.method == "POST" and asked.path.endswith(f"name={quote(held, safe='')}")
+        writes = asked.method == "POST" and f'"{held}"'.encode() in asked.body
         return Answer(403, RETAINED) if writes or "/compose" in asked.path else None
 
     front.rules = [rule]
@@ -184,26 +185,40 @@ def test_parts_that_cannot_be_deleted_for_other_reasons_stop(bucket, front, tmp_
         upload(bucket, make_file(tmp_path, 3 * PART))
 
 
-def test_large_parts_are_composed_of_parts(bucket, front, tmp_path):
-    """So a request that fails costs little, and a second run finds all that was sent."""
-    file = make_file(tmp_path, 70 * PART)
-    front.rules = [Rule(r"POST .*part-32-of-32\.part-02-of-03$", "400", times=1)]
-    with pytest.raises(StorageError, match=r"part-32-of-32\.part-02-of-03: HTTP 400"):
-        upload(bucket, file)
-    there = sum(blob.size for blob in bucket.list_blobs() if blob.name.count(".part-") == 2)
-    del front.asked[:]
-    upload(bucket, file)
-    assert 0 < sent(front) <= 70 * PART - there < 70 * PART
-    assert composed(front)[-1].path.endswith("embeddings.npy/compose")
-    assert_arrived(bucket, file)
+@pytest.fixture
+def whole(monkeypatch, tmp_path):
+    """A file that is sent in one resumable upload."""
+    monkeypatch.setattr(uploads, "MIN_PART_BYTES", 32 << 20)
+    return make_file(tmp_path, 9_000_001)
 
 
-@pytest.mark.parametrize(("kind", "faults"), [("503", 5), ("reset", 5), ("lost", 5)])
-def test_a_failed_part_is_repeated_and_no_other(bucket, front, tmp_path, kind, faults):
-    file = make_file(tmp_path, 20 * PART)
-    front.rules = [Rule("POST .*uploadType=multipart", kind, times=faults)]
-    upload(bucket, file)
-    requests = front.requests("POST .*uploadType=multipart")
-    assert [asked.fault for asked in requests].count(kind) == faults
-    assert len(requests) == 20 + faults
-    assert_arrived(bucket, file)
+@pytest.mark.parametrize(("status", "times"), [(404, 2), (410, 2), (410, 3)])
+def test_a_lost_upload_session_is_begun_again_twice(bucket, front, whole, capsys, status, times):
+    front.rules = [Rule("PUT .*upload_id=", str(status), times=times)]
+    if times == 2:
+        upload(bucket, whole)
+        assert_arrived(bucket, whole)
+    else:
+        with pytest.raises(StorageError, match=r"Writing gs://\S+/embeddings\.npy: HTTP 410"):
+            upload(bucket, whole)
+    assert capsys.readouterr().err.count(f"storage lost the upload ({status}); it is begun") == 2
+    assert len(front.requests("POST .*uploadType=resumable")) == 3
+
+
+@pytest.mark.parametrize(("kind", "faults"), [("503", 5), ("reset", 5), ("lost", 1)])
+def test_a_failed_chunk_is_repeated(bucket, front, whole, monkeypatch, kind, faults):
+    """Not the whole part; but the emulator refuses a chunk of which the answer was lost."""
+    chunk = 1 << 18
+    monkeypatch.setattr(uploads, "CHUNK_BYTES", chunk)
+    front.rules = [
+        Rule("PUT .*upload_id", kind, times=1, after=5 * number) for number in range(faults)
+    ]
+    upload(bucket, whole)
+    sent = front.requests("PUT .*upload_id")
+    begun = front.requests("POST .*uploadType=resumable")
+    assert sum(asked.fault == kind for asked in sent) == faults
+    if kind == "lost":
+        assert len(begun) == 2
+    else:
+        assert (len(begun), len(sent)) == (1, -(-9_000_001 // chunk) + faults)
+    assert_arrived(bucket, whole)
