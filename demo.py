@@ -137,12 +137,11 @@ def fill_bucket(client: storage.Client) -> int:
     """Upload the samples to gs://demo-images/{train,val}; returns how many there are."""
     client.create_bucket(INDEX_BUCKET)
     bucket = client.create_bucket(BUCKET)
-    count = 0
-    for split, name, image in crops():
+    images = list(crops())
+    for split, name, image in images:
         data = encoded(image, "PNG" if name.endswith(".png") else "JPEG")
         bucket.blob(f"{split}/{name}").upload_from_string(data)
-        count += 1
-    return count
+    return len(images)
 
 
 def write_labels(path: Path) -> None:
@@ -188,15 +187,14 @@ def show_results(client: storage.Client, server_url: str) -> None:
     """Print what the commands left: the objects of the index, and what the server says."""
     info = json.load(urllib.request.urlopen(f"{server_url}/api/get_dataset_info_v2/{NAME}"))
     click.secho("\nIn the index bucket", bold=True)
-    thumbnails = [0, 0]
+    thumbnails = []  # their sizes
     for blob in client.list_blobs(INDEX_BUCKET):
         if blob.name.startswith("thumbnails/"):
-            thumbnails = [thumbnails[0] + 1, thumbnails[1] + blob.size]
+            thumbnails.append(blob.size)
         else:
             click.echo(f"{blob.size:>12,}  gs://{INDEX_BUCKET}/{blob.name}")
-    count, volume = thumbnails
     directory = f"gs://{INDEX_BUCKET}/thumbnails/{info['index_id']}/"
-    click.echo(f"{volume:>12,}  {directory} ({count:,} thumbnails)")
+    click.echo(f"{sum(thumbnails):>12,}  {directory} ({len(thumbnails):,} thumbnails)")
     click.secho("\nOn the server", bold=True)
     click.echo(json.dumps(info))
 

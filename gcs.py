@@ -124,11 +124,6 @@ def api_address() -> str:
     return emulator_host() or API_ADDRESS
 
 
-def batch_address() -> str:
-    """Where the JSON API takes several calls in one request."""
-    return emulator_host() or PUBLIC_ADDRESS
-
-
 def public_address(bucket: str, name: str) -> str:
     """Where a browser finds the object without credentials."""
     return f"{emulator_host() or PUBLIC_ADDRESS}/{bucket}/{quote(name, safe='/')}"
@@ -305,11 +300,6 @@ def call(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         raise storage_error(what, error) from error
 
 
-def crc32c_of_listing(text: str) -> int:
-    """The checksum that the JSON API writes as base64 of four big-endian bytes."""
-    return int.from_bytes(binascii.a2b_base64(text), "big")
-
-
 def buckets_like(bucket: str) -> str:
     """A sentence: which buckets the project of the credentials has, or how to look.
 
@@ -386,7 +376,9 @@ def listed_object(item: Any) -> ListedObject:
         TransientError: it is no such description.
     """
     try:
-        crc32c = crc32c_of_listing(item["crc32c"]) if "crc32c" in item else NO_CRC32C
+        crc32c = NO_CRC32C
+        if "crc32c" in item:  # base64 of four big-endian bytes
+            crc32c = int.from_bytes(binascii.a2b_base64(item["crc32c"]), "big")
         return ListedObject(
             item["name"], int(item.get("size", 0)), crc32c, int(item.get("generation", 0))
         )

@@ -130,8 +130,16 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     try:
         raise_open_file_limit()
         check_arguments(request, loader)
-        with WorkDirectory(request.work_dir) as work, report.kept_in(work.path):
-            await ingest_in(work, request, loader, report)
+        with (
+            WorkDirectory(request.work_dir) as work,
+            report.kept_in(work.path),
+            shortages(),
+            disk_errors(work.path),
+        ):
+            if images := request.mode.trial:
+                await try_out(request, images, work, loader, report)
+            else:
+                await run_rounds(request, work, loader, report)
     except BaseException as error:
         report.end(error)
         if request.mode.as_json:
@@ -141,17 +149,6 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     ends = {RunOutcome.DRY_RUN: "Every check passed.", RunOutcome.TRIED: "The trial has ended."}
     done = ends.get(report.outcome, f"{request.target.name} is registered.")
     print_result(report.text() if request.mode.as_json else summarize(report), done)
-
-
-async def ingest_in(
-    work: WorkDirectory, request: Request, loader: ModelLoader, report: Report
-) -> None:
-    """The same in the work directory."""
-    with shortages(), disk_errors(work.path):
-        if request.mode.trial:
-            await try_out(request, request.mode.trial, work, loader, report)
-        else:
-            await run_rounds(request, work, loader, report)
 
 
 async def run_rounds(
@@ -192,8 +189,8 @@ async def run_rounds(
             changes = await asyncio.to_thread(take_newer, run, newer)
     raise IngestError(
         f"The bucket changed in each of {ROUNDS} rounds, so nothing was registered. The last time:"
-        f"{changes}\nAll that is computed is kept. Run the same command again when {plan.train} "
-        f"and {plan.val} hold still for the time of one listing."
+        f"{changes}\nAll that is computed is kept. Run the same command again when "
+        f"{' and '.join(map(str, request.target.paths))} hold still for the time of one listing."
     )
 
 
@@ -206,7 +203,7 @@ async def one_round(run: Run) -> Listing | None:
         checksums = await complete(run)
     except ImagesChanged as error:
         warn(error.message)
-        return await asyncio.to_thread(list_images, (run.plan.train, run.plan.val), run.work)
+        return await asyncio.to_thread(list_images, run.request.target.paths, run.work)
     with run.report.step(StepName.UPLOAD):
         await upload(run, checksums)
     with run.report.step(StepName.REGISTRATION):
@@ -222,7 +219,7 @@ def take_newer(run: Run, listing: Listing) -> str:
         IngestError: it cannot be ingested, or leaves out most of what is computed.
     """
     findings, state, mode = Findings(), run.state, run.request.mode
-    check_listing(findings, listing, (run.plan.train, run.plan.val), mode.allow_empty_val)
+    check_listing(findings, listing, run.request.target.paths, mode.allow_empty_val)
     changes = state.changes(listing.path)
     check_left_out(findings, changes, mode.accept_changes)
     findings.raise_if_any()
@@ -270,8 +267,8 @@ async def describe(request: Request, plan: Plan, listed: State) -> str:
         state = continued if continued and not plan.changes else listed
         matched = await asyncio.to_thread(plan.reuse.matches.match, state.path)
         reuse, reused_bytes = describe_reuse(plan.reuse, matched, would=True), matched.size
-    bucket = request.target.bucket
-    what = describe_plan(plan.listing, plan.train.bucket, bucket, reuse, reused_bytes)
+    image_bucket, index_bucket = request.target.paths[0].bucket, request.target.bucket
+    what = describe_plan(plan.listing, image_bucket, index_bucket, reuse, reused_bytes)
     if plan.earlier and plan.start_over:
         return f"Would start over: this deletes {what_restart_deletes(plan.earlier)}.\n{what}"
     if continued and plan.changes:

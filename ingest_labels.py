@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.errors import Findings, IngestError, ServerError
+from common.errors import Findings, IngestError
 from common.names import dataset_name_error, text_problem
 from common.options import CONTEXT_SETTINGS, Command, LocalPath, choice, flag, shared_options
 from common.terminal import count, first_lines, first_of, printable, say
@@ -107,11 +107,10 @@ class Options:
     "Send labels again that an earlier run finished sending. A server of generation A then "
     "stores them a second time.",
 )
-@click.option(
+@flag(
     "--json",
+    "Print the numbers by category and mode as JSON instead of a table. See docs/report.md.",
     "as_json",
-    is_flag=True,
-    help="Print the numbers by category and mode as JSON instead of a table. See docs/report.md.",
 )
 @click.option(
     "--work_dir",
@@ -234,10 +233,7 @@ def check_arguments(options: Options) -> tuple[Labels, str]:
     findings = Findings()
     if problem := dataset_name_error(options.name):
         findings.add(problem)
-    try:
-        check_server_url(options.server_url)
-    except ServerError as error:
-        findings.add(error.message)
+    findings.collect(check_server_url, options.server_url)
     if not re.fullmatch(r"[^@\s]+@[^@\s]+", options.user) or text_problem(options.user):
         findings.add(
             f"--user {printable(options.user)!r} is not an e-mail address: write it as NAME@HOST."

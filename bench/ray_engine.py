@@ -175,14 +175,12 @@ def driver_rate() -> float:
     from dataset.quality import Quality
     from dataset.state import Row, State
     from engine.checkpoint import Recorder
-    from engine.decode import Embedded
+    from engine.decode import About, Embedded
     from engine.ray.worker import BlockResult
     from gcs import ListedObject
 
     async def take() -> None:
-        embedded = Embedded(
-            embedding=CONSTANT, width=1, height=1, is_rotated=False, quality=Quality(0, 0, 0, 0)
-        )
+        embedded = Embedded(CONSTANT, About(1, 1, False, 1, Quality(0, 0, 0, 0)))
         for start in range(0, DRIVER_ROWS, BLOCK_ROWS):
             numbers = range(start, min(start + BLOCK_ROWS, DRIVER_ROWS))
             rows = [Row(n, ListedObject(f"t/{n}.jpg", 1, 0, 0)) for n in numbers]

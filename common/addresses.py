@@ -43,13 +43,8 @@ def address_in(variable: str, text: str, use: str, *, with_user: bool = False) -
         IngestError: it is no address, or has a user and may not; the sentence ends with `use`.
     """
     address = (text if "://" in text else f"http://{text}").rstrip("/")
-    try:
-        parts = urlsplit(address)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        valid = False
-    valid = valid and parts[2:] == ("", "", "") and (with_user or "@" not in address)
-    if not valid or " " in address or not address.isprintable():
+    is_short = is_address(address) and not urlsplit(address).path
+    if not is_short or ("@" in address and not with_user):
         raise IngestError(
             f"{variable}={shown_address(text)!r} in the environment is not an address: write it as "
             f"http://HOST:PORT, or unset it {use}."
@@ -83,24 +78,22 @@ def check_server_url(server_url: str) -> str:
     """
     if not server_url:
         raise ServerError("SERVER_URL is not set: write SERVER_URL=http://HOST:PORT before python.")
-    shown = shown_address(server_url)
     if not is_address(server_url):
         hint = HIDDEN if "@" in server_url else ""
+        shown = shown_address(server_url)
         raise ServerError(f"SERVER_URL {shown!r}{hint} is not an address: {FORM}.")
-    parts = urlsplit(server_url)
-    if parts.query or parts.fragment or not server_url.isprintable() or " " in server_url:
-        raise ServerError(f"SERVER_URL {shown!r} has more than an address: {FORM}.")
     return server_url.rstrip("/")
 
 
-def is_address(server_url: str) -> bool:
-    """Whether a client can connect to this URL, as far as its form tells."""
+def is_address(text: str) -> bool:
+    """Whether a client can connect to this, as far as its form tells; it may have a path."""
     try:
-        parts = urlsplit(server_url)
-        URL(server_url)  # aiohttp parses the address with yarl
-        return parts.scheme in ("http", "https") and parts.port != 0 and _is_host(parts.hostname)
+        parts = urlsplit(text)
+        URL(text)  # aiohttp parses the address with yarl
+        known = parts.scheme in ("http", "https") and parts.port != 0 and _is_host(parts.hostname)
     except ValueError:
         return False
+    return known and text.isprintable() and not set(text) & set(" ?#")
 
 
 def _is_host(host: str | None) -> bool:

@@ -8,8 +8,7 @@
     ├── DeviceError             the device or precision is not there
     ├── ClusterError            the Ray cluster cannot be used
     ├── DiskError               a disk is full or fails, or something else has a file's name
-    │   └── DamagedState        a state.sqlite is not as it was written
-    │       └── OtherVersion    another version of this program wrote it
+    │   └── DamagedState        a state.sqlite is not as it was written, or not by this version
     ├── ShortageError           the process ran out of open files, memory or threads
     └── ImagesChanged           images were replaced in the bucket after they were listed
 
@@ -81,10 +80,6 @@ class DamagedState(DiskError):
         self.reason = reason
 
 
-class OtherVersion(DamagedState):
-    """Another version of this program wrote a state, with other tables."""
-
-
 class ShortageError(IngestError):
     """The process or the machine ran out of something that every image needs."""
 
@@ -134,8 +129,16 @@ class Findings:
         if sentence not in self.sentences:
             self.sentences.append(sentence)
 
-    async def gather(self, check: Awaitable[Any]) -> Any:
+    def collect(self, check: Callable[..., Any], *args: Any) -> Any:
         """The result of one check, or None after adding the message of its IngestError."""
+        try:
+            return check(*args)
+        except IngestError as error:
+            self.add(error.message)
+            return None
+
+    async def gather(self, check: Awaitable[Any]) -> Any:
+        """The same for a check that is awaited."""
         try:
             return await check
         except IngestError as error:

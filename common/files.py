@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import sqlite3
 import stat
@@ -24,14 +25,9 @@ DISK_ERRNOS = {
 # SQLite's messages about the disk; Python 3.10 does not give its error codes.
 DAMAGE_WORDS = ("malformed", "not a database", "no such table")
 DISK_WORDS = ("disk is full", "disk I/O error", "readonly database", "unable to open database")
-KINDS = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISLNK, "a symbolic link"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+# By the letter that `ls -l` shows.
+KINDS = {"d": "a directory", "l": "a symbolic link", "p": "a FIFO", "s": "a socket"}
+KINDS |= dict.fromkeys("bc", "a device")
 BLOCK_BYTES = 4 << 20  # read at once for a checksum
 
 
@@ -81,7 +77,7 @@ def file_kind(mode: int) -> str | None:
 
     `mode` comes from os.stat, or from os.lstat to tell symbolic links.
     """
-    return next((kind for is_kind, kind in KINDS if is_kind(mode)), None)
+    return KINDS.get(stat.filemode(mode)[0])
 
 
 def refuse_irregular(path: Path) -> None:
@@ -95,6 +91,28 @@ def refuse_irregular(path: Path) -> None:
             f"{printable(str(path))} is {kind}, not a regular file: remove it, or choose another "
             "directory."
         )
+
+
+def locked(path: Path, flags: int = 0) -> int:
+    """A descriptor of the file, locked until it is closed; with the flag O_CREAT it is made.
+
+    Raises:
+        BlockingIOError: another process has locked it, or has replaced it meanwhile.
+        DiskError: something else than a regular file has this name.
+        OSError: it cannot be opened or locked.
+    """
+    refuse_irregular(path)
+    # Without following links, and without waiting for the other end of a named pipe.
+    flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (path.exists() and os.path.samestat(os.fstat(file), path.stat())):
+            raise BlockingIOError
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 @contextlib.contextmanager
@@ -145,6 +163,12 @@ def sync_directory(path: Path) -> None:
 def crc32c_of_bytes(data: bytes) -> int:
     """CRC-32C (Castagnoli) as an unsigned 32-bit integer."""
     return int(google_crc32c.value(data))
+
+
+def read_part(path: Path, start: int, size: int) -> bytes:
+    """A part of a file; shorter where the file ends before."""
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), size, start)
 
 
 def crc32c_of_file(path: os.PathLike[str], start: int = 0, size: int | None = None) -> int:

@@ -112,7 +112,7 @@ def web_address(text: str) -> str:
     """An address that a browser can open."""
     from common.addresses import is_address, shown_address  # after --help
 
-    if is_address(text) and text.isprintable() and not set(text) & set(" ?#"):
+    if is_address(text):
         return text
     raise ValueError(
         f"{shown_address(text)!r} is no address of a web page: write it as http://HOST:PORT."
@@ -222,9 +222,9 @@ def choice(name: str, values: Sequence[str], help: str) -> Callable[..., Any]:
     return click.option(name, type=click.Choice(values), default=values[0], help=help)
 
 
-def flag(name: str, help: str) -> Callable[..., Any]:
-    """An option without a value."""
-    return click.option(name, is_flag=True, help=help)
+def flag(name: str, help: str, *parameter: str) -> Callable[..., Any]:
+    """An option without a value; `parameter` is another name for it within this program."""
+    return click.option(name, *parameter, is_flag=True, help=help)
 
 
 DEFAULT_BUCKET = "foragerml"  # of indexes and thumbnails
@@ -287,20 +287,15 @@ OPTION_GROUPS = {
     "Several GPUs or machines": ("engine", "ray_address"),
 }
 INGEST_OPTIONS = (
-    click.option(
-        "--resnet_batch_size",
-        type=batch_size,
-        default="auto",
-        metavar="N",
-        help="Images per ResNet forward pass, at most; their sizes may differ. The numbers never "
-        "depend on it.",
-    ),
-    click.option(
-        "--clip_batch_size",
-        type=batch_size,
-        default="auto",
-        metavar="N",
-        help="Images per CLIP forward pass, at most. The numbers never depend on it.",
+    *(
+        click.option(
+            f"--{model.lower()}_batch_size",
+            type=batch_size,
+            default="auto",
+            metavar="N",
+            help=f"Images per {model} forward pass, at most{more}. The numbers never depend on it.",
+        )
+        for model, more in (("ResNet", "; their sizes may differ"), ("CLIP", ""))
     ),
     click.option(
         "--resnet_weights",
@@ -402,12 +397,11 @@ INGEST_OPTIONS = (
         metavar="auto|HOST:PORT",
         help="The Ray cluster to join.  [default: --engine ray starts one on this machine]",
     ),
-    click.option(
+    flag(
         "--json",
-        "as_json",
-        is_flag=True,
-        help="Print the report of the run on stdout instead of a table: what report.json in the "
+        "Print the report of the run on stdout instead of a table: what report.json in the "
         "work directory holds. See docs/report.md.",
+        "as_json",
     ),
     click.option(
         "--trial",

@@ -14,7 +14,9 @@ import resource
 import signal
 import sqlite3
 import sys
-from collections.abc import Coroutine, Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from typing import Any, NoReturn, TypeVar
 
 from common.errors import IngestError, ShortageError
@@ -100,6 +102,21 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or a full disk
             stream.flush()
     os._exit(code)
+
+
+def in_daemon_thread(name: str, function: Callable[[], T]) -> Future[T]:
+    """The result of a function in a thread that the end of the process does not wait for."""
+    result: Future[T] = Future()
+    result.set_running_or_notify_cancel()  # nobody can cancel it then
+
+    def run() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return result
 
 
 def raise_open_file_limit() -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -23,6 +23,9 @@ from common.files import refuse_irregular, sync_directory
 
 if TYPE_CHECKING:
     from dataset.state import State
+
+
+T = TypeVar("T")
 
 
 class EmbeddingKind(NamedTuple):
@@ -225,10 +228,8 @@ def _copy_in_order(source: Path, target: Path, slots: Iterator[int], row_bytes: 
     refuse_irregular(target)
     try:
         with open(source, "rb") as old, open(target, "wb") as new:
-            for first, count in _runs(slots):
-                for start in range(first, first + count, ROWS_PER_READ):
-                    rows = min(ROWS_PER_READ, first + count - start)
-                    new.write(os.pread(old.fileno(), rows * row_bytes, start * row_bytes))
+            for run in grouped(slots, _follows):
+                new.write(os.pread(old.fileno(), len(run) * row_bytes, run[0] * row_bytes))
             new.flush()
             os.fsync(new.fileno())
     except OSError as error:
@@ -241,15 +242,19 @@ def _copy_in_order(source: Path, target: Path, slots: Iterator[int], row_bytes: 
         ) from error
 
 
-def _runs(numbers: Iterator[int]) -> Iterator[tuple[int, int]]:
-    """Numbers that follow each other, as the first of them and how many there are."""
-    first = count = 0
-    for number in numbers:
-        if count and number != first + count:
-            yield first, count
-            count = 0
-        if not count:
-            first = number
-        count += 1
-    if count:
-        yield first, count
+def _follows(run: list[int], slot: int) -> bool:
+    return slot == run[-1] + 1 and len(run) < ROWS_PER_READ
+
+
+def grouped(items: Iterable[T], joins: Callable[[list[T], T], bool]) -> Iterator[list[T]]:
+    """The items in lists, in order: each goes into the last list, or begins one if it does not
+    `join` that.
+    """
+    group: list[T] = []
+    for item in items:
+        if group and not joins(group, item):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group

@@ -17,9 +17,9 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from common.errors import DamagedState, OtherVersion
+from common.errors import DamagedState
 from common.files import checksum, is_disk_error, sync_directory
 from common.names import checked_index_id
 from common.process import close_database
@@ -28,6 +28,11 @@ from common.terminal import printable
 VERSION = 6  # of the tables, as SQLite's user_version
 OPTIONS = "CREATE TABLE options (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 OPTIONS_CHECKSUM = "checksum"  # the option that holds the checksum over all others
+SKIPPED = """
+CREATE TABLE skipped (
+    kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL
+) WITHOUT ROWID;
+"""
 EMBEDDING_S = "embedding_s"  # the option of Database.embedding_s
 INDEX_ID_ON_DISK = re.compile(rb"index_id([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
@@ -127,6 +132,10 @@ class Database:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
 
+    def _column(self, query: str, *values: object) -> Iterator[Any]:
+        """The one column of the rows that a query finds."""
+        return (value for (value,) in self._db.execute(query, values))
+
     def option(self, name: str) -> str | None:
         """A recorded option, or None."""
         found = self._db.execute("SELECT value FROM options WHERE name = ?", (name,)).fetchone()
@@ -224,13 +233,22 @@ def _schema_made_by(tables: str) -> list[tuple[str, str]]:
         return _schema_of(db)
 
 
-def scratch_database(path: Path) -> sqlite3.Connection:
-    """A new database for one run: quick, and of no use after a crash. See remove_database."""
-    remove_database(path)
-    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    db.execute("PRAGMA journal_mode = OFF")
-    db.execute("PRAGMA synchronous = OFF")
-    return db
+class Scratch:
+    """A new database for one run: quick, of no use after a crash, and removed by `close`."""
+
+    TABLES: str  # SQL that makes them
+
+    def __init__(self, path: Path) -> None:
+        remove_database(path)
+        self.path = path
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.executescript(self.TABLES)
+
+    def close(self) -> None:
+        close_database(self._db)
+        remove_database(self.path)
 
 
 def remove_database(path: Path) -> None:
@@ -248,7 +266,7 @@ def damaged_state(path: Path, reason: str, *, other_version: bool = False) -> Da
     if other_version:
         what = "was written by another version of this program"
         ways_out = f"continue it with that version, or start over: {ways_out}"
-    return (OtherVersion if other_version else DamagedState)(
+    return DamagedState(
         f"The state in {path.parent} {what} ({shown}): {ways_out}. What it uploaded stays in the "
         f"index bucket; {uploaded}.",
         shown,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset.database import OPTIONS, Database
+from dataset.database import OPTIONS, SKIPPED, Database
 from dataset.quality import COLUMNS
 
 EXAMPLES = 10  # names of each kind of change
@@ -39,9 +39,7 @@ OUTCOME = f"status, imagenet_class, reason, vectors_crc32c, width, height, sourc
 # that is not listed any more.
 TABLES = f"""
 {OPTIONS};
-CREATE TABLE skipped (
-    kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL
-) WITHOUT ROWID;
+{SKIPPED}
 CREATE TABLE images (
     slot INTEGER PRIMARY KEY, split INTEGER, object TEXT NOT NULL, identifier TEXT NOT NULL,
     size INTEGER NOT NULL, crc32c INTEGER NOT NULL, generation INTEGER NOT NULL,
@@ -164,8 +162,7 @@ class Images(Database):
 
     def _kind(self, query: str) -> Kind:
         (number,) = self._db.execute(f"SELECT count(*) FROM ({query})").fetchone()
-        examples = self._db.execute(f"{query} LIMIT {EXAMPLES}")
-        return Kind(number, [name for (name,) in examples])
+        return Kind(number, list(self._column(f"{query} LIMIT {EXAMPLES}")))
 
     def take(self, listing: Path) -> None:
         """Make a newer listing the images of this ingest, in one transaction.
@@ -176,9 +173,7 @@ class Images(Database):
         with self._attached(listing), self._transaction():
             for statement in (DROP, KEEP, UNLIST):
                 self._db.execute(statement)
-            used = np.fromiter(
-                (s for (s,) in self._db.execute("SELECT slot FROM images")), np.int64
-            )
+            used = np.fromiter(self._column("SELECT slot FROM images"), np.int64)
             free = _free_slots(used)
             new = self._db.execute(NEW).fetchall() if len(used) else self._db.execute(NEW)
             self._db.executemany(INSERT, ((next(free), *values) for values in new))

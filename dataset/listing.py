@@ -9,23 +9,19 @@ import enum
 import itertools
 import operator
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from common.names import IMAGE_SUFFIXES, encodable, identifier
-from common.process import close_database
 from common.terminal import printable
-from dataset.database import remove_database, scratch_database
+from dataset.database import SKIPPED, Scratch
 from gcs import NO_CRC32C, ListedObject
 
-TABLES = """
+TABLES = f"""
+{SKIPPED}
 CREATE TABLE listed (
     split INTEGER NOT NULL, object TEXT NOT NULL, identifier TEXT NOT NULL,
     size INTEGER NOT NULL, crc32c INTEGER NOT NULL, generation INTEGER NOT NULL
 );
-CREATE TABLE skipped (
-    kind TEXT PRIMARY KEY, objects INTEGER NOT NULL, example TEXT NOT NULL
-) WITHOUT ROWID;
 """
 
 
@@ -53,17 +49,10 @@ class Listed(NamedTuple):
     size: int
 
 
-class Listing:
-    """What is in both directories now; a file of its own, removed by `close`."""
+class Listing(Scratch):
+    """What is in both directories now."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._db = scratch_database(path)
-        self._db.executescript(TABLES)
-
-    def close(self) -> None:
-        close_database(self._db)
-        remove_database(self.path)
+    TABLES = TABLES
 
     def add(self, split: Split, objects: Iterable[ListedObject]) -> None:
         """Add a page of a listing: images are listed, everything else is counted by kind."""

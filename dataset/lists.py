@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import struct
@@ -25,9 +26,10 @@ def write_lists(state: State, directory: Path) -> None:
     manifest.write_manifest(state)
     index = directory / "index"
     index.mkdir(parents=True, exist_ok=True)
-    write_atomically(index / "labels.json", _json_list(state.objects()))
-    write_atomically(index / "identifiers.json", _json_object(state.identifiers(Split.TRAIN)))
-    write_atomically(index / "val_identifiers.json", _json_object(state.identifiers(Split.VAL)))
+    write_atomically(index / "labels.json", _json("[]", map(json.dumps, state.objects())))
+    for split, name in (Split.TRAIN, "identifiers.json"), (Split.VAL, "val_identifiers.json"):
+        rows = (f"{json.dumps(image)}: {row}" for image, row in state.identifiers(split))
+        write_atomically(index / name, _json("{}", rows))
     (directory / "aux").mkdir(exist_ok=True)
     classes = ((name.rpartition("/")[2], c) for name, c in state.imagenet_classes())
     write_atomically(directory / "aux" / "imagenet.pickle", pickled_dict(classes))
@@ -78,39 +80,21 @@ def pickled_dict(entries: Iterable[tuple[str, int]]) -> Iterator[bytes]:
 
     Opcodes as in CPython's Lib/pickletools.py.
     """
+    left = iter(entries)
     yield pickle.PROTO + b"\x02" + pickle.EMPTY_DICT
-    batch: list[bytes] = []
-
-    def flush() -> bytes:
-        data = pickle.MARK + b"".join(batch) + pickle.SETITEMS if batch else b""
-        batch.clear()
-        return data
-
-    for text, number in entries:
-        data = text.encode()
-        batch.append(
-            pickle.BINUNICODE
-            + struct.pack("<I", len(data))
-            + data
-            + pickle.BININT
-            + struct.pack("<i", number)
-        )
-        if len(batch) == PICKLE_BATCH:
-            yield flush()
-    yield flush() + pickle.STOP
+    while batch := list(itertools.islice(left, PICKLE_BATCH)):
+        yield pickle.MARK
+        for text, number in batch:
+            data = text.encode()
+            yield pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+            yield pickle.BININT + struct.pack("<i", number)
+        yield pickle.SETITEMS
+    yield pickle.STOP
 
 
-def _json_list(items: Iterable[str]) -> Iterator[bytes]:
-    separator = "["
-    for item in items:
-        yield (separator + json.dumps(item)).encode()
-        separator = ", "
-    yield b"[]" if separator == "[" else b"]"
-
-
-def _json_object(items: Iterable[tuple[str, int]]) -> Iterator[bytes]:
-    separator = "{"
-    for key, value in items:
-        yield f"{separator}{json.dumps(key)}: {value}".encode()
-        separator = ", "
-    yield b"{}" if separator == "{" else b"}"
+def _json(brackets: str, items: Iterable[str]) -> Iterator[bytes]:
+    """The list or the object in these brackets that has these items, piece by piece."""
+    yield brackets[:1].encode()
+    for number, item in enumerate(items):
+        yield f"{', ' if number else ''}{item}".encode()
+    yield brackets[1:].encode()

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
@@ -94,17 +94,13 @@ def write_manifest(state: State) -> None:
             temporary, columns, compression="zstd", write_page_checksum=True
         ) as writer,
     ):
-        for rows in _groups(state.manifest_rows()):
+        found = state.manifest_rows()
+        while rows := list(itertools.islice(found, ROWS_PER_GROUP)):
             values = dict(zip(columns.names[:-1], zip(*rows, strict=True), strict=True))
             values["split"] = tuple(Split(number).short for number in values["split"])
             arrays = [pa.array(values[field.name], field.type) for field in list(columns)[:-1]]
             arrays.append(pa.array(row_checksums(arrays), pa.uint32()))
             writer.write_table(pa.Table.from_arrays(arrays, schema=columns))
-
-
-def _groups(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    while group := list(itertools.islice(rows, ROWS_PER_GROUP)):
-        yield group
 
 
 def _metadata(state: State) -> dict[str, str]:

@@ -11,9 +11,9 @@ import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from common.process import close_database
-from dataset.database import remove_database, scratch_database
+from dataset.database import Scratch
 from dataset.images import PENDING
 from dataset.quality import COLUMNS, UNKNOWN, Quality
 from dataset.state import Found
@@ -69,21 +69,13 @@ FROM ingest.images i WHERE {UNMATCHED} GROUP BY 1 ORDER BY 2 DESC, 1 DESC
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Match:
+class Match(NamedTuple):
     """A pending image, and the image of a source that has what it needs."""
 
     source: int  # number of the source
-    source_row: int
-    source_object: str
     slot: int
     identifier: str
-    imagenet_class: int
-    width: int | None
-    height: int | None
-    vectors_crc32c: int
-    origin: str | None
-    quality: Quality | None
+    image: Found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,26 +87,18 @@ class Matched:
     left: dict[str, int]  # images that cannot be copied, by reason
 
 
-class Matches:
-    """The images of all sources, and after `match` those that are to be copied; see `close`."""
+class Matches(Scratch):
+    """The images of all sources, and after `match` those that are to be copied."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._db = scratch_database(path)
-        self._db.executescript(TABLES)
-        self._sources = 0
-
-    def close(self) -> None:
-        close_database(self._db)
-        remove_database(self._path)
+    TABLES = TABLES
+    _sources = 0
 
     def add(self, images: Iterable[Found], *, usable: bool) -> None:
         """Add the images of the next source; `usable` is false if it was computed differently."""
         kind = Use.USABLE if usable else Use.COMPUTED_DIFFERENTLY
         values = (
             (
-                *(self._sources, i.row, i.object, i.size, i.crc32c, i.imagenet_class),
-                *(i.width, i.height, i.vectors_crc32c, i.origin),
+                *(self._sources, *i[:8], i.origin),  # in the order of the columns
                 Use.FAILED_THERE if i.failed else kind,
                 *(i.quality or UNKNOWN.values()),
             )
@@ -151,11 +135,10 @@ class Matches:
 
     def __iter__(self) -> Iterator[Match]:
         """Every match, in the order of the sources' rows."""
-        *names, _ = Match.__dataclass_fields__
-        for values in self._db.execute(
-            "SELECT f.source, f.row, f.object, m.slot, m.identifier, f.imagenet_class, f.width, "
-            f"f.height, f.vectors_crc32c, f.origin, {COLUMNS} FROM matches m "
+        for source, slot, identifier, origin, *values in self._db.execute(
+            "SELECT f.source, m.slot, m.identifier, f.origin, f.row, f.object, f.size, f.crc32c, "
+            f"f.imagenet_class, f.width, f.height, f.vectors_crc32c, {COLUMNS} FROM matches m "
             "JOIN found f ON f.rowid = m.found ORDER BY m.found, m.slot"
         ):
-            known, quality = values[: len(names)], values[len(names) :]
-            yield Match(quality=Quality.known(*quality), **dict(zip(names, known, strict=True)))
+            image = Found._make((*values[:8], Quality.known(*values[8:]), origin, False))
+            yield Match(source, slot, identifier, image)

@@ -29,6 +29,7 @@ FROM (SELECT row_number() OVER (ORDER BY split, object) - 1 AS row, * FROM unord
     WHERE split IS NOT NULL)
 ORDER BY row
 """
+LISTED_IN_ORDER = "FROM images WHERE split IS NOT NULL ORDER BY split, object"
 IN_ORDER = """
 SELECT count(*) FROM (
     SELECT slot, row_number() OVER (ORDER BY split, object) - 1 AS row FROM images
@@ -114,8 +115,7 @@ class State(Images):
 
     def slots_in_order(self) -> Iterator[int]:
         """The slot of each row."""
-        query = "SELECT slot FROM images WHERE split IS NOT NULL ORDER BY split, object"
-        return (slot for (slot,) in self._db.execute(query))
+        return self._column(f"SELECT slot {LISTED_IN_ORDER}")
 
     def ordered_arrays(self) -> list[str] | None:
         """The arrays that are in row order already, while that is under way; else None."""
@@ -186,10 +186,8 @@ class State(Images):
 
     def pending_numbers(self, limit: int) -> np.ndarray:
         """The first `limit` slots of images still to embed: int64, in order."""
-        numbers = self._db.execute(
-            f"SELECT slot FROM images WHERE status = {PENDING} ORDER BY slot LIMIT ?", (limit,)
-        )
-        return np.fromiter((number for (number,) in numbers), np.int64)
+        query = f"SELECT slot FROM images WHERE status = {PENDING} ORDER BY slot LIMIT ?"
+        return np.fromiter(self._column(query, limit), np.int64)
 
     def rows(self, slots: Sequence[int]) -> list[Row]:
         """The images in these slots, in order: some hundreds at once."""
@@ -246,13 +244,9 @@ class State(Images):
                 names = [(name,) for name in page]
                 self._db.executemany("INSERT OR IGNORE INTO thumbnails VALUES (?)", names)
             done = f"FROM images WHERE status = {DONE} AND split IS NOT NULL"
-            missing = self._db.execute(
-                f"SELECT slot {done} AND identifier NOT IN thumbnails"
-            ).fetchall()
-            unused = self._db.execute(
-                f"SELECT identifier FROM thumbnails EXCEPT SELECT identifier {done}"
-            ).fetchall()
-            return [slot for (slot,) in missing], [name for (name,) in unused]
+            missing = self._column(f"SELECT slot {done} AND identifier NOT IN thumbnails")
+            unused = f"SELECT identifier FROM thumbnails EXCEPT SELECT identifier {done}"
+            return list(missing), list(self._column(unused))
         finally:
             self._db.execute("DROP TABLE thumbnails")
 
@@ -275,10 +269,7 @@ class State(Images):
 
     def objects(self) -> Iterator[str]:
         """All object names, in row order."""
-        for (name,) in self._db.execute(
-            "SELECT object FROM images WHERE split IS NOT NULL ORDER BY split, object"
-        ):
-            yield name
+        return self._column(f"SELECT object {LISTED_IN_ORDER}")
 
     def identifiers(self, split: Split) -> Iterator[tuple[str, int]]:
         """(identifier, slot) of the images of a split, by slot."""

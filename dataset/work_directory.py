@@ -14,16 +14,15 @@ trial.json      the same of the last trial; trial/ is there while it runs
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from common.errors import DiskError
-from common.files import refuse_irregular
+from common.files import locked, refuse_irregular
 from dataset.database import remove_database
 from dataset.listing import Listing
+from dataset.matches import Matches
 from dataset.state import State
 
 LOCK = "lock"
@@ -35,13 +34,6 @@ REPORT, TRIAL_REPORT = "report.json", "trial.json"
 TRIAL = "trial"
 # A directory with any of them is one of an ingest.
 OURS = (LOCK, STATE, LISTING, REUSE, REPORT, TRIAL)
-
-
-class Closable(Protocol):
-    def close(self) -> None: ...
-
-
-Database = TypeVar("Database", bound=Closable)
 
 
 class WorkDirectory:
@@ -57,7 +49,7 @@ class WorkDirectory:
         self.path = path
         self._state: State | None = None
         self._listing: Listing | None = None
-        self._others: list[Closable] = []
+        self._others = contextlib.ExitStack()
 
     def __enter__(self) -> WorkDirectory:
         try:
@@ -77,28 +69,22 @@ class WorkDirectory:
                         f"{self.path / name} is a symbolic link, not a directory: remove it, or "
                         "choose another directory with --work_dir."
                     )
-            # Without following links, and without waiting for the other end of a named pipe.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            self._lock = os.open(self.path / LOCK, flags, 0o644)
+            self._lock = locked(self.path / LOCK, os.O_CREAT)
+        except BlockingIOError as error:
+            raise DiskError(
+                f"Another ingest is running in {self.path}: wait for it, end it, or choose "
+                "another directory with --work_dir."
+            ) from error
         except OSError as error:
             raise DiskError(
                 f"The work directory {self.path} cannot be written ({error.strerror}): "
                 "choose another with --work_dir."
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self._is_the_lock():  # the run that held it has just removed it
-                raise BlockingIOError
-        except OSError as error:
-            os.close(self._lock)
-            raise DiskError(
-                f"Another ingest is running in {self.path}: wait for it, end it, or choose "
-                "another directory with --work_dir."
-            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        for database in (self._state, self._listing, *self._others):
+        self._others.close()
+        for database in (self._state, self._listing):
             if database is not None:
                 database.close()
         for name in SCRATCH:
@@ -109,10 +95,6 @@ class WorkDirectory:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
         os.close(self._lock)
-
-    def _is_the_lock(self) -> bool:
-        path = self.path / LOCK
-        return path.exists() and os.path.samestat(os.fstat(self._lock), path.stat())
 
     def state(self) -> State | None:
         """The state of an earlier run here, if there was one."""
@@ -128,10 +110,9 @@ class WorkDirectory:
         self._listing = Listing(self.path / LISTING)
         return self._listing
 
-    def keep_open(self, database: Database) -> Database:
-        """Close another database of this directory when this is left; returns it."""
-        self._others.append(database)
-        return database
+    def new_matches(self, name: str) -> Matches:
+        """An empty database of matches in this directory."""
+        return self._others.enter_context(contextlib.closing(Matches(self.path / name)))
 
     def forget_state(self) -> None:
         """Remove the state of an earlier run; what it belongs to was deleted."""
@@ -142,7 +123,8 @@ class WorkDirectory:
 
     def draft(self, listing: Listing) -> State:
         """A state with the images of a listing, under a temporary name."""
-        state = self.keep_open(State.create(self.path / NEW_STATE))
+        state = State.create(self.path / NEW_STATE)
+        self._others.enter_context(contextlib.closing(state))
         state.take(listing.path)
         return state
 

@@ -141,7 +141,7 @@ class Batches:
         self._on_gpu = embedder.device != "cpu"
         self._ahead = AHEAD if self._on_gpu else 1
         self._groups: Groups[Queued] = Groups(
-            lambda queued: embedder.batch_size(queued.image.height, queued.image.width),
+            lambda queued: embedder.batch_size(*queued.image.pixels.shape[:2]),
             gather_s=GATHER_S if self._on_gpu else 0.0,
             quiet_s=QUIET_S if self._on_gpu else 0.0,
         )
@@ -173,7 +173,7 @@ class Batches:
         """Let an image be embedded. The event loop calls `done` with its embedding, or the reason
         why it has none: it needs more memory than there is.
         """
-        group = self._embedder.group(image.height, image.width)
+        group = self._embedder.group(*image.pixels.shape[:2])
         with self._changed:
             if self._broken:
                 raise self._broken
@@ -231,8 +231,8 @@ class Batches:
                 for one in images:
                     self._finish([one], self._start([one]))
                 return
-            size = f"{images[0].image.width} x {images[0].image.height}"
-            results = [NotEmbedded(f"not enough memory to embed {size} pixels")]
+            width, height = images[0].image.about[:2]
+            results = [NotEmbedded(f"not enough memory to embed {width} x {height} pixels")]
         outcomes = list(zip(images, results, strict=True))
         with self._changed:
             self._busy_s += time.perf_counter() - start

@@ -87,9 +87,9 @@ class Recorder:
         if isinstance(result, Embedded):
             vectors, imagenet_class = result.embedding
             if all(np.isfinite(vector).all() for vector in vectors):
-                self._rotated += result.is_rotated
-                checksum, size = self._arrays.write(row.row, vectors), (result.width, result.height)
-                described = checksum, *size, None, result.quality
+                about, checksum = result.about, self._arrays.write(row.row, vectors)
+                self._rotated += about.is_rotated
+                described = checksum, about.width, about.height, None, about.quality
                 self._add(row, Outcome(row.row, imagenet_class, None, *described))
                 return
             result = NotEmbedded("the models compute no finite numbers for it")

@@ -48,6 +48,16 @@ Image.core.set_block_size(64 << 20)
 warnings.filterwarnings("ignore", module="PIL")
 
 
+class About(NamedTuple):
+    """What is known of an image beside its pixels and vectors."""
+
+    width: int  # pixels
+    height: int
+    is_rotated: bool  # its EXIF data ask to turn or mirror it, which is not done
+    thumbnail_bytes: int  # the size of its thumbnail
+    quality: Quality
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
     """One image, decoded: what the models and the bucket need of it."""
@@ -55,28 +65,14 @@ class Decoded:
     pixels: np.ndarray  # uint8 (height, width, 3), RGB, full resolution
     clip_input: np.ndarray | None  # uint8 (224, 224, 3), RGB; None where the device makes it
     thumbnail: bytes | None  # a JPEG file; None where another process uploaded it
-    thumbnail_bytes: int  # its size
-    is_rotated: bool  # its EXIF data ask to turn or mirror it, which is not done
-    quality: Quality
-
-    @property
-    def height(self) -> int:
-        return self.pixels.shape[0]
-
-    @property
-    def width(self) -> int:
-        return self.pixels.shape[1]
+    about: About
 
 
-@dataclass(frozen=True, kw_only=True)
-class Embedded:
+class Embedded(NamedTuple):
     """What became of a row that has an embedding."""
 
     embedding: Embedding
-    width: int  # pixels
-    height: int
-    is_rotated: bool  # as of Decoded
-    quality: Quality
+    about: About
 
 
 class NotEmbedded(NamedTuple):
@@ -253,14 +249,8 @@ def prepare(
             pixels, scaled = there, clip_there
         small = small_copy(rgb)
         file = thumbnail(small)
-        return Decoded(
-            pixels=pixels,
-            clip_input=scaled,
-            thumbnail=file,
-            thumbnail_bytes=len(file),
-            is_rotated=is_rotated(image),
-            quality=measure(small),
-        )
+        about = About(rgb.width, rgb.height, is_rotated(image), len(file), measure(small))
+        return Decoded(pixels=pixels, clip_input=scaled, thumbnail=file, about=about)
 
 
 def decoded_bytes(image: Image.Image, with_clip_input: bool) -> int:

@@ -10,9 +10,8 @@ strangers: what it sends must not run code elsewhere. A feeder gets
 and sends
 
     ready    it takes rows
-    image    row, where its pixels begin in the shared memory, [height, width], whether CLIP's
-             input follows them, whether it carries an EXIF rotation, bytes of its thumbnail,
-             its Quality
+    image    row, where its pixels begin in the shared memory, whether CLIP's input follows them,
+             its About
     failed   row, reason, whether the object changed: the row has no image
     left     row: the image is too large for the memory of a feeder
     did      images and seconds busy of fetch, decode and thumbnails, since the last such message;
@@ -211,9 +210,7 @@ class Program:
             self._send("failed", row.row, *image)
             return
         start = image.pixels.ctypes.data - self._memory.images.ctypes.data
-        size, has_clip_input = (image.height, image.width), image.clip_input is not None
-        described = image.is_rotated, image.thumbnail_bytes, image.quality
-        self._send("image", row.row, start, size, has_clip_input, *described)
+        self._send("image", row.row, start, image.clip_input is not None, image.about)
 
     def _send(self, kind: str, *values: Any) -> None:
         """Send what became of a row; before the last one, what was done until then."""

@@ -29,7 +29,7 @@ from common.terminal import printable
 from dataset.quality import Quality
 from dataset.state import Row
 from engine import threads
-from engine.decode import Decoded, NotEmbedded, views
+from engine.decode import About, Decoded, NotEmbedded, views
 from engine.feeder import NOTHING, Lines, SharedMemory, new_memory
 from engine.stages import PAGE, Budget, StageTime, until_one_ends
 from engine.threads import FETCHED_BYTES, FETCHES, Job, Take, Threads
@@ -237,29 +237,14 @@ class Feeders:
         feeder.is_ready = True
 
     def _on_image(
-        self,
-        feeder: Feeder,
-        number: int,
-        start: int,
-        size: list[int],
-        has_clip_input: bool,
-        is_rotated: bool,
-        thumbnail_bytes: int,
-        quality: list[float],
+        self, feeder: Feeder, number: int, start: int, has_clip_input: bool, values: list[Any]
     ) -> None:
         row = self._told(feeder, number)
         self._holders[number] = feeder
-        height, width = size
+        about = About._make([*values[:-1], Quality(*values[-1])])
         place = feeder.memory.images[start:]
-        pixels, clip_input = views(place, height, width, has_clip_input)
-        image = Decoded(
-            pixels=pixels,
-            clip_input=clip_input,
-            thumbnail=None,
-            thumbnail_bytes=thumbnail_bytes,
-            is_rotated=is_rotated,
-            quality=Quality(*quality),
-        )
+        pixels, clip_input = views(place, about.height, about.width, has_clip_input)
+        image = Decoded(pixels=pixels, clip_input=clip_input, thumbnail=None, about=about)
         self._take(row, image)
 
     def _on_failed(self, feeder: Feeder, number: int, reason: str, changed: bool) -> None:

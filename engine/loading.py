@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import WeightsError
+from common.errors import Findings
+from common.process import in_daemon_thread
 from weights.clip import check_clip_weights, digest, require_clip
 from weights.resnet50 import read_resnet_weights, require_resnet
 
@@ -45,31 +45,21 @@ class ModelLoader:
         self._arrays: dict[str, np.ndarray] | None = None
         self._loading: Future[Embedder] | None = None
 
-    def missing_files(self) -> list[str]:
-        """A sentence per weights file that is not there, as far as the disk alone tells."""
-        sentences = []
-        for require in (
-            partial(require_resnet, self._options.resnet_weights),
-            partial(require_clip, self._options.clip_weights),
-        ):
-            try:
-                require()
-            except WeightsError as error:
-                sentences.append(error.message)
-        return sentences
+    def check_files(self, findings: Findings) -> None:
+        """That the weights files are there, as far as the disk alone tells."""
+        findings.collect(require_resnet, self._options.resnet_weights)
+        findings.collect(require_clip, self._options.clip_weights)
 
-    def check_device(self) -> None:
-        """Raises DeviceError unless this machine has the device and computes in the precision."""
+    def check_device(self) -> str:
+        """Where the models will compute: cpu or cuda.
+
+        Raises DeviceError unless this machine has the device and computes in the precision.
+        """
         from models import devices
 
         device = devices.choose_device(self._options.device)
         devices.choose_precision(self._options.precision, device)
-
-    def is_on_gpu(self) -> bool:
-        """Whether the models will compute on a GPU. Raises DeviceError."""
-        from models import devices
-
-        return devices.choose_device(self._options.device).type != "cpu"
+        return str(device.type)
 
     def find_clip(self) -> Path:
         """The local directory of the CLIP weights. Raises WeightsError."""
@@ -86,23 +76,14 @@ class ModelLoader:
         assert self._clip_directory is not None
         return digest(self._options.resnet_weights), digest(self._clip_directory)
 
-    def start(self, precision: str) -> None:
+    def start(self, precision: str) -> Future[Embedder]:
         """Begin to load both models in a thread, unless that has begun already.
 
         The thread is a daemon: a check that fails meanwhile ends the command without waiting.
         """
-        if self._loading is not None:
-            return
-        loading = self._loading = Future()
-
-        def load() -> None:
-            loading.set_running_or_notify_cancel()  # nobody can cancel it then
-            try:
-                loading.set_result(self.load(precision))
-            except Exception as error:
-                loading.set_exception(error)
-
-        threading.Thread(target=load, name="load-models", daemon=True).start()
+        if self._loading is None:
+            self._loading = in_daemon_thread("load-models", partial(self.load, precision))
+        return self._loading
 
     async def embedder(self, precision: str) -> Embedder:
         """Both models, once they are loaded.
@@ -110,9 +91,7 @@ class ModelLoader:
         Raises:
             WeightsError, DeviceError: they cannot be loaded.
         """
-        self.start(precision)
-        assert self._loading is not None
-        return await asyncio.wrap_future(self._loading)
+        return await asyncio.wrap_future(self.start(precision))
 
     def load(self, precision: str) -> Embedder:
         """Load both models, which blocks. Raises WeightsError or DeviceError."""

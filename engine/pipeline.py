@@ -91,7 +91,7 @@ class Pipeline:
         if isinstance(image, NotEmbedded):
             self._finish(row, image)
         else:
-            self.thumbnail_bytes += image.thumbnail_bytes
+            self.thumbnail_bytes += image.about.thumbnail_bytes
             self._batches.add(image, partial(self._done, row, image))
 
     def _done(self, row: Row, image: Decoded, result: Embedding | NotEmbedded) -> None:
@@ -101,15 +101,8 @@ class Pipeline:
         try:
             if isinstance(result, NotEmbedded):
                 self._finish(row, result)
-                return
-            embedded = Embedded(
-                embedding=result,
-                width=image.width,
-                height=image.height,
-                is_rotated=image.is_rotated,
-                quality=image.quality,
-            )
-            self._finish(row, embedded)
+            else:
+                self._finish(row, Embedded(result, image.about))
         except Exception as error:
             self._fail(error)
 

@@ -9,14 +9,15 @@ is embedded.
 from __future__ import annotations
 
 import asyncio
-import os
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.files import read_part
 from common.precision import Precision
-from dataset.arrays import DIMENSIONS, ROW_BYTES, Arrays, array_path, row_checksum
+from dataset.arrays import ROW_BYTES, Arrays, array_path, grouped, row_checksum
 from dataset.lists import thumbnail_directory, thumbnail_name
 from dataset.matches import Match
 from dataset.state import Outcome, State
@@ -27,6 +28,7 @@ from storage.async_client import AsyncStorage
 from storage.pace import WritePace
 
 CHUNKS_AT_ONCE = 8
+REQUESTS_AT_ONCE = 128  # most of them copy thumbnails
 CHUNK_ROWS = 256  # of a source, read at once: 3.7 MB
 GAP_ROWS = 16  # not needed between two rows, and read all the same: a request costs more
 READS = 2  # of a chunk whose rows do not match their checksums
@@ -75,9 +77,7 @@ class Copier:
         """
         start = time.monotonic()
         chunks = chunked(self._matches, self._chunk_rows)
-        # Each chunk has a request for each array, or one for its thumbnails.
-        connections = CHUNKS_AT_ONCE * len(DIMENSIONS)
-        async with AsyncStorage(connections, pace=self._pace) as self._objects:
+        async with AsyncStorage(REQUESTS_AT_ONCE, pace=self._pace) as self._objects:
             work = (self._copy_chunks(chunks) for _ in range(CHUNKS_AT_ONCE))
             await self._recorder.during(together(*work))
         return time.monotonic() - start
@@ -89,7 +89,7 @@ class Copier:
             self.damaged += len(chunk) - len(good)
             whole = await self._with_thumbnail(source, good)
             self.without_thumbnail += len(good) - len(whole)
-            self._write(blocks, chunk[0].source_row, whole)
+            self._write(blocks, chunk[0].image.row, whole)
             self._recorder.copied([self._outcome(source, match) for match in whole])
             self.copied += len(whole)
 
@@ -99,12 +99,14 @@ class Copier:
         """The vectors from the first to the last row of a chunk for each array, and the matches
         whose vectors are those that were written.
         """
-        first, count = chunk[0].source_row, chunk[-1].source_row - chunk[0].source_row + 1
+        first, count = chunk[0].image.row, chunk[-1].image.row - chunk[0].image.row + 1
         for _ in range(READS):
             data = await together(*(self._range(source, name, first, count) for name in ROW_BYTES))
             blocks = [memoryview(block) for block in data]
             good = [
-                m for m in chunk if row_checksum(blocks, m.source_row - first) == m.vectors_crc32c
+                m
+                for m in chunk
+                if row_checksum(blocks, m.image.row - first) == m.image.vectors_crc32c
             ]
             if len(good) == len(chunk):
                 break
@@ -114,28 +116,27 @@ class Copier:
         size = ROW_BYTES[name]
         if source.directory:
             path = array_path(source.directory, name)
-            return await asyncio.to_thread(_read_file, path, first * size, count * size)
+            return await asyncio.to_thread(read_part, path, first * size, count * size)
         listed = source.arrays[name]
         return await self._objects.fetch_range(source.bucket, listed, first * size, count * size)
 
     async def _with_thumbnail(self, source: Source, matches: list[Match]) -> list[Match]:
         """Copy the thumbnails of these rows; returns those that had one."""
-        target = thumbnail_directory(self._index_id)
-        # One source row can have several matches: each needs a thumbnail of its own.
-        left = {
-            name: copied
-            for match in matches
-            for name in [f"{target}{match.identifier}.jpg"]
-            for copied in [thumbnail_name(source.index_id, match.source_object)]
-            if name != copied
-        }
-        missing = await self._objects.copy(source.bucket, self._bucket, left)
-        return [m for m in matches if f"{target}{m.identifier}.jpg" not in missing]
+
+        async def has_thumbnail(match: Match) -> bool:
+            name = f"{thumbnail_directory(self._index_id)}{match.identifier}.jpg"
+            copied = thumbnail_name(source.index_id, match.image.object)
+            return name == copied or await self._objects.copy(
+                source.bucket, copied, self._bucket, name
+            )
+
+        there = await together(*map(has_thumbnail, matches))
+        return list(itertools.compress(matches, there))
 
     def _write(self, blocks: list[memoryview], first: int, matches: list[Match]) -> None:
         """Write the vectors of these rows, those of consecutive rows at once."""
-        for run in _runs(matches):
-            start, count = run[0].source_row - first, len(run)
+        for run in grouped(matches, _follows):
+            start, count = run[0].image.row - first, len(run)
             vectors = [
                 block[start * size : (start + count) * size]
                 for block, size in zip(blocks, ROW_BYTES.values(), strict=True)
@@ -143,49 +144,33 @@ class Copier:
             self._arrays.write_block(run[0].slot, vectors)
 
     def _outcome(self, source: Source, match: Match) -> Outcome:
-        is_own = source.index_id == self._index_id
+        image, is_own = match.image, source.index_id == self._index_id
         return Outcome(
             match.slot,
-            match.imagenet_class,
+            image.imagenet_class,
             None,
-            match.vectors_crc32c,
-            match.width,
-            match.height,
-            match.origin if is_own else f"{source.index_id}/{match.source_row}",
-            match.quality,
+            image.vectors_crc32c,
+            image.width,
+            image.height,
+            image.origin if is_own else f"{source.index_id}/{image.row}",
+            image.quality,
         )
 
 
 def chunked(matches: Iterable[Match], rows: int, gap: int = GAP_ROWS) -> Iterator[list[Match]]:
     """Matches that are near each other in one source, within `rows` rows of it."""
-    chunk: list[Match] = []
-    for match in matches:
-        if chunk and (
-            match.source != chunk[0].source
-            or match.source_row - chunk[0].source_row >= rows
-            or match.source_row - chunk[-1].source_row > gap
-            or len(chunk) >= rows
-        ):
-            yield chunk
-            chunk = []
-        chunk.append(match)
-    if chunk:
-        yield chunk
+
+    def is_near(chunk: list[Match], match: Match) -> bool:
+        return (
+            match.source == chunk[0].source
+            and match.image.row - chunk[0].image.row < rows
+            and match.image.row - chunk[-1].image.row <= gap
+            and len(chunk) < rows
+        )
+
+    return grouped(matches, is_near)
 
 
-def _runs(matches: list[Match]) -> Iterator[list[Match]]:
-    """Matches whose vectors follow each other, both in the source and here."""
-    run: list[Match] = []
-    for match in matches:
-        if run and (match.source_row, match.slot) != (run[-1].source_row + 1, run[-1].slot + 1):
-            yield run
-            run = []
-        run.append(match)
-    if run:
-        yield run
-
-
-def _read_file(path: Path, start: int, size: int) -> bytes:
-    """A part of a file; shorter where the file ends before."""
-    with open(path, "rb") as file:
-        return os.pread(file.fileno(), size, start)
+def _follows(run: list[Match], match: Match) -> bool:
+    """Whether the vectors of a match follow those of a run, both in the source and here."""
+    return (match.image.row, match.slot) == (run[-1].image.row + 1, run[-1].slot + 1)

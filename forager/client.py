@@ -192,6 +192,12 @@ class Forager(Connection):
             await asyncio.sleep(self._retrying.wait_s(attempt, None))
 
 
+async def ask_for_dataset(server_url: str, name: str) -> DatasetInfo | None:
+    """The dataset of this name on a server, or None. Raises ServerError."""
+    async with Forager(server_url) as forager:
+        return await forager.dataset(name)
+
+
 def _mismatch(name: str, found: DatasetInfo, wanted: DatasetInfo, failure: Exception | None) -> str:
     """How the dataset on the server differs from the one that was to be registered."""
     said = f" (and answered: {retries.reason(failure)})" if failure else ""

@@ -164,8 +164,6 @@ class Connection:
                 f"The proxy in front of {self.shown} refused the connection (HTTP {error.status}): "
                 "check the proxy settings of the environment."
             ) from error
-        except aiohttp.InvalidURL as error:
-            raise ServerError(f"SERVER_URL {self.shown} is not an address.") from error
         except aiohttp.ClientResponseError as error:
             raise TransientError(
                 "the answer is not valid HTTP", attempts=FIRST_CONNECT_ATTEMPTS

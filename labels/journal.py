@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import json
 import os
 import secrets
@@ -23,7 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 from common.errors import IngestError
-from common.files import checksum, refuse_irregular, sync_directory
+from common.files import checksum, locked, sync_directory
 from common.process import close_database
 from common.terminal import printable
 from forager.generation import Kind, amount
@@ -317,32 +316,17 @@ def _locked(path: Path, flags: int = 0) -> int | None:
     Raises:
         IngestError: it is not a regular file, cannot be opened, or another process has it.
     """
-    flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        refuse_irregular(path)
-        file = os.open(path, flags, 0o666)
+        return locked(path, flags)
+    except BlockingIOError:
+        raise _in_use(path) from None
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not flags & os.O_CREAT:
             return None
-        raise _cannot_write(path, error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file), os.lstat(path)):
-            return file
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except OSError as error:
-        os.close(file)
-        raise _cannot_write(path, error) from error
-    os.close(file)  # it is locked, or another process renamed or replaced it meanwhile
-    raise _in_use(path)
-
-
-def _cannot_write(path: Path, error: OSError) -> IngestError:
-    return IngestError(
-        f"Cannot write the journal {printable(str(path))} ({error.strerror}): name a directory for "
-        "it with --work_dir."
-    )
+        raise IngestError(
+            f"Cannot write the journal {printable(str(path))} ({error.strerror}): name a directory "
+            "for it with --work_dir."
+        ) from error
 
 
 def _in_use(path: Path) -> IngestError:

@@ -147,11 +147,9 @@ def image_sizes(bucket: str, index_id: str) -> dict[str, tuple[int, int]]:
 
     This function blocks.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        return {}
+    import pyarrow
+    from pyarrow import parquet
+
     columns = ["identifier", "width", "height"]
     try:
         data = gcs.read_bytes(bucket, f"indexes/{index_id}/manifest.parquet")

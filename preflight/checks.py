@@ -14,14 +14,14 @@ from typing import Any
 import gcs
 from common import names
 from common.addresses import check_server_url
-from common.errors import Findings, ServerError, StorageError
+from common.errors import Findings, StorageError
 from common.names import GsPath
 from common.terminal import count, first_lines, printable, say, size
 from dataset import arrays
 from dataset.listing import Listing, Split
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
-from forager.client import DatasetInfo, Forager
+from forager.client import DatasetInfo, ask_for_dataset
 from preflight.request import Request, without_validation
 from preflight.sources import check_reuse
 from storage.async_client import AsyncStorage
@@ -47,16 +47,12 @@ def check_arguments(request: Request, loader: ModelLoader) -> None:
         findings.add(error)
     check_paths(findings, target.train_path, target.val_path)
     if target.server_url or not request.mode.trial:
-        try:
-            check_server_url(target.server_url)
-        except ServerError as error:
-            findings.add(error.message)
+        findings.collect(check_server_url, target.server_url)
     script = request.mode.write_renames
     if script and not script.absolute().parent.is_dir():
         findings.add(f"--write_renames {printable(str(script))}: there is no such directory.")
     check_reuse(findings, request)
-    for sentence in loader.missing_files():
-        findings.add(sentence)
+    loader.check_files(findings)
     findings.raise_if_any()
 
 
@@ -99,12 +95,7 @@ async def check_server(
     `index_id` is that of an earlier run of this ingest, which may have registered it already.
     Returns the index id of the dataset of this name, or None.
     """
-
-    async def ask() -> Any:
-        async with Forager(server_url) as forager:
-            return await forager.dataset(name)
-
-    found: DatasetInfo | None = await findings.gather(ask())
+    found: DatasetInfo | None = await findings.gather(ask_for_dataset(server_url, name))
     if found is None or found.index_id == index_id:
         return found and found.index_id
     findings.add(

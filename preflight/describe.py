@@ -14,12 +14,7 @@ from preflight.renames import NEW_SUFFIXES
 
 THUMBNAIL_BYTES = 8_000  # of a usual thumbnail
 LISTED_BYTES = 200  # of a usual image in the lists
-VERBS = {
-    "appeared": ("appeared", "appeared"),
-    "vanished": ("vanished", "vanished"),
-    "renamed": ("was renamed", "were renamed"),
-    "replaced": ("was replaced", "were replaced"),
-}
+PASSIVE = ("renamed", "replaced")  # kinds of change
 CONVERTIBLE = (".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
 
 
@@ -80,7 +75,8 @@ def describe_changes(changes: Changes, since: str) -> str:
     parts: list[str] = []
     for kind, (number, _) in changes.kinds.items():
         images = f"{number:,}" if parts else count(number, "image")
-        parts.append(f"{images} {VERBS[kind][number > 1]}")
+        verb = "was " if number == 1 else "were "
+        parts.append(f"{images} {verb if kind in PASSIVE else ''}{kind}")
     lost = changes.lost
     kept = (
         f"{count(lost, 'computed image')} {'is' if lost == 1 else 'are'} computed again."

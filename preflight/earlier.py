@@ -17,7 +17,7 @@ from dataset.images import Changes
 from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
-from forager.client import Forager
+from forager.client import ask_for_dataset
 from preflight.checks import announce_listing, list_images
 from preflight.describe import list_changes
 from preflight.renames import write_renames
@@ -52,14 +52,18 @@ def finished(request: Request, state: State | None, loader: ModelLoader) -> str 
     )
 
 
+async def has_index_of(state: State, server_url: str) -> bool:
+    """Whether a server has the dataset of an ingest, with its index."""
+    found = await ask_for_dataset(server_url, state.recorded("dataset"))
+    return found is not None and found.index_id == state.index_id
+
+
 async def is_still_there(request: Request, state: State) -> bool:
     """Whether the server still has the dataset of a finished ingest, as far as it answers."""
     try:
-        async with Forager(request.target.server_url) as forager:
-            found = await forager.dataset(request.target.name)
+        return await has_index_of(state, request.target.server_url)
     except ServerError:
         return True
-    return found is not None and found.index_id == state.index_id
 
 
 def changed_since(request: Request, state: State, work: WorkDirectory) -> str:

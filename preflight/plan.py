@@ -16,7 +16,6 @@ from dataset.listing import Listing, Split
 from dataset.state import State
 from dataset.work_directory import WorkDirectory
 from engine.loading import ModelLoader
-from forager.client import Forager
 from preflight import checks
 from preflight.describe import describe_changes, describe_skipped
 from preflight.earlier import (
@@ -24,26 +23,24 @@ from preflight.earlier import (
     check_registered,
     check_same,
     delete_earlier,
+    has_index_of,
     settle_taken_name,
 )
 from preflight.renames import write_renames
 from preflight.request import Mode, Request, Target, Workers, identity_of
-from preflight.sources import Computed, Reuse, accepted_precisions, find_sources
+from preflight.sources import Reuse, accepted_precisions, find_sources
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What the checks found: all that an ingest needs to know."""
 
-    train: GsPath
-    val: GsPath
     listing: Listing
     earlier: State | None  # of a run in the same work directory
     start_over: bool  # instead of continuing it
     changes: Changes | None  # in the bucket, if it is continued
     identity: dict[str, str]  # what the numbers and the index depend on
     precision: str  # to load the models in
-    clip_directory: Path  # of the CLIP weights
     reuse: Reuse | None  # what --reuse names
 
 
@@ -67,47 +64,41 @@ async def make_plan(request: Request, work: WorkDirectory, loader: ModelLoader) 
     # imports of the others then run while the models load, which needs no interpreter.
     machine = await findings.gather_in_thread(_check_machine, request.workers, loader)
     unfinished = continued is None or _images_left(continued, mode.skip_bad_images) > 0
-    is_local = request.workers.engine == "local"
-    load = is_local and not mode.dry_run and unfinished and machine
-    listed, weights, on_server = await asyncio.gather(
+    load = machine in ("cpu", "cuda") and not mode.dry_run and unfinished
+    listed, digests, on_server = await asyncio.gather(
         _list_and_check(findings, work, target.paths, mode, continued),
         _check_weights(findings, loader, precision if load else None),
-        _check_targets(findings, target, ours) if not mode.trial else _nothing(),
+        _check_targets(findings, target, ours) if not mode.trial else asyncio.sleep(0),
     )
     same_name = earlier is not None and earlier.option("dataset") == target.name
     other = None if on_server == ours else on_server
     if other is not None and earlier and same_name and not earlier.is_registered:
         delete = start_over and not mode.dry_run
         await settle_taken_name(findings, earlier, work, other, delete=delete)
-    if not listed or not weights:
+    if not listed or not digests:
         findings.raise_if_any()
         raise AssertionError("a check failed without a finding")
     listing, changes = listed
-    identity = identity_of(target, request.models, (weights.resnet_digest, weights.clip_digest))
+    identity = identity_of(target, request.models, digests)
     if continued and changes is not None and check_same(findings, continued, identity):
         is_there = on_server is not None and other is None
         if is_there or continued.is_registered:
             check_registered(findings, target.name, continued, changes)
         else:
             check_left_out(findings, changes, mode.accept_changes)
-    reuse = await _find_sources(findings, request, work, loader, weights, precision)
+    # What auto means on the machines of a Ray cluster is known only later.
+    accepted = accepted_precisions(precision, machine == "cuda")
+    reuse = await find_sources(findings, request, work, digests, accepted) if mode.reuse else None
     findings.raise_if_any()
     return Plan(
-        train=target.paths[0],
-        val=target.paths[1],
         listing=listing,
         earlier=earlier,
         start_over=start_over,
         changes=changes,
         identity=identity,
         precision=precision,
-        clip_directory=weights.clip_directory,
         reuse=reuse,
     )
-
-
-async def _nothing() -> None:
-    return None
 
 
 async def begin_or_continue(
@@ -117,7 +108,8 @@ async def begin_or_continue(
     earlier = plan.earlier
     if earlier is None or plan.start_over:
         if earlier:
-            registered = await _is_registered(earlier, server_url)
+            # That run may have ended between the registration and the record of it.
+            registered = earlier.is_registered or await has_index_of(earlier, server_url)
             await delete_earlier(earlier, registered=registered)
         options = {**plan.identity, "index_id": str(uuid.uuid4())}
         return await asyncio.to_thread(work.begin, plan.listing, options)
@@ -136,18 +128,6 @@ async def begin_or_continue(
     return earlier
 
 
-async def _is_registered(earlier: State, server_url: str) -> bool:
-    """Whether the server was told of the index of an earlier run.
-
-    That run may have ended between the registration and the record of it.
-    """
-    if earlier.is_registered:
-        return True
-    async with Forager(server_url) as forager:
-        found = await forager.dataset(earlier.recorded("dataset"))
-    return found is not None and found.index_id == earlier.index_id
-
-
 def _images_left(state: State, skip_bad_images: bool) -> int:
     """How many images of an earlier run are to embed, as far as its state tells."""
     counts = state.counts()
@@ -160,29 +140,19 @@ def precision_of(asked: str, continued: State | None) -> str:
     return chosen if chosen and asked == "auto" else asked
 
 
-def _check_machine(workers: Workers, loader: ModelLoader) -> bool:
-    """Check what is to compute: the device of this machine, or a Ray cluster."""
-    if workers.engine == "ray":
-        from engine.ray import cluster
+def _check_machine(workers: Workers, loader: ModelLoader) -> str:
+    """What is to compute, checked: cpu or cuda of this machine, or ray."""
+    if workers.engine == "local":
+        return loader.check_device()
+    from engine.ray import cluster
 
-        cluster.check(workers.ray_address)
-    else:
-        loader.check_device()
-    return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """The weights of both models that the checks found."""
-
-    resnet_digest: str  # SHA-256 of the file, in hexadecimal
-    clip_digest: str
-    clip_directory: Path
+    cluster.check(workers.ray_address)
+    return "ray"
 
 
 async def _check_weights(
     findings: Findings, loader: ModelLoader, load_in: str | None
-) -> Weights | None:
+) -> tuple[str, str] | None:
     """Check both weights, begin to load the models in a precision if one is given, take digests.
 
     Returns None after a finding.
@@ -193,31 +163,7 @@ async def _check_weights(
         return None
     if load_in:
         loader.start(load_in)
-    resnet_digest, clip_digest = await asyncio.to_thread(loader.digests)
-    return Weights(resnet_digest=resnet_digest, clip_digest=clip_digest, clip_directory=clip)
-
-
-async def _find_sources(
-    findings: Findings,
-    request: Request,
-    work: WorkDirectory,
-    loader: ModelLoader,
-    weights: Weights,
-    precision: str,
-) -> Reuse | None:
-    """What --reuse names, if anything."""
-    if not request.mode.reuse:
-        return None
-    # What auto means on the machines of a Ray cluster is known only later.
-    is_local = request.workers.engine == "local"
-    on_gpu = is_local and await findings.gather_in_thread(loader.is_on_gpu)
-    wanted = Computed(
-        resnet_weights=weights.resnet_digest,
-        clip_weights=weights.clip_digest,
-        backend=request.models.backend,
-        precisions=accepted_precisions(precision, bool(on_gpu)),
-    )
-    return await find_sources(findings, request, work, wanted)
+    return await asyncio.to_thread(loader.digests)
 
 
 async def _check_targets(findings: Findings, target: Target, ours: str | None) -> str | None:

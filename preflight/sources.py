@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -19,11 +20,11 @@ from common.terminal import count, printable
 from dataset import manifest
 from dataset.arrays import ROW_BYTES, arrays_complete
 from dataset.lists import thumbnail_name
-from dataset.matches import Found, Matched, Matches
+from dataset.matches import Matched, Matches
 from dataset.state import State
 from dataset.work_directory import REUSE, STATE, WorkDirectory
 from engine.reuse import Source
-from forager.client import Forager
+from forager.client import ask_for_dataset
 from gcs import ListedObject
 from preflight.request import Request
 from storage.async_client import AsyncStorage
@@ -45,25 +46,24 @@ class Reuse:
     matches: Matches
 
 
-@dataclass(frozen=True, kw_only=True)
-class Computed:
-    """How the vectors of an ingest are computed, and those of a source were."""
+class Computed(NamedTuple):
+    """How the vectors of an ingest are computed."""
 
     resnet_weights: str  # SHA-256 of the file, in hexadecimal
     clip_weights: str
     backend: str
-    precisions: frozenset[Precision]  # that are accepted; of a source, the least exact of its rows
+    precisions: frozenset[Precision]  # that are accepted of a source
 
-    def differs_from(self, wanted: Computed) -> str | None:
-        """What keeps these vectors from being used for an ingest, if anything."""
-        if self.resnet_weights != wanted.resnet_weights:
+    def difference(self, made: Mapping[str, str]) -> str | None:
+        """What keeps vectors from being used that were made with these options, if anything."""
+        if made["resnet_weights"] != self.resnet_weights:
             return "other ResNet-50 weights"
-        if self.clip_weights != wanted.clip_weights:
+        if made["clip_weights"] != self.clip_weights:
             return "other CLIP weights"
-        if self.backend != wanted.backend:
-            return f"--backend {printable(self.backend)}"
-        if not self.precisions <= wanted.precisions:
-            return f"--precision {', '.join(self.precisions)}, which is less exact"
+        if (backend := made.get("backend", "")) != self.backend:
+            return f"--backend {printable(backend)}"
+        if (precision := made["precision"]) not in self.precisions:
+            return f"--precision {precision}, which is less exact"
         return None
 
 
@@ -101,10 +101,18 @@ def check_reuse(findings: Findings, request: Request) -> None:
 
 
 async def find_sources(
-    findings: Findings, request: Request, work: WorkDirectory, wanted: Computed
+    findings: Findings,
+    request: Request,
+    work: WorkDirectory,
+    digests: tuple[str, str],
+    precisions: frozenset[Precision],
 ) -> Reuse:
-    """Check the sources and read their images. What is wrong with them becomes findings."""
-    matches = work.keep_open(Matches(work.path / REUSE))
+    """Check the sources and read their images. What is wrong with them becomes findings.
+
+    `digests` are those of both weights files, `precisions` those that are accepted.
+    """
+    wanted = Computed(*digests, request.models.backend, precisions)
+    matches = work.new_matches(REUSE)
     sources = []
     async with AsyncStorage(1) as objects:
         bucket = request.target.bucket
@@ -137,8 +145,7 @@ class SourceReader:
         Raises:
             IngestError: it cannot be used.
         """
-        async with Forager(server_url) as forager:
-            info = await forager.dataset(name)
+        info = await ask_for_dataset(server_url, name)
         if info is None:
             hint = f" For the work directory, write ./{name}." if Path(name, STATE).exists() else ""
             raise IngestError(
@@ -161,18 +168,19 @@ class SourceReader:
         path, object_name = self.work / "reuse.parquet", f"indexes/{index_id}/{manifest.NAME}"
         try:
             await self._download(name, object_name, path)
-            made = await asyncio.to_thread(manifest.read_metadata, path)
+            metadata = await asyncio.to_thread(manifest.read_metadata, path)
+            # The digests get the names that the options of a state have.
+            made = {name.removesuffix("_sha256"): value for name, value in metadata.items()}
             rows = await asyncio.to_thread(manifest.row_count, path)
             if made.get("index_id") != index_id:
                 raise ValueError(f"is that of index {printable(made.get('index_id', 'unknown'))}")
             if rows != images:
                 raise ValueError(f"has {rows:,} rows, and the dataset {images:,} images")
-            source = self._source(
-                name, index_id, self.bucket, rows, {**made, **_without_suffix(made)}
-            )
+            source = self._source(name, index_id, self.bucket, rows, made)
             for array, row_bytes in ROW_BYTES.items():
                 source.arrays[array] = await self._array(index_id, array, rows * row_bytes)
-            await asyncio.to_thread(self._add, source, manifest.read_images(path))
+            usable = source.difference is None
+            await asyncio.to_thread(self.matches.add, manifest.read_images(path), usable=usable)
         except ValueError as error:
             raise IngestError(
                 f"--reuse {name}: gs://{self.bucket}/{object_name} {error}. It cannot be used for "
@@ -238,7 +246,8 @@ class SourceReader:
                 first = next(iter(state.found())).object
                 # Can the thumbnails be read? One that is gone is made again.
                 await self.objects.find(source.bucket, thumbnail_name(source.index_id, first))
-                await asyncio.to_thread(self._add, source, state.found())
+                usable = source.difference is None
+                await asyncio.to_thread(self.matches.add, state.found(), usable=usable)
                 return source
         except DamagedState as error:
             reason = error.reason
@@ -255,30 +264,14 @@ class SourceReader:
             raise ValueError("has no digests of the weights")
         if options.get("precision") not in list(Precision):
             raise ValueError("names no precision")
-        precision = Precision(options["precision"])
-        computed = Computed(
-            resnet_weights=digests[0],
-            clip_weights=digests[1],
-            backend=options.get("backend", ""),
-            precisions=frozenset({precision}),
-        )
         return Source(
             name=name,
             index_id=index_id,
             bucket=bucket,
             rows=rows,
-            precision=precision,
-            difference=computed.differs_from(self.wanted),
+            precision=Precision(options["precision"]),
+            difference=self.wanted.difference(options),
         )
-
-    def _add(self, source: Source, images: Iterable[Found]) -> None:
-        self.matches.add(images, usable=source.difference is None)
-
-
-def _without_suffix(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The digests of a manifest under the names that options have."""
-    end = "_sha256"
-    return {n.removesuffix(end): value for n, value in metadata.items() if n.endswith(end)}
 
 
 def describe_reuse(reuse: Reuse, matched: Matched, *, would: bool) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -328,11 +328,8 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python, of this program (a digest of its modules) and of PACKAGES."""
-    found = {"python": platform.python_version(), "program": program_digest()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+    own = {"python": platform.python_version(), "program": program_digest()}
+    return own | {package: version(package) for package in PACKAGES}
 
 
 def _gpus() -> list[str]:

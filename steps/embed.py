@@ -49,7 +49,7 @@ async def copy_computed(run: Run) -> None:
     """Copy what pending images need and other images have: here, or in what --reuse names."""
     plan, state, report = run.plan, run.state, run.report
     if await asyncio.to_thread(state.has_copies):
-        matches = run.work.keep_open(Matches(run.work.path / COPIES))
+        matches = run.work.new_matches(COPIES)
         await asyncio.to_thread(matches.add, state.found(), usable=True)
         await asyncio.to_thread(matches.match, state.path)
         own = Source(
@@ -98,14 +98,15 @@ async def embed(run: Run) -> None:
         if request.workers.engine == "ray":
             from engine.ray.driver import embed_on_ray  # Ray takes seconds, and few have it
 
+            clip = str(await asyncio.to_thread(run.loader.find_clip))
+            models = replace(request.models, precision=plan.precision, clip_weights=clip)
             with report.step(StepName.EMBEDDING):
                 await embed_on_ray(
                     state,
                     arrays,
-                    replace(request.models, precision=plan.precision),
-                    plan.clip_directory,
+                    models,
                     address=request.workers.ray_address,
-                    image_bucket=plan.train.bucket,
+                    image_bucket=request.target.paths[0].bucket,
                     index_bucket=request.target.bucket,
                     make_loader=type(run.loader),
                     times=report.stages,
@@ -125,7 +126,7 @@ async def embed_here(run: Run, recorder: Recorder, index_bucket: str | None) -> 
         embedder = await run.loader.embedder(plan.precision)
     state.set_options({"precision": embedder.precision})
     job = Job(
-        image_bucket=plan.train.bucket,
+        image_bucket=request.target.paths[0].bucket,
         index_bucket=index_bucket,
         index_id=state.index_id,
         max_pixels=embedder.max_pixels,

@@ -70,7 +70,8 @@ async def verify(state: State) -> dict[str, int]:
 
 async def _check_thumbnails(state: State) -> None:
     path = GsPath(state.bucket, thumbnail_directory(state.index_id))
-    missing, unused = await asyncio.to_thread(_compare_thumbnails, state, path)
+    pages = ((identifier(o.name) for o in page) for page in listed(path))
+    missing, unused = await asyncio.to_thread(state.compare_thumbnails, pages)
     if missing:
         state.reopen(missing)
         warn(
@@ -88,11 +89,6 @@ async def _check_thumbnails(state: State) -> None:
         else:
             thumbnails = count(len(unused), "thumbnail")
             say(f"Deleted from {path}: {thumbnails} of images that are not listed.")
-
-
-def _compare_thumbnails(state: State, path: GsPath) -> tuple[list[int], list[str]]:
-    pages = ((identifier(o.name) for o in page) for page in listed(path))
-    return state.compare_thumbnails(pages)
 
 
 def _check_vectors(state: State) -> dict[str, int]:
@@ -133,13 +129,13 @@ async def register(run: Run) -> Listing | None:
     Raises:
         IngestError: the bucket changed meanwhile, or the server did not register the dataset.
     """
-    start, target, plan, state = time.monotonic(), run.request.target, run.plan, run.state
+    start, target, state = time.monotonic(), run.request.target, run.state
     counts = state.counts()
     train, val = counts.training, counts.validation
     wanted = DatasetInfo(state.index_id, train, val)
 
     async def list_again() -> Listing:
-        return await asyncio.to_thread(list_images, (plan.train, plan.val), run.work)
+        return await asyncio.to_thread(list_images, target.paths, run.work)
 
     async with Forager(target.server_url) as forager:
         # Without this question, a lost answer to an earlier run would lead to a second dataset.
@@ -147,7 +143,8 @@ async def register(run: Run) -> Listing | None:
             listing = await list_again()
             if await asyncio.to_thread(state.changes, listing.path):
                 return listing
-            await forager.create_dataset(target.name, str(plan.train), str(plan.val), wanted)
+            train_path, val_path = map(str, target.paths)
+            await forager.create_dataset(target.name, train_path, val_path, wanted)
     listing = await list_again()
     changes = list_changes(await asyncio.to_thread(state.changes, listing.path))
     # Only now: a run that was killed before this compares again.

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import itertools
 import zlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import NamedTuple, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
 
 import gcs
@@ -27,6 +28,7 @@ from storage.session import Session
 
 MISSING = 404  # HTTP status
 EMPTY = 416  # HTTP status of any range of an object without bytes
+DELETIONS_AT_ONCE = 1000  # that wait for a connection, which a time limit includes
 HELD = (403, 412)  # HTTP statuses of a write to an object that must not be replaced
 MAX_UNZIPPED_BYTES = 1 << 30
 GZIP = b"\x1f\x8b"  # how gzip files begin (RFC 1952); no image does
@@ -35,14 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ListingPage(NamedTuple):
-    """A page of a listing, and the token of the next one, or None."""
-
-    objects: list[ListedObject]
-    token: str | None
-
-
-class AsyncStorage:
+class AsyncStorage(Session):
     """Reads and writes many small objects at once; an async context manager.
 
     Every byte read is checked against the listing's size and crc32c, every byte written against
@@ -51,20 +46,15 @@ class AsyncStorage:
     """
 
     def __init__(self, connections: int, *, pace: WritePace | None = None) -> None:
-        self._session, self._pace = Session(connections), pace or WritePace()
+        super().__init__(connections)
+        self._pace = pace or WritePace()
         self._api, self._retries = gcs.api_address(), retries.from_environment()
-
-    async def __aenter__(self) -> AsyncStorage:
-        await self._session.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.__aexit__()
 
     async def list_page(
         self, path: GsPath, *, start: str = "", end: str | None = None, token: str | None = None
-    ) -> ListingPage:
-        """A page of the objects in a directory, in the order of their names.
+    ) -> tuple[list[ListedObject], str | None]:
+        """A page of the objects in a directory, in the order of their names, and the token of the
+        next page, or None.
 
         With `start` and `end`, only names from `start` on and before `end`.
 
@@ -82,15 +72,13 @@ class AsyncStorage:
         address = f"{self._api}/storage/v1/b/{path.bucket}/o?{given}"
         return await self._call(f"Listing {printable(str(path))}", self._list, address)
 
-    async def _list(self, address: str) -> ListingPage:
-        content = session.parsed(await self._session.request("GET", address))
+    async def _list(self, address: str) -> tuple[list[ListedObject], str | None]:
+        content = session.parsed(await self.request("GET", address))
         items = content.get("items", []) if isinstance(content, dict) else None
         if not isinstance(items, list):
             raise TransientError("the answer is not a listing")
         token = content.get("nextPageToken")
-        return ListingPage(
-            [gcs.listed_object(item) for item in items], str(token) if token else None
-        )
+        return [gcs.listed_object(item) for item in items], str(token) if token else None
 
     async def fetch(self, bucket: str, listed: ListedObject) -> bytes:
         """The bytes of the object as listed: what is stored gzip-compressed is not unpacked.
@@ -137,7 +125,7 @@ class AsyncStorage:
         # With this header storage sends gzip-compressed objects as they are stored. Size and crc32c
         # of the listing are those of the stored bytes.
         headers = {"Accept-Encoding": "gzip", **({"Range": part} if part else {})}
-        data = await self._session.request("GET", address, headers, expected=size)
+        data = await self.request("GET", address, headers, expected=size)
         if len(data) > size:
             raise DamagedContent(f"more than {size:,} bytes came")
         if len(data) < size:
@@ -176,7 +164,7 @@ class AsyncStorage:
         address = f"{self._api}/upload/storage/v1/b/{bucket}/o?{query}"
         async with self._pace.turn():
             headers = {"Content-Type": content_type}
-            answer = await self._session.request("POST", address, headers, data=data)
+            answer = await self.request("POST", address, headers, data=data)
             if gcs.listed_object(session.parsed(answer)).content != content:
                 raise DamagedContent("storage holds other bytes than were sent")
 
@@ -217,7 +205,7 @@ class AsyncStorage:
     async def _describe(self, bucket: str, name: str) -> ListedObject | None:
         address = f"{self._object(bucket, name)}?fields={gcs.LISTED_FIELDS}"
         try:
-            answer = await self._session.request("GET", address)
+            answer = await self.request("GET", address)
         except Refused as error:
             if error.status != MISSING:
                 raise
@@ -225,20 +213,22 @@ class AsyncStorage:
         return gcs.listed_object(session.parsed(answer))
 
     async def delete(self, bucket: str, names: Iterable[str]) -> list[str]:
-        """Delete objects at once; one that is gone already is no error.
+        """Delete objects, many at once; one that is gone already is no error.
 
         Returns a sentence for each that a retention policy or a hold keeps.
 
         Raises:
             StorageError: no access, or storage cannot be reached.
         """
-        kept = await asyncio.gather(*(self._delete(bucket, name) for name in names))
+        left, kept = iter(names), list[str | None]()
+        while group := list(itertools.islice(left, DELETIONS_AT_ONCE)):
+            kept += await asyncio.gather(*(self._delete(bucket, name) for name in group))
         return [why for why in kept if why]
 
     async def _delete(self, bucket: str, name: str) -> str | None:
         what = f"Deleting gs://{bucket}/{printable(name)}"
         try:
-            await self._call(what, self._session.request, "DELETE", self._object(bucket, name))
+            await self._call(what, self.request, "DELETE", self._object(bucket, name))
         except StorageError as error:
             if error.status in HELD:
                 return error.message
@@ -246,58 +236,28 @@ class AsyncStorage:
                 raise
         return None
 
-    async def copy(
-        self, source_bucket: str, bucket: str, sources: Mapping[str, str]
-    ) -> Collection[str]:
-        """Copy objects inside storage, {name: name of its source}; returns those without a source.
-
-        Up to MAX_CALLS go in one request. Repeating it is harmless.
+    async def copy(self, source_bucket: str, source: str, bucket: str, name: str) -> bool:
+        """Copy an object inside storage; returns whether there is one. Repeating it is harmless.
 
         Raises:
-            StorageError: no access, or storage cannot be reached.
+            StorageError: no access, other bytes are held there, or storage cannot be reached.
         """
-        missing: set[str] = set()
-        what = f"Copying from gs://{source_bucket} to gs://{bucket}"
-        pairs = iter(sources.items())
-        while left := dict(itertools.islice(pairs, session.MAX_CALLS)):
-            await self._call(what, self._copy, source_bucket, bucket, left, missing)
-        return missing
+        what = f"Copying from gs://{source_bucket}/{printable(source)} to gs://{bucket}"
+        address = f"{self._object(source_bucket, source)}/copyTo{_path(bucket, name)}"
+        try:
+            await self._call(what, self._copy, address)
+        except StorageError as error:
+            if error.status == MISSING:
+                return False
+            wanted = await self.find(source_bucket, source) if error.status in HELD else None
+            if wanted is None:
+                raise
+            await self.accept_held(error, bucket, name, wanted.content)
+        return True
 
-    async def _copy(
-        self, source_bucket: str, bucket: str, left: dict[str, str], missing: set[str]
-    ) -> None:
-        """One request. What is done is removed from `left`, so that a retry does not repeat it."""
-        body = session.batch_body(
-            f"{_path(source_bucket, source)}/copyTo{_path(bucket, name)}"
-            for name, source in left.items()
-        )
-        address = f"{gcs.batch_address()}/batch/storage/v1"
-        failure: Exception | None = None
-        async with self._pace.turn(len(left)):
-            headers = {"Content-Type": session.BATCH_TYPE}
-            answer = await self._session.request("POST", address, headers, data=body)
-            answers = session.batch_answers(answer, len(left))
-            for (name, source), (status, content) in zip(list(left.items()), answers, strict=True):
-                if status == MISSING:
-                    missing.add(name)
-                elif status >= 400 and not (
-                    status in HELD and await self._is_copied(source_bucket, source, bucket, name)
-                ):
-                    error = gcs.failed_answer(status, content)
-                    # What no retry would help is told first.
-                    failure = error if isinstance(error, Refused) else failure or error
-                    continue
-                del left[name]
-            if failure:
-                raise failure
-
-    async def _is_copied(self, source_bucket: str, source: str, bucket: str, name: str) -> bool:
-        """Whether an object that must not be replaced has the content of its source already."""
-        with contextlib.suppress(Refused):
-            wanted = await self._describe(source_bucket, source)
-            found = await self._describe(bucket, name)
-            return wanted is not None and found is not None and wanted.content == found.content
-        return False
+    async def _copy(self, address: str) -> None:
+        async with self._pace.turn():
+            await self.request("POST", address, data=b"")
 
     async def public_refusal(self, bucket: str, name: str) -> Refused | None:
         """Why a browser without credentials cannot read the object; None if it can.
@@ -306,17 +266,15 @@ class AsyncStorage:
             StorageError: storage cannot be reached.
         """
         address = gcs.public_address(bucket, name)
-        what = f"Reading {address} without credentials"
-        return await self._call(what, self._public_refusal, address)
-
-    async def _public_refusal(self, address: str) -> Refused | None:
+        what, first_byte = f"Reading {address} without credentials", {"Range": "bytes=0-0"}
+        ask = partial(self.request, "GET", address, first_byte, expected=1, public=True)
         try:
-            first_byte = {"Range": "bytes=0-0"}
-            await self._session.request("GET", address, first_byte, expected=1, public=True)
-        except Refused as error:
-            if error.status is None:
+            await self._call(what, ask)
+        except StorageError as error:
+            refused = error.__cause__
+            if not isinstance(refused, Refused) or refused.status is None:
                 raise
-            return None if error.status == EMPTY else error
+            return None if refused.status == EMPTY else refused
         return None
 
     def _object(self, bucket: str, name: str) -> str:

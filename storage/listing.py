@@ -136,7 +136,9 @@ class _Listing:
         expired_after: str | None = None
         while True:
             try:
-                page = await self._objects.list_page(self._path, start=start, end=end, token=token)
+                page, following = await self._objects.list_page(
+                    self._path, start=start, end=end, token=token
+                )
             except StorageError as error:
                 if error.status != EXPIRED or not token or expired_after == last:
                     raise
@@ -145,16 +147,16 @@ class _Listing:
             # A repeated name is dropped, and what a server without ranges sends too much.
             found = [
                 o
-                for o in page.objects
+                for o in page
                 if o.name > last and o.name >= names.start and (end is None or o.name < end)
             ]
             await self.pages.put(found)
             self._full, self._empty = self._full + bool(found), self._empty + (not found)
-            if not page.token:
+            if not following:
                 return
-            if page.token == token and not found:
+            if following == token and not found:
                 raise StorageError(f"Listing {self._path}: storage repeats a page without end.")
-            token = page.token
+            token = following
             if not found:
                 continue
             last = found[-1].name

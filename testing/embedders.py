@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import Findings
 from common.precision import Precision
 from dataset.arrays import DIMENSIONS, Embedding
 from engine.loading import ModelLoader, ModelOptions
@@ -96,14 +97,11 @@ class LoaderWithoutModels(ModelLoader):
         super().__init__(options)
         self._embedder = embedder or FakeEmbedder()
 
-    def missing_files(self) -> list[str]:
-        return []
-
-    def check_device(self) -> None:
+    def check_files(self, findings: Findings) -> None:
         pass
 
-    def is_on_gpu(self) -> bool:
-        return False
+    def check_device(self) -> str:
+        return "cpu"
 
     def find_clip(self) -> Path:
         return Path(self._options.clip_weights)

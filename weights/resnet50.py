@@ -67,15 +67,11 @@ def canonical_resnet_names(blobs: dict[str, Any]) -> dict[str, Any]:
 def require_resnet(path: Path) -> None:
     """Raise WeightsError if the file is not there."""
     shown = printable(str(path))
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".safetensors":
+        kind = "directory" if path.is_dir() else "safetensors file"
         raise WeightsError(
-            f"--resnet_weights {shown} is a directory, not R-50.pkl: CLIP's directory goes to "
+            f"--resnet_weights {shown} is a {kind}, not R-50.pkl: CLIP's directory goes to "
             f"--clip_weights; get R-50.pkl with `{RESNET_DOWNLOAD}`."
-        )
-    if path.suffix == ".safetensors":
-        raise WeightsError(
-            f"--resnet_weights {shown} is a safetensors file, not R-50.pkl: CLIP's directory "
-            f"goes to --clip_weights; get R-50.pkl with `{RESNET_DOWNLOAD}`."
         )
     if not path.is_file():
         given = "" if path.name == RESNET_FILE else " (or correct --resnet_weights)"

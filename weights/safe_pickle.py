@@ -11,12 +11,14 @@ with the same hash keep it busy for a minute.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import pickle
 import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,20 +71,6 @@ def read_pickle(path: Path, max_reads: int = MAX_READS) -> Any:
             raise UnsafePickleError(problem) from error
 
 
-class _Source:
-    """The file as pickle reads it, up to a number of reads."""
-
-    def __init__(self, view: mmap.mmap, max_reads: int) -> None:
-        self._read, self._left = view.read, max_reads
-        self.readline = view.readline
-
-    def read(self, size: int) -> bytes:
-        self._left -= 1
-        if self._left < 0:
-            raise UnsafePickleError("has far too many parts")
-        return self._read(size)
-
-
 class _Dtype:
     """A NumPy dtype of plain numbers, as a pickle builds it: its code, then its byte order."""
 
@@ -109,7 +97,15 @@ class _Reader(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
 
     def __init__(self, view: mmap.mmap, max_reads: int) -> None:
-        super().__init__(_Source(view, max_reads), encoding="latin1")
+        reads = itertools.count(1)
+
+        def read(size: int) -> bytes:
+            if next(reads) > max_reads:
+                raise UnsafePickleError("has far too many parts")
+            return view.read(size)
+
+        source = SimpleNamespace(read=read, readline=view.readline)
+        super().__init__(source, encoding="latin1")
         # Bytes: text of Python 2 is copied twice, and one text may not be copied again and again.
         self._copyable = 2 * len(view)
         self._known: dict[str, object] = {

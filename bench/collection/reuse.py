@@ -36,12 +36,7 @@ from testing.embedders import CONSTANT
 
 BUCKET = PATHS[0].bucket
 PAGE = 10_000  # rows that are recorded at once
-COMPUTED = Computed(
-    resnet_weights="1" * 64,
-    clip_weights="2" * 64,
-    backend="fused",
-    precisions=frozenset({Precision.FLOAT32}),
-)
+COMPUTED = Computed("1" * 64, "2" * 64, "fused", frozenset({Precision.FLOAT32}))
 UNLIMITED = 1e6  # writes per second: what is measured is this program
 
 
@@ -56,7 +51,7 @@ def reuse_run(rows: int) -> dict[str, float]:
         images = make_source(listing, Path(directory), index_id)
         state = work.draft(listing)
         state.set_options({"index_id": str(uuid.uuid4())})
-        matches = work.keep_open(Matches(work.path / REUSE))
+        matches = work.new_matches(REUSE)
         with Arrays(work.path, rows) as arrays:
             figures = asyncio.run(_run(state, arrays, matches, work.path, index_id, images))
         assert state.counts().reused == images and state.counts().done == rows

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,7 +98,7 @@ class Cluster:
         """`local` are settings of ray.init for a cluster on this machine."""
         self._address, self._local = address, local
         self.is_local = address in (None, "local")  # it is one of this machine, started here
-        self.reader: threading.Thread | None = None  # reads the results that workers send
+        self.reader: Future[None] | None = None  # the reading of results that workers send
 
     def __enter__(self) -> Cluster:
         os.environ.update(QUIET)
@@ -142,7 +142,7 @@ class Cluster:
         """
         import ray
 
-        if self.reader is None or not self.reader.is_alive():
+        if self.reader is None or self.reader.done():
             ray.shutdown()
         elif self.is_local:
             _end_children_with_this_process()

@@ -13,7 +13,6 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.errors import ClusterError, IngestError
+from common.process import in_daemon_thread
 from common.terminal import count, say
 from dataset.arrays import Arrays
 from dataset.state import State
@@ -113,37 +113,23 @@ class RayPipeline:
 
     async def _pass_in_thread(self, numbers: np.ndarray) -> None:
         """As asyncio.to_thread(self._pass), but the end of the process does not wait for it."""
-        outcome: Future[None] = Future()
-        outcome.set_running_or_notify_cancel()
-
-        def work() -> None:
-            try:
-                with errors_of_workers():
-                    self._pass(numbers)
-                outcome.set_result(None)
-            except BaseException as error:
-                outcome.set_exception(error)
-
-        thread = threading.Thread(target=work, name="ray results", daemon=True)
-        self.cluster.reader = thread
-        thread.start()
-        waiting = asyncio.wrap_future(outcome)
+        self.cluster.reader = in_daemon_thread("ray results", partial(self._pass, numbers))
+        waiting = asyncio.wrap_future(self.cluster.reader)
         try:
             await waiting
         finally:
             if waiting.cancelled():
                 with self._recording:
                     self._stopped = True
-            else:
-                thread.join()
 
     def _pass(self, numbers: np.ndarray) -> None:
-        for done in self._results(numbers):
-            with self._recording:
-                if self._stopped:
-                    return
-                if done.block not in self._recorded:
-                    self._record(done)
+        with errors_of_workers():
+            for done in self._results(numbers):
+                with self._recording:
+                    if self._stopped:
+                        return
+                    if done.block not in self._recorded:
+                        self._record(done)
 
     def _results(self, numbers: np.ndarray) -> Iterator[worker.BlockResult]:
         """What becomes of the rows, in blocks, in the order in which they arrive."""
@@ -200,7 +186,6 @@ async def embed_on_ray(
     state: State,
     arrays: Arrays,
     models: ModelOptions,
-    clip_directory: Path,
     *,
     address: str | None,
     image_bucket: str,
@@ -210,6 +195,7 @@ async def embed_on_ray(
 ) -> None:
     """Embed every pending image on the cluster at `address`, or on one of this machine.
 
+    The weights that `models` names are on this machine, CLIP's in a directory.
     `make_loader` makes what loads the models on the workers; `times` becomes what each stage did.
 
     Raises:
@@ -224,7 +210,9 @@ async def embed_on_ray(
         pool = cluster.pool(models.device)
         send = partial(worker.WeightFiles.send, to_others=not cluster.is_local)
         resnet = await asyncio.to_thread(send, [models.resnet_weights])
-        clip = await asyncio.to_thread(send, [clip_directory / name for name in CLIP_FILES])
+        clip = await asyncio.to_thread(
+            send, [Path(models.clip_weights, name) for name in CLIP_FILES]
+        )
 
         def load(precision: str) -> Callable[[], BatchEmbedder]:
             options = replace(models, device="cuda" if pool.gpus else "cpu", precision=precision)

@@ -64,14 +64,14 @@ class Ingest:
         paths = {array_path(self.directory, name): d for name, d in DIMENSIONS.items()}
         with Arrays(self.directory, self.state.slots()) as arrays:
             for match in list(matches):
-                at, content = match.source_row, self.thumbnails.get(match.source_object[2:-4])
+                at, content = match.image.row, self.thumbnails.get(match.image.object[2:-4])
                 if content is not None:
                     self.thumbnails[match.identifier] = content
                     vectors = [
                         np.fromfile(path, DTYPE).reshape(-1, d)[at] for path, d in paths.items()
                     ]
-                    assert arrays.write(match.slot, vectors) == match.vectors_crc32c
-                    outcome = match.imagenet_class, None, match.vectors_crc32c, 4, 3
+                    assert arrays.write(match.slot, vectors) == match.image.vectors_crc32c
+                    outcome = match.image.imagenet_class, None, match.image.vectors_crc32c, 4, 3
                     self.state.record([Outcome(match.slot, *outcome)])
         matches.close()
 

@@ -42,7 +42,7 @@ A, B, C, D = (10, 1), (10, 2), (11, 1), (12, 4)  # size and crc32c
 
 
 def found(matches):
-    return [(m.slot, m.source, m.source_row) for m in matches]
+    return [(m.slot, m.source, m.image.row) for m in matches]
 
 
 def test_a_row_of_the_same_name_is_preferred_to_the_same_bytes_elsewhere(make_state, matches):
@@ -52,10 +52,10 @@ def test_a_row_of_the_same_name_is_preferred_to_the_same_bytes_elsewhere(make_st
     assert found(matches) == [(2, 0, 0), (1, 0, 1), (0, 0, 2)]
     assert (tally.reused, tally.size) == ({0: 3}, 30)
     first = next(iter(matches))
-    assert (first.source_object, first.slot, first.identifier) == ("x.jpg", 2, "other")
-    assert (first.imagenet_class, first.width, first.height) == (7, 640, 480)
-    assert first.vectors_crc32c == 2**32 - 1
-    assert [match.quality for match in matches] == [None, QUALITY, QUALITY]
+    assert (first.image.object, first.slot, first.identifier) == ("x.jpg", 2, "other")
+    assert (first.image.imagenet_class, first.image.width, first.image.height) == (7, 640, 480)
+    assert first.image.vectors_crc32c == 2**32 - 1
+    assert [match.image.quality for match in matches] == [None, QUALITY, QUALITY]
 
 
 def test_sources_are_searched_in_order(make_state, matches):

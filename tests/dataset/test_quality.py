@@ -13,7 +13,7 @@ SIDES = st.integers(1, 700)  # smaller and larger than what sharpness is measure
 
 
 def quality(image):
-    return prepare(image, with_clip_input=False).quality
+    return prepare(image, with_clip_input=False).about.quality
 
 
 @st.composite
@@ -92,7 +92,7 @@ def test_quality_is_that_of_the_rgb_pixels(mode):
     else:
         image = image.convert("RGB").convert(mode) if mode in ("CMYK", "P") else image.convert(mode)
     decoded = prepare(image)
-    assert decoded.quality == measure(Image.fromarray(decoded.pixels))
+    assert decoded.about.quality == measure(Image.fromarray(decoded.pixels))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (65_500, 1), (1, 4000), (3, 199), (1001, 200)])

@@ -10,7 +10,7 @@ from bench.schedule import Device, coco_sizes, simulate
 from dataset.arrays import Embedding
 from dataset.quality import Quality
 from engine.batches import Batches, Groups
-from engine.decode import Decoded, NotEmbedded
+from engine.decode import About, Decoded, NotEmbedded
 
 
 def groups(**options):
@@ -78,14 +78,8 @@ def test_ten_images_do_not_wait_for_others():
 
 def image(number, height=2, width=3):
     pixels = np.full((height, width, 3), number, np.uint8)
-    return Decoded(
-        pixels=pixels,
-        clip_input=None,
-        thumbnail=b"",
-        thumbnail_bytes=0,
-        is_rotated=False,
-        quality=Quality(0, 0, 0, 0),
-    )
+    about = About(width, height, False, 0, Quality(0, 0, 0, 0))
+    return Decoded(pixels=pixels, clip_input=None, thumbnail=b"", about=about)
 
 
 class NumberEmbedder:

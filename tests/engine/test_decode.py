@@ -36,7 +36,7 @@ def test_exif_rotation_is_not_applied():
     exif = image.getexif()
     exif[0x0112] = 6  # turn by 90 degrees
     prepared = prepare(open_image(file_of(image, "JPEG", exif=exif)))
-    assert prepared.is_rotated
+    assert prepared.about.is_rotated
     assert prepared.pixels.shape == (20, 30, 3)
     with Image.open(io.BytesIO(prepared.thumbnail)) as small:
         assert small.size == (30, 20)
@@ -60,7 +60,7 @@ def orientation(number):
     ],
 )
 def test_an_exif_rotation_is_noticed(kind, exif, rotated):
-    assert prepare(open_image(file_of(noise(30, 20), kind, exif=exif))).is_rotated is rotated
+    assert prepare(open_image(file_of(noise(30, 20), kind, exif=exif))).about.is_rotated is rotated
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_file_of_very_many_parts_is_refused(monkeypatch, kind, at, part):
     monkeypatch.setattr(decoding, "MAX_HEADER_READS", 4000)
     monkeypatch.setattr(decoding, "MAX_READS", 4000)
     start, rest = SMALL[kind][:at], SMALL[kind][at:]
-    assert prepare(open_image(start + part * 100 + rest)).height == 30
+    assert prepare(open_image(start + part * 100 + rest)).about.height == 30
     with pytest.raises(ImageError, match="more than 4,000 parts"):
         prepare(open_image(start + part * 5000 + rest))
 
@@ -290,7 +290,7 @@ def test_a_bmp_file_of_very_many_runs_is_refused(monkeypatch):
 
 def test_a_tiff_file_of_very_many_strips_is_refused(monkeypatch):
     monkeypatch.setattr(decoding, "MAX_TILES", 2000)
-    assert prepare(open_image(tiff_of_strips(2000))).height == 2000
+    assert prepare(open_image(tiff_of_strips(2000))).about.height == 2000
     with pytest.raises(ImageError, match="2,001 strips or tiles, more than the 2,000 allowed"):
         open_image(tiff_of_strips(2001))
 

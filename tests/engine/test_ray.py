@@ -35,7 +35,6 @@ from engine.ray.cluster import Cluster, Pool, versions  # noqa: E402
 from engine.ray.driver import RayPipeline  # noqa: E402
 from engine.ray.worker import WeightFiles, probe  # noqa: E402
 from engine.threads import Job  # noqa: E402
-from gcs import ListedObject  # noqa: E402
 
 pytestmark = [
     pytest.mark.ray,
@@ -119,10 +118,7 @@ def make_state(world, tmp_path):
     def make(name="state"):
         directory = tmp_path / name
         directory.mkdir()
-        listed = [
-            ListedObject(b.name, b.size, gcs.crc32c_of_listing(b.crc32c), int(b.generation))
-            for b in world.client.list_blobs(world.images)
-        ]
+        listed = [gcs.listed_object(b._properties) for b in world.client.list_blobs(world.images)]
         state = state_of(directory, listed)
         state.set_options({"index_id": INDEX_ID})
         states.append(state)

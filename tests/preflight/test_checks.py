@@ -308,7 +308,7 @@ def test_what_the_arguments_alone_tell_is_said_before_any_request(real_weights, 
     for part in (
         "dataset name 'no name'",
         "gs://x names no bucket",
-        "has more than an address",
+        "is not an address",
         "none.pkl is missing",
         "The directory of CLIP weights './none' does not exist",
     ):
