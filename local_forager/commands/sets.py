@@ -65,13 +65,15 @@ def rows_named(index: Index, path: Path) -> np.ndarray:
     except UnicodeDecodeError:
         raise PageError(400, f"{shown} is not UTF-8 text: write one name a line.") from None
     wanted = dict.fromkeys(line.strip("\r") for line in lines if line.strip())
-    named = images_named(wanted, list(map(name_line, index.names)))
-    if unknown := [line for line in wanted if line not in named]:
+    names = list(map(name_line, index.names))
+    found = [pair for _, named in images_named(wanted, names) for pair in named]
+    known = dict(found)
+    if unknown := [line for line in wanted if line not in known]:
         what = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
         raise PageError(400, f"In {shown}, {what} no image: {first_of(unknown)}.")
-    if not named:
+    if not found:
         raise PageError(400, f"{shown} names no image: write one name a line.")
-    return np.unique(np.concatenate([one.rows for one in named.values()]))
+    return np.unique([row for _, row in found])
 
 
 def candidates(opened: Opened, asked: Asked) -> np.ndarray:
