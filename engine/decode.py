@@ -249,7 +249,13 @@ def prepare(
             pixels, scaled = there, clip_there
         small = small_copy(rgb)
         file = thumbnail(small)
-        about = About(rgb.width, rgb.height, is_rotated(image), len(file), measure(small))
+        about = About(
+            width=rgb.width,
+            height=rgb.height,
+            is_rotated=is_rotated(image),
+            thumbnail_bytes=len(file),
+            quality=measure(small),
+        )
         return Decoded(pixels=pixels, clip_input=scaled, thumbnail=file, about=about)
 
 

@@ -3,6 +3,7 @@
 It imports pyarrow, so it is imported where a command has a file to read.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,15 +189,18 @@ def rows_of_keys(keys: Any, names: list[str]) -> np.ndarray:
     several keys the same one.
     """
     texts = compute.replace_substring_regex(keys, BUCKET, "").to_pylist()
-    named = images_named(texts, names)
-    several = [text for text in texts if text in named and len(named[text].rows) > 1]
-    if several:
-        raise PageError(
-            400,
-            f"{printable(several[0])} is the {named[several[0]].what} of several images"
-            f"{_more(len(several))}: name images by object. Nothing is changed.",
-        )
-    found = np.array([named[text].rows[0] if text in named else -1 for text in texts], np.int64)
+    row_of: dict[str, int] = {}
+    for what, named in images_named(texts, names):
+        row_of |= named
+        images = Counter(text for text, _ in named)
+        if len(images) < len(named):
+            several = [text for text in texts if images[text] > 1]
+            raise PageError(
+                400,
+                f"{printable(several[0])} is the {what} of several images{_more(len(several))}: "
+                "name images by object. Nothing is changed.",
+            )
+    found = np.array([row_of.get(text, -1) for text in texts], np.int64)
     matched = np.flatnonzero(found >= 0)
     rows, firsts, repeats = np.unique(found[matched], return_index=True, return_counts=True)
     if (repeats > 1).any():

@@ -67,14 +67,16 @@ def rows_named(index: Index, path: Path) -> np.ndarray:
     except UnicodeDecodeError:
         raise PageError(400, f"{shown} is not UTF-8 text. {ONE_A_LINE}") from None
     wanted = dict.fromkeys(line.strip("\r") for line in lines if line.strip())
-    named = images_named(wanted, list(map(name_line, index.names)))
-    if unknown := [line for line in wanted if line not in named]:
+    names = list(map(name_line, index.names))
+    found = [pair for _, named in images_named(wanted, names) for pair in named]
+    known = dict(found)
+    if unknown := [line for line in wanted if line not in known]:
         what = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
         some = first_of(unknown, SHOWN_LINES)
         raise PageError(400, f"In {shown}, {what} no image: {some}. {ONE_A_LINE}")
-    if not named:
+    if not found:
         raise PageError(400, f"{shown} names no image. {ONE_A_LINE}")
-    return np.unique(np.concatenate([one.rows for one in named.values()]))
+    return np.unique([row for _, row in found])
 
 
 def candidates(opened: Opened, asked: Asked) -> np.ndarray:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import json
 import posixpath
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,23 +110,18 @@ class Index:
         return is_there and all(vectors.is_whole() for vectors in self.embeddings.values())
 
 
-class Named(NamedTuple):
-    """The images that a text names."""
+def images_named(
+    texts: Iterable[str], names: list[str]
+) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """What of NAMED_BY some texts are, in turn, and these texts, each with the row of an image.
 
-    what: str  # of NAMED_BY
-    rows: list[int]
-
-
-def images_named(texts: Iterable[str], names: list[str]) -> dict[str, Named]:
-    """The images that these texts name among those with these object names; others are left out."""
-    wanted, found = set(texts), dict[str, Named]()
+    names: of all objects. A text that is, say, an object name is not looked for as a file name.
+    """
+    left = set(texts)
     for what, name_of in NAMED_BY.items():
-        for row, name in enumerate(names if len(found) < len(wanted) else ()):
-            if (text := name_of(name)) in wanted:
-                named = found.setdefault(text, Named(what, []))
-                if named.what == what:
-                    named.rows.append(row)
-    return found
+        found = [(text, row) for row, name in enumerate(names) if (text := name_of(name)) in left]
+        left.difference_update(text for text, _ in found)
+        yield what, found
 
 
 @functools.cache

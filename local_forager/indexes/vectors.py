@@ -120,8 +120,7 @@ def keys_of(vectors: Vectors, progress: Progress = lambda share: None) -> np.nda
 
 def in_order(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The rows, those with the smallest values first; equal ones stay in their order."""
-    ordered: np.ndarray = rows[np.argsort(values[rows], kind="stable")]
-    return ordered
+    return np.take(rows, np.argsort(values[rows], kind="stable"))
 
 
 def nearest(similarity: np.ndarray, count: int) -> Neighbours:

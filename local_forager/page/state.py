@@ -180,5 +180,4 @@ async def view_of(request: web.Request) -> View:
     """The dataset in the address with its index and labels."""
     page = request.app[PAGE]
     dataset, index = await index_of(request)
-    table = await page.table(dataset, index)
-    return View(page=page, dataset=dataset, index=index, table=table)
+    return View(page=page, dataset=dataset, index=index, table=await page.table(dataset, index))
