@@ -7,7 +7,7 @@ import contextlib
 import time
 
 import gcs
-from common.errors import IngestError
+from common.errors import IngestError, ServerError
 from common.names import GsPath, identifier
 from common.terminal import count, duration, say, size, warn
 from dataset.arrays import put_in_order, verify_arrays
@@ -139,7 +139,14 @@ async def register(run: Run) -> Listing | None:
 
     async with Forager(target.server_url) as forager:
         # Without this question, a lost answer to an earlier run would lead to a second dataset.
-        if await forager.dataset(target.name) != wanted:
+        try:
+            found = await forager.dataset(target.name)
+        except ServerError as error:
+            raise ServerError(
+                f"{error.message} All that is computed and uploaded is kept: the same command then "
+                "goes on with the registration."
+            ) from error
+        if found != wanted:
             listing = await list_again()
             if await asyncio.to_thread(state.changes, listing.path):
                 return listing

@@ -66,6 +66,13 @@ def test_server_that_always_fails_is_named_before_any_work(fresh, kind):
     assert not fresh.left_behind() and has_only_a_report(fresh.work)
 
 
+def test_server_that_fails_after_the_upload_loses_nothing(fresh):
+    rule = Rule(r"GET /api/get_dataset_info", "503", after=1)
+    with StandIn(fresh.server, rule) as server:
+        fresh.run(server=server).failed("the same command then goes on with the registration.")
+    assert not fresh.ingest().stderr.count("Embedding on")
+
+
 def test_too_few_open_files_stop_the_run_and_make_no_image_bad(undisturbed, fresh):
     limited = ["bash", "-c", 'ulimit -n 30 && exec "$@"', "-"]
     stopped = ended(start([*limited, *fresh.command("--skip_bad_images")], dict(os.environ)))
