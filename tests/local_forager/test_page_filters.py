@@ -43,6 +43,7 @@ def test_signs_of_a_mode_and_counts_that_follow_the_other_filters(server, tabs):
     expect(page.locator("#split-val")).to_have_text("Validation1")
     expect(bird).to_have_text(re.compile("^bird3"))  # its own filter does not count
     screen.follow(page, "Clear all", 80)
+    expect(page.locator("#select-all")).to_be_focused()  # the link is gone
     expect(bird).to_have_text(re.compile("^bird4"))
     page.goto(f"{server.url}/d?or=bird&with=sky")  # a link from before signs had modes
     screen.chips(page, "bird", "and sky")
