@@ -124,6 +124,11 @@ def api_address() -> str:
     return emulator_host() or API_ADDRESS
 
 
+def batch_address() -> str:
+    """Where the JSON API takes several calls in one request."""
+    return emulator_host() or PUBLIC_ADDRESS
+
+
 def public_address(bucket: str, name: str) -> str:
     """Where a browser finds the object without credentials."""
     return f"{emulator_host() or PUBLIC_ADDRESS}/{bucket}/{quote(name, safe='/')}"

@@ -9,7 +9,6 @@ is embedded.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ from storage.async_client import AsyncStorage
 from storage.pace import WritePace
 
 CHUNKS_AT_ONCE = 8
-REQUESTS_AT_ONCE = 128  # most of them copy thumbnails
 CHUNK_ROWS = 256  # of a source, read at once: 3.7 MB
 GAP_ROWS = 16  # not needed between two rows, and read all the same: a request costs more
 READS = 2  # of a chunk whose rows do not match their checksums
@@ -77,7 +75,9 @@ class Copier:
         """
         start = time.monotonic()
         chunks = chunked(self._matches, self._chunk_rows)
-        async with AsyncStorage(REQUESTS_AT_ONCE, pace=self._pace) as self._objects:
+        # Each chunk has a request for each array, or one for its thumbnails.
+        connections = CHUNKS_AT_ONCE * len(ROW_BYTES)
+        async with AsyncStorage(connections, pace=self._pace) as self._objects:
             work = (self._copy_chunks(chunks) for _ in range(CHUNKS_AT_ONCE))
             await self._recorder.during(together(*work))
         return time.monotonic() - start
@@ -122,16 +122,17 @@ class Copier:
 
     async def _with_thumbnail(self, source: Source, matches: list[Match]) -> list[Match]:
         """Copy the thumbnails of these rows; returns those that had one."""
-
-        async def has_thumbnail(match: Match) -> bool:
-            name = f"{thumbnail_directory(self._index_id)}{match.identifier}.jpg"
-            copied = thumbnail_name(source.index_id, match.image.object)
-            return name == copied or await self._objects.copy(
-                source.bucket, copied, self._bucket, name
-            )
-
-        there = await together(*map(has_thumbnail, matches))
-        return list(itertools.compress(matches, there))
+        target = thumbnail_directory(self._index_id)
+        # One source row can have several matches: each needs a thumbnail of its own.
+        left = {
+            name: copied
+            for match in matches
+            for name in [f"{target}{match.identifier}.jpg"]
+            for copied in [thumbnail_name(source.index_id, match.image.object)]
+            if name != copied
+        }
+        missing = await self._objects.copy(source.bucket, self._bucket, left)
+        return [m for m in matches if f"{target}{m.identifier}.jpg" not in missing]
 
     def _write(self, blocks: list[memoryview], first: int, matches: list[Match]) -> None:
         """Write the vectors of these rows, those of consecutive rows at once."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import zlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
@@ -236,28 +236,58 @@ class AsyncStorage(Session):
                 raise
         return None
 
-    async def copy(self, source_bucket: str, source: str, bucket: str, name: str) -> bool:
-        """Copy an object inside storage; returns whether there is one. Repeating it is harmless.
+    async def copy(
+        self, source_bucket: str, bucket: str, sources: Mapping[str, str]
+    ) -> Collection[str]:
+        """Copy objects inside storage, {name: name of its source}; returns those without a source.
+
+        Up to MAX_CALLS go in one request. Repeating it is harmless.
 
         Raises:
-            StorageError: no access, other bytes are held there, or storage cannot be reached.
+            StorageError: no access, or storage cannot be reached.
         """
-        what = f"Copying from gs://{source_bucket}/{printable(source)} to gs://{bucket}"
-        address = f"{self._object(source_bucket, source)}/copyTo{_path(bucket, name)}"
-        try:
-            await self._call(what, self._copy, address)
-        except StorageError as error:
-            if error.status == MISSING:
-                return False
-            wanted = await self.find(source_bucket, source) if error.status in HELD else None
-            if wanted is None:
-                raise
-            await self.accept_held(error, bucket, name, wanted.content)
-        return True
+        missing: set[str] = set()
+        what = f"Copying from gs://{source_bucket} to gs://{bucket}"
+        pairs = iter(sources.items())
+        while left := dict(itertools.islice(pairs, session.MAX_CALLS)):
+            await self._call(what, self._copy, source_bucket, bucket, left, missing)
+        return missing
 
-    async def _copy(self, address: str) -> None:
-        async with self._pace.turn():
-            await self.request("POST", address, data=b"")
+    async def _copy(
+        self, source_bucket: str, bucket: str, left: dict[str, str], missing: set[str]
+    ) -> None:
+        """One request. What is done is removed from `left`, so that a retry does not repeat it."""
+        body = session.batch_body(
+            f"{_path(source_bucket, source)}/copyTo{_path(bucket, name)}"
+            for name, source in left.items()
+        )
+        address = f"{gcs.batch_address()}/batch/storage/v1"
+        failure: Exception | None = None
+        async with self._pace.turn(len(left)):
+            headers = {"Content-Type": session.BATCH_TYPE}
+            answer = await self.request("POST", address, headers, data=body)
+            answers = session.batch_answers(answer, len(left))
+            for (name, source), (status, content) in zip(list(left.items()), answers, strict=True):
+                if status == MISSING:
+                    missing.add(name)
+                elif status >= 400 and not (
+                    status in HELD and await self._is_copied(source_bucket, source, bucket, name)
+                ):
+                    error = gcs.failed_answer(status, content)
+                    # What no retry would help is told first.
+                    failure = error if isinstance(error, Refused) else failure or error
+                    continue
+                del left[name]
+            if failure:
+                raise failure
+
+    async def _is_copied(self, source_bucket: str, source: str, bucket: str, name: str) -> bool:
+        """Whether an object that must not be replaced has the content of its source already."""
+        with contextlib.suppress(Refused):
+            wanted = await self._describe(source_bucket, source)
+            found = await self._describe(bucket, name)
+            return wanted is not None and found is not None and wanted.content == found.content
+        return False
 
     async def public_refusal(self, bucket: str, name: str) -> Refused | None:
         """Why a browser without credentials cannot read the object; None if it can.

@@ -1,9 +1,14 @@
-"""One request to Cloud Storage by aiohttp: access token, proxy, time limits, errors."""
+"""One request to Cloud Storage by aiohttp: access token, proxy, time limits, errors, batches.
+
+A batch is several calls in one request: https://cloud.google.com/storage/docs/batch
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import aiohttp
@@ -23,7 +28,12 @@ TOTAL_S = 120.0  # the longest time for an object of no bytes; the others get mo
 MIN_BYTES_PER_S = 2_000  # of a transfer
 SLOW_ATTEMPTS = 2  # a slow transfer is long: eight would take hours
 MAX_ANSWER_BYTES = 8 << 20  # of JSON: a page of a listing has up to 1,000 long names
-
+MAX_CALLS = 100  # in one batch, Google's limit
+BOUNDARY = "===forager==="
+BATCH_TYPE = f'multipart/mixed; boundary="{BOUNDARY}"'
+DELIMITER = re.compile(rb"^--\S+", re.M)
+STATUS_LINE = re.compile(rb"^HTTP/\d\S* (\d{3})", re.M)
+CONTENT_ID = re.compile(rb"^Content-ID:\s*<response-(\d+)>", re.M | re.I)
 
 SessionT = TypeVar("SessionT", bound="Session")
 
@@ -133,3 +143,35 @@ def parsed(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise TransientError("the answer is not JSON") from error
+
+
+def batch_body(paths: Iterable[str]) -> bytes:
+    """The body that calls POST on each of the paths, which begin with /b/ and are encoded.
+
+    A call of its own costs 0.2 ms of processor time, one in a batch a tenth of that.
+    """
+    parts = [
+        f"--{BOUNDARY}\r\nContent-Type: application/http\r\nContent-ID: <{number}>\r\n\r\n"
+        f"POST /storage/v1{path} HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+        for number, path in enumerate(paths)
+    ]
+    return ("\r\n".join(parts) + f"\r\n--{BOUNDARY}--\r\n").encode()
+
+
+def batch_answers(body: bytes, calls: int) -> list[tuple[int, bytes]]:
+    """The HTTP status and the body of each call's answer, in the order of the calls.
+
+    Raises:
+        TransientError: the body does not answer every call.
+    """
+    delimiter = DELIMITER.search(body)
+    found: dict[int, tuple[int, bytes]] = {}
+    for place, part in enumerate(body.split(delimiter[0])[1:-1] if delimiter else []):
+        if status := STATUS_LINE.search(part):
+            number = CONTENT_ID.search(part, 0, status.start())
+            content = part[status.end() :].partition(b"\r\n\r\n")[2]
+            # A part without a number has that of its place.
+            found[int(number[1]) if number else place] = int(status[1]), content
+    if sorted(found) != list(range(calls)):
+        raise TransientError(f"the answer to a batch of {calls} calls is incomplete")
+    return [found[number] for number in range(calls)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import bisect
+import functools
 import json
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -146,8 +147,8 @@ class Connection(asyncio.Protocol):
         if method == "GET" and query.get("alt") == "media" and "range" in headers:
             content = self.objects.part(name, headers["range"])
             return _http(content, "application/octet-stream", "206 Partial Content")
-        if "/copyTo/" in url.path:
-            return _json({})
+        if url.path.startswith("/batch/"):
+            return batch_answer(body.count(b"/copyTo/"))
         if method == "GET" and name in self.objects.uploaded:
             size, crc32c = self.objects.uploaded[name]
             return _json({"name": name, "size": str(size), "crc32c": crc32c})
@@ -210,6 +211,15 @@ class Connection(asyncio.Protocol):
         else:
             self.objects.parts.pop(name, None)
         return _json({"name": name, "size": str(size), "crc32c": crc32c, "generation": "1"})
+
+
+@functools.cache
+def batch_answer(calls: int) -> bytes:
+    """The answer to this number of calls in one request, all of which succeeded."""
+    part = "--batch\r\nContent-Type: application/http\r\nContent-ID: <response-{}>\r\n\r\n"
+    part += "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
+    body = "".join(part.format(number) for number in range(calls)) + "--batch--\r\n"
+    return _http(body.encode(), "multipart/mixed; boundary=batch")
 
 
 def _http(body: bytes, content_type: str, status: str = "200 OK") -> bytes:

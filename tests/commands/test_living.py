@@ -14,7 +14,7 @@ from tests.commands.test_stops import CHANGES, DOWNLOAD
 from tests.harness import ended, pictures
 from tests.stand_in import Rule, StandIn
 
-COPY = r"POST .*/copyTo/"
+COPY = r"POST /batch/"
 LAST_LIST = "val_identifiers.json"
 
 

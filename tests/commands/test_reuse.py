@@ -19,7 +19,7 @@ from tests.stand_in import KINDS, Rule, StandIn
 
 IMAGE = r"GET /storage/.*o/(train|val).*alt=media"
 QUICK = ("503", "reset", "flip")  # of the faults; the others are for the soak
-COPY, RANGE = r"POST .*/copyTo/", r"GET /storage/.*embeddings.npy.*alt=media"
+COPY, RANGE = r"POST /batch/", r"GET /storage/.*embeddings.npy.*alt=media"
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 
 import gcs
 from common import retries
-from common.errors import ImageChanged, StorageError
+from common.errors import ImageChanged, StorageError, TransientError
 from gcs import ListedObject
 from storage import session
 from tests.harness import listing, put, with_objects
-from tests.stand_in import Answer, StandIn, in_order
+from tests.stand_in import Answer, StandIn
 
 ODD_NAMES = [
     "t/a b.jpg",
@@ -144,23 +144,69 @@ def test_a_public_object_is_asked_for_without_credentials(serve, status, reason)
     assert "authorization" not in asked.headers
 
 
+def answer(*statuses, ids=True):
+    parts = [
+        "--b\r\nContent-Type: application/http\r\n"
+        + (f"Content-ID: <response-{number}>\r\n" if ids else "")
+        + f"\r\nHTTP/1.1 {status} Words\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
+        for number, status in statuses
+    ]
+    return ("".join(parts) + "--b--").encode()
+
+
+def test_answers_have_the_order_of_the_calls():
+    found = session.batch_answers(answer((1, 404), (0, 200)), 2)
+    assert [status for status, _ in found] == [200, 404]
+    found = session.batch_answers(b"\r\n" + answer((0, 204), (1, 503), ids=False), 2)
+    assert found == [(204, b"{}\r\n"), (503, b"{}\r\n")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"<html>", b"", answer((0, 200)), answer((0, 200), (0, 200)), answer((0, 200), (2, 200))),
+        answer((0, 200), (1, 200))[:-110],
+    ],
+)
+def test_an_incomplete_answer_is_worth_another_try(body):
+    with pytest.raises(TransientError, match="batch of 2 calls is incomplete"):
+        session.batch_answers(body, 2)
+
+
 def test_copies_have_the_bytes_of_their_sources(make_bucket):
     one, other = make_bucket(), make_bucket()
-    for name in ("a/b c.jpg", "é?#%.jpg", "plain.jpg"):
+    names = ["a/b c.jpg", "é?#%.jpg", "plain.jpg"]
+    for name in names:
         put(one, name, data=name.encode())
-        assert with_objects("copy", one, name, other, f"t/{name}")
-    assert not with_objects("copy", one, "never there", other, "t/gone")
-    assert {(listed.name, listed.content) for listed in listing(other)} == {
-        (f"t/{listed.name}", listed.content) for listed in listing(one)
+    wanted = {f"t/{number} {name}": name for number, name in enumerate(names * 60)}
+    wanted["t/gone"] = "never there"
+    missing = with_objects("copy", one, other, wanted)
+    assert set(missing) == {"t/gone"}
+    found = {listed.name: listed.size for listed in listing(other)}
+    assert found == {
+        name: len(source.encode()) for name, source in wanted.items() if name != "t/gone"
     }
 
 
+def test_only_calls_that_failed_are_made_again(serve):
+    statuses = iter([[(0, 200), (1, 503), (2, 404), (3, 429)], [(0, 200), (1, 200)]])
+    front = serve(lambda asked: Answer(200, answer(*next(statuses))))
+    missing = with_objects("copy", "one", "two", {f"new/{n}": f"old/{n}" for n in range(4)})
+    assert set(missing) == {"new/2"}
+    calls = [re.findall(rb"POST (\S+) HTTP/1.1\r\n", asked.body) for asked in front.asked]
+    path = "/storage/v1/b/one/o/old%2F{0}/copyTo/b/two/o/new%2F{0}"
+    assert calls == [
+        [path.format(n).encode() for n in numbers] for numbers in ((0, 1, 2, 3), (1, 3))
+    ]
+    assert {asked.path for asked in front.asked} == {"/batch/storage/v1"}
+
+
 def test_a_copy_that_is_refused_ends_with_storage_s_reason(serve):
-    answers = in_order(Answer(503), Answer(403, b'{"error": {"message": "no access"}}'))
-    front = serve(lambda asked: answers(asked) if asked.method == "POST" else Answer(404))
-    with pytest.raises(StorageError, match=r"gs://one/a to gs://two: .*\(403\): no access"):
-        with_objects("copy", "one", "a", "two", "b")
-    assert len(front.requests("POST /storage/v1/b/one/o/a/copyTo/b/two/o/b")) == 2
+    body = answer((0, 503), (1, 403)).replace(b"{}", b'{"error": {"message": "no access"}}')
+    front = serve(lambda asked: Answer(200, body) if asked.method == "POST" else Answer(404))
+    with pytest.raises(StorageError, match=r"gs://one to gs://two: .*\(403\): no access"):
+        with_objects("copy", "one", "two", {"a": "b", "c": "d"})
+    assert len([asked for asked in front.asked if asked.method == "POST"]) == 1
 
 
 def test_find_and_fetch_range(make_bucket):
@@ -182,8 +228,13 @@ def retained(emulator, make_bucket, serve):
     """A bucket of a server that refuses every write, as to objects that are held, with `status`."""
 
     def rule(asked):
-        if asked.method == "POST" and storage.status is not None:
+        if asked.method != "POST" or storage.status is None:
+            return None
+        if "/batch/" not in asked.path:
             return Answer(storage.status, RETAINED)
+        calls = asked.body.count(b"POST ")
+        body = answer(*((number, storage.status) for number in range(calls)))
+        return Answer(200, body.replace(b"{}", RETAINED))
 
     storage = serve(rule, emulator)
     storage.status = None
@@ -197,7 +248,8 @@ def test_a_held_object_with_the_same_bytes_counts_as_written(retained, status):
     put(retained.bucket, "a.jpg", "b.jpg")
     retained.status = status
     with_objects("put", retained.bucket, "a.jpg", b"data", "image/jpeg")
-    assert with_objects("copy", retained.bucket, "a.jpg", retained.bucket, "b.jpg")
+    copied = {"b.jpg": "a.jpg"}
+    assert with_objects("copy", retained.bucket, retained.bucket, copied) == set()
 
 
 @pytest.mark.parametrize(
@@ -212,4 +264,4 @@ def test_a_refused_write_says_whether_an_object_is_held(retained, name, words):
         with_objects("put", retained.bucket, name, b"data", "image/jpeg")
     assert re.search(words, caught.value.message)
     with pytest.raises(StorageError, match="access is denied"):
-        with_objects("copy", retained.bucket, "b.jpg", retained.bucket, name)
+        with_objects("copy", retained.bucket, retained.bucket, {name: "b.jpg"})
