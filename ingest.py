@@ -130,16 +130,8 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     try:
         raise_open_file_limit()
         check_arguments(request, loader)
-        with (
-            WorkDirectory(request.work_dir) as work,
-            report.kept_in(work.path),
-            shortages(),
-            disk_errors(work.path),
-        ):
-            if images := request.mode.trial:
-                await try_out(request, images, work, loader, report)
-            else:
-                await run_rounds(request, work, loader, report)
+        with WorkDirectory(request.work_dir) as work, report.kept_in(work.path):
+            await ingest_in(work, request, loader, report)
     except BaseException as error:
         report.end(error)
         if request.mode.as_json:
@@ -149,6 +141,17 @@ async def ingest(request: Request, loader: ModelLoader, report: Report) -> None:
     ends = {RunOutcome.DRY_RUN: "Every check passed.", RunOutcome.TRIED: "The trial has ended."}
     done = ends.get(report.outcome, f"{request.target.name} is registered.")
     print_result(report.text() if request.mode.as_json else summarize(report), done)
+
+
+async def ingest_in(
+    work: WorkDirectory, request: Request, loader: ModelLoader, report: Report
+) -> None:
+    """The same in the work directory."""
+    with shortages(), disk_errors(work.path):
+        if request.mode.trial:
+            await try_out(request, request.mode.trial, work, loader, report)
+        else:
+            await run_rounds(request, work, loader, report)
 
 
 async def run_rounds(
