@@ -52,7 +52,7 @@ DURATION = "This takes about a minute."
 
 
 class Weights(NamedTuple):
-    """The options for weights: of ingest.py, and of local_forager for its searches."""
+    """The options for weights, with paths in ROOT: of ingest.py, and of local_forager."""
 
     ingest: list[str]
     server: list[str]
@@ -67,22 +67,18 @@ def choose_weights() -> Weights:
     if (ROOT / "R-50.pkl").exists():
         click.echo("ResNet-50: the real weights, R-50.pkl.")
     else:
-        resnet = seeded_weights() / "R-50.pkl"
-        options += ["--resnet_weights", _shown(resnet)]
-        server += ["--resnet_weights", str(resnet)]
+        options += ["--resnet_weights", _shown(seeded_weights() / "R-50.pkl")]
         click.echo(f"ResNet-50: seeded random weights; for the real ones `{RESNET_DOWNLOAD}`.")
     try:
         server += ["--clip_weights", str(check_clip_weights(CLIP_ID))]
         click.echo(f"CLIP: the real weights, {CLIP_ID}.")
     except WeightsError:
-        clip = seeded_clip()
-        options += ["--clip_weights", _shown(clip)]
-        server += ["--clip_weights", str(clip)]
+        options += ["--clip_weights", _shown(seeded_clip())]
         click.echo(f"CLIP: seeded random weights; for the real ones `{CLIP_CACHED}`.")
     if options:
         click.echo("With random weights everything works, but neighbours mean little.")
         server += ["--note", RANDOM]
-    return Weights(options, server)
+    return Weights(options, [*options, *server])
 
 
 @contextlib.contextmanager
@@ -245,4 +241,4 @@ def main(serve: bool, port: int | None, screenshots: str | None, generation: str
 
 
 if __name__ == "__main__":
-    main()
+    main.run()

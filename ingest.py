@@ -28,7 +28,7 @@ from common.options import (
     ingest_options,
     shared_options,
 )
-from common.process import leave, raise_open_file_limit, shortages, until_interrupted
+from common.process import raise_open_file_limit, shortages, until_interrupted
 from common.terminal import print_result, printable, say, warn
 from dataset.arrays import Arrays
 from dataset.listing import Listing
@@ -287,7 +287,4 @@ def page_of(request: Request, state: State | None) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SystemExit as ended:
-        leave(int(ended.code or 0))
+    main.run()

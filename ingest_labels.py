@@ -374,9 +374,4 @@ def without_unknown(labels: Labels, known: set[str], options: Options) -> tuple[
 
 
 if __name__ == "__main__":
-    from common.process import leave
-
-    try:
-        main()
-    except SystemExit as ended:
-        leave(int(ended.code or 0))
+    main.run()

@@ -111,8 +111,7 @@ def checked_index_id(text: str) -> str:
     delete what belongs to others.
     """
     if not INDEX_ID.fullmatch(text):
-        form = "8-4-4-4-12 hexadecimal digits, as the ingest shows it"
-        raise ValueError(f"{printable(text)!r} is no index id: {form}")
+        raise ValueError(f"{printable(text)!r} is no index id: 8-4-4-4-12 hexadecimal digits")
     return text
 
 

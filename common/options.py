@@ -96,18 +96,6 @@ def _show_version(context: click.Context, option: click.Parameter, value: bool) 
         context.exit()
 
 
-def _leave_full() -> NoReturn:
-    """End the process, as a disk is full: say so on stderr or, where that is on it, on stdout."""
-    from common.process import leave  # after --help
-
-    for stream in (sys.stderr, sys.stdout):
-        with contextlib.suppress(OSError):
-            advice = "free some, or redirect what is printed to another disk"
-            print(f"Error: {os.strerror(errno.ENOSPC)}: {advice}.", file=stream, flush=True)
-            break
-    leave(1)
-
-
 def web_address(text: str) -> str:
     """An address that a browser can open."""
     from common.addresses import is_address, shown_address  # after --help
@@ -168,12 +156,26 @@ class Command(click.Command):
         imports_are_done()
         if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
             sys.stdout.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)
+
+    def run(self, name: str | None = None) -> NoReturn:
+        """Run as this process, and end it at once: threads may still wait for a bucket."""
+        code = 1
         try:
-            return super().main(*args, **kwargs)
+            self(prog_name=name)
+        except SystemExit as end:
+            code = int(end.code or 0)
         except OSError as error:  # of what is printed: most other files have their own sentence
             if error.errno != errno.ENOSPC:
                 raise
-            _leave_full()
+            advice = "free some, or redirect what is printed to another disk"
+            for stream in (sys.stderr, sys.stdout):  # one may be on another disk
+                with contextlib.suppress(OSError):
+                    print(f"Error: {error.strerror}: {advice}.", file=stream, flush=True)
+                    break
+        from common.process import leave  # after --help
+
+        leave(code)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         try:

@@ -70,13 +70,12 @@ def main(directory: Path, path: Path, names: tuple[str, ...]) -> None:
     suffix = path.suffix.lower()
     if suffix not in (CSV, PARQUET):
         raise click.UsageError(f"--to {printable(str(path))} must end in {PARQUET} or {CSV}.")
-    as_csv = suffix == CSV
-    if as_csv and names:
+    if suffix == CSV and names:
         raise click.UsageError(
             f"{printable(str(path))} would be CSV, which has no vectors: leave out --embedding, or "
             "write a .parquet file."
         )
-    rows = export(directory, path, () if as_csv else names or tuple(DIMENSIONS))
+    rows = export(directory, path, () if suffix == CSV else names or tuple(DIMENSIONS))
     click.echo(f"Wrote {rows:,} rows to {path}.", err=True)
 
 
@@ -162,4 +161,4 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m dataset.export")
+    main.run("python -m dataset.export")

@@ -1,6 +1,6 @@
 """The command that serves the local Forager, with others that change or export datasets."""
 
-from common.guard import INTERRUPTED, guard
+from common.guard import guard
 
 if __name__ == "__main__":
     guard()
@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import signal
-import sqlite3
 import sys
 from typing import Any
 
@@ -34,7 +33,7 @@ from local_forager.page.state import PAGE, PageOptions, PageState
 from local_forager.server import api
 from local_forager.server.api import BUCKETS, DATABASE
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import DATABASE_FILE, Database, ServerGeneration
+from local_forager.server.database import DATABASE_FILE, Database, ServerGeneration, usable
 from local_forager.types import PageError
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds for open requests to finish when the server is told to stop
@@ -46,7 +45,8 @@ def make_app(generation: ServerGeneration, loopback: bool, options: PageOptions)
         middlewares.insert(0, api.refuse_other_hosts)
     app = web.Application(middlewares=middlewares, client_max_size=api.CHUNKED_LIMIT)
     options.data_dir.mkdir(parents=True, exist_ok=True)
-    app[DATABASE] = Database(options.data_dir / DATABASE_FILE, generation)
+    with usable(options.data_dir / DATABASE_FILE):
+        app[DATABASE] = Database(options.data_dir / DATABASE_FILE, generation)
     app[BUCKETS] = Buckets()
     api.add_api(app)
     add_page(app, PageState(app, options))
@@ -157,25 +157,14 @@ def main(context: click.Context, host: str, port: int, generation: str, **option
         return
     try:
         app = make_app(ServerGeneration(generation), api.is_loopback(host), PageOptions(**options))
-    except (OSError, sqlite3.Error) as error:
-        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
-        where = printable(str(options["data_dir"]))
-        raise PageError(
-            500, f"--data_dir {where} cannot be written ({reason}): name another directory."
-        ) from error
+    except OSError as error:
+        where = f"--data_dir {printable(str(options['data_dir']))} cannot be written"
+        raise PageError(500, f"{where} ({error.strerror}): name another directory.") from error
     asyncio.run(serve(app, host, port))
-    # The database is closed. A thread may still compute a map; do not wait for it.
-    sys.stdout.flush()
-    os._exit(0)
 
 
 for command in (export_set, add_columns, delete_dataset):
     main.add_command(command)
 
 if __name__ == "__main__":
-    try:
-        main(prog_name="python -m local_forager")
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            os._exit(INTERRUPTED)  # a thread may still try to read a bucket: do not wait for it
-        raise
+    main.run("python -m local_forager")

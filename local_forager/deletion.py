@@ -7,7 +7,6 @@ bucket is deleted.
 import asyncio
 import shlex
 import shutil
-import sqlite3
 from pathlib import Path
 
 from common.terminal import printable
@@ -15,8 +14,6 @@ from local_forager.indexes.copies import index_directory, thumbnail_path
 from local_forager.indexes.own_columns import columns_path
 from local_forager.server.database import Database, Dataset
 from local_forager.types import DeletionPlan, PageError
-
-IN_USE = "The database is in use by another program: try again. The dataset is still there."
 
 
 async def plan(database: Database, dataset: Dataset, bucket: str) -> DeletionPlan:
@@ -58,12 +55,8 @@ async def delete(database: Database, dataset: Dataset, data_dir: Path) -> None:
             await asyncio.to_thread(delete_thumbnails, data_dir, dataset.index_id, identifiers)
             if directory.exists():
                 await asyncio.to_thread(shutil.rmtree, directory)
-        await database.delete_dataset(dataset.id)
     except OSError as error:
         where = printable(str(error.filename))
         reason = f"{where} cannot be deleted ({error.strerror}). The dataset is still there."
         raise PageError(500, reason) from None
-    except sqlite3.OperationalError as error:
-        if "locked" not in str(error):
-            raise
-        raise PageError(503, IN_USE) from None
+    await database.delete_dataset(dataset.id)

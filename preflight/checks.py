@@ -135,16 +135,11 @@ def no_bucket(bucket: str, named_by: str) -> str:
 
 
 def check_listing(
-    findings: Findings,
-    listing: Listing,
-    paths: tuple[GsPath, GsPath],
-    allow_empty_val: bool,
-    script: Path | None = None,
+    findings: Findings, listing: Listing, paths: tuple[GsPath, GsPath], allow_empty_val: bool
 ) -> None:
     """That there are images of both splits, no identifier is there twice, and the server takes all.
 
-    `script` is the file for the renames, if one was asked for. Blocks: it reads all images, and may
-    look for directories of like names.
+    Blocks: it reads all images, and may look for directories of like names.
 
     Raises:
         StorageError: storage cannot be reached.
@@ -162,14 +157,11 @@ def check_listing(
             )
     if duplicates := dict(listing.duplicates()):
         pairs = [f"{name}: {o}" for name, objects in duplicates.items() for o in objects]
-        advice = (
-            ": --dry_run --write_renames FILE writes a script that puts the directories into the "
-            "names, such as cat/cat_0001.jpg for cat/0001.jpg"
-        )
         findings.add(
             f"{count(len(duplicates), 'duplicate basename')}: each must be unique over training "
-            "and validation, without the extension. Rename or remove all but one of "
-            f"each{'' if script else advice}.\n" + _shown(pairs, "duplicates.json", duplicates)
+            "and validation, without the extension. Rename or remove all but one of each. The "
+            "script of --dry_run --write_renames FILE puts the directories into the names, such as "
+            "cat/cat_0001.jpg for cat/0001.jpg.\n" + _shown(pairs, "duplicates.json", duplicates)
         )
     if too_long := listing.longer_than(names.MAX_IDENTIFIER_LENGTH, names.MAX_OBJECT_NAME_LENGTH):
         findings.add(

@@ -190,7 +190,7 @@ async def _list_and_check(
     if listing is None:
         return None
     await findings.gather_in_thread(
-        checks.check_listing, findings, listing, paths, mode.allow_empty_val, mode.write_renames
+        checks.check_listing, findings, listing, paths, mode.allow_empty_val
     )
     changes, slots = None, listing.counts().images
     if continued:

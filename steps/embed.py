@@ -186,6 +186,5 @@ def refuse_failures(run: Run) -> None:
     raise IngestError(
         f"{counts.failed:,} of {count(counts.images, 'image')} cannot be embedded{too_many}; "
         f"nothing was registered.\n{first_lines(lines)}\nAll of them are in {path}. Replace or "
-        "remove them and run the same command again, or continue without them with "
-        f"{option}."
+        f"remove them and run the same command again, or continue without them with {option}."
     )

@@ -68,7 +68,8 @@ def check(address: str | None) -> None:
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        # Other errors show the port as it was written, which may be a password.
+        reason = (error.strerror or error) if isinstance(error, OSError) else "not HOST:PORT"
         raise ClusterError(
             f"No Ray cluster answers at {shown} ({reason}): use the address that `ray start` "
             "printed on the head node, or auto if this machine is a node of the cluster."

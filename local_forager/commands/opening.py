@@ -18,13 +18,7 @@ from local_forager.indexes.copies import IndexCopies
 from local_forager.indexes.index import NO_LABELS, Index, LabelTable, read_work_directory, table_of
 from local_forager.indexes.own_columns import columns_path, read_columns
 from local_forager.server.buckets import Buckets
-from local_forager.server.database import (
-    DATABASE_FILE,
-    Database,
-    Dataset,
-    ServerGeneration,
-    usable,
-)
+from local_forager.server.database import DATABASE_FILE, Database, Dataset, ServerGeneration, usable
 from local_forager.types import PageError
 
 

@@ -131,11 +131,10 @@ def usable(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise PageError(
-            500,
-            f"{printable(str(path))} cannot be used ({error}): check your rights to it and the "
-            "space on its disk, restore a copy of it, or give another --data_dir.",
-        ) from error
+        way = "check your rights and its disk, restore a copy, or give another --data_dir"
+        if "locked" in str(error):
+            way = "end the other program that uses it, or try again later"
+        raise PageError(500, f"{printable(str(path))} cannot be used ({error}): {way}.") from error
 
 
 class Database:

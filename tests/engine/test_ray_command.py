@@ -99,7 +99,14 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(world, emulator, tmp_path):
             "client is not supported: run this command on a node of the cluster, such as the head "
             "node.\n",
         ),
-        ("127.0.0.1:notaport", "No Ray cluster answers at 127.0.0.1:..."),
+        (
+            "127.0.0.1:notaport",
+            "No Ray cluster answers at 127.0.0.1:... (not HOST:PORT)",
+        ),
+        (
+            "user:secret@127.0.0.1",
+            "No Ray cluster answers at 127.0.0.1 (not HOST:PORT)",
+        ),
         ("user:secret@127.0.0.1:1", "No Ray cluster answers at 127.0.0.1:1 ("),
     ],
 )

@@ -129,8 +129,8 @@ def test_duplicates_over_both_splits_are_named(ready, tmp_path):
     message = refusal(ready.run())
     assert message == (
         "2 duplicate basenames: each must be unique over training and validation, without the "
-        "extension. Rename or remove all but one of each: --dry_run --write_renames FILE writes a "
-        "script that puts the directories into the names, such as cat/cat_0001.jpg for "
+        "extension. Rename or remove all but one of each. The script of --dry_run --write_renames "
+        "FILE puts the directories into the names, such as cat/cat_0001.jpg for "
         "cat/0001.jpg.\n      a: t/a.jpg\n"
         "      a: t/x/a.png\n      b: t/b.jpeg\n      b: v/b.jpg"
     )

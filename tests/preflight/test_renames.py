@@ -123,14 +123,6 @@ def test_a_dry_run_writes_the_script_for_all_that_is_skipped(world, fast_models,
     assert len(renamed) == 4  # and t/b.JPG would have the basename of v/b.jpg
 
 
-def test_the_advice_for_duplicates_is_followed_once(world, fast_models):
-    world.put("t/a.jpg", "v/a.jpg")
-    advice = "Rename or remove all but one of each"
-    assert f"{advice}: --dry_run --write_renames FILE" in world.run("--dry_run").failed().error
-    done = world.run("--dry_run", "--write_renames", "renames.sh").failed(f"{advice}.\n")
-    assert "Read it, then run: bash renames.sh" in done.stderr
-
-
 def test_nothing_to_rename_writes_no_script(world, fast_models, tmp_path):
     world.put("t/a.jpg", "v/b.jpg", **{"t/b.JPG": b"x", "t/b.Jpg": b"x"})
     said = world.run("--dry_run", "--write_renames", "renames.sh").stderr
