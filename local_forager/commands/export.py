@@ -102,7 +102,7 @@ def for_terminal(text: str) -> str:
     type=click.FloatRange(0, 2),
     callback=not_nan,
     metavar="D",
-    help="Cosine distance, 0 to 2, up to which images of near-duplicates and leaks are almost "
+    help="Cosine distance, 0 to 2, up to which images of near_duplicates and leaks are almost "
     "identical.  [default: 5% of the median distance between two images]",
 )
 @click.option(

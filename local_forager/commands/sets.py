@@ -22,14 +22,14 @@ from local_forager.types import PageError
 SETS = {  # set -> health check
     "all": "",
     "failed": "failed",
-    "exact-duplicates": "exact",
-    "near-duplicates": "near",
+    "exact_duplicates": "exact",
+    "near_duplicates": "near",
     "leaks": "leak",
     "contradictions": "disagree",
     **{name: name for name in LIMITS},
 }
-NEAR_SETS = ("near-duplicates", "leaks")  # which a distance changes
-GROUPED_SETS = ("exact-duplicates", *NEAR_SETS)
+NEAR_SETS = ("near_duplicates", "leaks")  # which a distance changes
+GROUPED_SETS = ("exact_duplicates", *NEAR_SETS)
 SHOWN_LINES = 3  # of a file of names, which name no image
 ONE_A_LINE = "Write one name a line, as an export of names has them."
 LABELS_ONLY = "Only a dataset of the local Forager has labels: name one"

@@ -82,8 +82,8 @@ def test_export_over_http(server):
     ("which", "rows"),
     [
         ("failed", [FAILED]),
-        ("exact-duplicates", [2, COPY]),
-        ("near-duplicates", [2, COPY]),
+        ("exact_duplicates", [2, COPY]),
+        ("near_duplicates", [2, COPY]),
         ("leaks", [2, COPY]),
         ("contradictions", []),
     ],
@@ -95,7 +95,7 @@ def test_export_command(server, emulator, which, rows):
 
 
 def test_export_all_but_the_kept_image(server, emulator):
-    near = "d", "--set", "near-duplicates"
+    near = "d", "--set", "near-duplicates"  # dashes are accepted everywhere
     assert server.command("export", *near, "--keep", "one").succeeded().stdout == "d/val/v05.jpg\n"
     far = *near, "--distance", "0.3"
     every = server.command("export", *far).succeeded().stdout.split()
@@ -110,7 +110,7 @@ def test_exported_label_file_is_read_by_ingest_labels(server, emulator, tmp_path
     server.publish(dataset_name, 4, same={3: 1})
     out = tmp_path / "twins.json"
     label = "--format", "labels", "--category", "twin", "--mode", "far away"
-    copies = dataset_name, "--set", "exact-duplicates"
+    copies = dataset_name, "--set", "exact_duplicates"
     done = server.command("export", *copies, *label, "--out", str(out)).succeeded()
     assert "Exported 2 images." in done.stderr
     value = [{"category": "twin", "mode": "far away"}]

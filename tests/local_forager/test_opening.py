@@ -104,10 +104,10 @@ def test_other_sets_take_the_filters_too(dataset):
         (["--index_id", NO_INDEX], "Name a dataset or a work directory, or give --index_id"),
         (["--format", "labels"], "needs a category"),
         (["--threshold", "1"], "--threshold goes with --set dark or"),
-        (["--distance", "0.1"], "--distance goes with --set near-duplicates or"),
+        (["--distance", "0.1"], "--distance goes with --set near_duplicates or"),
         *((["--set", "leaks", "--distance", d], "'--distance': ") for d in ("2.5", "nan", "x")),
         (["--like", "https://u:secret@h/x"], "'--like': https://... is an address, not a path"),
-        (["--set", "failed", "--keep", "one"], "--keep goes with --set exact-duplicates or"),
+        (["--set", "failed", "--keep", "one"], "--keep goes with --set exact_duplicates or"),
         (
             ["--set", "typical", "--count", "5", "--like_image", __file__],
             "--like_image does not go with --set",
