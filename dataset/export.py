@@ -118,11 +118,7 @@ def export(directory: Path, path: Path, names: tuple[str, ...]) -> int:
     else:
         open_writer = functools.partial(parquet.ParquetWriter, compression="zstd")
         options = {"row_group_size": ROWS_PER_GROUP}
-    with (
-        _write_errors(path),
-        written_whole(path) as temporary,
-        open_writer(temporary, columns) as writer,
-    ):
+    with _write_errors(path), written_whole(path) as new, open_writer(new, columns) as writer:
         for batch in _batches(manifest, source):
             after = first + batch.num_rows
             lists = [
