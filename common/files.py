@@ -165,12 +165,6 @@ def crc32c_of_bytes(data: bytes) -> int:
     return int(google_crc32c.value(data))
 
 
-def read_part(path: Path, start: int, size: int) -> bytes:
-    """A part of a file; shorter where the file ends before."""
-    with open(path, "rb") as file:
-        return os.pread(file.fileno(), size, start)
-
-
 def crc32c_of_file(path: os.PathLike[str], start: int = 0, size: int | None = None) -> int:
     """CRC-32C of `size` bytes of a file from `start` (by default all), read in blocks."""
     checksum = 0

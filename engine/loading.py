@@ -62,8 +62,9 @@ class ModelLoader:
         return str(device.type)
 
     def find_clip(self) -> Path:
-        """The local directory of the CLIP weights. Raises WeightsError."""
-        self._clip_directory = check_clip_weights(self._options.clip_weights)
+        """The local directory of the CLIP weights, checked once. Raises WeightsError."""
+        if self._clip_directory is None:
+            self._clip_directory = check_clip_weights(self._options.clip_weights)
         return self._clip_directory
 
     def read_resnet(self) -> Path:

@@ -9,12 +9,12 @@ is embedded.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.files import read_part
 from common.precision import Precision
 from dataset.arrays import ROW_BYTES, Arrays, array_path, grouped, row_checksum
 from dataset.lists import thumbnail_directory, thumbnail_name
@@ -116,7 +116,7 @@ class Copier:
         size = ROW_BYTES[name]
         if source.directory:
             path = array_path(source.directory, name)
-            return await asyncio.to_thread(read_part, path, first * size, count * size)
+            return await asyncio.to_thread(_read_part, path, first * size, count * size)
         listed = source.arrays[name]
         return await self._objects.fetch_range(source.bucket, listed, first * size, count * size)
 
@@ -175,3 +175,9 @@ def chunked(matches: Iterable[Match], rows: int, gap: int = GAP_ROWS) -> Iterato
 def _follows(run: list[Match], match: Match) -> bool:
     """Whether the vectors of a match follow those of a run, both in the source and here."""
     return (match.image.row, match.slot) == (run[-1].image.row + 1, run[-1].slot + 1)
+
+
+def _read_part(path: Path, start: int, size: int) -> bytes:
+    """A part of a file; shorter where the file ends before."""
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), size, start)

@@ -129,7 +129,8 @@ def nearest(similarity: np.ndarray, count: int) -> Neighbours:
     if count == 0:
         return Neighbours(np.zeros(0, np.int64), np.zeros(0, np.float32))
     least = np.partition(similarity, len(similarity) - count)[len(similarity) - count]
-    rows = in_order(np.flatnonzero(similarity >= least), -similarity)[:count]
+    rows = np.flatnonzero(similarity >= least)  # few of many: only these are put in order
+    rows = rows[np.argsort(-similarity[rows], kind="stable")][:count]
     return Neighbours(rows, np.maximum(1 - similarity[rows], 0).astype(np.float32))
 
 
